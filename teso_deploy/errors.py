@@ -1,0 +1,56 @@
+"""What can go wrong, as classes.
+
+Every error of ours is a :class:`TesoError` and also the builtin that fits, so that a
+caller may catch either. A message says what is wrong and what to do about it, in one
+sentence; the command line prints it alone and exits with ``exit_code``.
+"""
+
+from __future__ import annotations
+
+
+class TesoError(Exception):
+    """Base of every error that the user can mend; ``exit_code`` is the command line's."""
+
+    exit_code = 2
+
+
+class InputNotFoundError(TesoError, FileNotFoundError):
+    """A file or folder that was named does not exist."""
+
+
+class MediaError(TesoError, ValueError):
+    """A file is there but holds no usable video or sound (wrong kind, truncated, no frames)."""
+
+
+class OutputError(TesoError, OSError):
+    """An output can't be written: no such folder, no permission, it exists and is in use."""
+
+
+class RecipeError(TesoError, ValueError):
+    """A recipe is unknown, or says something that can't be built."""
+
+
+class BundleError(TesoError, ValueError):
+    """A bundle is incomplete, of another schema, tampered with, or leaves its folder."""
+
+
+class CueError(TesoError, ValueError):
+    """A cue word that the bundle has no embedding for."""
+
+
+class CheckpointError(TesoError, ValueError):
+    """A checkpoint has missing, unexpected or mis-shaped keys, or is not a checkpoint."""
+
+
+class DataError(TesoError, ValueError):
+    """A data folder is not laid out as documented."""
+
+
+class MissingExtraError(TesoError, ImportError):
+    """An optional dependency is absent; the message names the extra to install."""
+
+
+class CheckFailedError(TesoError, AssertionError):
+    """A check (parity, audio control) ran and failed."""
+
+    exit_code = 1

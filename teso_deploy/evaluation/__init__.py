@@ -1,0 +1,1 @@
+"""Metrics, protocols, data sets and audio control; no torch."""

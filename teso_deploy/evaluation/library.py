@@ -1,0 +1,143 @@
+"""A folder of pictures with masks and of sounds, read into memory for composing scenes.
+
+Layout (the labels are folder names, ``split.csv`` says what is train and what is test)::
+
+    split.csv                       file,label,kind,split    kind: picture | sound | background
+    audio/<label>/*.ogg             one true sound of the label each
+    stamps/<label>/*.png            pictures with an alpha channel
+    caltech/<label>/NAME.jpg        photographs, with NAME_mask.png beside each
+    backgrounds/*.jpg               photographs without a subject
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from teso_deploy.errors import DataError, InputNotFoundError
+from teso_deploy.types import SAMPLE_RATE_HZ
+
+Split = Literal["train", "test"]
+
+#: Labels that read differently as words.
+_WORDS = {"euphonium_tuba": "tuba", "truck_bus": "truck"}
+#: A 20 ms slice is heard when it is no more than this below the recording's loudest.
+_HEARD_RANGE_DB = 30.0
+SLICE_SAMPLES = SAMPLE_RATE_HZ // 50
+
+
+def word_of(label: str) -> str:
+    """The label as a person would say it: ``euphonium_tuba`` → ``tuba``."""
+    return _WORDS.get(label, label.replace("_", " "))
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """``samples`` (N,) float32 16 kHz mono, peak 1; ``heard`` (N / 320,) bool, per 20 ms slice."""
+
+    samples: NDArray[np.float32]
+    heard: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """Everything of one split, by word. Pictures are RGBA cut to their subject's box.
+
+    ``whole``: photographs with their own surroundings, RGBA of the whole picture, the
+    alpha being the subject's mask.
+    """
+
+    split: Split
+    pictures: dict[str, list[Image.Image]]
+    whole: dict[str, list[Image.Image]]
+    sounds: dict[str, list[Recording]]
+    backgrounds: list[Image.Image]
+
+    @property
+    def fingerprint(self) -> str:
+        """What was read, in one line."""
+        pictures = sum(map(len, self.pictures.values()))
+        sounds = sum(map(len, self.sounds.values()))
+        return f"{self.split}: {pictures} pictures, {sounds} sounds, {len(self.backgrounds)} backgrounds"
+
+
+def read_recording(path: Path) -> Recording:
+    """Decode a whole sound file to 16 kHz mono and mark where it is heard."""
+    with av.open(str(path)) as container:
+        resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
+        parts = [out.to_ndarray()[0] for frame in container.decode(audio=0) for out in resampler.resample(frame)]
+        parts += [out.to_ndarray()[0] for out in resampler.resample(None)]
+    samples = np.concatenate(parts).astype(np.float32)
+    samples /= max(float(np.abs(samples).max()), 1e-6)
+    slices = samples[: len(samples) // SLICE_SAMPLES * SLICE_SAMPLES].reshape(-1, SLICE_SAMPLES)
+    level = np.sqrt((slices.astype(np.float64) ** 2).mean(axis=1)) + 1e-9
+    heard = level > level.max() * 10 ** (-_HEARD_RANGE_DB / 20) if len(level) else np.zeros(0, bool)
+    return Recording(samples, heard)
+
+
+def _read_picture(path: Path, max_side: int) -> Image.Image:
+    image = Image.open(path)
+    if image.mode not in ("RGBA", "LA", "P"):
+        mask_path = path.with_name(path.stem + "_mask.png")
+        if not mask_path.is_file():
+            raise DataError(f"{path} has neither an alpha channel nor {mask_path.name} beside it: add the mask")
+        mask = Image.open(mask_path).convert("L").resize(image.size)
+        image = image.convert("RGB")
+        image.putalpha(mask)
+    image = image.convert("RGBA")
+    image.thumbnail((max_side, max_side), Image.Resampling.BILINEAR)
+    return image
+
+
+def _cut_to_subject(image: Image.Image) -> Image.Image | None:
+    box = image.getchannel("A").point(lambda a: 255 * (a >= 128)).getbbox()
+    return image.crop(box) if box and min(box[2] - box[0], box[3] - box[1]) >= 8 else None
+
+
+def read_library(folder: Path, split: Split, hold_out: Collection[str] = (), max_side: int = 320) -> Library:
+    """Read all files of one split, but for those in ``hold_out`` (as ``split.csv`` names them).
+
+    Raises :class:`InputNotFoundError` (no folder), :class:`DataError` (another layout).
+    """
+    if not folder.is_dir():
+        raise InputNotFoundError(f"no folder {folder}: give the media folder by --data or TESO_AVS_DATA")
+    table = folder / "split.csv"
+    if not table.is_file():
+        raise DataError(f"{folder} has no split.csv: see export/demo/README.md for the layout of a media folder")
+    library = Library(split, {}, {}, {}, [])
+    with table.open(newline="", encoding="utf-8") as lines:
+        rows = [row for row in csv.DictReader(lines) if row.get("split") == split]
+    for row in rows:
+        name, kind = row["file"], row["kind"]
+        if name in hold_out:
+            continue
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"{table} names {name}, which is not there: restore the file or remove the row")
+        word = word_of(row["label"])
+        if kind == "sound":
+            recording = read_recording(path)
+            if recording.heard.any():
+                library.sounds.setdefault(word, []).append(recording)
+        elif kind == "background":
+            background = Image.open(path).convert("RGB")
+            background.thumbnail((max_side * 2, max_side * 2), Image.Resampling.BILINEAR)
+            library.backgrounds.append(background)
+        elif kind == "picture":
+            image = _read_picture(path, max_side)
+            if (cut := _cut_to_subject(image)) is None:
+                continue
+            library.pictures.setdefault(word, []).append(cut)
+            if path.suffix == ".jpg":  # a photograph, with surroundings of its own
+                library.whole.setdefault(word, []).append(image)
+    if not (library.pictures and library.sounds and library.backgrounds):
+        raise DataError(f"{table} names no {split} pictures, sounds or backgrounds: see the documented layout")
+    return library

@@ -1,0 +1,161 @@
+"""The rows of a scene evaluation: what is heard on composed test scenes, and how it is scored.
+
+Every scene of every row comes from ``(seed, row, number)`` alone. The cues are the names
+of everything visible, as a perfect captioner gives them: which of them sounds, only the
+sound can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teso_deploy.errors import DataError
+from teso_deploy.evaluation.library import Library
+from teso_deploy.evaluation.scenes import Picture, compose_picture, compose_sound
+from teso_deploy.types import BLANK_PIXEL_RATE, WINDOW_SAMPLES
+
+#: (image (H, W, 3) uint8, samples (15600,) float32, cue names) → labels (H, W) uint8.
+Segmenter = Callable[[NDArray[np.uint8], NDArray[np.float32], Sequence[str]], NDArray[np.uint8]]
+
+ROWS = {
+    "one source": "one object, its own sound",
+    "two sources": "two objects, both sound",
+    "silent distractor": "two objects that could sound, one does",
+    "muted": "two objects, digital silence",
+    "white noise": "two objects, white noise at -40 to -10 dBFS",
+    "off-screen": "two objects, the sound of something else",
+    "swapped": "two objects, the sound of one and then of the other",
+}
+#: The rows in which nothing visible sounds.
+BLANK_ROWS = ("muted", "white noise", "off-screen")
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One call of the model: a picture, a window of sound, and the words that sound in it."""
+
+    picture: Picture
+    samples: NDArray[np.float32]
+    heard: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowScore:
+    """``miou``: mean IoU of the sounding classes; ``binary_miou``: of "sounds" as one class,
+    names aside; ``blank_rate``: share of frames left blank; ``follows_rate``: share of scenes
+    in which both masks sit more on the object whose sound it was. None where it means nothing."""
+
+    row: str
+    scenes: int
+    miou: float | None
+    binary_miou: float | None
+    blank_rate: float
+    follows_rate: float | None
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+def intersection_over_union(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    """IoU of two masks (H, W); 1 when both are empty."""
+    union = np.count_nonzero(predicted | truth)
+    return np.count_nonzero(predicted & truth) / union if union else 1.0
+
+
+def testable_words(library: Library, classes: Sequence[str]) -> list[str]:
+    """The classes of which the library has pictures and sounds."""
+    words = [word for word in classes if word in library.pictures and word in library.sounds]
+    if len(words) < 3:
+        raise DataError(
+            f"only {len(words)} of the bundle's classes have {library.split} pictures and sounds: at least 3 are needed"
+        )
+    return words
+
+
+def make_scene(
+    library: Library, words: Sequence[str], row: str, seed: int, number: int, size: tuple[int, int]
+) -> list[Trial]:
+    """The trials of one scene: two for ``swapped``, one otherwise."""
+    rng = np.random.default_rng((seed, list(ROWS).index(row), number))
+    count = 1 if row == "one source" else 2
+    chosen = [str(word) for word in rng.choice(words, count, replace=False)]
+    # Both objects stay visible: a scene in which one covers the other tests nothing.
+    for _ in range(20):
+        picture = compose_picture(rng, library, chosen, size, whole_rate=0.3, degrade=False)
+        if min(int((mask > 127).sum()) for mask in picture.masks) > 0.01 * size[0] * size[1]:
+            break
+
+    def sound(names: Sequence[str]) -> Trial:
+        return Trial(picture, compose_sound(rng, library, names, noise_snr_db=20.0, vary=False), tuple(names))
+
+    match row:
+        case "one source" | "two sources":
+            return [sound(chosen)]
+        case "silent distractor":
+            return [sound(chosen[:1])]
+        case "swapped":
+            return [sound(chosen[:1]), sound(chosen[1:])]
+        case "muted":
+            return [Trial(picture, np.zeros(WINDOW_SAMPLES, np.float32), ())]
+        case "white noise":
+            noise = rng.standard_normal(WINDOW_SAMPLES) * 10 ** (rng.uniform(-40, -10) / 20)
+            return [Trial(picture, noise.clip(-1, 1).astype(np.float32), ())]
+        case _:
+            others = sorted(set(library.sounds) - set(chosen))
+            other = str(rng.choice(others))
+            return [Trial(picture, compose_sound(rng, library, [other], 20.0, vary=False), ())]
+
+
+def score_row(
+    segment: Segmenter,
+    library: Library,
+    classes: Sequence[str],
+    row: str,
+    scenes: int,
+    seed: int = 0,
+    size: tuple[int, int] = (360, 480),
+    cues: Callable[[Picture], Sequence[str]] = lambda picture: tuple(dict.fromkeys(picture.words)),
+) -> RowScore:
+    """Run ``scenes`` scenes of a row and average. ``classes``: the bundle's, label k is the k-th."""
+    ious: list[float] = []
+    binary: list[float] = []
+    blank: list[bool] = []
+    follows: list[bool] = []
+    words = testable_words(library, classes)
+    for number in range(scenes):
+        trials = make_scene(library, words, row, seed, number, size)
+        on_own: list[bool] = []
+        for trial in trials:
+            labels = segment(trial.picture.image, trial.samples, cues(trial.picture))
+            found = labels > 0
+            blank.append(np.count_nonzero(found) < BLANK_PIXEL_RATE * found.size)
+            truth = {word: trial.picture.mask_of([word]) > 127 for word in dict.fromkeys(trial.picture.words)}
+            for word in trial.heard:
+                ious.append(intersection_over_union(labels == 1 + list(classes).index(word), truth[word]))
+            if trial.heard:
+                binary.append(intersection_over_union(found, trial.picture.mask_of(trial.heard) > 127))
+                own = intersection_over_union(found, truth[trial.heard[0]])
+                other = [intersection_over_union(found, mask) for word, mask in truth.items() if word != trial.heard[0]]
+                on_own.append(own > max(other, default=0.0))
+        follows.append(all(on_own))
+    return RowScore(
+        row,
+        scenes,
+        float(np.mean(ious)) if ious else None,
+        float(np.mean(binary)) if binary else None,
+        float(np.mean(blank)),
+        float(np.mean(follows)) if row == "swapped" else None,
+    )
+
+
+def score_rows(
+    segment: Segmenter, library: Library, classes: Sequence[str], scenes: int, seed: int = 0
+) -> Iterator[RowScore]:
+    """All rows, one after the other."""
+    for row in ROWS:
+        yield score_row(segment, library, classes, row, scenes, seed)

@@ -1,0 +1,244 @@
+"""Composed scenes: pictures of things on a background, and what is heard of them.
+
+A scene is made from a random generator alone: the same generator state gives the same
+scene, nothing is stored. Truth: an object sounds in a window when it is heard for at
+least 0.3 s of it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageFilter
+
+from teso_deploy.evaluation.library import SLICE_SAMPLES, Library, Recording
+from teso_deploy.types import SAMPLE_RATE_HZ, WINDOW_SAMPLES
+
+HEARD_SECONDS = 0.3
+_HEARD_SLICES = int(HEARD_SECONDS * SAMPLE_RATE_HZ / SLICE_SAMPLES)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A composed frame: ``image`` (H, W, 3) uint8, ``words`` of its objects from back to
+    front, ``masks`` (objects, H, W) uint8 coverage 0 … 255, what is hidden taken away."""
+
+    image: NDArray[np.uint8]
+    words: tuple[str, ...]
+    masks: NDArray[np.uint8]
+
+    def mask_of(self, words: Sequence[str]) -> NDArray[np.uint8]:
+        """Coverage (H, W) of all objects of these words together."""
+        chosen = [i for i, word in enumerate(self.words) if word in words]
+        if not chosen:
+            return np.zeros(self.image.shape[:2], np.uint8)
+        return self.masks[chosen].max(axis=0)
+
+
+def _background(rng: np.random.Generator, library: Library, size: tuple[int, int]) -> Image.Image:
+    height, width = size
+    image = library.backgrounds[rng.integers(len(library.backgrounds))]
+    share = rng.uniform(0.5, 1.0)
+    crop_w, crop_h = int(image.width * share), int(image.height * share)
+    left, top = rng.integers(image.width - crop_w + 1), rng.integers(image.height - crop_h + 1)
+    box = (left, top, left + crop_w, top + crop_h)
+    image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
+
+
+def _jitter(rng: np.random.Generator, image: Image.Image) -> Image.Image:
+    """Brightness, contrast and colour of an RGB picture."""
+    for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = enhancer(image).enhance(rng.uniform(0.6, 1.4))
+    return image
+
+
+def _cutout(rng: np.random.Generator, picture: Image.Image, frame: tuple[int, int]) -> Image.Image:
+    """A subject scaled (0.2 … 0.75 of the frame), flipped, turned, coloured and feathered."""
+    side = rng.uniform(0.25, 0.75) * min(frame)
+    stretch = rng.uniform(0.8, 1.25)
+    scale = side / max(picture.size)
+    size = (max(6, round(picture.width * scale * stretch)), max(6, round(picture.height * scale)))
+    picture = picture.resize(size, Image.Resampling.BILINEAR)
+    if rng.random() < 0.5:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    picture = picture.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR, expand=True)
+    alpha = picture.getchannel("A")
+    if rng.random() < 0.5:
+        alpha = alpha.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0)))
+    picture = _jitter(rng, picture.convert("RGB"))
+    picture.putalpha(alpha)
+    return picture
+
+
+def _degrade(rng: np.random.Generator, image: Image.Image) -> Image.Image:
+    """What cameras and codecs do: light, blur, JPEG, noise."""
+    image = _jitter(rng, image) if rng.random() < 0.5 else image
+    if rng.random() < 0.2:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2)))
+    if rng.random() < 0.2:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=int(rng.integers(30, 90)))
+        image = Image.open(buffer).convert("RGB")
+    return image
+
+
+def _whole_photograph(
+    rng: np.random.Generator, photograph: Image.Image, size: tuple[int, int]
+) -> tuple[Image.Image, NDArray[np.uint8]]:
+    """A photograph with its own surroundings, cut at random around most of its subject."""
+    height, width = size
+    keep = rng.uniform(0.75, 1.0, 2)
+    crop_w, crop_h = photograph.width * keep[0], photograph.height * keep[1]
+    left, top = rng.uniform(0, photograph.width - crop_w), rng.uniform(0, photograph.height - crop_h)
+    box = (left, top, left + crop_w, top + crop_h)
+    image = photograph.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    if rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image.convert("RGB"), np.asarray(image.getchannel("A"))
+
+
+def compose_picture(
+    rng: np.random.Generator,
+    library: Library,
+    words: Sequence[str],
+    size: tuple[int, int],
+    whole_rate: float = 0.0,
+    degrade: bool = True,
+) -> Picture:
+    """Paste one picture of each word, in order, on a background of ``size`` (height, width).
+
+    At ``whole_rate`` the first word is a photograph with its own surroundings, where the
+    library has one, and takes the place of the background. A word of which no more than a
+    fifth stays visible is moved before it is accepted.
+    """
+    height, width = size
+    masks: list[NDArray[np.uint8]] = []
+    words = list(words)
+    rest = words
+    if words and words[0] in library.whole and rng.random() < whole_rate:
+        photographs = library.whole[words[0]]
+        canvas, coverage = _whole_photograph(rng, photographs[rng.integers(len(photographs))], size)
+        masks.append(coverage)
+        rest = words[1:]
+    else:
+        canvas = _background(rng, library, size)
+    for word in rest:
+        choices = library.pictures[word]
+        cutout = _cutout(rng, choices[rng.integers(len(choices))], size)
+        best: tuple[float, tuple[int, int]] = (-1.0, (0, 0))
+        covered = np.maximum.reduce(masks) if masks else None
+        for _ in range(8):
+            # The subject's centre stays inside the frame.
+            left = int(rng.uniform(-0.15, 1.15) * max(width - cutout.width, 1) + min(width - cutout.width, 0) * 0.5)
+            top = int(rng.uniform(-0.15, 1.15) * max(height - cutout.height, 1) + min(height - cutout.height, 0) * 0.5)
+            if covered is None:
+                best = (1.0, (left, top))
+                break
+            y0, y1 = max(top, 0), min(top + cutout.height, height)
+            x0, x1 = max(left, 0), min(left + cutout.width, width)
+            free = 1 - float(covered[y0:y1, x0:x1].mean()) / 255 if y1 > y0 and x1 > x0 else -1.0
+            if free > best[0]:
+                best = (free, (left, top))
+            if free > 0.85:
+                break
+        layer = Image.new("L", (width, height))
+        layer.paste(cutout.getchannel("A"), best[1])
+        canvas.paste(cutout.convert("RGB"), best[1], cutout.getchannel("A"))
+        coverage = np.asarray(layer)
+        masks = [(m.astype(np.uint16) * (255 - coverage) // 255).astype(np.uint8) for m in masks]
+        masks.append(coverage)
+    if degrade:
+        canvas = _degrade(rng, canvas)
+    stacked = np.stack(masks) if masks else np.zeros((0, height, width), np.uint8)
+    return Picture(np.asarray(canvas), tuple(words), stacked)
+
+
+def heard_excerpt(rng: np.random.Generator, recording: Recording) -> NDArray[np.float32]:
+    """A window of a recording in which it is heard for at least 0.3 s, at a random offset.
+
+    (15600,) float32, peak of the whole recording 1. A recording that is never heard for so
+    long gives its loudest part.
+    """
+    length = len(recording.samples)
+    best: NDArray[np.float32] | None = None
+    best_heard = -1
+    for _ in range(10):
+        start = int(rng.integers(-WINDOW_SAMPLES // 2, max(length - WINDOW_SAMPLES // 2, 1)))
+        first, last = max(start, 0), min(start + WINDOW_SAMPLES, length)
+        heard = int(recording.heard[first // SLICE_SAMPLES : last // SLICE_SAMPLES].sum())
+        if heard > best_heard:
+            best_heard = heard
+            best = np.zeros(WINDOW_SAMPLES, np.float32)
+            best[first - start : last - start] = recording.samples[first:last]
+        if heard >= _HEARD_SLICES:
+            break
+    assert best is not None
+    return best
+
+
+def coloured_noise(rng: np.random.Generator, exponent: float) -> NDArray[np.float32]:
+    """Noise of power 1 / f^exponent (0 white, 1 pink, 2 brown), RMS 1, (15600,)."""
+    white = rng.standard_normal(WINDOW_SAMPLES)
+    if exponent == 0:
+        return white.astype(np.float32)
+    spectrum = np.fft.rfft(white)
+    spectrum[1:] /= np.arange(1, len(spectrum)) ** (exponent / 2)
+    spectrum[0] = 0
+    noise = np.fft.irfft(spectrum, WINDOW_SAMPLES)
+    return (noise / noise.std()).astype(np.float32)
+
+
+def _rms(samples: NDArray[np.float32]) -> float:
+    """RMS of the heard part: of the samples above a hundredth of the peak."""
+    loud = samples[np.abs(samples) > 0.01 * (np.abs(samples).max() + 1e-9)]
+    return float(np.sqrt((loud.astype(np.float64) ** 2).mean())) if len(loud) else 0.0
+
+
+def _resample(rng: np.random.Generator, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Faster and higher, or slower and lower, by up to a sixth; the length stays."""
+    rate = rng.uniform(0.86, 1.16)
+    places = np.arange(WINDOW_SAMPLES) * rate
+    return np.interp(places, np.arange(WINDOW_SAMPLES), samples, right=0.0).astype(np.float32)
+
+
+def _equalise(rng: np.random.Generator, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A random gentle filter: what rooms and microphones do."""
+    spectrum = np.fft.rfft(samples)
+    points = rng.uniform(-9, 9, 6)
+    curve = np.interp(np.linspace(0, 1, len(spectrum)) ** 0.5, np.linspace(0, 1, 6), points)
+    return np.fft.irfft(spectrum * 10 ** (curve / 20), len(samples)).astype(np.float32)
+
+
+def compose_sound(
+    rng: np.random.Generator,
+    library: Library,
+    words: Sequence[str],
+    noise_snr_db: float | None = None,
+    vary: bool = True,
+) -> NDArray[np.float32]:
+    """Mix a window (15600,) in [-1, 1] in which every word is heard; noise below it if asked.
+
+    Without words it is silence, or only the noise. ``vary`` changes pitch and colour of each
+    sound a little, which is for training.
+    """
+    level = 10 ** (rng.uniform(-32, -12) / 20)
+    mix = np.zeros(WINDOW_SAMPLES, np.float32)
+    for word in words:
+        choices = library.sounds[word]
+        part = heard_excerpt(rng, choices[rng.integers(len(choices))])
+        if vary:
+            part = _resample(rng, part) if rng.random() < 0.5 else part
+            part = _equalise(rng, part) if rng.random() < 0.7 else part
+        mix += part * np.float32(level * 10 ** (rng.uniform(-4, 4) / 20) / (_rms(part) + 1e-6))
+    if noise_snr_db is not None:
+        loudness = _rms(mix) if words else level
+        mix += coloured_noise(rng, float(rng.choice([0.0, 1.0, 2.0]))) * np.float32(
+            loudness * 10 ** (-noise_snr_db / 20)
+        )
+    peak = float(np.abs(mix).max())
+    return mix / np.float32(peak) if peak > 1 else mix

@@ -1,0 +1,98 @@
+"""VGGish (Hershey et al., 2017) of any width, with its log-mel spectrogram inside."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from teso_deploy.recipe import AudioRecipe
+from teso_deploy.types import SAMPLE_RATE_HZ, WINDOW_SAMPLES
+
+WINDOW, HOP, FFT = 400, 160, 512
+PATCH_FRAMES, MEL_BANDS = 96, 64
+MEL_LOW_HZ, MEL_HIGH_HZ = 125.0, 7500.0
+LOG_OFFSET = 0.01
+
+
+def mel_of_hz(hertz: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    """HTK mel scale as VGGish writes it."""
+    return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
+
+
+def mel_filters() -> NDArray[np.float64]:
+    """Triangular filters in mel, the DC row zeroed: (257, 64)."""
+    bins = mel_of_hz(np.linspace(0.0, SAMPLE_RATE_HZ / 2, FFT // 2 + 1))[:, None]
+    edges = np.linspace(mel_of_hz(MEL_LOW_HZ), mel_of_hz(MEL_HIGH_HZ), MEL_BANDS + 2)
+    low, centre, high = edges[None, :-2], edges[None, 1:-1], edges[None, 2:]
+    filters = np.maximum(0.0, np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)))
+    filters[0] = 0.0
+    return filters
+
+
+def dft_kernels() -> NDArray[np.float64]:
+    """Hann-windowed real and imaginary DFT rows of a zero-padded window: (2·257, 400)."""
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)  # periodic
+    angle = 2 * np.pi * np.outer(np.arange(FFT // 2 + 1), np.arange(WINDOW)) / FFT
+    return np.concatenate((np.cos(angle), np.sin(angle))) * window
+
+
+class LogMel(nn.Module):
+    """waveform (B, 15600) in [-1, 1] → log mel magnitudes (B, 1, 96, 64).
+
+    The framing and the DFT are one convolution, so that any runtime can have them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dft: Tensor
+        self.mel: Tensor
+        self.register_buffer("dft", torch.from_numpy(dft_kernels()).float()[:, None], persistent=False)
+        self.register_buffer("mel", torch.from_numpy(mel_filters()).float(), persistent=False)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        spectrum = torch.nn.functional.conv1d(waveform[:, None], self.dft, stride=HOP)  # (B, 514, 96)
+        real, imaginary = spectrum.chunk(2, dim=1)
+        magnitude = torch.sqrt(real * real + imaginary * imaginary).transpose(1, 2)
+        return torch.log(magnitude @ self.mel + LOG_OFFSET)[:, None]
+
+
+class Vggish(nn.Module):
+    """waveform (B, 15600) → F_A (B, d_A): one patch of 0.975 s."""
+
+    def __init__(self, recipe: AudioRecipe) -> None:
+        super().__init__()
+        self.log_mel = LogMel()
+        one, two, three, four, five, six = recipe.channels
+
+        def conv(inside: int, outside: int) -> list[nn.Module]:
+            return [nn.Conv2d(inside, outside, 3, padding=1), nn.ReLU()]
+
+        self.features = nn.Sequential(
+            *conv(1, one), nn.MaxPool2d(2),
+            *conv(one, two), nn.MaxPool2d(2),
+            *conv(two, three), *conv(three, four), nn.MaxPool2d(2),
+            *conv(four, five), *conv(five, six), nn.MaxPool2d(2),
+        )  # fmt: skip
+        cells = (PATCH_FRAMES // 16) * (MEL_BANDS // 16)
+        first, second = recipe.hidden
+        last: list[nn.Module] = [nn.ReLU()] if recipe.last_relu else []
+        self.embeddings = nn.Sequential(
+            nn.Linear(cells * six, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(),
+            nn.Linear(second, recipe.dim), *last,
+        )  # fmt: skip
+        for layer in self.features:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        patch = self.features(self.log_mel(waveform))
+        # Time, then frequency, then channel: the order of the original's flattening.
+        return self.embeddings(patch.permute(0, 2, 3, 1).flatten(1))
+
+
+assert math.ceil((WINDOW_SAMPLES - WINDOW + 1) / HOP) == PATCH_FRAMES

@@ -1,0 +1,86 @@
+"""Checkpoints on disk: safetensors of our own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from teso_deploy.errors import CheckpointError, InputNotFoundError
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReport:
+    """What a checkpoint gave a model: ``loaded`` keys, and those that did not fit."""
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshaped: tuple[str, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """True when every parameter came from the file and nothing was left over."""
+        return not (self.missing or self.unexpected or self.misshaped)
+
+    def __str__(self) -> str:
+        parts = []
+        for name in ("missing", "unexpected", "misshaped"):
+            keys: tuple[str, ...] = getattr(self, name)
+            if keys:
+                more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+                parts.append(f"{len(keys)} {name} ({', '.join(keys[:3])}{more})")
+        return "; ".join(parts) or f"all {len(self.loaded)} keys loaded"
+
+
+def save(model: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a model's weights as safetensors, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, partial, dict(metadata or {}))
+    os.replace(partial, path)
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises :class:`InputNotFoundError`, :class:`CheckpointError` (not safetensors).
+    """
+    if not path.is_file():
+        raise InputNotFoundError(f"no checkpoint {path}: check the path")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is not a safetensors checkpoint ({error}): give the model.safetensors that training wrote"
+        ) from error
+
+
+def load(model: nn.Module, path: Path) -> KeyReport:
+    """Load a checkpoint of our own into a model; every key must fit.
+
+    Raises :class:`CheckpointError` that names the keys which do not.
+    """
+    tensors, _ = read(path)
+    own = model.state_dict()
+    misshaped = tuple(
+        f"{key} {list(tensors[key].shape)} for {list(own[key].shape)}"
+        for key in own
+        if key in tensors and tensors[key].shape != own[key].shape
+    )
+    report = KeyReport(
+        tuple(key for key in own if key in tensors),
+        tuple(key for key in own if key not in tensors),
+        tuple(key for key in tensors if key not in own),
+        misshaped,
+    )
+    if not report.is_complete:
+        raise CheckpointError(f"{path} does not fit the recipe: {report}; use the recipe it was trained with")
+    model.load_state_dict(tensors)
+    return report

@@ -1,0 +1,153 @@
+"""Mask2Former's masked-attention decoder, cut in two where the sound comes in.
+
+:class:`DecoderMemory` is everything that depends on the picture alone: keys and values of
+every cross-attention, and the mask features resized to the three levels. It belongs to
+the encoder's graph and runs once a frame. :class:`MaskedDecoder` is the rest; it runs
+again for a new window of sound or new cues.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from teso_deploy.models.layers import (
+    MASKED_SCORE,
+    Attention,
+    FeedForward,
+    adapter_or_identity,
+    attend,
+    sine_positions,
+    split_heads,
+)
+from teso_deploy.models.pixel_decoder import LEVELS
+from teso_deploy.recipe import DecoderRecipe, HeadRecipe
+
+
+class Memory(NamedTuple):
+    """What the decoder needs of a picture.
+
+    ``mask_features`` (B, D, H/4, W/4); ``resized`` its bilinear copies at strides 32, 16, 8;
+    ``keys`` and ``values`` (B, heads, S_l, d_head) of each decoder layer, the attention scale
+    folded into the keys.
+    """
+
+    mask_features: Tensor
+    resized: list[Tensor]
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    def repeat(self, times: int) -> Memory:
+        """Each picture ``times`` times in a row, for as many sounds on the same picture."""
+
+        def again(x: Tensor) -> Tensor:
+            return x.repeat_interleave(times, dim=0)
+
+        return Memory(
+            again(self.mask_features),
+            [again(x) for x in self.resized],
+            [again(x) for x in self.keys],
+            [again(x) for x in self.values],
+        )
+
+
+class DecoderMemory(nn.Module):
+    """Maps at strides 32, 16, 8 and mask features → :class:`Memory`. Layer i looks at level i mod 3."""
+
+    def __init__(self, dim: int, recipe: DecoderRecipe) -> None:
+        super().__init__()
+        self.dim, self.heads = dim, recipe.heads
+        self.scale = (dim // recipe.heads) ** -0.5
+        self.level_embedding = nn.Parameter(torch.randn(LEVELS, dim))
+        self.keys = nn.ModuleList(nn.Linear(dim, dim) for _ in range(recipe.layers))
+        self.values = nn.ModuleList(nn.Linear(dim, dim) for _ in range(recipe.layers))
+
+    def forward(self, mask_features: Tensor, maps: list[Tensor]) -> Memory:
+        sources = [x.flatten(2).transpose(1, 2) + self.level_embedding[i] for i, x in enumerate(maps)]
+        positions = [sine_positions(x.shape[2], x.shape[3], self.dim, x.device) for x in maps]
+        keys, values = [], []
+        for i, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
+            source = sources[i % LEVELS]
+            keys.append(split_heads(key(source + positions[i % LEVELS]) * self.scale, self.heads))
+            values.append(split_heads(value(source), self.heads))
+        # Bilinear resize is linear, so the masks' einsum may be taken after it, at the small size.
+        resized = [
+            F.interpolate(mask_features, size=x.shape[2:], mode="bilinear", align_corners=False) for x in maps
+        ]
+        return Memory(mask_features, resized, keys, values)
+
+
+class DecoderLayer(nn.Module):
+    """Masked cross-attention, self-attention, feed-forward; all post-norm."""
+
+    def __init__(self, dim: int, recipe: DecoderRecipe, adapters: tuple[str, ...]) -> None:
+        super().__init__()
+        self.heads = recipe.heads
+        self.cross_query = nn.Linear(dim, dim)
+        self.cross_output = nn.Linear(dim, dim)
+        self.cross_adapter = adapter_or_identity("cross_attention" in adapters, dim)
+        self.cross_norm = nn.LayerNorm(dim)
+        self.self_attention = Attention(dim, recipe.heads)
+        self.self_adapter = adapter_or_identity("self_attention" in adapters, dim)
+        self.self_norm = nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, recipe.ffn_dim, nn.ReLU())
+        self.ffn_norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, positions: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
+        """x (B, Q, d), positions (Q, d), keys and values (B, heads, S, d_head), hidden (B, Q, S) bool."""
+        query = split_heads(self.cross_query(x + positions), self.heads)
+        # A row that hides everything attends everywhere, as in Mask2Former: its softmax would be NaN.
+        hidden = hidden & ~hidden.all(dim=-1, keepdim=True)
+        scores = query @ keys.transpose(-1, -2) + (hidden.to(x.dtype) * MASKED_SCORE)[:, None]
+        x = self.cross_norm(x + self.cross_adapter(self.cross_output(attend(scores, values))))
+        query = x + positions
+        x = self.self_norm(x + self.self_adapter(self.self_attention(query, query, x)))
+        return self.ffn_norm(x + self.ffn(x))
+
+
+class MaskedDecoder(nn.Module):
+    """Prompted queries (B, Q, d) and a :class:`Memory` → class and mask logits of every layer."""
+
+    def __init__(self, dim: int, mask_dim: int, recipe: DecoderRecipe, classes: int, adapters: tuple[str, ...]) -> None:
+        super().__init__()
+        self.query_positions = nn.Parameter(torch.randn(recipe.queries, dim))
+        self.layers = nn.ModuleList(DecoderLayer(dim, recipe, adapters) for _ in range(recipe.layers))
+        self.norm = nn.LayerNorm(dim)
+        self.mask_embedding = nn.Sequential(
+            nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, mask_dim)
+        )
+        self.classifier = nn.Linear(dim, classes + 1)
+
+    def mask_logits(self, x: Tensor, features: Tensor) -> Tensor:
+        """(B, Q, d), (B, D, h, w) → (B, Q, h, w)."""
+        logits = self.mask_embedding(self.norm(x)) @ features.flatten(2)
+        return logits.unflatten(2, (features.shape[2], features.shape[3]))
+
+    def refine(self, queries: Tensor, memory: Memory) -> list[Tensor]:
+        """The queries before the first layer and after each: layers + 1 of (B, Q, d)."""
+        states = [queries]
+        for i, layer in enumerate(self.layers):
+            logits = self.mask_logits(states[-1], memory.resized[i % LEVELS])
+            # sigmoid(x) < 0.5 is x < 0; the threshold carries no gradient.
+            hidden = (logits.detach() < 0).flatten(2)
+            states.append(layer(states[-1], self.query_positions, memory.keys[i], memory.values[i], hidden))
+        return states
+
+    def forward(self, queries: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Class logits (B, Q, C + 1) and mask logits (B, Q, H/4, W/4) of the last layer."""
+        last = self.refine(queries, memory)[-1]
+        return self.classifier(self.norm(last)), self.mask_logits(last, memory.mask_features)
+
+
+def segmentation_scores(class_logits: Tensor, mask_logits: Tensor, head: HeadRecipe) -> Tensor:
+    """Eq. 7: softmax(class) without "no object" times sigmoid(mask), (B, C, h, w) in 0 … Q.
+
+    ``binary`` is the same with C = 1.
+    """
+    assert class_logits.shape[-1] == len(head.classes) + 1
+    share = torch.softmax(class_logits, dim=-1)[..., :-1].transpose(1, 2)
+    scores = share @ torch.sigmoid(mask_logits).flatten(2)
+    return scores.unflatten(2, (mask_logits.shape[2], mask_logits.shape[3]))

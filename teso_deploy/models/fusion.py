@@ -1,0 +1,117 @@
+"""SeDAM and PMQS: where sound and cues meet, and where they prompt the mask queries (eqs. 1-6).
+
+Where the paper is silent the choice is ours: the latents are an MLP of F_A scaled by
+learned vectors (one vector repeated, as in the released code, makes the attention a
+no-op), text and audio are projected to one width first, and a learned fallback cue
+stands in when none is offered, since the sound reaches the masks only through the cues.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from teso_deploy.models.layers import MASKED_SCORE, Attention, FeedForward
+from teso_deploy.recipe import FusionRecipe, TextRecipe
+
+
+class AudioLatents(nn.Module):
+    """F_A (B, d_A) → N_L latents a_i = MLP(F_A) ⊙ e_i, (B, N_L, d)."""
+
+    def __init__(self, audio_dim: int, recipe: FusionRecipe) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(audio_dim, recipe.dim), nn.ReLU(), nn.Linear(recipe.dim, recipe.dim), nn.LayerNorm(recipe.dim)
+        )
+        self.latents = nn.Parameter(torch.randn(recipe.latents, recipe.dim))
+
+    def forward(self, audio: Tensor) -> Tensor:
+        return self.mlp(audio)[:, None, :] * self.latents
+
+
+class Sedam(nn.Module):
+    """Crossmodal layers from the cues to the audio latents, and the dynamic cue mask."""
+
+    def __init__(self, text_dim: int, output_dim: int, recipe: FusionRecipe) -> None:
+        super().__init__()
+        dim, layers = recipe.dim, recipe.sedam_layers
+        self.project = nn.Linear(text_dim, dim)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
+        self.attentions = nn.ModuleList(Attention(dim, recipe.heads) for _ in range(layers))
+        self.ffn_norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers - 1))
+        self.ffns = nn.ModuleList(FeedForward(dim, recipe.ffn_dim, nn.ReLU()) for _ in range(layers - 1))
+        self.output = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, output_dim))
+
+    def forward(self, cues: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Cues (B, N_T, d_T), latents (B, N_L, d) → F_AT (B, N_T, output_dim), ξ (B, N_T).
+
+        ξ (eqs. 3-4): mean over heads and keys of the last layer's scaled scores before softmax.
+        """
+        x = self.project(cues)
+        for i, attention in enumerate(self.attentions):
+            scores = attention.scores(self.norms[i](x), latents)
+            x = x + attention.attended(scores, latents)
+            if i < len(self.ffns):
+                x = x + self.ffns[i](self.ffn_norms[i](x))
+        return self.output(x), scores.float().mean(dim=(1, 3))
+
+
+class Pmqs(nn.Module):
+    """Prompts the mask queries with the cues that are alive (eqs. 5-6); with none it is the identity."""
+
+    def __init__(self, dim: int, recipe: FusionRecipe) -> None:
+        super().__init__()
+        layers = recipe.pmqs_layers
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
+        self.attentions = nn.ModuleList(Attention(dim, recipe.heads) for _ in range(layers))
+        self.ffn_norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
+        self.ffns = nn.ModuleList(FeedForward(dim, recipe.ffn_dim, nn.ReLU()) for _ in range(layers))
+
+    def forward(self, queries: Tensor, prompts: Tensor, alive: Tensor) -> Tensor:
+        """Queries (B, Q, d), prompts F_AT (B, N_T, d), alive (B, N_T) bool → (B, Q, d)."""
+        any_alive = alive.any(dim=1).to(queries.dtype)[:, None, None]
+        masked = ((~alive).to(queries.dtype) * MASKED_SCORE)[:, None, None, :]
+        for i, attention in enumerate(self.attentions):
+            scores = attention.scores(self.norms[i](queries), prompts) + masked
+            queries = queries + any_alive * attention.attended(scores, prompts)
+            queries = queries + any_alive * self.ffns[i](self.ffn_norms[i](queries))
+        return queries
+
+
+class Fusion(nn.Module):
+    """The graph ``fusion``: sound and cues → prompted queries and ξ."""
+
+    def __init__(self, audio_dim: int, text: TextRecipe, recipe: FusionRecipe, queries: int, query_dim: int) -> None:
+        super().__init__()
+        self.latents = AudioLatents(audio_dim, recipe)
+        self.sedam = Sedam(text.dim, query_dim, recipe)
+        self.pmqs = Pmqs(query_dim, recipe)
+        self.queries = nn.Parameter(torch.randn(queries, query_dim))
+        self.fallback_cue = nn.Parameter(torch.randn(text.dim) / text.dim**0.5)
+
+    def offered(self, cues: Tensor, cue_valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Cues with zero rows where unused; where none is valid, the fallback cue in slot 0."""
+        none = ~cue_valid.any(dim=1, keepdim=True)  # (B, 1)
+        first = torch.arange(cues.shape[1], device=cues.device) == 0  # (N_T,)
+        fallback = none & first
+        cues = cues * cue_valid[..., None].to(cues.dtype)
+        return torch.where(fallback[..., None], self.fallback_cue, cues), cue_valid | fallback
+
+    def forward(self, audio: Tensor, cues: Tensor, cue_valid: Tensor) -> tuple[Tensor, Tensor]:
+        """audio (B, d_A), cues (B, N_T, d_T), cue_valid (B, N_T) bool.
+
+        Returns queries (B, Q, d) and ξ (B, N_T) float32, 0 in slots that hold no cue. With no
+        valid cue, slot 0 holds the fallback cue's ξ.
+        """
+        queries, gate, _ = self.fuse(audio, cues, cue_valid)
+        return queries, gate
+
+    def fuse(self, audio: Tensor, cues: Tensor, cue_valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`forward`, with the latents (B, N_L, d), which training needs for InfoNCE."""
+        cues, valid = self.offered(cues, cue_valid)
+        latents = self.latents(audio)
+        prompts, gate = self.sedam(cues, latents)
+        gate = gate * valid.to(gate.dtype)
+        alive = valid & (gate > 0)
+        queries = self.queries.expand(audio.shape[0], -1, -1)
+        return self.pmqs(queries, prompts, alive), gate, latents

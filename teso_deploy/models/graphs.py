@@ -1,0 +1,84 @@
+"""The graphs that are exported: their modules, and the names of their tensors (docs/design.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from teso_deploy.models.decoder import Memory, segmentation_scores
+from teso_deploy.models.pixel_decoder import LEVELS
+from teso_deploy.models.teso import Teso
+from teso_deploy.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """Names of a graph's inputs and outputs, in order."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def memory_names(recipe: Recipe) -> tuple[str, ...]:
+    """Names of a :class:`Memory`'s tensors, in the order of :func:`flatten_memory`."""
+    layers = range(recipe.decoder.layers)
+    return (
+        "mask_features",
+        *(f"mask_features_{i}" for i in range(LEVELS)),
+        *(f"keys_{i}" for i in layers),
+        *(f"values_{i}" for i in layers),
+    )
+
+
+def flatten_memory(memory: Memory) -> tuple[Tensor, ...]:
+    """A :class:`Memory` as a flat tuple."""
+    return (memory.mask_features, *memory.resized, *memory.keys, *memory.values)
+
+
+def unflatten_memory(tensors: tuple[Tensor, ...]) -> Memory:
+    """Inverse of :func:`flatten_memory`."""
+    layers = (len(tensors) - 1 - LEVELS) // 2
+    first, middle = 1 + LEVELS, 1 + LEVELS + layers
+    return Memory(tensors[0], list(tensors[1:first]), list(tensors[first:middle]), list(tensors[middle:]))
+
+
+def graph_specs(recipe: Recipe) -> dict[str, GraphSpec]:
+    """Every graph of a recipe, in the order in which they run."""
+    memory = memory_names(recipe)
+    return {
+        "visual_encoder": GraphSpec(("image",), memory),
+        "audio_encoder": GraphSpec(("waveform",), ("audio",)),
+        "fusion": GraphSpec(("audio", "cues", "cue_valid"), ("queries", "cue_gate")),
+        # The decoder never looks at the level-32 … 8 features themselves, only at keys and values.
+        "decoder": GraphSpec(("queries", *memory), ("masks",)),
+    }
+
+
+class _VisualGraph(nn.Module):
+    def __init__(self, model: Teso) -> None:
+        super().__init__()
+        self.encoder = model.visual_encoder
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return flatten_memory(self.encoder(image))
+
+
+class _DecoderGraph(nn.Module):
+    def __init__(self, model: Teso) -> None:
+        super().__init__()
+        self.decoder = model.decoder
+        self.head = model.recipe.head
+
+    def forward(self, queries: Tensor, *memory: Tensor) -> Tensor:
+        return segmentation_scores(*self.decoder(queries, unflatten_memory(memory)), self.head)
+
+
+def graph_modules(model: Teso) -> dict[str, nn.Module]:
+    """Modules that take and return plain tensors in the order of :func:`graph_specs`."""
+    return {
+        "visual_encoder": _VisualGraph(model),
+        "audio_encoder": model.audio_encoder,
+        "fusion": model.fusion,
+        "decoder": _DecoderGraph(model),
+    }

@@ -1,0 +1,112 @@
+"""Small parts that several networks share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+#: Masks a score before softmax. Not -inf: a row of -inf is NaN; not -1e9: that is -inf in fp16.
+MASKED_SCORE = -3e4
+
+
+class Adapter(nn.Module):
+    """Residual bottleneck MLP d → d/4 → d behind an output projection (paper, section 3.4).
+
+    The second layer starts at zero, so that a frozen foundation starts unharmed.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(dim, max(1, dim // 4))
+        self.up = nn.Linear(max(1, dim // 4), dim)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d) → (..., d)."""
+        return x + self.up(torch.relu(self.down(x)))
+
+
+def adapter_or_identity(wanted: bool, dim: int) -> nn.Module:
+    """An :class:`Adapter` where the recipe asks for one."""
+    return Adapter(dim) if wanted else nn.Identity()
+
+
+class FeedForward(nn.Module):
+    """Linear → activation → Linear."""
+
+    def __init__(self, dim: int, hidden_dim: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.inner = nn.Linear(dim, hidden_dim)
+        self.activation = activation
+        self.outer = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d) → (..., d)."""
+        return self.outer(self.activation(self.inner(x)))
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, S, d) → (B, heads, S, d / heads)."""
+    return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, heads, S, d_head) → (B, S, heads · d_head)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def attend(scores: Tensor, values: Tensor) -> Tensor:
+    """softmax(scores) values: (B, heads, Q, S), (B, heads, S, d_head) → (B, Q, heads · d_head)."""
+    return merge_heads(torch.softmax(scores, dim=-1) @ values)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with separate projections: queries (B, Q, d), keys of ``key_dim``."""
+
+    def __init__(self, dim: int, heads: int, key_dim: int | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = (dim // heads) ** -0.5
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(key_dim or dim, dim)
+        self.value = nn.Linear(key_dim or dim, dim)
+        self.output = nn.Linear(dim, dim)
+
+    def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Scaled scores before softmax, (B, heads, Q, S)."""
+        q = split_heads(self.query(queries) * self.scale, self.heads)
+        return q @ split_heads(self.key(keys), self.heads).transpose(-1, -2)
+
+    def attended(self, scores: Tensor, values: Tensor) -> Tensor:
+        """Output projection of the attended values, (B, Q, d)."""
+        return self.output(attend(scores, split_heads(self.value(values), self.heads)))
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """(B, Q, d), (B, S, key_dim), (B, S, key_dim) → (B, Q, d)."""
+        return self.attended(self.scores(queries, keys), values)
+
+
+def sine_positions(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:
+    """Normalised sine position embedding (DETR, appendix A.4), (H·W, d), y half first."""
+    half = dim // 2
+    eps, scale, temperature = 1e-6, 2 * math.pi, 10_000.0
+    y = torch.arange(1, height + 1, dtype=torch.float32, device=device) / (height + eps) * scale
+    x = torch.arange(1, width + 1, dtype=torch.float32, device=device) / (width + eps) * scale
+    exponent = torch.arange(half, dtype=torch.float32, device=device).div(2, rounding_mode="floor") * (2 / half)
+    period = torch.pow(torch.tensor(temperature, device=device), exponent)
+
+    def waves(position: Tensor) -> Tensor:
+        angle = position[:, None] / period
+        return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
+
+    rows = waves(y)[:, None, :].expand(height, width, half)
+    columns = waves(x)[None, :, :].expand(height, width, half)
+    return torch.cat((rows, columns), dim=2).reshape(height * width, dim)
+
+
+def group_norm(dim: int) -> nn.GroupNorm:
+    """GroupNorm with Mask2Former's 32 groups, or the most that divide a narrower width."""
+    return nn.GroupNorm(math.gcd(32, dim), dim)

@@ -1,0 +1,106 @@
+"""Multi-scale deformable attention (Zhu et al., 2021, eq. 3).
+
+The core is a function of tensors alone, so that an export can replace it as a whole. It
+has two equal forms: by ``grid_sample``, fast in PyTorch and ONNX Runtime, and by gather,
+which TensorRT computes rightly (its GridSample form does not).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from teso_deploy.models.layers import adapter_or_identity
+
+Sampling = Literal["grid_sample", "gather"]
+Shapes = Sequence[tuple[int, int]]
+
+
+def _sample_grid(value: Tensor, height: int, width: int, locations: Tensor) -> Tensor:
+    """Bilinear samples of one level, zero outside. (N, d, H·W), (N, Q, P, 2) in 0 … 1 → (N, d, Q, P)."""
+    image = value.unflatten(2, (height, width))
+    return F.grid_sample(image, 2 * locations - 1, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _sample_gather(value: Tensor, height: int, width: int, locations: Tensor) -> Tensor:
+    """As :func:`_sample_grid`, from four gathers."""
+    x = locations[..., 0] * width - 0.5
+    y = locations[..., 1] * height - 0.5
+    left, top = torch.floor(x), torch.floor(y)
+    total = torch.zeros((), dtype=value.dtype, device=value.device)
+    for dy in (0, 1):
+        for dx in (0, 1):
+            column, row = left + dx, top + dy
+            weight = (1 - (x - column).abs()) * (1 - (y - row).abs())
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            cell = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+            index = cell.long().flatten(1)[:, None, :].expand(-1, value.shape[1], -1)
+            picked = value.gather(2, index).unflatten(2, (x.shape[1], x.shape[2]))
+            total = total + picked * (weight * inside.to(value.dtype))[:, None]
+    return total
+
+
+def msda(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, sampling: Sampling) -> Tensor:
+    """Weighted sum of samples over all levels and points.
+
+    value (B, S, M, d) with S = Σ H_l·W_l; locations (B, Q, M, L, P, 2), x then y, 0 … 1 over
+    the level; weights (B, Q, M, L, P), summing to 1 over L·P. Returns (B, Q, M·d).
+    """
+    heads, dim = value.shape[2:]
+    queries = locations.shape[1]
+    sample = _sample_grid if sampling == "grid_sample" else _sample_gather
+    per_head = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B·M, d, S)
+    places = locations.transpose(1, 2).flatten(0, 1)  # (B·M, Q, L, P, 2)
+    share = weights.transpose(1, 2).flatten(0, 1)  # (B·M, Q, L, P)
+    total = torch.zeros((), dtype=value.dtype, device=value.device)
+    start = 0
+    for level, (height, width) in enumerate(shapes):
+        part = per_head[:, :, start : start + height * width]
+        start += height * width
+        picked = sample(part, height, width, places[:, :, level])  # (B·M, d, Q, P)
+        total = total + (picked * share[:, None, :, level]).sum(-1)
+    return total.view(-1, heads * dim, queries).transpose(1, 2)
+
+
+class DeformableAttention(nn.Module):
+    """The attention around :func:`msda`: offsets and weights come from the queries."""
+
+    def __init__(self, dim: int, heads: int, levels: int, points: int, adapter: bool) -> None:
+        super().__init__()
+        self.heads, self.levels, self.points = heads, levels, points
+        self.sampling: Sampling = "grid_sample"
+        self.value = nn.Linear(dim, dim)
+        self.offsets = nn.Linear(dim, heads * levels * points * 2)
+        self.weights = nn.Linear(dim, heads * levels * points)
+        self.output = nn.Linear(dim, dim)
+        self.adapter = adapter_or_identity(adapter, dim)
+        self._reset()
+
+    def _reset(self) -> None:
+        """Heads look in as many directions, points ever further (the authors' start)."""
+        nn.init.zeros_(self.offsets.weight)
+        angle = torch.arange(self.heads) * (2 * torch.pi / self.heads)
+        direction = torch.stack((angle.cos(), angle.sin()), dim=1)
+        direction = direction / direction.abs().max(dim=1, keepdim=True).values
+        steps = torch.arange(1, self.points + 1)[None, None, :, None]
+        spread = direction[:, None, None, :].expand(-1, self.levels, self.points, -1) * steps
+        with torch.no_grad():
+            self.offsets.bias.copy_(spread.reshape(-1))
+        nn.init.zeros_(self.weights.weight)
+        nn.init.zeros_(self.weights.bias)
+
+    def forward(self, x: Tensor, positions: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
+        """x (B, S, d), positions (S, d), reference (S, 2) x then y in 0 … 1 → (B, S, d)."""
+        length = x.shape[1]
+        query = x + positions
+        value = self.value(x).unflatten(2, (self.heads, -1))
+        offsets = self.offsets(query).view(-1, length, self.heads, self.levels, self.points, 2)
+        weights = torch.softmax(self.weights(query).view(-1, length, self.heads, self.levels * self.points), -1)
+        weights = weights.unflatten(3, (self.levels, self.points))
+        cell = x.new_tensor([[1 / width, 1 / height] for height, width in shapes])  # (L, 2)
+        locations = reference[:, None, None, None, :] + offsets * cell[:, None, :]
+        return self.adapter(self.output(msda(value, shapes, locations, weights, self.sampling)))

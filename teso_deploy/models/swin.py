@@ -1,0 +1,158 @@
+"""Swin transformer (Liu et al., 2021), as Mask2Former uses it: four normed stages, adapters built in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from teso_deploy.models.layers import FeedForward, adapter_or_identity, attend, split_heads
+from teso_deploy.recipe import SwinRecipe
+
+
+def windows(x: Tensor, size: int) -> Tensor:
+    """(B, H, W, C) → (B · windows, size², C), row by row of windows."""
+    _, height, width, channels = x.shape
+    x = x.view(-1, height // size, size, width // size, size, channels)
+    return x.transpose(2, 3).reshape(-1, size * size, channels)
+
+
+def unwindows(x: Tensor, size: int, height: int, width: int) -> Tensor:
+    """Inverse of :func:`windows`: (B · windows, size², C) → (B, H, W, C)."""
+    x = x.view(-1, height // size, width // size, size, size, x.shape[-1])
+    return x.transpose(2, 3).reshape(-1, height, width, x.shape[-1])
+
+
+def relative_position_index(size: int) -> Tensor:
+    """Index into the bias table of each pair of positions in a window, (size², size²) int64."""
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    place = torch.stack((y.flatten(), x.flatten()))
+    offset = place[:, :, None] - place[:, None, :] + size - 1
+    return offset[0] * (2 * size - 1) + offset[1]
+
+
+def shift_mask(height: int, width: int, size: int, shift: int, device: torch.device) -> Tensor:
+    """0 / -100 between positions of one shifted window that are not neighbours in the picture.
+
+    (windows, size², size²). -100 is Swin's own constant; the scores are small.
+    """
+    region = torch.zeros(height, width, device=device)
+    edges = (0, -size, -shift, None)
+    count = 0
+    for top, bottom in zip(edges, edges[1:], strict=False):
+        for left, right in zip(edges, edges[1:], strict=False):
+            region[top:bottom, left:right] = count
+            count += 1
+    cells = windows(region.view(1, height, width, 1), size).squeeze(-1)
+    return (cells[:, None, :] != cells[:, :, None]).float() * -100.0
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside windows, with a learned relative position bias."""
+
+    def __init__(self, dim: int, heads: int, window: int, adapter: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = (dim // heads) ** -0.5
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.output = nn.Linear(dim, dim)
+        self.adapter = adapter_or_identity(adapter, dim)
+        self.bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        nn.init.trunc_normal_(self.bias_table, std=0.02)
+        self.bias_index: Tensor
+        self.register_buffer("bias_index", relative_position_index(window), persistent=False)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(B · windows, S, C), (windows, S, S) or None → (B · windows, S, C)."""
+        length = x.shape[1]
+        q, k, v = (split_heads(layer(x), self.heads) for layer in (self.query, self.key, self.value))
+        bias = self.bias_table[self.bias_index.flatten()].view(length, length, self.heads).permute(2, 0, 1)
+        scores = (q * self.scale) @ k.transpose(-1, -2) + bias
+        if mask is not None:
+            per_picture = scores.view(-1, mask.shape[0], self.heads, length, length) + mask[None, :, None]
+            scores = per_picture.view(-1, self.heads, length, length)
+        return self.adapter(self.output(attend(scores, v)))
+
+
+class SwinBlock(nn.Module):
+    """Pre-norm window attention and MLP; every second block shifts its windows by half."""
+
+    def __init__(self, dim: int, heads: int, recipe: SwinRecipe, shifted: bool, adapter: bool) -> None:
+        super().__init__()
+        self.window = recipe.window
+        self.shifted = shifted
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = WindowAttention(dim, heads, recipe.window, adapter)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = FeedForward(dim, int(dim * recipe.mlp_ratio), nn.GELU())
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        """(B, H·W, C) → (B, H·W, C)."""
+        size = self.window
+        # A map that one window covers is not shifted (Hugging Face; the first code did shift it).
+        shift = size // 2 if self.shifted and min(height, width) > size else 0
+        image = self.norm1(x).view(-1, height, width, x.shape[-1])
+        below, right = -height % size, -width % size
+        if below or right:
+            image = F.pad(image, (0, 0, 0, right, 0, below))
+        tall, wide = height + below, width + right
+        mask = None
+        if shift:
+            image = torch.roll(image, (-shift, -shift), (1, 2))
+            mask = shift_mask(tall, wide, size, shift, x.device)
+        image = unwindows(self.attention(windows(image, size), mask), size, tall, wide)
+        if shift:
+            image = torch.roll(image, (shift, shift), (1, 2))
+        if below or right:
+            image = image[:, :height, :width]
+        x = x + image.reshape(x.shape)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerging(nn.Module):
+    """2×2 neighbours → one token of twice the width."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        """(B, H·W, C) → (B, ⌈H/2⌉·⌈W/2⌉, 2C)."""
+        image = x.view(-1, height, width, x.shape[-1])
+        if height % 2 or width % 2:
+            image = F.pad(image, (0, 0, 0, width % 2, 0, height % 2))
+        parts = (image[:, 0::2, 0::2], image[:, 1::2, 0::2], image[:, 0::2, 1::2], image[:, 1::2, 1::2])
+        return self.reduction(self.norm(torch.cat(parts, dim=-1).flatten(1, 2)))
+
+
+class Swin(nn.Module):
+    """(B, 3, H, W) → four normed maps (B, C·2^i, H / 2^(i+2), W / 2^(i+2))."""
+
+    def __init__(self, recipe: SwinRecipe, adapters: bool = False) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, recipe.embed_dim, 4, stride=4)
+        self.patch_norm = nn.LayerNorm(recipe.embed_dim)
+        self.dims = [recipe.embed_dim << i for i in range(4)]
+        self.stages = nn.ModuleList(
+            nn.ModuleList(SwinBlock(dim, heads, recipe, bool(i % 2), adapters) for i in range(depth))
+            for dim, heads, depth in zip(self.dims, recipe.heads, recipe.depths, strict=True)
+        )
+        self.merges = nn.ModuleList(PatchMerging(dim) for dim in self.dims[:-1])
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in self.dims)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        x = self.patch(image)
+        height, width = x.shape[2:]
+        x = self.patch_norm(x.flatten(2).transpose(1, 2))
+        maps = []
+        for i, blocks in enumerate(self.stages):
+            for block in blocks:  # type: ignore[attr-defined]
+                x = block(x, height, width)
+            maps.append(self.norms[i](x).transpose(1, 2).unflatten(2, (height, width)))
+            if i < len(self.merges):
+                x = self.merges[i](x, height, width)
+                height, width = (height + 1) // 2, (width + 1) // 2
+        return maps

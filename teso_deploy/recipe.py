@@ -1,0 +1,218 @@
+"""A model variant as data: every size, switch and training choice of a TeSO model.
+
+A recipe is a TOML file under ``export/recipes/``; a shipped one is named by its stem.
+Nothing about a variant is said anywhere else: the small model and Swin-B are the same
+code with other recipes.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from teso_deploy.errors import InputNotFoundError, RecipeError
+from teso_deploy.resources import shipped_path
+
+AdapterPlace = Literal["swin", "msda", "cross_attention", "self_attention"]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ImageRecipe(_Table):
+    """What the visual encoder is given: buckets (height, width) in pixels, normalisation in 0 … 255."""
+
+    sizes: tuple[tuple[Positive, Positive], ...] = ((384, 384),)
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    @model_validator(mode="after")
+    def _multiple_of_32(self) -> ImageRecipe:
+        for height, width in self.sizes:
+            if height % 32 or width % 32:
+                raise ValueError(f"size {height}x{width}: both must be multiples of 32")
+        return self
+
+
+class SwinRecipe(_Table):
+    """Swin transformer: four stages, patch 4 (Liu et al., 2021, table 7)."""
+
+    embed_dim: Positive = 128
+    depths: tuple[Positive, Positive, Positive, Positive] = (2, 2, 18, 2)
+    heads: tuple[Positive, Positive, Positive, Positive] = (4, 8, 16, 32)
+    window: Positive = 12
+    mlp_ratio: float = 4.0
+
+
+class PixelDecoderRecipe(_Table):
+    """Multi-scale deformable attention pixel decoder of Mask2Former (three levels, 8 … 32)."""
+
+    dim: Positive = 256
+    layers: Positive = 6
+    heads: Positive = 8
+    points: Positive = 4
+    ffn_dim: Positive = 1024
+    mask_dim: Positive = 256
+
+
+class DecoderRecipe(_Table):
+    """Masked-attention transformer decoder of Mask2Former; its width is the pixel decoder's."""
+
+    queries: Positive = 100
+    layers: Positive = 9
+    heads: Positive = 8
+    ffn_dim: Positive = 2048
+
+
+class AudioRecipe(_Table):
+    """VGGish: widths of its six convolutions, of its hidden layers, of its output.
+
+    ``last_relu``: the AVSBench family keeps the last ReLU, the TeSO family drops it.
+    """
+
+    channels: tuple[Positive, Positive, Positive, Positive, Positive, Positive] = (64, 128, 256, 256, 512, 512)
+    hidden: tuple[Positive, Positive] = (4096, 4096)
+    dim: Positive = 128
+    last_relu: bool = False
+
+
+class TextRecipe(_Table):
+    """Cues: width of their embeddings, how many at most (N_T), the sentence that is embedded."""
+
+    dim: Positive = 1024
+    max_cues: Positive = 4
+    template: str = "This is a {cue}."
+
+
+class FusionRecipe(_Table):
+    """SeDAM and PMQS (eqs. 1-6): width d, latents N_L, layers of each, heads."""
+
+    dim: Positive = 256
+    heads: Positive = 4
+    latents: Positive = 4
+    sedam_layers: Positive = 4
+    pmqs_layers: Positive = 4
+    ffn_dim: Positive = 1024
+
+
+class HeadRecipe(_Table):
+    """``binary`` (C = 1: sounds or not) or ``semantic`` (C = number of classes); τ of the label."""
+
+    kind: Literal["binary", "semantic"] = "semantic"
+    classes: tuple[str, ...] = ("sounding object",)
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+    @model_validator(mode="after")
+    def _classes_fit(self) -> HeadRecipe:
+        if self.kind == "binary" and len(self.classes) != 1:
+            raise ValueError(f"a binary head has one class, got {len(self.classes)}")
+        if not 1 <= len(self.classes) <= 255 or len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes must be 1 to 255 different names")
+        return self
+
+
+class TrainPhase(_Table):
+    """A stretch of training at one picture size."""
+
+    size: tuple[Positive, Positive]
+    steps: Positive
+
+
+class TrainRecipe(_Table):
+    """How a model is trained on composed scenes; weights of the loss terms as in section 5 of the paper."""
+
+    seed: int = 0
+    phases: tuple[TrainPhase, ...] = ()
+    scenes_per_step: Positive = 12
+    sounds_per_scene: Positive = 4
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.02
+    warmup_steps: Positive = 200
+    gradient_clip: float = 1.0
+    loss_points: Positive = 784
+    bce: float = 5.0
+    dice: float = 5.0
+    class_: Annotated[float, Field(alias="class")] = 2.0
+    no_object: float = 0.1
+    info_nce: float = 1.0
+    info_nce_temperature: float = 0.1
+    cue_gate: float = 1.0
+    audio_tags: float = 0.0
+    dense_tags: float = 0.0
+    no_cue_rate: float = 0.1
+    missed_cue_rate: float = 0.05
+    extra_cue_rate: float = 0.3
+    whole_photograph_rate: float = 0.3
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    hold_out: tuple[str, ...] = ()
+
+
+class Recipe(_Table):
+    """A whole model variant. See ``export/recipes/`` for the shipped ones."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    summary: str = ""
+    image: ImageRecipe = ImageRecipe()
+    swin: SwinRecipe = SwinRecipe()
+    pixel_decoder: PixelDecoderRecipe = PixelDecoderRecipe()
+    decoder: DecoderRecipe = DecoderRecipe()
+    audio: AudioRecipe = AudioRecipe()
+    text: TextRecipe = TextRecipe()
+    fusion: FusionRecipe = FusionRecipe()
+    head: HeadRecipe = HeadRecipe()
+    adapters: tuple[AdapterPlace, ...] = ("swin", "msda", "cross_attention")
+    train: TrainRecipe | None = None
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Recipe:
+        widths = [
+            ("pixel_decoder", self.pixel_decoder.dim, self.pixel_decoder.heads),
+            ("decoder", self.pixel_decoder.dim, self.decoder.heads),
+            ("fusion", self.fusion.dim, self.fusion.heads),
+        ]
+        widths += [(f"swin stage {i}", self.swin.embed_dim << i, heads) for i, heads in enumerate(self.swin.heads)]
+        for part, dim, heads in widths:
+            if dim % heads:
+                raise ValueError(f"{part}: width {dim} is not divisible by {heads} heads")
+        return self
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name → path of every recipe that comes with the package."""
+    return {path.stem: path for path in sorted(shipped_path("export/recipes").glob("*.toml"))}
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Read a recipe by shipped name or from a TOML file.
+
+    Raises :class:`RecipeError` (unknown name, bad content), :class:`InputNotFoundError`.
+    """
+    shipped = shipped_recipes()
+    path = shipped.get(str(name_or_path), Path(name_or_path))
+    if path.suffix != ".toml":
+        raise RecipeError(
+            f"unknown recipe {str(name_or_path)!r}: name one of {', '.join(shipped) or 'none shipped'}, or a .toml file"
+        )
+    if not path.is_file():
+        raise InputNotFoundError(f"no recipe file {path}: check the path, or name one of {', '.join(shipped)}")
+    try:
+        return parse_recipe(path.read_text(encoding="utf-8"))
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def parse_recipe(text: str) -> Recipe:
+    """A recipe from TOML text; :class:`RecipeError` names the first field that is wrong."""
+    try:
+        return Recipe.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"not TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "recipe"
+        raise RecipeError(f"{field}: {first['msg']}") from error

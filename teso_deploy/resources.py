@@ -1,0 +1,18 @@
+"""Where the shipped recipes, bundles and clips lie: in the wheel, or in a checkout."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+
+def shipped_path(relative: str) -> Path:
+    """Path of a shipped file or folder, ``relative`` as it lies in the repository.
+
+    A wheel carries them under ``teso_deploy/_shipped``; a checkout (also an editable
+    install) has them two levels above this module. Wheels are always installed unpacked,
+    so that a real path exists. The path may not exist: the caller says what is missing.
+    """
+    package = Path(str(files("teso_deploy")))
+    packed = package / "_shipped"
+    return (packed if packed.is_dir() else package.parent) / relative

@@ -1,0 +1,1 @@
+"""Training on composed scenes (needs the extra ``train``)."""

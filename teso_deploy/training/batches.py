@@ -1,0 +1,173 @@
+"""Batches of composed scenes: one picture, several sounds on it.
+
+The encoder depends on the picture alone, so each picture is encoded once and decoded
+with ``sounds_per_scene`` different sounds: one object, another, some of them, and
+nothing that is visible (silence, noise, something off screen). That contrast on equal
+pixels is what makes a mask follow the sound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from teso_deploy.evaluation.library import Library
+from teso_deploy.evaluation.scenes import Picture, compose_picture, compose_sound
+from teso_deploy.recipe import Recipe
+
+MAX_OBJECTS = 4
+STRIDE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B pictures with K sounds each; N = B·K rows, those of one picture next to each other.
+
+    ``image`` (B, 3, H, W) normalised; ``waveform`` (N, 15600); ``cues`` (N, N_T, d_T);
+    ``cue_valid`` (N, N_T) bool; ``cue_sounds`` (N, N_T) float, -1 where no cue is offered;
+    ``classes`` (N, 4) int64, -1 where unused; ``masks`` (N, 4, H/4, W/4) coverage 0 … 1;
+    ``audio_tags`` (N, A) float; ``dense_tags`` (B, H/4, W/4) int64, 0 background.
+    """
+
+    image: Tensor
+    waveform: Tensor
+    cues: Tensor
+    cue_valid: Tensor
+    cue_sounds: Tensor
+    classes: Tensor
+    masks: Tensor
+    audio_tags: Tensor
+    dense_tags: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+
+def coverage(mask: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Share of each stride-4 cell that a mask covers: (H, W) 0 … 255 → (H/4, W/4) 0 … 1."""
+    height, width = mask.shape
+    cells = mask.reshape(height // STRIDE, STRIDE, width // STRIDE, STRIDE)
+    return cells.mean(axis=(1, 3), dtype=np.float32) / np.float32(255)
+
+
+class SceneBatches:
+    """Makes the batch of any step from the seed and the step's number alone."""
+
+    def __init__(self, recipe: Recipe, library: Library, embeddings: Mapping[str, NDArray[np.float32]]) -> None:
+        assert recipe.train is not None
+        self.recipe, self.train, self.library, self.embeddings = recipe, recipe.train, library, embeddings
+        self.class_of = {word: i for i, word in enumerate(recipe.head.classes)}
+        self.audible = [word for word in recipe.head.classes if word in library.pictures and word in library.sounds]
+        self.distractors = [word for word in library.pictures if word not in self.class_of]
+        self.audio_words = sorted(library.sounds)
+        self.visible_words = sorted(library.pictures)
+        self.audio_tag_of = {word: i for i, word in enumerate(self.audio_words)}
+        self.dense_tag_of = {word: i + 1 for i, word in enumerate(self.visible_words)}
+        self.extra_cues = sorted({*self.audio_words, *self.visible_words} & set(embeddings))
+        self._weights = {
+            name: self._square_root(words) for name, words in (("a", self.audible), ("d", self.distractors))
+        }
+
+    def _square_root(self, words: Sequence[str]) -> NDArray[np.float64]:
+        """Words are drawn by the root of how many pictures they have: the rare are not lost."""
+        counts = np.array([len(self.library.pictures[word]) for word in words], np.float64) ** 0.5
+        return counts / counts.sum()
+
+    def _objects(self, rng: np.random.Generator) -> list[str]:
+        sounding = int(rng.choice([1, 2, 3], p=[0.4, 0.45, 0.15]))
+        silent = int(rng.choice([0, 1], p=[0.7, 0.3])) if self.distractors else 0
+        words = list(rng.choice(self.audible, min(sounding, len(self.audible)), replace=False, p=self._weights["a"]))
+        if silent:
+            words += list(rng.choice(self.distractors, silent, p=self._weights["d"]))
+        rng.shuffle(words)
+        return [str(word) for word in words]
+
+    def _sounds(self, rng: np.random.Generator, picture: Picture) -> list[tuple[list[str], NDArray[np.float32]]]:
+        """K pairs of what is heard and its waveform."""
+        audible = [word for word in picture.words if word in self.class_of]
+        plans: list[list[str]] = [[word] for word in rng.permutation(audible)]
+        if len(audible) > 1:
+            count = int(rng.integers(2, len(audible) + 1))
+            plans.append([str(word) for word in rng.choice(audible, count, replace=False)])
+        rng.shuffle(plans)
+        plans = plans[: self.train.sounds_per_scene - 1]
+        while len(plans) < self.train.sounds_per_scene - 1:
+            plans.append([str(rng.choice(audible))])
+        off_screen = [word for word in self.audio_words if word not in picture.words]
+        made = []
+        for plan in plans:
+            words = [str(word) for word in plan]
+            snr = float(rng.uniform(0, 25)) if rng.random() < 0.5 else None
+            if rng.random() < 0.08:
+                words.append(str(rng.choice(off_screen)))
+            made.append((words, compose_sound(rng, self.library, words, snr)))
+        kind = rng.choice(["mute", "noise", "off screen"], p=[0.3, 0.25, 0.45])
+        if kind == "off screen":
+            words = [str(rng.choice(off_screen))]
+            made.append((words, compose_sound(rng, self.library, words, 20.0 if rng.random() < 0.3 else None)))
+        else:
+            loudness = float(rng.uniform(-10, 20)) if kind == "noise" else None
+            made.append(([], compose_sound(rng, self.library, [], loudness)))
+        return made
+
+    def _cues(self, rng: np.random.Generator, picture: Picture) -> list[str]:
+        """Names as a captioner and a reasoner give them: some missed, some made up, sometimes none."""
+        if rng.random() < self.train.no_cue_rate:
+            return []
+        names = [word for word in dict.fromkeys(picture.words) if rng.random() >= self.train.missed_cue_rate]
+        while rng.random() < self.train.extra_cue_rate:
+            names.append(str(rng.choice(self.extra_cues)))
+        names = list(dict.fromkeys(names))
+        rng.shuffle(names)
+        return names[: self.recipe.text.max_cues]
+
+    def make(self, step: int, size: tuple[int, int]) -> Batch:
+        """The batch of a step at a picture size (height, width)."""
+        recipe, sounds = self.recipe, self.train.sounds_per_scene
+        scenes = self.train.scenes_per_step
+        rows = scenes * sounds
+        height, width = size[0] // STRIDE, size[1] // STRIDE
+        image = np.zeros((scenes, *size, 3), np.float32)
+        waveform = np.zeros((rows, 15_600), np.float32)
+        cues = np.zeros((rows, recipe.text.max_cues, recipe.text.dim), np.float32)
+        valid = np.zeros((rows, recipe.text.max_cues), bool)
+        cue_sounds = np.full((rows, recipe.text.max_cues), -1, np.float32)
+        classes = np.full((rows, MAX_OBJECTS), -1, np.int64)
+        masks = np.zeros((rows, MAX_OBJECTS, height, width), np.float32)
+        audio_tags = np.zeros((rows, len(self.audio_words)), np.float32)
+        dense_tags = np.zeros((scenes, height, width), np.int64)
+        for b in range(scenes):
+            rng = np.random.default_rng((self.train.seed, step, b))
+            picture = compose_picture(
+                rng, self.library, self._objects(rng), size, whole_rate=self.train.whole_photograph_rate
+            )
+            image[b] = picture.image
+            cover = {word: coverage(picture.mask_of([word])) for word in picture.words}
+            for word, cells in cover.items():
+                dense_tags[b][cells > 0.5] = self.dense_tag_of[word]
+            for k, (heard, samples) in enumerate(self._sounds(rng, picture)):
+                row = b * sounds + k
+                waveform[row] = samples
+                seen = [word for word in dict.fromkeys(heard) if word in picture.words and cover[word].sum() >= 1]
+                for t, word in enumerate(seen[:MAX_OBJECTS]):
+                    classes[row, t] = 0 if recipe.head.kind == "binary" else self.class_of[word]
+                    masks[row, t] = cover[word]
+                for word in heard:
+                    audio_tags[row, self.audio_tag_of[word]] = 1
+                names = self._cues(rng, picture)
+                for slot, name in enumerate(names):
+                    cues[row, slot] = self.embeddings[name]
+                    valid[row, slot] = True
+                    cue_sounds[row, slot] = name in heard
+                if not names:
+                    cue_sounds[row, 0] = bool(heard)  # the fallback cue: "something that sounds"
+        image -= np.array(recipe.image.mean, np.float32)
+        image /= np.array(recipe.image.std, np.float32)
+        arrays = (image.transpose(0, 3, 1, 2), waveform, cues, valid, cue_sounds, classes, masks, audio_tags, dense_tags)
+        return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))

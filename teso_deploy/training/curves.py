@@ -1,0 +1,47 @@
+"""Training curves as a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+PANELS = (
+    ("masks", ("bce", "dice", "class")),
+    ("sound and cues", ("cue_gate", "audio_tags", "info_nce", "dense_tags")),
+    ("training batches", ("iou", "blank_rate")),
+)
+
+
+def smoothed(values: Sequence[float], width: int) -> np.ndarray:
+    """Running mean that leaves out what is not a number."""
+    kept = np.array(values, float)
+    seen = ~np.isnan(kept)
+    window = np.ones(width)
+    total = np.convolve(np.where(seen, kept, 0), window, mode="same")
+    return total / np.maximum(np.convolve(seen, window, mode="same"), 1)
+
+
+def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Write the log's curves as PNG, a panel each for masks, sound and cues, and scores."""
+    if not rows:
+        return
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    steps = [row["step"] for row in rows]
+    width = max(1, len(rows) // 100)
+    for axes, (title, names) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+        for name in names:
+            if name in rows[-1]:
+                axes.plot(steps, smoothed([row.get(name, math.nan) for row in rows], width), label=name, lw=1.3)
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    partial = path.with_name(path.stem + ".partial.png")
+    figure.savefig(partial, dpi=110)
+    partial.replace(path)

@@ -1,0 +1,202 @@
+"""The training loop: resumable, and the same again for the same seed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from teso_deploy.errors import CheckpointError, RecipeError
+from teso_deploy.evaluation.library import read_library
+from teso_deploy.models import build, checkpoints
+from teso_deploy.models.decoder import segmentation_scores
+from teso_deploy.recipe import Recipe, TrainRecipe
+from teso_deploy.training.batches import Batch, SceneBatches
+from teso_deploy.training.curves import draw_curves
+from teso_deploy.training.losses import TagHeads, training_losses
+
+STATE, WEIGHTS, LOG, CURVES = "state.pt", "model.safetensors", "log.jsonl", "curves.png"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where training stands: ``step`` of ``steps`` done, and the last values of the log."""
+
+    step: int
+    steps: int
+    values: Mapping[str, float]
+
+
+def size_of_step(train: TrainRecipe, step: int) -> tuple[int, int]:
+    """Picture size (height, width) of a step, by the phases of the recipe."""
+    for phase in train.phases:
+        if step < phase.steps:
+            return phase.size
+        step -= phase.steps
+    raise RecipeError(f"step {step} lies behind the last phase")
+
+
+def learning_rate(train: TrainRecipe, step: int, steps: int) -> float:
+    """Linear warm-up, then a half cosine to a hundredth."""
+    if step < train.warmup_steps:
+        return train.learning_rate * (step + 1) / train.warmup_steps
+    done = (step - train.warmup_steps) / max(1, steps - train.warmup_steps)
+    return train.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def make_optimizer(model: nn.Module, heads: nn.Module, train: TrainRecipe) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices only."""
+    parameters = [p for p in (*model.parameters(), *heads.parameters()) if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": train.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=train.learning_rate)
+
+
+@torch.no_grad()
+def batch_scores(recipe: Recipe, class_logits: Tensor, mask_logits: Tensor, batch: Batch) -> dict[str, float]:
+    """IoU over the rows in which something sounds, and the share of blank rows that are blank."""
+    scores = segmentation_scores(class_logits, mask_logits, recipe.head)
+    best, label = scores.max(dim=1)
+    label = torch.where(best >= recipe.head.threshold, label, -1)
+    truth = torch.full_like(label, -1)
+    for t in range(batch.classes.shape[1]):
+        here = (batch.masks[:, t] > 0.5) & (batch.classes[:, t] >= 0)[:, None, None]
+        truth = torch.where(here, batch.classes[:, t][:, None, None], truth)
+    hit = ((label == truth) & (truth >= 0)).sum((1, 2)).float()
+    union = ((label >= 0) | (truth >= 0)).sum((1, 2)).float()
+    sounds = (truth >= 0).any(2).any(1)
+    blank = ((label >= 0).float().mean((1, 2)) < 0.002)[~sounds].float()
+    return {
+        "iou": float((hit / union.clamp(min=1))[sounds].mean()) if sounds.any() else math.nan,
+        "blank_rate": float(blank.mean()) if len(blank) else math.nan,
+    }
+
+
+class Trainer:
+    """Model, optimiser and average, and where they are kept."""
+
+    def __init__(self, recipe: Recipe, batches: SceneBatches, out: Path, device: torch.device) -> None:
+        assert recipe.train is not None
+        self.recipe, self.train, self.batches, self.out, self.device = recipe, recipe.train, batches, out, device
+        self.steps = sum(phase.steps for phase in self.train.phases)
+        self.step = 0
+        torch.manual_seed(self.train.seed)
+        self.model = build(recipe, self.train.seed).to(device)
+        self.heads = TagHeads(
+            recipe.audio.dim,
+            len(batches.audio_words),
+            recipe.pixel_decoder.mask_dim,
+            len(batches.visible_words),
+        ).to(device)
+        self.optimizer = make_optimizer(self.model, self.heads, self.train)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.train.ema_decay))
+
+    def _state(self) -> dict[str, object]:
+        return {
+            "recipe": self.recipe.model_dump_json(),
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+        }
+
+    def save(self) -> None:
+        """Write the state to go on from, and the averaged weights."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        partial = self.out / (STATE + ".partial")
+        torch.save(self._state(), partial)
+        os.replace(partial, self.out / STATE)
+        metadata = {"recipe": self.recipe.model_dump_json(by_alias=True), "step": str(self.step)}
+        checkpoints.save(self.average.module, self.out / WEIGHTS, metadata)
+
+    def resume(self) -> bool:
+        """Go on from a state in ``out``; False when there is none.
+
+        Raises :class:`CheckpointError` when it belongs to another recipe.
+        """
+        path = self.out / STATE
+        if not path.is_file():
+            return False
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["recipe"] != self.recipe.model_dump_json():
+            raise CheckpointError(
+                f"{path} was trained with another recipe: give another --out, or remove the folder to start again"
+            )
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.load_state_dict(state["average"])
+        self.step = state["step"]
+        return True
+
+    def run_step(self) -> dict[str, float]:
+        """One step; returns the values for the log."""
+        size = size_of_step(self.train, self.step)
+        batch = self.batches.make(self.step, size).to(self.device)
+        rate = learning_rate(self.train, self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        generator = torch.Generator().manual_seed(self.train.seed * 1_000_003 + self.step)
+        losses, class_logits, mask_logits = training_losses(self.model, self.heads, batch, self.train, generator)
+        total = torch.stack(list(losses.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.train.gradient_clip)
+        if torch.isfinite(total) and torch.isfinite(norm):
+            self.optimizer.step()
+            self.average.update_parameters(self.model)
+        self.step += 1
+        values = {name: value.item() for name, value in losses.items()}
+        values |= {"total": total.item(), "gradient_norm": norm.item(), "learning_rate": rate}
+        return values | batch_scores(self.recipe, class_logits, mask_logits, batch)
+
+
+def train_model(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    embeddings: Mapping[str, NDArray[np.float32]],
+    device: str = "cpu",
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    save_every_steps: int = 100,
+) -> Path:
+    """Train a recipe on composed scenes of a media folder; returns the path of the weights.
+
+    ``out`` keeps the state, the averaged weights, the log and the curves; a run that was
+    broken off goes on from there, to the same result. ``embeddings``: word → (d_T,).
+    """
+    if recipe.train is None or not recipe.train.phases:
+        raise RecipeError(f"recipe {recipe.name} says nothing about training: add [train] with phases")
+    batches = SceneBatches(recipe, read_library(data, "train", recipe.train.hold_out), embeddings)
+    trainer = Trainer(recipe, batches, out, torch.device(device))
+    trainer.resume()
+    out.mkdir(parents=True, exist_ok=True)
+    log = out / LOG
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    rows = [row for row in rows if row["step"] <= trainer.step]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with log.open("a") as lines:
+        while trainer.step < trainer.steps:
+            values = trainer.run_step()
+            row = {"step": trainer.step, **{key: round(value, 6) for key, value in values.items()}}
+            rows.append(row)
+            lines.write(json.dumps(row) + "\n")
+            on_progress(Progress(trainer.step, trainer.steps, values))
+            if trainer.step % save_every_steps == 0 or trainer.step == trainer.steps:
+                lines.flush()
+                trainer.save()
+                draw_curves(rows, out / CURVES)
+    return out / WEIGHTS

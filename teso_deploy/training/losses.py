@@ -1,0 +1,127 @@
+"""L = 5 BCE + 5 dice + 2 class + InfoNCE (paper, section 3.5) and the auxiliary terms that are ours.
+
+Ours: BCE on ξ ("does this cue sound?"), since the hard cue mask gives a rejected cue no
+gradient; and, in place of the pre-trained foundations of the paper, tags of the sound and
+a dense map of everything visible, from heads that are thrown away after training.
+"""
+
+from __future__ import annotations
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from teso_deploy.models.teso import Teso
+from teso_deploy.recipe import TrainRecipe
+from teso_deploy.training.batches import Batch
+
+
+def pairwise_bce(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean BCE of every query with every target: (N, Q, P), (N, T, P) → (N, Q, T)."""
+    points = logits.shape[-1]
+    positive, negative = F.softplus(-logits), F.softplus(logits)
+    return (positive @ targets.transpose(1, 2) + negative @ (1 - targets).transpose(1, 2)) / points
+
+
+def pairwise_dice(logits: Tensor, targets: Tensor) -> Tensor:
+    """1 - dice of every query with every target: (N, Q, P), (N, T, P) → (N, Q, T)."""
+    shares = logits.sigmoid()
+    overlap = 2 * shares @ targets.transpose(1, 2)
+    total = shares.sum(-1)[:, :, None] + targets.sum(-1)[:, None, :]
+    return 1 - (overlap + 1) / (total + 1)
+
+
+def match(cost: Tensor, present: Tensor) -> Tensor:
+    """Hungarian assignment: cost (N, Q, T), present (N, T) bool → the query of each target (N, T), -1 if none."""
+    chosen = torch.full(present.shape, -1, dtype=torch.int64)
+    costs, there = cost.detach().float().cpu().numpy(), present.cpu().numpy()
+    for row, columns in enumerate(there):
+        targets = columns.nonzero()[0]
+        if len(targets):
+            queries, order = linear_sum_assignment(costs[row][:, targets])
+            chosen[row, torch.from_numpy(targets[order])] = torch.from_numpy(queries)
+    return chosen.to(cost.device)
+
+
+def info_nce(latents: Tensor, temperature: float) -> Tensor:
+    """Eq. 10 over the latents (B, N_L, d): each is its own positive, the others are negatives."""
+    unit = F.normalize(latents, dim=-1)
+    similarity = unit @ unit.transpose(1, 2) / temperature
+    target = torch.arange(similarity.shape[1], device=similarity.device).expand(similarity.shape[:2])
+    return F.cross_entropy(similarity.flatten(0, 1), target.flatten())
+
+
+class TagHeads(nn.Module):
+    """Heads that exist in training only: what sounds (from F_A), what is where (from the mask features)."""
+
+    def __init__(self, audio_dim: int, audio_words: int, mask_dim: int, visible_words: int) -> None:
+        super().__init__()
+        self.audio = nn.Sequential(nn.ReLU(), nn.Linear(audio_dim, audio_words))
+        self.dense = nn.Conv2d(mask_dim, visible_words + 1, 1)
+        # Tags are rare: start from "nothing is there".
+        nn.init.constant_(self.audio[1].bias, -4.0)  # type: ignore[arg-type]
+
+
+def mask_losses(
+    class_logits: Tensor, mask_logits: Tensor, batch: Batch, train: TrainRecipe, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Set losses of one or more decoder states.
+
+    class_logits (S·N, Q, C+1), mask_logits (S·N, Q, h, w): S states one after the other.
+    The terms are summed over states, each averaged over its targets.
+    """
+    states = len(class_logits) // len(batch.classes)
+    classes = batch.classes.repeat(states, 1)
+    present = classes >= 0
+    cells = mask_logits.shape[2] * mask_logits.shape[3]
+    logits, targets = mask_logits.flatten(2), batch.masks.flatten(2)
+    if train.loss_points < cells:
+        # Random cells, the same for all rows of the step.
+        points = torch.randperm(cells, generator=generator)[: train.loss_points].to(logits.device)
+        logits, targets = logits[:, :, points], targets[:, :, points]
+    targets = targets.repeat(states, 1, 1)
+    bce, dice = pairwise_bce(logits, targets), pairwise_dice(logits, targets)
+    shares = class_logits.softmax(-1)
+    class_cost = -shares.gather(2, classes.clamp(min=0)[:, None, :].expand(-1, shares.shape[1], -1))
+    query = match(train.bce * bce + train.dice * dice + train.class_ * class_cost, present)
+    count = max(1, int((batch.classes >= 0).sum()))
+    row, column = present.nonzero(as_tuple=True)
+    picked = query[row, column]
+    nothing = class_logits.shape[-1] - 1
+    wanted = torch.full(class_logits.shape[:2], nothing, dtype=torch.int64, device=class_logits.device)
+    wanted[row, picked] = classes[row, column]
+    weight = class_logits.new_ones(nothing + 1)
+    weight[nothing] = train.no_object
+    class_loss = F.cross_entropy(class_logits.flatten(0, 1), wanted.flatten(), weight)
+    return {
+        "bce": train.bce * bce[row, picked, column].sum() / count,
+        "dice": train.dice * dice[row, picked, column].sum() / count,
+        "class": train.class_ * states * class_loss,
+    }
+
+
+def training_losses(
+    model: Teso, heads: TagHeads, batch: Batch, train: TrainRecipe, generator: torch.Generator
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Every term of a batch, weighted; and the last class and mask logits for the log."""
+    sounds = len(batch.waveform) // len(batch.image)
+    memory = model.visual_encoder(batch.image)
+    audio = model.audio_encoder(batch.waveform)
+    queries, gate, latents = model.fusion.fuse(audio, batch.cues, batch.cue_valid)
+    repeated = memory.repeat(sounds)
+    states = torch.cat(model.decoder.refine(queries, repeated))
+    class_logits = model.decoder.classifier(model.decoder.norm(states))
+    count = len(states) // len(queries)
+    masks = [model.decoder.mask_logits(part, repeated.mask_features) for part in states.chunk(count)]
+    losses = mask_losses(class_logits, torch.cat(masks), batch, train, generator)
+    losses["info_nce"] = train.info_nce * info_nce(latents, train.info_nce_temperature)
+    offered = batch.cue_sounds >= 0
+    losses["cue_gate"] = train.cue_gate * F.binary_cross_entropy_with_logits(gate[offered], batch.cue_sounds[offered])
+    if train.audio_tags:
+        # Summed over the words: the mean of a hundred mostly empty tags would teach nothing.
+        tags = F.binary_cross_entropy_with_logits(heads.audio(audio), batch.audio_tags, reduction="none")
+        losses["audio_tags"] = train.audio_tags * tags.sum(1).mean()
+    if train.dense_tags:
+        losses["dense_tags"] = train.dense_tags * F.cross_entropy(heads.dense(memory.mask_features), batch.dense_tags)
+    return losses, class_logits.chunk(count)[-1], masks[-1]

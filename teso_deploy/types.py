@@ -1,0 +1,133 @@
+"""What flows through the house: frames, windows of sound, cues, segmentations.
+
+All are frozen and slotted, validated when made, and print shapes instead of data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLE_RATE_HZ = 16_000
+#: One VGGish patch: 96 frames of 400 samples, hop 160 (0.975 s).
+WINDOW_SAMPLES = 15_600
+
+CueSourceName = Literal["manual", "released", "tagger", "nouns", "llm", "openai", "fallback", "none"]
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    return repr(value)
+
+
+class _Printed:
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{f.name}={_describe(getattr(self, f.name))}" for f in fields(self))  # type: ignore[arg-type]
+        return f"{type(self).__name__}({inside})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Frame(_Printed):
+    """One picture of a video.
+
+    ``image`` (H, W, 3) uint8 RGB, upright; ``pts_seconds`` from the file's origin (the
+    earliest start of its streams); ``index`` counts decoded frames from 0; ``segment``
+    counts the stretches between discontinuities of the clock.
+    """
+
+    image: NDArray[np.uint8]
+    pts_seconds: float
+    index: int = 0
+    segment: int = 0
+    is_corrupt: bool = False
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
+            raise ValueError(f"image must be (H, W, 3) uint8 RGB, got {_describe(self.image)}")
+        if min(self.image.shape[:2]) < 1:
+            raise ValueError("image has no pixels")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class AudioWindow(_Printed):
+    """A window of sound: ``samples`` (N,) float32 in [-1, 1], 16 kHz mono.
+
+    ``start_seconds`` is the time of the first sample on the frames' clock,
+    ``gap_seconds`` how much of the window is filling (zeros where nothing was recorded),
+    ``is_silent`` whether there is no sound in it at all.
+    """
+
+    samples: NDArray[np.float32]
+    start_seconds: float = 0.0
+    gap_seconds: float = 0.0
+    is_silent: bool = False
+
+    def __post_init__(self) -> None:
+        if self.samples.ndim != 1 or self.samples.dtype != np.float32:
+            raise ValueError(f"samples must be (N,) float32, got {_describe(self.samples)}")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Cues(_Printed):
+    """Text cues: ``names`` of the valid ones, ``embeddings`` (N_T, d_T) float32 with zero
+    rows where unused, ``valid`` (N_T,) bool, where they came from and how old they are."""
+
+    names: tuple[str, ...]
+    embeddings: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    source: CueSourceName = "manual"
+    age_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.embeddings.ndim != 2 or self.embeddings.dtype != np.float32:
+            raise ValueError(f"embeddings must be (N_T, d_T) float32, got {_describe(self.embeddings)}")
+        if self.valid.shape != self.embeddings.shape[:1] or self.valid.dtype != np.bool_:
+            raise ValueError(f"valid must be ({len(self.embeddings)},) bool, got {_describe(self.valid)}")
+        if len(self.names) != int(self.valid.sum()):
+            raise ValueError(f"{len(self.names)} names for {int(self.valid.sum())} valid cues")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Segmentation(_Printed):
+    """What sounds in one frame.
+
+    ``labels`` (H, W) uint8 at the frame's size: 0 background, k the k-th class of the
+    bundle (1-based). ``class_scores`` (C,) float32: the highest mask probability of each
+    class. ``cue_gate`` (N_T,) float32: ξ, a cue is masked where it is ≤ 0. ``stamps``:
+    stage → monotonic seconds at which it was done, in the order of the pipeline.
+    """
+
+    labels: NDArray[np.uint8]
+    class_scores: NDArray[np.float32]
+    cue_gate: NDArray[np.float32]
+    cues: Cues
+    pts_seconds: float = 0.0
+    index: int = 0
+    audio_start_seconds: float = 0.0
+    audio_is_silent: bool = False
+    stamps: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.labels.ndim != 2 or self.labels.dtype != np.uint8:
+            raise ValueError(f"labels must be (H, W) uint8, got {_describe(self.labels)}")
+
+    @property
+    def positive_pixel_rate(self) -> float:
+        """Share of the frame's pixels that carry a label, 0 … 1."""
+        return float(np.count_nonzero(self.labels)) / self.labels.size
+
+    @property
+    def is_blank(self) -> bool:
+        """True when under 0.2 % of the pixels are labelled."""
+        return self.positive_pixel_rate < BLANK_PIXEL_RATE
+
+
+#: A frame with a smaller share of labelled pixels counts as blank.
+BLANK_PIXEL_RATE = 0.002
