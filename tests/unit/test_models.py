@@ -1,0 +1,168 @@
+"""The networks: sizes, guards and the split, with random weights at a tiny size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from teso_deploy.models import build
+from teso_deploy.models.decoder import Memory, segmentation_scores
+from teso_deploy.models.graphs import flatten_memory, graph_modules, graph_specs, unflatten_memory
+from teso_deploy.models.layers import Adapter
+from teso_deploy.recipe import Recipe, load_recipe, parse_recipe
+
+
+def inputs(recipe: Recipe, batch: int, size: tuple[int, int] = (64, 64)) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "image": torch.randn(batch, 3, *size, generator=generator),
+        "waveform": torch.randn(batch, 15_600, generator=generator) * 0.1,
+        "cues": torch.randn(batch, recipe.text.max_cues, recipe.text.dim, generator=generator),
+    }
+
+
+def test_the_small_model_keeps_its_limits() -> None:
+    model = build(load_recipe("teso-nano"))
+    assert sum(p.numel() for p in model.parameters()) <= 6_500_000
+
+
+def test_full_size_comes_from_the_recipe_alone() -> None:
+    recipe = parse_recipe('name = "swin-b"')  # the defaults are the paper's sizes
+    with torch.device("meta"):
+        from teso_deploy.models.teso import Teso
+
+        model = Teso(recipe)
+    visual = sum(p.numel() for n, p in model.visual_encoder.named_parameters() if "adapter" not in n)
+    # Swin-B (87 M) and pixel decoder with the decoder's keys and values; 92 M by the paper without the latter.
+    assert 91e6 < visual < 95e6
+    assert model.visual_encoder.swin.dims == [128, 256, 512, 1024]
+
+
+@pytest.mark.parametrize("valid", [[False] * 4, [True, False, False, False], [True] * 4])
+def test_guards_keep_every_number_finite(tiny_recipe: Recipe, valid: list[bool]) -> None:
+    model, given = build(tiny_recipe, 0), inputs(tiny_recipe, 2)
+    cue_valid = torch.tensor([valid, valid])
+    with torch.no_grad():
+        scores, gate = model(**given, cue_valid=cue_valid)
+    assert scores.isfinite().all() and gate.isfinite().all()
+    offered = cue_valid.any(1, keepdim=True)
+    assert (gate[offered.expand_as(gate) & ~cue_valid] == 0).all()
+    if not any(valid):
+        assert (gate[:, 0] != 0).all(), "the fallback cue's gate stands in slot 0"
+
+
+def force_gates(model: torch.nn.Module, sign: float) -> None:
+    """Make ξ of every cue positive or negative, whatever the sound."""
+    last = model.fusion.sedam.attentions[-1]  # type: ignore[union-attr, index]
+    with torch.no_grad():
+        last.query.weight.zero_()
+        last.key.weight.zero_()
+        last.query.bias.fill_(1.0)
+        last.key.bias.fill_(sign)
+
+
+def test_all_cues_rejected_leave_the_queries_as_they_are(tiny_recipe: Recipe) -> None:
+    model, given = build(tiny_recipe, 0), inputs(tiny_recipe, 2)
+    force_gates(model, -1.0)
+    valid = torch.ones(2, 4, dtype=torch.bool)
+    with torch.no_grad():
+        queries, gate = model.fusion(model.audio_encoder(given["waveform"]), given["cues"], valid)
+    assert (gate < 0).all()
+    assert torch.equal(queries, model.fusion.queries.expand(2, -1, -1))
+
+
+def test_a_rejected_cue_has_no_say(tiny_recipe: Recipe) -> None:
+    model, given = build(tiny_recipe, 0), inputs(tiny_recipe, 1)
+    force_gates(model, 1.0)
+    audio = model.audio_encoder(given["waveform"])
+    other = given["cues"].clone()
+    other[:, 1:] = 7.0
+    valid = torch.tensor([[True, False, False, False]])
+    with torch.no_grad():
+        alone, _ = model.fusion(audio, given["cues"], valid)
+        beside, _ = model.fusion(audio, other, valid)
+        accepted, _ = model.fusion(audio, other, torch.ones(1, 4, dtype=torch.bool))
+    assert torch.equal(alone, beside)
+    assert not torch.allclose(alone, accepted)
+
+
+def test_the_fallback_cue_stands_in_only_where_none_is_offered(tiny_recipe: Recipe) -> None:
+    fusion = build(tiny_recipe, 0).fusion
+    cues = inputs(tiny_recipe, 2)["cues"]
+    offered, valid = fusion.offered(cues, torch.tensor([[False] * 4, [False, True, False, False]]))
+    assert torch.equal(offered[0, 0], fusion.fallback_cue) and not offered[0, 1:].any()
+    assert torch.equal(offered[1, 1], cues[1, 1]) and not offered[1, 0].any()
+    assert valid.tolist() == [[True, False, False, False], [False, True, False, False]]
+
+
+def test_a_row_that_hides_everything_attends_everywhere(tiny_recipe: Recipe) -> None:
+    layer = build(tiny_recipe, 0).decoder.layers[0]
+    dim, heads = tiny_recipe.pixel_decoder.dim, tiny_recipe.decoder.heads
+    x, positions = torch.randn(1, 3, dim), torch.randn(3, dim)
+    keys, values = torch.randn(1, heads, 5, dim // heads), torch.randn(1, heads, 5, dim // heads)
+    with torch.no_grad():
+        hidden = layer(x, positions, keys, values, torch.ones(1, 3, 5, dtype=torch.bool))
+        free = layer(x, positions, keys, values, torch.zeros(1, 3, 5, dtype=torch.bool))
+    assert torch.equal(hidden, free)
+
+
+def test_adapters_start_as_the_identity() -> None:
+    x = torch.randn(3, 8)
+    assert torch.equal(Adapter(8)(x), x)
+
+
+def test_adapters_stand_where_the_recipe_says(tiny_recipe: Recipe) -> None:
+    bare = build(tiny_recipe.model_copy(update={"adapters": ()}))
+    assert not [name for name, _ in bare.named_parameters() if "adapter" in name]
+    some = build(tiny_recipe.model_copy(update={"adapters": ("self_attention",)}))
+    named = {name.split(".adapter")[0] for name, _ in some.named_parameters() if "adapter" in name}
+    assert named and all("decoder.layers" in name for name in named)
+
+
+@pytest.mark.parametrize("kind", ["semantic", "binary"])
+def test_heads(tiny_recipe: Recipe, kind: str) -> None:
+    head = tiny_recipe.head if kind == "semantic" else {"kind": "binary", "classes": ["sounding object"]}
+    recipe = Recipe.model_validate({**tiny_recipe.model_dump(by_alias=True), "head": head})
+    scores, _ = build(recipe, 0)(**inputs(recipe, 2), cue_valid=torch.ones(2, 4, dtype=torch.bool))
+    assert scores.shape == (2, len(recipe.head.classes), 16, 16)
+
+
+def test_eq_7_by_einsum(tiny_recipe: Recipe) -> None:
+    classes = len(tiny_recipe.head.classes)
+    class_logits, mask_logits = torch.randn(2, 5, classes + 1), torch.randn(2, 5, 4, 6)
+    expected = torch.einsum("bqc,bqhw->bchw", class_logits.softmax(-1)[..., :-1], mask_logits.sigmoid())
+    assert torch.allclose(segmentation_scores(class_logits, mask_logits, tiny_recipe.head), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 96)])
+def test_the_split_graphs_are_the_model(tiny_recipe: Recipe, size: tuple[int, int]) -> None:
+    model, given = build(tiny_recipe, 0), inputs(tiny_recipe, 2, size)
+    valid = torch.tensor([[True, True, False, False], [False] * 4])
+    modules, specs = graph_modules(model), graph_specs(tiny_recipe)
+    with torch.no_grad():
+        memory = modules["visual_encoder"](given["image"])
+        (audio,) = (modules["audio_encoder"](given["waveform"]),)
+        queries, gate = modules["fusion"](audio, given["cues"], valid)
+        masks = modules["decoder"](queries, *memory)
+        expected, expected_gate = model(**given, cue_valid=valid)
+    assert len(memory) == len(specs["visual_encoder"].outputs)
+    assert specs["decoder"].inputs == ("queries", *specs["visual_encoder"].outputs)
+    assert torch.equal(masks, expected) and torch.equal(gate, expected_gate)
+
+
+def test_memory_survives_flattening(tiny_recipe: Recipe) -> None:
+    memory = build(tiny_recipe, 0).visual_encoder(inputs(tiny_recipe, 1)["image"])
+    again = unflatten_memory(flatten_memory(memory))
+    assert isinstance(again, Memory)
+    assert all(a is b for a, b in zip(flatten_memory(memory), flatten_memory(again), strict=True))
+
+
+def test_resizing_mask_features_first_is_exact(tiny_recipe: Recipe) -> None:
+    model = build(tiny_recipe, 0)
+    memory = model.visual_encoder(inputs(tiny_recipe, 1)["image"])
+    queries = torch.randn(1, tiny_recipe.decoder.queries, tiny_recipe.pixel_decoder.dim)
+    for features in memory.resized:
+        small = model.decoder.mask_logits(queries, features)
+        large = model.decoder.mask_logits(queries, memory.mask_features)
+        resized = torch.nn.functional.interpolate(large, size=features.shape[2:], mode="bilinear", align_corners=False)
+        assert torch.allclose(small, resized, atol=1e-5)
