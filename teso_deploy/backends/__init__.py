@@ -1,0 +1,1 @@
+"""One :class:`Engine` protocol, a module for each library that runs graphs; no torch."""

@@ -1,0 +1,61 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from numpy.typing import NDArray
+
+from teso_deploy.backends.engine import EngineFactory
+from teso_deploy.bundle import Bundle
+from teso_deploy.errors import BundleError
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class OnnxRuntimeEngine:
+    """The graph of a file in an ONNX Runtime session.
+
+    ``threads``: of its operators, default all cores. Raises :class:`BundleError` for a file that is no graph.
+    """
+
+    backend = "cpu"
+    precision = "fp32"
+
+    def __init__(
+        self, path: Path, threads: int | None = None, providers: Sequence[str] = ("CPUExecutionProvider",)
+    ) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or available_cores()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Idle threads spin by default: they would take the cores that decode the video.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        except Exception as error:  # its own exceptions share no base class
+            raise BundleError(f"ONNX Runtime can't load {path} ({error}); export the bundle again") from error
+        self.name = path.stem
+        self.inputs = tuple(value.name for value in self._session.get_inputs())
+        self.outputs = tuple(value.name for value in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """See :meth:`Engine.run`."""
+        values = self._session.run(self.outputs, {name: feeds[name] for name in self.inputs})
+        return dict(zip(self.outputs, values, strict=True))
+
+
+def onnxruntime_factory(threads: int | None = None) -> EngineFactory:
+    """Engines of a bundle's canonical graphs on the CPU."""
+
+    def make(bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
+        return OnnxRuntimeEngine(bundle.graph_path(graph), threads)
+
+    return make

@@ -1,0 +1,306 @@
+"""An exported model on disk: a folder with a manifest that vouches for every file in it.
+
+``bundle.json`` names the size and SHA-256 of each file. Opening a bundle checks them all,
+so that what runs is what was exported. A bundle is written beside its place and swapped
+in whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from teso_deploy.errors import BundleError, InputNotFoundError, OutputError
+from teso_deploy.recipe import Recipe
+from teso_deploy.resources import shipped_path
+
+SCHEMA_VERSION = 1
+MANIFEST = "bundle.json"
+REFERENCE = "reference.npz"
+CUE_TABLE = "cues.npz"
+DEFAULT_BUNDLE = "teso-nano"
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorSpec(_Table):
+    """Name, ONNX element type and shape of a graph's input or output; "B" is the batch."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class GraphEntry(_Table):
+    """One graph: its file, its tensors, and how large it is."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: int
+    multiply_adds: int
+    nodes: int
+
+
+class FileEntry(_Table):
+    """What a file must be."""
+
+    sha256: str
+    bytes: int
+
+
+class Preprocessing(_Table):
+    """From an RGB picture of any size to ``image``: one resize, then (x - mean) / std."""
+
+    sizes: tuple[tuple[int, int], ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: Literal["antialiased-bilinear"] = "antialiased-bilinear"
+    color: Literal["rgb"] = "rgb"
+
+
+class Postprocessing(_Table):
+    """From ``masks`` to labels: bilinear to the source, 1 + argmax where the maximum ≥ threshold."""
+
+    activation: Literal["probability"] = "probability"
+    resize: Literal["bilinear"] = "bilinear"
+    threshold: float
+
+
+class CueEntry(_Table):
+    """How cues are made and handed over."""
+
+    template: str
+    max_cues: int
+    dim: int
+    padding: Literal["zeros+mask"] = "zeros+mask"
+    table: str | None = None
+
+
+class BundleManifest(_Table):
+    """The content of ``bundle.json``."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    trained: bool
+    recipe: dict[str, Any]
+    graphs: dict[str, GraphEntry]
+    preprocessing: Preprocessing
+    postprocessing: Postprocessing
+    classes: tuple[str, ...]
+    cue: CueEntry
+    provenance: dict[str, str]
+    licence: str
+    measured: dict[str, Any] = {}
+    files: dict[str, FileEntry] = {}
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a bundle's file; :class:`BundleError` when it would leave the folder."""
+    pure = PurePosixPath(name)
+    path = folder / name
+    strange = pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name
+    if strange or not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{folder}: the manifest names {name!r}, which lies outside the bundle; do not use this bundle")
+    return path
+
+
+class Bundle:
+    """An opened, checked bundle."""
+
+    def __init__(self, folder: Path, manifest: BundleManifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | Path | None = None) -> Bundle:
+        """Open a bundle's folder (default: the shipped one) and check every file.
+
+        Raises :class:`InputNotFoundError` (no such folder), :class:`BundleError` (no or
+        another manifest, a file that is missing, changed or outside the folder).
+        """
+        folder = Path(path) if path is not None else shipped_path(f"engines/bundles/{DEFAULT_BUNDLE}")
+        if not folder.is_dir():
+            raise InputNotFoundError(f"no bundle {folder}: give the folder that `teso-deploy export` wrote")
+        bundle = cls(folder, read_manifest(folder))
+        bundle._check_files()
+        return bundle
+
+    def _check_files(self) -> None:
+        for name, entry in self.manifest.files.items():
+            path = inside(self.folder, name)
+            if not path.is_file():
+                raise BundleError(f"{self.folder}: {name} is missing; export the bundle again")
+            if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
+                raise BundleError(
+                    f"{self.folder}: {name} is not the file that was exported (its hash differs); export the bundle again"
+                )
+        wanted = {MANIFEST, REFERENCE} | {graph.file for graph in self.manifest.graphs.values()}
+        wanted |= {self.manifest.cue.table} if self.manifest.cue.table else set()
+        if unlisted := wanted - self.manifest.files.keys() - {MANIFEST}:
+            raise BundleError(
+                f"{self.folder}: the manifest gives no hash of {sorted(unlisted)[0]}; export the bundle again"
+            )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; label k is the k-th, from 1."""
+        return self.manifest.classes
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that the bundle was made from."""
+        try:
+            return Recipe.model_validate(self.manifest.recipe)
+        except ValidationError as error:
+            raise BundleError(f"{self.folder}: the manifest's recipe is damaged; export the bundle again") from error
+
+    def path(self, name: str) -> Path:
+        """Path of one of the bundle's files; :class:`BundleError` when the manifest has none of that name."""
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.folder} has no file {name}, only {', '.join(self.manifest.files)}")
+        return self.folder / name
+
+    def graph_path(self, graph: str) -> Path:
+        """Path of a canonical graph."""
+        if graph not in self.manifest.graphs:
+            raise BundleError(f"{self.folder} has no graph {graph!r}, only {', '.join(self.manifest.graphs)}")
+        return self.folder / self.manifest.graphs[graph].file
+
+    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        """Everything in one of the bundle's .npz files; pickled objects are refused."""
+        try:
+            with np.load(self.path(name), allow_pickle=False) as archive:
+                return {key: archive[key] for key in archive.files}
+        except (ValueError, zipfile.BadZipFile) as error:
+            raise BundleError(f"{self.folder}: {name} holds no plain arrays ({error}); export the bundle again") from error
+
+    def reference(self) -> dict[str, NDArray[Any]]:
+        """``reference.npz``: ``b{batch}/{tensor}`` → what each input and output of the graphs was in PyTorch.
+
+        A tensor that one graph gives and another takes is stored once.
+        """
+        return self.arrays(REFERENCE)
+
+
+def read_manifest(folder: Path) -> BundleManifest:
+    """``bundle.json`` of a folder; :class:`BundleError` names what is wrong with it."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{folder} has no {MANIFEST}: give the folder that `teso-deploy export` wrote")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} is damaged ({error}); export the bundle again") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema version {version}, this package reads {SCHEMA_VERSION}: "
+            "export the bundle again with this version of teso-deploy"
+        )
+    try:
+        return BundleManifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BundleError(f"{path}: {where}: {first['msg']}; export the bundle again") from error
+
+
+def hashed(folder: Path) -> dict[str, FileEntry]:
+    """An entry for every file below a folder but the manifest, by relative POSIX path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {
+        path.relative_to(folder).as_posix(): FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
+        for path in paths
+    }
+
+
+def _may_be_replaced(out: Path) -> bool:
+    """True for nothing, an empty folder, and a bundle of ours, of whichever version."""
+    if not out.exists():
+        return not out.is_symlink()
+    if not out.is_dir():
+        return False
+    try:
+        content = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return not any(out.iterdir())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"schema_version", "graphs", "files"} <= content.keys()
+
+
+def check_target(out: Path) -> None:
+    """Refuse, before work starts, a place where a bundle can't be written (:class:`OutputError`)."""
+    if not _may_be_replaced(out):
+        raise OutputError(f"{out} exists and is no bundle: give another --out, nothing was changed")
+    parent = out.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise OutputError(f"{out} can't be written: {parent} is not a folder that you may write to")
+
+
+@contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that takes its place when the block ends well, and vanishes otherwise.
+
+    Raises :class:`OutputError` when ``out`` can't be written or is something else than a bundle.
+    """
+    check_target(out)
+    out = out.resolve()  # through a link to the folder, so that the link stays one
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise OutputError(f"{out} can't be written ({error.strerror}): give another --out") from error
+    new, old = work / "new", work / "old"
+    try:
+        new.mkdir()
+        yield new
+        _swap(new, out, old)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _swap(new: Path, out: Path, old: Path) -> None:
+    """Put ``new`` in the place of ``out``; what was there comes back if that fails."""
+    check_target(out)
+    if out.exists():
+        os.replace(out, old)
+    try:
+        os.replace(new, out)
+    except OSError as error:
+        if old.exists():
+            os.replace(old, out)
+        raise OutputError(f"{out} can't be written ({error.strerror}): give another --out") from error
+
+
+def write_manifest(folder: Path, manifest: BundleManifest, extra: Mapping[str, Any] | None = None) -> BundleManifest:
+    """Hash every file of a staged folder and write ``bundle.json``; ``extra`` goes to ``measured``."""
+    manifest = manifest.model_copy(
+        update={"files": hashed(folder), "measured": {**manifest.measured, **dict(extra or {})}}
+    )
+    text = json.dumps(manifest.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return manifest
