@@ -121,7 +121,9 @@ def inside(folder: Path, name: str) -> Path:
     path = folder / name
     strange = pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name
     if strange or not path.resolve().is_relative_to(folder.resolve()):
-        raise BundleError(f"{folder}: the manifest names {name!r}, which lies outside the bundle; do not use this bundle")
+        raise BundleError(
+            f"{folder}: the manifest names {name!r}, which lies outside the bundle; do not use this bundle"
+        )
     return path
 
 
@@ -153,7 +155,7 @@ class Bundle:
                 raise BundleError(f"{self.folder}: {name} is missing; export the bundle again")
             if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
                 raise BundleError(
-                    f"{self.folder}: {name} is not the file that was exported (its hash differs); export the bundle again"
+                    f"{self.folder}: {name} is not the file that was exported (another hash); export the bundle again"
                 )
         wanted = {MANIFEST, REFERENCE} | {graph.file for graph in self.manifest.graphs.values()}
         wanted |= {self.manifest.cue.table} if self.manifest.cue.table else set()
@@ -193,13 +195,12 @@ class Bundle:
             with np.load(self.path(name), allow_pickle=False) as archive:
                 return {key: archive[key] for key in archive.files}
         except (ValueError, zipfile.BadZipFile) as error:
-            raise BundleError(f"{self.folder}: {name} holds no plain arrays ({error}); export the bundle again") from error
+            raise BundleError(
+                f"{self.folder}: {name} holds no plain arrays ({error}); export the bundle again"
+            ) from error
 
     def reference(self) -> dict[str, NDArray[Any]]:
-        """``reference.npz``: ``b{batch}/{tensor}`` → what each input and output of the graphs was in PyTorch.
-
-        A tensor that one graph gives and another takes is stored once.
-        """
+        """``reference.npz``: what inputs and outputs of the graphs were in PyTorch."""
         return self.arrays(REFERENCE)
 
 
@@ -286,9 +287,9 @@ def staging(out: Path) -> Iterator[Path]:
 def _swap(new: Path, out: Path, old: Path) -> None:
     """Put ``new`` in the place of ``out``; what was there comes back if that fails."""
     check_target(out)
-    if out.exists():
-        os.replace(out, old)
     try:
+        if out.exists():
+            os.replace(out, old)
         os.replace(new, out)
     except OSError as error:
         if old.exists():

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import csv
+import wave
+from pathlib import Path
 
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from teso_deploy.evaluation.library import Library, read_library
 from teso_deploy.recipe import Recipe
 
 TINY = {
@@ -24,3 +31,63 @@ TINY = {
 def tiny_recipe() -> Recipe:
     """A recipe of 64 × 64 pixels and a few thousand weights."""
     return Recipe.model_validate(TINY)
+
+
+#: Each word is a colour and a tone: red dogs at 500 Hz, green cows at 1000, blue cars at 2000.
+SHAPES = {"dog": ((220, 20, 20), 500), "cow": ((20, 220, 20), 1000), "car": ((20, 20, 220), 2000)}
+
+
+def _write_tone(path: Path, hertz: float, seconds: float = 2.0) -> None:
+    samples = np.sin(2 * np.pi * hertz * np.arange(int(seconds * 16_000)) / 16_000) * 0.5
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+
+
+@pytest.fixture(scope="session")
+def media_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A media folder in the documented layout: coloured discs and squares, tones, grey backgrounds."""
+    root = tmp_path_factory.mktemp("media")
+    rows = [("file", "label", "kind", "split")]
+    for word, (colour, hertz) in SHAPES.items():
+        for split, numbers in (("train", (0, 1)), ("test", (2,))):
+            for number in numbers:
+                picture, sound = f"stamps/{word}/{number}.png", f"audio/{word}/{number}.wav"
+                for name in (picture, sound):
+                    (root / name).parent.mkdir(parents=True, exist_ok=True)
+                image = Image.new("RGBA", (60, 60), (0, 0, 0, 0))
+                draw = ImageDraw.Draw(image)
+                (draw.ellipse if number % 2 else draw.rectangle)((8, 8, 52, 52), fill=(*colour, 255))
+                image.save(root / picture)
+                _write_tone(root / sound, hertz)
+                rows += [(picture, word, "picture", split), (sound, word, "sound", split)]
+    (root / "audio/speech").mkdir(parents=True)
+    _write_tone(root / "audio/speech/0.wav", 3500)
+    rows += [("audio/speech/0.wav", "speech", "sound", split) for split in ("train", "test")]
+    for split in ("train", "test"):
+        name = f"backgrounds/{split}.jpg"
+        (root / "backgrounds").mkdir(exist_ok=True)
+        noise = np.random.default_rng(len(split)).integers(90, 150, (12, 12, 1), np.uint8).repeat(3, axis=2)
+        Image.fromarray(noise).resize((160, 120), Image.Resampling.BILINEAR).save(root / name)
+        rows.append((name, "", "background", split))
+    with (root / "split.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return root
+
+
+@pytest.fixture(scope="session")
+def shapes_and_tones(media_folder: Path) -> Library:
+    """The training half of :func:`media_folder`."""
+    return read_library(media_folder, "train")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with random weights as a bundle; read it, don't write to it."""
+    from teso_deploy.exporting.export import export_bundle
+
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    export_bundle(tiny_recipe, out, random_weights_seed=0)
+    return out

@@ -9,18 +9,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teso_deploy.bundle import Bundle
-from teso_deploy.errors import CueError
+from teso_deploy.errors import BundleError, CueError
 from teso_deploy.types import Cues
+
+#: Other words for one that a table may have; looked at only where the table has not the word itself.
+SYNONYMS = {
+    "aeroplane": "airplane", "plane": "airplane", "jet": "airplane", "automobile": "car", "lorry": "truck",
+    "telephone": "phone", "cellphone": "phone", "mobile phone": "phone", "sax": "saxophone", "drums": "drum kit",
+    "drum set": "drum kit", "keyboard": "piano", "guitar": "electric guitar", "hen": "chicken", "puppy": "dog",
+    "people": "person", "men": "man", "women": "woman", "children": "child", "geese": "goose", "mice": "mouse",
+}  # fmt: skip
+_PLURALS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", ""), ("s", ""))
 
 
 def variants(word: str) -> list[str]:
-    """A word as typed, and the singulars it could be the plural of."""
+    """A word as typed in lower case, the singulars it could be the plural of, and synonyms of these.
+
+    >>> variants("Dogs")
+    ['dogs', 'dog']
+    """
     word = " ".join(word.lower().replace("_", " ").split())
     found = [word]
-    for plural, singular in (("ies", "y"), ("ves", "f"), ("es", ""), ("s", "")):
+    for plural, singular in _PLURALS:
         if word.endswith(plural) and len(word) > len(plural) + 1:
             found.append(word[: -len(plural)] + singular)
-    return found
+    return found + [SYNONYMS[name] for name in found if name in SYNONYMS]
 
 
 class CueTable:
@@ -34,28 +47,47 @@ class CueTable:
 
     @classmethod
     def open(cls, bundle: Bundle) -> CueTable:
-        """The bundle's table; one without a table knows no word."""
+        """The bundle's table; one without a table knows no word. Raises :class:`BundleError` for a damaged one."""
         cue = bundle.manifest.cue
         if cue.table is None:
             return cls((), np.zeros((0, cue.dim), np.float32), cue.max_cues)
         arrays = bundle.arrays(cue.table)
-        return cls(arrays["names"].tolist(), arrays["embeddings"].astype(np.float32), cue.max_cues)
+        names, embeddings = arrays.get("names"), arrays.get("embeddings")
+        if names is None or embeddings is None or embeddings.shape != (len(names), cue.dim):
+            raise BundleError(
+                f"{bundle.folder}: {cue.table} is not {cue.dim} numbers for each name; export the bundle again"
+            )
+        return cls(names.tolist(), embeddings.astype(np.float32), cue.max_cues)
 
     def known(self, word: str) -> str:
-        """The table's spelling of a word, singular for plural; :class:`CueError` with the closest words."""
+        """The table's spelling of a word (singular for plural, its word for a synonym).
+
+        Raises :class:`CueError` that names the closest words.
+        """
         for variant in variants(word):
             if variant in self._row:
                 return variant
         close = difflib.get_close_matches(variants(word)[0], self.names, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(repr(name) for name in close)}?" if close else "see the bundle's cues.npz"
-        raise CueError(f"unknown cue {word!r}: {hint}")
+        hint = f"did you mean {' or '.join(repr(name) for name in close)}?" if close else f"it knows {self._examples()}"
+        raise CueError(f"the bundle has no embedding for the cue {word!r}: {hint}")
+
+    def _examples(self) -> str:
+        more = f" and {len(self.names) - 8} more" if len(self.names) > 8 else ""
+        return (", ".join(self.names[:8]) + more) or "no word at all; export it with a cue table"
 
     def lookup(self, words: Sequence[str]) -> Cues:
-        """Cues of the first N_T different words; without any, no cue is valid (``source: fallback``)."""
+        """Cues of the first N_T different words, as :meth:`none` when there is no word.
+
+        Raises :class:`CueError` for a word that the table has not.
+        """
         names = tuple(dict.fromkeys(self.known(word) for word in words if word.strip()))[: self.max_cues]
-        embeddings = np.zeros((self.max_cues, self._embeddings.shape[1]), np.float32)
-        valid = np.zeros(self.max_cues, np.bool_)
+        cues = self.none()
         for slot, name in enumerate(names):
-            embeddings[slot] = self._embeddings[self._row[name]]
-            valid[slot] = True
-        return Cues(names, embeddings, valid, source="manual" if names else "fallback")
+            cues.embeddings[slot] = self._embeddings[self._row[name]]
+            cues.valid[slot] = True
+        return Cues(names, cues.embeddings, cues.valid, source="manual") if names else cues
+
+    def none(self) -> Cues:
+        """No cue: zero rows, none valid. The network then offers its trained fallback cue."""
+        embeddings = np.zeros((self.max_cues, self._embeddings.shape[1]), np.float32)
+        return Cues((), embeddings, np.zeros(self.max_cues, np.bool_), source="none")

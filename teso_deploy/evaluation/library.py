@@ -102,26 +102,39 @@ def _cut_to_subject(image: Image.Image) -> Image.Image | None:
     return image.crop(box) if box and min(box[2] - box[0], box[3] - box[1]) >= 8 else None
 
 
-def read_library(folder: Path, split: Split, hold_out: Collection[str] = (), max_side: int = 320) -> Library:
-    """Read all files of one split, but for those in ``hold_out`` (as ``split.csv`` names them).
-
-    Raises :class:`InputNotFoundError` (no folder), :class:`DataError` (another layout).
-    """
+def _rows(folder: Path) -> list[dict[str, str]]:
     if not folder.is_dir():
         raise InputNotFoundError(f"no folder {folder}: give the media folder by --data or TESO_AVS_DATA")
     table = folder / "split.csv"
     if not table.is_file():
         raise DataError(f"{folder} has no split.csv: see export/demo/README.md for the layout of a media folder")
-    library = Library(split, {}, {}, {}, [])
     with table.open(newline="", encoding="utf-8") as lines:
-        rows = [row for row in csv.DictReader(lines) if row.get("split") == split]
-    for row in rows:
+        rows = list(csv.DictReader(lines))
+    if not rows or not {"file", "label", "kind", "split"} <= rows[0].keys():
+        raise DataError(f"{table} must have the columns file,label,kind,split; see export/demo/README.md")
+    return rows
+
+
+def label_words(folder: Path) -> list[str]:
+    """Every label of a media folder, as words."""
+    return sorted({word_of(row["label"]) for row in _rows(folder) if row["kind"] in ("picture", "sound")})
+
+
+def read_library(folder: Path, split: Split, hold_out: Collection[str] = (), max_side: int = 320) -> Library:
+    """Read all files of one split, but for those in ``hold_out`` (as ``split.csv`` names them).
+
+    Raises :class:`InputNotFoundError` (no folder), :class:`DataError` (another layout).
+    """
+    library = Library(split, {}, {}, {}, [])
+    for row in _rows(folder):
+        if row["split"] != split:
+            continue
         name, kind = row["file"], row["kind"]
         if name in hold_out:
             continue
         path = folder / name
         if not path.is_file():
-            raise DataError(f"{table} names {name}, which is not there: restore the file or remove the row")
+            raise DataError(f"{folder}: split.csv names {name}, which is not there: restore it or remove the row")
         word = word_of(row["label"])
         if kind == "sound":
             recording = read_recording(path)
@@ -139,5 +152,5 @@ def read_library(folder: Path, split: Split, hold_out: Collection[str] = (), max
             if path.suffix == ".jpg":  # a photograph, with surroundings of its own
                 library.whole.setdefault(word, []).append(image)
     if not (library.pictures and library.sounds and library.backgrounds):
-        raise DataError(f"{table} names no {split} pictures, sounds or backgrounds: see the documented layout")
+        raise DataError(f"{folder}: split.csv names no {split} pictures, sounds or backgrounds; see the documented layout")
     return library

@@ -161,24 +161,19 @@ def compose_picture(
 def heard_excerpt(rng: np.random.Generator, recording: Recording) -> NDArray[np.float32]:
     """A window of a recording in which it is heard for at least 0.3 s, at a random offset.
 
-    (15600,) float32, peak of the whole recording 1. A recording that is never heard for so
-    long gives its loudest part.
+    (15600,) float32, peak of the whole recording 1; zeros before its start and behind its
+    end. A recording that is never heard for so long gives a window with the most of it.
     """
-    length = len(recording.samples)
-    best: NDArray[np.float32] | None = None
-    best_heard = -1
-    for _ in range(10):
-        start = int(rng.integers(-WINDOW_SAMPLES // 2, max(length - WINDOW_SAMPLES // 2, 1)))
-        first, last = max(start, 0), min(start + WINDOW_SAMPLES, length)
-        heard = int(recording.heard[first // SLICE_SAMPLES : last // SLICE_SAMPLES].sum())
-        if heard > best_heard:
-            best_heard = heard
-            best = np.zeros(WINDOW_SAMPLES, np.float32)
-            best[first - start : last - start] = recording.samples[first:last]
-        if heard >= _HEARD_SLICES:
-            break
-    assert best is not None
-    return best
+    window = WINDOW_SAMPLES // SLICE_SAMPLES
+    silence = np.zeros(window, np.int64)
+    total = np.concatenate(([0], np.cumsum(np.concatenate((silence, recording.heard, silence)))))
+    heard = total[window:] - total[:-window]  # in the window that starts i - window slices into the recording
+    starts = np.flatnonzero(heard >= min(_HEARD_SLICES, int(heard.max())))
+    start = (int(rng.choice(starts)) - window) * SLICE_SAMPLES
+    first, last = max(start, 0), min(start + WINDOW_SAMPLES, len(recording.samples))
+    excerpt = np.zeros(WINDOW_SAMPLES, np.float32)
+    excerpt[first - start : last - start] = recording.samples[first:last]
+    return excerpt
 
 
 def coloured_noise(rng: np.random.Generator, exponent: float) -> NDArray[np.float32]:

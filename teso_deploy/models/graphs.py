@@ -64,6 +64,17 @@ class _VisualGraph(nn.Module):
         return flatten_memory(self.encoder(image))
 
 
+class _FusionGraph(nn.Module):
+    # A level of its own: the learned queries would else share the name of the output "queries".
+    def __init__(self, model: Teso) -> None:
+        super().__init__()
+        self.fusion = model.fusion
+
+    def forward(self, audio: Tensor, cues: Tensor, cue_valid: Tensor) -> tuple[Tensor, Tensor]:
+        queries, gate = self.fusion(audio, cues, cue_valid)
+        return queries, gate
+
+
 class _DecoderGraph(nn.Module):
     def __init__(self, model: Teso) -> None:
         super().__init__()
@@ -79,6 +90,6 @@ def graph_modules(model: Teso) -> dict[str, nn.Module]:
     return {
         "visual_encoder": _VisualGraph(model),
         "audio_encoder": model.audio_encoder,
-        "fusion": model.fusion,
+        "fusion": _FusionGraph(model),
         "decoder": _DecoderGraph(model),
     }

@@ -1,0 +1,42 @@
+# make demo   the base install into .venv, then the shipped model on the shipped clip
+# make test   completes .venv (export, train, cues, bench, dev), then every test that needs no GPU
+# make check  linters and types        make format   put the code in order
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+BASE := $(VENV)/.base
+FULL := $(VENV)/.full
+INSTALL_FILES := pyproject.toml constraints.txt
+
+.PHONY: demo test check format clean
+
+demo: $(BASE)
+	$(BIN)/teso-deploy demo
+
+test: $(FULL)
+	$(BIN)/python -m pytest
+
+check: $(FULL)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(FULL)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+
+$(BASE): $(INSTALL_FILES)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt -e .
+	touch $@
+
+# torch first and exactly: a looser range would bring gigabytes of CUDA packages.
+$(FULL): $(BASE)
+	$(PIP) install -q -c constraints.txt torch==2.13.0
+	$(PIP) install -q -c constraints.txt -e '.[dev,export,train,cues,bench]'
+	touch $@

@@ -1,0 +1,141 @@
+"""``teso-deploy demo``: the shipped model on the shipped clip, with its sound and without."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+
+from teso_deploy.cli.reports import check_json, progress_bar, write_json
+from teso_deploy.errors import CheckFailedError, InputNotFoundError
+from teso_deploy.media.audio import AudioTrack
+from teso_deploy.media.overlay import Overlay
+from teso_deploy.outputs import check_file, check_folder, make_folder, staged_file
+from teso_deploy.resources import shipped_path
+from teso_deploy.runtime.latency import LatencyLog
+from teso_deploy.runtime.offline import VideoSink
+from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.runtime.schedule import Source
+
+Picture = NDArray[np.uint8]
+#: Name → spans [start, end] in seconds in which it is heard.
+Spans = dict[str, list[list[float]]]
+
+HALVES = ("with sound", "muted")
+#: The mute gate: so many of the muted frames have to be blank.
+BLANK_SHARE = 0.99
+#: Middles of spans that are closer than this share a column of the contact sheet.
+SAME_MOMENT_SECONDS = 0.5
+
+
+def _captioned(picture: Picture, text: str) -> Picture:
+    """The picture below a strip with a line of text."""
+    height = max(20, picture.shape[0] // 14)
+    strip = Image.new("RGB", (picture.shape[1], height), (16, 16, 20))
+    font = ImageFont.load_default(size=height * 0.62)
+    ImageDraw.Draw(strip).text((strip.width / 2, height / 2), text, (240, 240, 240), font, anchor="mm")
+    return np.concatenate([np.asarray(strip), picture])
+
+
+def sheet_moments(spans: Spans) -> list[tuple[float, str]]:
+    """The middle of each span and what is heard then, in order of time; close ones once."""
+    moments: list[tuple[float, str]] = []
+    for middle in sorted((start + end) / 2 for pairs in spans.values() for start, end in pairs):
+        if not moments or middle - moments[-1][0] >= SAME_MOMENT_SECONDS:
+            heard = [name for name, pairs in spans.items() if any(start <= middle <= end for start, end in pairs)]
+            moments.append((middle, " + ".join(heard)))
+    return moments
+
+
+def _read_spans(path: Path) -> Spans:
+    if not path.is_file():
+        raise InputNotFoundError(f"no {path}: the installation lacks the demo clip; install teso-deploy again")
+    spans: Spans = json.loads(path.read_text(encoding="utf-8"))
+    return spans
+
+
+def _write_demo(pipeline: Pipeline, source: Source, spans: Spans, video: Path, sheet: Path) -> dict[str, Any]:
+    duration = source.info.duration_seconds
+    tracks = {"with sound": source.track, "muted": AudioTrack.silence(duration)}
+    overlays = {half: Overlay(pipeline.classes, track, duration) for half, track in tracks.items()}
+    cues = pipeline.cues_of(list(spans))
+    wanted = sheet_moments(spans)
+    columns: list[Picture] = []
+    nonblank = dict.fromkeys(HALVES, 0)
+    frames, latency = 0, LatencyLog()
+    with ExitStack() as stack:
+        sink = VideoSink(stack, video, source)
+        bar = stack.enter_context(progress_bar(Console(stderr=True)))
+        task = bar.add_task(source.path.name, total=duration)
+        for frame, _, seconds in source:
+            drawn = []
+            for half in HALVES:
+                window = tracks[half].window(seconds, "centred")
+                segmentation = pipeline.segment(frame, window, cues)
+                nonblank[half] += not segmentation.is_blank
+                drawn.append(_captioned(overlays[half].draw(frame, segmentation), half))
+                if half == "with sound":
+                    latency.add(segmentation.stamps)
+            frames += 1
+            sink.write(np.concatenate(drawn, axis=1), seconds)
+            if len(columns) < len(wanted) and seconds >= wanted[len(columns)][0]:
+                moment, heard = wanted[len(columns)]
+                columns.append(_captioned(np.concatenate(drawn), f"{moment:.1f} s: {heard}"))
+            bar.update(task, completed=seconds)
+        bar.update(task, completed=duration)
+    if columns:
+        with staged_file(sheet) as staged:
+            Image.fromarray(np.concatenate(columns, axis=1)).save(staged, "PNG")
+    return {
+        "schema_version": 1,
+        "video": str(video),
+        "contact_sheet": str(sheet),
+        "frames": frames,
+        "nonblank_rate": {half: nonblank[half] / frames for half in HALVES},
+        "cues": list(cues.names),
+        "latency_ms": latency.summary(),
+        "backend": pipeline.backend,
+        "bundle": pipeline.bundle.manifest.name,
+        "passed": nonblank["muted"] <= (1 - BLANK_SHARE) * frames,
+    }
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the video and the contact sheet; it is made.")] = Path("demo"),
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")
+    ] = None,
+) -> None:
+    """Run the shipped model on the shipped clip, with its sound and muted, side by side.
+
+    Exit 1 when the muted half is not blank in at least 99 % of the frames.
+    """
+    clip = shipped_path("export/demo/clip.mp4")
+    spans = _read_spans(shipped_path("export/demo/clip.json"))
+    video, sheet = out / "demo.mp4", out / "contact-sheet.png"
+    check_folder(out)
+    check_json(json_out)
+    pipeline = Pipeline.load(threads=threads)
+    make_folder(out)
+    for path in (video, sheet):
+        check_file(path)
+    with Source(clip) as source:
+        report = _write_demo(pipeline, source, spans, video, sheet)
+    write_json(json_out, report)
+    console = Console(stderr=json_out is not None, highlight=False)
+    rates = report["nonblank_rate"]
+    console.print(f"frames with something segmented: with sound {rates['with sound']:.1%}, muted {rates['muted']:.1%}")
+    console.print(f"video:         {video}\ncontact sheet: {sheet}", soft_wrap=True)
+    if not report["passed"]:
+        raise CheckFailedError(
+            f"the mute gate failed: with the sound muted {rates['muted']:.1%} of the frames are not blank, "
+            f"at most {1 - BLANK_SHARE:.0%} may be; export a bundle of a model that obeys the sound"
+        )

@@ -1,0 +1,192 @@
+"""``teso-deploy run``: segment what sounds in videos."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from teso_deploy.cli.reports import STDOUT, check_json, progress_bar, write_json
+from teso_deploy.errors import CueError, InputNotFoundError, OutputError
+from teso_deploy.media.audio import read_audio
+from teso_deploy.media.reader import VideoReader
+from teso_deploy.outputs import check_file, check_folder, check_mask_folder, make_folder, write_text
+from teso_deploy.runtime.offline import RunResult, run_source
+from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.runtime.schedule import Source
+from teso_deploy.types import Cues
+
+
+def _words(cues: str, cues_file: Path | None) -> list[str]:
+    """The cue words that the options name; none for ``--cues none``."""
+    if cues_file is None:
+        if cues == "auto":
+            raise CueError("--cues auto needs a bundle with a tagger, and this one has none: name what is to be seen")
+        return [] if cues == "none" else [word for word in cues.split(",") if word.strip()]
+    try:
+        lines = cues_file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputNotFoundError(
+            f"{cues_file} can't be read as text: name a file with a cue word on each line"
+        ) from error
+    return [word for line in lines if not line.startswith("#") for word in line.split(",") if word.strip()]
+
+
+def _check_inputs(inputs: Sequence[Path], sound_from: Path | None) -> None:
+    for path in inputs:
+        with VideoReader(path):
+            pass
+    if sound_from is not None:
+        read_audio(sound_from)
+
+
+def _places(inputs: Sequence[Path], target: Path | None, suffix: str) -> list[Path | None]:
+    """Where each input's result goes: the target itself, or for several inputs a name in that folder."""
+    if target is None:
+        return [None] * len(inputs)
+    return [target] if len(inputs) == 1 else [target / f"{path.stem}{suffix}" for path in inputs]
+
+
+def _check_outputs(
+    inputs: Sequence[Path],
+    sound_from: Path | None,
+    out: Path | None,
+    masks: Path | None,
+    events: Path | None,
+    json_out: Path | None,
+) -> None:
+    if not (out or masks or events or json_out):
+        raise typer.BadParameter("name at least one output: --out, --masks, --events or --json")
+    if len(inputs) > 1 and len({path.stem for path in inputs}) < len(inputs):
+        raise OutputError("two inputs have the same name, so their outputs would too: run them one by one")
+    if len(inputs) > 1:
+        for folder in (out, masks):
+            if folder is not None:
+                check_folder(folder)
+    elif out is not None and out.is_dir():
+        raise OutputError(f"{out} is a folder: name a .mp4 file in it, a folder is for several inputs")
+    many = len(inputs) > 1
+    for video in _places(inputs, out, ".mp4"):
+        if video is not None and (not many or video.parent.is_dir()):
+            check_file(video, ".mp4")
+    for folder in _places(inputs, masks, ""):
+        if folder is not None and (not many or folder.parent.is_dir()):
+            check_mask_folder(folder)
+    if events is not None:
+        check_file(events)
+    check_json(json_out)
+    files = [path for path in (*_places(inputs, out, ".mp4"), events, json_out) if path is not None and path != STDOUT]
+    places = [path.resolve() for path in files]
+    read = {path.resolve() for path in (*inputs, *([sound_from] if sound_from else []))}
+    if len(set(places)) < len(places) or read & set(places):
+        raise OutputError("an output has the name of an input or of another output: give each its own")
+
+
+def _print_summary(console: Console, results: Sequence[RunResult]) -> None:
+    table = Table("input", "frames", "not blank", "labelled pixels", "p50 ms", "p95 ms", "frames/s", "sound")
+    for result in results:
+        report, latency = result.report, result.report["latency_ms"].get("frame", {})
+        table.add_row(
+            Path(report["input"]).name,
+            str(report["frames"]),
+            str(report["masks_nonblank"]),
+            f"{report['positive_pixel_rate']:.1%}",
+            f"{latency.get('p50', 0):.1f}",
+            f"{latency.get('p95', 0):.1f}",
+            f"{report['fps']:.1f}",
+            report["audio"]["source"],
+        )
+    console.print(table)
+
+
+def _event_lines(results: Sequence[RunResult]) -> str:
+    lines = [
+        json.dumps({"input": result.report["input"], **event.as_dict()}, ensure_ascii=False)
+        for result in results
+        for event in result.events
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def run(
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Video files.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Annotated video, .mp4 with the sound that was heard; a folder for several inputs."),
+    ] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Default: the shipped bundle.")] = None,
+    cues: Annotated[
+        str, typer.Option(help="Words for what is to be seen, a,b; none: the model's fallback; auto: from a tagger.")
+    ] = "none",
+    cues_file: Annotated[Path | None, typer.Option(help="Cue words in a text file, by line or comma.")] = None,
+    mode: Annotated[
+        Literal["auto", "file", "paper"],
+        typer.Option(help="file: every frame; paper: one a second with that second's sound; auto: file."),
+    ] = "auto",
+    mute: Annotated[bool, typer.Option("--mute", help="Silence in place of the sound.")] = False,
+    noise_dbfs: Annotated[
+        float | None, typer.Option(max=0, help="White noise of this level (RMS, dBFS) in place of the sound.")
+    ] = None,
+    sound_from: Annotated[Path | None, typer.Option(help="The sound of this file in place of the sound.")] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="Folder for {index:06d}.png: 8-bit class ids with a palette, 0 = background.")
+    ] = None,
+    events: Annotated[
+        Path | None, typer.Option(help="Onset, end and confidence of what sounds, as JSON lines.")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(min=0.001, help="Look at this many frames a second only.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")
+    ] = None,
+) -> None:
+    """Segment what sounds in videos: annotated video, masks, events, report."""
+    if mute + (noise_dbfs is not None) + (sound_from is not None) > 1:
+        raise typer.BadParameter("--mute, --noise-dbfs and --sound-from exclude each other: give one")
+    if cues_file is not None and cues != "none":
+        raise typer.BadParameter("--cues and --cues-file exclude each other: give one")
+    if mode == "paper" and fps is not None:
+        raise typer.BadParameter("--mode paper looks at one frame a second: leave --fps away")
+    _check_inputs(inputs, sound_from)
+    _check_outputs(inputs, sound_from, out, masks, events, json_out)
+    words = _words(cues, cues_file)
+    pipeline = Pipeline.load(bundle, threads=threads)
+    looked_up = pipeline.cues_of(words)
+    console = Console(stderr=True)
+    sound: dict[str, Any] = {"mute": mute, "noise_dbfs": noise_dbfs, "sound_from": sound_from}
+    for folder in (out, masks) if len(inputs) > 1 else ():
+        if folder is not None:
+            make_folder(folder)
+    results = []
+    for path, video, mask_folder in zip(inputs, _places(inputs, out, ".mp4"), _places(inputs, masks, ""), strict=True):
+        source = Source(path, mode="paper" if mode == "paper" else "file", fps=fps, **sound)
+        results.append(_run_one(console, pipeline, source, looked_up, video, mask_folder))
+    if events is not None:
+        write_text(events, _event_lines(results))
+    reports = [result.report for result in results]
+    write_json(json_out, reports[0] if len(reports) == 1 else {"schema_version": 1, "runs": reports})
+    _print_summary(console, results)
+
+
+def _run_one(
+    console: Console, pipeline: Pipeline, source: Source, cues: Cues, video: Path | None, masks: Path | None
+) -> RunResult:
+    if source.sound == "none":
+        console.print(f"{source.path.name} has no sound: it is run as silence", markup=False, highlight=False)
+    with source, progress_bar(console) as bar:
+        task = bar.add_task(source.path.name, total=source.info.duration_seconds or None)
+        result = run_source(
+            pipeline,
+            source,
+            cues,
+            video=video,
+            masks=masks,
+            progress=lambda seconds: bar.update(task, completed=seconds),
+        )
+        bar.update(task, completed=source.info.duration_seconds)
+        return result

@@ -1,0 +1,1 @@
+"""From PyTorch models to bundles (needs the extra ``export``)."""

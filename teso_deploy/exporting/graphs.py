@@ -1,0 +1,99 @@
+"""One graph from PyTorch to a canonical ONNX file."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from teso_deploy.bundle import GraphEntry, TensorSpec
+from teso_deploy.models.graphs import GraphSpec
+
+OPSET = 20
+#: Above this the weights go to a file of their own (protobuf ends at 2 GiB).
+EXTERNAL_DATA_BYTES = 1_900_000_000
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about packages that have nothing to do with our graphs."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    kind = value.type.tensor_type
+    dtype = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
+    shape = tuple(d.dim_param or d.dim_value for d in kind.shape.dim)
+    return TensorSpec(name=value.name, dtype=dtype, shape=shape)
+
+
+def multiply_adds(module: nn.Module, arguments: Sequence[Tensor]) -> int:
+    """Multiply-adds of convolutions and matrix products for one item of the batch."""
+    counter = FlopCounterMode(display=False)
+    with counter:  # its module tracker needs gradients on
+        module(*arguments)
+    return int(counter.get_total_flops() // 2 // len(arguments[0]))
+
+
+def export_graph(
+    module: nn.Module, spec: GraphSpec, arguments: Sequence[Tensor], path: Path, metadata: Mapping[str, str]
+) -> GraphEntry:
+    """Write one graph: opset 20, dynamic batch "B", weights inside.
+
+    ``arguments`` have a batch of at least 2: with 1 the exporter would fix the batch.
+    """
+    assert len(arguments[0]) >= 2
+    batch = {0: torch.export.Dim("B", min=1, max=4096)}
+    shapes: tuple[object, ...] = tuple(batch for _ in arguments)
+    if len(spec.inputs) > 1 and spec.inputs[0] == "queries":  # the decoder's *memory is one argument
+        shapes = (batch, tuple(batch for _ in arguments[1:]))
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            tuple(arguments),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(spec.inputs),
+            output_names=list(spec.outputs),
+            dynamic_shapes=shapes,
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    # Stack traces of the exporting machine are no part of the model.
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    for key, text in sorted(metadata.items()):
+        model.metadata_props.add(key=key, value=text)
+    external = model.ByteSize() > EXTERNAL_DATA_BYTES
+    onnx.save(model, path, save_as_external_data=external, location=path.name + ".data" if external else None)
+    onnx.checker.check_model(str(path))
+    return GraphEntry(
+        file=path.name,
+        inputs=tuple(map(_tensor_spec, model.graph.input)),
+        outputs=tuple(map(_tensor_spec, model.graph.output)),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        multiply_adds=multiply_adds(module, arguments),
+        nodes=len(model.graph.node),
+    )

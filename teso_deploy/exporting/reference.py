@@ -1,0 +1,74 @@
+"""Reference inputs and PyTorch's outputs for them, so that parity can be checked without torch.
+
+One picture and four sounds on it: its own with cues, the same muted, another sound, and
+its own with no cue offered. The picture's tensors have a batch of 1, the rest one of 4.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from teso_deploy.cues.table import CueTable
+from teso_deploy.media.audio import read_audio
+from teso_deploy.media.reader import VideoReader
+from teso_deploy.models.graphs import flatten_memory, graph_modules, graph_specs, unflatten_memory
+from teso_deploy.models.teso import Teso
+from teso_deploy.recipe import Recipe
+from teso_deploy.runtime.preprocess import normalised
+from teso_deploy.types import WINDOW_SAMPLES
+
+ROWS = ("own", "muted", "other", "no cue")
+
+
+def random_inputs(recipe: Recipe, seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Seeded noise in the shapes of the inputs, for models that no clip means anything to."""
+    rng = np.random.default_rng(seed)
+    height, width = recipe.image.sizes[0]
+    waveform = rng.standard_normal((len(ROWS), WINDOW_SAMPLES)).astype(np.float32) * np.float32(0.1)
+    waveform[1] = 0
+    waveform[3] = waveform[0]
+    cues = rng.standard_normal((len(ROWS), recipe.text.max_cues, recipe.text.dim)).astype(np.float32)
+    cues /= np.linalg.norm(cues, axis=2, keepdims=True)
+    valid = np.ones((len(ROWS), recipe.text.max_cues), np.bool_)
+    valid[3] = False
+    image = rng.standard_normal((1, 3, height, width)).astype(np.float32)
+    return {"image": image, "waveform": waveform, "cues": cues * valid[..., None], "cue_valid": valid}
+
+
+def clip_inputs(recipe: Recipe, table: CueTable, clip: Path) -> dict[str, NDArray[Any]]:
+    """A frame of a clip with the sounds of two of its objects, as the JSON beside it says."""
+    spans = json.loads(clip.with_suffix(".json").read_text(encoding="utf-8"))
+    first, second = list(spans)[:2]
+    middles = {name: sum(spans[name][0]) / 2 for name in (first, second)}
+    with VideoReader(clip) as reader:
+        frame = next(frame for frame in reader if frame.pts_seconds >= middles[first])
+    track = read_audio(clip)
+    own, other = (track.window(middles[name], "centred").samples for name in (first, second))
+    cues, none = table.lookup([first, second]), table.none()
+    return {
+        "image": normalised(frame.image, recipe.image.sizes[0], recipe.image.mean, recipe.image.std)[None],
+        "waveform": np.stack([own, np.zeros(WINDOW_SAMPLES, np.float32), other, own]),
+        "cues": np.stack([cues.embeddings, cues.embeddings, cues.embeddings, none.embeddings]),
+        "cue_valid": np.stack([cues.valid, cues.valid, cues.valid, none.valid]),
+    }
+
+
+@torch.no_grad()
+def reference_outputs(model: Teso, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """PyTorch's outputs of every graph for the reference inputs, by tensor name."""
+    modules, specs = graph_modules(model), graph_specs(model.recipe)
+    given = {name: torch.from_numpy(value) for name, value in inputs.items()}
+    memory = modules["visual_encoder"](given["image"])
+    audio = modules["audio_encoder"](given["waveform"])
+    queries, gate = modules["fusion"](audio, given["cues"], given["cue_valid"])
+    repeated = flatten_memory(unflatten_memory(memory).repeat(len(queries)))
+    masks = modules["decoder"](queries, *repeated)
+    named = dict(zip(specs["visual_encoder"].outputs, memory, strict=True))
+    named |= {"audio": audio, "queries": queries, "cue_gate": gate, "masks": masks}
+    return {name: value.numpy() for name, value in named.items()}

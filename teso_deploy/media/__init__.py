@@ -1,0 +1,1 @@
+"""Reading frames and sound by PTS, writing video, drawing overlays (av, numpy, pillow)."""

@@ -1,0 +1,179 @@
+"""The sound of a file on the frames' clock, and windows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
+from numpy.typing import NDArray
+
+from teso_deploy.errors import MediaError
+from teso_deploy.media.container import opened, origin_seconds, seconds_of
+from teso_deploy.types import SAMPLE_RATE_HZ, WINDOW_SAMPLES, AudioWindow
+
+WindowKind = Literal["centred", "causal", "second"]
+HOP_SECONDS = 0.24
+WINDOW_SECONDS = WINDOW_SAMPLES / SAMPLE_RATE_HZ
+#: Below this peak (-80 dBFS) a window counts as silent.
+SILENT_PEAK = 1e-4
+#: Time stamps may jitter by this much before it counts as a gap or an overlap.
+JITTER_SECONDS = 0.02
+
+
+class AudioTrack:
+    """``samples`` (N,) float32 in [-1, 1], 16 kHz mono; the first one is at ``start_seconds``.
+
+    ``gaps``: (start, end) in seconds of stretches that nobody recorded, filled with zeros.
+    """
+
+    def __init__(
+        self, samples: NDArray[np.float32], start_seconds: float = 0.0, gaps: Sequence[tuple[float, float]] = ()
+    ) -> None:
+        if samples.ndim != 1 or samples.dtype != np.float32:
+            raise ValueError(f"samples must be (N,) float32, got {samples.dtype}{list(samples.shape)}")
+        self.samples = samples
+        self.start_seconds = start_seconds
+        self.gaps = tuple(gaps)
+        self._last: AudioWindow | None = None
+
+    @classmethod
+    def silence(cls, duration_seconds: float) -> AudioTrack:
+        """Digital silence."""
+        return cls(np.zeros(round(max(duration_seconds, 0) * SAMPLE_RATE_HZ), np.float32))
+
+    @classmethod
+    def white_noise(cls, duration_seconds: float, dbfs: float, seed: int = 0) -> AudioTrack:
+        """White Gaussian noise of an RMS in dB below full scale, clipped at full scale."""
+        noise = np.random.default_rng(seed).standard_normal(round(max(duration_seconds, 0) * SAMPLE_RATE_HZ))
+        return cls((noise * 10 ** (dbfs / 20)).clip(-1, 1).astype(np.float32))
+
+    @property
+    def duration_seconds(self) -> float:
+        """From the first sample to the end of the last."""
+        return len(self.samples) / SAMPLE_RATE_HZ
+
+    @property
+    def gap_seconds(self) -> float:
+        """How much of the track was filled in."""
+        return sum(end - start for start, end in self.gaps)
+
+    def _unrecorded(self, start: float, end: float) -> float:
+        """Seconds between two times that nobody recorded: gaps, and what lies outside the track."""
+        first, last = self.start_seconds, self.start_seconds + self.duration_seconds
+        outside = (end - start) - max(0.0, min(end, last) - max(start, first))
+        return outside + sum(max(0.0, min(end, b) - max(start, a)) for a, b in self.gaps)
+
+    def window(self, at_seconds: float, kind: WindowKind = "centred", hop_seconds: float = HOP_SECONDS) -> AudioWindow:
+        """The 0.975 s that belong to a frame: around it, before it, or from the start of its second.
+
+        But for ``second`` the window moves in hops: frames within one hop get the same
+        object, so that nothing is computed twice for them. Outside the track there are zeros.
+        """
+        if kind == "second":
+            start = float(np.floor(at_seconds))
+        else:
+            snapped = round(at_seconds / hop_seconds) * hop_seconds if hop_seconds else at_seconds
+            start = snapped - (WINDOW_SECONDS / 2 if kind == "centred" else WINDOW_SECONDS)
+        if self._last is not None and self._last.start_seconds == start:
+            return self._last
+        first = round((start - self.start_seconds) * SAMPLE_RATE_HZ)
+        samples = np.zeros(WINDOW_SAMPLES, np.float32)
+        low, high = max(first, 0), min(first + WINDOW_SAMPLES, len(self.samples))
+        if high > low:
+            samples[low - first : high - first] = self.samples[low:high]
+        gap = self._unrecorded(start, start + WINDOW_SECONDS)
+        silent = float(np.abs(samples).max()) < SILENT_PEAK
+        self._last = AudioWindow(samples, start, gap if gap > 1 / SAMPLE_RATE_HZ else 0.0, silent)
+        return self._last
+
+
+class _Mono16k:
+    """Decoded audio frames → pieces of 16 kHz mono, a new piece wherever the clock leaps."""
+
+    def __init__(self) -> None:
+        self.pieces: list[tuple[float, list[NDArray[np.float32]]]] = []
+        self._resampler: AudioResampler | None = None
+        self._format: tuple[str, str, int] | None = None
+        self._expected = 0.0
+
+    def _keep(self, frames: Sequence[AudioFrame]) -> None:
+        self.pieces[-1][1].extend(frame.to_ndarray().reshape(-1) for frame in frames)
+
+    def flush(self) -> None:
+        """Take out what the resampler still holds."""
+        if self._resampler is not None:
+            self._keep(self._resampler.resample(None))
+            self._resampler = None
+
+    def add(self, frame: AudioFrame, at_seconds: float | None) -> None:
+        """One decoded frame with its time."""
+        now = self._expected if at_seconds is None else at_seconds
+        leapt = not self.pieces or abs(now - self._expected) > JITTER_SECONDS
+        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if leapt or kind != self._format:
+            self.flush()
+            self._resampler = AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
+            self._format = kind
+            if leapt:
+                self.pieces.append((now, []))
+                self._expected = now
+        assert self._resampler is not None
+        frame.pts = None  # the pieces keep the time; the resampler would invent samples to fit stamps
+        self._keep(self._resampler.resample(frame))
+        self._expected += frame.samples / frame.sample_rate
+
+
+def assemble(pieces: Sequence[tuple[float, NDArray[np.float32]]]) -> AudioTrack:
+    """Pieces (start in seconds, samples) as one track: gaps are filled and noted, overlaps are cut."""
+    start = pieces[0][0]
+    parts: list[NDArray[np.float32]] = []
+    gaps: list[tuple[float, float]] = []
+    length = 0
+    for at_seconds, samples in pieces:
+        place = round((at_seconds - start) * SAMPLE_RATE_HZ)
+        if place > length:
+            gaps.append((start + length / SAMPLE_RATE_HZ, start + place / SAMPLE_RATE_HZ))
+            parts.append(np.zeros(place - length, np.float32))
+            length = place
+        kept = samples[length - place :]
+        parts.append(kept)
+        length += len(kept)
+    return AudioTrack(np.concatenate(parts), start, gaps)
+
+
+def read_audio(path: str | Path) -> AudioTrack:
+    """All sound of a file's first audio track, on the clock of its frames.
+
+    Raises :class:`InputNotFoundError`, :class:`MediaError` (no audio track, nothing decodable).
+    """
+    path = Path(path)
+    mono = _Mono16k()
+    with opened(path) as container:
+        if not container.streams.audio:
+            raise MediaError(f"{path} has no audio track: give a file with sound")
+        stream, origin = container.streams.audio[0], origin_seconds(container)
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.error.FFmpegError:  # the container breaks off: what was read counts
+                break
+            if packet is None:
+                break
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError:  # a damaged packet becomes a gap
+                continue
+            for frame in frames:
+                seconds = seconds_of(frame.pts, frame.time_base)
+                mono.add(frame, None if seconds is None else seconds - origin)
+    mono.flush()
+    pieces = [(start, np.concatenate(parts).astype(np.float32)) for start, parts in mono.pieces if parts]
+    if not pieces:
+        raise MediaError(f"{path} has an audio track that can't be decoded: convert or copy it again")
+    return assemble(pieces)

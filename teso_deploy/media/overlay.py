@@ -1,0 +1,175 @@
+"""What a run found, drawn on the frame: masks with names, the cues, the sound."""
+
+from __future__ import annotations
+
+import colorsys
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from teso_deploy.media.audio import WINDOW_SECONDS, AudioTrack
+from teso_deploy.outputs import staged_file
+from teso_deploy.types import Frame, Segmentation
+
+Color = tuple[int, int, int]
+_DARK: Color = (18, 20, 24)
+_WAVE: Color = (92, 104, 122)
+_HEARD: Color = (120, 220, 160)
+_TEXT: Color = (235, 238, 242)
+_FAINT: Color = (130, 138, 150)
+_FILL = 0.45
+
+
+@functools.lru_cache(maxsize=1)
+def palette() -> NDArray[np.uint8]:
+    """(256, 3) uint8 RGB: 0 black, then well separated bright colours."""
+    colors = np.zeros((256, 3), np.uint8)
+    for index in range(1, 256):
+        hue = (0.02 + index * 0.618034) % 1  # golden ratio: neighbours are far apart
+        red, green, blue = colorsys.hsv_to_rgb(hue, 0.75 if index % 2 else 0.55, 1.0)
+        colors[index] = (round(red * 255), round(green * 255), round(blue * 255))
+    return colors
+
+
+def save_mask(path: Path, labels: NDArray[np.uint8]) -> None:
+    """Write labels (H, W) as an 8-bit PNG with the palette; :class:`OutputError` when that fails."""
+    image = Image.fromarray(labels, mode="P")
+    image.putpalette(palette().tobytes())
+    with staged_file(path) as staged:
+        image.save(staged, "PNG", compress_level=1)
+
+
+@functools.lru_cache(maxsize=8)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels of a mask with a neighbour outside of it."""
+    inner = mask.copy()
+    inner[1:] &= mask[:-1]
+    inner[:-1] &= mask[1:]
+    inner[:, 1:] &= mask[:, :-1]
+    inner[:, :-1] &= mask[:, 1:]
+    return mask & ~inner
+
+
+class Overlay:
+    """Draws on frames of one source.
+
+    ``classes``: names of the labels from 1; ``track``: the sound that was heard, drawn as a
+    strip below the picture; without one the strip stays empty.
+    """
+
+    def __init__(self, classes: Sequence[str], track: AudioTrack | None, duration_seconds: float) -> None:
+        self.classes = tuple(classes)
+        self._track = track
+        self._seconds = max(duration_seconds, 0.1)
+        self._strips: dict[int, NDArray[np.uint8]] = {}
+
+    def _strip(self, width: int, height: int) -> NDArray[np.uint8]:
+        """The whole waveform, drawn once."""
+        if width not in self._strips:
+            strip = np.full((height, width, 3), _DARK, np.uint8)
+            if self._track is not None and len(self._track.samples):
+                columns = np.linspace(0, self._seconds, width + 1) - self._track.start_seconds
+                edges = (columns * 16_000).round().astype(int).clip(0, len(self._track.samples))
+                peaks = np.array(
+                    [np.abs(self._track.samples[a:b]).max(initial=0) for a, b in zip(edges, edges[1:], strict=False)]
+                )
+                reach = np.maximum((peaks ** 0.6 * (height / 2 - 2)).round(), 0.5)
+                rows = np.abs(np.arange(height) - (height - 1) / 2)[:, None]
+                strip[rows <= reach[None]] = _WAVE
+            self._strips[width] = strip
+        return self._strips[width]
+
+    def _draw_masks(self, image: NDArray[np.uint8], labels: NDArray[np.uint8], scale: float) -> list[tuple[int, int, int]]:
+        """Tint in place; (label, x, y) of where each name goes."""
+        places = []
+        colors = palette()
+        for label in np.unique(labels):
+            if not label:
+                continue
+            mask = labels == label
+            tint = colors[label].astype(np.float32)
+            image[mask] = (image[mask] * (1 - _FILL) + tint * _FILL).astype(np.uint8)
+            edge = _outline(mask)
+            if scale >= 1.5:
+                edge = edge | np.roll(edge, 1, 0) | np.roll(edge, 1, 1)
+            image[edge] = colors[label]
+            rows, columns = np.nonzero(mask)
+            if len(rows) >= 0.0005 * mask.size:
+                places.append((int(label), int(np.median(columns)), int(rows.min())))
+        return places
+
+    def draw(self, frame: Frame, segmentation: Segmentation) -> NDArray[np.uint8]:
+        """The frame (H, W, 3) with masks, names and cues, and the strip of sound below: (H', W, 3) uint8."""
+        image = frame.image.copy()
+        height, width = image.shape[:2]
+        scale = max(min(height, width) / 360, 0.5)
+        places = self._draw_masks(image, segmentation.labels, scale)
+        strip_height = round(44 * scale)
+        strip = self._strip(width, strip_height).copy()
+        self._mark_window(strip, segmentation)
+        canvas = Image.fromarray(np.concatenate((image, strip)))
+        pen = ImageDraw.Draw(canvas, "RGBA")
+        font = _font(max(9, round(15 * scale)))
+        for label, x, top in places:
+            self._tag(pen, self.classes[label - 1], x, max(top - round(10 * scale), 0), font, tuple(palette()[label]), width)
+        self._draw_cues(pen, segmentation, font, scale)
+        self._mark_now(pen, frame.pts_seconds, width, height, strip_height)
+        return np.asarray(canvas)
+
+    def _mark_window(self, strip: NDArray[np.uint8], segmentation: Segmentation) -> None:
+        """Brighten the part of the waveform that was heard."""
+        width = strip.shape[1]
+        start = segmentation.audio_start_seconds
+        low, high = (round(t / self._seconds * width) for t in (start, start + WINDOW_SECONDS))
+        part = strip[:, max(low, 0) : max(high, 0)]
+        heard = (part == _WAVE).all(axis=2)
+        part[~heard] = (34, 40, 48)
+        part[heard] = _FAINT if segmentation.audio_is_silent else _HEARD
+
+    def _mark_now(self, pen: ImageDraw.ImageDraw, at_seconds: float, width: int, top: int, height: int) -> None:
+        x = min(round(at_seconds / self._seconds * width), width - 1)
+        pen.line((x, top, x, top + height), fill=(255, 255, 255, 230), width=1)
+
+    @staticmethod
+    def _tag(
+        pen: ImageDraw.ImageDraw, text: str, x: int, y: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+        color: Color, width: int,
+    ) -> None:  # fmt: skip
+        left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+        wide, tall = right - left + 8, bottom - top + 6
+        x = int(min(max(x - wide / 2, 2), max(width - wide - 2, 2)))
+        pen.rounded_rectangle((x, y, x + wide, y + tall), 3, fill=(*_DARK, 200), outline=(*color, 255))
+        pen.text((x + 4 - left, y + 3 - top), text, font=font, fill=color)
+
+    @staticmethod
+    def _draw_cues(
+        pen: ImageDraw.ImageDraw, segmentation: Segmentation, font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+        scale: float,
+    ) -> None:  # fmt: skip
+        """Accepted cues bright, rejected ones faint and struck out; where they are from, if not from a person."""
+        slots = np.flatnonzero(segmentation.cues.valid)
+        named = [(name, segmentation.cue_gate[slot] > 0) for name, slot in zip(segmentation.cues.names, slots, strict=True)]
+        if not named:
+            named = [("no cue", bool(segmentation.cue_gate[0] > 0))]
+        x, y, gap = round(8 * scale), round(8 * scale), round(6 * scale)
+        for name, alive in named:
+            left, top, right, bottom = pen.textbbox((0, 0), name, font=font)
+            wide, tall = right - left + 2 * gap, bottom - top + 2 * gap
+            color = _TEXT if alive else _FAINT
+            pen.rounded_rectangle(
+                (x, y, x + wide, y + tall), gap, fill=(*_DARK, 190), outline=(*(_HEARD if alive else _FAINT), 255)
+            )
+            pen.text((x + gap - left, y + gap - top), name, font=font, fill=color)
+            if not alive:
+                middle = y + tall // 2
+                pen.line((x + gap, middle, x + wide - gap, middle), fill=(*_FAINT, 255), width=1)
+            x += wide + gap
+

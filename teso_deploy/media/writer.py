@@ -1,0 +1,121 @@
+"""Writing a video with its sound, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import numpy as np
+from av.container import OutputContainer
+from numpy.typing import NDArray
+
+from teso_deploy.errors import OutputError
+from teso_deploy.media.audio import AudioTrack
+from teso_deploy.outputs import check_file
+from teso_deploy.types import SAMPLE_RATE_HZ
+
+_TICKS_PER_SECOND = 90_000
+_CHUNK_SAMPLES = 4096
+
+
+class VideoWriter:
+    """H.264 and AAC in MP4; a context manager.
+
+    Frames carry their own time, so a variable frame rate stays one. The sound is the
+    track's: what the model heard. The file appears under its name when the block ends
+    well; on an error nothing is left.
+
+    Raises :class:`OutputError` when the file can't be written.
+    """
+
+    def __init__(
+        self, path: str | Path, width: int, height: int, fps: float | Fraction, audio: AudioTrack | None = None
+    ) -> None:
+        self.path = Path(path)
+        check_file(self.path)
+        self._staged = self.path.with_name(f".{self.path.stem}.{os.getpid()}.mp4")
+        self._width, self._height = width, height
+        self._frame_seconds = float(1 / fps)
+        self._track = audio
+        self._sent_samples = 0
+        self._last_tick = -1
+        try:
+            self._container: OutputContainer = av.open(str(self._staged), "w", options={"movflags": "+faststart"})
+        except (OSError, av.error.FFmpegError) as error:
+            raise OutputError(f"{self.path} can't be written ({error.strerror}): name another place") from error
+        self._video = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        # H.264 with 4:2:0 colour has even sides: an odd one is padded.
+        self._video.width, self._video.height = width + width % 2, height + height % 2
+        self._video.pix_fmt = "yuv420p"
+        self._video.options = {"crf": "20", "preset": "veryfast"}
+        self._video.codec_context.time_base = Fraction(1, _TICKS_PER_SECOND)
+        self._sound = None
+        if audio is not None:
+            self._sound = self._container.add_stream("aac", rate=SAMPLE_RATE_HZ)
+            self._sound.codec_context.layout = "mono"
+            self._sound.codec_context.bit_rate = 96_000
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def write(self, image: NDArray[np.uint8], pts_seconds: float) -> None:
+        """One picture (height, width, 3) uint8 RGB at its time; times must grow.
+
+        Raises :class:`OutputError` (the disk is full, say), :class:`ValueError` (another size).
+        """
+        if image.shape != (self._height, self._width, 3):
+            raise ValueError(f"expected a picture of {self._width}x{self._height}, got {image.shape}")
+        pad = (self._height % 2, self._width % 2)
+        if any(pad):
+            image = np.pad(image, ((0, pad[0]), (0, pad[1]), (0, 0)), mode="edge")
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        self._last_tick = max(self._last_tick + 1, round(pts_seconds * _TICKS_PER_SECOND))
+        frame.pts = self._last_tick
+        frame.time_base = Fraction(1, _TICKS_PER_SECOND)
+        try:
+            self._container.mux(self._video.encode(frame))
+            self._write_sound(pts_seconds)
+        except (OSError, av.error.FFmpegError) as error:
+            raise OutputError(f"{self.path} can't be written ({error.strerror}): name another place") from error
+
+    def _write_sound(self, until_seconds: float) -> None:
+        """Send the sound up to a time, so that both tracks lie close together in the file."""
+        if self._sound is None or self._track is None:
+            return
+        shift = round(self._track.start_seconds * SAMPLE_RATE_HZ)
+        # What the track has before the first picture is left out.
+        self._sent_samples = max(self._sent_samples, -shift)
+        until = min(len(self._track.samples), round(until_seconds * SAMPLE_RATE_HZ) - shift)
+        while self._sent_samples < until:
+            part = self._track.samples[self._sent_samples : min(self._sent_samples + _CHUNK_SAMPLES, until)]
+            frame = av.AudioFrame.from_ndarray(part[None].clip(-1, 1), format="fltp", layout="mono")
+            frame.sample_rate = SAMPLE_RATE_HZ
+            frame.time_base = Fraction(1, SAMPLE_RATE_HZ)
+            frame.pts = self._sent_samples + shift
+            self._container.mux(self._sound.encode(frame))
+            self._sent_samples += len(part)
+
+    def _finish(self) -> None:
+        self._write_sound(self._last_tick / _TICKS_PER_SECOND + self._frame_seconds)
+        self._container.mux(self._video.encode(None))
+        if self._sound is not None:
+            self._container.mux(self._sound.encode(None))
+        self._container.close()
+        os.replace(self._staged, self.path)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        except (OSError, av.error.FFmpegError) as failure:
+            raise OutputError(f"{self.path} can't be written ({failure.strerror}): name another place") from failure
+        finally:
+            with contextlib.suppress(OSError, av.error.FFmpegError, ValueError):
+                self._container.close()
+            self._staged.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Pipeline, offline runs, accounting; no torch."""

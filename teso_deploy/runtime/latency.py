@@ -1,0 +1,44 @@
+"""How long each stage took, as percentiles: a mean alone is not a result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+PERCENTILES = (50, 90, 95, 99)
+#: From the first stamp of a frame to its last.
+WHOLE_FRAME = "frame"
+
+
+def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
+    """``p50`` … ``p99`` in milliseconds; empty without a value."""
+    if not seconds:
+        return {}
+    values = np.percentile(np.asarray(seconds, np.float64) * 1e3, PERCENTILES)
+    return {f"p{percent}": round(float(value), 4) for percent, value in zip(PERCENTILES, values, strict=True)}
+
+
+class LatencyLog:
+    """Collects the stamps of frames: stage → monotonic seconds at which it was done, in order.
+
+    A stage lasts from the stamp before it to its own. One that was spared, because its input
+    had not changed, counts with the time that this took, which is next to nothing.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, list[float]] = {}
+
+    def add(self, stamps: Mapping[str, float]) -> None:
+        """Account one frame."""
+        for (_, before), (stage, done) in pairwise(stamps.items()):
+            self._seconds.setdefault(stage, []).append(done - before)
+        if len(stamps) > 1:
+            times = list(stamps.values())
+            self._seconds.setdefault(WHOLE_FRAME, []).append(times[-1] - times[0])
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Stage → percentiles in milliseconds, ``frame`` last."""
+        stages = sorted(self._seconds, key=lambda stage: stage == WHOLE_FRAME)
+        return {stage: percentiles_ms(self._seconds[stage]) for stage in stages}

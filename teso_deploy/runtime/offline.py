@@ -1,0 +1,160 @@
+"""The loop of ``teso-deploy run`` on one file: source → pipeline → overlay, masks, events, report."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from teso_deploy.media.overlay import Overlay, save_mask
+from teso_deploy.media.writer import VideoWriter
+from teso_deploy.outputs import staged_mask_folder
+from teso_deploy.runtime.events import JOIN_SECONDS, Event, EventLog
+from teso_deploy.runtime.latency import LatencyLog
+from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.runtime.schedule import Moment, Source
+from teso_deploy.types import Cues, Segmentation
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run found: the report as it goes to JSON, and the events in order of their ends."""
+
+    report: dict[str, Any]
+    events: tuple[Event, ...]
+
+
+class VideoSink:
+    """Writes pictures to a video whose size is that of the first; later ones are fitted to it."""
+
+    def __init__(self, stack: ExitStack, path: Path, source: Source) -> None:
+        self._stack, self._path, self._source = stack, path, source
+        self._writer: VideoWriter | None = None
+        self._size = (0, 0)
+
+    def write(self, image: NDArray[np.uint8], shown_at_seconds: float) -> None:
+        """One picture (H, W, 3) uint8. Raises :class:`OutputError`."""
+        size = (image.shape[1], image.shape[0])
+        if self._writer is None:
+            writer = VideoWriter(self._path, *size, self._source.shown_fps, self._source.track)
+            self._writer, self._size = self._stack.enter_context(writer), size
+        if size != self._size:  # the source changed its size on the way, which is no error
+            image = np.asarray(Image.fromarray(image).resize(self._size, Image.Resampling.BILINEAR))
+        self._writer.write(image, shown_at_seconds)
+
+
+class _Tally:
+    """Counts what the report says."""
+
+    def __init__(self, classes: tuple[str, ...], join_seconds: float) -> None:
+        self.frames = self.masks_nonblank = self.silent = 0
+        self.positive: list[float] = []
+        self.accepted: Counter[str] = Counter()
+        self.latency = LatencyLog()
+        self.event_log = EventLog(classes, join_seconds)
+        self.events: list[Event] = []
+
+    def add(self, segmentation: Segmentation, stamps: dict[str, float]) -> None:
+        self.frames += 1
+        self.masks_nonblank += not segmentation.is_blank
+        self.silent += segmentation.audio_is_silent
+        self.positive.append(segmentation.positive_pixel_rate)
+        for name, gate in zip(segmentation.cues.names, segmentation.cue_gate, strict=False):
+            self.accepted[name] += bool(gate > 0)
+        self.latency.add(stamps)
+        self.events += self.event_log.add(segmentation)
+
+
+def timed(source: Source) -> Iterator[tuple[Moment, float]]:
+    """The source's moments, each with the monotonic time at which it was asked for."""
+    moments = iter(source)
+    while True:
+        asked = time.monotonic()
+        moment = next(moments, None)
+        if moment is None:
+            return
+        yield moment, asked
+
+
+def run_source(
+    pipeline: Pipeline,
+    source: Source,
+    cues: Cues,
+    *,
+    video: Path | None = None,
+    masks: Path | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> RunResult:
+    """Segment all of an opened source; ``video`` and ``masks`` appear only when all went well.
+
+    ``progress`` is called with the seconds of the file that are done. Raises
+    :class:`MediaError` (damaged beyond decoding), :class:`OutputError`.
+    """
+    tally = _Tally(pipeline.classes, max(JOIN_SECONDS, 1.5 / source.shown_fps))
+    cues = pipeline.cues_of(cues)
+    runs_before, began = Counter(pipeline.runs), time.monotonic()
+    with ExitStack() as stack:
+        mask_folder = stack.enter_context(staged_mask_folder(masks)) if masks else None
+        sink = VideoSink(stack, video, source) if video else None
+        overlay = Overlay(pipeline.classes, source.track, source.info.duration_seconds) if video else None
+        for moment, asked in timed(source):
+            segmentation = pipeline.segment(moment.frame, moment.sound, cues)
+            if sink and overlay:
+                sink.write(overlay.draw(moment.frame, segmentation), moment.shown_at_seconds)
+            if mask_folder:
+                save_mask(mask_folder / f"{segmentation.index:06d}.png", segmentation.labels)
+            inside = dict(segmentation.stamps)
+            stamps = {"asked": asked, "decoded": inside.pop("started"), **inside, "delivered": time.monotonic()}
+            tally.add(segmentation, stamps)
+            if progress:
+                progress(moment.frame.pts_seconds)
+    tally.events += tally.event_log.finish()
+    runs = {graph: pipeline.runs[graph] - runs_before[graph] for graph in pipeline.runs}
+    return RunResult(_report(pipeline, source, cues, tally, runs, time.monotonic() - began), tuple(tally.events))
+
+
+def _report(
+    pipeline: Pipeline, source: Source, cues: Cues, tally: _Tally, runs: dict[str, int], seconds: float
+) -> dict[str, Any]:
+    manifest = pipeline.bundle.manifest
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "input": str(source.path),
+        "mode": source.mode,
+        "frames": tally.frames,
+        "masks_nonblank": tally.masks_nonblank,
+        "positive_pixel_rate": float(np.mean(tally.positive)) if tally.positive else 0.0,
+        "latency_ms": tally.latency.summary(),
+        "fps": tally.frames / seconds if seconds else 0.0,
+        "graph_runs": runs,
+        "drops": {},
+        "corrupt_frames": source.reader.corrupt_frames,
+        "audio": {
+            "source": source.sound,
+            "window": source.window_kind,
+            "gap_seconds": source.gap_seconds,
+            "silent": tally.silent == tally.frames,
+        },
+        "cues": {
+            "names": list(cues.names),
+            "source": cues.source,
+            "accepted_rate": {name: tally.accepted[name] / max(tally.frames, 1) for name in cues.names},
+        },
+        "events": len(tally.events),
+        "backend": pipeline.backend,
+        "bundle": {
+            "name": manifest.name,
+            "trained": manifest.trained,
+            "weights_sha256": manifest.provenance.get("weights_sha256"),
+        },
+    }

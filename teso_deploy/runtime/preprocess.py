@@ -1,0 +1,34 @@
+"""From an RGB picture to the encoder's input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def nearest_size(image: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The bucket (height, width) whose shape distorts a picture (H, W, 3) least; the first of equals."""
+    wanted = np.log(image.shape[0] / image.shape[1])
+    return min(sizes, key=lambda size: abs(np.log(size[0] / size[1]) - wanted))
+
+
+def resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The one antialiased bilinear resize that training, this path and the kernels share.
+
+    (H, W, 3) uint8 → (height, width, 3) uint8: a triangle filter as wide as the scale.
+    """
+    height, width = size
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def normalised(picture: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
+    """(height, width, 3) uint8 RGB → (1, 3, height, width) float32, (x - mean) / std per channel."""
+    scale = 1 / np.asarray(std, np.float32)
+    shift = np.asarray(mean, np.float32) * scale
+    channels = picture.transpose(2, 0, 1)
+    return np.ascontiguousarray((channels * scale[:, None, None] - shift[:, None, None])[None])

@@ -1,0 +1,127 @@
+"""Which frames of a file are segmented, and what each of them hears.
+
+``file``: every frame (or ``fps`` of them a second), with the window centred on it.
+``paper``: one frame a second, at k + 0.9375 s, with the sound of that second, as the AVS
+data sets cut their clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, NamedTuple
+
+from teso_deploy.errors import MediaError
+from teso_deploy.media.audio import AudioTrack, read_audio
+from teso_deploy.media.reader import VideoReader
+from teso_deploy.types import AudioWindow, Frame
+
+Mode = Literal["file", "paper"]
+#: Where the sound came from; ``none``: the file has no sound, so silence was heard.
+SoundName = Literal["own", "mute", "noise", "other file", "none"]
+
+#: The place of a second's frame in the AVS data sets.
+PAPER_MOMENT_SECONDS = 0.9375
+NOISE_SEED = 0
+
+
+class Moment(NamedTuple):
+    """A frame, what is heard with it, and when it is shown in the output (seconds)."""
+
+    frame: Frame
+    sound: AudioWindow
+    shown_at_seconds: float
+
+
+def one_a_second(frames: Iterable[Frame], frame_seconds: float) -> Iterator[tuple[int, Frame]]:
+    """(k, the last frame at or before k + 0.9375 s) for each second k that was filmed so far.
+
+    ``frame_seconds``: how long a frame lasts, for the last one. A clip shorter than the
+    first moment gives its last frame.
+    """
+    second, held = 0, None
+    for frame in frames:
+        while frame.pts_seconds > second + PAPER_MOMENT_SECONDS:
+            if held is not None:
+                yield second, held
+            second += 1
+        held = frame
+    if held is not None and (second == 0 or held.pts_seconds + frame_seconds > second + PAPER_MOMENT_SECONDS):
+        yield second, held
+
+
+class Source:
+    """A file as :class:`Frame` and :class:`AudioWindow` pairs; a context manager.
+
+    ``mute``, ``noise_dbfs`` (white, RMS) and ``sound_from`` (a file) replace the file's own
+    sound; at most one of them. ``fps``: frames a second to look at, mode ``file`` only.
+
+    Raises :class:`InputNotFoundError` and :class:`MediaError` for either file,
+    :class:`ValueError` for options that exclude each other.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        mode: Mode = "file",
+        mute: bool = False,
+        noise_dbfs: float | None = None,
+        sound_from: str | Path | None = None,
+        fps: float | None = None,
+    ) -> None:
+        if mute + (noise_dbfs is not None) + (sound_from is not None) > 1:
+            raise ValueError("mute, noise_dbfs and sound_from exclude each other")
+        if mode == "paper" and fps is not None:
+            raise ValueError("mode 'paper' looks at one frame a second: leave fps away")
+        self.path, self.mode = Path(path), mode
+        self.reader = VideoReader(self.path, fps=fps)
+        try:
+            self.info = self.reader.info
+            self.sound: SoundName = "own"
+            self.track = self._track(mute, noise_dbfs, sound_from)
+        except BaseException:
+            self.reader.__exit__(None, None, None)
+            raise
+        own_fps = self.info.fps or 25.0
+        self.shown_fps = 1.0 if mode == "paper" else min(fps, own_fps) if fps else own_fps
+        self.window_kind: Literal["centred", "second"] = "second" if mode == "paper" else "centred"
+
+    def _track(self, mute: bool, noise_dbfs: float | None, sound_from: str | Path | None) -> AudioTrack:
+        duration = self.info.duration_seconds
+        if sound_from is not None:
+            self.sound = "other file"
+            return read_audio(Path(sound_from))
+        if noise_dbfs is not None:
+            self.sound = "noise"
+            return AudioTrack.white_noise(duration, noise_dbfs, NOISE_SEED)
+        if mute or not self.info.has_audio:
+            self.sound = "mute" if mute else "none"
+            return AudioTrack.silence(duration)
+        return read_audio(self.path)
+
+    def __enter__(self) -> Source:
+        self.reader.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.reader.__exit__(kind, error, trace)
+
+    def __iter__(self) -> Iterator[Moment]:
+        is_empty = True
+        for moment in self._one_a_second() if self.mode == "paper" else self._every_frame():
+            is_empty = False
+            yield moment
+        if is_empty:
+            raise MediaError(f"{self.path} holds no picture that can be decoded: give a video file")
+
+    def _every_frame(self) -> Iterator[Moment]:
+        for frame in self.reader:
+            yield Moment(frame, self.track.window(frame.pts_seconds, "centred"), frame.pts_seconds)
+
+    def _one_a_second(self) -> Iterator[Moment]:
+        for second, frame in one_a_second(self.reader, 1 / (self.info.fps or 25.0)):
+            yield Moment(frame, self.track.window(second + PAPER_MOMENT_SECONDS, "second"), float(second))

@@ -1,0 +1,199 @@
+"""A bundle that is not what was exported is refused when it is opened, in a sentence that says why."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from teso_deploy.bundle import MANIFEST, SCHEMA_VERSION, Bundle, BundleManifest, hashed, staging, write_manifest
+from teso_deploy.cues.table import CueTable
+from teso_deploy.errors import BundleError
+from teso_deploy.recipe import Recipe
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_recipe: Recipe) -> Path:
+    out = tmp_path / "bundle"
+    graph = {"file": "decoder.onnx", "inputs": [], "outputs": [], "parameters": 0, "multiply_adds": 0, "nodes": 0}
+    manifest = BundleManifest.model_validate(
+        {
+            "name": "tiny",
+            "trained": False,
+            "recipe": tiny_recipe.model_dump(mode="json", by_alias=True),
+            "graphs": {"decoder": graph},
+            "preprocessing": {"sizes": [[64, 64]], "mean": [0, 0, 0], "std": [1, 1, 1]},
+            "postprocessing": {"threshold": 0.5},
+            "classes": ["dog"],
+            "cue": {"template": "{cue}", "max_cues": 4, "dim": 2, "table": "cues.npz"},
+            "provenance": {},
+            "licence": "none",
+        }
+    )
+    with staging(out) as new:
+        (new / "decoder.onnx").write_bytes(b"weights " * 100)
+        np.savez(new / "reference.npz", masks=np.zeros(3))
+        np.savez(new / "cues.npz", names=np.array(["dog"]), embeddings=np.ones((1, 2), np.float32))
+        write_manifest(new, manifest)
+    Bundle.open(out)
+    return out
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the manifest as JSON."""
+    content = json.loads((folder / MANIFEST).read_text())
+    change(content)
+    (folder / MANIFEST).write_text(json.dumps(content))
+
+
+def list_file(folder: Path, name: str, of: Path) -> None:
+    """Let the manifest vouch for a file by its right hash, under ``name``."""
+    entry = hashed(of.parent)[of.name].model_dump()
+    edit(folder, lambda content: content["files"].update({name: entry}))
+
+
+@pytest.mark.parametrize("name", ["decoder.onnx", "reference.npz", "cues.npz"])
+def test_one_changed_byte(folder: Path, name: str) -> None:
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(BundleError, match=f"{name} is not the file that was exported"):
+        Bundle.open(folder)
+
+
+def test_a_truncated_file(folder: Path) -> None:
+    path = folder / "decoder.onnx"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BundleError, match="is not the file that was exported"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("name", ["decoder.onnx", "reference.npz", "cues.npz"])
+def test_a_missing_file(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=f"{name} is missing"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("name", ["decoder.onnx", "reference.npz", "cues.npz"])
+def test_a_file_that_nothing_vouches_for(folder: Path, name: str) -> None:
+    edit(folder, lambda content: content["files"].pop(name))
+    with pytest.raises(BundleError, match=f"no hash of {name}"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("name", ["../outside", "sub/../../outside", "..\\outside", "{outside}", "decoder\0.onnx"])
+def test_a_path_outside(folder: Path, name: str) -> None:
+    outside = folder.parent / "outside"
+    outside.write_bytes(b"not ours")
+    list_file(folder, name.format(outside=outside), outside)
+    with pytest.raises(BundleError, match="outside the bundle"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("through", ["file", "folder"])
+def test_a_link_that_leads_out(folder: Path, through: str) -> None:
+    outside = folder.parent / "elsewhere" / "decoder.onnx"
+    outside.parent.mkdir()
+    outside.write_bytes((folder / "decoder.onnx").read_bytes())
+    if through == "file":
+        (folder / "decoder.onnx").unlink()
+        (folder / "decoder.onnx").symlink_to(outside)
+    else:
+        (folder / "sub").symlink_to(outside.parent)
+        list_file(folder, "sub/decoder.onnx", outside)
+    with pytest.raises(BundleError, match="outside the bundle"):
+        Bundle.open(folder)
+
+
+def test_a_graph_of_a_file_outside(folder: Path) -> None:
+    edit(folder, lambda content: content["graphs"]["decoder"].update(file="../outside"))
+    with pytest.raises(BundleError, match="no hash of"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, "1", None])
+def test_an_unknown_schema_version(folder: Path, version: object) -> None:
+    edit(folder, lambda content: content.update(schema_version=version))
+    with pytest.raises(BundleError, match=f"this package reads {SCHEMA_VERSION}.*export the bundle again"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_a_truncated_manifest(folder: Path, share: float) -> None:
+    text = (folder / MANIFEST).read_text()
+    (folder / MANIFEST).write_text(text[: int(len(text) * share)])
+    with pytest.raises(BundleError, match="damaged"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[]", b"null"])
+def test_a_manifest_that_is_something_else(folder: Path, content: bytes) -> None:
+    (folder / MANIFEST).write_bytes(content)
+    with pytest.raises(BundleError, match="export the bundle again"):
+        Bundle.open(folder)
+
+
+def test_a_field_that_is_missing_or_unknown_is_named(folder: Path) -> None:
+    edit(folder, lambda content: content["cue"].pop("dim"))
+    with pytest.raises(BundleError, match=r"cue\.dim"):
+        Bundle.open(folder)
+    edit(folder, lambda content: content["cue"].update(dim=2, trick=1))
+    with pytest.raises(BundleError, match=r"cue\.trick"):
+        Bundle.open(folder)
+
+
+def test_a_recipe_that_is_damaged(folder: Path) -> None:
+    edit(folder, lambda content: content["recipe"].update(swin="none"))
+    with pytest.raises(BundleError, match="recipe is damaged"):
+        _ = Bundle.open(folder).recipe
+
+
+def test_pickled_objects_are_not_loaded(folder: Path) -> None:
+    np.savez(folder / "cues.npz", names=np.array([{"a": 1}], object), embeddings=np.ones((1, 2), np.float32))
+    list_file(folder, "cues.npz", folder / "cues.npz")
+    with pytest.raises(BundleError, match="no plain arrays"):
+        CueTable.open(Bundle.open(folder))
+
+
+def test_a_cue_table_of_another_width(folder: Path) -> None:
+    np.savez(folder / "cues.npz", names=np.array(["dog"]), embeddings=np.ones((1, 3), np.float32))
+    list_file(folder, "cues.npz", folder / "cues.npz")
+    with pytest.raises(BundleError, match="2 numbers for each name"):
+        CueTable.open(Bundle.open(folder))
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_half_written_export_leaves_the_old_bundle(folder: Path, error: type[BaseException]) -> None:
+    before = snapshot(folder)
+    with pytest.raises(error), staging(folder) as new:
+        (new / "decoder.onnx").write_bytes(b"half a gr")
+        raise error
+    assert snapshot(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+    Bundle.open(folder)
+
+
+def test_a_swap_that_fails_brings_the_old_bundle_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, replace = snapshot(folder), os.replace
+
+    def failing(source: Path, target: Path) -> None:
+        if Path(source).name == "new":
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="No space left"), staging(folder) as new:
+        (new / "decoder.onnx").write_bytes(b"new")
+    monkeypatch.undo()
+    assert snapshot(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == ["bundle"]

@@ -1,0 +1,93 @@
+"""Cue words to embeddings: folding, padding, cutting, and what an unknown word says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from teso_deploy.cues.table import CueTable, variants
+from teso_deploy.errors import CueError
+
+NAMES = ("airplane", "church bell", "cow", "dog", "fly", "horse", "wolf")
+
+
+@pytest.fixture
+def table() -> CueTable:
+    return CueTable(NAMES, np.arange(len(NAMES) * 3, dtype=np.float32).reshape(-1, 3) + 1, max_cues=4)
+
+
+@pytest.mark.parametrize(
+    ("word", "known"),
+    [
+        ("dog", "dog"),
+        ("Dogs", "dog"),
+        ("  DOG ", "dog"),
+        ("horses", "horse"),
+        ("flies", "fly"),
+        ("wolves", "wolf"),
+        ("church_bell", "church bell"),
+        ("church  bells", "church bell"),
+        ("aeroplane", "airplane"),
+        ("planes", "airplane"),
+    ],
+)
+def test_words_are_folded_to_the_tables_spelling(table: CueTable, word: str, known: str) -> None:
+    assert table.known(word) == known
+
+
+def test_a_word_of_the_table_is_never_folded_away() -> None:
+    table = CueTable(("dog", "dogs", "plane", "airplane"), np.eye(4, dtype=np.float32), 4)
+    assert table.known("dogs") == "dogs"
+    assert table.known("plane") == "plane"
+
+
+def test_short_words_keep_their_s() -> None:
+    assert variants("s") == ["s"]
+
+
+def test_rows_in_order_then_zeros(table: CueTable) -> None:
+    cues = table.lookup(["dog", "airplane"])
+    assert cues.names == ("dog", "airplane") and cues.source == "manual"
+    assert cues.valid.tolist() == [True, True, False, False]
+    np.testing.assert_array_equal(cues.embeddings[:2], [[10, 11, 12], [1, 2, 3]])
+    assert not cues.embeddings[2:].any()
+
+
+def test_repeated_words_count_once_and_more_than_the_model_takes_are_cut(table: CueTable) -> None:
+    cues = table.lookup(["dog", "dogs", "cow", "wolf", "fly", "horse"])
+    assert cues.names == ("dog", "cow", "wolf", "fly")
+    assert cues.valid.all()
+
+
+@pytest.mark.parametrize("words", [[], [""], ["  ", ""]])
+def test_no_word_is_no_cue(table: CueTable, words: list[str]) -> None:
+    for cues in (table.lookup(words), table.none()):
+        assert cues.names == () and cues.source == "none"
+        assert cues.embeddings.shape == (4, 3) and not cues.embeddings.any() and not cues.valid.any()
+
+
+def test_each_call_gives_arrays_of_its_own(table: CueTable) -> None:
+    table.lookup(["dog"]).embeddings[:] = 99
+    np.testing.assert_array_equal(table.lookup(["dog"]).embeddings[0], [10, 11, 12])
+
+
+def test_an_unknown_word_names_the_closest(table: CueTable) -> None:
+    with pytest.raises(CueError, match=r"'hrose'.*did you mean 'horse'"):
+        table.lookup(["dog", "hrose"])
+
+
+def test_an_unknown_word_with_nothing_close_names_what_there_is(table: CueTable) -> None:
+    with pytest.raises(CueError, match="airplane, church bell"):
+        table.lookup(["xylophonist"])
+
+
+def test_an_unknown_word_beyond_the_cut_is_still_an_error(table: CueTable) -> None:
+    with pytest.raises(CueError):
+        table.lookup(["dog", "cow", "wolf", "fly", "qqq"])
+
+
+def test_a_bundle_without_a_table_says_so() -> None:
+    table = CueTable((), np.zeros((0, 3), np.float32), 4)
+    assert table.lookup([]).embeddings.shape == (4, 3)
+    with pytest.raises(CueError, match="no word at all"):
+        table.lookup(["dog"])

@@ -1,0 +1,99 @@
+"""Labels against bilinear interpolation written from its definition, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from teso_deploy.runtime.postprocess import labels_of
+from teso_deploy.runtime.preprocess import nearest_size, normalised, resized
+
+
+def at(score: NDArray[np.float64], y: float, x: float) -> float:
+    """The value at a place given in pixels of ``score``, whose first pixel has its centre at 0."""
+    height, width = score.shape
+    y, x = min(max(y, 0.0), height - 1.0), min(max(x, 0.0), width - 1.0)
+    top, left = int(y), int(x)
+    bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+    down, along = y - top, x - left
+    upper = score[top, left] * (1 - along) + score[top, right] * along
+    lower = score[bottom, left] * (1 - along) + score[bottom, right] * along
+    return float(upper * (1 - down) + lower * down)
+
+
+def upsampled(scores: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float64]:
+    wide = scores.astype(np.float64)
+    height, width = size
+    result = np.empty((len(scores), height, width))
+    for c, score in enumerate(wide):
+        for i in range(height):
+            for j in range(width):
+                y = (i + 0.5) * score.shape[0] / height - 0.5
+                x = (j + 0.5) * score.shape[1] / width - 0.5
+                result[c, i, j] = at(score, y, x)
+    return result
+
+
+@pytest.mark.parametrize("size", [(40, 56), (37, 23), (10, 14), (7, 5), (1, 1), (80, 3)])
+@pytest.mark.parametrize("threshold", [0.5, 0.9])
+def test_labels_are_the_definition_s(size: tuple[int, int], threshold: float) -> None:
+    rng = np.random.default_rng(size[0])
+    scores = rng.random((5, 10, 14), dtype=np.float32)
+    scores[1] *= 0.3  # never reaches either threshold
+    scores[2, 3:] = 0  # only in a corner
+    expected = upsampled(scores, size)
+    best = expected.max(axis=0)
+    truth = np.where(best >= threshold, 1 + expected.argmax(axis=0), 0)
+    labels = labels_of(scores, size, threshold)
+    order = np.sort(expected, axis=0)
+    # Where float32 and float64 may rightly differ: at the threshold, and where two classes are equal.
+    is_sure = (np.abs(best - threshold) > 1e-5) & (order[-1] - order[-2] > 1e-5)
+    assert is_sure.mean() > 0.95
+    np.testing.assert_array_equal(labels[is_sure], truth[is_sure])
+    assert labels.dtype == np.uint8
+
+
+def test_a_score_at_the_threshold_counts_and_the_first_of_equals_wins() -> None:
+    scores = np.full((3, 4, 4), 0.5, np.float32)
+    assert (labels_of(scores, (8, 8), 0.5) == 1).all()
+    scores[1] = 0.6
+    assert (labels_of(scores, (8, 8), 0.5) == 2).all()
+
+
+def test_nothing_reaches_the_threshold() -> None:
+    assert not labels_of(np.full((2, 4, 4), 0.49, np.float32), (9, 9), 0.5).any()
+
+
+def test_not_a_number_is_background() -> None:
+    assert not labels_of(np.full((2, 4, 4), np.nan, np.float32), (9, 9), 0.5).any()
+
+
+def test_the_last_of_255_classes_has_a_label() -> None:
+    scores = np.zeros((255, 2, 2), np.float32)
+    scores[254] = 1
+    assert (labels_of(scores, (3, 3), 0.5) == 255).all()
+
+
+def test_the_resize_weighs_all_pixels() -> None:
+    """Antialiased: a fine chessboard becomes grey, whatever its phase, and not black or white."""
+    board = np.indices((128, 128)).sum(axis=0) % 2 * 255
+    image = np.repeat(board[..., None], 3, axis=2).astype(np.uint8)
+    small = resized(image, (32, 32))
+    assert small.shape == (32, 32, 3)
+    assert np.abs(small.astype(int) - 127).max() <= 2
+
+
+def test_normalisation_is_per_channel() -> None:
+    picture = np.zeros((2, 3, 3), np.uint8)
+    picture[...] = (10, 20, 30)
+    values = normalised(picture, (5.0, 10.0, 30.0), (5.0, 10.0, 2.0))
+    assert values.shape == (1, 3, 2, 3) and values.dtype == np.float32
+    np.testing.assert_allclose(values[0, :, 0, 0], (1, 1, 0), atol=1e-6)
+
+
+def test_the_bucket_that_distorts_least() -> None:
+    sizes = [(384, 384), (384, 672), (672, 384)]
+    assert nearest_size(np.zeros((720, 1280, 3), np.uint8), sizes) == (384, 672)
+    assert nearest_size(np.zeros((1280, 720, 3), np.uint8), sizes) == (672, 384)
+    assert nearest_size(np.zeros((500, 480, 3), np.uint8), sizes) == (384, 384)

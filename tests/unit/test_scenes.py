@@ -1,0 +1,155 @@
+"""Composed scenes and the evaluation on them, with a library made of shapes and tones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from teso_deploy.errors import DataError, InputNotFoundError
+from teso_deploy.evaluation.library import Library, Recording, read_library, word_of
+from teso_deploy.evaluation.protocol import ROWS, intersection_over_union, make_scene, score_row
+from teso_deploy.evaluation.scenes import compose_picture, compose_sound, heard_excerpt
+from teso_deploy.types import WINDOW_SAMPLES
+
+WORDS = ("dog", "cow", "car")
+
+
+@pytest.fixture(scope="module")
+def library(shapes_and_tones: Library) -> Library:
+    return shapes_and_tones
+
+
+def test_words_of_labels() -> None:
+    assert [word_of(label) for label in ("euphonium_tuba", "truck_bus", "drum_kit", "dog")] == [
+        "tuba", "truck", "drum kit", "dog",
+    ]  # fmt: skip
+
+
+def test_the_same_generator_state_gives_the_same_scene(library: Library) -> None:
+    first, again = (compose_picture(np.random.default_rng(5), library, WORDS, (64, 96)) for _ in range(2))
+    other = compose_picture(np.random.default_rng(6), library, WORDS, (64, 96))
+    assert np.array_equal(first.image, again.image) and np.array_equal(first.masks, again.masks)
+    assert not np.array_equal(first.image, other.image)
+
+
+def test_masks_are_what_is_visible(library: Library) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        picture = compose_picture(rng, library, WORDS, (64, 64), degrade=False)
+        assert picture.image.shape == (64, 64, 3) and picture.masks.shape == (3, 64, 64)
+        # No pixel is wholly of two objects.
+        assert ((picture.masks > 200).sum(axis=0) <= 1).all()
+    front = picture.mask_of([picture.words[-1]]) > 250
+    colour = picture.image[front].mean(axis=0)
+    assert front.any() and colour.argmax() == WORDS.index("car"), "the last word lies on top"
+
+
+def test_a_word_twice_is_one_mask(library: Library) -> None:
+    picture = compose_picture(np.random.default_rng(1), library, ["dog", "dog"], (64, 64))
+    assert np.array_equal(picture.mask_of(["dog"]), picture.masks.max(axis=0))
+    assert not picture.mask_of(["cow"]).any()
+
+
+def test_an_excerpt_is_heard_for_three_tenths_of_a_second() -> None:
+    samples = np.zeros(5 * 16_000, np.float32)
+    samples[40_000:46_400] = 1.0  # 0.4 s in 5 s of silence
+    heard = samples[: len(samples) // 320 * 320].reshape(-1, 320).any(axis=1)
+    counts = [
+        int(heard_excerpt(np.random.default_rng(i), Recording(samples, heard)).sum()) for i in range(50)
+    ]
+    assert min(counts) >= 0.3 * 16_000 and len(set(counts)) > 3, "offsets vary"
+
+
+def test_a_short_recording_is_heard_whole() -> None:
+    blip = Recording(np.ones(1600, np.float32), np.ones(5, bool))
+    assert all(heard_excerpt(np.random.default_rng(i), blip).sum() == 1600 for i in range(20))
+
+
+def test_a_sound_is_mixed_from_its_words_and_noise(library: Library) -> None:
+    rng = np.random.default_rng(0)
+    silence = compose_sound(rng, library, [])
+    assert silence.shape == (WINDOW_SAMPLES,) and not silence.any()
+    noise = compose_sound(rng, library, [], noise_snr_db=0)
+    assert noise.std() > 0
+    both = compose_sound(np.random.default_rng(3), library, ["dog", "cow"], vary=False)
+    spectrum = np.abs(np.fft.rfft(both))
+    peaks = {int(round(hz * WINDOW_SAMPLES / 16_000)) for hz in (500, 1000)}  # the tones of dog and cow
+    assert all(spectrum[peak - 2 : peak + 3].max() > 20 * np.median(spectrum) for peak in peaks)
+    assert np.abs(both).max() <= 1
+
+
+
+
+@pytest.mark.parametrize("row", list(ROWS))
+def test_scenes_of_a_row_come_from_seed_and_number(library: Library, row: str) -> None:
+    first, again = (make_scene(library, WORDS, row, 0, 7, (48, 64)) for _ in range(2))
+    assert len(first) == (2 if row == "swapped" else 1)
+    assert all(np.array_equal(a.samples, b.samples) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first[0].picture.image, make_scene(library, WORDS, row, 1, 7, (48, 64))[0].picture.image)
+
+
+def by_colour_and_tone(image: NDArray[np.uint8], samples: NDArray[np.float32], cues: Sequence[str]) -> NDArray[np.uint8]:
+    """A segmenter that knows how the library is made: an object is its colour, a sound its tone."""
+    spectrum = np.abs(np.fft.rfft(samples))
+    labels = np.zeros(image.shape[:2], np.uint8)
+    for index, hz in enumerate((500, 1000, 2000)):
+        peak = round(hz * WINDOW_SAMPLES / 16_000)
+        if spectrum[peak - 3 : peak + 4].max() > 25 * (np.median(spectrum) + 1e-3):
+            strongest = image.astype(int).argmax(axis=2) == index
+            labels[strongest & (image[..., index] > 100) & (image.min(axis=2) < 60)] = index + 1
+    return labels
+
+
+def test_a_segmenter_that_listens_scores_well_in_every_row(library: Library) -> None:
+    scores = {row: score_row(by_colour_and_tone, library, WORDS, row, 12, size=(64, 64)) for row in ROWS}
+    assert scores["one source"].miou > 0.8 and scores["two sources"].miou > 0.7  # type: ignore[operator]
+    assert scores["swapped"].follows_rate >= 0.9  # type: ignore[operator]
+    assert all(scores[row].blank_rate == 1.0 for row in ("muted", "white noise"))
+    assert scores["muted"].miou is None and scores["muted"].follows_rate is None
+
+
+def test_a_deaf_segmenter_is_found_out(library: Library) -> None:
+    def deaf(image: NDArray[np.uint8], samples: NDArray[np.float32], cues: Sequence[str]) -> NDArray[np.uint8]:
+        tone = np.sin(2 * np.pi * np.arange(WINDOW_SAMPLES) / 16_000 * np.array([[500], [1000], [2000]])).sum(axis=0)
+        return by_colour_and_tone(image, tone.astype(np.float32) / 3, cues)
+
+    assert score_row(deaf, library, WORDS, "muted", 8, size=(64, 64)).blank_rate == 0.0
+    assert score_row(deaf, library, WORDS, "swapped", 8, size=(64, 64)).follows_rate == 0.0
+
+
+def test_iou() -> None:
+    a, b = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
+    assert intersection_over_union(a, b) == 1.0
+    a[:2], b[1:3] = True, True
+    assert intersection_over_union(a, b) == pytest.approx(4 / 12)
+
+
+def test_a_folder_on_disk(media_folder: Path) -> None:
+    library = read_library(media_folder, "train")
+    assert set(library.pictures) == set(WORDS) and set(library.sounds) == {*WORDS, "speech"}
+    assert all(image.mode == "RGBA" for images in library.pictures.values() for image in images)
+    assert all(recording.heard.any() for recordings in library.sounds.values() for recording in recordings)
+    held = read_library(media_folder, "train", hold_out=["audio/dog/0.wav"])
+    assert len(held.sounds["dog"]) == len(library.sounds["dog"]) - 1
+
+
+def test_bad_folders_are_refused(tmp_path: Path, media_folder: Path) -> None:
+    with pytest.raises(InputNotFoundError, match="TESO_AVS_DATA"):
+        read_library(tmp_path / "no", "train")
+    with pytest.raises(DataError, match=r"split\.csv"):
+        read_library(tmp_path, "train")
+    (tmp_path / "split.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="columns"):
+        read_library(tmp_path, "train")
+    (tmp_path / "split.csv").write_text("file,label,kind,split\nstamps/dog/x.png,dog,picture,train\n")
+    with pytest.raises(DataError, match="not there"):
+        read_library(tmp_path, "train")
+    (tmp_path / "stamps/dog").mkdir(parents=True)
+    Image.new("RGB", (20, 20)).save(tmp_path / "stamps/dog/x.png")
+    with pytest.raises(DataError, match="alpha"):
+        read_library(tmp_path, "train")

@@ -1,0 +1,136 @@
+"""Who may import whom, and that the runtime lives without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import teso_deploy
+
+PACKAGE = Path(teso_deploy.__file__).parent
+#: A part may import its own level and those below it.
+LEVELS = {
+    "errors": 0, "types": 0, "resources": 0, "outputs": 0, "recipe": 0,
+    "bundle": 1,
+    "backends": 2, "media": 2, "cues": 2,
+    "runtime": 3, "evaluation": 3,
+    "serving": 4,
+    "cli": 5,
+}  # fmt: skip
+#: The side with torch, and what of the package each may import.
+TORCH_SIDE = {
+    "models": {"models", "recipe", "types", "errors", "resources"},
+    "exporting": {"exporting", "models", "bundle", "backends", "media", "cues", "runtime", "evaluation", "recipe"},
+    "training": {"training", "models", "exporting", "bundle", "evaluation", "recipe"},
+}
+HEAVY = {"torch", "transformers", "optimum", "onnx", "onnxscript", "safetensors", "tokenizers", "scipy", "matplotlib"}
+SMALL = {"types", "errors", "resources", "outputs"}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if "_shipped" not in parts:
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def imports(path: Path, *, at_load: bool = False) -> set[str]:
+    """Absolute names of what a module imports; ``at_load``: not within functions or for types only."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        is_for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        if at_load and (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_for_types):
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+        waiting.extend(ast.iter_child_nodes(node))
+    return found
+
+
+def parts(names: set[str]) -> set[str]:
+    """Our parts among imported names."""
+    split = (name.split(".") for name in names)
+    return {name[1] for name in split if name[0] == "teso_deploy" and len(name) > 1 and not name[1].startswith("_")}
+
+
+ALL = list(modules())
+
+
+@pytest.mark.parametrize(("name", "path"), ALL, ids=[name or "teso_deploy" for name, _ in ALL])
+def test_arrows_run_down_only(name: str, path: Path) -> None:
+    part = name.split(".")[0]
+    used = parts(imports(path))
+    if part in TORCH_SIDE:
+        assert used <= TORCH_SIDE[part] | SMALL
+    elif part in LEVELS and part != "cli":
+        assert not used & TORCH_SIDE.keys()
+        assert all(LEVELS[other] <= LEVELS[part] for other in used)
+    elif part == "cli":
+        assert not parts(imports(path, at_load=True)) & TORCH_SIDE.keys(), "import it in the function"
+
+
+@pytest.mark.parametrize(("name", "path"), ALL, ids=[name or "teso_deploy" for name, _ in ALL])
+def test_only_the_training_side_knows_heavy_libraries(name: str, path: Path) -> None:
+    if name.split(".")[0] not in TORCH_SIDE:
+        assert not {module.split(".")[0] for module in imports(path)} & HEAVY
+
+
+def test_no_import_cycles() -> None:
+    names = {f"teso_deploy.{name}".rstrip(".") for name, _ in ALL}
+    graph = {
+        f"teso_deploy.{name}".rstrip("."): imports(path, at_load=True) & names - {f"teso_deploy.{name}".rstrip(".")}
+        for name, path in ALL
+    }
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " → ".join((*trail, module))
+        if module not in done:
+            for other in graph[module]:
+                visit(other, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+BLOCKED = """
+import sys
+class Wall:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked}:
+            raise ImportError(name + " is behind the wall")
+sys.meta_path.insert(0, Wall())
+import numpy as np
+import teso_deploy
+import teso_deploy.cli, teso_deploy.cli.run, teso_deploy.cli.demo, teso_deploy.cli.doctor, teso_deploy.cli.verify
+import teso_deploy.cli.export, teso_deploy.cli.eval, teso_deploy.cli.train
+pipeline = teso_deploy.load({bundle!r}, threads=1)
+image = np.zeros((60, 80, 3), np.uint8)
+found = pipeline.segment(image, np.zeros(15600, np.float32), pipeline.cue_table.names[:1])
+assert found.labels.shape == (60, 80)
+print("ran without", sorted({blocked}))
+"""
+
+
+def test_the_runtime_runs_without_torch(tiny_bundle: Path) -> None:
+    program = BLOCKED.format(blocked=sorted(HEAVY), bundle=str(tiny_bundle))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "ran without" in done.stdout
+
+
+def test_importing_the_package_is_light() -> None:
+    program = "import sys, teso_deploy; print([m for m in ('numpy', 'av', 'onnxruntime', 'torch') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
