@@ -49,7 +49,8 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """Everything of one split, by word. Pictures are RGBA cut to their subject's box.
+    """Everything of one split, by word. Pictures are RGBA cut to their subject's box;
+    ``collections`` says which of a word's pictures are of one collection (a top folder).
 
     ``whole``: photographs with their own surroundings, RGBA of the whole picture, the
     alpha being the subject's mask.
@@ -60,6 +61,16 @@ class Library:
     whole: dict[str, list[Image.Image]]
     sounds: dict[str, list[Recording]]
     backgrounds: list[Image.Image]
+    collections: dict[str, dict[str, list[int]]]
+
+    def draw_picture(self, rng: np.random.Generator, word: str) -> Image.Image:
+        """One of a word's pictures, any collection as likely as another.
+
+        A large one may be all of one kind (thirty dalmatians); the few others count as much.
+        """
+        collections = list(self.collections[word].values())
+        numbers = collections[rng.integers(len(collections))]
+        return self.pictures[word][numbers[rng.integers(len(numbers))]]
 
     @property
     def fingerprint(self) -> str:
@@ -125,7 +136,7 @@ def read_library(folder: Path, split: Split, hold_out: Collection[str] = (), max
 
     Raises :class:`InputNotFoundError` (no folder), :class:`DataError` (another layout).
     """
-    library = Library(split, {}, {}, {}, [])
+    library = Library(split, {}, {}, {}, [], {})
     for row in _rows(folder):
         if row["split"] != split:
             continue
@@ -148,7 +159,10 @@ def read_library(folder: Path, split: Split, hold_out: Collection[str] = (), max
             image = _read_picture(path, max_side)
             if (cut := _cut_to_subject(image)) is None:
                 continue
-            library.pictures.setdefault(word, []).append(cut)
+            pictures = library.pictures.setdefault(word, [])
+            collections = library.collections.setdefault(word, {})
+            collections.setdefault(name.split("/")[0], []).append(len(pictures))
+            pictures.append(cut)
             if path.suffix == ".jpg":  # a photograph, with surroundings of its own
                 library.whole.setdefault(word, []).append(image)
     if not (library.pictures and library.sounds and library.backgrounds):

@@ -50,14 +50,23 @@ def _background(rng: np.random.Generator, library: Library, size: tuple[int, int
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
 
 
-def _jitter(rng: np.random.Generator, image: Image.Image) -> Image.Image:
-    """Brightness, contrast and colour of an RGB picture."""
+def _jitter(rng: np.random.Generator, image: Image.Image, recolour: bool) -> Image.Image:
+    """Brightness, contrast and colour of an RGB picture; ``recolour``: now and then none, or others.
+
+    A label has few pictures: its shape must count, not that all of them are brown.
+    """
     for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         image = enhancer(image).enhance(rng.uniform(0.6, 1.4))
+    other = rng.random() if recolour else 1.0
+    if other < 0.12:
+        return image.convert("L").convert("RGB")
+    if other < 0.24:
+        bands = image.split()
+        return Image.merge("RGB", [bands[band] for band in rng.permutation(3)])
     return image
 
 
-def _cutout(rng: np.random.Generator, picture: Image.Image, frame: tuple[int, int]) -> Image.Image:
+def _cutout(rng: np.random.Generator, picture: Image.Image, frame: tuple[int, int], recolour: bool) -> Image.Image:
     """A subject scaled (0.2 … 0.75 of the frame), flipped, turned, coloured and feathered."""
     side = rng.uniform(0.25, 0.75) * min(frame)
     stretch = rng.uniform(0.8, 1.25)
@@ -70,14 +79,14 @@ def _cutout(rng: np.random.Generator, picture: Image.Image, frame: tuple[int, in
     alpha = picture.getchannel("A")
     if rng.random() < 0.5:
         alpha = alpha.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0)))
-    picture = _jitter(rng, picture.convert("RGB"))
+    picture = _jitter(rng, picture.convert("RGB"), recolour)
     picture.putalpha(alpha)
     return picture
 
 
 def _degrade(rng: np.random.Generator, image: Image.Image) -> Image.Image:
     """What cameras and codecs do: light, blur, JPEG, noise."""
-    image = _jitter(rng, image) if rng.random() < 0.5 else image
+    image = _jitter(rng, image, recolour=True) if rng.random() < 0.5 else image
     if rng.random() < 0.2:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2)))
     if rng.random() < 0.2:
@@ -128,8 +137,7 @@ def compose_picture(
     else:
         canvas = _background(rng, library, size)
     for word in rest:
-        choices = library.pictures[word]
-        cutout = _cutout(rng, choices[rng.integers(len(choices))], size)
+        cutout = _cutout(rng, library.draw_picture(rng, word), size, recolour=degrade)
         best: tuple[float, tuple[int, int]] = (-1.0, (0, 0))
         covered = np.maximum.reduce(masks) if masks else None
         for _ in range(8):

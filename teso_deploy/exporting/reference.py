@@ -20,7 +20,7 @@ from teso_deploy.media.reader import VideoReader
 from teso_deploy.models.graphs import flatten_memory, graph_modules, graph_specs, unflatten_memory
 from teso_deploy.models.teso import Teso
 from teso_deploy.recipe import Recipe
-from teso_deploy.runtime.preprocess import normalised
+from teso_deploy.runtime.preprocess import normalised, resized
 from teso_deploy.types import WINDOW_SAMPLES
 
 ROWS = ("own", "muted", "other", "no cue")
@@ -52,7 +52,7 @@ def clip_inputs(recipe: Recipe, table: CueTable, clip: Path) -> dict[str, NDArra
     own, other = (track.window(middles[name], "centred").samples for name in (first, second))
     cues, none = table.lookup([first, second]), table.none()
     return {
-        "image": normalised(frame.image, recipe.image.sizes[0], recipe.image.mean, recipe.image.std)[None],
+        "image": normalised(resized(frame.image, recipe.image.sizes[0]), recipe.image.mean, recipe.image.std),
         "waveform": np.stack([own, np.zeros(WINDOW_SAMPLES, np.float32), other, own]),
         "cues": np.stack([cues.embeddings, cues.embeddings, cues.embeddings, none.embeddings]),
         "cue_valid": np.stack([cues.valid, cues.valid, cues.valid, none.valid]),

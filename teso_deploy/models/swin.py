@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,16 +35,16 @@ def relative_position_index(size: int) -> Tensor:
 def shift_mask(height: int, width: int, size: int, shift: int, device: torch.device) -> Tensor:
     """0 / -100 between positions of one shifted window that are not neighbours in the picture.
 
-    (windows, size², size²). -100 is Swin's own constant; the scores are small.
+    (windows, size², size²). -100 is Swin's own constant; the scores are small. The small
+    table of regions is a constant, the large mask is computed from it: an exported graph
+    carries only the table.
     """
-    region = torch.zeros(height, width, device=device)
-    edges = (0, -size, -shift, None)
-    count = 0
-    for top, bottom in zip(edges, edges[1:], strict=False):
-        for left, right in zip(edges, edges[1:], strict=False):
-            region[top:bottom, left:right] = count
-            count += 1
-    cells = windows(region.view(1, height, width, 1), size).squeeze(-1)
+    region = np.zeros((height, width), np.int32)
+    edges = (0, height - size, height - shift, height), (0, width - size, width - shift, width)
+    for i, j in np.ndindex(3, 3):
+        region[edges[0][i] : edges[0][i + 1], edges[1][j] : edges[1][j + 1]] = 3 * i + j
+    cells = torch.tensor(region, device=device)
+    cells = windows(cells.view(1, height, width, 1), size).squeeze(-1)
     return (cells[:, None, :] != cells[:, :, None]).float() * -100.0
 
 

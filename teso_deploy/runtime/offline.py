@@ -142,7 +142,7 @@ def _report(
         "audio": {
             "source": source.sound,
             "window": source.window_kind,
-            "gap_seconds": source.gap_seconds,
+            "gap_seconds": source.track.gap_seconds,
             "silent": tally.silent == tally.frames,
         },
         "cues": {

@@ -82,7 +82,7 @@ class Source:
             self.sound: SoundName = "own"
             self.track = self._track(mute, noise_dbfs, sound_from)
         except BaseException:
-            self.reader.__exit__(None, None, None)
+            self.reader.close()
             raise
         own_fps = self.info.fps or 25.0
         self.shown_fps = 1.0 if mode == "paper" else min(fps, own_fps) if fps else own_fps
@@ -94,6 +94,8 @@ class Source:
             self.sound = "other file"
             return read_audio(Path(sound_from))
         if noise_dbfs is not None:
+            if not duration:
+                raise MediaError(f"{self.path} does not say how long it is, so how much noise to make: copy it to MP4")
             self.sound = "noise"
             return AudioTrack.white_noise(duration, noise_dbfs, NOISE_SEED)
         if mute or not self.info.has_audio:
@@ -102,21 +104,15 @@ class Source:
         return read_audio(self.path)
 
     def __enter__(self) -> Source:
-        self.reader.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.reader.__exit__(kind, error, trace)
+        self.reader.close()
 
     def __iter__(self) -> Iterator[Moment]:
-        is_empty = True
-        for moment in self._one_a_second() if self.mode == "paper" else self._every_frame():
-            is_empty = False
-            yield moment
-        if is_empty:
-            raise MediaError(f"{self.path} holds no picture that can be decoded: give a video file")
+        return self._one_a_second() if self.mode == "paper" else self._every_frame()
 
     def _every_frame(self) -> Iterator[Moment]:
         for frame in self.reader:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from teso_deploy.runtime.events import EventLog
+from teso_deploy.runtime.events import Event, EventLog
 from teso_deploy.runtime.latency import LatencyLog, percentiles_ms
 from teso_deploy.runtime.schedule import one_a_second
 from teso_deploy.types import Cues, Frame, Segmentation
@@ -37,7 +37,7 @@ def test_a_stage_lasts_from_the_stamp_before() -> None:
 
 def test_an_event_lasts_from_the_first_frame_to_the_last() -> None:
     log = EventLog(["dog", "cow", "car"])
-    events = []
+    events: list[Event] = []
     for i in range(50):
         t = i * 0.04
         heard = [1] * (0.4 <= t < 0.8) + [2] * (t >= 1.2)

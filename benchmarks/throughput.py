@@ -1,0 +1,118 @@
+"""Frames a second from file to result, end to end.
+
+    python benchmarks/throughput.py [--bundle B] [--clip F] [--threads 2] [--out benchmarks/results]
+
+Three rows, each including the one before: decode the clip; segment every frame with its
+sound; draw the overlay and write H.264 + AAC. The clip is run through again and again for
+at least 3 s and three times; a first, shorter pass warms up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measuring import LEAST_SECONDS, RESULTS, environment, publish, spread
+
+from teso_deploy.backends.onnxruntime import onnxruntime_factory
+from teso_deploy.bundle import Bundle
+from teso_deploy.errors import TesoError
+from teso_deploy.resources import shipped_path
+from teso_deploy.runtime.offline import run_source
+from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.runtime.schedule import Source
+
+LEAST_PASSES = 3
+
+
+def _passes(one_pass: Callable[[], int], seconds: float) -> list[float]:
+    """Frames a second of each pass."""
+    one_pass()
+    rates: list[float] = []
+    began = time.perf_counter()
+    while len(rates) < LEAST_PASSES or time.perf_counter() - began < seconds:
+        before = time.perf_counter()
+        frames = one_pass()
+        rates.append(frames / (time.perf_counter() - before))
+    return rates
+
+
+def measure(bundle: Bundle, clip: Path, words: list[str], threads: int, seconds: float) -> dict[str, Any]:
+    """The report."""
+    pipeline = Pipeline(bundle, onnxruntime_factory(threads))
+    cues = pipeline.cues_of(words)
+
+    def decode() -> int:
+        with Source(clip) as source:
+            return sum(1 for _ in source)
+
+    def segment(video: Path | None = None) -> int:
+        with Source(clip) as source:
+            return int(run_source(pipeline, source, cues, video=video).report["frames"])
+
+    with tempfile.TemporaryDirectory() as folder:
+        passes = {
+            "decode": decode,
+            "decode, segment": segment,
+            "decode, segment, draw, write": lambda: segment(Path(folder) / "out.mp4"),
+        }
+        rows: list[dict[str, Any]] = []
+        for name, one_pass in passes.items():
+            rates = _passes(one_pass, seconds)
+            rows.append(
+                {
+                    "name": name,
+                    "fps": round(float(np.median(rates)), 2),
+                    "least_fps": round(min(rates), 2),
+                    "passes": len(rates),
+                    "coefficient_of_variation": round(spread(rates), 4),
+                }
+            )
+    with Source(clip) as source:
+        info = source.info
+    cost = [1 / entry["fps"] for entry in rows]
+    shares = {"decoding": cost[0], "segmenting": cost[1] - cost[0], "drawing and writing": cost[2] - cost[1]}
+    largest = max(shares, key=lambda name: shares[name])
+    return {
+        "schema_version": 1,
+        "rows": rows,
+        "clip": {
+            "name": clip.name, "width": info.width, "height": info.height, "fps": info.fps,
+            "duration_seconds": info.duration_seconds, "cues": words,
+        },
+        "bound_by": f"Bound by {largest}: {shares[largest] / cost[2]:.0%} of the last row; "
+        f"{clip.name}, {info.width} x {info.height} at {info.fps:g} frames/s.",
+        "environment": environment(bundle, threads),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, help="default: the shipped bundle")
+    parser.add_argument("--clip", type=Path, default=shipped_path("export/demo/clip.mp4"))
+    parser.add_argument("--cues", help="words, a,b; default: the objects of the shipped clip")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=LEAST_SECONDS, help="least time a row")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    spans = shipped_path("export/demo/clip.json")
+    words = options.cues.split(",") if options.cues else list(json.loads(spans.read_text(encoding="utf-8")))
+    try:
+        bundle = Bundle.open(options.bundle)
+        report = measure(bundle, options.clip, words, options.threads, options.seconds)
+    except TesoError as error:
+        sys.exit(f"throughput: {error}")
+    name = f"throughput-{bundle.manifest.name}-cpu"
+    publish(name, f"Throughput of {bundle.manifest.name}, ONNX Runtime on the CPU", report, options.out)
+
+
+if __name__ == "__main__":
+    main()

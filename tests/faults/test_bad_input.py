@@ -1,0 +1,213 @@
+"""Bad input ends with exit code 2, one sentence on stderr that names it, and no half-written file."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from clips import make_clip
+from commands import names_in, teso
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_clip(tmp_path_factory.mktemp("clips") / "clip.mp4")
+
+
+def refused(*arguments: object, names: str) -> str:
+    """Run, and check that it is refused in one sentence that holds ``names``."""
+    done = teso(*arguments)
+    assert done.code == 2, done
+    lines = [line for line in done.err.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("teso-deploy: ")]
+    assert len(errors) == 1 and lines[-1] == errors[0], done.err
+    assert names in errors[0]
+    assert "Traceback" not in done.err
+    return errors[0]
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> list[object]:
+    """Options that ask for every kind of output below ``tmp_path / "out"``."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return [
+        "--out", folder / "out.mp4", "--masks", folder / "masks", "--events", folder / "events.jsonl",
+        "--json", folder / "report.json",
+    ]  # fmt: skip
+
+
+def bad_file(kind: str, folder: Path) -> Path:
+    path = folder / f"{kind}.mp4"
+    match kind:
+        case "not a video":
+            path.write_text("a text\n" * 100)
+        case "empty":
+            path.touch()
+        case "folder":
+            path.mkdir()
+        case "audio only":
+            make_clip(path, has_video=False)
+        case "truncated":
+            whole = make_clip(folder / "whole.mp4", seconds=2)
+            path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+            whole.unlink()
+        case "cut off while streaming":
+            whole = make_clip(folder / "whole.mkv", seconds=8)
+            path = folder / f"{kind}.mkv"
+            path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+            whole.unlink()
+        case _:
+            assert kind == "missing"
+    return path
+
+
+KINDS = ("missing", "not a video", "empty", "folder", "audio only", "truncated", "cut off while streaming")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_input_that_is_no_video(kind: str, tmp_path: Path, tiny_bundle: Path, outputs: list[object]) -> None:
+    bad = bad_file(kind, tmp_path)
+    refused("run", bad, "--bundle", tiny_bundle, *outputs, names=str(bad))
+    assert names_in(tmp_path / "out") == []
+
+
+def test_one_bad_input_of_several_stops_all_before_work_starts(tmp_path: Path, clip: Path, tiny_bundle: Path) -> None:
+    folder = tmp_path / "out"
+    refused("run", clip, tmp_path / "no.mp4", "--bundle", tiny_bundle, "--out", folder, names="no.mp4")
+    assert not folder.exists()
+
+
+def test_sound_from_a_file_without_sound(tmp_path: Path, clip: Path, tiny_bundle: Path, outputs: list[object]) -> None:
+    silent = make_clip(tmp_path / "silent.mp4", has_audio=False)
+    refused("run", clip, "--bundle", tiny_bundle, "--sound-from", silent, *outputs, names=str(silent))
+    assert names_in(tmp_path / "out") == []
+
+
+def test_an_unknown_cue_names_the_closest_words(
+    clip: Path, tiny_bundle: Path, tmp_path: Path, outputs: list[object]
+) -> None:
+    sentence = refused("run", clip, "--bundle", tiny_bundle, "--cues", "dgo,cow", *outputs, names="'dgo'")
+    assert "'dog'" in sentence
+    assert names_in(tmp_path / "out") == []
+
+
+def test_automatic_cues_need_a_tagger(clip: Path, tiny_bundle: Path, outputs: list[object]) -> None:
+    refused("run", clip, "--bundle", tiny_bundle, "--cues", "auto", *outputs, names="tagger")
+
+
+def test_a_cue_file_that_is_missing(clip: Path, tiny_bundle: Path, outputs: list[object]) -> None:
+    refused("run", clip, "--bundle", tiny_bundle, "--cues-file", "no.txt", *outputs, names="no.txt")
+
+
+def test_a_missing_and_a_tampered_bundle(clip: Path, tiny_bundle: Path, tmp_path: Path, outputs: list[object]) -> None:
+    refused("run", clip, "--bundle", tmp_path / "none", *outputs, names="none")
+    tampered = tmp_path / "tampered"
+    shutil.copytree(tiny_bundle, tampered)
+    graph = tampered / "decoder.onnx"
+    content = bytearray(graph.read_bytes())
+    content[len(content) // 2] ^= 1
+    graph.write_bytes(content)
+    for arguments in (("run", clip, "--bundle", tampered, *outputs), ("verify", tampered)):
+        refused(*arguments, names="decoder.onnx")
+    assert names_in(tmp_path / "out") == []
+
+
+def test_an_unknown_recipe(tmp_path: Path) -> None:
+    sentence = refused("export", "teso-nanno", "--out", tmp_path / "bundle", "--random-weights", 0, names="teso-nanno")
+    assert "teso-nano" in sentence, "the known ones are named"
+    assert names_in(tmp_path) == []
+
+
+def test_a_recipe_that_can_t_be_built(tmp_path: Path) -> None:
+    recipe = tmp_path / "odd.toml"
+    recipe.write_text('name = "odd"\n[image]\nsizes = [[100, 100]]\n')
+    refused("export", recipe, "--out", tmp_path / "bundle", "--random-weights", 0, names="multiples of 32")
+    assert names_in(tmp_path) == ["odd.toml"]
+
+
+def test_outputs_that_can_t_be_written(clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "a file").write_text("kept")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.jpg").write_text("kept")
+    before = names_in(tmp_path)
+    cases = [
+        ("--out", tmp_path / "nowhere" / "out.mp4", "no folder"),
+        ("--out", tmp_path, "is a folder"),
+        ("--out", tmp_path / "out.avi", ".mp4"),
+        ("--out", tmp_path / "a file" / "out.mp4", "no folder"),
+        ("--masks", tmp_path / "photos", "something else"),
+        ("--masks", tmp_path / "a file", "it is a file"),
+        ("--masks", tmp_path / "nowhere" / "masks", "no folder"),
+        ("--events", tmp_path / "nowhere" / "events.jsonl", "no folder"),
+        ("--json", tmp_path / "nowhere" / "report.json", "no folder"),
+        ("--json", tmp_path / "photos", "is a folder"),
+    ]
+    for option, target, names in cases:
+        refused("run", clip, "--bundle", tiny_bundle, option, target, names=names)
+    assert names_in(tmp_path) == before
+    assert (tmp_path / "a file").read_text() == "kept"
+
+
+def test_an_input_is_never_overwritten(clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.mp4"
+    shutil.copy(clip, mine)
+    before = mine.read_bytes()
+    refused("run", mine, "--bundle", tiny_bundle, "--out", mine, names="name of an input")
+    sound = ("--sound-from", mine, "--out", mine)
+    refused("run", clip, "--bundle", tiny_bundle, *sound, names="name of an input")
+    both = ("--events", tmp_path / "x", "--json", tmp_path / "x")
+    refused("run", clip, "--bundle", tiny_bundle, *both, names="another output")
+    assert mine.read_bytes() == before
+
+
+def test_inputs_of_one_name(clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    shutil.copy(clip, tmp_path / "clip.mkv")
+    two = (clip, tmp_path / "clip.mkv")
+    refused("run", *two, "--bundle", tiny_bundle, "--out", tmp_path / "out", names="same name")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--mute", "--noise-dbfs", "-20"],
+        ["--mute", "--sound-from", "x.wav"],
+        ["--cues", "dog", "--cues-file", "x"],
+        ["--mode", "paper", "--fps", "2"],
+        ["--mode", "live"],
+        ["--noise-dbfs", "3"],
+        ["--fps", "0"],
+        ["--threads", "0"],
+        ["--no-such-option"],
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_exit_with_2(options: list[str], clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    done = teso("run", clip, "--bundle", tiny_bundle, "--out", tmp_path / "out.mp4", *options)
+    assert done.code == 2 and "Error: " in done.err.splitlines()[-1] and "Traceback" not in done.err
+    assert names_in(tmp_path) == []
+
+
+def test_an_output_has_to_be_named(clip: Path, tiny_bundle: Path) -> None:
+    done = teso("run", clip, "--bundle", tiny_bundle)
+    assert done.code == 2 and "--out" in done.err
+
+
+def test_an_interrupted_run_leaves_nothing(
+    clip: Path, tiny_bundle: Path, tmp_path: Path, outputs: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from teso_deploy.media.overlay import Overlay
+
+    calls = iter(range(5))
+    draw = Overlay.draw
+
+    def failing(self: Overlay, *arguments: object) -> object:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return draw(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Overlay, "draw", failing)
+    done = teso("run", clip, "--bundle", tiny_bundle, *outputs)
+    assert done.code != 0
+    assert names_in(tmp_path / "out") == []
