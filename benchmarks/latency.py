@@ -32,7 +32,7 @@ STAGES = ("preprocess", *GRAPHS, "postprocess")
 def measure(bundle: Bundle, clip: Path, threads: int, seconds: float) -> dict[str, Any]:
     """The report."""
     pipeline = Pipeline(bundle, onnxruntime_factory(threads))
-    engines = {name: onnxruntime_factory(threads)(bundle, name) for name in GRAPHS}
+    engines = pipeline.engines
     with Source(clip) as source:
         moments = list(islice(source, FRAMES))
         # Windows a hop apart, so that each is another sound.

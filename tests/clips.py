@@ -22,14 +22,11 @@ def make_clip(
     """A square that moves over grey, H.264 of ``size`` (height, width), and a tone in AAC at 44.1 kHz."""
     height, width = size
     with av.open(str(path), "w") as container:
-        streams = []
         if has_video:
             video = container.add_stream("libx264", rate=Fraction(fps))
             video.width, video.height, video.pix_fmt = width, height, "yuv420p"
-            streams.append(video)
         if has_audio:
             audio = container.add_stream("aac", rate=44_100, layout="mono")
-            streams.append(audio)
         if has_video:
             for i in range(round(seconds * fps)):
                 image = np.full((height, width, 3), 90, np.uint8)

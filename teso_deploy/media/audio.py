@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,14 @@ from av.audio.resampler import AudioResampler
 from numpy.typing import NDArray
 
 from teso_deploy.errors import MediaError
-from teso_deploy.media.container import opened, origin_seconds, seconds_of
+from teso_deploy.media.container import (
+    BROKEN_OFF,
+    SteadyClock,
+    announced_end_seconds,
+    opened,
+    origin_seconds,
+    seconds_of,
+)
 from teso_deploy.types import SAMPLE_RATE_HZ, WINDOW_SAMPLES, AudioWindow
 
 WindowKind = Literal["centred", "causal", "second"]
@@ -72,12 +80,16 @@ class AudioTrack:
         """The 0.975 s that belong to a frame: around it, before it, or from the start of its second.
 
         But for ``second`` the window moves in hops: frames within one hop get the same
-        object, so that nothing is computed twice for them. Outside the track there are zeros.
+        object, so that nothing is computed twice for them. ``centred`` takes the nearest
+        hop; ``causal`` the one before, as it must not hear what is to come. Outside the
+        track there are zeros.
         """
         if kind == "second":
             start = float(np.floor(at_seconds))
         else:
-            snapped = round(at_seconds / hop_seconds) * hop_seconds if hop_seconds else at_seconds
+            hops = at_seconds / hop_seconds if hop_seconds else 0.0
+            hops = round(hops) if kind == "centred" else math.floor(hops + 1e-6)
+            snapped = hops * hop_seconds if hop_seconds else at_seconds
             start = snapped - (WINDOW_SECONDS / 2 if kind == "centred" else WINDOW_SECONDS)
         if self._last is not None and self._last.start_seconds == start:
             return self._last
@@ -95,14 +107,15 @@ class AudioTrack:
 class _Mono16k:
     """Decoded audio frames → pieces of 16 kHz mono, a new piece wherever the clock leaps."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: SteadyClock) -> None:
+        self._clock = clock
         self.pieces: list[tuple[float, list[NDArray[np.float32]]]] = []
         self._resampler: AudioResampler | None = None
         self._format: tuple[str, str, int] | None = None
         self._expected = 0.0
 
     def _keep(self, frames: Sequence[AudioFrame]) -> None:
-        self.pieces[-1][1].extend(frame.to_ndarray().reshape(-1) for frame in frames)
+        self.pieces[-1][1].extend(frame.to_ndarray().reshape(-1).astype(np.float32, copy=False) for frame in frames)
 
     def flush(self) -> None:
         """Take out what the resampler still holds."""
@@ -112,7 +125,9 @@ class _Mono16k:
 
     def add(self, frame: AudioFrame, at_seconds: float | None) -> None:
         """One decoded frame with its time."""
-        now = self._expected if at_seconds is None else at_seconds
+        now = self._expected
+        if at_seconds is not None:
+            now = self._clock.place(at_seconds, self._expected)[0] if self.pieces else at_seconds
         leapt = not self.pieces or abs(now - self._expected) > JITTER_SECONDS
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         if leapt or kind != self._format:
@@ -152,16 +167,16 @@ def read_audio(path: str | Path) -> AudioTrack:
     Raises :class:`InputNotFoundError`, :class:`MediaError` (no audio track, nothing decodable).
     """
     path = Path(path)
-    mono = _Mono16k()
     with opened(path) as container:
         if not container.streams.audio:
             raise MediaError(f"{path} has no audio track: give a file with sound")
         stream, origin = container.streams.audio[0], origin_seconds(container)
+        mono = _Mono16k(SteadyClock(announced_end_seconds(container)))
         packets = container.demux(stream)
         while True:
             try:
                 packet = next(packets, None)
-            except av.error.FFmpegError:  # the container breaks off: what was read counts
+            except BROKEN_OFF:  # what was read counts
                 break
             if packet is None:
                 break
@@ -173,7 +188,7 @@ def read_audio(path: str | Path) -> AudioTrack:
                 seconds = seconds_of(frame.pts, frame.time_base)
                 mono.add(frame, None if seconds is None else seconds - origin)
     mono.flush()
-    pieces = [(start, np.concatenate(parts).astype(np.float32)) for start, parts in mono.pieces if parts]
+    pieces = [(start, np.concatenate(parts)) for start, parts in mono.pieces if parts]
     if not pieces:
         raise MediaError(f"{path} has an audio track that can't be decoded: convert or copy it again")
     return assemble(pieces)

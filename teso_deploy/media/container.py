@@ -12,6 +12,12 @@ from av.container import InputContainer
 
 from teso_deploy.errors import InputNotFoundError, MediaError
 
+#: What reading on raises where a file breaks off. IndexError: PyAV at the end of a file in
+#: which a damaged packet looked like a new stream.
+BROKEN_OFF = (av.error.FFmpegError, IndexError)
+#: A step back of the clock, or a leap ahead, by more than this is a discontinuity.
+BACK_SECONDS, AHEAD_SECONDS = 0.5, 10.0
+
 
 @contextmanager
 def opened(path: Path) -> Iterator[InputContainer]:
@@ -48,6 +54,37 @@ def seconds_of(value: int | None, time_base: Any) -> float | None:
     if value is None or time_base is None:
         return None
     return float(value * time_base.numerator / time_base.denominator)
+
+
+def announced_end_seconds(container: InputContainer) -> float:
+    """The end of the longest stream on the clock of :func:`origin_seconds`, as the file tells it; 0 when unknown."""
+    return container.duration / av.time_base if container.duration else 0.0
+
+
+class SteadyClock:
+    """Time stamps of one stream → seconds that go on where the stamps leap.
+
+    Files put one after the other start their stamps anew, and damage invents some that are
+    hours away. After damage the old clock holds again, so that sound and picture, which
+    each have such a clock, stay together. ``end_seconds``: up to there, as the file
+    announces it, a leap ahead is a pause and no discontinuity.
+    """
+
+    def __init__(self, end_seconds: float = 0.0) -> None:
+        self._end = end_seconds
+        self._offsets = [0.0]
+
+    def place(self, stamp_seconds: float, expected_seconds: float) -> tuple[float, bool]:
+        """(when it is, whether the stamps leapt), given when it would be if nothing was amiss."""
+        latest = max(expected_seconds + AHEAD_SECONDS, self._end)
+        for offset in reversed(self._offsets):
+            if expected_seconds - BACK_SECONDS <= stamp_seconds + offset <= latest:
+                leapt = offset != self._offsets[-1]
+                self._offsets.remove(offset)
+                self._offsets.append(offset)
+                return stamp_seconds + offset, leapt
+        self._offsets.append(expected_seconds - stamp_seconds)
+        return expected_seconds, True
 
 
 def origin_seconds(container: InputContainer) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import functools
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from teso_deploy.outputs import staged_file
 from teso_deploy.types import Frame, Segmentation
 
 Color = tuple[int, int, int]
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _DARK: Color = (18, 20, 24)
 _WAVE: Color = (92, 104, 122)
 _HEARD: Color = (120, 220, 160)
@@ -44,17 +46,19 @@ def save_mask(path: Path, labels: NDArray[np.uint8]) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _font(size: int) -> _Font:
     return ImageFont.load_default(size)
 
 
-def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels of a mask with a neighbour outside of it."""
-    inner = mask.copy()
-    inner[1:] &= mask[:-1]
-    inner[:-1] &= mask[1:]
-    inner[:, 1:] &= mask[:, :-1]
-    inner[:, :-1] &= mask[:, 1:]
+def _outline(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
+    """The outermost pixels of a mask; where it meets the border of the picture there are none."""
+    inner = mask
+    for _ in range(pixels):
+        outer, inner = inner, inner.copy()
+        inner[1:] &= outer[:-1]
+        inner[:-1] &= outer[1:]
+        inner[:, 1:] &= outer[:, :-1]
+        inner[:, :-1] &= outer[:, 1:]
     return mask & ~inner
 
 
@@ -79,31 +83,32 @@ class Overlay:
                 columns = np.linspace(0, self._seconds, width + 1) - self._track.start_seconds
                 edges = (columns * 16_000).round().astype(int).clip(0, len(self._track.samples))
                 peaks = np.array(
-                    [np.abs(self._track.samples[a:b]).max(initial=0) for a, b in zip(edges, edges[1:], strict=False)]
+                    [np.abs(self._track.samples[a:b]).max(initial=0) for a, b in itertools.pairwise(edges)]
                 )
-                reach = np.maximum((peaks ** 0.6 * (height / 2 - 2)).round(), 0.5)
+                reach = np.maximum((peaks**0.6 * (height / 2 - 2)).round(), 0.5)
                 rows = np.abs(np.arange(height) - (height - 1) / 2)[:, None]
                 strip[rows <= reach[None]] = _WAVE
             self._strips[width] = strip
         return self._strips[width]
 
-    def _draw_masks(self, image: NDArray[np.uint8], labels: NDArray[np.uint8], scale: float) -> list[tuple[int, int, int]]:
+    @staticmethod
+    def _draw_masks(image: NDArray[np.uint8], labels: NDArray[np.uint8], scale: float) -> list[tuple[int, int, int]]:
         """Tint in place; (label, x, y) of where each name goes."""
         places = []
         colors = palette()
-        for label in np.unique(labels):
-            if not label:
-                continue
-            mask = labels == label
-            tint = colors[label].astype(np.float32)
-            image[mask] = (image[mask] * (1 - _FILL) + tint * _FILL).astype(np.uint8)
-            edge = _outline(mask)
-            if scale >= 1.5:
-                edge = edge | np.roll(edge, 1, 0) | np.roll(edge, 1, 1)
-            image[edge] = colors[label]
-            rows, columns = np.nonzero(mask)
-            if len(rows) >= 0.0005 * mask.size:
-                places.append((int(label), int(np.median(columns)), int(rows.min())))
+        for label in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[1:]) + 1:
+            whole = labels == label
+            rows, columns = (np.flatnonzero(whole.any(axis)) for axis in (1, 0))
+            # One pixel more on each side: the outline looks at neighbours.
+            box = tuple(slice(max(int(along[0]) - 1, 0), int(along[-1]) + 2) for along in (rows, columns))
+            mask, part = whole[box], image[box]
+            tinted = part * np.float32(1 - _FILL) + colors[label] * np.float32(_FILL)
+            np.copyto(part, tinted.astype(np.uint8), where=mask[..., None])
+            part[_outline(mask, max(1, round(1.5 * scale)))] = colors[label]
+            per_column = mask.sum(axis=0).cumsum()
+            if per_column[-1] >= 0.0005 * labels.size:
+                middle = box[1].start + int(np.searchsorted(per_column, per_column[-1] / 2))
+                places.append((int(label), middle, int(rows[0])))
         return places
 
     def draw(self, frame: Frame, segmentation: Segmentation) -> NDArray[np.uint8]:
@@ -119,8 +124,10 @@ class Overlay:
         pen = ImageDraw.Draw(canvas, "RGBA")
         font = _font(max(9, round(15 * scale)))
         for label, x, top in places:
-            self._tag(pen, self.classes[label - 1], x, max(top - round(10 * scale), 0), font, tuple(palette()[label]), width)
-        self._draw_cues(pen, segmentation, font, scale)
+            red, green, blue = palette()[label].tolist()
+            name = self.classes[label - 1]
+            self._tag(pen, name, (x, max(top - round(10 * scale), 0)), font, (red, green, blue), width, scale)
+        self._draw_cues(pen, segmentation, font, width, scale)
         self._mark_now(pen, frame.pts_seconds, width, height, strip_height)
         return np.asarray(canvas)
 
@@ -136,40 +143,45 @@ class Overlay:
 
     def _mark_now(self, pen: ImageDraw.ImageDraw, at_seconds: float, width: int, top: int, height: int) -> None:
         x = min(round(at_seconds / self._seconds * width), width - 1)
-        pen.line((x, top, x, top + height), fill=(255, 255, 255, 230), width=1)
+        pen.line((x, top, x, top + height), fill=(255, 255, 255, 230), width=max(1, round(height / 44)))
 
     @staticmethod
     def _tag(
-        pen: ImageDraw.ImageDraw, text: str, x: int, y: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-        color: Color, width: int,
+        pen: ImageDraw.ImageDraw, text: str, place: tuple[int, int], font: _Font, color: Color, width: int, scale: float
     ) -> None:  # fmt: skip
-        left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
-        wide, tall = right - left + 8, bottom - top + 6
-        x = int(min(max(x - wide / 2, 2), max(width - wide - 2, 2)))
-        pen.rounded_rectangle((x, y, x + wide, y + tall), 3, fill=(*_DARK, 200), outline=(*color, 255))
-        pen.text((x + 4 - left, y + 3 - top), text, font=font, fill=color)
+        """A name centred at a place: a label of the mask's colour, kept inside the picture."""
+        left, _, right, _ = pen.textbbox((0, 0), text, font=font)
+        _, top, _, bottom = pen.textbbox((0, 0), "Ag", font=font)  # all labels equally high
+        gap = max(2, round(4 * scale))
+        wide, tall = right - left + 3 * gap, bottom - top + 2 * gap
+        x, y = min(max(place[0] - wide / 2, 2), max(width - wide - 2, 2)), place[1]
+        pen.rounded_rectangle((x, y, x + wide, y + tall), gap, fill=(*color, 255))
+        pen.text((x + 1.5 * gap - left, y + gap - top), text, font=font, fill=_DARK)
 
     @staticmethod
-    def _draw_cues(
-        pen: ImageDraw.ImageDraw, segmentation: Segmentation, font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-        scale: float,
-    ) -> None:  # fmt: skip
-        """Accepted cues bright, rejected ones faint and struck out; where they are from, if not from a person."""
+    def _draw_cues(pen: ImageDraw.ImageDraw, segmentation: Segmentation, font: _Font, width: int, scale: float) -> None:
+        """Accepted cues bright, rejected ones faint and struck out; a new row where the picture ends."""
         slots = np.flatnonzero(segmentation.cues.valid)
-        named = [(name, segmentation.cue_gate[slot] > 0) for name, slot in zip(segmentation.cues.names, slots, strict=True)]
+        alive_slots = segmentation.cue_gate[slots] > 0
+        named = [(name, bool(alive)) for name, alive in zip(segmentation.cues.names, alive_slots, strict=True)]
         if not named:
             named = [("no cue", bool(segmentation.cue_gate[0] > 0))]
-        x, y, gap = round(8 * scale), round(8 * scale), round(6 * scale)
+        gap = max(2, round(6 * scale))
+        line = max(1, round(scale))
+        x, y = gap, gap
+        _, top, _, bottom = pen.textbbox((0, 0), "Ag", font=font)
+        tall = bottom - top + 2 * gap
         for name, alive in named:
-            left, top, right, bottom = pen.textbbox((0, 0), name, font=font)
-            wide, tall = right - left + 2 * gap, bottom - top + 2 * gap
+            left, _, right, _ = (round(side) for side in pen.textbbox((0, 0), name, font=font))
+            wide = right - left + 2 * gap
+            if x > gap and x + wide + gap > width:
+                x, y = gap, round(y + tall + gap)
             color = _TEXT if alive else _FAINT
             pen.rounded_rectangle(
-                (x, y, x + wide, y + tall), gap, fill=(*_DARK, 190), outline=(*(_HEARD if alive else _FAINT), 255)
+                (x, y, x + wide, y + tall), gap, (*_DARK, 190), (*(_HEARD if alive else _FAINT), 255), line
             )
             pen.text((x + gap - left, y + gap - top), name, font=font, fill=color)
             if not alive:
-                middle = y + tall // 2
-                pen.line((x + gap, middle, x + wide - gap, middle), fill=(*_FAINT, 255), width=1)
+                middle = y + tall / 2
+                pen.line((x + gap, middle, x + wide - gap, middle), fill=(*_TEXT, 255), width=line)
             x += wide + gap
-

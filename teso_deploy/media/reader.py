@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
@@ -13,13 +14,20 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from teso_deploy.errors import MediaError
-from teso_deploy.media.container import open_container, origin_seconds, seconds_of
+from teso_deploy.media.container import (
+    BROKEN_OFF,
+    SteadyClock,
+    announced_end_seconds,
+    open_container,
+    origin_seconds,
+    seconds_of,
+)
 from teso_deploy.types import Frame
 
-#: A step back of the clock, or a leap ahead, by more than this starts a new segment.
-BACK_SECONDS, AHEAD_SECONDS = 0.5, 10.0
 #: A file that ends this much before the end it announces was cut off.
 CUT_OFF_SECONDS, CUT_OFF_SHARE = 1.0, 0.05
+#: These have no header that tells how long they are; FFmpeg guesses from time stamps, also damaged ones.
+ESTIMATED_FORMATS = ("mpegts", "mpeg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +68,21 @@ class VideoReader:
         self._container = open_container(self.path)
         try:
             self._stream = self._video_stream()
-        except MediaError:
+            self._stream.thread_type = "AUTO"
+            self._origin = origin_seconds(self._container)
+            self._announced_end = announced_end_seconds(self._container)
+            self._latest_packet_end = 0.0
+            self.frames_decoded = self.corrupt_frames = self.corrupt_packets = 0
+            self._frames = self._decoded()
+            # Only a decoded frame tells how the picture is turned, and whether there is one at all.
+            first = next(self._frames, None)
+            if first is None:
+                raise MediaError(f"{self.path} holds no picture that can be decoded: copy or record it again")
+        except BaseException:
             self._container.close()
             raise
-        self._stream.thread_type = "AUTO"
-        self._origin = origin_seconds(self._container)
-        self.frames_decoded = self.corrupt_frames = self.corrupt_packets = 0
-        self.info = self._info()
+        self.info = self._info(first)
+        self._frames = chain((first,), self._frames)
 
     def _video_stream(self) -> VideoStream:
         for stream in self._container.streams.video:
@@ -76,15 +92,17 @@ class VideoReader:
         kind = "only sound" if self._container.streams.audio else "neither picture nor sound"
         raise MediaError(f"{self.path} holds {kind}: give a file with a video track")
 
-    def _info(self) -> MediaInfo:
+    def _info(self, first: av.VideoFrame) -> MediaInfo:
         stream = self._stream
         rate = stream.average_rate or stream.guessed_rate
         fps = float(rate.numerator / rate.denominator) if rate and rate.denominator else 0.0
         duration = seconds_of(stream.duration, stream.time_base)
         if duration is None:
-            duration = self._container.duration / av.time_base if self._container.duration else 0.0
-        context = stream.codec_context
-        return MediaInfo(self.path, context.width, context.height, fps, duration, bool(self._container.streams.audio))
+            duration = self._announced_end
+        width, height = first.width, first.height
+        if round(first.rotation / 90) % 2:
+            width, height = height, width
+        return MediaInfo(self.path, width, height, fps, duration, bool(self._container.streams.audio))
 
     def __enter__(self) -> VideoReader:
         return self
@@ -99,18 +117,23 @@ class VideoReader:
         self._container.close()
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
-        packets = self._container.demux(self._stream)
+        # The sound's packets are looked at to know where the file ends.
+        packets = self._container.demux(self._stream, *self._container.streams.audio)
         while True:
             try:
                 packet = next(packets, None)
-            except av.error.FFmpegError:  # the container breaks off; how much is missing is judged at the end
+            except BROKEN_OFF:  # how much is missing is judged at the end
                 self.corrupt_packets += 1
                 packet = None
             if packet is None:
                 break
+            packet_end = seconds_of((packet.pts or 0) + (packet.duration or 0), packet.time_base) or 0.0
+            self._latest_packet_end = max(self._latest_packet_end, packet_end - self._origin)
+            if packet.stream.index != self._stream.index:
+                continue
             self.corrupt_packets += packet.is_corrupt
             try:
-                yield from packet.decode()
+                yield from self._stream.decode(packet)
             except av.error.FFmpegError:
                 self.corrupt_packets += 1
         try:
@@ -120,34 +143,37 @@ class VideoReader:
 
     def __iter__(self) -> Iterator[Frame]:
         step = 1 / self.info.fps if self.info.fps else 1 / 25
-        last, offset, segment, due = -step, 0.0, 0, -np.inf
-        for frame in self._decoded():
+        last, segment, due = -step, 0, -np.inf
+        clock = SteadyClock(self._announced_end)
+        for frame in self._frames:
             index = self.frames_decoded
             self.frames_decoded += 1
             self.corrupt_frames += frame.is_corrupt
             seconds = seconds_of(frame.pts, frame.time_base)
-            pts = last + step if seconds is None else seconds - self._origin + offset
-            if index and (pts < last - BACK_SECONDS or pts > last + AHEAD_SECONDS):
-                offset += last + step - pts
-                pts = last + step
-                segment += 1
+            pts = last + step if seconds is None else seconds - self._origin
+            if index and seconds is not None:
+                pts, leapt = clock.place(pts, last + step)
+                segment += leapt
             last = pts
             if index % self._every_nth or pts < due - 1e-6:
                 continue
             if self._fps:
                 on_grid = due + 1 / self._fps
                 due = on_grid if on_grid > pts else pts + 1 / self._fps
-            image = upright(frame.to_ndarray(format="rgb24"), frame.rotation)
+            image = upright(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8), frame.rotation)
             yield Frame(image, float(pts), index, segment, bool(frame.is_corrupt))
         self._check_whole(last + step)
 
     def _check_whole(self, end_seconds: float) -> None:
-        announced = self.info.duration_seconds
-        if not self.frames_decoded:
-            raise MediaError(f"{self.path} holds no picture that can be decoded: copy or record it again")
-        start = seconds_of(self._stream.start_time, self._stream.time_base)
-        missing = announced + (start - self._origin if start is not None else 0.0) - end_seconds
-        if missing > max(CUT_OFF_SECONDS, CUT_OFF_SHARE * announced):
+        if self._container.format.name in ESTIMATED_FORMATS:
+            return
+        duration = seconds_of(self._stream.duration, self._stream.time_base)
+        if duration is None:  # only the whole file tells how long it is, and its sound may be longer than its picture
+            announced, end_seconds = self._announced_end, max(end_seconds, self._latest_packet_end)
+        else:
+            start = seconds_of(self._stream.start_time, self._stream.time_base)
+            announced = duration + (start - self._origin if start is not None else 0.0)
+        if announced - end_seconds > max(CUT_OFF_SECONDS, CUT_OFF_SHARE * announced):
             raise MediaError(
                 f"{self.path} ends after {end_seconds:.1f} of the {announced:.1f} s that it announces, "
                 "it was cut off: copy or record it again"

@@ -53,16 +53,16 @@ class EventLog:
         """Account a frame; gives the events that are over by then."""
         now = segmentation.pts_seconds
         pixels = np.bincount(segmentation.labels.ravel(), minlength=len(self._classes) + 1)
-        for label in np.flatnonzero(pixels[1:] >= BLANK_PIXEL_RATE * segmentation.labels.size) + 1:
+        for label in (np.flatnonzero(pixels[1:] >= BLANK_PIXEL_RATE * segmentation.labels.size) + 1).tolist():
             score = float(segmentation.class_scores[label - 1])
-            event = self._open.get(int(label))
+            event = self._open.get(label)
             if event is not None and now - event.end_seconds <= self._join_seconds:
                 event.end_seconds = now
                 event.scores.append(score)
                 continue
             if event is not None:
-                yield self._closed(int(label))
-            self._open[int(label)] = _Open(now, now, [score])
+                yield self._closed(label)
+            self._open[label] = _Open(now, now, [score])
         for label in [key for key, event in self._open.items() if now - event.end_seconds > self._join_seconds]:
             yield self._closed(label)
 

@@ -31,7 +31,7 @@ class Pipeline:
 
     Each graph keeps its last outputs and a copy of the input they are of: the same picture,
     window or cues again cost nothing. A new sound runs ``audio_encoder``, ``fusion`` and
-    ``decoder``, new cues ``fusion`` and ``decoder``. ``runs`` counts how often each ran.
+    ``decoder``, new cues ``fusion`` and ``decoder``. ``runs`` counts how often each ran; ``engines`` are what runs them.
     Not to be shared between threads.
     """
 
@@ -41,7 +41,7 @@ class Pipeline:
         self.bundle = bundle
         self.cue_table = CueTable.open(bundle)
         self.runs: Counter[str] = Counter()
-        self._engines = {name: factory(bundle, name) for name in GRAPHS}
+        self.engines = {name: factory(bundle, name) for name in GRAPHS}
         self._kept: dict[str, tuple[tuple[NDArray[Any], ...], Arrays]] = {}
 
     @classmethod
@@ -62,7 +62,7 @@ class Pipeline:
     @property
     def backend(self) -> str:
         """What runs the graphs: ``cpu``."""
-        return self._engines["decoder"].backend
+        return self.engines["decoder"].backend
 
     def _run(self, graph: str, of: tuple[NDArray[Any], ...], feeds: Callable[[], Arrays]) -> Arrays:
         """A graph's outputs; the kept ones when ``of``, all that its feeds are made from, has not changed."""
@@ -70,7 +70,7 @@ class Pipeline:
         if kept is not None and all(np.array_equal(old, new) for old, new in zip(kept[0], of, strict=True)):
             return kept[1]
         self.runs[graph] += 1
-        outputs = self._engines[graph].run(feeds())
+        outputs = self.engines[graph].run(feeds())
         self._kept[graph] = (tuple(array.copy() for array in of), outputs)  # a caller may reuse its buffers
         return outputs
 

@@ -1,0 +1,77 @@
+"""Writing: sound and picture stay together, and a file is whole or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from teso_deploy.errors import OutputError
+from teso_deploy.media.audio import AudioTrack, read_audio
+from teso_deploy.media.reader import VideoReader
+from teso_deploy.media.writer import VideoWriter
+
+
+def beep_track(at: float, seconds: float, start: float = 0.0) -> AudioTrack:
+    times = np.arange(int(seconds * 16_000)) / 16_000
+    return AudioTrack((np.sin(2 * np.pi * 1000 * times) * (times >= at)).astype(np.float32) * 0.5, start)
+
+
+def flash(lit: bool, size: tuple[int, int] = (48, 64)) -> np.ndarray:
+    return np.full((*size, 3), 230 if lit else 10, np.uint8)
+
+
+@pytest.mark.parametrize("start", [0.0, 0.4, -0.3])
+def test_flash_and_beep_stay_together(tmp_path: Path, start: float) -> None:
+    """The picture lights up when the beep starts; after writing and reading they still agree."""
+    track = beep_track(1.0, 2.5, start)
+    with VideoWriter(tmp_path / "o.mp4", 64, 48, 25, track) as writer:
+        for i in range(60):
+            writer.write(flash(i / 25 >= 1.0 + start), i / 25)
+    with VideoReader(tmp_path / "o.mp4") as reader:
+        lit = next(frame.pts_seconds for frame in reader if frame.image.mean() > 100)
+    heard = read_audio(tmp_path / "o.mp4")
+    onset = heard.start_seconds + int(np.argmax(np.abs(heard.samples) > 0.2)) / 16_000
+    assert abs(lit - onset) < 0.045, "within a frame"
+
+
+def test_times_and_size_are_kept(tmp_path: Path) -> None:
+    times = [0.0, 0.04, 0.3, 0.31, 1.0]
+    with VideoWriter(tmp_path / "o.mp4", 63, 47, 25) as writer:
+        for seconds in times:
+            writer.write(flash(True, (47, 63)), seconds)
+    with VideoReader(tmp_path / "o.mp4") as reader:
+        assert (reader.info.width, reader.info.height, reader.info.has_audio) == (64, 48, False)
+        assert [frame.pts_seconds for frame in reader] == pytest.approx(times, abs=0.001)
+
+
+def test_the_sound_ends_with_the_picture(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "o.mp4", 64, 48, 25, beep_track(0, 10)) as writer:
+        for i in range(25):
+            writer.write(flash(False), i / 25)
+    assert read_audio(tmp_path / "o.mp4").duration_seconds == pytest.approx(1.0, abs=0.1)
+
+
+def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "o.mp4"
+    target.write_text("the last good one")
+    with pytest.raises(RuntimeError), VideoWriter(target, 64, 48, 25) as writer:
+        writer.write(flash(True), 0)
+        raise RuntimeError
+    assert target.read_text() == "the last good one" and os.listdir(tmp_path) == ["o.mp4"]
+
+
+def test_a_picture_of_another_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="64x48"), VideoWriter(tmp_path / "o.mp4", 64, 48, 25) as writer:
+        writer.write(flash(True, (50, 64)), 0)
+    assert os.listdir(tmp_path) == []
+
+
+def test_places_that_can_t_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no folder"):
+        VideoWriter(tmp_path / "no" / "o.mp4", 64, 48, 25)
+    (tmp_path / "o.mp4").mkdir()
+    with pytest.raises(OutputError, match="folder"):
+        VideoWriter(tmp_path / "o.mp4", 64, 48, 25)
