@@ -11,13 +11,13 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from clips import make_clip
-from commands import teso
 from PIL import Image
 
 import teso_deploy
 from teso_deploy.media.audio import read_audio
 from teso_deploy.media.overlay import palette
+from tests.clips import make_clip
+from tests.commands import teso
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from clips import make_clip
-from commands import names_in, teso
+
+from tests.clips import make_clip
+from tests.commands import names_in, teso
 
 
 @pytest.fixture(scope="session")
