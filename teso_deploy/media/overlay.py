@@ -156,7 +156,8 @@ class Overlay:
         wide, tall = right - left + 3 * gap, bottom - top + 2 * gap
         x, y = min(max(place[0] - wide / 2, 2), max(width - wide - 2, 2)), place[1]
         pen.rounded_rectangle((x, y, x + wide, y + tall), gap, fill=(*color, 255))
-        pen.text((x + 1.5 * gap - left, y + gap - top), text, font=font, fill=_DARK)
+        brightness = np.dot(color, (0.3, 0.59, 0.11))
+        pen.text((x + 1.5 * gap - left, y + gap - top), text, font=font, fill=_DARK if brightness > 110 else _TEXT)
 
     @staticmethod
     def _draw_cues(pen: ImageDraw.ImageDraw, segmentation: Segmentation, font: _Font, width: int, scale: float) -> None:

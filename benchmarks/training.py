@@ -1,0 +1,79 @@
+"""Seconds a training step takes, on composed scenes of a media folder.
+
+    python benchmarks/training.py --data MEDIA [--device cuda] [--recipe teso-nano] [--out FILE.json]
+
+Every picture size of the recipe in turn: three steps of warm-up, then the median of ``--steps``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from teso_deploy.evaluation.library import read_library
+from teso_deploy.recipe import load_recipe
+from teso_deploy.training.batches import SceneBatches
+from teso_deploy.training.loop import Trainer
+
+WARM_UP_STEPS = 3
+
+
+def measure(recipe_name: str, data: Path, device: str, steps: int) -> dict[str, Any]:
+    """The report. What a step takes does not hang on what the cue words mean: their embeddings are random."""
+    recipe = load_recipe(recipe_name)
+    assert recipe.train is not None
+    library = read_library(data, "train", recipe.train.hold_out)
+    rng = np.random.default_rng(0)
+    words = {*library.pictures, *library.sounds}
+    embeddings = {word: rng.standard_normal(recipe.text.dim).astype(np.float32) / 20 for word in sorted(words)}
+    rows = []
+    for phase in recipe.train.phases:
+        alone = recipe.model_copy(update={"train": recipe.train.model_copy(update={"phases": (phase,)})})
+        trainer = Trainer(alone, SceneBatches(alone, library, embeddings), Path(os.devnull), torch.device(device))
+        times, composing = [], []
+        for step in range(WARM_UP_STEPS + steps):
+            before = time.perf_counter()
+            trainer.batches.make(step, phase.size)
+            between = time.perf_counter()
+            trainer.run_step()  # reads its losses back, so the device is done
+            composing.append(between - before)
+            times.append(time.perf_counter() - between)
+        rows.append(
+            {
+                "name": f"{phase.size[0]}x{phase.size[1]}",
+                "step_seconds": round(statistics.median(times[WARM_UP_STEPS:]), 4),
+                "of_which_composing_seconds": round(statistics.median(composing[WARM_UP_STEPS:]), 4),
+                "scenes_per_step": recipe.train.scenes_per_step,
+                "sounds_per_scene": recipe.train.sounds_per_scene,
+            }
+        )
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    return {"schema_version": 1, "recipe": recipe.name, "device": name, "torch": torch.__version__, "rows": rows}
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("TESO_AVS_DATA"), required="TESO_AVS_DATA" not in os.environ)
+    parser.add_argument("--recipe", default="teso-nano")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    text = json.dumps(measure(options.recipe, Path(options.data), options.device, options.steps), indent=1) + "\n"
+    print(text, end="")
+    if options.out is not None:
+        options.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Training on a GPU: the same losses as on the CPU, a state that goes on on either.
+
+Deselected by default. Where a GPU has to be there (TESO_REQUIRE_GPU=1) its absence fails.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from teso_deploy.recipe import Recipe, TrainRecipe
+from teso_deploy.training.loop import Progress, train_model
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def cuda() -> None:
+    if not torch.cuda.is_available():
+        if os.environ.get("TESO_REQUIRE_GPU") == "1":
+            pytest.fail("TESO_REQUIRE_GPU=1, and torch sees no CUDA device")
+        pytest.skip("torch sees no CUDA device")
+
+
+def test_losses_on_both_devices_agree_and_a_run_goes_on_on_the_other(
+    tiny_recipe: Recipe, media_folder: Path, tmp_path: Path
+) -> None:
+    train = TrainRecipe(
+        phases=({"size": (32, 32), "steps": 4},), scenes_per_step=2, sounds_per_scene=3, warmup_steps=2, loss_points=100
+    )  # type: ignore[arg-type]
+    recipe = tiny_recipe.model_copy(update={"train": train})
+    rng = np.random.default_rng(0)
+    embeddings = {word: rng.standard_normal(384).astype(np.float32) / 20 for word in ("dog", "cow", "car", "speech")}
+    totals: dict[str, list[float]] = {"cpu": [], "cuda": []}
+
+    def keep(device: str) -> object:
+        return lambda progress: totals[device].append(progress.values["total"])
+
+    for device in totals:
+        train_model(recipe, media_folder, tmp_path / device, embeddings, device, keep(device), save_every_steps=2)  # type: ignore[arg-type]
+    assert totals["cuda"][0] == pytest.approx(totals["cpu"][0], rel=1e-3)
+    assert totals["cuda"] == pytest.approx(totals["cpu"], rel=0.05)
+
+    class Stop(Exception):
+        pass
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_model(recipe, media_folder, tmp_path / "both", embeddings, "cuda", stop, save_every_steps=2)
+    assert train_model(recipe, media_folder, tmp_path / "both", embeddings, "cpu", save_every_steps=2).is_file()
