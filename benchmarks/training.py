@@ -34,7 +34,9 @@ def measure(recipe_name: str, data: Path, device: str, steps: int) -> dict[str, 
     library = read_library(data, "train", recipe.train.hold_out)
     rng = np.random.default_rng(0)
     words = {*library.pictures, *library.sounds}
-    embeddings = {word: rng.standard_normal(recipe.text.dim).astype(np.float32) / 20 for word in sorted(words)}
+    embeddings = {
+        word: rng.standard_normal(recipe.text.dim).astype(np.float32) / np.float32(20) for word in sorted(words)
+    }
     rows = []
     for phase in recipe.train.phases:
         alone = recipe.model_copy(update={"train": recipe.train.model_copy(update={"phases": (phase,)})})
@@ -63,7 +65,9 @@ def measure(recipe_name: str, data: Path, device: str, steps: int) -> dict[str, 
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=os.environ.get("TESO_AVS_DATA"), required="TESO_AVS_DATA" not in os.environ)
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get("TESO_AVS_DATA"), required="TESO_AVS_DATA" not in os.environ
+    )
     parser.add_argument("--recipe", default="teso-nano")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=10)

@@ -36,6 +36,9 @@ class OnnxRuntimeEngine:
         options.intra_op_num_threads = threads or available_cores()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # Idle threads spin by default. A pipeline has a session a graph: spinning, they starve each
+        # other and whatever decodes the video.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
         except Exception as error:  # its own exceptions share no base class

@@ -40,9 +40,13 @@ def evaluate(
     layout: Annotated[str, typer.Option(help="scenes: composed from the folder's test split.")] = "scenes",
     scenes: Annotated[int, typer.Option(min=1, help="Scenes per row.")] = 300,
     seed: Annotated[int, typer.Option(help="Scenes come from this alone.")] = 0,
-    cues: Annotated[str, typer.Option(help="visible: names of all that is visible; none: the fallback cue.")] = "visible",
+    cues: Annotated[
+        str, typer.Option(help="visible: names of all that is visible; none: the fallback cue.")
+    ] = "visible",
     threads: Annotated[int | None, typer.Option(min=1)] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write the scores to a file, or - for stdout.")] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Write the scores to a file, or - for stdout.")
+    ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table to a file.")] = None,
 ) -> None:
     """Score a bundle on composed test scenes: sources, distractors, silence, noise, swapped sounds."""

@@ -46,7 +46,9 @@ def export(
     checkpoint: Annotated[Path | None, typer.Option(help="Weights that `train` wrote (safetensors).")] = None,
     random_weights: Annotated[int | None, typer.Option(metavar="SEED", help="Random weights, for timing.")] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights, for the manifest.")] = "Apache-2.0",
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")
+    ] = None,
 ) -> None:
     """Export a recipe to ONNX graphs with their reference outputs and cue words, checked against PyTorch."""
     chosen = load_recipe(recipe)

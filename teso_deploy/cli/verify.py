@@ -19,7 +19,9 @@ from teso_deploy.runtime.verify import verify_bundle
 def verify(
     bundle: Annotated[Path | None, typer.Argument(help="Folder of a bundle; default: the shipped one.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engines; default: all cores.")] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")
+    ] = None,
 ) -> None:
     """Check every file's hash, every graph against the reference (masks first), and the audio control."""
     check_json(json_out)
@@ -30,9 +32,7 @@ def verify(
     for column in ("graph", "equal pixels", "mask IoU", "cosine", "largest error"):
         table.add_column(column, justify="left" if column == "graph" else "right")
     for name, parity in report.graphs.items():
-        masks = [
-            "–" if value is None else f"{value:.2%}" for value in (parity.pixel_agreement, parity.mask_iou)
-        ]
+        masks = ["–" if value is None else f"{value:.2%}" for value in (parity.pixel_agreement, parity.mask_iou)]
         table.add_row(name, *masks, f"{parity.cosine:.6f}", f"{parity.max_abs_error:.1e}")
     console.print(table)
     control = Table(title="what stays labelled on the reference's picture")

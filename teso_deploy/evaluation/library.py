@@ -95,7 +95,7 @@ def read_recording(path: Path) -> Recording:
 
 
 def _read_picture(path: Path, max_side: int) -> Image.Image:
-    image = Image.open(path)
+    image: Image.Image = Image.open(path)
     if image.mode not in ("RGBA", "LA", "P"):
         mask_path = path.with_name(path.stem + "_mask.png")
         if not mask_path.is_file():
@@ -166,5 +166,7 @@ def read_library(folder: Path, split: Split, hold_out: Collection[str] = (), max
             if path.suffix == ".jpg":  # a photograph, with surroundings of its own
                 library.whole.setdefault(word, []).append(image)
     if not (library.pictures and library.sounds and library.backgrounds):
-        raise DataError(f"{folder}: split.csv names no {split} pictures, sounds or backgrounds; see the documented layout")
+        raise DataError(
+            f"{folder}: split.csv names no {split} pictures, sounds or backgrounds; see the documented layout"
+        )
     return library

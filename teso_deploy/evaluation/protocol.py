@@ -133,7 +133,7 @@ def score_row(
         for trial in trials:
             labels = segment(trial.picture.image, trial.samples, cues(trial.picture))
             found = labels > 0
-            blank.append(np.count_nonzero(found) < BLANK_PIXEL_RATE * found.size)
+            blank.append(bool(np.count_nonzero(found) < BLANK_PIXEL_RATE * found.size))
             truth = {word: trial.picture.mask_of([word]) > 127 for word in dict.fromkeys(trial.picture.words)}
             for word in trial.heard:
                 ious.append(intersection_over_union(labels == 1 + list(classes).index(word), truth[word]))

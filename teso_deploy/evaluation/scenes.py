@@ -44,7 +44,7 @@ def _background(rng: np.random.Generator, library: Library, size: tuple[int, int
     image = library.backgrounds[rng.integers(len(library.backgrounds))]
     share = rng.uniform(0.5, 1.0)
     crop_w, crop_h = int(image.width * share), int(image.height * share)
-    left, top = rng.integers(image.width - crop_w + 1), rng.integers(image.height - crop_h + 1)
+    left, top = int(rng.integers(image.width - crop_w + 1)), int(rng.integers(image.height - crop_h + 1))
     box = (left, top, left + crop_w, top + crop_h)
     image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image

@@ -143,7 +143,7 @@ def export_bundle(
         from_clip = checkpoint is not None and embedder != RANDOM_EMBEDDINGS and clip.is_file()
         table = CueTable(words, embeddings, recipe.text.max_cues)
         inputs = clip_inputs(recipe, table, clip) if from_clip else random_inputs(recipe)
-        np.savez_compressed(folder / REFERENCE, **inputs, **reference_outputs(model, inputs))
+        np.savez_compressed(folder / REFERENCE, allow_pickle=False, **inputs, **reference_outputs(model, inputs))
         manifest = BundleManifest(
             name=recipe.name,
             trained=checkpoint is not None,
@@ -171,7 +171,7 @@ def export_bundle(
         parity = verify_bundle(Bundle.open(folder), onnxruntime_factory(), with_audio_control=False)
         if not parity.passed:
             raise CheckFailedError(
-                f"the exported graphs differ from PyTorch, nothing was written ({parity.failures[0]}); please report this"
+                f"the graphs differ from PyTorch, nothing was written ({parity.failures[0]}); please report this"
             )
         manifest = write_manifest(folder, manifest, {"parity": parity.as_dict()["graphs"]})
     return ExportReport(Bundle(out, manifest), parity)

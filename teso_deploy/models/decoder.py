@@ -74,9 +74,7 @@ class DecoderMemory(nn.Module):
             keys.append(split_heads(key(source + positions[i % LEVELS]) * self.scale, self.heads))
             values.append(split_heads(value(source), self.heads))
         # Bilinear resize is linear, so the masks' einsum may be taken after it, at the small size.
-        resized = [
-            F.interpolate(mask_features, size=x.shape[2:], mode="bilinear", align_corners=False) for x in maps
-        ]
+        resized = [F.interpolate(mask_features, size=x.shape[2:], mode="bilinear", align_corners=False) for x in maps]
         return Memory(mask_features, resized, keys, values)
 
 

@@ -82,7 +82,8 @@ class _DecoderGraph(nn.Module):
         self.head = model.recipe.head
 
     def forward(self, queries: Tensor, *memory: Tensor) -> Tensor:
-        return segmentation_scores(*self.decoder(queries, unflatten_memory(memory)), self.head)
+        class_logits, mask_logits = self.decoder(queries, unflatten_memory(memory))
+        return segmentation_scores(class_logits, mask_logits, self.head)
 
 
 def graph_modules(model: Teso) -> dict[str, nn.Module]:

@@ -31,8 +31,8 @@ class Pipeline:
 
     Each graph keeps its last outputs and a copy of the input they are of: the same picture,
     window or cues again cost nothing. A new sound runs ``audio_encoder``, ``fusion`` and
-    ``decoder``, new cues ``fusion`` and ``decoder``. ``runs`` counts how often each ran; ``engines`` are what runs them.
-    Not to be shared between threads.
+    ``decoder``, new cues ``fusion`` and ``decoder``. ``runs`` counts how often each ran;
+    ``engines`` are what runs them. Not to be shared between threads.
     """
 
     def __init__(self, bundle: Bundle, factory: EngineFactory) -> None:

@@ -73,12 +73,12 @@ class VerifyReport:
     @property
     def failures(self) -> list[str]:
         """Everything that failed, the most severe first."""
-        found = [
-            f"{name}: {reason}" for name, parity in self.graphs.items() if (reason := parity.failure(self.limits))
-        ]
+        found = [f"{name}: {reason}" for name, parity in self.graphs.items() if (reason := parity.failure(self.limits))]
         for name in self.must_be_blank:
             if self.positive_pixel_rate[name] >= BLANK_PIXEL_RATE:
-                found.append(f"audio control: {name} leaves {self.positive_pixel_rate[name]:.1%} of the pixels labelled")
+                found.append(
+                    f"audio control: {name} leaves {self.positive_pixel_rate[name]:.1%} of the pixels labelled"
+                )
         return found
 
     @property

@@ -169,5 +169,15 @@ class SceneBatches:
                     cue_sounds[row, 0] = bool(heard)  # the fallback cue: "something that sounds"
         image -= np.array(recipe.image.mean, np.float32)
         image /= np.array(recipe.image.std, np.float32)
-        arrays = (image.transpose(0, 3, 1, 2), waveform, cues, valid, cue_sounds, classes, masks, audio_tags, dense_tags)
+        arrays = (
+            image.transpose(0, 3, 1, 2),
+            waveform,
+            cues,
+            valid,
+            cue_sounds,
+            classes,
+            masks,
+            audio_tags,
+            dense_tags,
+        )
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from teso_deploy.recipe import Recipe, TrainRecipe
+from teso_deploy.recipe import Recipe, TrainPhase, TrainRecipe
 from teso_deploy.training.loop import Progress, train_model
 
 pytestmark = pytest.mark.gpu
@@ -30,11 +30,17 @@ def test_losses_on_both_devices_agree_and_a_run_goes_on_on_the_other(
     tiny_recipe: Recipe, media_folder: Path, tmp_path: Path
 ) -> None:
     train = TrainRecipe(
-        phases=({"size": (32, 32), "steps": 4},), scenes_per_step=2, sounds_per_scene=3, warmup_steps=2, loss_points=100
-    )  # type: ignore[arg-type]
+        phases=(TrainPhase(size=(32, 32), steps=4),),
+        scenes_per_step=2,
+        sounds_per_scene=3,
+        warmup_steps=2,
+        loss_points=100,
+    )
     recipe = tiny_recipe.model_copy(update={"train": train})
     rng = np.random.default_rng(0)
-    embeddings = {word: rng.standard_normal(384).astype(np.float32) / 20 for word in ("dog", "cow", "car", "speech")}
+    embeddings = {
+        word: rng.standard_normal(384).astype(np.float32) / np.float32(20) for word in ("dog", "cow", "car", "speech")
+    }
     totals: dict[str, list[float]] = {"cpu": [], "cuda": []}
 
     def keep(device: str) -> object:

@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.audio.stream import AudioStream
 
 from teso_deploy.errors import MediaError
 from teso_deploy.media.audio import HOP_SECONDS, WINDOW_SECONDS, AudioTrack, assemble, read_audio
@@ -15,13 +16,26 @@ from teso_deploy.types import WINDOW_SAMPLES
 from tests.clips import make_clip
 
 
-def write_beeps(path: Path, beeps: list[float], *, seconds: float = 4.0, start: float = 0.0, rate: int = 48_000, layout: str = "mono", codec: str = "pcm_s16le", gap: tuple[float, float] | None = None) -> Path:
+def write_beeps(
+    path: Path,
+    beeps: list[float],
+    *,
+    seconds: float = 4.0,
+    start: float = 0.0,
+    rate: int = 48_000,
+    layout: str = "mono",
+    codec: str = "pcm_s16le",
+    gap: tuple[float, float] | None = None,
+) -> Path:
     """A sound file with a 20 ms beep at each time; nothing is stored between the ends of ``gap``."""
     times = np.arange(int(seconds * rate)) / rate
-    signal = sum((np.sin(2 * np.pi * 2000 * times) * ((times >= at) & (times < at + 0.02)) for at in beeps), np.zeros_like(times))
+    signal = sum(
+        (np.sin(2 * np.pi * 2000 * times) * ((times >= at) & (times < at + 0.02)) for at in beeps), np.zeros_like(times)
+    )
     channels = 2 if layout == "stereo" else 1
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, layout=layout)
+        assert isinstance(stream, AudioStream)
         for first in range(0, len(times), 960):
             if gap and gap[0] <= times[first] < gap[1]:
                 continue
@@ -105,7 +119,7 @@ def test_no_sound_is_refused(tmp_path: Path) -> None:
 
 
 def ramp() -> AudioTrack:
-    return AudioTrack(np.arange(5 * 16_000, dtype=np.float32) / 80_000, 0.0)
+    return AudioTrack(np.arange(5 * 16_000, dtype=np.float32) / np.float32(80_000), 0.0)
 
 
 @pytest.mark.parametrize(("kind", "start"), [("centred", 2.4 - WINDOW_SECONDS / 2), ("causal", 2.4 - WINDOW_SECONDS)])

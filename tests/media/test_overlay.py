@@ -15,7 +15,9 @@ from teso_deploy.types import Cues, Frame, Segmentation
 SIZE = (120, 160)
 
 
-def segmentation(labels: np.ndarray, gates: tuple[float, ...] = (1.0, -1.0), names: tuple[str, ...] = ("dog", "cow")) -> Segmentation:
+def segmentation(
+    labels: np.ndarray, gates: tuple[float, ...] = (1.0, -1.0), names: tuple[str, ...] = ("dog", "cow")
+) -> Segmentation:
     valid = np.zeros(4, np.bool_)
     valid[: len(names)] = True
     gate = np.zeros(4, np.float32)

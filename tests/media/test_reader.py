@@ -14,13 +14,13 @@ from teso_deploy.media.reader import VideoReader, upright
 from tests.clips import make_clip
 
 
-def write_frames(path: Path, times: list[float], *, shade: bool = True, codec: str = "libx264", options: dict[str, str] | None = None) -> Path:
+def write_frames(path: Path, times: list[float], *, shade: bool = True, options: dict[str, str] | None = None) -> Path:
     """A video of flat grey frames at given times; the i-th has grey level 10·i."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
+        stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
-        stream.options = options or {}
+        stream.options = dict(options or {})
         for i, seconds in enumerate(times):
             frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * i if shade else 90, np.uint8), format="rgb24")
             frame.pts, frame.time_base = round(seconds * 1000), Fraction(1, 1000)
@@ -83,7 +83,9 @@ def test_a_leap_of_the_clock_starts_a_segment_and_time_goes_on(tmp_path: Path) -
     assert frames[-1].pts_seconds < 2
 
 
-@pytest.mark.parametrize(("degrees", "corner"), [(0, (0, 0)), (90, (3, 0)), (180, (3, 5)), (-90, (0, 3)), (270, (0, 3))])
+@pytest.mark.parametrize(
+    ("degrees", "corner"), [(0, (0, 0)), (90, (3, 0)), (180, (3, 5)), (-90, (0, 3)), (270, (0, 3))]
+)
 def test_rotation(degrees: int, corner: tuple[int, int]) -> None:
     image = np.zeros((4, 6, 3), np.uint8)
     image[0, 0] = 255

@@ -94,7 +94,9 @@ def msda_by_definition(value: Array, shapes: list[tuple[int, int]], locations: A
                     for column in (math.floor(x), math.floor(x) + 1):
                         if 0 <= row < height and 0 <= column < width:
                             share = (1 - abs(x - column)) * (1 - abs(y - row))
-                            out[b, q, m * dim : (m + 1) * dim] += weights[b, q, m, level, p] * share * image[row, column]
+                            out[b, q, m * dim : (m + 1) * dim] += (
+                                weights[b, q, m, level, p] * share * image[row, column]
+                            )
     return out
 
 

@@ -49,9 +49,7 @@ def test_graphs_are_canonical(tiny_bundle: Path, tiny_recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
-def test_every_graph_at_every_batch(
-    engines: dict[str, OnnxRuntimeEngine], tiny_recipe: Recipe, batch: int
-) -> None:
+def test_every_graph_at_every_batch(engines: dict[str, OnnxRuntimeEngine], tiny_recipe: Recipe, batch: int) -> None:
     modules, specs = graph_modules(build(tiny_recipe, 0)), graph_specs(tiny_recipe)
     generator = torch.Generator().manual_seed(batch)
     given = {
@@ -95,7 +93,9 @@ def test_guards_hold_in_the_engine(
 
 
 @pytest.mark.parametrize(("sign", "alive"), [(-1.0, 0), (1.0, 4)])
-def test_all_cues_rejected_and_four_alive_in_the_engine(tiny_recipe: Recipe, tmp_path: Path, sign: float, alive: int) -> None:
+def test_all_cues_rejected_and_four_alive_in_the_engine(
+    tiny_recipe: Recipe, tmp_path: Path, sign: float, alive: int
+) -> None:
     from teso_deploy.exporting.graphs import export_graph
 
     model = build(tiny_recipe, 0)
@@ -156,7 +156,8 @@ def test_the_most_severe_failure_is_named_first() -> None:
 
 def test_compare() -> None:
     a = np.array([[1.0, 2.0]])
-    assert compare(a, a * 2) == (pytest.approx(1.0), 2.0)
+    cosine, error = compare(a, a * 2)
+    assert cosine == pytest.approx(1.0) and error == 2.0
     assert compare(np.zeros(3), np.zeros(3)) == (1.0, 0.0)
     assert np.isnan(compare(np.zeros(3), np.zeros(4))[0])
     masks = np.zeros((1, 2, 4, 4), np.float32)
@@ -198,9 +199,7 @@ def test_a_failed_export_leaves_what_was_there(
 
 
 def test_several_sizes_are_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
-    two = tiny_recipe.model_copy(
-        update={"image": tiny_recipe.image.model_copy(update={"sizes": ((64, 64), (96, 96))})}
-    )
+    two = tiny_recipe.model_copy(update={"image": tiny_recipe.image.model_copy(update={"sizes": ((64, 64), (96, 96))})})
     with pytest.raises(RecipeError, match="name one"):
         export_bundle(two, tmp_path / "out", random_weights_seed=0)
 

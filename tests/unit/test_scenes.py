@@ -58,10 +58,8 @@ def test_a_word_twice_is_one_mask(library: Library) -> None:
 def test_an_excerpt_is_heard_for_three_tenths_of_a_second() -> None:
     samples = np.zeros(5 * 16_000, np.float32)
     samples[40_000:46_400] = 1.0  # 0.4 s in 5 s of silence
-    heard = samples[: len(samples) // 320 * 320].reshape(-1, 320).any(axis=1)
-    counts = [
-        int(heard_excerpt(np.random.default_rng(i), Recording(samples, heard)).sum()) for i in range(50)
-    ]
+    heard = samples[: len(samples) // 320 * 320].reshape(-1, 320).max(axis=1) > 0
+    counts = [int(heard_excerpt(np.random.default_rng(i), Recording(samples, heard)).sum()) for i in range(50)]
     assert min(counts) >= 0.3 * 16_000 and len(set(counts)) > 3, "offsets vary"
 
 
@@ -78,11 +76,9 @@ def test_a_sound_is_mixed_from_its_words_and_noise(library: Library) -> None:
     assert noise.std() > 0
     both = compose_sound(np.random.default_rng(3), library, ["dog", "cow"], vary=False)
     spectrum = np.abs(np.fft.rfft(both))
-    peaks = {int(round(hz * WINDOW_SAMPLES / 16_000)) for hz in (500, 1000)}  # the tones of dog and cow
+    peaks = {round(hz * WINDOW_SAMPLES / 16_000) for hz in (500, 1000)}  # the tones of dog and cow
     assert all(spectrum[peak - 2 : peak + 3].max() > 20 * np.median(spectrum) for peak in peaks)
     assert np.abs(both).max() <= 1
-
-
 
 
 @pytest.mark.parametrize("row", list(ROWS))
@@ -93,7 +89,9 @@ def test_scenes_of_a_row_come_from_seed_and_number(library: Library, row: str) -
     assert not np.array_equal(first[0].picture.image, make_scene(library, WORDS, row, 1, 7, (48, 64))[0].picture.image)
 
 
-def by_colour_and_tone(image: NDArray[np.uint8], samples: NDArray[np.float32], cues: Sequence[str]) -> NDArray[np.uint8]:
+def by_colour_and_tone(
+    image: NDArray[np.uint8], samples: NDArray[np.float32], cues: Sequence[str]
+) -> NDArray[np.uint8]:
     """A segmenter that knows how the library is made: an object is its colour, a sound its tone."""
     spectrum = np.abs(np.fft.rfft(samples))
     labels = np.zeros(image.shape[:2], np.uint8)

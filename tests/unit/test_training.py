@@ -40,7 +40,9 @@ def recipe(tiny_recipe: Recipe) -> Recipe:
 @pytest.fixture(scope="module")
 def embeddings() -> dict[str, NDArray[np.float32]]:
     rng = np.random.default_rng(0)
-    return {word: rng.standard_normal(384).astype(np.float32) / 20 for word in ("dog", "cow", "car", "speech")}
+    return {
+        word: rng.standard_normal(384).astype(np.float32) / np.float32(20) for word in ("dog", "cow", "car", "speech")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,9 @@ def test_pairwise_costs() -> None:
     logits, targets = torch.randn(2, 3, 10), (torch.rand(2, 4, 10) > 0.5).float()
     bce, dice = pairwise_bce(logits, targets), pairwise_dice(logits, targets)
     for n, q, t in itertools.product(range(2), range(3), range(4)):
-        assert bce[n, q, t] == pytest.approx(F.binary_cross_entropy_with_logits(logits[n, q], targets[n, t]).item(), abs=1e-5)
+        assert bce[n, q, t] == pytest.approx(
+            F.binary_cross_entropy_with_logits(logits[n, q], targets[n, t]).item(), abs=1e-5
+        )
         share = logits[n, q].sigmoid()
         expected = 1 - (2 * (share * targets[n, t]).sum() + 1) / (share.sum() + targets[n, t].sum() + 1)
         assert dice[n, q, t] == pytest.approx(expected.item(), abs=1e-5)
