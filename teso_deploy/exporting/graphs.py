@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,6 +18,8 @@ from teso_deploy.bundle import GraphEntry, TensorSpec
 from teso_deploy.models.graphs import GraphSpec
 
 OPSET = 20
+#: Folding a constant of more elements would make the file larger than the graph that computes it.
+LARGEST_FOLDED_ELEMENTS = 16_384
 #: Above this the weights go to a file of their own (protobuf ends at 2 GiB).
 EXTERNAL_DATA_BYTES = 1_900_000_000
 
@@ -71,10 +74,12 @@ def export_graph(
             input_names=list(spec.inputs),
             output_names=list(spec.outputs),
             dynamic_shapes=shapes,
-            optimize=True,
+            optimize=False,
             verbose=False,
         )
-    assert program is not None
+        assert program is not None
+        # Small constants are folded here; large ones (Swin's window masks) every runtime folds when it loads.
+        optimize_ir(program.model, output_size_limit=LARGEST_FOLDED_ELEMENTS)
     model = program.model_proto
     # Stack traces of the exporting machine are no part of the model.
     for node in model.graph.node:
