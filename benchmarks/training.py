@@ -39,7 +39,8 @@ def measure(recipe_name: str, data: Path, device: str, steps: int) -> dict[str, 
     }
     rows = []
     for phase in recipe.train.phases:
-        alone = recipe.model_copy(update={"train": recipe.train.model_copy(update={"phases": (phase,)})})
+        train = recipe.train.model_copy(update={"phases": (phase,), "encoders": None})
+        alone = recipe.model_copy(update={"train": train})
         trainer = Trainer(alone, SceneBatches(alone, library, embeddings), Path(os.devnull), torch.device(device))
         times, composing = [], []
         for step in range(WARM_UP_STEPS + steps):

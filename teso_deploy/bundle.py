@@ -91,6 +91,13 @@ class CueEntry(_Table):
     table: str | None = None
 
 
+class TaggerEntry(_Table):
+    """What the ``tags`` of the visual encoder name, and from where on a name is offered as a cue."""
+
+    words: tuple[str, ...]
+    threshold: float
+
+
 class BundleManifest(_Table):
     """The content of ``bundle.json``."""
 
@@ -103,6 +110,7 @@ class BundleManifest(_Table):
     postprocessing: Postprocessing
     classes: tuple[str, ...]
     cue: CueEntry
+    tagger: TaggerEntry | None = None
     provenance: dict[str, str]
     licence: str
     measured: dict[str, Any] = {}

@@ -17,6 +17,7 @@ from teso_deploy.errors import InputNotFoundError, RecipeError
 from teso_deploy.resources import shipped_path
 
 AdapterPlace = Literal["swin", "msda", "cross_attention", "self_attention"]
+FusionPart = Literal["sedam", "pmqs", "dynamic_mask", "text", "audio"]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -40,13 +41,18 @@ class ImageRecipe(_Table):
 
 
 class SwinRecipe(_Table):
-    """Swin transformer: four stages, patch 4 (Liu et al., 2021, table 7)."""
+    """Swin transformer: four stages, patch 4 (Liu et al., 2021, table 7).
+
+    ``convolutions`` (ours): three small convolutions in place of the patch projection and a
+    depthwise one in each MLP, for a model that is trained from scratch on few pictures.
+    """
 
     embed_dim: Positive = 128
     depths: tuple[Positive, Positive, Positive, Positive] = (2, 2, 18, 2)
     heads: tuple[Positive, Positive, Positive, Positive] = (4, 8, 16, 32)
     window: Positive = 12
     mlp_ratio: float = 4.0
+    convolutions: bool = False
 
 
 class PixelDecoderRecipe(_Table):
@@ -90,7 +96,11 @@ class TextRecipe(_Table):
 
 
 class FusionRecipe(_Table):
-    """SeDAM and PMQS (eqs. 1-6): width d, latents N_L, layers of each, heads."""
+    """SeDAM and PMQS (eqs. 1-6): width d, latents N_L, layers of each, heads.
+
+    ``without`` takes a part away, for the paper's ablations (what stands in for the part is
+    ours): see :mod:`teso_deploy.models.fusion`.
+    """
 
     dim: Positive = 256
     heads: Positive = 4
@@ -98,6 +108,7 @@ class FusionRecipe(_Table):
     sedam_layers: Positive = 4
     pmqs_layers: Positive = 4
     ffn_dim: Positive = 1024
+    without: tuple[FusionPart, ...] = ()
 
 
 class HeadRecipe(_Table):
@@ -116,6 +127,36 @@ class HeadRecipe(_Table):
         return self
 
 
+class TaggerRecipe(_Table):
+    """A head of the visual encoder that names what is visible (ours); without words there is none."""
+
+    words: tuple[str, ...] = ()
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+
+class EncoderPhase(_Table):
+    """The stretch before the scenes: each encoder by itself, from labels and from its teacher."""
+
+    size: tuple[Positive, Positive]
+    steps: Positive
+    pictures_per_step: Positive = 48
+    windows_per_step: Positive = 24
+    learning_rate: float = 1e-3
+
+
+class TeacherRecipe(_Table):
+    """A TensorFlow Lite file of the media folder, and which of its tensors to foretell.
+
+    Of a picture's teacher there are three: what the first three stages of the backbone
+    foretell (the third together with the fourth). A teacher sees pictures at twice the
+    size, so theirs have strides 8, 16 and 32.
+    """
+
+    file: str
+    tensors: tuple[str, ...]
+    weight: float = 5.0
+
+
 class TrainPhase(_Table):
     """A stretch of training at one picture size."""
 
@@ -124,13 +165,23 @@ class TrainPhase(_Table):
 
 
 class TrainRecipe(_Table):
-    """How a model is trained on composed scenes; weights of the loss terms as in section 5 of the paper."""
+    """How a model is trained on composed scenes; weights of the loss terms as in section 5 of the paper.
+
+    Of a scene's sounds ``blank_sounds_per_scene`` are of nothing visible. ``visual_rate``: the
+    learning rate of backbone and pixel decoder in the phases behind the encoders' own, as a
+    multiple of everybody else's.
+    """
 
     seed: int = 0
+    encoders: EncoderPhase | None = None
+    picture_teacher: TeacherRecipe | None = None
+    sound_teacher: TeacherRecipe | None = None
     phases: tuple[TrainPhase, ...] = ()
     scenes_per_step: Positive = 12
     sounds_per_scene: Positive = 4
+    blank_sounds_per_scene: Positive = 1
     learning_rate: float = 5e-4
+    visual_rate: float = 1.0
     weight_decay: float = 0.02
     warmup_steps: Positive = 200
     gradient_clip: float = 1.0
@@ -148,6 +199,7 @@ class TrainRecipe(_Table):
     missed_cue_rate: float = 0.05
     extra_cue_rate: float = 0.3
     whole_photograph_rate: float = 0.3
+    mixed_precision: bool = False
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     hold_out: tuple[str, ...] = ()
 
@@ -165,6 +217,7 @@ class Recipe(_Table):
     text: TextRecipe = TextRecipe()
     fusion: FusionRecipe = FusionRecipe()
     head: HeadRecipe = HeadRecipe()
+    tagger: TaggerRecipe = TaggerRecipe()
     adapters: tuple[AdapterPlace, ...] = ("swin", "msda", "cross_attention")
     train: TrainRecipe | None = None
 

@@ -24,6 +24,7 @@ TINY = {
     "text": {"dim": 384, "max_cues": 4},
     "fusion": {"dim": 16, "heads": 2, "latents": 3, "sedam_layers": 2, "pmqs_layers": 2, "ffn_dim": 32},
     "head": {"kind": "semantic", "classes": ["dog", "cow", "car"], "threshold": 0.5},
+    "tagger": {"words": ["car", "cow", "dog"]},
 }
 
 

@@ -1,10 +1,10 @@
-"""Composes the demo clip: a dog in a meadow with cows (or horses), each heard in its turn.
+"""Composes the demo clip: horses in a meadow with cows, each heard in its turn.
 
-    python export/demo/make_clip.py --data DIR [--scene cow|horse] [--out export/demo/]
+    python export/demo/make_clip.py --data DIR [--scene NAME] [--out export/demo/]
 
 DIR holds ``real/farm/`` (photographs and masks) and ``audio/`` (recordings). Writes
 ``clip.mp4`` and ``clip.json``, the spans [start, end] in seconds in which each object is
-heard; the horse scene writes ``clip-horse.*``. Sources and licences: ``NOTICES.md``.
+heard; other scenes than the first write ``clip-NAME.*``. Sources and licences: ``NOTICES.md``.
 """
 
 from __future__ import annotations
@@ -46,14 +46,15 @@ class Take:
 
 @dataclass(frozen=True)
 class Scene:
-    """A photograph with the dog pasted in.
+    """A photograph with the subject of another pasted in.
 
-    ``scale``: the dog's size, pixels of the scene for a pixel of its photograph. ``feet``:
+    ``scale``: the subject's size, pixels of the scene for a pixel of its photograph. ``feet``:
     where the middle of its feet stands, pixels of the scene. ``view_from``, ``view_to``:
     (left, top, width) of the picture's part that is shown at the start and at the end.
     """
 
     photograph: str
+    subject: str
     scale: float
     feet: tuple[float, float]
     flip: bool
@@ -70,9 +71,34 @@ def _barks(at: float, *, last_two: bool = False) -> tuple[Take, ...]:
 
 
 MOO = "audio/cow/0ad_003.ogg"
+NEIGH, SNORT = "audio/horse/0ad_019.ogg", "audio/horse/0ad_013.ogg"
 SCENES = {
-    "cow": Scene(
+    "cow-horse": Scene(
         photograph="cow",
+        subject="horse",
+        scale=0.5,
+        feet=(812, 722),
+        flip=False,
+        view_from=(0, 0, 1024),
+        view_to=(18, 66, 936),
+        aspect=Fraction(4, 3),
+        takes={
+            "cow": (
+                Take(MOO, 0.0, 0.3, 1.95),
+                Take(MOO, 1.2, 0.35, 1.95, 0.93),
+                Take(MOO, 5.85, 0.3, 1.95, 0.96),
+                Take(MOO, 7.2, 0.35, 1.95, 0.9),
+            ),
+            "horse": (
+                Take(NEIGH, 3.2, 0.25, 2.05),
+                Take(NEIGH, 6.0, 0.25, 2.05, 0.95),
+                Take(SNORT, 7.8, 0.3, 1.27, 0.97),
+            ),
+        },
+    ),
+    "cow-dog": Scene(
+        photograph="cow",
+        subject="dog",
         scale=0.385,
         feet=(196, 748),
         flip=False,
@@ -89,8 +115,9 @@ SCENES = {
             "dog": (*_barks(3.2, last_two=True), *_barks(6.0)),
         },
     ),
-    "horse": Scene(
+    "horse-dog": Scene(
         photograph="horse",
+        subject="dog",
         scale=0.25,
         feet=(898, 640),
         flip=True,
@@ -111,27 +138,30 @@ SCENES = {
 
 
 def compose_picture(data: Path, scene: Scene) -> Image.Image:
-    """The photograph with the dog standing in it, RGB at the photograph's size."""
+    """The photograph with the subject standing in it, RGB at the photograph's size."""
     farm = data / "real" / "farm"
     picture = Image.open(farm / f"{scene.photograph}.webp").convert("RGB")
-    dog = Image.open(farm / "dog.webp").convert("RGB")
-    # The mask is a little too large: its outermost pixels show the dog's own meadow.
-    mask = Image.open(farm / "dog_mask.png").convert("L").point(lambda value: 255 if value > 127 else 0)
-    mask = mask.filter(ImageFilter.MinFilter(3)).resize(dog.size, Image.Resampling.BICUBIC)
+    subject = Image.open(farm / f"{scene.subject}.webp").convert("RGB")
+    # The mask is a little too large: its outermost pixels show the subject's own meadow.
+    mask = Image.open(farm / f"{scene.subject}_mask.png").convert("L").point(lambda value: 255 if value > 127 else 0)
+    mask = mask.filter(ImageFilter.MinFilter(3)).resize(subject.size, Image.Resampling.BICUBIC)
     box = mask.point(lambda value: 255 if value > 127 else 0).getbbox()
     assert box is not None
     size = (round((box[2] - box[0]) * scene.scale), round((box[3] - box[1]) * scene.scale))
-    dog = dog.crop(box).resize(size, Image.Resampling.LANCZOS)
+    subject = subject.crop(box).resize(size, Image.Resampling.LANCZOS)
     mask = mask.crop(box).resize(size, Image.Resampling.LANCZOS).filter(ImageFilter.GaussianBlur(0.6))
     if scene.flip:
-        dog, mask = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (dog, mask))
+        subject, mask = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (subject, mask))
 
     left, top = round(scene.feet[0] - size[0] / 2), round(scene.feet[1] - size[1])
-    colours = _matched(np.asarray(dog, np.float32))
+    colours = np.asarray(subject, np.float32)
+    if scene.subject == "dog":
+        colours = _matched(colours)
     alpha = np.asarray(mask, np.float32) / 255 * _behind_grass(size)
     canvas = np.asarray(picture, np.float32) * (1 - _shadow(picture.size, (left, top), size, scene.flip))[..., None]
     place = canvas[top : top + size[1], left : left + size[0]]
-    place += alpha[: len(place), :, None] * (colours[: len(place)] - place)
+    height, width = place.shape[:2]  # what lies outside of the photograph is cut off
+    place += alpha[:height, :width, None] * (colours[:height, :width] - place)
     return Image.fromarray(np.clip(canvas, 0, 255).round().astype(np.uint8))
 
 
@@ -144,7 +174,7 @@ def _matched(dog: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _behind_grass(size: tuple[int, int]) -> NDArray[np.float32]:
-    """(H, W) how much of the dog is in front of the grass: blades hide the lowest part of its paws."""
+    """(H, W) how much of the subject is in front of the grass: blades hide the lowest part of its paws."""
     width, height = size
     blades = np.random.default_rng(3).uniform(2, 14, width)
     blades = np.convolve(blades, [0.3, 0.4, 0.3], mode="same")
@@ -153,7 +183,7 @@ def _behind_grass(size: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def _shadow(canvas: tuple[int, int], corner: tuple[int, int], size: tuple[int, int], flip: bool) -> NDArray[np.float32]:
-    """(H, W) share of the light that the dog takes from the ground under it."""
+    """(H, W) share of the light that the subject takes from the ground under it."""
     (left, top), (width, height) = corner, size
     shadow = Image.new("L", canvas, 0)
     draw = ImageDraw.Draw(shadow)
@@ -253,7 +283,7 @@ def main() -> None:
     """Compose one scene."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with real/farm/ and audio/")
-    parser.add_argument("--scene", choices=sorted(SCENES), default="cow")
+    parser.add_argument("--scene", choices=sorted(SCENES), default="cow-horse")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
 
@@ -262,7 +292,7 @@ def main() -> None:
     mix = sum(tracks.values(), np.zeros(1, np.float32))
     mix = 0.8 * mix / np.abs(mix).max()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = arguments.out / ("clip" if arguments.scene == "cow" else f"clip-{arguments.scene}")
+    stem = arguments.out / ("clip" if arguments.scene == "cow-horse" else f"clip-{arguments.scene}")
     write_clip(stem.with_suffix(".mp4"), compose_picture(arguments.data, scene), scene, mix + room_noise(len(mix)))
     spans = {name: heard_spans(track) for name, track in sorted(tracks.items())}
     stem.with_suffix(".json").write_text(json.dumps(spans) + "\n", encoding="utf-8")

@@ -16,21 +16,32 @@ from rich.table import Table
 from teso_deploy.cli.reports import check_json, write_json
 from teso_deploy.errors import RecipeError
 from teso_deploy.evaluation.library import read_library
-from teso_deploy.evaluation.protocol import ROWS, RowScore, score_row
+from teso_deploy.evaluation.protocol import FIGURES, ROWS, RowScore, over_seeds, score_row
 from teso_deploy.outputs import write_text
-from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline
+
+CUES = ("visible", AUTO, "none", "wrong")
 
 
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _cells(score: RowScore) -> list[str]:
+    cells = []
+    for name in FIGURES:
+        value, spread = getattr(score, name), score.spread.get(name)
+        cells.append("–" if value is None else f"{value:.3f}" + ("" if spread is None else f" ± {spread:.3f}"))
+    return cells
 
 
 def to_markdown(scores: Sequence[RowScore]) -> str:
-    """The table as Markdown."""
+    """The rows as a table, then each sounding word's mIoU as another, as Markdown."""
     lines = ["| row | scenes | mIoU | mIoU, names aside | blank | follows |", "|---|---|---|---|---|---|"]
     for score in scores:
-        cells = (score.miou, score.binary_miou, score.blank_rate, score.follows_rate)
-        lines.append(f"| {score.row}: {ROWS[score.row]} | {score.scenes} | {' | '.join(map(_cell, cells))} |")
+        scenes = f"{len(score.seeds)} × {score.scenes}" if len(score.seeds) > 1 else str(score.scenes)
+        lines.append(f"| {score.row}: {ROWS[score.row]} | {scenes} | {' | '.join(_cells(score))} |")
+    heard = [score for score in scores if score.label_miou]
+    lines += ["", f"| mIoU of | {' | '.join(score.row for score in heard)} |", "|---|" + "---|" * len(heard)]
+    for word in sorted({word for score in heard for word in score.label_miou}):
+        values = (score.label_miou.get(word) for score in heard)
+        lines.append(f"| {word} | {' | '.join('–' if value is None else f'{value:.2f}' for value in values)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -40,8 +51,13 @@ def evaluate(
     layout: Annotated[str, typer.Option(help="scenes: composed from the folder's test split.")] = "scenes",
     scenes: Annotated[int, typer.Option(min=1, help="Scenes per row.")] = 300,
     seed: Annotated[int, typer.Option(help="Scenes come from this alone.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="So many seeds, from --seed on: means and their spread.")] = 1,
     cues: Annotated[
-        str, typer.Option(help="visible: names of all that is visible; none: the fallback cue.")
+        str,
+        typer.Option(
+            help="visible: names of all that is visible; auto: the bundle's tagger; none: the fallback cue; "
+            "wrong: names of other things."
+        ),
     ] = "visible",
     threads: Annotated[int | None, typer.Option(min=1)] = None,
     json_out: Annotated[
@@ -52,42 +68,53 @@ def evaluate(
     """Score a bundle on composed test scenes: sources, distractors, silence, noise, swapped sounds."""
     if layout != "scenes":
         raise RecipeError(f"unknown layout {layout!r}: this version reads --layout scenes")
-    if cues not in ("visible", "none"):
-        raise RecipeError(f"unknown --cues {cues!r}: visible or none")
+    if cues not in CUES:
+        raise RecipeError(f"unknown --cues {cues!r}: name one of {', '.join(CUES)}")
     check_json(json_out)
     check_json(markdown)
     pipeline = Pipeline.load(bundle, threads=threads)
     library = read_library(dataset, "test")
+    if cues == AUTO:
+        pipeline.check_tagger()
     known = set(pipeline.cue_table.names)
+    rng = np.random.default_rng(seed)
 
     def segment(image: NDArray[np.uint8], samples: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.uint8]:
-        offered = [name for name in names if name in known] if cues == "visible" else []
+        offered: Offered = None
+        if cues == AUTO:
+            offered = AUTO
+        elif cues == "visible":
+            offered = [name for name in names if name in known]
+        elif cues == "wrong":
+            others = sorted((set(library.pictures) & known) - set(names))
+            offered = [str(name) for name in rng.choice(others, min(len(names), len(others)), replace=False)]
         return pipeline.segment(image, samples, offered).labels
 
     console = Console(stderr=True)
     found: list[RowScore] = []
     with Progress(console=console) as bar:
-        task = bar.add_task(library.fingerprint, total=len(ROWS))
+        task = bar.add_task(library.fingerprint, total=len(ROWS) * seeds)
         for row in ROWS:
-            found.append(score_row(segment, library, pipeline.classes, row, scenes, seed))
-            bar.advance(task)
+            scores = []
+            for number in range(seed, seed + seeds):
+                scores.append(score_row(segment, library, pipeline.classes, row, scenes, number))
+                bar.advance(task)
+            found.append(over_seeds(scores))
     report: dict[str, Any] = {
         "schema_version": 1,
         "protocol": "composed-scenes",
         "bundle": pipeline.bundle.manifest.name,
         "weights_sha256": pipeline.bundle.manifest.provenance.get("weights_sha256"),
         "data": library.fingerprint,
-        "seed": seed,
         "cues": cues,
         "rows": [score.as_dict() for score in found],
     }
     write_json(json_out, report)
     if markdown is not None:
         write_text(markdown, to_markdown(found))
-    table = Table(title=f"{report['bundle']}, {scenes} scenes a row, seed {seed}, cues: {cues}")
+    table = Table(title=f"{report['bundle']}, {scenes} scenes a row, {seeds} seeds from {seed}, cues: {cues}")
     for column in ("row", "mIoU", "names aside", "blank", "follows"):
         table.add_column(column, justify="left" if column == "row" else "right")
     for score in found:
-        values = (score.miou, score.binary_miou, score.blank_rate, score.follows_rate)
-        table.add_row(f"{score.row}: {ROWS[score.row]}", *map(_cell, values))
+        table.add_row(f"{score.row}: {ROWS[score.row]}", *_cells(score))
     console.print(table)

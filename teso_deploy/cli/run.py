@@ -12,21 +12,18 @@ from rich.console import Console
 from rich.table import Table
 
 from teso_deploy.cli.reports import STDOUT, check_json, progress_bar, write_json
-from teso_deploy.errors import CueError, InputNotFoundError, OutputError
+from teso_deploy.errors import InputNotFoundError, OutputError
 from teso_deploy.media.audio import read_audio
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.outputs import check_file, check_folder, check_mask_folder, make_folder, write_text
 from teso_deploy.runtime.offline import RunResult, run_source
-from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline
 from teso_deploy.runtime.schedule import Source
-from teso_deploy.types import Cues
 
 
 def _words(cues: str, cues_file: Path | None) -> list[str]:
     """The cue words that the options name; none for ``--cues none``."""
     if cues_file is None:
-        if cues == "auto":
-            raise CueError("--cues auto needs a bundle with a tagger, and this one has none: name what is to be seen")
         return [] if cues == "none" else [word for word in cues.split(",") if word.strip()]
     try:
         lines = cues_file.read_text(encoding="utf-8").splitlines()
@@ -121,7 +118,7 @@ def run(
     ] = None,
     bundle: Annotated[Path | None, typer.Option(help="Default: the shipped bundle.")] = None,
     cues: Annotated[
-        str, typer.Option(help="Words for what is to be seen, a,b; none: the model's fallback; auto: from a tagger.")
+        str, typer.Option(help="Words for what is to be seen, a,b; auto: what the model sees; none: its fallback.")
     ] = "none",
     cues_file: Annotated[Path | None, typer.Option(help="Cue words in a text file, by line or comma.")] = None,
     mode: Annotated[
@@ -154,9 +151,11 @@ def run(
         raise typer.BadParameter("--mode paper looks at one frame a second: leave --fps away")
     _check_inputs(inputs, sound_from)
     _check_outputs(inputs, sound_from, out, masks, events, json_out)
-    words = _words(cues, cues_file)
+    words = [] if cues == AUTO else _words(cues, cues_file)
     pipeline = Pipeline.load(bundle, threads=threads)
-    looked_up = pipeline.cues_of(words)
+    if cues == AUTO:
+        pipeline.check_tagger()
+    offered: Offered = AUTO if cues == AUTO else pipeline.cues_of(words)
     console = Console(stderr=True)
     sound: dict[str, Any] = {"mute": mute, "noise_dbfs": noise_dbfs, "sound_from": sound_from}
     for folder in (out, masks) if len(inputs) > 1 else ():
@@ -165,7 +164,7 @@ def run(
     results = []
     for path, video, mask_folder in zip(inputs, _places(inputs, out, ".mp4"), _places(inputs, masks, ""), strict=True):
         source = Source(path, mode="paper" if mode == "paper" else "file", fps=fps, **sound)
-        results.append(_run_one(console, pipeline, source, looked_up, video, mask_folder))
+        results.append(_run_one(console, pipeline, source, offered, video, mask_folder))
     if events is not None:
         write_text(events, _event_lines(results))
     reports = [result.report for result in results]
@@ -174,7 +173,7 @@ def run(
 
 
 def _run_one(
-    console: Console, pipeline: Pipeline, source: Source, cues: Cues, video: Path | None, masks: Path | None
+    console: Console, pipeline: Pipeline, source: Source, cues: Offered, video: Path | None, masks: Path | None
 ) -> RunResult:
     if source.sound == "none":
         console.print(f"{source.path.name} has no sound: it is run as silence", markup=False, highlight=False)

@@ -18,6 +18,9 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a TOML file.")],
     data: Annotated[Path, typer.Option(envvar="TESO_AVS_DATA", help="Folder of pictures and sounds.")],
     out: Annotated[Path | None, typer.Option(help="Where state, weights, log and curves are kept.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Checkpoint whose encoders to begin with, in place of their own phase.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     save_every_steps: Annotated[int, typer.Option(min=1, help="Steps between saved states.")] = 100,
 ) -> None:
@@ -42,12 +45,13 @@ def train(
         task = bar.add_task(chosen.name, total=None, values="reading the media")
 
         def show(progress: loop.Progress) -> None:
-            picked = {name: progress.values[name] for name in ("total", "iou", "blank_rate")}
+            names = [name for name in ("total", "iou", "blank_rate") if name in progress.values]
+            picked = {name: progress.values[name] for name in names}
             text = "  ".join(f"{name} {value:.2f}" for name, value in picked.items())
             bar.update(task, total=progress.steps, completed=progress.step, values=text)
 
         weights = loop.train_model(
-            chosen, data, folder, dict(zip(words, embeddings, strict=True)), device, show, save_every_steps
+            chosen, data, folder, dict(zip(words, embeddings, strict=True)), device, show, save_every_steps, start
         )
     console.print(f"weights: {weights}\ncurves:  {folder / loop.CURVES}")
     console.print(f"next:    teso-deploy export {recipe} --checkpoint {weights} --out BUNDLE")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from teso_deploy.bundle import Bundle
+from teso_deploy.bundle import Bundle, TaggerEntry
 from teso_deploy.errors import BundleError, CueError
 from teso_deploy.types import Cues
 
@@ -86,6 +87,12 @@ class CueTable:
             cues.embeddings[slot] = self._embeddings[self._row[name]]
             cues.valid[slot] = True
         return Cues(names, cues.embeddings, cues.valid, source="manual") if names else cues
+
+    def tagged(self, tags: NDArray[np.float32], tagger: TaggerEntry) -> Cues:
+        """The N_T surest tags (K,) of those that reach the threshold, as cues; as :meth:`none` when none does."""
+        surest = np.argsort(-tags, kind="stable")[: self.max_cues]
+        cues = self.lookup([tagger.words[k] for k in surest if tags[k] >= tagger.threshold])
+        return replace(cues, source="tagger") if cues.names else cues
 
     def none(self) -> Cues:
         """No cue: zero rows, none valid. The network then offers its trained fallback cue."""

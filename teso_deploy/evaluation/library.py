@@ -12,10 +12,10 @@ Layout (the labels are folder names, ``split.csv`` says what is train and what i
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import av
 import numpy as np
@@ -26,6 +26,7 @@ from teso_deploy.errors import DataError, InputNotFoundError
 from teso_deploy.types import SAMPLE_RATE_HZ
 
 Split = Literal["train", "test"]
+Read = TypeVar("Read")
 
 #: Labels that read differently as words.
 _WORDS = {"euphonium_tuba": "tuba", "truck_bus": "truck"}
@@ -96,15 +97,17 @@ def read_recording(path: Path) -> Recording:
 
 def _read_picture(path: Path, max_side: int) -> Image.Image:
     image: Image.Image = Image.open(path)
-    if image.mode not in ("RGBA", "LA", "P"):
-        mask_path = path.with_name(path.stem + "_mask.png")
-        if not mask_path.is_file():
-            raise DataError(f"{path} has neither an alpha channel nor {mask_path.name} beside it: add the mask")
-        mask = Image.open(mask_path).convert("L").resize(image.size)
-        image = image.convert("RGB")
-        image.putalpha(mask)
-    image = image.convert("RGBA")
+    if image.mode in ("RGBA", "LA", "P"):
+        image = image.convert("RGBA")
+        image.thumbnail((max_side, max_side), Image.Resampling.BILINEAR)
+        return image
+    mask_path = path.with_name(path.stem + "_mask.png")
+    if not mask_path.is_file():
+        raise DataError(f"{path} has neither an alpha channel nor {mask_path.name} beside it: add the mask")
+    image = image.convert("RGB")
+    # One after the other: resized together, everything outside of the subject would turn black.
     image.thumbnail((max_side, max_side), Image.Resampling.BILINEAR)
+    image.putalpha(Image.open(mask_path).convert("L").resize(image.size, Image.Resampling.BILINEAR))
     return image
 
 
@@ -131,10 +134,21 @@ def label_words(folder: Path) -> list[str]:
     return sorted({word_of(row["label"]) for row in _rows(folder) if row["kind"] in ("picture", "sound")})
 
 
+def _readable(read: Callable[[Path], Read], path: Path) -> Read:
+    """What ``read`` makes of a file; :class:`DataError` names one that is broken."""
+    try:
+        return read(path)
+    except DataError:
+        raise
+    except (OSError, ValueError, IndexError, av.FFmpegError) as error:
+        raise DataError(f"{path} can't be read ({error}): replace it, or remove its row from split.csv") from error
+
+
 def read_library(folder: Path, split: Split, hold_out: Collection[str] = (), max_side: int = 320) -> Library:
     """Read all files of one split, but for those in ``hold_out`` (as ``split.csv`` names them).
 
-    Raises :class:`InputNotFoundError` (no folder), :class:`DataError` (another layout).
+    Raises :class:`InputNotFoundError` (no folder), :class:`DataError` (another layout, a
+    file that is missing or broken).
     """
     library = Library(split, {}, {}, {}, [], {})
     for row in _rows(folder):
@@ -148,22 +162,22 @@ def read_library(folder: Path, split: Split, hold_out: Collection[str] = (), max
             raise DataError(f"{folder}: split.csv names {name}, which is not there: restore it or remove the row")
         word = word_of(row["label"])
         if kind == "sound":
-            recording = read_recording(path)
+            recording = _readable(read_recording, path)
             if recording.heard.any():
                 library.sounds.setdefault(word, []).append(recording)
         elif kind == "background":
-            background = Image.open(path).convert("RGB")
+            background = _readable(lambda path: Image.open(path).convert("RGB"), path)
             background.thumbnail((max_side * 2, max_side * 2), Image.Resampling.BILINEAR)
             library.backgrounds.append(background)
         elif kind == "picture":
-            image = _read_picture(path, max_side)
+            image = _readable(lambda path: _read_picture(path, max_side), path)
             if (cut := _cut_to_subject(image)) is None:
                 continue
             pictures = library.pictures.setdefault(word, [])
             collections = library.collections.setdefault(word, {})
             collections.setdefault(name.split("/")[0], []).append(len(pictures))
             pictures.append(cut)
-            if path.suffix == ".jpg":  # a photograph, with surroundings of its own
+            if path.suffix.lower() in (".jpg", ".jpeg"):  # a photograph, with surroundings of its own
                 library.whole.setdefault(word, []).append(image)
     if not (library.pictures and library.sounds and library.backgrounds):
         raise DataError(

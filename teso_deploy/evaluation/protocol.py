@@ -7,8 +7,9 @@ sound can tell.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,9 @@ class Trial:
 class RowScore:
     """``miou``: mean IoU of the sounding classes; ``binary_miou``: of "sounds" as one class,
     names aside; ``blank_rate``: share of frames left blank; ``follows_rate``: share of scenes
-    in which both masks sit more on the object whose sound it was. None where it means nothing."""
+    in which both masks sit more on the object whose sound it was. None where it means nothing.
+    ``label_miou``: mIoU of each sounding word; ``spread``: standard deviation of each figure
+    over the seeds, where there are several."""
 
     row: str
     scenes: int
@@ -55,10 +58,33 @@ class RowScore:
     binary_miou: float | None
     blank_rate: float
     follows_rate: float | None
+    label_miou: Mapping[str, float] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    spread: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
         return asdict(self)
+
+
+FIGURES = ("miou", "binary_miou", "blank_rate", "follows_rate")
+
+
+def over_seeds(scores: Sequence[RowScore]) -> RowScore:
+    """The mean of one row's scores, each of its own seed, with their spread."""
+    values = {name: [value for score in scores if (value := getattr(score, name)) is not None] for name in FIGURES}
+    means: dict[str, Any] = {name: float(np.mean(found)) if found else None for name, found in values.items()}
+    words = sorted({word for score in scores for word in score.label_miou})
+    return replace(
+        scores[0],
+        **means,
+        label_miou={
+            word: float(np.mean([score.label_miou[word] for score in scores if word in score.label_miou]))
+            for word in words
+        },
+        seeds=tuple(seed for score in scores for seed in score.seeds),
+        spread={name: float(np.std(found, ddof=1)) for name, found in values.items() if len(found) > 1},
+    )
 
 
 def intersection_over_union(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
@@ -122,7 +148,7 @@ def score_row(
     cues: Callable[[Picture], Sequence[str]] = lambda picture: tuple(dict.fromkeys(picture.words)),
 ) -> RowScore:
     """Run ``scenes`` scenes of a row and average. ``classes``: the bundle's, label k is the k-th."""
-    ious: list[float] = []
+    ious: dict[str, list[float]] = {}
     binary: list[float] = []
     blank: list[bool] = []
     follows: list[bool] = []
@@ -136,7 +162,8 @@ def score_row(
             blank.append(bool(np.count_nonzero(found) < BLANK_PIXEL_RATE * found.size))
             truth = {word: trial.picture.mask_of([word]) > 127 for word in dict.fromkeys(trial.picture.words)}
             for word in trial.heard:
-                ious.append(intersection_over_union(labels == 1 + list(classes).index(word), truth[word]))
+                found_iou = intersection_over_union(labels == 1 + list(classes).index(word), truth[word])
+                ious.setdefault(word, []).append(found_iou)
             if trial.heard:
                 binary.append(intersection_over_union(found, trial.picture.mask_of(trial.heard) > 127))
                 own = intersection_over_union(found, truth[trial.heard[0]])
@@ -146,16 +173,10 @@ def score_row(
     return RowScore(
         row,
         scenes,
-        float(np.mean(ious)) if ious else None,
+        float(np.mean([value for found in ious.values() for value in found])) if ious else None,
         float(np.mean(binary)) if binary else None,
         float(np.mean(blank)),
         float(np.mean(follows)) if row == "swapped" else None,
+        {word: float(np.mean(found)) for word, found in sorted(ious.items())},
+        (seed,),
     )
-
-
-def score_rows(
-    segment: Segmenter, library: Library, classes: Sequence[str], scenes: int, seed: int = 0
-) -> Iterator[RowScore]:
-    """All rows, one after the other."""
-    for row in ROWS:
-        yield score_row(segment, library, classes, row, scenes, seed)

@@ -66,9 +66,8 @@ def _jitter(rng: np.random.Generator, image: Image.Image, recolour: bool) -> Ima
     return image
 
 
-def _cutout(rng: np.random.Generator, picture: Image.Image, frame: tuple[int, int], recolour: bool) -> Image.Image:
-    """A subject scaled (0.2 … 0.75 of the frame), flipped, turned, coloured and feathered."""
-    side = rng.uniform(0.25, 0.75) * min(frame)
+def _cutout(rng: np.random.Generator, picture: Image.Image, side: float, recolour: bool) -> Image.Image:
+    """A subject scaled to ``side`` pixels, flipped, turned, coloured and feathered."""
     stretch = rng.uniform(0.8, 1.25)
     scale = side / max(picture.size)
     size = (max(6, round(picture.width * scale * stretch)), max(6, round(picture.height * scale)))
@@ -105,10 +104,19 @@ def _whole_photograph(
     crop_w, crop_h = photograph.width * keep[0], photograph.height * keep[1]
     left, top = rng.uniform(0, photograph.width - crop_w), rng.uniform(0, photograph.height - crop_h)
     box = (left, top, left + crop_w, top + crop_h)
-    image = photograph.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    # Resized as RGBA, everything outside of the subject would turn black.
+    parts = [
+        part.resize((width, height), Image.Resampling.BILINEAR, box=box)
+        for part in (photograph.convert("RGB"), photograph.getchannel("A"))
+    ]
     if rng.random() < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return image.convert("RGB"), np.asarray(image.getchannel("A"))
+        parts = [part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in parts]
+    return parts[0], np.asarray(parts[1])
+
+
+def _offset(rng: np.random.Generator, slack: int) -> int:
+    """Where a subject starts along one side: a little may stick out; what is larger than the frame fills it."""
+    return int(rng.uniform(-0.15, 1.15) * slack if slack > 0 else rng.uniform(0, 1) * slack)
 
 
 def compose_picture(
@@ -118,12 +126,14 @@ def compose_picture(
     size: tuple[int, int],
     whole_rate: float = 0.0,
     degrade: bool = True,
+    scale: tuple[float, float] = (0.25, 0.75),
 ) -> Picture:
     """Paste one picture of each word, in order, on a background of ``size`` (height, width).
 
     At ``whole_rate`` the first word is a photograph with its own surroundings, where the
-    library has one, and takes the place of the background. A word of which no more than a
-    fifth stays visible is moved before it is accepted.
+    library has one, and takes the place of the background. ``scale``: longer side of a
+    pasted subject, as a share of the frame's shorter side. Subjects are placed so that the
+    later ones hide as little as may be of the earlier.
     """
     height, width = size
     masks: list[NDArray[np.uint8]] = []
@@ -137,13 +147,11 @@ def compose_picture(
     else:
         canvas = _background(rng, library, size)
     for word in rest:
-        cutout = _cutout(rng, library.draw_picture(rng, word), size, recolour=degrade)
+        cutout = _cutout(rng, library.draw_picture(rng, word), rng.uniform(*scale) * min(size), recolour=degrade)
         best: tuple[float, tuple[int, int]] = (-1.0, (0, 0))
         covered = np.maximum.reduce(masks) if masks else None
         for _ in range(8):
-            # The subject's centre stays inside the frame.
-            left = int(rng.uniform(-0.15, 1.15) * max(width - cutout.width, 1) + min(width - cutout.width, 0) * 0.5)
-            top = int(rng.uniform(-0.15, 1.15) * max(height - cutout.height, 1) + min(height - cutout.height, 0) * 0.5)
+            left, top = _offset(rng, width - cutout.width), _offset(rng, height - cutout.height)
             if covered is None:
                 best = (1.0, (left, top))
                 break
@@ -217,6 +225,16 @@ def _equalise(rng: np.random.Generator, samples: NDArray[np.float32]) -> NDArray
     return np.fft.irfft(spectrum * 10 ** (curve / 20), len(samples)).astype(np.float32)
 
 
+def _reverberate(rng: np.random.Generator, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A room: the sound, and noise that dies away convolved with it."""
+    length = int(rng.uniform(0.05, 0.4) * SAMPLE_RATE_HZ)
+    tail = rng.standard_normal(length) * np.exp(-6.9 * np.arange(length) / length)
+    size = len(samples) + length
+    echo = np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(tail, size), size)[: len(samples)]
+    loudness = np.sqrt((samples.astype(np.float64) ** 2).mean() / ((echo**2).mean() + 1e-12))
+    return (samples + rng.uniform(0.1, 0.7) * loudness * echo).astype(np.float32)
+
+
 def compose_sound(
     rng: np.random.Generator,
     library: Library,
@@ -226,8 +244,8 @@ def compose_sound(
 ) -> NDArray[np.float32]:
     """Mix a window (15600,) in [-1, 1] in which every word is heard; noise below it if asked.
 
-    Without words it is silence, or only the noise. ``vary`` changes pitch and colour of each
-    sound a little, which is for training.
+    Without words it is silence, or only the noise. ``vary`` changes pitch, colour and room of
+    each sound a little, which is for training.
     """
     level = 10 ** (rng.uniform(-32, -12) / 20)
     mix = np.zeros(WINDOW_SAMPLES, np.float32)
@@ -237,6 +255,7 @@ def compose_sound(
         if vary:
             part = _resample(rng, part) if rng.random() < 0.5 else part
             part = _equalise(rng, part) if rng.random() < 0.7 else part
+            part = _reverberate(rng, part) if rng.random() < 0.3 else part
         mix += part * np.float32(level * 10 ** (rng.uniform(-4, 4) / 20) / (_rms(part) + 1e-6))
     if noise_snr_db is not None:
         loudness = _rms(mix) if words else level

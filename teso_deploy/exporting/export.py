@@ -23,6 +23,7 @@ from teso_deploy.bundle import (
     CueEntry,
     Postprocessing,
     Preprocessing,
+    TaggerEntry,
     check_target,
     staging,
     write_manifest,
@@ -33,7 +34,7 @@ from teso_deploy.exporting.graphs import OPSET, export_graph
 from teso_deploy.exporting.reference import clip_inputs, random_inputs, reference_outputs
 from teso_deploy.exporting.vocabulary import MINILM_DIM, build_cue_table
 from teso_deploy.models import Teso, build, checkpoints
-from teso_deploy.models.graphs import graph_modules, graph_specs
+from teso_deploy.models.graphs import graph_modules, graph_specs, memory_names
 from teso_deploy.recipe import Recipe
 from teso_deploy.resources import shipped_path
 from teso_deploy.runtime.verify import VerifyReport, verify_bundle
@@ -86,7 +87,7 @@ def cue_table(recipe: Recipe) -> tuple[list[str], NDArray[np.float32], str]:
         words, embeddings = build_cue_table(recipe)
         source = "all-MiniLM-L6-v2"
     else:
-        words = sorted(name.lower() for name in recipe.head.classes)
+        words = sorted({name.lower() for name in (*recipe.head.classes, *recipe.tagger.words)})
         vectors = np.random.default_rng(0).standard_normal((len(words), recipe.text.dim))
         embeddings = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         source = RANDOM_EMBEDDINGS
@@ -105,7 +106,7 @@ def example_arguments(model: Teso) -> dict[str, tuple[torch.Tensor, ...]]:
         "visual_encoder": (image,),
         "audio_encoder": (given["waveform"],),
         "fusion": (audio, given["cues"], given["cue_valid"]),
-        "decoder": (queries, *modules["visual_encoder"](image)),
+        "decoder": (queries, *modules["visual_encoder"](image)[: len(memory_names(model.recipe))]),
     }
 
 
@@ -155,6 +156,9 @@ def export_bundle(
             cue=CueEntry(
                 template=recipe.text.template, max_cues=recipe.text.max_cues, dim=recipe.text.dim, table=CUE_TABLE
             ),
+            tagger=TaggerEntry(words=recipe.tagger.words, threshold=recipe.tagger.threshold)
+            if recipe.tagger.words
+            else None,
             provenance={
                 "weights": source,
                 "cue_embeddings": embedder,

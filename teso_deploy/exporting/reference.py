@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from teso_deploy.cues.table import CueTable
 from teso_deploy.media.audio import read_audio
 from teso_deploy.media.reader import VideoReader
-from teso_deploy.models.graphs import flatten_memory, graph_modules, graph_specs, unflatten_memory
+from teso_deploy.models.graphs import flatten_memory, graph_modules, graph_specs, memory_names, unflatten_memory
 from teso_deploy.models.teso import Teso
 from teso_deploy.recipe import Recipe
 from teso_deploy.runtime.preprocess import normalised, resized
@@ -64,11 +64,12 @@ def reference_outputs(model: Teso, inputs: dict[str, NDArray[Any]]) -> dict[str,
     """PyTorch's outputs of every graph for the reference inputs, by tensor name."""
     modules, specs = graph_modules(model), graph_specs(model.recipe)
     given = {name: torch.from_numpy(value) for name, value in inputs.items()}
-    memory = modules["visual_encoder"](given["image"])
+    seen = modules["visual_encoder"](given["image"])
+    memory = seen[: len(memory_names(model.recipe))]
     audio = modules["audio_encoder"](given["waveform"])
     queries, gate = modules["fusion"](audio, given["cues"], given["cue_valid"])
     repeated = flatten_memory(unflatten_memory(memory).repeat(len(queries)))
     masks = modules["decoder"](queries, *repeated)
-    named = dict(zip(specs["visual_encoder"].outputs, memory, strict=True))
+    named = dict(zip(specs["visual_encoder"].outputs, seen, strict=True))
     named |= {"audio": audio, "queries": queries, "cue_gate": gate, "masks": masks}
     return {name: value.numpy() for name, value in named.items()}

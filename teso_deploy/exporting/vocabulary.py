@@ -115,7 +115,8 @@ def shipped_nouns() -> list[str]:
 def build_cue_table(recipe: Recipe, nouns: Sequence[str] | None = None) -> tuple[list[str], NDArray[np.float32]]:
     """Words and their embeddings: lower case, sorted, unique, with (K, 384) float32 rows of length 1.
 
-    ``nouns``: the words, default :func:`shipped_nouns`; the recipe's classes are always added.
+    ``nouns``: the words, default :func:`shipped_nouns`; the recipe's classes and
+    its tagger's words are always added.
     What is embedded is the recipe's template around each word.
 
     Raises :class:`RecipeError` when the template has no place for the word or the recipe's
@@ -131,7 +132,7 @@ def build_cue_table(recipe: Recipe, nouns: Sequence[str] | None = None) -> tuple
             f"text.dim is {recipe.text.dim}, but the text encoder MiniLM-L6 has width {MINILM_DIM}: "
             f"set text.dim = {MINILM_DIM}, or give a cue table of your own"
         )
-    wanted = (*(shipped_nouns() if nouns is None else nouns), *recipe.head.classes)
+    wanted = (*(shipped_nouns() if nouns is None else nouns), *recipe.head.classes, *recipe.tagger.words)
     words = sorted({" ".join(word.lower().split()) for word in wanted} - {""})
     model = MiniLM()
     return words, np.stack([model.embed(recipe.text.template.replace("{cue}", word)) for word in words])

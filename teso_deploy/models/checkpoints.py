@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,13 +62,17 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def load(model: nn.Module, path: Path) -> KeyReport:
+def load(model: nn.Module, path: Path, parts: Sequence[str] = ()) -> KeyReport:
     """Load a checkpoint of our own into a model; every key must fit.
 
-    Raises :class:`CheckpointError` that names the keys which do not.
+    ``parts``: only the keys that start with one of these, and only they must fit. Raises
+    :class:`CheckpointError` that names the keys which do not.
     """
     tensors, _ = read(path)
     own = model.state_dict()
+    if parts:
+        tensors = {key: value for key, value in tensors.items() if key.startswith(tuple(parts))}
+        own = {key: value for key, value in own.items() if key.startswith(tuple(parts))}
     misshaped = tuple(
         f"{key} {list(tensors[key].shape)} for {list(own[key].shape)}"
         for key in own
@@ -82,5 +86,5 @@ def load(model: nn.Module, path: Path) -> KeyReport:
     )
     if not report.is_complete:
         raise CheckpointError(f"{path} does not fit the recipe: {report}; use the recipe it was trained with")
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, strict=not parts)
     return report

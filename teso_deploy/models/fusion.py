@@ -4,6 +4,12 @@ Where the paper is silent the choice is ours: the latents are an MLP of F_A scal
 learned vectors (one vector repeated, as in the released code, makes the attention a
 no-op), text and audio are projected to one width first, and a learned fallback cue
 stands in when none is offered, since the sound reaches the masks only through the cues.
+
+Ablations (``fusion.without``). The paper does not say what takes the place of a part; ours:
+``sedam``: a cue's prompt is its projection plus the mean of the latents, and every cue
+offered is alive; ``pmqs``: the mean of the prompts that are alive is added to each query;
+``dynamic_mask``: every cue offered is alive, whatever ξ says; ``text``: always the fallback
+cue; ``audio``: F_A is zero.
 """
 
 from __future__ import annotations
@@ -56,6 +62,29 @@ class Sedam(nn.Module):
         return self.output(x), scores.float().mean(dim=(1, 3))
 
 
+class PlainSum(nn.Module):
+    """In place of SeDAM: a cue's projection plus the mean of the latents; ξ is 1."""
+
+    def __init__(self, text_dim: int, output_dim: int, recipe: FusionRecipe) -> None:
+        super().__init__()
+        self.project = nn.Linear(text_dim, recipe.dim)
+        self.output = nn.Sequential(nn.LayerNorm(recipe.dim), nn.Linear(recipe.dim, output_dim))
+
+    def forward(self, cues: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`Sedam.forward`."""
+        prompts = self.output(self.project(cues) + latents.mean(dim=1, keepdim=True))
+        return prompts, torch.ones_like(prompts[..., 0], dtype=torch.float32)
+
+
+class MeanPrompt(nn.Module):
+    """In place of PMQS: the mean of the prompts that are alive, added to each query."""
+
+    def forward(self, queries: Tensor, prompts: Tensor, alive: Tensor) -> Tensor:
+        """As :meth:`Pmqs.forward`."""
+        weight = alive.to(prompts.dtype)[..., None]
+        return queries + (prompts * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
+
+
 class Pmqs(nn.Module):
     """Prompts the mask queries with the cues that are alive (eqs. 5-6); with none it is the identity."""
 
@@ -84,8 +113,9 @@ class Fusion(nn.Module):
     def __init__(self, audio_dim: int, text: TextRecipe, recipe: FusionRecipe, queries: int, query_dim: int) -> None:
         super().__init__()
         self.latents = AudioLatents(audio_dim, recipe)
-        self.sedam = Sedam(text.dim, query_dim, recipe)
-        self.pmqs = Pmqs(query_dim, recipe)
+        self.without = recipe.without
+        self.sedam = (PlainSum if "sedam" in recipe.without else Sedam)(text.dim, query_dim, recipe)
+        self.pmqs = MeanPrompt() if "pmqs" in recipe.without else Pmqs(query_dim, recipe)
         self.queries = nn.Parameter(torch.randn(queries, query_dim))
         self.fallback_cue = nn.Parameter(torch.randn(text.dim) / text.dim**0.5)
 
@@ -108,10 +138,14 @@ class Fusion(nn.Module):
 
     def fuse(self, audio: Tensor, cues: Tensor, cue_valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`forward`, with the latents (B, N_L, d), which training needs for InfoNCE."""
+        if "text" in self.without:
+            cue_valid = torch.zeros_like(cue_valid)
+        if "audio" in self.without:
+            audio = audio * 0
         cues, valid = self.offered(cues, cue_valid)
         latents = self.latents(audio)
         prompts, gate = self.sedam(cues, latents)
         gate = gate * valid.to(gate.dtype)
-        alive = valid & (gate > 0)
+        alive = valid if "dynamic_mask" in self.without else valid & (gate > 0)
         queries = self.queries.expand(audio.shape[0], -1, -1)
         return self.pmqs(queries, prompts, alive), gate, latents

@@ -46,8 +46,9 @@ def unflatten_memory(tensors: tuple[Tensor, ...]) -> Memory:
 def graph_specs(recipe: Recipe) -> dict[str, GraphSpec]:
     """Every graph of a recipe, in the order in which they run."""
     memory = memory_names(recipe)
+    tags = ("tags",) if recipe.tagger.words else ()
     return {
-        "visual_encoder": GraphSpec(("image",), memory),
+        "visual_encoder": GraphSpec(("image",), (*memory, *tags)),
         "audio_encoder": GraphSpec(("waveform",), ("audio",)),
         "fusion": GraphSpec(("audio", "cues", "cue_valid"), ("queries", "cue_gate")),
         # The decoder never looks at the level-32 … 8 features themselves, only at keys and values.
@@ -61,7 +62,10 @@ class _VisualGraph(nn.Module):
         self.encoder = model.visual_encoder
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        return flatten_memory(self.encoder(image))
+        memory = self.encoder(image)
+        # Stride 8 is fine enough to name things, and a quarter of the cells of the mask features.
+        tags = () if self.encoder.tagger is None else (self.encoder.tagger(memory.resized[-1]),)
+        return (*flatten_memory(memory), *tags)
 
 
 class _FusionGraph(nn.Module):

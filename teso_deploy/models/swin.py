@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from teso_deploy.models.layers import FeedForward, adapter_or_identity, attend, split_heads
+from teso_deploy.models.layers import FeedForward, adapter_or_identity, attend, group_norm, split_heads
 from teso_deploy.recipe import SwinRecipe
 
 
@@ -77,6 +77,31 @@ class WindowAttention(nn.Module):
         return self.adapter(self.output(attend(scores, v)))
 
 
+class ConvolvedFeedForward(nn.Module):
+    """Feed-forward with a depthwise 3×3 convolution inside (PVT v2: Wang et al., 2022, section 3.3)."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(dim, hidden_dim)
+        self.depthwise = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
+        self.outer = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        """(B, H·W, C) → (B, H·W, C)."""
+        image = self.inner(x).transpose(1, 2).unflatten(2, (height, width))
+        return self.outer(F.gelu(self.depthwise(image)).flatten(2).transpose(1, 2))
+
+
+def convolutional_stem(dim: int) -> nn.Sequential:
+    """Three small convolutions to stride 4 in place of one of 4×4 (Xiao et al., 2021)."""
+    half = dim // 2
+    return nn.Sequential(
+        nn.Conv2d(3, half, 3, stride=2, padding=1), group_norm(half), nn.GELU(),
+        nn.Conv2d(half, dim, 3, stride=2, padding=1), group_norm(dim), nn.GELU(),
+        nn.Conv2d(dim, dim, 3, padding=1),
+    )  # fmt: skip
+
+
 class SwinBlock(nn.Module):
     """Pre-norm window attention and MLP; every second block shifts its windows by half."""
 
@@ -87,7 +112,9 @@ class SwinBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attention = WindowAttention(dim, heads, recipe.window, adapter)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = FeedForward(dim, int(dim * recipe.mlp_ratio), nn.GELU())
+        self.convolved = recipe.convolutions
+        hidden = int(dim * recipe.mlp_ratio)
+        self.mlp = ConvolvedFeedForward(dim, hidden) if self.convolved else FeedForward(dim, hidden, nn.GELU())
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         """(B, H·W, C) → (B, H·W, C)."""
@@ -109,7 +136,8 @@ class SwinBlock(nn.Module):
         if below or right:
             image = image[:, :height, :width]
         x = x + image.reshape(x.shape)
-        return x + self.mlp(self.norm2(x))
+        normed = self.norm2(x)
+        return x + (self.mlp(normed, height, width) if self.convolved else self.mlp(normed))
 
 
 class PatchMerging(nn.Module):
@@ -134,7 +162,9 @@ class Swin(nn.Module):
 
     def __init__(self, recipe: SwinRecipe, adapters: bool = False) -> None:
         super().__init__()
-        self.patch = nn.Conv2d(3, recipe.embed_dim, 4, stride=4)
+        self.patch = (
+            convolutional_stem(recipe.embed_dim) if recipe.convolutions else nn.Conv2d(3, recipe.embed_dim, 4, stride=4)
+        )
         self.patch_norm = nn.LayerNorm(recipe.embed_dim)
         self.dims = [recipe.embed_dim << i for i in range(4)]
         self.stages = nn.ModuleList(

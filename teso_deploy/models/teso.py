@@ -10,6 +10,7 @@ from teso_deploy.models.decoder import DecoderMemory, MaskedDecoder, Memory, seg
 from teso_deploy.models.fusion import Fusion
 from teso_deploy.models.pixel_decoder import PixelDecoder
 from teso_deploy.models.swin import Swin
+from teso_deploy.models.tagger import Tagger
 from teso_deploy.recipe import Recipe
 
 
@@ -21,6 +22,8 @@ class VisualEncoder(nn.Module):
         self.swin = Swin(recipe.swin, "swin" in recipe.adapters)
         self.pixel_decoder = PixelDecoder(recipe.pixel_decoder, self.swin.dims, "msda" in recipe.adapters)
         self.memory = DecoderMemory(recipe.pixel_decoder.dim, recipe.decoder)
+        words = len(recipe.tagger.words)
+        self.tagger = Tagger(recipe.pixel_decoder.mask_dim, words) if words else None
 
     def forward(self, image: Tensor) -> Memory:
         mask_features, maps = self.pixel_decoder(self.swin(image))

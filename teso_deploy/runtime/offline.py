@@ -19,9 +19,9 @@ from teso_deploy.media.writer import VideoWriter
 from teso_deploy.outputs import staged_mask_folder
 from teso_deploy.runtime.events import JOIN_SECONDS, Event, EventLog
 from teso_deploy.runtime.latency import LatencyLog
-from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline
 from teso_deploy.runtime.schedule import Moment, Source
-from teso_deploy.types import Cues, Segmentation
+from teso_deploy.types import Segmentation
 
 SCHEMA_VERSION = 1
 
@@ -59,7 +59,9 @@ class _Tally:
     def __init__(self, classes: tuple[str, ...], join_seconds: float) -> None:
         self.frames = self.masks_nonblank = self.silent = 0
         self.positive: list[float] = []
+        self.offered: Counter[str] = Counter()
         self.accepted: Counter[str] = Counter()
+        self.sources: Counter[str] = Counter()
         self.latency = LatencyLog()
         self.event_log = EventLog(classes, join_seconds)
         self.events: list[Event] = []
@@ -69,6 +71,8 @@ class _Tally:
         self.masks_nonblank += not segmentation.is_blank
         self.silent += segmentation.audio_is_silent
         self.positive.append(segmentation.positive_pixel_rate)
+        self.offered.update(segmentation.cues.names)
+        self.sources[segmentation.cues.source] += 1
         for name, gate in zip(segmentation.cues.names, segmentation.cue_gate, strict=False):
             self.accepted[name] += bool(gate > 0)
         self.latency.add(stamps)
@@ -89,7 +93,7 @@ def timed(source: Source) -> Iterator[tuple[Moment, float]]:
 def run_source(
     pipeline: Pipeline,
     source: Source,
-    cues: Cues,
+    cues: Offered,
     *,
     video: Path | None = None,
     masks: Path | None = None,
@@ -97,11 +101,11 @@ def run_source(
 ) -> RunResult:
     """Segment all of an opened source; ``video`` and ``masks`` appear only when all went well.
 
-    ``progress`` is called with the seconds of the file that are done. Raises
-    :class:`MediaError` (damaged beyond decoding), :class:`OutputError`.
+    ``cues`` as :meth:`Pipeline.segment` takes them. ``progress`` is called with the seconds
+    of the file that are done. Raises :class:`MediaError` (damaged beyond decoding), :class:`OutputError`.
     """
     tally = _Tally(pipeline.classes, max(JOIN_SECONDS, 1.5 / source.shown_fps))
-    cues = pipeline.cues_of(cues)
+    cues = cues if isinstance(cues, str) and cues == AUTO else pipeline.cues_of(cues)
     runs_before, began = Counter(pipeline.runs), time.monotonic()
     with ExitStack() as stack:
         mask_folder = stack.enter_context(staged_mask_folder(masks)) if masks else None
@@ -120,12 +124,10 @@ def run_source(
                 progress(moment.frame.pts_seconds)
     tally.events += tally.event_log.finish()
     runs = {graph: pipeline.runs[graph] - runs_before[graph] for graph in pipeline.runs}
-    return RunResult(_report(pipeline, source, cues, tally, runs, time.monotonic() - began), tuple(tally.events))
+    return RunResult(_report(pipeline, source, tally, runs, time.monotonic() - began), tuple(tally.events))
 
 
-def _report(
-    pipeline: Pipeline, source: Source, cues: Cues, tally: _Tally, runs: dict[str, int], seconds: float
-) -> dict[str, Any]:
+def _report(pipeline: Pipeline, source: Source, tally: _Tally, runs: dict[str, int], seconds: float) -> dict[str, Any]:
     manifest = pipeline.bundle.manifest
     return {
         "schema_version": SCHEMA_VERSION,
@@ -146,9 +148,10 @@ def _report(
             "silent": tally.silent == tally.frames,
         },
         "cues": {
-            "names": list(cues.names),
-            "source": cues.source,
-            "accepted_rate": {name: tally.accepted[name] / max(tally.frames, 1) for name in cues.names},
+            "names": [name for name, _ in tally.offered.most_common()],
+            "source": tally.sources.most_common(1)[0][0] if tally.sources else "none",
+            "offered_rate": {name: count / tally.frames for name, count in tally.offered.most_common()},
+            "accepted_rate": {name: tally.accepted[name] / count for name, count in tally.offered.most_common()},
         },
         "events": len(tally.events),
         "backend": pipeline.backend,

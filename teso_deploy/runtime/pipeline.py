@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.backends.engine import EngineFactory
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
-from teso_deploy.bundle import Bundle
+from teso_deploy.bundle import Bundle, TaggerEntry
 from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import BundleError, CueError
 from teso_deploy.runtime.postprocess import labels_of
@@ -23,6 +23,10 @@ from teso_deploy.runtime.schedule import Mode, Source
 from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Cues, Frame, Segmentation
 
 Arrays = dict[str, NDArray[Any]]
+#: In place of cues: those of the bundle's own tagger, of each frame anew.
+AUTO = "auto"
+#: What may be offered: looked-up cues, words (also as "a, b"), ``AUTO``, or nothing.
+Offered = Cues | Sequence[str] | str | None
 GRAPHS = ("visual_encoder", "audio_encoder", "fusion", "decoder")
 
 
@@ -74,11 +78,18 @@ class Pipeline:
         self._kept[graph] = (tuple(array.copy() for array in of), outputs)  # a caller may reuse its buffers
         return outputs
 
-    def cues_of(self, cues: Cues | Sequence[str] | None) -> Cues:
+    def check_tagger(self) -> TaggerEntry:
+        """The bundle's tagger. Raises :class:`CueError` where there is none."""
+        if self.bundle.manifest.tagger is None:
+            raise CueError(f"bundle {self.bundle.manifest.name} has no tagger: name what is to be seen as cues")
+        return self.bundle.manifest.tagger
+
+    def cues_of(self, cues: Offered) -> Cues:
         """Cues as the fusion takes them: words are looked up, no word offers the trained fallback.
 
         Raises :class:`CueError` for a word without embedding, or cues of another bundle's shape.
         """
+        cues = cues.split(",") if isinstance(cues, str) else cues
         cues = cues if isinstance(cues, Cues) else self.cue_table.lookup(cues or ())
         cue = self.bundle.manifest.cue
         if cues.embeddings.shape != (cue.max_cues, cue.dim):
@@ -91,27 +102,32 @@ class Pipeline:
         self,
         frame: Frame | NDArray[np.uint8],
         sound: AudioWindow | NDArray[np.float32],
-        cues: Cues | Sequence[str] | None = None,
+        cues: Offered = None,
     ) -> Segmentation:
         """What sounds in one frame.
 
         ``frame``: a picture (H, W, 3) uint8 RGB. ``sound``: the window (15600,) float32 at
-        16 kHz around it. ``cues``: words of the bundle's table for what is to be seen;
-        without any the model falls back to "something that sounds".
+        16 kHz around it. ``cues``: words of the bundle's table for what is to be seen, or
+        "auto" for what its tagger sees; without any the model falls back to "something that
+        sounds". Raises :class:`CueError`.
         """
         frame = frame if isinstance(frame, Frame) else Frame(frame, pts_seconds=0.0)
         sound = sound if isinstance(sound, AudioWindow) else AudioWindow(sound, is_silent=not np.any(sound))
         if sound.samples.shape != (WINDOW_SAMPLES,):
             raise ValueError(f"a window has {WINDOW_SAMPLES} samples (0.975 s at 16 kHz), got {len(sound.samples)}")
-        cues, how = self.cues_of(cues), self.bundle.manifest.preprocessing
+        tagger = self.check_tagger() if isinstance(cues, str) and cues == AUTO else None
+        offered = self.cues_of(None if tagger else cues)
+        how = self.bundle.manifest.preprocessing
         stamps = {"started": time.monotonic()}
         picture = resized(frame.image, nearest_size(frame.image, how.sizes))
         memory = self._run("visual_encoder", (picture,), lambda: {"image": normalised(picture, how.mean, how.std)})
         stamps["encoded"] = time.monotonic()
         audio = self._run("audio_encoder", (sound.samples,), lambda: {"waveform": sound.samples[None]})["audio"]
         stamps["heard"] = time.monotonic()
-        offered = {"audio": audio, "cues": cues.embeddings[None], "cue_valid": cues.valid[None]}
-        fused = self._run("fusion", tuple(offered.values()), lambda: offered)
+        if tagger is not None:
+            offered = self.cues_of(self.cue_table.tagged(memory["tags"][0], tagger))
+        feeds = {"audio": audio, "cues": offered.embeddings[None], "cue_valid": offered.valid[None]}
+        fused = self._run("fusion", tuple(feeds.values()), lambda: feeds)
         stamps["fused"] = time.monotonic()
         queries = fused["queries"]
         scores = self._run("decoder", (picture, queries), lambda: {**memory, "queries": queries})["masks"][0]
@@ -122,7 +138,7 @@ class Pipeline:
             labels,
             scores.reshape(len(scores), -1).max(axis=1),
             fused["cue_gate"][0].copy(),
-            cues,
+            offered,
             pts_seconds=frame.pts_seconds,
             index=frame.index,
             audio_start_seconds=sound.start_seconds,
@@ -133,7 +149,7 @@ class Pipeline:
     def stream(
         self,
         path: str | Path,
-        cues: Cues | Sequence[str] | None = None,
+        cues: Offered = None,
         *,
         mode: Mode = "file",
         mute: bool = False,
@@ -142,7 +158,7 @@ class Pipeline:
         fps: float | None = None,
     ) -> Iterator[Segmentation]:
         """Segment a file frame by frame; the options are those of :class:`Source`, which names the errors."""
-        looked_up = self.cues_of(cues)
+        looked_up = cues if isinstance(cues, str) and cues == AUTO else self.cues_of(cues)
         with Source(path, mode=mode, mute=mute, noise_dbfs=noise_dbfs, sound_from=sound_from, fps=fps) as source:
             for moment in source:
                 yield self.segment(moment.frame, moment.sound, looked_up)

@@ -8,17 +8,21 @@ pixels is what makes a mask follow the sound.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
+from teso_deploy.errors import DataError
 from teso_deploy.evaluation.library import Library
 from teso_deploy.evaluation.scenes import Picture, compose_picture, compose_sound
-from teso_deploy.recipe import Recipe
+from teso_deploy.recipe import EncoderPhase, Recipe
+from teso_deploy.types import WINDOW_SAMPLES
 
 MAX_OBJECTS = 4
 STRIDE = 4
@@ -49,10 +53,36 @@ class Batch:
         return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
 
-def coverage(mask: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Share of each stride-4 cell that a mask covers: (H, W) 0 … 255 → (H/4, W/4) 0 … 1."""
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """B pictures and N windows, nothing to do with each other.
+
+    ``image`` (B, 3, H, W) normalised; ``photograph`` (B, 2H, 2W, 3) uint8, the same for a
+    teacher's eyes; ``dense_tags`` (B, H/4, W/4) int64, 0 none; ``waveform`` (N, 15600);
+    ``audio_tags`` (N, A) float; the teachers' features, some (B, C, h, w) and some (N, C, 1, 1).
+    """
+
+    image: Tensor
+    photograph: Tensor
+    dense_tags: Tensor
+    waveform: Tensor
+    audio_tags: Tensor
+    picture_features: tuple[Tensor, ...] = ()
+    sound_features: tuple[Tensor, ...] = ()
+
+    def to(self, device: torch.device) -> Lesson:
+        """The same on another device."""
+
+        def moved(value: Any) -> Any:
+            return tuple(map(moved, value)) if isinstance(value, tuple) else value.to(device)
+
+        return Lesson(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
+
+
+def coverage(mask: NDArray[np.uint8], stride: int = STRIDE) -> NDArray[np.float32]:
+    """Share of each cell that a mask covers: (H, W) 0 … 255 → (H/stride, W/stride) 0 … 1."""
     height, width = mask.shape
-    cells = mask.reshape(height // STRIDE, STRIDE, width // STRIDE, STRIDE)
+    cells = mask.reshape(height // stride, stride, width // stride, stride)
     return cells.mean(axis=(1, 3), dtype=np.float32) / np.float32(255)
 
 
@@ -60,31 +90,32 @@ class SceneBatches:
     """Makes the batch of any step from the seed and the step's number alone."""
 
     def __init__(self, recipe: Recipe, library: Library, embeddings: Mapping[str, NDArray[np.float32]]) -> None:
+        """Raises :class:`DataError` for a class that the library can't show and sound."""
         assert recipe.train is not None
         self.recipe, self.train, self.library, self.embeddings = recipe, recipe.train, library, embeddings
-        self.class_of = {word: i for i, word in enumerate(recipe.head.classes)}
-        self.audible = [word for word in recipe.head.classes if word in library.pictures and word in library.sounds]
+        both = library.pictures.keys() & library.sounds.keys()
+        if recipe.head.kind == "binary":
+            self.class_of = dict.fromkeys(sorted(both), 0)
+        else:
+            self.class_of = {word: i for i, word in enumerate(recipe.head.classes)}
+        if lacking := sorted(self.class_of.keys() - both):
+            raise DataError(
+                f"the recipe's class {lacking[0]!r} has no {library.split} pictures, or no sounds: add some, or take "
+                "it out of the recipe's [head]"
+            )
+        self.audible = list(self.class_of)
         self.distractors = [word for word in library.pictures if word not in self.class_of]
         self.audio_words = sorted(library.sounds)
-        self.visible_words = sorted(library.pictures)
         self.audio_tag_of = {word: i for i, word in enumerate(self.audio_words)}
-        self.dense_tag_of = {word: i + 1 for i, word in enumerate(self.visible_words)}
-        self.extra_cues = sorted({*self.audio_words, *self.visible_words} & set(embeddings))
-        self._weights = {
-            name: self._square_root(words) for name, words in (("a", self.audible), ("d", self.distractors))
-        }
-
-    def _square_root(self, words: Sequence[str]) -> NDArray[np.float64]:
-        """Words are drawn by the root of how many pictures they have: the rare are not lost."""
-        counts = np.array([len(self.library.pictures[word]) for word in words], np.float64) ** 0.5
-        return counts / counts.sum()
+        self.dense_tag_of = {word: i + 1 for i, word in enumerate(recipe.tagger.words)}
+        self.extra_cues = sorted({*self.audio_words, *library.pictures} & set(embeddings))
 
     def _objects(self, rng: np.random.Generator) -> list[str]:
         sounding = int(rng.choice([1, 2, 3], p=[0.4, 0.45, 0.15]))
         silent = int(rng.choice([0, 1], p=[0.7, 0.3])) if self.distractors else 0
-        words = list(rng.choice(self.audible, min(sounding, len(self.audible)), replace=False, p=self._weights["a"]))
+        words = list(rng.choice(self.audible, min(sounding, len(self.audible)), replace=False))
         if silent:
-            words += list(rng.choice(self.distractors, silent, p=self._weights["d"]))
+            words += list(rng.choice(self.distractors, silent))
         rng.shuffle(words)
         return [str(word) for word in words]
 
@@ -96,8 +127,9 @@ class SceneBatches:
             count = int(rng.integers(2, len(audible) + 1))
             plans.append([str(word) for word in rng.choice(audible, count, replace=False)])
         rng.shuffle(plans)
-        plans = plans[: self.train.sounds_per_scene - 1]
-        while len(plans) < self.train.sounds_per_scene - 1:
+        sounding = self.train.sounds_per_scene - self.train.blank_sounds_per_scene
+        plans = plans[:sounding]
+        while len(plans) < sounding:
             plans.append([str(rng.choice(audible))])
         off_screen = [word for word in self.audio_words if word not in picture.words]
         made = []
@@ -107,13 +139,13 @@ class SceneBatches:
             if rng.random() < 0.08:
                 words.append(str(rng.choice(off_screen)))
             made.append((words, compose_sound(rng, self.library, words, snr)))
-        kind = rng.choice(["mute", "noise", "off screen"], p=[0.3, 0.25, 0.45])
-        if kind == "off screen":
-            words = [str(rng.choice(off_screen))]
-            made.append((words, compose_sound(rng, self.library, words, 20.0 if rng.random() < 0.3 else None)))
-        else:
-            loudness = float(rng.uniform(-10, 20)) if kind == "noise" else None
-            made.append(([], compose_sound(rng, self.library, [], loudness)))
+        for kind in rng.choice(["mute", "noise", "off screen"], self.train.blank_sounds_per_scene, p=[0.3, 0.25, 0.45]):
+            if kind == "off screen":
+                words = [str(rng.choice(off_screen))]
+                made.append((words, compose_sound(rng, self.library, words, 20.0 if rng.random() < 0.3 else None)))
+            else:
+                loudness = float(rng.uniform(-10, 20)) if kind == "noise" else None
+                made.append(([], compose_sound(rng, self.library, [], loudness)))
         return made
 
     def _cues(self, rng: np.random.Generator, picture: Picture) -> list[str]:
@@ -127,6 +159,55 @@ class SceneBatches:
         rng.shuffle(names)
         return names[: self.recipe.text.max_cues]
 
+    def _normalised(self, images: NDArray[np.float32]) -> Tensor:
+        """(B, H, W, 3) 0 … 255 → (B, 3, H, W)."""
+        mean, std = (np.array(value, np.float32) for value in (self.recipe.image.mean, self.recipe.image.std))
+        return torch.from_numpy(np.ascontiguousarray(((images - mean) / std).transpose(0, 3, 1, 2)))
+
+    def _dense_tags(self, cover: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
+        """Coverage (h, w) of each visible word → the number of the tagger's word in each cell, 0 for none."""
+        tags = np.zeros(next(iter(cover.values())).shape, np.int64)
+        for word, cells in cover.items():
+            tags[cells > 0.5] = self.dense_tag_of.get(word, 0)
+        return tags
+
+    def make_lesson(self, step: int, phase: EncoderPhase) -> Lesson:
+        """Pictures and windows of a step of the encoders' own phase.
+
+        Words are drawn by the root of how many pictures they have: the rare are not lost,
+        and the one picture of some does not crowd out the rest. Things may fill the frame
+        and more: close up they look as they do in a frame of twice the size.
+        """
+        rng = np.random.default_rng((self.train.seed, step))
+        words = list(self.library.pictures)
+        share = np.array([len(self.library.pictures[word]) for word in words], np.float64) ** 0.5
+        double = (2 * phase.size[0], 2 * phase.size[1])
+        photographs, dense_tags = [], []
+        for _ in range(phase.pictures_per_step):
+            count = int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))
+            chosen = rng.choice(words, min(count, len(words)), replace=False, p=share / share.sum())
+            picture = compose_picture(
+                rng, self.library, [str(word) for word in chosen], double,
+                whole_rate=self.train.whole_photograph_rate, scale=(0.3, 1.3),
+            )  # fmt: skip
+            photographs.append(picture.image)
+            dense_tags.append(
+                self._dense_tags({word: coverage(picture.mask_of([word]), 2 * STRIDE) for word in picture.words})
+            )
+        waveform = np.zeros((phase.windows_per_step, WINDOW_SAMPLES), np.float32)
+        audio_tags = np.zeros((phase.windows_per_step, len(self.audio_words)), np.float32)
+        for row in range(phase.windows_per_step):
+            count = int(rng.choice([0, 1, 2, 3], p=[0.1, 0.5, 0.3, 0.1]))
+            heard = rng.choice(self.audio_words, min(count, len(self.audio_words)), replace=False)
+            noise = float(rng.uniform(0, 25)) if rng.random() < 0.5 else None
+            waveform[row] = compose_sound(rng, self.library, [str(word) for word in heard], noise)
+            for word in heard:
+                audio_tags[row, self.audio_tag_of[str(word)]] = 1
+        photograph = torch.from_numpy(np.stack(photographs))
+        image = F.avg_pool2d(self._normalised(np.stack(photographs).astype(np.float32)), 2)
+        dense = torch.from_numpy(np.stack(dense_tags))
+        return Lesson(image, photograph, dense, torch.from_numpy(waveform), torch.from_numpy(audio_tags))
+
     def make(self, step: int, size: tuple[int, int]) -> Batch:
         """The batch of a step at a picture size (height, width)."""
         recipe, sounds = self.recipe, self.train.sounds_per_scene
@@ -134,7 +215,7 @@ class SceneBatches:
         rows = scenes * sounds
         height, width = size[0] // STRIDE, size[1] // STRIDE
         image = np.zeros((scenes, *size, 3), np.float32)
-        waveform = np.zeros((rows, 15_600), np.float32)
+        waveform = np.zeros((rows, WINDOW_SAMPLES), np.float32)
         cues = np.zeros((rows, recipe.text.max_cues, recipe.text.dim), np.float32)
         valid = np.zeros((rows, recipe.text.max_cues), bool)
         cue_sounds = np.full((rows, recipe.text.max_cues), -1, np.float32)
@@ -149,14 +230,13 @@ class SceneBatches:
             )
             image[b] = picture.image
             cover = {word: coverage(picture.mask_of([word])) for word in picture.words}
-            for word, cells in cover.items():
-                dense_tags[b][cells > 0.5] = self.dense_tag_of[word]
+            dense_tags[b] = self._dense_tags(cover)
             for k, (heard, samples) in enumerate(self._sounds(rng, picture)):
                 row = b * sounds + k
                 waveform[row] = samples
                 seen = [word for word in dict.fromkeys(heard) if word in picture.words and cover[word].sum() >= 1]
                 for t, word in enumerate(seen[:MAX_OBJECTS]):
-                    classes[row, t] = 0 if recipe.head.kind == "binary" else self.class_of[word]
+                    classes[row, t] = self.class_of[word]
                     masks[row, t] = cover[word]
                 for word in heard:
                     audio_tags[row, self.audio_tag_of[word]] = 1
@@ -167,17 +247,5 @@ class SceneBatches:
                     cue_sounds[row, slot] = name in heard
                 if not names:
                     cue_sounds[row, 0] = bool(heard)  # the fallback cue: "something that sounds"
-        image -= np.array(recipe.image.mean, np.float32)
-        image /= np.array(recipe.image.std, np.float32)
-        arrays = (
-            image.transpose(0, 3, 1, 2),
-            waveform,
-            cues,
-            valid,
-            cue_sounds,
-            classes,
-            masks,
-            audio_tags,
-            dense_tags,
-        )
-        return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+        arrays = (waveform, cues, valid, cue_sounds, classes, masks, audio_tags, dense_tags)
+        return Batch(self._normalised(image), *map(torch.from_numpy, arrays))

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 PANELS = (
+    ("teachers", ("picture_teacher", "sound_teacher")),
     ("masks", ("bce", "dice", "class")),
     ("sound and cues", ("cue_gate", "audio_tags", "info_nce", "dense_tags")),
     ("training batches", ("iou", "blank_rate")),
@@ -27,21 +28,22 @@ def smoothed(values: Sequence[float], width: int) -> np.ndarray:
 
 
 def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Write the log's curves as PNG, a panel each for masks, sound and cues, and scores."""
+    """Write the log's curves as PNG, a panel for each of ``PANELS``."""
     if not rows:
         return
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure = Figure(figsize=(15, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     steps = [row["step"] for row in rows]
     width = max(1, len(rows) // 100)
     for axes, (title, names) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
         for name in names:
-            if name in rows[-1]:
+            if any(name in row for row in rows):
                 axes.plot(steps, smoothed([row.get(name, math.nan) for row in rows], width), label=name, lw=1.3)
         axes.set_title(title)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        if axes.lines:
+            axes.legend(frameon=False)
     partial = path.with_name(path.stem + ".partial.png")
     figure.savefig(partial, dpi=110)
     partial.replace(path)

@@ -22,7 +22,8 @@ from teso_deploy.models.decoder import segmentation_scores
 from teso_deploy.recipe import Recipe, TrainRecipe
 from teso_deploy.training.batches import Batch, SceneBatches
 from teso_deploy.training.curves import draw_curves
-from teso_deploy.training.losses import TagHeads, training_losses
+from teso_deploy.training.losses import TrainingHeads, encoder_losses, training_losses
+from teso_deploy.training.teachers import Teachers, load_teachers
 
 STATE, WEIGHTS, LOG, CURVES = "state.pt", "model.safetensors", "log.jsonl", "curves.png"
 
@@ -45,21 +46,32 @@ def size_of_step(train: TrainRecipe, step: int) -> tuple[int, int]:
     raise RecipeError(f"step {step} lies behind the last phase")
 
 
-def learning_rate(train: TrainRecipe, step: int, steps: int) -> float:
-    """Linear warm-up, then a half cosine to a hundredth."""
-    if step < train.warmup_steps:
-        return train.learning_rate * (step + 1) / train.warmup_steps
-    done = (step - train.warmup_steps) / max(1, steps - train.warmup_steps)
-    return train.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+def learning_rate(peak: float, warmup_steps: int, step: int, steps: int) -> float:
+    """Linear warm-up to ``peak``, then a half cosine to a hundredth of it."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def make_optimizer(model: nn.Module, heads: nn.Module, train: TrainRecipe) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices only."""
-    parameters = [p for p in (*model.parameters(), *heads.parameters()) if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": train.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+#: What ``visual_rate`` is of.
+VISUAL = ("visual_encoder.swin.", "visual_encoder.pixel_decoder.")
+
+
+def make_optimizer(
+    model: nn.Module, heads: nn.Module, train: TrainRecipe, visual_rate: float = 1.0
+) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices only. ``rate`` of a group multiplies the learning rate of a step."""
+    groups = []
+    for rate, parameters in (
+        (visual_rate, [p for name, p in model.named_parameters() if name.startswith(VISUAL)]),
+        (1.0, [p for name, p in model.named_parameters() if not name.startswith(VISUAL)] + [*heads.parameters()]),
+    ):
+        for decay, chosen in (
+            (train.weight_decay, [p for p in parameters if p.ndim >= 2]),
+            (0.0, [p for p in parameters if p.ndim < 2]),
+        ):
+            groups.append({"params": chosen, "weight_decay": decay, "rate": rate})
     return torch.optim.AdamW(groups, lr=train.learning_rate)
 
 
@@ -86,19 +98,18 @@ def batch_scores(recipe: Recipe, class_logits: Tensor, mask_logits: Tensor, batc
 class Trainer:
     """Model, optimiser and average, and where they are kept."""
 
-    def __init__(self, recipe: Recipe, batches: SceneBatches, out: Path, device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, batches: SceneBatches, out: Path, device: torch.device, teachers: Teachers | None = None
+    ) -> None:
         assert recipe.train is not None
+        self.teachers = teachers or Teachers()
         self.recipe, self.train, self.batches, self.out, self.device = recipe, recipe.train, batches, out, device
-        self.steps = sum(phase.steps for phase in self.train.phases)
+        self.encoder_steps = self.train.encoders.steps if self.train.encoders else 0
+        self.steps = self.encoder_steps + sum(phase.steps for phase in self.train.phases)
         self.step = 0
         torch.manual_seed(self.train.seed)
         self.model = build(recipe, self.train.seed).to(device)
-        self.heads = TagHeads(
-            recipe.audio.dim,
-            len(batches.audio_words),
-            recipe.pixel_decoder.mask_dim,
-            len(batches.visible_words),
-        ).to(device)
+        self.heads = TrainingHeads(recipe, len(batches.audio_words), *self.teachers.channels).to(device)
         self.optimizer = make_optimizer(self.model, self.heads, self.train)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.train.ema_decay))
 
@@ -141,16 +152,45 @@ class Trainer:
         self.step = state["step"]
         return True
 
+    def start_from(self, checkpoint: Path) -> None:
+        """Take the encoders' weights from a checkpoint and go on behind their own phase.
+
+        Raises :class:`CheckpointError` when they are of another recipe.
+        """
+        checkpoints.load(self.model, checkpoint, ("visual_encoder.", "audio_encoder."))
+        self.average.module.load_state_dict(self.model.state_dict())
+        self.step = self.encoder_steps
+
     def run_step(self) -> dict[str, float]:
         """One step; returns the values for the log."""
-        size = size_of_step(self.train, self.step)
-        batch = self.batches.make(self.step, size).to(self.device)
-        rate = learning_rate(self.train, self.step, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        values = self._scenes_step() if self.step >= self.encoder_steps else self._encoders_step()
+        self.step += 1
+        return values
+
+    def _encoders_step(self) -> dict[str, float]:
+        phase = self.train.encoders
+        assert phase is not None
+        lesson = self.teachers.answer(self.batches.make_lesson(self.step, phase)).to(self.device)
         self.model.train()
-        generator = torch.Generator().manual_seed(self.train.seed * 1_000_003 + self.step)
+        losses = encoder_losses(self.model, self.heads, lesson, self.train)
+        rate = learning_rate(phase.learning_rate, self.train.warmup_steps, self.step, self.encoder_steps)
+        return self._update(losses, rate)
+
+    def _scenes_step(self) -> dict[str, float]:
+        step, steps = self.step - self.encoder_steps, self.steps - self.encoder_steps
+        if step == 0:  # what Adam remembers of the encoders' own losses means nothing to those of the scenes
+            self.optimizer = make_optimizer(self.model, self.heads, self.train, self.train.visual_rate)
+        batch = self.batches.make(step, size_of_step(self.train, step)).to(self.device)
+        rate = learning_rate(self.train.learning_rate, self.train.warmup_steps, step, steps)
+        self.model.train()
+        generator = torch.Generator().manual_seed(self.train.seed * 1_000_003 + step)
         losses, class_logits, mask_logits = training_losses(self.model, self.heads, batch, self.train, generator)
+        return self._update(losses, rate) | batch_scores(self.recipe, class_logits, mask_logits, batch)
+
+    def _update(self, losses: dict[str, Tensor], rate: float) -> dict[str, float]:
+        """Move all weights that the losses reach, and the average; a step that is not finite is skipped."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["rate"]
         total = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
@@ -158,10 +198,8 @@ class Trainer:
         if torch.isfinite(total) and torch.isfinite(norm):
             self.optimizer.step()
             self.average.update_parameters(self.model)
-        self.step += 1
         values = {name: value.item() for name, value in losses.items()}
-        values |= {"total": total.item(), "gradient_norm": norm.item(), "learning_rate": rate}
-        return values | batch_scores(self.recipe, class_logits, mask_logits, batch)
+        return values | {"total": total.item(), "gradient_norm": norm.item(), "learning_rate": rate}
 
 
 def train_model(
@@ -172,8 +210,12 @@ def train_model(
     device: str = "cpu",
     on_progress: Callable[[Progress], None] = lambda progress: None,
     save_every_steps: int = 100,
+    start: Path | None = None,
 ) -> Path:
     """Train a recipe on composed scenes of a media folder; returns the path of the weights.
+
+    ``start``: a checkpoint whose encoders to begin with, in place of the encoders' own phase;
+    a recipe of other fusion or decoder may have trained it.
 
     ``out`` keeps the state, the averaged weights, the log and the curves; a run that was
     broken off goes on from there, to the same result. ``embeddings``: word → (d_T,).
@@ -181,8 +223,9 @@ def train_model(
     if recipe.train is None or not recipe.train.phases:
         raise RecipeError(f"recipe {recipe.name} says nothing about training: add [train] with phases")
     batches = SceneBatches(recipe, read_library(data, "train", recipe.train.hold_out), embeddings)
-    trainer = Trainer(recipe, batches, out, torch.device(device))
-    trainer.resume()
+    trainer = Trainer(recipe, batches, out, torch.device(device), load_teachers(recipe.train, data))
+    if not trainer.resume() and start is not None:
+        trainer.start_from(start)
     out.mkdir(parents=True, exist_ok=True)
     log = out / LOG
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []

@@ -1,11 +1,13 @@
 """L = 5 BCE + 5 dice + 2 class + InfoNCE (paper, section 3.5) and the auxiliary terms that are ours.
 
 Ours: BCE on ξ ("does this cue sound?"), since the hard cue mask gives a rejected cue no
-gradient; and, in place of the pre-trained foundations of the paper, tags of the sound and
-a dense map of everything visible, from heads that are thrown away after training.
+gradient; and, in place of the pre-trained foundations of the paper, tags of the sound, a
+dense map of everything visible (the tagger's), and the features of teachers.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -13,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from teso_deploy.models.teso import Teso
-from teso_deploy.recipe import TrainRecipe
-from teso_deploy.training.batches import Batch
+from teso_deploy.recipe import Recipe, TrainRecipe
+from teso_deploy.training.batches import Batch, Lesson
 
 
 def pairwise_bce(logits: Tensor, targets: Tensor) -> Tensor:
@@ -52,15 +54,67 @@ def info_nce(latents: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(similarity.flatten(0, 1), target.flatten())
 
 
-class TagHeads(nn.Module):
-    """Heads that exist in training only: what sounds (from F_A), what is where (from the mask features)."""
+class TrainingHeads(nn.Module):
+    """Heads that exist in training only: what sounds (from F_A), and what the teachers see and hear.
 
-    def __init__(self, audio_dim: int, audio_words: int, mask_dim: int, visible_words: int) -> None:
+    ``picture_dims``, ``sound_dims``: channels of the teachers' features, none without a teacher.
+    """
+
+    def __init__(
+        self, recipe: Recipe, audio_words: int, picture_dims: Sequence[int] = (), sound_dims: Sequence[int] = ()
+    ) -> None:
         super().__init__()
-        self.audio = nn.Sequential(nn.ReLU(), nn.Linear(audio_dim, audio_words))
-        self.dense = nn.Conv2d(mask_dim, visible_words + 1, 1)
+        self.audio = nn.Sequential(nn.ReLU(), nn.Linear(recipe.audio.dim, audio_words))
         # Tags are rare: start from "nothing is there".
         nn.init.constant_(self.audio[1].bias, -4.0)  # type: ignore[arg-type]
+        # The last two stages together, at the stride of the finer one.
+        widths = [recipe.swin.embed_dim * n for n in (1, 2, 4 + 8)]
+        self.picture = nn.ModuleList(nn.Conv2d(*dims, 1) for dims in zip(widths, picture_dims, strict=False))
+        self.sound = nn.ModuleList(nn.Conv2d(recipe.audio.dim, dim, 1) for dim in sound_dims)
+
+
+def imitation(found: Tensor, target: Tensor) -> Tensor:
+    """1 - cosine to a teacher's features, both (B, C, h, w), standardised by channel over the batch.
+
+    What all examples have in common would teach nothing.
+    """
+    target = (target - target.mean((0, 2, 3), keepdim=True)) / (target.std((0, 2, 3), keepdim=True) + 1e-2)
+    return 1 - F.cosine_similarity(found.float(), target, dim=1).mean()
+
+
+def audio_tag_loss(heads: TrainingHeads, audio: Tensor, tags: Tensor) -> Tensor:
+    """BCE of what sounds. Summed over the words: the mean of a hundred mostly empty tags would teach nothing."""
+    return F.binary_cross_entropy_with_logits(heads.audio(audio), tags, reduction="none").sum(1).mean()
+
+
+def encoder_losses(model: Teso, heads: TrainingHeads, lesson: Lesson, train: TrainRecipe) -> dict[str, Tensor]:
+    """What each encoder learns by itself: from labels, and from its teacher's features where there is one."""
+    losses = {}
+    visual = model.visual_encoder
+    with torch.autocast(lesson.image.device.type, torch.bfloat16, enabled=train.mixed_precision):
+        maps = visual.swin(lesson.image)
+        mask_features, _ = visual.pixel_decoder(maps)
+        audio = model.audio_encoder(lesson.waveform)
+    if visual.tagger is not None:
+        losses["dense_tags"] = train.dense_tags * F.cross_entropy(
+            visual.tagger.logits(mask_features.float()), lesson.dense_tags
+        )
+    losses["audio_tags"] = train.audio_tags * audio_tag_loss(heads, audio.float(), lesson.audio_tags)
+    if train.picture_teacher is not None and lesson.picture_features:
+        one, two, three, four = (x.float() for x in maps)
+        stages = (one, two, torch.cat((three, F.interpolate(four, size=three.shape[2:], mode="nearest")), dim=1))
+        terms = [
+            imitation(F.adaptive_avg_pool2d(head(stage), (target.shape[2], target.shape[3])), target)
+            for head, stage, target in zip(heads.picture, stages, lesson.picture_features, strict=True)
+        ]
+        losses["picture_teacher"] = train.picture_teacher.weight * torch.stack(terms).mean()
+    if train.sound_teacher is not None and lesson.sound_features:
+        terms = [
+            imitation(head(audio.float()[..., None, None]), target)
+            for head, target in zip(heads.sound, lesson.sound_features, strict=True)
+        ]
+        losses["sound_teacher"] = train.sound_teacher.weight * torch.stack(terms).mean()
+    return losses
 
 
 def mask_losses(
@@ -102,26 +156,30 @@ def mask_losses(
 
 
 def training_losses(
-    model: Teso, heads: TagHeads, batch: Batch, train: TrainRecipe, generator: torch.Generator
+    model: Teso, heads: TrainingHeads, batch: Batch, train: TrainRecipe, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Every term of a batch, weighted; and the last class and mask logits for the log."""
     sounds = len(batch.waveform) // len(batch.image)
-    memory = model.visual_encoder(batch.image)
-    audio = model.audio_encoder(batch.waveform)
-    queries, gate, latents = model.fusion.fuse(audio, batch.cues, batch.cue_valid)
-    repeated = memory.repeat(sounds)
-    states = torch.cat(model.decoder.refine(queries, repeated))
-    class_logits = model.decoder.classifier(model.decoder.norm(states))
-    count = len(states) // len(queries)
-    masks = [model.decoder.mask_logits(part, repeated.mask_features) for part in states.chunk(count)]
+    with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=train.mixed_precision):
+        memory = model.visual_encoder(batch.image)
+        audio = model.audio_encoder(batch.waveform)
+        queries, gate, latents = model.fusion.fuse(audio, batch.cues, batch.cue_valid)
+        repeated = memory.repeat(sounds)
+        states = torch.cat(model.decoder.refine(queries, repeated))
+        class_logits = model.decoder.classifier(model.decoder.norm(states)).float()
+        count = len(states) // len(queries)
+        masks = [model.decoder.mask_logits(part, repeated.mask_features).float() for part in states.chunk(count)]
     losses = mask_losses(class_logits, torch.cat(masks), batch, train, generator)
-    losses["info_nce"] = train.info_nce * info_nce(latents, train.info_nce_temperature)
+    losses["info_nce"] = train.info_nce * info_nce(latents.float(), train.info_nce_temperature)
     offered = batch.cue_sounds >= 0
-    losses["cue_gate"] = train.cue_gate * F.binary_cross_entropy_with_logits(gate[offered], batch.cue_sounds[offered])
+    losses["cue_gate"] = train.cue_gate * F.binary_cross_entropy_with_logits(
+        gate.float()[offered], batch.cue_sounds[offered]
+    )
     if train.audio_tags:
-        # Summed over the words: the mean of a hundred mostly empty tags would teach nothing.
-        tags = F.binary_cross_entropy_with_logits(heads.audio(audio), batch.audio_tags, reduction="none")
-        losses["audio_tags"] = train.audio_tags * tags.sum(1).mean()
-    if train.dense_tags:
-        losses["dense_tags"] = train.dense_tags * F.cross_entropy(heads.dense(memory.mask_features), batch.dense_tags)
+        losses["audio_tags"] = train.audio_tags * audio_tag_loss(heads, audio.float(), batch.audio_tags)
+    tagger = model.visual_encoder.tagger
+    if train.dense_tags and tagger is not None:
+        losses["dense_tags"] = train.dense_tags * F.cross_entropy(
+            tagger.logits(memory.mask_features.float()), batch.dense_tags
+        )
     return losses, class_logits.chunk(count)[-1], masks[-1]

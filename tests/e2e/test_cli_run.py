@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 import teso_deploy
+from teso_deploy.bundle import Bundle, write_manifest
 from teso_deploy.media.audio import read_audio
 from teso_deploy.media.overlay import palette
 from tests.clips import make_clip
@@ -92,7 +94,7 @@ def test_masks_are_those_of_the_library(clip: Path, tiny_bundle: Path, tmp_path:
         with Image.open(tmp_path / "masks" / f"{segmentation.index:06d}.png") as mask:
             np.testing.assert_array_equal(np.asarray(mask), segmentation.labels)
     assert report["masks_nonblank"] == sum(not s.is_blank for s in found)
-    assert report["cues"] == {"names": [], "source": "fallback", "accepted_rate": {}}
+    assert report["cues"] == {"names": [], "source": "fallback", "offered_rate": {}, "accepted_rate": {}}
 
 
 def test_masks_of_an_earlier_run_are_replaced(clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -142,6 +144,22 @@ def test_a_clip_without_sound_is_run_as_silence(silent_clip: Path, tiny_bundle: 
     assert code == 0
     assert "no sound.mp4 has no sound: it is run as silence" in " ".join(err.split())
     assert json.loads(out)["audio"]["source"] == "none" and json.loads(out)["audio"]["silent"] is True
+
+
+def test_cues_of_the_bundle_s_own_tagger(clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """An untrained tagger is sure of nothing; with a threshold that it reaches, it names what it sees."""
+    assert report_of(clip, "--bundle", tiny_bundle, "--cues", "auto", "--events", tmp_path / "e")["cues"] == {
+        "names": [], "source": "fallback", "offered_rate": {}, "accepted_rate": {},
+    }  # fmt: skip
+    bold = tmp_path / "bold"
+    shutil.copytree(tiny_bundle, bold)
+    manifest = Bundle.open(bold).manifest
+    assert manifest.tagger is not None
+    tagger = manifest.tagger.model_copy(update={"threshold": 0.01})
+    write_manifest(bold, manifest.model_copy(update={"tagger": tagger}))
+    found = report_of(clip, "--bundle", bold, "--cues", "auto", "--events", tmp_path / "e")["cues"]
+    assert found["source"] == "tagger" and set(found["names"]) == {"car", "cow", "dog"}
+    assert found["offered_rate"] == dict.fromkeys(found["names"], 1.0)
 
 
 def test_cues_from_a_file(clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from teso_deploy.bundle import Bundle, write_manifest
 from tests.clips import make_clip
 from tests.commands import names_in, teso
 
@@ -94,8 +95,11 @@ def test_an_unknown_cue_names_the_closest_words(
     assert names_in(tmp_path / "out") == []
 
 
-def test_automatic_cues_need_a_tagger(clip: Path, tiny_bundle: Path, outputs: list[object]) -> None:
-    refused("run", clip, "--bundle", tiny_bundle, "--cues", "auto", *outputs, names="tagger")
+def test_automatic_cues_need_a_tagger(clip: Path, tiny_bundle: Path, tmp_path: Path, outputs: list[object]) -> None:
+    without = tmp_path / "without"
+    shutil.copytree(tiny_bundle, without)
+    write_manifest(without, Bundle.open(without).manifest.model_copy(update={"tagger": None}))
+    refused("run", clip, "--bundle", without, "--cues", "auto", *outputs, names="tagger")
 
 
 def test_a_cue_file_that_is_missing(clip: Path, tiny_bundle: Path, outputs: list[object]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from teso_deploy.bundle import TaggerEntry
 from teso_deploy.cues.table import CueTable, variants
 from teso_deploy.errors import CueError
 
@@ -91,3 +92,12 @@ def test_a_bundle_without_a_table_says_so() -> None:
     assert table.lookup([]).embeddings.shape == (4, 3)
     with pytest.raises(CueError, match="no word at all"):
         table.lookup(["dog"])
+
+
+def test_the_surest_tags_above_the_threshold_are_the_cues(table: CueTable) -> None:
+    tagger = TaggerEntry(words=("dog", "cow", "horse", "wolf", "fly", "airplane"), threshold=0.3)
+    cues = table.tagged(np.array([0.1, 0.9, 0.3, 0.2, 0.95, 0.0], np.float32), tagger)
+    assert cues.names == ("fly", "cow", "horse") and cues.source == "tagger"
+    assert table.tagged(np.full(6, 0.5, np.float32), tagger).names == ("dog", "cow", "horse", "wolf")
+    nothing = table.tagged(np.full(6, 0.29, np.float32), tagger)
+    assert nothing.names == () and nothing.source == "none" and not nothing.valid.any()

@@ -7,9 +7,11 @@ import torch
 
 from teso_deploy.models import build
 from teso_deploy.models.decoder import Memory, segmentation_scores
+from teso_deploy.models.fusion import MeanPrompt
 from teso_deploy.models.graphs import flatten_memory, graph_modules, graph_specs, unflatten_memory
 from teso_deploy.models.layers import Adapter
-from teso_deploy.recipe import Recipe, load_recipe, parse_recipe
+from teso_deploy.models.tagger import Tagger
+from teso_deploy.recipe import Recipe, TaggerRecipe, load_recipe, parse_recipe
 
 
 def inputs(recipe: Recipe, batch: int, size: tuple[int, int] = (64, 64)) -> dict[str, torch.Tensor]:
@@ -95,6 +97,17 @@ def test_the_fallback_cue_stands_in_only_where_none_is_offered(tiny_recipe: Reci
     assert valid.tolist() == [[True, False, False, False], [False, True, False, False]]
 
 
+@pytest.mark.parametrize("size", [(64, 64), (32, 96)])
+def test_convolutions_are_the_recipe_s_choice(tiny_recipe: Recipe, size: tuple[int, int]) -> None:
+    swin = tiny_recipe.swin.model_copy(update={"convolutions": True})
+    recipe = tiny_recipe.model_copy(update={"swin": swin})
+    names = {name for name, _ in build(recipe).named_parameters()}
+    assert any("depthwise" in name for name in names)
+    assert not any("depthwise" in name for name, _ in build(tiny_recipe).named_parameters())
+    scores, _ = build(recipe, 0)(**inputs(recipe, 2, size), cue_valid=torch.ones(2, 4, dtype=torch.bool))
+    assert scores.shape[2:] == (size[0] // 4, size[1] // 4) and scores.isfinite().all()
+
+
 def test_a_row_that_hides_everything_attends_everywhere(tiny_recipe: Recipe) -> None:
     layer = build(tiny_recipe, 0).decoder.layers[0]
     dim, heads = tiny_recipe.pixel_decoder.dim, tiny_recipe.decoder.heads
@@ -140,13 +153,13 @@ def test_the_split_graphs_are_the_model(tiny_recipe: Recipe, size: tuple[int, in
     valid = torch.tensor([[True, True, False, False], [False] * 4])
     modules, specs = graph_modules(model), graph_specs(tiny_recipe)
     with torch.no_grad():
-        memory = modules["visual_encoder"](given["image"])
+        *memory, tags = modules["visual_encoder"](given["image"])
         (audio,) = (modules["audio_encoder"](given["waveform"]),)
         queries, gate = modules["fusion"](audio, given["cues"], valid)
         masks = modules["decoder"](queries, *memory)
         expected, expected_gate = model(**given, cue_valid=valid)
-    assert len(memory) == len(specs["visual_encoder"].outputs)
-    assert specs["decoder"].inputs == ("queries", *specs["visual_encoder"].outputs)
+    assert specs["visual_encoder"].outputs == (*specs["decoder"].inputs[1:], "tags")
+    assert len(memory) == len(specs["decoder"].inputs) - 1 and tags.shape == (2, 3)
     assert torch.equal(masks, expected) and torch.equal(gate, expected_gate)
 
 
@@ -166,3 +179,63 @@ def test_resizing_mask_features_first_is_exact(tiny_recipe: Recipe) -> None:
         large = model.decoder.mask_logits(queries, memory.mask_features)
         resized = torch.nn.functional.interpolate(large, size=features.shape[2:], mode="bilinear", align_corners=False)
         assert torch.allclose(small, resized, atol=1e-5)
+
+
+def test_a_tag_is_the_mean_of_the_cells_that_look_most_like_it() -> None:
+    torch.manual_seed(0)
+    tagger = Tagger(5, 3)
+    features = torch.randn(2, 5, 16, 20)
+    weight, bias = tagger.classifier.weight[:, :, 0, 0].double(), tagger.classifier.bias.double()
+    logits = torch.einsum("kd,bdhw->bkhw", weight, features.double()) + bias[:, None, None]
+    share = torch.exp(logits) / torch.exp(logits).sum(1, keepdim=True)
+    expected = share[:, 1:].flatten(2).sort(dim=2, descending=True).values[:, :, :3].mean(2)  # 1 % of 320 cells
+    assert torch.allclose(tagger(features).double(), expected, atol=1e-6)
+    assert tagger(torch.randn(1, 5, 2, 2)).shape == (1, 3), "at least one cell"
+
+
+def test_without_words_there_is_no_tagger(tiny_recipe: Recipe) -> None:
+    plain = tiny_recipe.model_copy(update={"tagger": TaggerRecipe()})
+    assert build(plain).visual_encoder.tagger is None
+    assert graph_specs(plain)["visual_encoder"].outputs == graph_specs(tiny_recipe)["visual_encoder"].outputs[:-1]
+    assert graph_specs(plain)["decoder"] == graph_specs(tiny_recipe)["decoder"]
+
+
+@pytest.mark.parametrize("part", ["sedam", "pmqs", "dynamic_mask", "text", "audio"])
+def test_without_a_part_what_it_carried_is_gone_and_the_rest_still_works(tiny_recipe: Recipe, part: str) -> None:
+    fusion = tiny_recipe.fusion.model_copy(update={"without": (part,)})
+    ablated = tiny_recipe.model_copy(update={"fusion": fusion})
+    given = inputs(tiny_recipe, 2)
+    valid = torch.tensor([[True, True, False, False], [True, False, False, False]])
+    no_cue = torch.zeros_like(valid)
+    generator = torch.Generator().manual_seed(2)
+    audio, other = torch.randn(2, 12, generator=generator), torch.randn(2, 12, generator=generator)
+    for seed in range(200):  # random weights that let every cue live, or nothing would reach the queries
+        model = build(ablated, seed).fusion
+        with torch.no_grad():
+            queries, gate = model(audio, given["cues"], valid)
+            other_sound, gate_of_sound = model(other, given["cues"], valid)
+            other_cues, gate_of_cues = model(audio, given["cues"].flip(0), valid)
+            none_offered, gate_of_none = model(audio, given["cues"], no_cue)
+        offered = no_cue if part == "text" else valid
+        alive = all((g[offered] > 0).all() for g in (gate, gate_of_sound, gate_of_cues))
+        if alive and (gate_of_none[:, 0] > 0).all() and (gate[:, 0] > 0).all():
+            break
+    else:
+        pytest.fail("no random weights let every cue live")
+    assert queries.isfinite().all() and gate.shape == (2, 4)
+    assert torch.equal(queries, other_sound) == (part == "audio")
+    assert torch.equal(queries, other_cues) == (part == "text")
+    assert torch.equal(queries, none_offered) == (part == "text")
+    if part == "sedam":
+        assert (gate == valid.float()).all()
+    if part in ("sedam", "dynamic_mask", "text"):
+        plain = model.queries.expand_as(queries)
+        assert not torch.equal(queries[0], plain[0]) and not torch.equal(queries[1], plain[1]), "always prompted"
+
+
+def test_the_mean_prompt_is_of_the_cues_that_are_alive() -> None:
+    queries, prompts = torch.randn(2, 5, 3), torch.randn(2, 4, 3)
+    alive = torch.tensor([[True, False, True, False], [False] * 4])
+    found = MeanPrompt()(queries, prompts, alive)
+    assert torch.allclose(found[0], queries[0] + (prompts[0, 0] + prompts[0, 2]) / 2, atol=1e-6)
+    assert torch.equal(found[1], queries[1])

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from teso_deploy.errors import DataError, InputNotFoundError
 from teso_deploy.evaluation.library import Library, Recording, read_library, word_of
-from teso_deploy.evaluation.protocol import ROWS, intersection_over_union, make_scene, score_row
-from teso_deploy.evaluation.scenes import compose_picture, compose_sound, heard_excerpt
+from teso_deploy.evaluation.protocol import (
+    ROWS,
+    RowScore,
+    intersection_over_union,
+    make_scene,
+    over_seeds,
+    score_row,
+)
+from teso_deploy.evaluation.scenes import _reverberate, compose_picture, compose_sound, heard_excerpt
 from teso_deploy.types import WINDOW_SAMPLES
 
 WORDS = ("dog", "cow", "car")
@@ -151,3 +159,62 @@ def test_bad_folders_are_refused(tmp_path: Path, media_folder: Path) -> None:
     Image.new("RGB", (20, 20)).save(tmp_path / "stamps/dog/x.png")
     with pytest.raises(DataError, match="alpha"):
         read_library(tmp_path, "train")
+
+
+def test_a_whole_photograph_keeps_its_surroundings(media_folder: Path, tmp_path: Path) -> None:
+    """The mask rides along as alpha; nothing outside of it may turn black on the way."""
+    shutil.copytree(media_folder, tmp_path / "media")
+    (tmp_path / "media/photos/dog").mkdir(parents=True)
+    photograph = Image.new("RGB", (400, 300), (90, 160, 200))
+    mask = Image.new("L", photograph.size)
+    for image, colour in ((photograph, (220, 20, 20)), (mask, 255)):
+        ImageDraw.Draw(image).rectangle((100, 100, 300, 200), fill=colour)
+    photograph.save(tmp_path / "media/photos/dog/a.jpg", quality=95)
+    mask.save(tmp_path / "media/photos/dog/a_mask.png")
+    with (tmp_path / "media/split.csv").open("a") as table:
+        table.write("photos/dog/a.jpg,dog,picture,train\n")
+    library = read_library(tmp_path / "media", "train")
+    rng = np.random.default_rng(0)
+    picture = compose_picture(rng, library, ["dog"], (64, 96), whole_rate=1.0, degrade=False)
+    inside = picture.masks[0] > 250
+    assert 0.1 < inside.mean() < 0.6
+    np.testing.assert_allclose(picture.image[inside].mean(0), (220, 20, 20), atol=12)
+    np.testing.assert_allclose(picture.image[picture.masks[0] < 5].mean(0), (90, 160, 200), atol=12)
+
+
+def test_subjects_may_be_larger_than_the_frame(library: Library) -> None:
+    rng = np.random.default_rng(0)
+    sizes = [
+        (compose_picture(rng, library, ["dog"], (64, 64), scale=(1.2, 1.3)).masks[0] > 127).mean() for _ in range(12)
+    ]
+    assert min(sizes) > 0.5
+
+
+def test_a_room_keeps_the_start_and_adds_a_tail() -> None:
+    click = np.zeros(WINDOW_SAMPLES, np.float32)
+    click[1000] = 1.0
+    heard = _reverberate(np.random.default_rng(0), click)
+    assert not np.abs(heard[:1000]).max() > 1e-6 and heard[1000] > 0.5
+    tail = np.abs(heard[1001:]).reshape(-1)
+    assert tail[:400].mean() > 10 * tail[7000:].mean() >= 0
+
+
+def test_scores_over_seeds_are_means_with_their_spread() -> None:
+    scores = [
+        RowScore("one source", 10, 0.5, 0.6, 0.1, None, {"dog": 0.4}, (3,)),
+        RowScore("one source", 10, 0.7, 0.6, 0.3, None, {"dog": 0.6, "cow": 0.8}, (4,)),
+    ]
+    found = over_seeds(scores)
+    assert found.miou == pytest.approx(0.6) and found.binary_miou == 0.6
+    assert found.follows_rate is None and found.seeds == (3, 4)
+    assert found.spread["miou"] == pytest.approx(0.2 / 2**0.5) and "follows_rate" not in found.spread
+    assert found.label_miou == {"cow": pytest.approx(0.8), "dog": pytest.approx(0.5)}
+    assert over_seeds(scores[:1]).spread == {}
+
+
+@pytest.mark.parametrize("broken", ["stamps/dog/0.png", "audio/cow/1.wav", "backgrounds/train.jpg"])
+def test_a_broken_file_is_named(media_folder: Path, tmp_path: Path, broken: str) -> None:
+    shutil.copytree(media_folder, tmp_path / "media")
+    (tmp_path / "media" / broken).write_bytes(b"neither a picture nor a sound")
+    with pytest.raises(DataError, match=broken):
+        read_library(tmp_path / "media", "train")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +15,27 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from teso_deploy.errors import CheckpointError, RecipeError
+from teso_deploy.errors import CheckpointError, DataError, InputNotFoundError, RecipeError
 from teso_deploy.evaluation.library import Library
 from teso_deploy.models import build, checkpoints
-from teso_deploy.recipe import Recipe, TrainRecipe
+from teso_deploy.models.audio import LogMel
+from teso_deploy.recipe import EncoderPhase, HeadRecipe, Recipe, TeacherRecipe, TrainRecipe, load_recipe
 from teso_deploy.training.batches import SceneBatches, coverage
 from teso_deploy.training.loop import learning_rate, size_of_step, train_model
-from teso_deploy.training.losses import info_nce, mask_losses, match, pairwise_bce, pairwise_dice
+from teso_deploy.training.losses import (
+    TrainingHeads,
+    encoder_losses,
+    imitation,
+    info_nce,
+    mask_losses,
+    match,
+    pairwise_bce,
+    pairwise_dice,
+)
+from teso_deploy.training.teachers import Teachers, TensorFlowLiteTeacher, load_teachers, yamnet_patches
 
 TRAIN = {
+    "encoders": {"size": [32, 32], "steps": 2, "pictures_per_step": 4, "windows_per_step": 3},
     "phases": [{"size": [32, 32], "steps": 3}, {"size": [64, 64], "steps": 3}],
     "scenes_per_step": 2,
     "sounds_per_scene": 3,
@@ -134,6 +148,97 @@ def test_truth_and_cues_of_a_batch_agree(batches: SceneBatches, embeddings: dict
     assert silent and offered
 
 
+def test_lessons_show_what_they_say(batches: SceneBatches) -> None:
+    """In the test's media a word is a colour and a tone: what is tagged can be seen and heard."""
+    phase = EncoderPhase(size=(32, 48), steps=1, pictures_per_step=12, windows_per_step=9)
+    lesson, again, other = batches.make_lesson(0, phase), batches.make_lesson(0, phase), batches.make_lesson(1, phase)
+    assert torch.equal(lesson.image, again.image) and torch.equal(lesson.waveform, again.waveform)
+    assert not torch.equal(lesson.image, other.image)
+    assert lesson.image.shape == (12, 3, 32, 48) and lesson.photograph.shape == (12, 64, 96, 3)
+    assert lesson.dense_tags.shape == (12, 8, 12) and set(lesson.dense_tags.unique().tolist()) == {0, 1, 2, 3}
+    silent = ~lesson.audio_tags.any(dim=1)
+    assert lesson.waveform[~silent].abs().amax(dim=1).min() > 0
+    assert (lesson.waveform[silent].abs().amax(dim=1) < 0.5).all()
+
+
+def test_teachers_answer_for_a_lesson_and_the_heads_learn_from_them(recipe: Recipe, batches: SceneBatches) -> None:
+    class MeanColour:
+        channels = (3, 3, 3)
+
+        def __call__(self, inputs: NDArray[np.uint8]) -> tuple[torch.Tensor, ...]:
+            images = torch.from_numpy(inputs).permute(0, 3, 1, 2).float()
+            return tuple(F.avg_pool2d(images, stride) for stride in (8, 16, 32))
+
+    class Loudness:
+        channels = (2,)
+
+        def __call__(self, inputs: NDArray[np.float32]) -> tuple[torch.Tensor, ...]:
+            assert inputs.shape == (1, 96, 64)
+            return (torch.tensor([[[[inputs.mean()]], [[inputs.max()]]]]),)
+
+    teachers = Teachers(MeanColour(), Loudness(), LogMel())
+    phase = EncoderPhase(size=(32, 32), steps=1, pictures_per_step=6, windows_per_step=5)
+    lesson = teachers.answer(batches.make_lesson(0, phase))
+    assert [tuple(x.shape) for x in lesson.picture_features] == [(6, 3, 8, 8), (6, 3, 4, 4), (6, 3, 2, 2)]
+    assert [tuple(x.shape) for x in lesson.sound_features] == [(5, 2, 1, 1)]
+
+    taught = TeacherRecipe(file="", tensors=())
+    train = batches.train.model_copy(update={"picture_teacher": taught, "sound_teacher": taught})
+    model = build(recipe, 0).train()
+    heads = TrainingHeads(recipe, len(batches.audio_words), *teachers.channels)
+    optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=3e-3)
+    history = []
+    for _ in range(25):
+        losses = encoder_losses(model, heads, lesson, train)
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        history.append({name: loss.item() for name, loss in losses.items()})
+    assert set(history[0]) == {"dense_tags", "audio_tags", "picture_teacher", "sound_teacher"}
+    for name in history[0]:
+        assert history[-1][name] < 0.8 * history[0][name], name
+
+
+def test_imitation_knows_a_copy_and_ignores_what_all_have_in_common() -> None:
+    target = torch.randn(6, 5, 2, 2, generator=torch.Generator().manual_seed(0))
+    standardised = (target - target.mean((0, 2, 3), keepdim=True)) / target.std((0, 2, 3), keepdim=True)
+    assert imitation(standardised * 3, target + 100).item() == pytest.approx(0, abs=1e-3)
+    assert imitation(-standardised, target).item() == pytest.approx(2, abs=1e-3)
+
+
+def test_a_teacher_that_is_not_there_or_another_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    with pytest.raises(InputNotFoundError, match="no teacher"):
+        TensorFlowLiteTeacher(tmp_path / "t.tflite", ["x"])
+    (tmp_path / "t.tflite").write_bytes(b"not a network at all")
+    with pytest.raises(DataError, match="not a TensorFlow Lite file"):
+        TensorFlowLiteTeacher(tmp_path / "t.tflite", ["x"])
+
+
+def test_the_shared_teachers_see_and_hear() -> None:
+    """With the media at hand: the feature maps that the recipe names, at any size; what YAMNet calls silence."""
+    data = Path(os.environ.get("TESO_AVS_DATA", ""))
+    train = load_recipe("teso-nano").train
+    assert train is not None and train.picture_teacher is not None
+    if not (data / train.picture_teacher.file).is_file():
+        pytest.skip("no media folder with teachers")
+    teachers = load_teachers(train, data)
+    assert (
+        teachers.picture is not None and teachers.sound is not None and teachers.channels == ((32, 96, 1280), (1024,))
+    )
+    for size in ((2, 224, 224), (1, 96, 128)):
+        maps = teachers.picture(np.zeros((*size, 3), np.uint8))
+        expected = [(size[0], c, size[1] // s, size[2] // s) for c, s in ((32, 8), (96, 16), (1280, 32))]
+        assert [tuple(x.shape) for x in maps] == expected
+    with pytest.raises(DataError, match="no tensor"):
+        TensorFlowLiteTeacher(data / train.picture_teacher.file, ["no such layer"])
+    assert train.sound_teacher is not None
+    scores = TensorFlowLiteTeacher(data / train.sound_teacher.file, ["final_output"])
+    (heard,) = scores(yamnet_patches(torch.zeros(1, 15_600), LogMel()))
+    names = [row["display_name"] for row in csv.DictReader((data / "weights/yamnet_class_map.csv").open())]
+    assert names[int(heard.flatten().argmax())] == "Silence"
+
+
 def test_coverage_is_the_share_of_each_cell() -> None:
     mask = np.zeros((8, 8), np.uint8)
     mask[:4, :2] = 255
@@ -146,8 +251,8 @@ def test_phases_and_learning_rate(recipe: Recipe) -> None:
     assert [size_of_step(train, step)[0] for step in range(6)] == [32, 32, 32, 64, 64, 64]
     with pytest.raises(RecipeError):
         size_of_step(train, 6)
-    rates = [learning_rate(train, step, 6) for step in range(7)]
-    assert rates[1] == train.learning_rate and rates[0] < rates[1] > rates[3] > rates[6] > 0
+    rates = [learning_rate(1e-3, 2, step, 6) for step in range(7)]
+    assert rates[1] == 1e-3 and rates[0] < rates[1] > rates[3] > rates[6] > 0
 
 
 def test_a_broken_run_goes_on_to_the_same_weights(
@@ -156,19 +261,19 @@ def test_a_broken_run_goes_on_to_the_same_weights(
     class Stop(Exception):
         pass
 
-    def stop_at_four(progress: object) -> None:
-        if progress.step == 4:  # type: ignore[attr-defined]
+    def stop_at_five(progress: object) -> None:
+        if progress.step == 5:  # type: ignore[attr-defined]
             raise Stop
 
     whole = train_model(recipe, media_folder, tmp_path / "whole", embeddings, save_every_steps=2)
     with pytest.raises(Stop):
-        train_model(recipe, media_folder, tmp_path / "broken", embeddings, on_progress=stop_at_four, save_every_steps=2)
-    assert json.loads((tmp_path / "broken" / "log.jsonl").read_text().splitlines()[-1])["step"] <= 4
+        train_model(recipe, media_folder, tmp_path / "broken", embeddings, on_progress=stop_at_five, save_every_steps=2)
+    assert json.loads((tmp_path / "broken" / "log.jsonl").read_text().splitlines()[-1])["step"] <= 5
     resumed = train_model(recipe, media_folder, tmp_path / "broken", embeddings, save_every_steps=2)
     one, two = load_file(whole), load_file(resumed)
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
     logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("whole", "broken")]
-    assert logs[0] == logs[1] and len(logs[0].splitlines()) == 6
+    assert logs[0] == logs[1] and len(logs[0].splitlines()) == 8
     assert (tmp_path / "whole" / "curves.png").stat().st_size > 5_000
     model = build(recipe)
     assert checkpoints.load(model, whole).is_complete
@@ -178,6 +283,47 @@ def test_a_broken_run_goes_on_to_the_same_weights(
         train_model(other, media_folder, tmp_path / "broken", embeddings)
 
 
+def test_encoders_of_another_run_are_a_start(
+    recipe: Recipe, media_folder: Path, tmp_path: Path, embeddings: dict[str, NDArray[np.float32]]
+) -> None:
+    source = build(recipe, 7)
+    checkpoints.save(source, tmp_path / "start.safetensors")
+    ablated = recipe.model_copy(update={"fusion": recipe.fusion.model_copy(update={"without": ("sedam",)})})
+    steps: list[int] = []
+    weights = train_model(
+        ablated, media_folder, tmp_path / "run", embeddings, on_progress=lambda p: steps.append(p.step),
+        start=tmp_path / "start.safetensors",
+    )  # fmt: skip
+    assert steps == [3, 4, 5, 6, 7, 8], "the encoders' own phase is left out"
+    began, ended = source.state_dict(), load_file(weights)
+    fresh = build(ablated, ablated.train.seed if ablated.train else 0).state_dict()
+
+    def moved(key: str, since: dict[str, torch.Tensor]) -> float:
+        return float((ended[key] - since[key]).abs().max())
+
+    for key in ("visual_encoder.swin.patch.weight", "audio_encoder.features.0.weight"):
+        assert moved(key, began) < 0.1 * moved(key, fresh)
+    narrow = recipe.model_copy(update={"swin": recipe.swin.model_copy(update={"embed_dim": 16})})
+    with pytest.raises(CheckpointError, match="does not fit the recipe"):
+        train_model(narrow, media_folder, tmp_path / "other", embeddings, start=tmp_path / "start.safetensors")
+
+
+def test_a_class_without_sounds_is_named_before_training_starts(
+    recipe: Recipe, shapes_and_tones: Library, embeddings: dict[str, NDArray[np.float32]]
+) -> None:
+    head = recipe.head.model_copy(update={"classes": ("dog", "cow", "car", "speech")})
+    with pytest.raises(DataError, match="'speech' has no train pictures, or no sounds"):
+        SceneBatches(recipe.model_copy(update={"head": head}), shapes_and_tones, embeddings)
+
+
+def test_a_binary_head_learns_everything_that_sounds_as_one_class(
+    recipe: Recipe, shapes_and_tones: Library, embeddings: dict[str, NDArray[np.float32]]
+) -> None:
+    binary = recipe.model_copy(update={"head": HeadRecipe(kind="binary")})
+    batch = SceneBatches(binary, shapes_and_tones, embeddings).make(0, (32, 32))
+    assert set(batch.classes.unique().tolist()) == {-1, 0} and batch.masks[batch.classes >= 0].any()
+
+
 def test_a_recipe_without_training_is_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"\[train\]"):
         train_model(tiny_recipe, tmp_path, tmp_path, {})
@@ -185,12 +331,12 @@ def test_a_recipe_without_training_is_refused(tiny_recipe: Recipe, tmp_path: Pat
 
 def test_training_learns(recipe: Recipe, shapes_and_tones: Library, embeddings: dict[str, NDArray[np.float32]]) -> None:
     """Thirty steps on one fixed batch halve the loss: gradients reach every part."""
-    from teso_deploy.training.losses import TagHeads, training_losses
+    from teso_deploy.training.losses import training_losses
 
     batches = SceneBatches(recipe, shapes_and_tones, embeddings)
     batch, train = batches.make(0, (32, 32)), batches.train
     model = build(recipe, 0).train()
-    heads = TagHeads(recipe.audio.dim, len(batches.audio_words), 16, len(batches.visible_words))
+    heads = TrainingHeads(recipe, len(batches.audio_words))
     optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=3e-3)
     totals = []
     for step in range(30):

@@ -1,0 +1,136 @@
+"""What each part of TeSO is worth: the same model without it, trained and scored alike.
+
+    python benchmarks/ablations.py --data MEDIA --start ENCODERS.safetensors --work DIR [--steps 1500] [--scenes 100]
+
+Every variant begins with the same trained encoders, a random fusion and decoder, and learns
+from the same scenes at 112 × 112. A run that was broken off goes on: what DIR holds is not
+done again. Writes ``results/ablations-<recipe>.json`` and ``.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import RESULTS, environment, publish
+from numpy.typing import NDArray
+
+from teso_deploy.backends.onnxruntime import onnxruntime_factory
+from teso_deploy.bundle import Bundle
+from teso_deploy.evaluation.library import Library, label_words, read_library
+from teso_deploy.evaluation.protocol import ROWS, RowScore, over_seeds, score_row
+from teso_deploy.exporting.export import export_bundle
+from teso_deploy.exporting.vocabulary import build_cue_table, shipped_nouns
+from teso_deploy.recipe import Recipe, TrainPhase, load_recipe
+from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.training.loop import train_model
+
+SIZE = (112, 112)
+#: Name → parts of the fusion that are left out.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "whole": (),
+    "without SeDAM": ("sedam",),
+    "without PMQS": ("pmqs",),
+    "without dynamic mask": ("dynamic_mask",),
+    "without InfoNCE": (),
+    "without text": ("text",),
+    "without audio": ("audio",),
+}
+
+#: What a row is about: where something sounds, how well it is found; where nothing does, how often that is seen.
+FIGURE = {
+    "one source": ("miou",), "two sources": ("miou", "binary_miou"), "silent distractor": ("miou",),
+    "muted": ("blank_rate",), "white noise": ("blank_rate",), "off-screen": ("blank_rate",),
+    "swapped": ("follows_rate",),
+}  # fmt: skip
+NAMES = {"miou": "mIoU", "binary_miou": "names aside", "blank_rate": "blank", "follows_rate": "follows"}
+
+
+def variant(recipe: Recipe, name: str, steps: int) -> Recipe:
+    """The recipe of a variant: a part of the fusion or of the loss taken away, one picture size."""
+    assert recipe.train is not None
+    train = recipe.train.model_copy(update={"phases": (TrainPhase(size=SIZE, steps=steps),), "encoders": None})
+    if name == "without InfoNCE":
+        train = train.model_copy(update={"info_nce": 0.0})
+    return recipe.model_copy(
+        update={
+            "name": f"{recipe.name}-{name.replace(' ', '-').lower()}",
+            "image": recipe.image.model_copy(update={"sizes": (SIZE,)}),
+            "fusion": recipe.fusion.model_copy(update={"without": VARIANTS[name]}),
+            "train": train,
+        }
+    )
+
+
+def score(pipeline: Pipeline, library: Library, scenes: int, seeds: int) -> list[RowScore]:
+    """Every row, the cues being the names of what is visible."""
+    known = set(pipeline.cue_table.names)
+
+    def segment(image: NDArray[np.uint8], samples: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.uint8]:
+        return pipeline.segment(image, samples, [name for name in names if name in known]).labels
+
+    return [
+        over_seeds([score_row(segment, library, pipeline.classes, row, scenes, seed) for seed in range(seeds)])
+        for row in ROWS
+    ]
+
+
+def measure(recipe: Recipe, data: Path, start: Path, work: Path, steps: int, scenes: int, seeds: int) -> dict[str, Any]:
+    """Train, export and score every variant; the report."""
+    words, embeddings = build_cue_table(recipe, sorted({*shipped_nouns(), *label_words(data)}))
+    table = dict(zip(words, embeddings, strict=True))
+    library = read_library(data, "test")
+    rows, details = [], []
+    for name in VARIANTS:
+        chosen = variant(recipe, name, steps)
+        folder = work / chosen.name
+        if not (folder / "bundle").is_dir():
+            print(f"{name}: training {steps} steps", flush=True)
+            weights = train_model(chosen, data, folder, table, start=start)
+            export_bundle(chosen, folder / "bundle", weights)
+        pipeline = Pipeline(Bundle.open(folder / "bundle"), onnxruntime_factory())
+        scores = score(pipeline, library, scenes, seeds)
+        details.append({"name": name, "rows": [score.as_dict() for score in scores]})
+        figures = {
+            f"{score.row} ({NAMES[figure]})": getattr(score, figure) for score in scores for figure in FIGURE[score.row]
+        }
+        rows.append({"name": name, **figures})
+        print(rows[-1], flush=True)
+    return {
+        "schema_version": 1,
+        "bound_by": f"{steps} steps at {SIZE[0]} × {SIZE[1]} each; {seeds} seeds of {scenes} scenes a row; "
+        f"{library.fingerprint}",
+        "rows": rows,
+        "scores": details,
+        "environment": environment(pipeline.bundle, torch.get_num_threads()),
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("TESO_AVS_DATA"))
+    parser.add_argument("--start", type=Path, required=True, help="checkpoint of the recipe's encoders")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the trained variants")
+    parser.add_argument("--recipe", default="teso-nano")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    if options.data is None:
+        parser.error("name a media folder: --data or TESO_AVS_DATA")
+    recipe = load_recipe(options.recipe)
+    report = measure(
+        recipe, Path(options.data), options.start, options.work, options.steps, options.scenes, options.seeds
+    )
+    publish(f"ablations-{recipe.name}", f"{recipe.name}, part by part", report, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""What is visible, in words: a head on the mask features (ours)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+#: A word's tag is the mean over this share of the cells, those that look most like it.
+TOP_SHARE = 0.01
+
+
+class Tagger(nn.Module):
+    """Which of K words each cell shows, and from that which are visible at all.
+
+    Trained on the cells, so that a tag rests on something that could be pointed at.
+    """
+
+    def __init__(self, dim: int, words: int) -> None:
+        super().__init__()
+        self.classifier = nn.Conv2d(dim, words + 1, 1)
+
+    def logits(self, mask_features: Tensor) -> Tensor:
+        """(B, D, h, w) → (B, 1 + K, h, w), the first being "none of them"."""
+        return self.classifier(mask_features)
+
+    def forward(self, mask_features: Tensor) -> Tensor:
+        """Mask features at any stride (B, D, h, w) → tags (B, K) in 0 … 1."""
+        share = self.logits(mask_features).softmax(dim=1)[:, 1:].flatten(2)
+        cells = max(1, round(share.shape[2] * TOP_SHARE))
+        return torch.topk(share, cells, dim=2).values.mean(dim=2)
