@@ -1,10 +1,10 @@
 """Composes the demo clip: horses in a meadow with cows, each heard in its turn.
 
-    python export/demo/make_clip.py --data DIR [--scene NAME] [--out export/demo/]
+    python export/demo/make_clip.py --data DIR [--out export/demo/]
 
 DIR holds ``real/farm/`` (photographs and masks) and ``audio/`` (recordings). Writes
 ``clip.mp4`` and ``clip.json``, the spans [start, end] in seconds in which each object is
-heard; other scenes than the first write ``clip-NAME.*``. Sources and licences: ``NOTICES.md``.
+heard. Sources and licences: ``NOTICES.md``.
 """
 
 from __future__ import annotations
@@ -57,84 +57,36 @@ class Scene:
     subject: str
     scale: float
     feet: tuple[float, float]
-    flip: bool
     view_from: tuple[float, float, float]
     view_to: tuple[float, float, float]
     aspect: Fraction
     takes: dict[str, tuple[Take, ...]]
 
 
-def _barks(at: float, *, last_two: bool = False) -> tuple[Take, ...]:
-    recording = "audio/dog/gcompris_001.ogg"
-    second = Take(recording, at + 1.42, 0.47, 1.25 if last_two else 1.82, 1.02, 0.9)
-    return Take(recording, at, 0.47, 1.82), second
-
-
 MOO = "audio/cow/0ad_003.ogg"
 NEIGH, SNORT = "audio/horse/0ad_019.ogg", "audio/horse/0ad_013.ogg"
-SCENES = {
-    "cow-horse": Scene(
-        photograph="cow",
-        subject="horse",
-        scale=0.5,
-        feet=(812, 722),
-        flip=False,
-        view_from=(0, 0, 1024),
-        view_to=(18, 66, 936),
-        aspect=Fraction(4, 3),
-        takes={
-            "cow": (
-                Take(MOO, 0.0, 0.3, 1.95),
-                Take(MOO, 1.2, 0.35, 1.95, 0.93),
-                Take(MOO, 5.85, 0.3, 1.95, 0.96),
-                Take(MOO, 7.2, 0.35, 1.95, 0.9),
-            ),
-            "horse": (
-                Take(NEIGH, 3.2, 0.25, 2.05),
-                Take(NEIGH, 6.0, 0.25, 2.05, 0.95),
-                Take(SNORT, 7.8, 0.3, 1.27, 0.97),
-            ),
-        },
-    ),
-    "cow-dog": Scene(
-        photograph="cow",
-        subject="dog",
-        scale=0.385,
-        feet=(196, 748),
-        flip=False,
-        view_from=(0, 0, 1024),
-        view_to=(18, 66, 936),
-        aspect=Fraction(4, 3),
-        takes={
-            "cow": (
-                Take(MOO, 0.0, 0.3, 1.95),
-                Take(MOO, 1.2, 0.35, 1.95, 0.93),
-                Take(MOO, 5.85, 0.3, 1.95, 0.96),
-                Take(MOO, 7.2, 0.35, 1.95, 0.9),
-            ),
-            "dog": (*_barks(3.2, last_two=True), *_barks(6.0)),
-        },
-    ),
-    "horse-dog": Scene(
-        photograph="horse",
-        subject="dog",
-        scale=0.25,
-        feet=(898, 640),
-        flip=True,
-        view_from=(0, 0, 1024),
-        view_to=(66, 38, 950),
-        aspect=Fraction(1024, 664),
-        takes={
-            "horse": (
-                Take("audio/horse/0ad_019.ogg", 0.1, 0.25, 2.05),
-                Take("audio/horse/0ad_013.ogg", 1.8, 0.3, 1.27),
-                Take("audio/horse/0ad_019.ogg", 6.0, 0.25, 2.05, 0.95),
-                Take("audio/horse/0ad_013.ogg", 7.8, 0.3, 1.27, 0.97),
-            ),
-            "dog": (*_barks(3.2, last_two=True), *_barks(6.0)),
-        },
-    ),
-}
+SCENE = Scene(
+    photograph="cow",
+    subject="horse",
+    scale=0.5,
+    feet=(812, 722),
+    view_from=(0, 0, 1024),
+    view_to=(18, 66, 936),
+    aspect=Fraction(4, 3),
+    takes={
+        "cow": (
+            Take(MOO, 0.0, 0.3, 1.95),
+            Take(MOO, 1.2, 0.35, 1.95, 0.93),
+            Take(MOO, 5.85, 0.3, 1.95, 0.96),
+            Take(MOO, 7.2, 0.35, 1.95, 0.9),
+        ),
+        "horse": (
+            Take(NEIGH, 3.2, 0.25, 2.05),
+            Take(NEIGH, 6.0, 0.25, 2.05, 0.95),
+            Take(SNORT, 7.8, 0.3, 1.27, 0.97),
+        ),
+    },
+)
 
 
 def compose_picture(data: Path, scene: Scene) -> Image.Image:
@@ -150,27 +102,15 @@ def compose_picture(data: Path, scene: Scene) -> Image.Image:
     size = (round((box[2] - box[0]) * scene.scale), round((box[3] - box[1]) * scene.scale))
     subject = subject.crop(box).resize(size, Image.Resampling.LANCZOS)
     mask = mask.crop(box).resize(size, Image.Resampling.LANCZOS).filter(ImageFilter.GaussianBlur(0.6))
-    if scene.flip:
-        subject, mask = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (subject, mask))
 
     left, top = round(scene.feet[0] - size[0] / 2), round(scene.feet[1] - size[1])
     colours = np.asarray(subject, np.float32)
-    if scene.subject == "dog":
-        colours = _matched(colours)
     alpha = np.asarray(mask, np.float32) / 255 * _behind_grass(size)
-    canvas = np.asarray(picture, np.float32) * (1 - _shadow(picture.size, (left, top), size, scene.flip))[..., None]
+    canvas = np.asarray(picture, np.float32) * (1 - _shadow(picture.size, (left, top), size))[..., None]
     place = canvas[top : top + size[1], left : left + size[0]]
     height, width = place.shape[:2]  # what lies outside of the photograph is cut off
     place += alpha[:height, :width, None] * (colours[:height, :width] - place)
     return Image.fromarray(np.clip(canvas, 0, 255).round().astype(np.uint8))
-
-
-def _matched(dog: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The dog, taken in low evening sun, in the cooler and softer light of noon."""
-    grey = dog.mean(axis=2, keepdims=True)
-    softer = grey + 0.82 * (dog - grey)
-    lifted = 255 * (softer / 255) ** 0.9
-    return np.asarray(lifted * np.array([0.97, 1.01, 1.05]), np.float32)
 
 
 def _behind_grass(size: tuple[int, int]) -> NDArray[np.float32]:
@@ -182,7 +122,7 @@ def _behind_grass(size: tuple[int, int]) -> NDArray[np.float32]:
     return np.clip((above_ground - blades + 2) / 3, 0, 1).astype(np.float32)
 
 
-def _shadow(canvas: tuple[int, int], corner: tuple[int, int], size: tuple[int, int], flip: bool) -> NDArray[np.float32]:
+def _shadow(canvas: tuple[int, int], corner: tuple[int, int], size: tuple[int, int]) -> NDArray[np.float32]:
     """(H, W) share of the light that the subject takes from the ground under it."""
     (left, top), (width, height) = corner, size
     shadow = Image.new("L", canvas, 0)
@@ -190,7 +130,7 @@ def _shadow(canvas: tuple[int, int], corner: tuple[int, int], size: tuple[int, i
     ground = top + height - 0.03 * height
 
     def across(share: float) -> float:
-        return left + width * (1 - share if flip else share)
+        return left + width * share
 
     def ellipse(middle: float, wide: float, tall: float, darkness: int, lift: float = 0.0) -> None:
         x, y = across(middle), ground - lift * height
@@ -280,19 +220,18 @@ def write_clip(path: Path, picture: Image.Image, scene: Scene, sound: NDArray[np
 
 
 def main() -> None:
-    """Compose one scene."""
+    """Compose the clip."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with real/farm/ and audio/")
-    parser.add_argument("--scene", choices=sorted(SCENES), default="cow-horse")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
 
-    scene = SCENES[arguments.scene]
+    scene = SCENE
     tracks = {name: play(arguments.data, takes) for name, takes in scene.takes.items()}
     mix = sum(tracks.values(), np.zeros(1, np.float32))
     mix = 0.8 * mix / np.abs(mix).max()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = arguments.out / ("clip" if arguments.scene == "cow-horse" else f"clip-{arguments.scene}")
+    stem = arguments.out / "clip"
     write_clip(stem.with_suffix(".mp4"), compose_picture(arguments.data, scene), scene, mix + room_noise(len(mix)))
     spans = {name: heard_spans(track) for name, track in sorted(tracks.items())}
     stem.with_suffix(".json").write_text(json.dumps(spans) + "\n", encoding="utf-8")

@@ -223,7 +223,8 @@ def train_model(
     if recipe.train is None or not recipe.train.phases:
         raise RecipeError(f"recipe {recipe.name} says nothing about training: add [train] with phases")
     batches = SceneBatches(recipe, read_library(data, "train", recipe.train.hold_out), embeddings)
-    trainer = Trainer(recipe, batches, out, torch.device(device), load_teachers(recipe.train, data))
+    teachers = load_teachers(recipe.train, data) if recipe.train.encoders else None
+    trainer = Trainer(recipe, batches, out, torch.device(device), teachers)
     if not trainer.resume() and start is not None:
         trainer.start_from(start)
     out.mkdir(parents=True, exist_ok=True)
