@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from measuring import RESULTS, environment, publish
-from numpy.typing import NDArray
 
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
 from teso_deploy.bundle import Bundle
 from teso_deploy.evaluation.library import Library, label_words, read_library
-from teso_deploy.evaluation.protocol import ROWS, RowScore, over_seeds, score_row
+from teso_deploy.evaluation.protocol import ROWS, RowScore, over_seeds, score_row, segmenter
 from teso_deploy.exporting.export import export_bundle
 from teso_deploy.exporting.vocabulary import build_cue_table, shipped_nouns
 from teso_deploy.recipe import Recipe, TrainPhase, load_recipe
@@ -54,7 +51,10 @@ NAMES = {"miou": "mIoU", "binary_miou": "names aside", "blank_rate": "blank", "f
 def variant(recipe: Recipe, name: str, steps: int) -> Recipe:
     """The recipe of a variant: a part of the fusion or of the loss taken away, one picture size."""
     assert recipe.train is not None
-    train = recipe.train.model_copy(update={"phases": (TrainPhase(size=SIZE, steps=steps),), "encoders": None})
+    phase = TrainPhase(size=SIZE, steps=steps, scale=recipe.train.phases[0].scale)
+    train = recipe.train.model_copy(
+        update={"phases": (phase,), "encoders": None, "picture_teacher": None, "sound_teacher": None}
+    )
     if name == "without InfoNCE":
         train = train.model_copy(update={"info_nce": 0.0})
     return recipe.model_copy(
@@ -69,11 +69,7 @@ def variant(recipe: Recipe, name: str, steps: int) -> Recipe:
 
 def score(pipeline: Pipeline, library: Library, scenes: int, seeds: int) -> list[RowScore]:
     """Every row, the cues being the names of what is visible."""
-    known = set(pipeline.cue_table.names)
-
-    def segment(image: NDArray[np.uint8], samples: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.uint8]:
-        return pipeline.segment(image, samples, [name for name in names if name in known]).labels
-
+    segment = segmenter(pipeline, library)
     return [
         over_seeds([score_row(segment, library, pipeline.classes, row, scenes, seed) for seed in range(seeds)])
         for row in ROWS

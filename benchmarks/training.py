@@ -45,7 +45,7 @@ def measure(recipe_name: str, data: Path, device: str, steps: int) -> dict[str, 
         times, composing = [], []
         for step in range(WARM_UP_STEPS + steps):
             before = time.perf_counter()
-            trainer.batches.make(step, phase.size)
+            trainer.batches.make(step, phase)
             between = time.perf_counter()
             trainer.run_step()  # reads its losses back, so the device is done
             composing.append(between - before)

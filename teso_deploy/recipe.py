@@ -79,12 +79,15 @@ class AudioRecipe(_Table):
     """VGGish: widths of its six convolutions, of its hidden layers, of its output.
 
     ``last_relu``: the AVSBench family keeps the last ReLU, the TeSO family drops it.
+    ``batch_norm``: behind every convolution and hidden layer, which VGGish itself has not; from
+    scratch it learns far faster with it.
     """
 
     channels: tuple[Positive, Positive, Positive, Positive, Positive, Positive] = (64, 128, 256, 256, 512, 512)
     hidden: tuple[Positive, Positive] = (4096, 4096)
     dim: Positive = 128
     last_relu: bool = False
+    batch_norm: bool = False
 
 
 class TextRecipe(_Table):
@@ -98,6 +101,8 @@ class TextRecipe(_Table):
 class FusionRecipe(_Table):
     """SeDAM and PMQS (eqs. 1-6): width d, latents N_L, layers of each, heads.
 
+    ``gate_threshold``: where ξ = 0 is put in the exported graph, chosen after training (which
+    knows nothing of it): a cue sounds when its mean score lies above it.
     ``without`` takes a part away, for the paper's ablations (what stands in for the part is
     ours): see :mod:`teso_deploy.models.fusion`.
     """
@@ -108,6 +113,7 @@ class FusionRecipe(_Table):
     sedam_layers: Positive = 4
     pmqs_layers: Positive = 4
     ffn_dim: Positive = 1024
+    gate_threshold: float = 0.0
     without: tuple[FusionPart, ...] = ()
 
 
@@ -158,18 +164,20 @@ class TeacherRecipe(_Table):
 
 
 class TrainPhase(_Table):
-    """A stretch of training at one picture size."""
+    """A stretch of training at one picture size; ``scale``: of what is pasted, as a share of the frame."""
 
     size: tuple[Positive, Positive]
     steps: Positive
+    scale: tuple[float, float] = (0.25, 0.75)
 
 
 class TrainRecipe(_Table):
     """How a model is trained on composed scenes; weights of the loss terms as in section 5 of the paper.
 
-    Of a scene's sounds ``blank_sounds_per_scene`` are of nothing visible. ``visual_rate``: the
-    learning rate of backbone and pixel decoder in the phases behind the encoders' own, as a
-    multiple of everybody else's.
+    Of a scene's sounds ``blank_sounds_per_scene`` are of nothing visible. ``encoder_rate``: the
+    learning rate of the encoders in the phases behind their own, as a multiple of everybody
+    else's. ``stand_in_rate``: how often a word of which there is one picture is shown by a
+    picture of something of a similar name; the more pictures, the more seldom.
     """
 
     seed: int = 0
@@ -181,7 +189,7 @@ class TrainRecipe(_Table):
     sounds_per_scene: Positive = 4
     blank_sounds_per_scene: Positive = 1
     learning_rate: float = 5e-4
-    visual_rate: float = 1.0
+    encoder_rate: float = 1.0
     weight_decay: float = 0.02
     warmup_steps: Positive = 200
     gradient_clip: float = 1.0
@@ -199,6 +207,7 @@ class TrainRecipe(_Table):
     missed_cue_rate: float = 0.05
     extra_cue_rate: float = 0.3
     whole_photograph_rate: float = 0.3
+    stand_in_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
     mixed_precision: bool = False
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     hold_out: tuple[str, ...] = ()
@@ -233,6 +242,37 @@ class Recipe(_Table):
             if dim % heads:
                 raise ValueError(f"{part}: width {dim} is not divisible by {heads} heads")
         return self
+
+
+class Calibration(_Table):
+    """Thresholds chosen after training, and what they gave on the calibration scenes.
+
+    ``open_rate``: share of sounding cues that are heard; ``false_alarm_rate``: share of the
+    windows without a sound of anything visible in which a cue is; ``miou`` of the rows in which
+    something sounds; ``tag_f1`` of the visible words, None without a tagger; ``scenes`` of each
+    row, from ``seed``.
+    """
+
+    gate_threshold: float
+    mask_threshold: float
+    tag_threshold: float | None
+    open_rate: float
+    false_alarm_rate: float
+    miou: float
+    tag_f1: float | None
+    scenes: int
+    seed: int
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        """The recipe with these thresholds."""
+        tag = recipe.tagger.threshold if self.tag_threshold is None else self.tag_threshold
+        return recipe.model_copy(
+            update={
+                "fusion": recipe.fusion.model_copy(update={"gate_threshold": self.gate_threshold}),
+                "head": recipe.head.model_copy(update={"threshold": self.mask_threshold}),
+                "tagger": recipe.tagger.model_copy(update={"threshold": tag}),
+            }
+        )
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import wave
 from pathlib import Path
 
@@ -75,6 +76,19 @@ def media_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append((name, "", "background", split))
     with (root / "split.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
+    return root
+
+
+@pytest.fixture(scope="session")
+def calibration_folder(media_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """:func:`media_folder` with six training sounds of each word, so that some are left for calibration."""
+    root = tmp_path_factory.mktemp("calibration") / "media"
+    shutil.copytree(media_folder, root)
+    with (root / "split.csv").open("a", newline="") as file:
+        for word, (_, hertz) in SHAPES.items():
+            for number in range(3, 7):
+                _write_tone(root / f"audio/{word}/{number}.wav", hertz + 10 * number)
+                csv.writer(file).writerow((f"audio/{word}/{number}.wav", word, "sound", "train"))
     return root
 
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "run": ("run", "run"),
     "eval": ("eval", "evaluate"),
     "train": ("train", "train"),
+    "calibrate": ("calibrate", "calibrate"),
 }
 
 

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -16,11 +14,9 @@ from rich.table import Table
 from teso_deploy.cli.reports import check_json, write_json
 from teso_deploy.errors import RecipeError
 from teso_deploy.evaluation.library import read_library
-from teso_deploy.evaluation.protocol import FIGURES, ROWS, RowScore, over_seeds, score_row
+from teso_deploy.evaluation.protocol import CUES, FIGURES, ROWS, RowScore, over_seeds, score_row, segmenter
 from teso_deploy.outputs import write_text
-from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline
-
-CUES = ("visible", AUTO, "none", "wrong")
+from teso_deploy.runtime.pipeline import AUTO, Pipeline
 
 
 def _cells(score: RowScore) -> list[str]:
@@ -76,20 +72,7 @@ def evaluate(
     library = read_library(dataset, "test")
     if cues == AUTO:
         pipeline.check_tagger()
-    known = set(pipeline.cue_table.names)
-    rng = np.random.default_rng(seed)
-
-    def segment(image: NDArray[np.uint8], samples: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.uint8]:
-        offered: Offered = None
-        if cues == AUTO:
-            offered = AUTO
-        elif cues == "visible":
-            offered = [name for name in names if name in known]
-        elif cues == "wrong":
-            others = sorted((set(library.pictures) & known) - set(names))
-            offered = [str(name) for name in rng.choice(others, min(len(names), len(others)), replace=False)]
-        return pipeline.segment(image, samples, offered).labels
-
+    segment = segmenter(pipeline, library, cues, seed)
     console = Console(stderr=True)
     found: list[RowScore] = []
     with Progress(console=console) as bar:

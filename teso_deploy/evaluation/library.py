@@ -7,12 +7,14 @@ Layout (the labels are folder names, ``split.csv`` says what is train and what i
     stamps/<label>/*.png            pictures with an alpha channel
     caltech/<label>/NAME.jpg        photographs, with NAME_mask.png beside each
     backgrounds/*.jpg               photographs without a subject
+    coco_by/index.json              natural scenes with panoptic masks, for training only
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Collection
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -25,13 +27,20 @@ from PIL import Image
 from teso_deploy.errors import DataError, InputNotFoundError
 from teso_deploy.types import SAMPLE_RATE_HZ
 
-Split = Literal["train", "test"]
+#: ``calibration``: the pictures of ``train``, and those of its sounds that training leaves out.
+Split = Literal["train", "calibration", "test"]
 Read = TypeVar("Read")
 
 #: Labels that read differently as words.
 _WORDS = {"euphonium_tuba": "tuba", "truck_bus": "truck"}
 #: A 20 ms slice is heard when it is no more than this below the recording's loudest.
 _HEARD_RANGE_DB = 30.0
+#: A label with so many training sounds leaves one in eight of them for calibration.
+_CALIBRATED_LABEL_SOUNDS, _CALIBRATION_SHARE = 5, 8
+#: COCO's names for what our labels call otherwise.
+_COCO_WORDS = {"cell phone": "phone", "motorcycle": "motorbike"}
+#: What covers less of a natural scene than this is not its subject.
+_SUBJECT_SHARE = 0.005
 SLICE_SAMPLES = SAMPLE_RATE_HZ // 50
 
 
@@ -105,15 +114,70 @@ def _read_picture(path: Path, max_side: int) -> Image.Image:
     if not mask_path.is_file():
         raise DataError(f"{path} has neither an alpha channel nor {mask_path.name} beside it: add the mask")
     image = image.convert("RGB")
+    image.putalpha(Image.open(mask_path).convert("L"))
+    return _smaller(image, max_side)
+
+
+def _smaller(image: Image.Image, max_side: int) -> Image.Image:
+    """RGBA with no side longer than ``max_side``; colours outside of the subject stay."""
+    scale = min(1.0, max_side / max(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     # One after the other: resized together, everything outside of the subject would turn black.
-    image.thumbnail((max_side, max_side), Image.Resampling.BILINEAR)
-    image.putalpha(Image.open(mask_path).convert("L").resize(image.size, Image.Resampling.BILINEAR))
+    alpha = image.getchannel("A").resize(size, Image.Resampling.BILINEAR)
+    image = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    image.putalpha(alpha)
     return image
 
 
 def _cut_to_subject(image: Image.Image) -> Image.Image | None:
     box = image.getchannel("A").point(lambda a: 255 * (a >= 128)).getbbox()
     return image.crop(box) if box and min(box[2] - box[0], box[3] - box[1]) >= 8 else None
+
+
+def _calibration_sounds(rows: Sequence[dict[str, str]]) -> set[str]:
+    """The training sounds that are left for calibration: of each label that has enough, evenly spread by name."""
+    by_label: dict[str, list[str]] = {}
+    for row in rows:
+        if (row["kind"], row["split"]) == ("sound", "train"):
+            by_label.setdefault(row["label"], []).append(row["file"])
+    chosen: set[str] = set()
+    for names in by_label.values():
+        if len(names) >= _CALIBRATED_LABEL_SOUNDS:
+            step = len(names) / max(1, len(names) // _CALIBRATION_SHARE)
+            chosen.update(sorted(names)[int((i + 0.5) * step)] for i in range(round(len(names) / step)))
+    return chosen
+
+
+def _natural_scenes(folder: Path, words: Collection[str], max_side: int) -> Iterator[tuple[str, Image.Image]]:
+    """Natural scenes in COCO's panoptic format: a word and the scene, RGBA, the alpha being all of that word.
+
+    Each is cut around its subject, which takes up at least a third of what is left.
+    """
+    index = folder / "coco_by" / "index.json"
+    if not index.is_file():
+        return
+    for entry in json.loads(index.read_text(encoding="utf-8"))["images"]:
+        photograph = Image.open(index.with_name(entry["image"])).convert("RGB")
+        colours = np.asarray(Image.open(index.with_name(entry["panoptic"])).convert("RGB")).astype(np.int64)
+        numbers = colours @ (1, 256, 65536)
+        segments: dict[str, list[int]] = {}
+        for segment in entry["segments"]:
+            segments.setdefault(_COCO_WORDS.get(segment["cat"], segment["cat"]), []).append(segment["id"])
+        for word in sorted(segments.keys() & set(words)):
+            mask = np.isin(numbers, segments[word])
+            if mask.mean() < _SUBJECT_SHARE:
+                continue
+            rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+            margin = max(rows[-1] - rows[0], columns[-1] - columns[0])
+            scene = photograph.copy()
+            scene.putalpha(Image.fromarray(mask.astype(np.uint8) * 255))
+            scene = scene.crop(
+                (
+                    max(0, int(columns[0] - margin)), max(0, int(rows[0] - margin)),
+                    min(scene.width, int(columns[-1] + margin)), min(scene.height, int(rows[-1] + margin)),
+                )
+            )  # fmt: skip
+            yield word, _smaller(scene, max_side)
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:
@@ -151,11 +215,13 @@ def read_library(folder: Path, split: Split, hold_out: Collection[str] = (), max
     file that is missing or broken).
     """
     library = Library(split, {}, {}, {}, [], {})
-    for row in _rows(folder):
-        if row["split"] != split:
-            continue
+    rows = _rows(folder)
+    calibration = _calibration_sounds(rows)
+    for row in rows:
         name, kind = row["file"], row["kind"]
-        if name in hold_out:
+        if row["split"] != ("test" if split == "test" else "train") or name in hold_out:
+            continue
+        if kind == "sound" and split != "test" and (name in calibration) != (split == "calibration"):
             continue
         path = folder / name
         if not path.is_file():
@@ -179,6 +245,9 @@ def read_library(folder: Path, split: Split, hold_out: Collection[str] = (), max
             pictures.append(cut)
             if path.suffix.lower() in (".jpg", ".jpeg"):  # a photograph, with surroundings of its own
                 library.whole.setdefault(word, []).append(image)
+    if split == "train":
+        for word, scene in _natural_scenes(folder, library.pictures, max_side):
+            library.whole.setdefault(word, []).append(scene)
     if not (library.pictures and library.sounds and library.backgrounds):
         raise DataError(
             f"{folder}: split.csv names no {split} pictures, sounds or backgrounds; see the documented layout"

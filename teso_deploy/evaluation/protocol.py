@@ -17,10 +17,14 @@ from numpy.typing import NDArray
 from teso_deploy.errors import DataError
 from teso_deploy.evaluation.library import Library
 from teso_deploy.evaluation.scenes import Picture, compose_picture, compose_sound
+from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline
 from teso_deploy.types import BLANK_PIXEL_RATE, WINDOW_SAMPLES
 
 #: (image (H, W, 3) uint8, samples (15600,) float32, cue names) → labels (H, W) uint8.
 Segmenter = Callable[[NDArray[np.uint8], NDArray[np.float32], Sequence[str]], NDArray[np.uint8]]
+
+#: Which cues are offered: names of all that is visible, the bundle's tagger's, none, names of other things.
+CUES = ("visible", AUTO, "none", "wrong")
 
 ROWS = {
     "one source": "one object, its own sound",
@@ -91,6 +95,25 @@ def intersection_over_union(predicted: NDArray[np.bool_], truth: NDArray[np.bool
     """IoU of two masks (H, W); 1 when both are empty."""
     union = np.count_nonzero(predicted | truth)
     return np.count_nonzero(predicted & truth) / union if union else 1.0
+
+
+def segmenter(pipeline: Pipeline, library: Library, cues: str = "visible", seed: int = 0) -> Segmenter:
+    """A bundle as :func:`score_row` calls it, its cues chosen in one of the ways of ``CUES``."""
+    known = set(pipeline.cue_table.names)
+    rng = np.random.default_rng(seed)
+
+    def segment(image: NDArray[np.uint8], samples: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.uint8]:
+        offered: Offered = None
+        if cues == AUTO:
+            offered = AUTO
+        elif cues == "visible":
+            offered = [name for name in names if name in known]
+        elif cues == "wrong":
+            others = sorted((set(library.pictures) & known) - set(names))
+            offered = [str(name) for name in rng.choice(others, min(len(names), len(others)), replace=False)]
+        return pipeline.segment(image, samples, offered).labels
+
+    return segment
 
 
 def testable_words(library: Library, classes: Sequence[str]) -> list[str]:

@@ -68,7 +68,8 @@ def _jitter(rng: np.random.Generator, image: Image.Image, recolour: bool) -> Ima
 
 def _cutout(rng: np.random.Generator, picture: Image.Image, side: float, recolour: bool) -> Image.Image:
     """A subject scaled to ``side`` pixels, flipped, turned, coloured and feathered."""
-    stretch = rng.uniform(0.8, 1.25)
+    # In training also as a wide frame looks once it is squeezed into a square.
+    stretch = rng.uniform(0.6, 1.25) if recolour else rng.uniform(0.8, 1.25)
     scale = side / max(picture.size)
     size = (max(6, round(picture.width * scale * stretch)), max(6, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.BILINEAR)
@@ -133,7 +134,8 @@ def compose_picture(
     At ``whole_rate`` the first word is a photograph with its own surroundings, where the
     library has one, and takes the place of the background. ``scale``: longer side of a
     pasted subject, as a share of the frame's shorter side. Subjects are placed so that the
-    later ones hide as little as may be of the earlier.
+    later ones hide as little as may be of the earlier; with ``degrade``, which is for training
+    and spoils the picture as cameras and codecs do, not always.
     """
     height, width = size
     masks: list[NDArray[np.uint8]] = []
@@ -150,7 +152,7 @@ def compose_picture(
         cutout = _cutout(rng, library.draw_picture(rng, word), rng.uniform(*scale) * min(size), recolour=degrade)
         best: tuple[float, tuple[int, int]] = (-1.0, (0, 0))
         covered = np.maximum.reduce(masks) if masks else None
-        for _ in range(8):
+        for _ in range(1 if degrade and rng.random() < 0.3 else 8):
             left, top = _offset(rng, width - cutout.width), _offset(rng, height - cutout.height)
             if covered is None:
                 best = (1.0, (left, top))
@@ -211,8 +213,8 @@ def _rms(samples: NDArray[np.float32]) -> float:
 
 
 def _resample(rng: np.random.Generator, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Faster and higher, or slower and lower, by up to a sixth; the length stays."""
-    rate = rng.uniform(0.86, 1.16)
+    """Faster and higher, or slower and lower, by up to a quarter; the length stays."""
+    rate = rng.uniform(0.8, 1.25)
     places = np.arange(WINDOW_SAMPLES) * rate
     return np.interp(places, np.arange(WINDOW_SAMPLES), samples, right=0.0).astype(np.float32)
 

@@ -60,12 +60,12 @@ def weights_digest(model: torch.nn.Module) -> str:
 
 
 def load_weights(recipe: Recipe, checkpoint: Path | None, random_weights_seed: int | None) -> tuple[Teso, str]:
-    """The model and where its weights are from.
+    """The model, of the recipe as the checkpoint was calibrated, and where its weights are from.
 
     Raises :class:`CheckpointError` when neither a checkpoint nor a seed is given.
     """
     if checkpoint is not None:
-        model = build(recipe)
+        model = build(checkpoints.calibrated(recipe, checkpoint))
         checkpoints.load(model, checkpoint)
         return model, f"checkpoint {checkpoint.name}"
     if random_weights_seed is None:
@@ -128,6 +128,7 @@ def export_bundle(
         raise RecipeError(f"recipe {recipe.name} names {len(recipe.image.sizes)} picture sizes: name one")
     check_target(out)
     model, source = load_weights(recipe, checkpoint, random_weights_seed)
+    recipe = model.recipe
     versions = {"teso-deploy": __version__, "torch": torch.__version__, "onnx": onnx.__version__}
     metadata = {"recipe": recipe.name, "weights_sha256": weights_digest(model), **versions}
     with staging(out) as folder:

@@ -69,7 +69,12 @@ class Vggish(nn.Module):
         one, two, three, four, five, six = recipe.channels
 
         def conv(inside: int, outside: int) -> list[nn.Module]:
-            return [nn.Conv2d(inside, outside, 3, padding=1), nn.ReLU()]
+            norm = [nn.BatchNorm2d(outside)] if recipe.batch_norm else []
+            return [nn.Conv2d(inside, outside, 3, padding=1), *norm, nn.ReLU()]
+
+        def hidden(inside: int, outside: int) -> list[nn.Module]:
+            norm = [nn.BatchNorm1d(outside)] if recipe.batch_norm else []
+            return [nn.Linear(inside, outside), *norm, nn.ReLU()]
 
         self.features = nn.Sequential(
             *conv(1, one), nn.MaxPool2d(2),
@@ -81,9 +86,8 @@ class Vggish(nn.Module):
         first, second = recipe.hidden
         last: list[nn.Module] = [nn.ReLU()] if recipe.last_relu else []
         self.embeddings = nn.Sequential(
-            nn.Linear(cells * six, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(),
-            nn.Linear(second, recipe.dim), *last,
-        )  # fmt: skip
+            *hidden(cells * six, first), *hidden(first, second), nn.Linear(second, recipe.dim), *last
+        )
         for layer in self.features:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

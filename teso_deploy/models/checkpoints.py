@@ -12,6 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from teso_deploy.errors import CheckpointError, InputNotFoundError
+from teso_deploy.recipe import Calibration, Recipe
+
+#: Where a checkpoint's metadata keep its calibration.
+CALIBRATION = "calibration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,32 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(
             f"{path} is not a safetensors checkpoint ({error}): give the model.safetensors that training wrote"
         ) from error
+
+
+def recipe_of(path: Path) -> Recipe:
+    """The recipe that a checkpoint of `train` was trained with.
+
+    Raises what :func:`read` raises, and :class:`CheckpointError` where the file does not say.
+    """
+    text = read(path)[1].get("recipe")
+    try:
+        return Recipe.model_validate_json(text or "")
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} does not say of which recipe it is: give the model.safetensors that `train` wrote"
+        ) from error
+
+
+def calibrated(recipe: Recipe, path: Path) -> Recipe:
+    """The recipe with the thresholds that a checkpoint was calibrated to; the recipe itself where it was not.
+
+    Raises :class:`CheckpointError` when the calibration can't be read.
+    """
+    text = read(path)[1].get(CALIBRATION)
+    try:
+        return recipe if text is None else Calibration.model_validate_json(text).apply(recipe)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its calibration can't be read; run teso-deploy calibrate again") from error
 
 
 def load(model: nn.Module, path: Path, parts: Sequence[str] = ()) -> KeyReport:

@@ -114,6 +114,7 @@ class Fusion(nn.Module):
         super().__init__()
         self.latents = AudioLatents(audio_dim, recipe)
         self.without = recipe.without
+        self.gate_threshold = recipe.gate_threshold
         self.sedam = (PlainSum if "sedam" in recipe.without else Sedam)(text.dim, query_dim, recipe)
         self.pmqs = MeanPrompt() if "pmqs" in recipe.without else Pmqs(query_dim, recipe)
         self.queries = nn.Parameter(torch.randn(queries, query_dim))
@@ -133,11 +134,16 @@ class Fusion(nn.Module):
         Returns queries (B, Q, d) and ξ (B, N_T) float32, 0 in slots that hold no cue. With no
         valid cue, slot 0 holds the fallback cue's ξ.
         """
-        queries, gate, _ = self.fuse(audio, cues, cue_valid)
+        queries, gate, _ = self.fuse(audio, cues, cue_valid, self.gate_threshold)
         return queries, gate
 
-    def fuse(self, audio: Tensor, cues: Tensor, cue_valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As :meth:`forward`, with the latents (B, N_L, d), which training needs for InfoNCE."""
+    def fuse(
+        self, audio: Tensor, cues: Tensor, cue_valid: Tensor, gate_threshold: float = 0.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`forward`, with the latents (B, N_L, d), which training needs for InfoNCE.
+
+        ``gate_threshold`` is what ξ is measured from: training's is 0, an exported graph's is calibrated.
+        """
         if "text" in self.without:
             cue_valid = torch.zeros_like(cue_valid)
         if "audio" in self.without:
@@ -145,7 +151,7 @@ class Fusion(nn.Module):
         cues, valid = self.offered(cues, cue_valid)
         latents = self.latents(audio)
         prompts, gate = self.sedam(cues, latents)
-        gate = gate * valid.to(gate.dtype)
+        gate = (gate - gate_threshold) * valid.to(gate.dtype)
         alive = valid if "dynamic_mask" in self.without else valid & (gate > 0)
         queries = self.queries.expand(audio.shape[0], -1, -1)
         return self.pmqs(queries, prompts, alive), gate, latents

@@ -8,9 +8,9 @@ pixels is what makes a mask follow the sound.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,41 +21,20 @@ from torch.nn import functional as F
 from teso_deploy.errors import DataError
 from teso_deploy.evaluation.library import Library
 from teso_deploy.evaluation.scenes import Picture, compose_picture, compose_sound
-from teso_deploy.recipe import EncoderPhase, Recipe
+from teso_deploy.recipe import EncoderPhase, Recipe, TrainPhase
 from teso_deploy.types import WINDOW_SAMPLES
 
 MAX_OBJECTS = 4
 STRIDE = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """B pictures with K sounds each; N = B·K rows, those of one picture next to each other.
-
-    ``image`` (B, 3, H, W) normalised; ``waveform`` (N, 15600); ``cues`` (N, N_T, d_T);
-    ``cue_valid`` (N, N_T) bool; ``cue_sounds`` (N, N_T) float, -1 where no cue is offered;
-    ``classes`` (N, 4) int64, -1 where unused; ``masks`` (N, 4, H/4, W/4) coverage 0 … 1;
-    ``audio_tags`` (N, A) float; ``dense_tags`` (B, H/4, W/4) int64, 0 background.
-    """
-
-    image: Tensor
-    waveform: Tensor
-    cues: Tensor
-    cue_valid: Tensor
-    cue_sounds: Tensor
-    classes: Tensor
-    masks: Tensor
-    audio_tags: Tensor
-    dense_tags: Tensor
-
-    def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
-        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+#: A word's stand-ins: so many of the nearest names, drawn by exp(cosine / temperature).
+_STAND_INS, _STAND_IN_TEMPERATURE = 5, 0.06
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lesson:
-    """B pictures and N windows, nothing to do with each other.
+    """B pictures and N windows: what an encoder can learn from by itself.
 
     ``image`` (B, 3, H, W) normalised; ``photograph`` (B, 2H, 2W, 3) uint8, the same for a
     teacher's eyes; ``dense_tags`` (B, H/4, W/4) int64, 0 none; ``waveform`` (N, 15600);
@@ -70,13 +49,29 @@ class Lesson:
     picture_features: tuple[Tensor, ...] = ()
     sound_features: tuple[Tensor, ...] = ()
 
-    def to(self, device: torch.device) -> Lesson:
+    def to(self, device: torch.device) -> Self:
         """The same on another device."""
 
         def moved(value: Any) -> Any:
-            return tuple(map(moved, value)) if isinstance(value, tuple) else value.to(device)
+            return tuple(map(moved, value)) if isinstance(value, tuple) else value.to(device, non_blocking=True)
 
-        return Lesson(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
+        return type(self)(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch(Lesson):
+    """B pictures with K sounds each; N = B·K windows, those of one picture next to each other.
+
+    ``cues`` (N, N_T, d_T); ``cue_valid`` (N, N_T) bool; ``cue_sounds`` (N, N_T) float, -1 where
+    no cue is offered; ``classes`` (N, 4) int64, -1 where unused; ``masks`` (N, 4, H/4, W/4)
+    coverage 0 … 1.
+    """
+
+    cues: Tensor
+    cue_valid: Tensor
+    cue_sounds: Tensor
+    classes: Tensor
+    masks: Tensor
 
 
 def coverage(mask: NDArray[np.uint8], stride: int = STRIDE) -> NDArray[np.float32]:
@@ -109,11 +104,39 @@ class SceneBatches:
         self.audio_tag_of = {word: i for i, word in enumerate(self.audio_words)}
         self.dense_tag_of = {word: i + 1 for i, word in enumerate(recipe.tagger.words)}
         self.extra_cues = sorted({*self.audio_words, *library.pictures} & set(embeddings))
+        self.stand_ins = {word: self._near(word) for word in library.pictures if word in embeddings}
+
+    def _near(self, word: str) -> tuple[list[str], NDArray[np.float64]]:
+        """What may be shown in a word's place, and how likely each is."""
+        others = [other for other in self.library.pictures if other in self.embeddings and other != word]
+        likeness = np.array([float(self.embeddings[other] @ self.embeddings[word]) for other in others])
+        nearest = np.argsort(-likeness)[:_STAND_INS]
+        share = np.exp(likeness[nearest] / _STAND_IN_TEMPERATURE)
+        return [others[i] for i in nearest], share / share.sum()
+
+    def _shown(self, rng: np.random.Generator, words: Sequence[str]) -> list[str]:
+        """Of what each word's picture is: of the word itself, or now and then of what stands in for it.
+
+        A class of which there are one or two pictures is learnt by heart; the next one of its
+        kind would not be known. Shown a llama as "camel", while no camel is about, the model
+        learns to take what comes nearest to the name.
+        """
+        shown = list(words)
+        for place, word in enumerate(words):
+            likely = self.train.stand_in_rate / len(self.library.pictures[word]) ** 0.5
+            if word in self.stand_ins and rng.random() < likely:
+                near, share = self.stand_ins[word]
+                other = str(rng.choice(near, p=share)) if near else word
+                if other not in words and other not in shown:
+                    shown[place] = other
+        return shown
 
     def _objects(self, rng: np.random.Generator) -> list[str]:
         sounding = int(rng.choice([1, 2, 3], p=[0.4, 0.45, 0.15]))
         silent = int(rng.choice([0, 1], p=[0.7, 0.3])) if self.distractors else 0
         words = list(rng.choice(self.audible, min(sounding, len(self.audible)), replace=False))
+        if rng.random() < 0.15:  # two of a kind
+            words.append(words[0])
         if silent:
             words += list(rng.choice(self.distractors, silent))
         rng.shuffle(words)
@@ -174,22 +197,22 @@ class SceneBatches:
     def make_lesson(self, step: int, phase: EncoderPhase) -> Lesson:
         """Pictures and windows of a step of the encoders' own phase.
 
-        Words are drawn by the root of how many pictures they have: the rare are not lost,
-        and the one picture of some does not crowd out the rest. Things may fill the frame
+        Words are drawn by the root of how many pictures or sounds they have: the rare are not
+        lost, and the one picture of some does not crowd out the rest. Things may fill the frame
         and more: close up they look as they do in a frame of twice the size.
         """
         rng = np.random.default_rng((self.train.seed, step))
         words = list(self.library.pictures)
-        share = np.array([len(self.library.pictures[word]) for word in words], np.float64) ** 0.5
+        share, heard_share = (
+            np.array([len(found[word]) for word in chosen], np.float64) ** 0.5
+            for found, chosen in ((self.library.pictures, words), (self.library.sounds, self.audio_words))
+        )
         double = (2 * phase.size[0], 2 * phase.size[1])
         photographs, dense_tags = [], []
         for _ in range(phase.pictures_per_step):
             count = int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))
             chosen = rng.choice(words, min(count, len(words)), replace=False, p=share / share.sum())
-            picture = compose_picture(
-                rng, self.library, [str(word) for word in chosen], double,
-                whole_rate=self.train.whole_photograph_rate, scale=(0.3, 1.3),
-            )  # fmt: skip
+            picture = self._compose(rng, [str(word) for word in chosen], double, (0.3, 1.3))
             photographs.append(picture.image)
             dense_tags.append(
                 self._dense_tags({word: coverage(picture.mask_of([word]), 2 * STRIDE) for word in picture.words})
@@ -198,23 +221,41 @@ class SceneBatches:
         audio_tags = np.zeros((phase.windows_per_step, len(self.audio_words)), np.float32)
         for row in range(phase.windows_per_step):
             count = int(rng.choice([0, 1, 2, 3], p=[0.1, 0.5, 0.3, 0.1]))
-            heard = rng.choice(self.audio_words, min(count, len(self.audio_words)), replace=False)
+            heard = rng.choice(
+                self.audio_words, min(count, len(self.audio_words)), replace=False, p=heard_share / heard_share.sum()
+            )
             noise = float(rng.uniform(0, 25)) if rng.random() < 0.5 else None
             waveform[row] = compose_sound(rng, self.library, [str(word) for word in heard], noise)
             for word in heard:
                 audio_tags[row, self.audio_tag_of[str(word)]] = 1
-        photograph = torch.from_numpy(np.stack(photographs))
-        image = F.avg_pool2d(self._normalised(np.stack(photographs).astype(np.float32)), 2)
-        dense = torch.from_numpy(np.stack(dense_tags))
-        return Lesson(image, photograph, dense, torch.from_numpy(waveform), torch.from_numpy(audio_tags))
+        return Lesson(
+            **self._seen(photographs, dense_tags),
+            waveform=torch.from_numpy(waveform),
+            audio_tags=torch.from_numpy(audio_tags),
+        )
 
-    def make(self, step: int, size: tuple[int, int]) -> Batch:
-        """The batch of a step at a picture size (height, width)."""
-        recipe, sounds = self.recipe, self.train.sounds_per_scene
+    def _compose(
+        self, rng: np.random.Generator, words: Sequence[str], size: tuple[int, int], scale: tuple[float, float]
+    ) -> Picture:
+        return compose_picture(rng, self.library, words, size, whole_rate=self.train.whole_photograph_rate, scale=scale)
+
+    def _seen(
+        self, photographs: Sequence[NDArray[np.uint8]], dense_tags: Sequence[NDArray[np.int64]]
+    ) -> dict[str, Any]:
+        """The picture's half of a :class:`Lesson`, from pictures of twice the size."""
+        photograph = np.stack(photographs)
+        return {
+            "image": F.avg_pool2d(self._normalised(photograph.astype(np.float32)), 2),
+            "photograph": torch.from_numpy(photograph),
+            "dense_tags": torch.from_numpy(np.stack(dense_tags)),
+        }
+
+    def make(self, step: int, phase: TrainPhase) -> Batch:
+        """The batch of a step of a phase of scenes."""
+        recipe, sounds, size = self.recipe, self.train.sounds_per_scene, phase.size
         scenes = self.train.scenes_per_step
         rows = scenes * sounds
         height, width = size[0] // STRIDE, size[1] // STRIDE
-        image = np.zeros((scenes, *size, 3), np.float32)
         waveform = np.zeros((rows, WINDOW_SAMPLES), np.float32)
         cues = np.zeros((rows, recipe.text.max_cues, recipe.text.dim), np.float32)
         valid = np.zeros((rows, recipe.text.max_cues), bool)
@@ -222,15 +263,17 @@ class SceneBatches:
         classes = np.full((rows, MAX_OBJECTS), -1, np.int64)
         masks = np.zeros((rows, MAX_OBJECTS, height, width), np.float32)
         audio_tags = np.zeros((rows, len(self.audio_words)), np.float32)
-        dense_tags = np.zeros((scenes, height, width), np.int64)
+        photographs, dense_tags = [], []
         for b in range(scenes):
             rng = np.random.default_rng((self.train.seed, step, b))
-            picture = compose_picture(
-                rng, self.library, self._objects(rng), size, whole_rate=self.train.whole_photograph_rate
+            words = self._objects(rng)
+            picture = self._compose(rng, self._shown(rng, words), (2 * size[0], 2 * size[1]), phase.scale)
+            photographs.append(picture.image)
+            dense_tags.append(
+                self._dense_tags({word: coverage(picture.mask_of([word]), 2 * STRIDE) for word in picture.words})
             )
-            image[b] = picture.image
-            cover = {word: coverage(picture.mask_of([word])) for word in picture.words}
-            dense_tags[b] = self._dense_tags(cover)
+            picture = replace(picture, words=tuple(words))
+            cover = {word: coverage(picture.mask_of([word]), 2 * STRIDE) for word in picture.words}
             for k, (heard, samples) in enumerate(self._sounds(rng, picture)):
                 row = b * sounds + k
                 waveform[row] = samples
@@ -247,5 +290,9 @@ class SceneBatches:
                     cue_sounds[row, slot] = name in heard
                 if not names:
                     cue_sounds[row, 0] = bool(heard)  # the fallback cue: "something that sounds"
-        arrays = (waveform, cues, valid, cue_sounds, classes, masks, audio_tags, dense_tags)
-        return Batch(self._normalised(image), *map(torch.from_numpy, arrays))
+        arrays = {
+            "waveform": waveform, "audio_tags": audio_tags, "cues": cues, "cue_valid": valid, "cue_sounds": cue_sounds,
+            "classes": classes, "masks": masks,
+        }  # fmt: skip
+        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return Batch(**self._seen(photographs, dense_tags), **tensors)

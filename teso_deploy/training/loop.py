@@ -19,7 +19,7 @@ from teso_deploy.errors import CheckpointError, RecipeError
 from teso_deploy.evaluation.library import read_library
 from teso_deploy.models import build, checkpoints
 from teso_deploy.models.decoder import segmentation_scores
-from teso_deploy.recipe import Recipe, TrainRecipe
+from teso_deploy.recipe import Recipe, TrainPhase, TrainRecipe
 from teso_deploy.training.batches import Batch, SceneBatches
 from teso_deploy.training.curves import draw_curves
 from teso_deploy.training.losses import TrainingHeads, encoder_losses, training_losses
@@ -37,11 +37,11 @@ class Progress:
     values: Mapping[str, float]
 
 
-def size_of_step(train: TrainRecipe, step: int) -> tuple[int, int]:
-    """Picture size (height, width) of a step, by the phases of the recipe."""
+def phase_of_step(train: TrainRecipe, step: int) -> TrainPhase:
+    """The phase of scenes that a step belongs to."""
     for phase in train.phases:
         if step < phase.steps:
-            return phase.size
+            return phase
         step -= phase.steps
     raise RecipeError(f"step {step} lies behind the last phase")
 
@@ -54,18 +54,21 @@ def learning_rate(peak: float, warmup_steps: int, step: int, steps: int) -> floa
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-#: What ``visual_rate`` is of.
-VISUAL = ("visual_encoder.swin.", "visual_encoder.pixel_decoder.")
+#: What ``encoder_rate`` is of: all that the encoders' own phase teaches.
+ENCODERS = ("visual_encoder.swin.", "visual_encoder.pixel_decoder.", "visual_encoder.tagger.", "audio_encoder.")
 
 
 def make_optimizer(
-    model: nn.Module, heads: nn.Module, train: TrainRecipe, visual_rate: float = 1.0
+    model: nn.Module, heads: nn.Module, train: TrainRecipe, encoder_rate: float = 1.0
 ) -> torch.optim.AdamW:
     """AdamW; weight decay on matrices only. ``rate`` of a group multiplies the learning rate of a step."""
     groups = []
     for rate, parameters in (
-        (visual_rate, [p for name, p in model.named_parameters() if name.startswith(VISUAL)]),
-        (1.0, [p for name, p in model.named_parameters() if not name.startswith(VISUAL)] + [*heads.parameters()]),
+        (
+            encoder_rate,
+            [p for name, p in model.named_parameters() if name.startswith(ENCODERS)] + [*heads.parameters()],
+        ),
+        (1.0, [p for name, p in model.named_parameters() if not name.startswith(ENCODERS)]),
     ):
         for decay, chosen in (
             (train.weight_decay, [p for p in parameters if p.ndim >= 2]),
@@ -172,15 +175,15 @@ class Trainer:
         assert phase is not None
         lesson = self.teachers.answer(self.batches.make_lesson(self.step, phase)).to(self.device)
         self.model.train()
-        losses = encoder_losses(self.model, self.heads, lesson, self.train)
+        losses, _, _ = encoder_losses(self.model, self.heads, lesson, self.train)
         rate = learning_rate(phase.learning_rate, self.train.warmup_steps, self.step, self.encoder_steps)
         return self._update(losses, rate)
 
     def _scenes_step(self) -> dict[str, float]:
         step, steps = self.step - self.encoder_steps, self.steps - self.encoder_steps
         if step == 0:  # what Adam remembers of the encoders' own losses means nothing to those of the scenes
-            self.optimizer = make_optimizer(self.model, self.heads, self.train, self.train.visual_rate)
-        batch = self.batches.make(step, size_of_step(self.train, step)).to(self.device)
+            self.optimizer = make_optimizer(self.model, self.heads, self.train, self.train.encoder_rate)
+        batch = self.teachers.answer(self.batches.make(step, phase_of_step(self.train, step))).to(self.device)
         rate = learning_rate(self.train.learning_rate, self.train.warmup_steps, step, steps)
         self.model.train()
         generator = torch.Generator().manual_seed(self.train.seed * 1_000_003 + step)
@@ -223,8 +226,7 @@ def train_model(
     if recipe.train is None or not recipe.train.phases:
         raise RecipeError(f"recipe {recipe.name} says nothing about training: add [train] with phases")
     batches = SceneBatches(recipe, read_library(data, "train", recipe.train.hold_out), embeddings)
-    teachers = load_teachers(recipe.train, data) if recipe.train.encoders else None
-    trainer = Trainer(recipe, batches, out, torch.device(device), teachers)
+    trainer = Trainer(recipe, batches, out, torch.device(device), load_teachers(recipe.train, data))
     if not trainer.resume() and start is not None:
         trainer.start_from(start)
     out.mkdir(parents=True, exist_ok=True)

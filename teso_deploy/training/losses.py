@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from teso_deploy.models.decoder import Memory
 from teso_deploy.models.teso import Teso
 from teso_deploy.recipe import Recipe, TrainRecipe
 from teso_deploy.training.batches import Batch, Lesson
@@ -87,19 +88,26 @@ def audio_tag_loss(heads: TrainingHeads, audio: Tensor, tags: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(heads.audio(audio), tags, reduction="none").sum(1).mean()
 
 
-def encoder_losses(model: Teso, heads: TrainingHeads, lesson: Lesson, train: TrainRecipe) -> dict[str, Tensor]:
-    """What each encoder learns by itself: from labels, and from its teacher's features where there is one."""
+def encoder_losses(
+    model: Teso, heads: TrainingHeads, lesson: Lesson, train: TrainRecipe
+) -> tuple[dict[str, Tensor], Memory, Tensor]:
+    """What each encoder learns by itself: from labels, and from its teacher's features where there is one.
+
+    Returns the terms, weighted, and what the encoders gave: the decoder's memory and F_A.
+    """
     losses = {}
     visual = model.visual_encoder
     with torch.autocast(lesson.image.device.type, torch.bfloat16, enabled=train.mixed_precision):
         maps = visual.swin(lesson.image)
-        mask_features, _ = visual.pixel_decoder(maps)
+        mask_features, levels = visual.pixel_decoder(maps)
+        memory = visual.memory(mask_features, levels)
         audio = model.audio_encoder(lesson.waveform)
-    if visual.tagger is not None:
+    if train.dense_tags and visual.tagger is not None:
         losses["dense_tags"] = train.dense_tags * F.cross_entropy(
             visual.tagger.logits(mask_features.float()), lesson.dense_tags
         )
-    losses["audio_tags"] = train.audio_tags * audio_tag_loss(heads, audio.float(), lesson.audio_tags)
+    if train.audio_tags:
+        losses["audio_tags"] = train.audio_tags * audio_tag_loss(heads, audio.float(), lesson.audio_tags)
     if train.picture_teacher is not None and lesson.picture_features:
         one, two, three, four = (x.float() for x in maps)
         stages = (one, two, torch.cat((three, F.interpolate(four, size=three.shape[2:], mode="nearest")), dim=1))
@@ -114,7 +122,7 @@ def encoder_losses(model: Teso, heads: TrainingHeads, lesson: Lesson, train: Tra
             for head, target in zip(heads.sound, lesson.sound_features, strict=True)
         ]
         losses["sound_teacher"] = train.sound_teacher.weight * torch.stack(terms).mean()
-    return losses
+    return losses, memory, audio
 
 
 def mask_losses(
@@ -160,26 +168,18 @@ def training_losses(
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Every term of a batch, weighted; and the last class and mask logits for the log."""
     sounds = len(batch.waveform) // len(batch.image)
+    terms, memory, audio = encoder_losses(model, heads, batch, train)
     with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=train.mixed_precision):
-        memory = model.visual_encoder(batch.image)
-        audio = model.audio_encoder(batch.waveform)
         queries, gate, latents = model.fusion.fuse(audio, batch.cues, batch.cue_valid)
         repeated = memory.repeat(sounds)
         states = torch.cat(model.decoder.refine(queries, repeated))
         class_logits = model.decoder.classifier(model.decoder.norm(states)).float()
         count = len(states) // len(queries)
         masks = [model.decoder.mask_logits(part, repeated.mask_features).float() for part in states.chunk(count)]
-    losses = mask_losses(class_logits, torch.cat(masks), batch, train, generator)
+    losses = terms | mask_losses(class_logits, torch.cat(masks), batch, train, generator)
     losses["info_nce"] = train.info_nce * info_nce(latents.float(), train.info_nce_temperature)
     offered = batch.cue_sounds >= 0
     losses["cue_gate"] = train.cue_gate * F.binary_cross_entropy_with_logits(
         gate.float()[offered], batch.cue_sounds[offered]
     )
-    if train.audio_tags:
-        losses["audio_tags"] = train.audio_tags * audio_tag_loss(heads, audio.float(), batch.audio_tags)
-    tagger = model.visual_encoder.tagger
-    if train.dense_tags and tagger is not None:
-        losses["dense_tags"] = train.dense_tags * F.cross_entropy(
-            tagger.logits(memory.mask_features.float()), batch.dense_tags
-        )
     return losses, class_logits.chunk(count)[-1], masks[-1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from teso_deploy.training.batches import Lesson
 
 #: What YAMNet adds before the logarithm (VGGish: 0.01); the mel bands are the same.
 _YAMNET_LOG_OFFSET = 0.001
+
+
+Learnt = TypeVar("Learnt", bound=Lesson)
 
 
 class Features(Protocol):
@@ -120,7 +123,7 @@ class Teachers:
         """Of the picture's and the sound's features; none without a teacher."""
         return (self.picture.channels if self.picture else (), self.sound.channels if self.sound else ())
 
-    def answer(self, lesson: Lesson) -> Lesson:
+    def answer(self, lesson: Learnt) -> Learnt:
         """The lesson with the teachers' features."""
         seen = () if self.picture is None else self.picture(lesson.photograph.numpy())
         if self.sound is None or self.log_mel is None:

@@ -216,3 +216,11 @@ def test_an_interrupted_run_leaves_nothing(
     done = teso("run", clip, "--bundle", tiny_bundle, *outputs)
     assert done.code != 0
     assert names_in(tmp_path / "out") == []
+
+
+def test_calibrating_what_training_did_not_write(tmp_path: Path, calibration_folder: Path, media_folder: Path) -> None:
+    refused("calibrate", tmp_path / "no.safetensors", "--data", calibration_folder, names="no.safetensors")
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(b"not safetensors")
+    refused("calibrate", other, "--data", calibration_folder, names="not a safetensors checkpoint")
+    assert other.read_bytes() == b"not safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -218,3 +219,46 @@ def test_a_broken_file_is_named(media_folder: Path, tmp_path: Path, broken: str)
     (tmp_path / "media" / broken).write_bytes(b"neither a picture nor a sound")
     with pytest.raises(DataError, match=broken):
         read_library(tmp_path / "media", "train")
+
+
+def test_some_training_sounds_are_left_for_calibration(calibration_folder: Path, media_folder: Path) -> None:
+    train, calibration = (read_library(calibration_folder, split) for split in ("train", "calibration"))
+    for word in WORDS:
+        assert (len(train.sounds[word]), len(calibration.sounds[word])) == (5, 1)
+        left = calibration.sounds[word][0].samples
+        assert not any(np.array_equal(left, recording.samples) for recording in train.sounds[word])
+        assert len(calibration.pictures[word]) == len(train.pictures[word])
+    assert "speech" in train.sounds and "speech" not in calibration.sounds, "one sound is too few to leave one"
+    with pytest.raises(DataError, match="no calibration"):
+        read_library(media_folder, "calibration")
+
+
+def test_natural_scenes_join_the_photographs(media_folder: Path, tmp_path: Path) -> None:
+    """COCO's panoptic masks: all of a word's segments together; specks and unknown things are none."""
+    folder = tmp_path / "media"
+    shutil.copytree(media_folder, folder)
+    natural = folder / "coco_by"
+    natural.mkdir()
+    numbers = np.zeros((120, 200), np.int64)
+    numbers[30:60, 20:50], numbers[30:60, 90:120], numbers[:3, :3], numbers[100:] = 70_000, 5, 9, 300
+    bands = np.stack([numbers % 256, numbers // 256 % 256, numbers // 65536], axis=2).astype(np.uint8)
+    Image.fromarray(bands).save(natural / "1_panoptic.png")
+    photograph = np.full((120, 200, 3), 90, np.uint8)
+    photograph[(numbers == 70_000) | (numbers == 5)] = 250
+    Image.fromarray(photograph).save(natural / "1.png")
+    segments = [
+        {"id": 70_000, "cat": "dog"},
+        {"id": 5, "cat": "dog"},
+        {"id": 9, "cat": "cow"},
+        {"id": 300, "cat": "sea"},
+    ]
+    index = {"images": [{"image": "1.png", "panoptic": "1_panoptic.png", "segments": segments}]}
+    (natural / "index.json").write_text(json.dumps(index))
+    library = read_library(folder, "train")
+    assert set(library.whole) == {"dog"}
+    (scene,) = library.whole["dog"]
+    alpha, colours = np.asarray(scene.getchannel("A")), np.asarray(scene.convert("RGB"))
+    assert (alpha > 0).sum() == 2 * 30 * 30
+    assert np.array_equal(alpha > 0, colours[..., 0] == 250), "the picture outside of the mask is as it was"
+    assert not read_library(folder, "test").whole
+    assert compose_picture(np.random.default_rng(0), library, ["dog"], (64, 64), whole_rate=1).words == ("dog",)

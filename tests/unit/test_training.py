@@ -19,9 +19,15 @@ from teso_deploy.errors import CheckpointError, DataError, InputNotFoundError, R
 from teso_deploy.evaluation.library import Library
 from teso_deploy.models import build, checkpoints
 from teso_deploy.models.audio import LogMel
-from teso_deploy.recipe import EncoderPhase, HeadRecipe, Recipe, TeacherRecipe, TrainRecipe, load_recipe
+from teso_deploy.recipe import EncoderPhase, HeadRecipe, Recipe, TeacherRecipe, TrainPhase, TrainRecipe, load_recipe
 from teso_deploy.training.batches import SceneBatches, coverage
-from teso_deploy.training.loop import learning_rate, size_of_step, train_model
+from teso_deploy.training.calibration import (
+    FALSE_ALARM_RATE,
+    _gate_threshold,
+    _tag_threshold,
+    calibrate_checkpoint,
+)
+from teso_deploy.training.loop import learning_rate, phase_of_step, train_model
 from teso_deploy.training.losses import (
     TrainingHeads,
     encoder_losses,
@@ -104,7 +110,7 @@ def test_info_nce_is_least_for_orthogonal_latents() -> None:
 
 def test_a_perfect_prediction_costs_nothing_and_a_blank_one_does(batches: SceneBatches) -> None:
     train = batches.train.model_copy(update={"loss_points": 10_000})
-    batch = batches.make(0, (64, 64))
+    batch = batches.make(0, TrainPhase(size=(64, 64), steps=1))
     rows, queries, classes = len(batch.classes), 6, 3
     class_logits = torch.full((rows, queries, classes + 1), -20.0)
     class_logits[..., -1] = 20.0
@@ -121,7 +127,8 @@ def test_a_perfect_prediction_costs_nothing_and_a_blank_one_does(batches: SceneB
 
 
 def test_batches_are_the_same_for_the_same_step_and_differ_between_steps(batches: SceneBatches) -> None:
-    first, again, other = batches.make(3, (32, 32)), batches.make(3, (32, 32)), batches.make(4, (32, 32))
+    phase = TrainPhase(size=(32, 32), steps=1)
+    first, again, other = batches.make(3, phase), batches.make(3, phase), batches.make(4, phase)
     assert torch.equal(first.image, again.image) and torch.equal(first.waveform, again.waveform)
     assert torch.equal(first.cue_sounds, again.cue_sounds) and torch.equal(first.masks, again.masks)
     assert not torch.equal(first.image, other.image)
@@ -131,7 +138,7 @@ def test_truth_and_cues_of_a_batch_agree(batches: SceneBatches, embeddings: dict
     words = list(batches.recipe.head.classes)
     silent = offered = 0
     for step in range(6):
-        batch = batches.make(step, (64, 64))
+        batch = batches.make(step, TrainPhase(size=(64, 64), steps=1))
         assert ((batch.cue_sounds >= 0) >= batch.cue_valid).all()
         for n in range(len(batch.classes)):
             heard = {words[c] for c in batch.classes[n].tolist() if c >= 0}
@@ -146,6 +153,46 @@ def test_truth_and_cues_of_a_batch_agree(batches: SceneBatches, embeddings: dict
             for t, c in enumerate(batch.classes[n].tolist()):
                 assert (c >= 0) == bool(batch.masks[n, t].any())
     assert silent and offered
+
+
+def test_stand_ins_are_near_by_name_and_never_of_what_is_visible(
+    recipe: Recipe, shapes_and_tones: Library, embeddings: dict[str, NDArray[np.float32]]
+) -> None:
+    assert recipe.train is not None
+    train = recipe.train.model_copy(update={"stand_in_rate": 1.0})
+    always = SceneBatches(recipe.model_copy(update={"train": train}), shapes_and_tones, embeddings)
+    rng = np.random.default_rng(0)
+    shown = [always._shown(rng, ["dog", "cow"]) for _ in range(200)]
+    seen = {tuple(words) for words in shown}
+    assert seen == {("dog", "cow"), ("car", "cow"), ("dog", "car")}, "a car for one of them, never for both"
+    # Two pictures of each word: a stand-in in 1 / √2 of the draws.
+    alone = [always._shown(rng, ["dog"])[0] for _ in range(400)]
+    assert 0.63 < np.mean([word != "dog" for word in alone]) < 0.78
+    near, share = always.stand_ins["dog"]
+    likeness = [float(embeddings[word] @ embeddings["dog"]) for word in near]
+    assert likeness == sorted(likeness, reverse=True) and share.argmax() == 0
+    never = SceneBatches(recipe, shapes_and_tones, embeddings)
+    assert never._shown(rng, ["dog", "cow", "car"]) == ["dog", "cow", "car"]
+
+
+def test_a_stand_in_is_named_as_the_cue_and_tagged_as_what_it_is(
+    recipe: Recipe, shapes_and_tones: Library, embeddings: dict[str, NDArray[np.float32]]
+) -> None:
+    """A red dog goes as "cow" or "car": class and mask follow the name, the dense tags the picture."""
+    assert recipe.train is not None
+    train = recipe.train.model_copy(update={"stand_in_rate": 1.0, "missed_cue_rate": 0.0, "extra_cue_rate": 0.0})
+    batches = SceneBatches(recipe.model_copy(update={"train": train}), shapes_and_tones, embeddings)
+    others = 0
+    for step in range(8):
+        batch = batches.make(step, TrainPhase(size=(64, 64), steps=1))
+        for n, b in ((n, n // train.sounds_per_scene) for n in range(len(batch.classes))):
+            for c, mask in zip(batch.classes[n].tolist(), batch.masks[n], strict=True):
+                cells = batch.dense_tags[b][mask > 0.9]
+                if c >= 0 and len(cells):
+                    name = recipe.head.classes[c]
+                    shown = {recipe.tagger.words[tag - 1] for tag in cells.tolist() if tag}
+                    others += bool(shown - {name})
+    assert others > 5
 
 
 def test_lessons_show_what_they_say(batches: SceneBatches) -> None:
@@ -188,8 +235,8 @@ def test_teachers_answer_for_a_lesson_and_the_heads_learn_from_them(recipe: Reci
     heads = TrainingHeads(recipe, len(batches.audio_words), *teachers.channels)
     optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=3e-3)
     history = []
-    for _ in range(25):
-        losses = encoder_losses(model, heads, lesson, train)
+    for _ in range(60):
+        losses, _, _ = encoder_losses(model, heads, lesson, train)
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
@@ -248,9 +295,9 @@ def test_coverage_is_the_share_of_each_cell() -> None:
 def test_phases_and_learning_rate(recipe: Recipe) -> None:
     train = recipe.train
     assert train is not None
-    assert [size_of_step(train, step)[0] for step in range(6)] == [32, 32, 32, 64, 64, 64]
+    assert [phase_of_step(train, step).size[0] for step in range(6)] == [32, 32, 32, 64, 64, 64]
     with pytest.raises(RecipeError):
-        size_of_step(train, 6)
+        phase_of_step(train, 6)
     rates = [learning_rate(1e-3, 2, step, 6) for step in range(7)]
     assert rates[1] == 1e-3 and rates[0] < rates[1] > rates[3] > rates[6] > 0
 
@@ -320,7 +367,7 @@ def test_a_binary_head_learns_everything_that_sounds_as_one_class(
     recipe: Recipe, shapes_and_tones: Library, embeddings: dict[str, NDArray[np.float32]]
 ) -> None:
     binary = recipe.model_copy(update={"head": HeadRecipe(kind="binary")})
-    batch = SceneBatches(binary, shapes_and_tones, embeddings).make(0, (32, 32))
+    batch = SceneBatches(binary, shapes_and_tones, embeddings).make(0, TrainPhase(size=(32, 32), steps=1))
     assert set(batch.classes.unique().tolist()) == {-1, 0} and batch.masks[batch.classes >= 0].any()
 
 
@@ -334,7 +381,7 @@ def test_training_learns(recipe: Recipe, shapes_and_tones: Library, embeddings: 
     from teso_deploy.training.losses import training_losses
 
     batches = SceneBatches(recipe, shapes_and_tones, embeddings)
-    batch, train = batches.make(0, (32, 32)), batches.train
+    batch, train = batches.make(0, TrainPhase(size=(32, 32), steps=1)), batches.train
     model = build(recipe, 0).train()
     heads = TrainingHeads(recipe, len(batches.audio_words))
     optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=3e-3)
@@ -361,3 +408,54 @@ def test_checkpoints_name_the_keys_that_do_not_fit(tiny_recipe: Recipe, tmp_path
     path.write_bytes(b"not safetensors")
     with pytest.raises(CheckpointError, match="not a safetensors"):
         checkpoints.load(build(tiny_recipe), path)
+
+
+def test_batch_norm_only_where_the_recipe_asks_for_it(tiny_recipe: Recipe) -> None:
+    audio = tiny_recipe.audio.model_copy(update={"batch_norm": True})
+    for chosen, count in ((tiny_recipe, 0), (tiny_recipe.model_copy(update={"audio": audio}), 6 + 2)):
+        norms = [layer for layer in build(chosen).modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
+        assert len(norms) == count
+
+
+def test_calibration_is_kept_in_the_checkpoint_and_shifts_the_gate(
+    recipe: Recipe, calibration_folder: Path, embeddings: dict[str, NDArray[np.float32]], tmp_path: Path
+) -> None:
+    path, model = tmp_path / "m.safetensors", build(recipe, 0)
+    checkpoints.save(model, path, {"recipe": recipe.model_dump_json(by_alias=True), "step": "6"})
+    found = calibrate_checkpoint(path, calibration_folder, embeddings, scenes=12)
+    assert 0 <= found.false_alarm_rate <= FALSE_ALARM_RATE + 1 / 24
+    assert 0 <= found.open_rate <= 1 and 0 <= found.miou <= 1 and found.tag_threshold is not None
+    assert checkpoints.read(path)[1]["step"] == "6", "what the file said before is still there"
+    chosen = checkpoints.calibrated(recipe, path)
+    assert chosen.head.threshold == found.mask_threshold and chosen.tagger.threshold == found.tag_threshold
+    assert chosen.fusion.gate_threshold == found.gate_threshold
+    shifted = build(chosen)
+    checkpoints.load(shifted, path)
+    cues = torch.from_numpy(np.stack([embeddings["dog"], embeddings["cow"]])).repeat(1, 2, 1)
+    valid = torch.tensor([[True, True, False, False]])
+    audio = torch.randn(1, recipe.audio.dim, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        raw, moved = model.fusion(audio, cues, valid)[1], shifted.fusion(audio, cues, valid)[1]
+        trained = shifted.fusion.fuse(audio, cues, valid)[1]
+    assert torch.allclose(moved[:, :2], raw[:, :2] - found.gate_threshold) and not moved[:, 2:].any()
+    assert torch.equal(trained, raw), "training knows nothing of the threshold"
+
+
+def test_thresholds_are_where_they_should_be() -> None:
+    blank = np.arange(100, dtype=np.float32)
+    assert _gate_threshold(np.array([50.0, 200.0]), blank) == pytest.approx(np.quantile(blank, 0.95))
+    assert _gate_threshold(np.array([150.0, 200.0]), blank) == pytest.approx((np.quantile(blank, 0.95) + 150) / 2)
+    tags = np.array([[0.9, 0.2], [0.8, 0.35], [0.3, 0.6]])
+    visible = np.array([[True, False], [True, False], [False, True]])
+    assert _tag_threshold(tags, visible) == (0.4, 1.0)
+
+
+def test_a_checkpoint_without_or_with_a_broken_calibration(recipe: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    checkpoints.save(build(recipe, 0), path)
+    assert checkpoints.calibrated(recipe, path) == recipe
+    with pytest.raises(CheckpointError, match="of which recipe"):
+        checkpoints.recipe_of(path)
+    checkpoints.save(build(recipe, 0), path, {checkpoints.CALIBRATION: "{}"})
+    with pytest.raises(CheckpointError, match="calibrate again"):
+        checkpoints.calibrated(recipe, path)

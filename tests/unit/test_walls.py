@@ -26,7 +26,7 @@ LEVELS = {
 TORCH_SIDE = {
     "models": {"models", "recipe", "types", "errors", "resources"},
     "exporting": {"exporting", "models", "bundle", "backends", "media", "cues", "runtime", "evaluation", "recipe"},
-    "training": {"training", "models", "exporting", "bundle", "evaluation", "recipe"},
+    "training": {"training", "models", "exporting", "bundle", "evaluation", "runtime", "recipe"},
 }
 HEAVY = {"torch", "transformers", "optimum", "onnx", "onnxscript", "safetensors", "tokenizers", "scipy", "matplotlib"}
 SMALL = {"types", "errors", "resources", "outputs"}

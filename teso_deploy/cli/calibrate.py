@@ -1,0 +1,38 @@
+"""``teso-deploy calibrate``: choose the thresholds that training leaves open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from teso_deploy.cli.reports import check_json, write_json
+from teso_deploy.cli.train import check_extra, embedded_words, show_calibration
+
+
+def calibrate(
+    checkpoint: Annotated[Path, typer.Argument(help="The model.safetensors that `train` wrote; it keeps the outcome.")],
+    data: Annotated[Path, typer.Option(envvar="TESO_AVS_DATA", help="Folder of pictures and sounds.")],
+    scenes: Annotated[int, typer.Option(min=10, help="Scenes of each row.")] = 150,
+    seed: Annotated[int, typer.Option(help="Scenes come from this alone.")] = 0,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Write the calibration to a file, or - for stdout.")
+    ] = None,
+) -> None:
+    """Choose the thresholds of gate, masks and tags, on sounds that training left out, and keep them in the checkpoint.
+
+    `train` does this at its end; `export` puts the thresholds into the bundle.
+    """
+    check_extra()
+    check_json(json_out)
+    from teso_deploy.models import checkpoints
+    from teso_deploy.training.calibration import calibrate_checkpoint
+
+    console = Console(stderr=True)
+    table = embedded_words(console, checkpoints.recipe_of(checkpoint), data)
+    with console.status("calibrating"):
+        found = calibrate_checkpoint(checkpoint, data, table, scenes, seed)
+    show_calibration(console, found)
+    write_json(json_out, {"schema_version": 1, "checkpoint": str(checkpoint), **found.model_dump(mode="json")})

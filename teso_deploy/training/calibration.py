@@ -1,0 +1,175 @@
+"""The three thresholds that training leaves open: of ξ, of the masks (τ) and of the tags.
+
+Chosen on scenes of training pictures and of the training sounds that no step ever heard
+(:func:`teso_deploy.evaluation.library.read_library`, split ``calibration``); nothing of
+``test`` is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from teso_deploy.evaluation.library import Library, read_library
+from teso_deploy.evaluation.protocol import Trial, intersection_over_union, make_scene, testable_words
+from teso_deploy.models import build, checkpoints
+from teso_deploy.models.decoder import Memory, segmentation_scores
+from teso_deploy.models.teso import Teso
+from teso_deploy.recipe import Calibration
+from teso_deploy.runtime.postprocess import labels_of
+from teso_deploy.runtime.preprocess import normalised, resized
+
+#: So often may a sound of nothing visible open a gate.
+FALSE_ALARM_RATE = 0.05
+SOUNDING_ROWS = ("one source", "two sources", "silent distractor")
+BLANK_ROWS = ("white noise", "off-screen")
+_MASK_THRESHOLDS = tuple(round(0.2 + 0.05 * i, 2) for i in range(13))
+_TAG_THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A trial and what the encoders made of it."""
+
+    trial: Trial
+    memory: Memory
+    audio: torch.Tensor
+    cues: torch.Tensor
+    cue_valid: torch.Tensor
+    names: tuple[str, ...]
+    gates: NDArray[np.float32]
+
+
+def _trials(
+    model: Teso, library: Library, embeddings: Mapping[str, NDArray[np.float32]], row: str, scenes: int, seed: int
+) -> Iterator[_Seen]:
+    recipe = model.recipe
+    words = testable_words(library, recipe.head.classes if recipe.head.kind == "semantic" else sorted(library.sounds))
+    for number in range(scenes):
+        for trial in make_scene(library, words, row, seed, number, (360, 480)):
+            picture = resized(trial.picture.image, recipe.image.sizes[0])
+            memory = model.visual_encoder(torch.from_numpy(normalised(picture, recipe.image.mean, recipe.image.std)))
+            names = tuple(dict.fromkeys(word for word in trial.picture.words if word in embeddings))
+            names = names[: recipe.text.max_cues]
+            cues = torch.zeros(1, recipe.text.max_cues, recipe.text.dim)
+            valid = torch.zeros(1, recipe.text.max_cues, dtype=torch.bool)
+            for slot, name in enumerate(names):
+                cues[0, slot] = torch.from_numpy(embeddings[name])
+                valid[0, slot] = True
+            audio = model.audio_encoder(torch.from_numpy(trial.samples)[None])
+            _, gates, _ = model.fusion.fuse(audio, cues, valid)
+            yield _Seen(trial, memory, audio, cues, valid, names, gates[0, : len(names)].numpy())
+
+
+def _gate_threshold(sounding: NDArray[np.float32], blank: NDArray[np.float32]) -> float:
+    """The least threshold of ξ above which no more than ``FALSE_ALARM_RATE`` of the blank trials lie.
+
+    ``sounding``: ξ of each cue that is heard; ``blank``: the highest ξ of each trial in which none is.
+    """
+    threshold = float(np.quantile(blank, 1 - FALSE_ALARM_RATE))
+    # Gates that lie far apart: the middle between them errs least on what was not seen here.
+    lowest = float(sounding.min())
+    return (threshold + lowest) / 2 if lowest > threshold else threshold
+
+
+def _miou(model: Teso, seen: _Seen, gate_threshold: float) -> list[float]:
+    """IoU of the sounding words of a trial, a mean for each of ``_MASK_THRESHOLDS``."""
+    head = model.recipe.head
+    queries, _, _ = model.fusion.fuse(seen.audio, seen.cues, seen.cue_valid, gate_threshold)
+    class_logits, mask_logits = model.decoder(queries, seen.memory)
+    scores = segmentation_scores(class_logits, mask_logits, head)[0].numpy()
+    picture = seen.trial.picture
+    found = []
+    for threshold in _MASK_THRESHOLDS:
+        labels = labels_of(scores, picture.image.shape[:2], threshold)
+        ious = [
+            intersection_over_union(
+                labels == 1 + (head.classes.index(word) if head.kind == "semantic" else 0),
+                picture.mask_of([word] if head.kind == "semantic" else seen.trial.heard) > 127,
+            )
+            for word in seen.trial.heard
+        ]
+        found.append(float(np.mean(ious)))
+    return found
+
+
+def _tag_threshold(tags: NDArray[np.float32], visible: NDArray[np.bool_]) -> tuple[float, float]:
+    """Tags (N, K) and what is visible (N, K) → the threshold of the best F1, and that."""
+
+    def f1(threshold: float) -> float:
+        named = tags >= threshold
+        return 2 * float((named & visible).sum()) / max(1, int(named.sum() + visible.sum()))
+
+    best = max(_TAG_THRESHOLDS, key=f1)
+    return best, f1(best)
+
+
+@torch.no_grad()
+def calibrate(
+    model: Teso, library: Library, embeddings: Mapping[str, NDArray[np.float32]], scenes: int = 150, seed: int = 0
+) -> Calibration:
+    """Choose the thresholds of a trained model on ``scenes`` scenes of each row.
+
+    ``library``: the split ``calibration``. ``embeddings``: word → (d_T,). First that of ξ, such
+    that what is not visible opens a gate in no more than ``FALSE_ALARM_RATE``; with it the τ of
+    the best mIoU; apart from both the tags' of the best F1.
+    """
+    model.eval()
+
+    def seen_in(rows: Sequence[str]) -> Iterator[_Seen]:
+        return (seen for row in rows for seen in _trials(model, library, embeddings, row, scenes, seed))
+
+    blank = [float(seen.gates.max()) for seen in seen_in(BLANK_ROWS) if len(seen.names)]
+    # Each scene is made twice: to keep what the encoders made of all of them would take gigabytes.
+    heard = np.array(
+        [
+            gate
+            for seen in seen_in(SOUNDING_ROWS)
+            for name, gate in zip(seen.names, seen.gates, strict=True)
+            if name in seen.trial.heard
+        ],
+        np.float32,
+    )
+    gate_threshold = _gate_threshold(heard, np.array(blank, np.float32))
+    tagger, words = model.visual_encoder.tagger, model.recipe.tagger.words
+    ious, tags, visible = [], [], []
+    for seen in seen_in(SOUNDING_ROWS):
+        ious.append(_miou(model, seen, gate_threshold))
+        if tagger is not None:
+            tags.append(tagger(seen.memory.resized[-1])[0].numpy())
+            visible.append([word in seen.trial.picture.words for word in words])
+    miou = np.mean(ious, axis=0)
+    tag_threshold, tag_f1 = _tag_threshold(np.array(tags), np.array(visible)) if tags else (None, None)
+    return Calibration(
+        gate_threshold=round(gate_threshold, 4),
+        mask_threshold=_MASK_THRESHOLDS[int(miou.argmax())],
+        tag_threshold=tag_threshold,
+        open_rate=round(float((heard > gate_threshold).mean()), 4),
+        false_alarm_rate=round(float((np.array(blank) > gate_threshold).mean()), 4),
+        miou=round(float(miou.max()), 4),
+        tag_f1=None if tag_f1 is None else round(tag_f1, 4),
+        scenes=scenes,
+        seed=seed,
+    )
+
+
+def calibrate_checkpoint(
+    path: Path, data: Path, embeddings: Mapping[str, NDArray[np.float32]], scenes: int = 150, seed: int = 0
+) -> Calibration:
+    """Calibrate the model of a checkpoint that training wrote, and keep the thresholds in it.
+
+    Raises :class:`CheckpointError` (not such a file), :class:`DataError` (too few sounds left out of training).
+    """
+    recipe = checkpoints.recipe_of(path)
+    library = read_library(data, "calibration", recipe.train.hold_out if recipe.train else ())
+    model = build(recipe)
+    checkpoints.load(model, path)
+    calibration = calibrate(model, library, embeddings, scenes, seed)
+    _, metadata = checkpoints.read(path)
+    checkpoints.save(model, path, {**metadata, checkpoints.CALIBRATION: calibration.model_dump_json()})
+    return calibration
