@@ -23,15 +23,20 @@ from teso_deploy.evaluation.library import read_library
 from teso_deploy.recipe import load_recipe
 from teso_deploy.training.batches import SceneBatches
 from teso_deploy.training.loop import Trainer
+from teso_deploy.training.teachers import load_teachers
 
 WARM_UP_STEPS = 3
 
 
 def measure(recipe_name: str, data: Path, device: str, steps: int) -> dict[str, Any]:
-    """The report. What a step takes does not hang on what the cue words mean: their embeddings are random."""
+    """The report, of steps whose scenes are made in the same process, teachers included.
+
+    What a step takes does not hang on what the cue words mean: their embeddings are random.
+    """
     recipe = load_recipe(recipe_name)
     assert recipe.train is not None
     library = read_library(data, "train", recipe.train.hold_out)
+    teachers = load_teachers(recipe.train, data)
     rng = np.random.default_rng(0)
     words = {*library.pictures, *library.sounds}
     embeddings = {
@@ -41,11 +46,13 @@ def measure(recipe_name: str, data: Path, device: str, steps: int) -> dict[str, 
     for phase in recipe.train.phases:
         train = recipe.train.model_copy(update={"phases": (phase,), "encoders": None})
         alone = recipe.model_copy(update={"train": train})
-        trainer = Trainer(alone, SceneBatches(alone, library, embeddings), Path(os.devnull), torch.device(device))
+        trainer = Trainer(
+            alone, SceneBatches(alone, library, embeddings), Path(os.devnull), torch.device(device), teachers
+        )
         times, composing = [], []
         for step in range(WARM_UP_STEPS + steps):
             before = time.perf_counter()
-            trainer.batches.make(step, phase)
+            trainer.lesson(step)
             between = time.perf_counter()
             trainer.run_step()  # reads its losses back, so the device is done
             composing.append(between - before)

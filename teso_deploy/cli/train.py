@@ -51,6 +51,7 @@ def train(
         Path | None, typer.Option(help="Checkpoint whose encoders to begin with, in place of their own phase.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that make scenes ahead, for a GPU.")] = 0,
     save_every_steps: Annotated[int, typer.Option(min=1, help="Steps between saved states.")] = 100,
 ) -> None:
     """Train a recipe on scenes composed from a folder of media. A run that was broken off goes on."""
@@ -75,7 +76,7 @@ def train(
             text = "  ".join(f"{name} {value:.2f}" for name, value in picked.items())
             bar.update(task, total=progress.steps, completed=progress.step, values=text)
 
-        weights = loop.train_model(chosen, data, folder, table, device, show, save_every_steps, start)
+        weights = loop.train_model(chosen, data, folder, table, device, show, save_every_steps, start, workers)
     console.print(f"weights: {weights}\ncurves:  {folder / loop.CURVES}")
     try:
         with console.status("calibrating"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from teso_deploy.evaluation.library import read_library
 from teso_deploy.models import build, checkpoints
 from teso_deploy.models.decoder import segmentation_scores
 from teso_deploy.recipe import Recipe, TrainPhase, TrainRecipe
-from teso_deploy.training.batches import Batch, SceneBatches
+from teso_deploy.training.batches import Batch, Lesson, SceneBatches
 from teso_deploy.training.curves import draw_curves
 from teso_deploy.training.losses import TrainingHeads, encoder_losses, training_losses
 from teso_deploy.training.teachers import Teachers, load_teachers
@@ -164,26 +164,38 @@ class Trainer:
         self.average.module.load_state_dict(self.model.state_dict())
         self.step = self.encoder_steps
 
-    def run_step(self) -> dict[str, float]:
-        """One step; returns the values for the log."""
-        values = self._scenes_step() if self.step >= self.encoder_steps else self._encoders_step()
+    def lesson(self, step: int) -> Lesson:
+        """What a step learns from, the teachers' answers included; a :class:`Batch` behind the encoders' own phase."""
+        if step >= self.encoder_steps:
+            step -= self.encoder_steps
+            return self.teachers.answer(self.batches.make(step, phase_of_step(self.train, step)))
+        assert self.train.encoders is not None
+        return self.teachers.answer(self.batches.make_lesson(step, self.train.encoders))
+
+    def lessons(self, workers: int = 0) -> Iterable[Lesson]:
+        """The lessons of all steps to come, made ahead by so many processes; the same ones whatever their number."""
+        return torch.utils.data.DataLoader(
+            _Lessons(self), batch_size=None, sampler=range(self.step, self.steps), num_workers=workers
+        )
+
+    def run_step(self, lesson: Lesson | None = None) -> dict[str, float]:
+        """One step, by default on its own lesson; returns the values for the log."""
+        lesson = (self.lesson(self.step) if lesson is None else lesson).to(self.device)
+        values = self._scenes_step(lesson) if isinstance(lesson, Batch) else self._encoders_step(lesson)
         self.step += 1
         return values
 
-    def _encoders_step(self) -> dict[str, float]:
-        phase = self.train.encoders
-        assert phase is not None
-        lesson = self.teachers.answer(self.batches.make_lesson(self.step, phase)).to(self.device)
+    def _encoders_step(self, lesson: Lesson) -> dict[str, float]:
+        assert self.train.encoders is not None
         self.model.train()
         losses, _, _ = encoder_losses(self.model, self.heads, lesson, self.train)
-        rate = learning_rate(phase.learning_rate, self.train.warmup_steps, self.step, self.encoder_steps)
-        return self._update(losses, rate)
+        peak = self.train.encoders.learning_rate
+        return self._update(losses, learning_rate(peak, self.train.warmup_steps, self.step, self.encoder_steps))
 
-    def _scenes_step(self) -> dict[str, float]:
+    def _scenes_step(self, batch: Batch) -> dict[str, float]:
         step, steps = self.step - self.encoder_steps, self.steps - self.encoder_steps
         if step == 0:  # what Adam remembers of the encoders' own losses means nothing to those of the scenes
             self.optimizer = make_optimizer(self.model, self.heads, self.train, self.train.encoder_rate)
-        batch = self.teachers.answer(self.batches.make(step, phase_of_step(self.train, step))).to(self.device)
         rate = learning_rate(self.train.learning_rate, self.train.warmup_steps, step, steps)
         self.model.train()
         generator = torch.Generator().manual_seed(self.train.seed * 1_000_003 + step)
@@ -205,6 +217,19 @@ class Trainer:
         return values | {"total": total.item(), "gradient_norm": norm.item(), "learning_rate": rate}
 
 
+class _Lessons(torch.utils.data.Dataset[Lesson]):
+    """A trainer's lessons, by step."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def __len__(self) -> int:
+        return self._trainer.steps
+
+    def __getitem__(self, step: int) -> Lesson:
+        return self._trainer.lesson(step)
+
+
 def train_model(
     recipe: Recipe,
     data: Path,
@@ -214,11 +239,13 @@ def train_model(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     save_every_steps: int = 100,
     start: Path | None = None,
+    workers: int = 0,
 ) -> Path:
     """Train a recipe on composed scenes of a media folder; returns the path of the weights.
 
     ``start``: a checkpoint whose encoders to begin with, in place of the encoders' own phase;
-    a recipe of other fusion or decoder may have trained it.
+    a recipe of other fusion or decoder may have trained it. ``workers``: processes that make
+    the scenes ahead, for a device that is faster than one core can make them.
 
     ``out`` keeps the state, the averaged weights, the log and the curves; a run that was
     broken off goes on from there, to the same result. ``embeddings``: word → (d_T,).
@@ -235,8 +262,8 @@ def train_model(
     rows = [row for row in rows if row["step"] <= trainer.step]
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with log.open("a") as lines:
-        while trainer.step < trainer.steps:
-            values = trainer.run_step()
+        for lesson in trainer.lessons(workers):
+            values = trainer.run_step(lesson)
             row = {"step": trainer.step, **{key: round(value, 6) for key, value in values.items()}}
             rows.append(row)
             lines.write(json.dumps(row) + "\n")

@@ -20,14 +20,14 @@ from teso_deploy.evaluation.library import Library
 from teso_deploy.models import build, checkpoints
 from teso_deploy.models.audio import LogMel
 from teso_deploy.recipe import EncoderPhase, HeadRecipe, Recipe, TeacherRecipe, TrainPhase, TrainRecipe, load_recipe
-from teso_deploy.training.batches import SceneBatches, coverage
+from teso_deploy.training.batches import Batch, SceneBatches, coverage
 from teso_deploy.training.calibration import (
     FALSE_ALARM_RATE,
     _gate_threshold,
     _tag_threshold,
     calibrate_checkpoint,
 )
-from teso_deploy.training.loop import learning_rate, phase_of_step, train_model
+from teso_deploy.training.loop import Trainer, learning_rate, phase_of_step, train_model
 from teso_deploy.training.losses import (
     TrainingHeads,
     encoder_losses,
@@ -328,6 +328,15 @@ def test_a_broken_run_goes_on_to_the_same_weights(
     other = recipe.model_copy(update={"summary": "another"})
     with pytest.raises(CheckpointError, match="another recipe"):
         train_model(other, media_folder, tmp_path / "broken", embeddings)
+
+
+def test_lessons_made_ahead_are_the_same(batches: SceneBatches, tmp_path: Path) -> None:
+    trainer = Trainer(batches.recipe, batches, tmp_path, torch.device("cpu"))
+    trainer.step = 1  # the last of the encoders' own two
+    ahead, here = list(trainer.lessons(workers=2)), list(trainer.lessons())
+    assert [isinstance(lesson, Batch) for lesson in ahead] == [False] + 6 * [True]
+    for one, other in zip(ahead, here, strict=True):
+        assert torch.equal(one.image, other.image) and torch.equal(one.waveform, other.waveform)
 
 
 def test_encoders_of_another_run_are_a_start(
