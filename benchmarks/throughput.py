@@ -103,8 +103,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=LEAST_SECONDS, help="least time a row")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    spans = shipped_path("export/demo/clip.json")
-    words = options.cues.split(",") if options.cues else list(json.loads(spans.read_text(encoding="utf-8")))
+    script = shipped_path("export/demo/clip.json")
+    words = options.cues.split(",") if options.cues else json.loads(script.read_text(encoding="utf-8"))["visible"]
     try:
         bundle = Bundle.open(options.bundle)
         report = measure(bundle, options.clip, words, options.threads, options.seconds)

@@ -248,9 +248,9 @@ class Calibration(_Table):
     """Thresholds chosen after training, and what they gave on the calibration scenes.
 
     ``open_rate``: share of sounding cues that are heard; ``false_alarm_rate``: share of the
-    windows without a sound of anything visible in which a cue is; ``miou`` of the rows in which
-    something sounds; ``tag_f1`` of the visible words, None without a tagger; ``scenes`` of each
-    row, from ``seed``.
+    windows in which a cue is heard though nothing visible sounds, the higher of noise and
+    off-screen sounds; ``miou`` of the rows in which something sounds; ``tag_f1`` of the visible
+    words, None without a tagger; ``scenes`` of each row, from ``seed``.
     """
 
     gate_threshold: float

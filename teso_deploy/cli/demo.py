@@ -44,29 +44,36 @@ def _captioned(picture: Picture, text: str) -> Picture:
     return np.concatenate([np.asarray(strip), picture])
 
 
-def sheet_moments(spans: Spans) -> list[tuple[float, str]]:
+def sheet_moments(spans: Spans, visible: list[str]) -> list[tuple[float, str]]:
     """The middle of each span and what is heard then, in order of time; close ones once."""
     moments: list[tuple[float, str]] = []
     for middle in sorted((start + end) / 2 for pairs in spans.values() for start, end in pairs):
         if not moments or middle - moments[-1][0] >= SAME_MOMENT_SECONDS:
-            heard = [name for name, pairs in spans.items() if any(start <= middle <= end for start, end in pairs)]
+            heard = [
+                name if name in visible else f"unseen {name}"
+                for name, pairs in spans.items()
+                if any(start <= middle <= end for start, end in pairs)
+            ]
             moments.append((middle, " + ".join(heard)))
     return moments
 
 
-def _read_spans(path: Path) -> Spans:
+def _read_script(path: Path) -> tuple[Spans, list[str]]:
+    """What is heard when, and what is visible all along."""
     if not path.is_file():
         raise InputNotFoundError(f"no {path}: the installation lacks the demo clip; install teso-deploy again")
-    spans: Spans = json.loads(path.read_text(encoding="utf-8"))
-    return spans
+    script = json.loads(path.read_text(encoding="utf-8"))
+    return script["heard"], script["visible"]
 
 
-def _write_demo(pipeline: Pipeline, source: Source, spans: Spans, video: Path, sheet: Path) -> dict[str, Any]:
+def _write_demo(
+    pipeline: Pipeline, source: Source, spans: Spans, visible: list[str], video: Path, sheet: Path
+) -> dict[str, Any]:
     duration = source.info.duration_seconds
     tracks = {"with sound": source.track, "muted": AudioTrack.silence(duration)}
     overlays = {half: Overlay(pipeline.classes, track, duration) for half, track in tracks.items()}
-    cues = pipeline.cues_of(list(spans))
-    wanted = sheet_moments(spans)
+    cues = pipeline.cues_of(visible)
+    wanted = sheet_moments(spans, visible)
     columns: list[Picture] = []
     nonblank = dict.fromkeys(HALVES, 0)
     frames, latency = 0, LatencyLog()
@@ -119,7 +126,7 @@ def demo(
     Exit 1 when the muted half is not blank in at least 99 % of the frames.
     """
     clip = shipped_path("export/demo/clip.mp4")
-    spans = _read_spans(shipped_path("export/demo/clip.json"))
+    spans, visible = _read_script(shipped_path("export/demo/clip.json"))
     video, sheet = out / "demo.mp4", out / "contact-sheet.png"
     check_folder(out)
     check_json(json_out)
@@ -128,7 +135,7 @@ def demo(
     for path in (video, sheet):
         check_file(path)
     with Source(clip) as source:
-        report = _write_demo(pipeline, source, spans, video, sheet)
+        report = _write_demo(pipeline, source, spans, visible, video, sheet)
     write_json(json_out, report)
     console = Console(stderr=json_out is not None, highlight=False)
     rates = report["nonblank_rate"]

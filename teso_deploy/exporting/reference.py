@@ -42,15 +42,16 @@ def random_inputs(recipe: Recipe, seed: int = 0) -> dict[str, NDArray[Any]]:
 
 
 def clip_inputs(recipe: Recipe, table: CueTable, clip: Path) -> dict[str, NDArray[Any]]:
-    """A frame of a clip with the sounds of two of its objects, as the JSON beside it says."""
-    spans = json.loads(clip.with_suffix(".json").read_text(encoding="utf-8"))
+    """A frame of a clip with the first two of its sounds and what is visible, as the JSON beside it says."""
+    script = json.loads(clip.with_suffix(".json").read_text(encoding="utf-8"))
+    spans = script["heard"]
     first, second = list(spans)[:2]
     middles = {name: sum(spans[name][0]) / 2 for name in (first, second)}
     with VideoReader(clip) as reader:
         frame = next(frame for frame in reader if frame.pts_seconds >= middles[first])
     track = read_audio(clip)
     own, other = (track.window(middles[name], "centred").samples for name in (first, second))
-    cues, none = table.lookup([first, second]), table.none()
+    cues, none = table.lookup(script["visible"]), table.none()
     return {
         "image": normalised(resized(frame.image, recipe.image.sizes[0]), recipe.image.mean, recipe.image.std),
         "waveform": np.stack([own, np.zeros(WINDOW_SAMPLES, np.float32), other, own]),

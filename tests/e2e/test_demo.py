@@ -17,7 +17,7 @@ from teso_deploy.types import Segmentation
 from tests.clips import make_clip
 from tests.commands import names_in, teso
 
-SPANS = {"dog": [[0.0, 1.0]], "cow": [[1.0, 2.0], [0.9, 2.0]]}
+SCRIPT = {"visible": ["dog", "sheep"], "heard": {"dog": [[0.0, 1.0]], "cow": [[1.0, 2.0], [0.9, 2.0]]}}
 
 
 class Obedient(Pipeline):
@@ -46,9 +46,9 @@ class Deaf(Obedient):
 
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A short clip and its spans in place of the shipped ones."""
+    """A short clip and its script in place of the shipped ones."""
     make_clip(tmp_path / "clip.mp4", seconds=2.0)
-    (tmp_path / "clip.json").write_text(json.dumps(SPANS))
+    (tmp_path / "clip.json").write_text(json.dumps(SCRIPT))
     monkeypatch.setattr(command, "shipped_path", lambda relative: tmp_path / Path(relative).name)
     return tmp_path
 
@@ -69,7 +69,7 @@ def test_side_by_side_and_a_contact_sheet(shipped: Path, tiny_bundle: Path, monk
     assert done.code == 0, done.err
     report = json.loads(done.out)
     assert report["nonblank_rate"] == {"with sound": 1.0, "muted": 0.0} and report["passed"] is True
-    assert report["frames"] == 24 and report["cues"] == ["dog", "cow"]
+    assert report["frames"] == 24 and report["cues"] == ["dog", "sheep"]
     assert names_in(out) == ["contact-sheet.png", "demo.mp4"]
     assert str(out / "demo.mp4") in done.err and "muted 0.0%" in done.err
     with VideoReader(out / "demo.mp4") as reader:
@@ -88,8 +88,8 @@ def test_the_mute_gate(shipped: Path, tiny_bundle: Path, monkeypatch: pytest.Mon
 
 
 def test_the_moments_of_the_sheet() -> None:
-    assert command.sheet_moments({"cow": [[0, 2], [5, 8]], "dog": [[3, 5], [6, 9]]}) == [
-        (1.0, "cow"), (4.0, "dog"), (6.5, "cow + dog"), (7.5, "cow + dog"),
+    assert command.sheet_moments({"cow": [[0, 2], [5, 8]], "dog": [[3, 5], [6, 9]]}, ["cow", "sheep"]) == [
+        (1.0, "cow"), (4.0, "unseen dog"), (6.5, "cow + unseen dog"), (7.5, "cow + unseen dog"),
     ]  # fmt: skip
 
 
