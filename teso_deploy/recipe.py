@@ -249,7 +249,7 @@ class Calibration(_Table):
 
     ``open_rate``: share of sounding cues that are heard; ``false_alarm_rate``: share of the
     windows in which a cue is heard though nothing visible sounds, the higher of noise and
-    off-screen sounds; ``miou`` of the rows in which something sounds; ``tag_f1`` of the visible
+    off-screen sounds; ``miou`` of the rows in which something sounds; ``tag_f2`` of the visible
     words, None without a tagger; ``scenes`` of each row, from ``seed``.
     """
 
@@ -259,7 +259,7 @@ class Calibration(_Table):
     open_rate: float
     false_alarm_rate: float
     miou: float
-    tag_f1: float | None
+    tag_f2: float | None
     scenes: int
     seed: int
 

@@ -35,7 +35,7 @@ def embedded_words(console: Console, recipe: Recipe, data: Path) -> dict[str, ND
 
 def show_calibration(console: Console, found: Calibration) -> None:
     """The thresholds and what they give, in two lines."""
-    tags = "" if found.tag_threshold is None else f", tags {found.tag_threshold:.2f} (F1 {found.tag_f1:.2f})"
+    tags = "" if found.tag_threshold is None else f", tags {found.tag_threshold:.2f} (F2 {found.tag_f2:.2f})"
     console.print(f"thresholds: gate {found.gate_threshold:.3f}, masks {found.mask_threshold:.2f}{tags}")
     console.print(
         f"on {found.scenes} calibration scenes a row: {found.open_rate:.1%} of sounding cues heard, "

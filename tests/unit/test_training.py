@@ -452,11 +452,15 @@ def test_calibration_is_kept_in_the_checkpoint_and_shifts_the_gate(
 
 def test_thresholds_are_where_they_should_be() -> None:
     blank = np.arange(100, dtype=np.float32)
-    assert _gate_threshold(np.array([50.0, 200.0]), [blank, blank - 500]) == pytest.approx(np.quantile(blank, 0.95))
-    assert _gate_threshold(np.array([150.0, 200.0]), [blank - 500, blank]) == pytest.approx((np.quantile(blank, 0.95) + 150) / 2)
+    rows, highest = [blank - 500, blank], np.quantile(blank, 0.95)
+    assert _gate_threshold(np.array([50.0, 200.0]), rows) == pytest.approx(highest)
+    assert _gate_threshold(np.array([150.0, 200.0]), rows) == pytest.approx((highest + 150) / 2)
     tags = np.array([[0.9, 0.2], [0.8, 0.35], [0.3, 0.6]])
     visible = np.array([[True, False], [True, False], [False, True]])
     assert _tag_threshold(tags, visible) == (0.4, 1.0)
+    tags = np.array([[0.9, 0.3], [0.3, 0.3], [0.3, 0.1]])
+    visible = np.array([[True, False], [True, False], [False, False]])
+    assert _tag_threshold(tags, visible) == (0.15, pytest.approx(10 / 13)), "three words too many for one not missed"
 
 
 def test_a_checkpoint_without_or_with_a_broken_calibration(recipe: Recipe, tmp_path: Path) -> None:
