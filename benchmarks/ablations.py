@@ -1,9 +1,9 @@
 """What each part of TeSO is worth: the same model without it, trained and scored alike.
 
-    python benchmarks/ablations.py --data MEDIA --start ENCODERS.safetensors --work DIR [--steps 1500] [--scenes 100]
+    python benchmarks/ablations.py --data MEDIA --start CHECKPOINT.safetensors --work DIR [--steps 1500] [--scenes 100]
 
-Every variant begins with the same trained encoders, a random fusion and decoder, and learns
-from the same scenes at 112 × 112. A run that was broken off goes on: what DIR holds is not
+Every variant begins with the encoders and the decoder of a trained model and a random fusion,
+and learns from the same scenes at 112 × 112. A run that was broken off goes on: what DIR holds is not
 done again. Writes ``results/ablations-<recipe>.json`` and ``.md``.
 """
 
@@ -25,7 +25,7 @@ from teso_deploy.exporting.export import export_bundle
 from teso_deploy.exporting.vocabulary import build_cue_table, shipped_nouns
 from teso_deploy.recipe import Recipe, TrainPhase, load_recipe
 from teso_deploy.runtime.pipeline import Pipeline
-from teso_deploy.training.loop import train_model
+from teso_deploy.training.loop import START_PARTS, train_model
 
 SIZE = (112, 112)
 #: Name → parts of the fusion that are left out.
@@ -87,7 +87,7 @@ def measure(recipe: Recipe, data: Path, start: Path, work: Path, steps: int, sce
         folder = work / chosen.name
         if not (folder / "bundle").is_dir():
             print(f"{name}: training {steps} steps", flush=True)
-            weights = train_model(chosen, data, folder, table, start=start)
+            weights = train_model(chosen, data, folder, table, start=start, start_parts=(*START_PARTS, "decoder"))
             export_bundle(chosen, folder / "bundle", weights)
         pipeline = Pipeline(Bundle.open(folder / "bundle"), onnxruntime_factory())
         scores = score(pipeline, library, scenes, seeds)
@@ -111,7 +111,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("TESO_AVS_DATA"))
-    parser.add_argument("--start", type=Path, required=True, help="checkpoint of the recipe's encoders")
+    parser.add_argument("--start", type=Path, required=True, help="checkpoint of the whole recipe")
     parser.add_argument("--work", type=Path, required=True, help="folder for the trained variants")
     parser.add_argument("--recipe", default="teso-nano")
     parser.add_argument("--steps", type=int, default=1500)

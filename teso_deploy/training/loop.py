@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from teso_deploy.errors import CheckpointError, RecipeError
 from teso_deploy.evaluation.library import read_library
@@ -26,6 +26,8 @@ from teso_deploy.training.losses import TrainingHeads, encoder_losses, training_
 from teso_deploy.training.teachers import Teachers, load_teachers
 
 STATE, WEIGHTS, LOG, CURVES = "state.pt", "model.safetensors", "log.jsonl", "curves.png"
+#: The parts that a checkpoint of another fusion and decoder can give.
+START_PARTS = ("visual_encoder", "audio_encoder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,15 @@ def phase_of_step(train: TrainRecipe, step: int) -> TrainPhase:
             return phase
         step -= phase.steps
     raise RecipeError(f"step {step} lies behind the last phase")
+
+
+def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """An exponential moving average that does not drag its beginnings along: the decay grows from 2/11 to ``decay``."""
+
+    def update(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        return average.lerp(current, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+
+    return update
 
 
 def learning_rate(peak: float, warmup_steps: int, step: int, steps: int) -> float:
@@ -114,7 +125,7 @@ class Trainer:
         self.model = build(recipe, self.train.seed).to(device)
         self.heads = TrainingHeads(recipe, len(batches.audio_words), *self.teachers.channels).to(device)
         self.optimizer = make_optimizer(self.model, self.heads, self.train)
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.train.ema_decay))
+        self.average = AveragedModel(self.model, avg_fn=moving_average(self.train.ema_decay))
 
     def _state(self) -> dict[str, object]:
         return {
@@ -155,12 +166,12 @@ class Trainer:
         self.step = state["step"]
         return True
 
-    def start_from(self, checkpoint: Path) -> None:
-        """Take the encoders' weights from a checkpoint and go on behind their own phase.
+    def start_from(self, checkpoint: Path, parts: Sequence[str] = START_PARTS) -> None:
+        """Take the weights of some parts from a checkpoint and go on behind the encoders' own phase.
 
         Raises :class:`CheckpointError` when they are of another recipe.
         """
-        checkpoints.load(self.model, checkpoint, ("visual_encoder.", "audio_encoder."))
+        checkpoints.load(self.model, checkpoint, tuple(f"{part}." for part in parts))
         self.average.module.load_state_dict(self.model.state_dict())
         self.step = self.encoder_steps
 
@@ -240,11 +251,12 @@ def train_model(
     save_every_steps: int = 100,
     start: Path | None = None,
     workers: int = 0,
+    start_parts: Sequence[str] = START_PARTS,
 ) -> Path:
     """Train a recipe on composed scenes of a media folder; returns the path of the weights.
 
-    ``start``: a checkpoint whose encoders to begin with, in place of the encoders' own phase;
-    a recipe of other fusion or decoder may have trained it. ``workers``: processes that make
+    ``start``: a checkpoint whose ``start_parts`` to begin with, in place of the encoders' own
+    phase; in its other parts it may be of another recipe. ``workers``: processes that make
     the scenes ahead, for a device that is faster than one core can make them.
 
     ``out`` keeps the state, the averaged weights, the log and the curves; a run that was
@@ -255,7 +267,7 @@ def train_model(
     batches = SceneBatches(recipe, read_library(data, "train", recipe.train.hold_out), embeddings)
     trainer = Trainer(recipe, batches, out, torch.device(device), load_teachers(recipe.train, data))
     if not trainer.resume() and start is not None:
-        trainer.start_from(start)
+        trainer.start_from(start, start_parts)
     out.mkdir(parents=True, exist_ok=True)
     log = out / LOG
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []

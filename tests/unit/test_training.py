@@ -27,7 +27,14 @@ from teso_deploy.training.calibration import (
     _tag_threshold,
     calibrate_checkpoint,
 )
-from teso_deploy.training.loop import Trainer, learning_rate, phase_of_step, train_model
+from teso_deploy.training.loop import (
+    START_PARTS,
+    Trainer,
+    learning_rate,
+    moving_average,
+    phase_of_step,
+    train_model,
+)
 from teso_deploy.training.losses import (
     TrainingHeads,
     encoder_losses,
@@ -364,6 +371,26 @@ def test_encoders_of_another_run_are_a_start(
         train_model(narrow, media_folder, tmp_path / "other", embeddings, start=tmp_path / "start.safetensors")
 
 
+def test_parts_to_start_with(recipe: Recipe, batches: SceneBatches, tmp_path: Path) -> None:
+    source = build(recipe, 7)
+    checkpoints.save(source, tmp_path / "start.safetensors")
+    trainer = Trainer(recipe, batches, tmp_path / "run", torch.device("cpu"))
+    fresh = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    trainer.start_from(tmp_path / "start.safetensors", (*START_PARTS, "decoder"))
+    for weights in (trainer.model.state_dict(), trainer.average.module.state_dict()):
+        for key, value in weights.items():
+            assert torch.equal(value, (fresh if key.startswith("fusion.") else source.state_dict())[key]), key
+
+
+def test_the_average_does_not_drag_its_beginnings_along() -> None:
+    update, one = moving_average(0.999), torch.ones(1)
+    average = torch.zeros(1)
+    for count in range(1, 300):
+        average = update(average, one, count)
+    assert average > 0.999
+    assert float(update(torch.zeros(1), one, 100_000)) == pytest.approx(0.001)
+
+
 def test_a_class_without_sounds_is_named_before_training_starts(
     recipe: Recipe, shapes_and_tones: Library, embeddings: dict[str, NDArray[np.float32]]
 ) -> None:
@@ -460,7 +487,8 @@ def test_thresholds_are_where_they_should_be() -> None:
     assert _tag_threshold(tags, visible) == (0.4, 1.0)
     tags = np.array([[0.9, 0.3], [0.3, 0.3], [0.3, 0.1]])
     visible = np.array([[True, False], [True, False], [False, False]])
-    assert _tag_threshold(tags, visible) == (0.15, pytest.approx(10 / 13)), "three words too many for one not missed"
+    threshold, f2 = _tag_threshold(tags, visible)
+    assert threshold == 0.15 and f2 == pytest.approx(10 / 13), "three words too many for one not missed"
 
 
 def test_a_checkpoint_without_or_with_a_broken_calibration(recipe: Recipe, tmp_path: Path) -> None:
