@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from teso_deploy.errors import InputNotFoundError, RecipeError
 from teso_deploy.resources import shipped_path
 
-AdapterPlace = Literal["swin", "msda", "cross_attention", "self_attention"]
+AdapterPlace = Literal["swin", "msda", "cross_attention", "self_attention", "sam_encoder", "sam_decoder"]
 FusionPart = Literal["sedam", "pmqs", "dynamic_mask", "text", "audio"]
 Positive = Annotated[int, Field(gt=0)]
 
@@ -26,9 +26,14 @@ class _Table(BaseModel):
 
 
 class ImageRecipe(_Table):
-    """What the visual encoder is given: buckets (height, width) in pixels, normalisation in 0 … 255."""
+    """What the visual encoder is given: buckets (height, width) in pixels, normalisation in 0 … 255.
+
+    ``fit``: a picture is stretched to the bucket, or keeps its shape and is padded below and to
+    the right (with the mean, which is 0 behind the normalisation).
+    """
 
     sizes: tuple[tuple[Positive, Positive], ...] = ((384, 384),)
+    fit: Literal["stretch", "pad"] = "stretch"
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
@@ -75,14 +80,57 @@ class DecoderRecipe(_Table):
     ffn_dim: Positive = 2048
 
 
-class AudioRecipe(_Table):
-    """VGGish: widths of its six convolutions, of its hidden layers, of its output.
+class SamRecipe(_Table):
+    """SAM (Kirillov et al., 2023): a ViT of windows, its neck, and the two-way mask decoder.
 
+    The defaults are ViT-B. ``global_layers`` look at the whole picture, the others at windows.
+    ``mask_token``: which of the mask tokens' masks is the answer (0: SAM's single-mask token).
+    """
+
+    embed_dim: Positive = 768
+    layers: Positive = 12
+    heads: Positive = 12
+    mlp_dim: Positive = 3072
+    patch: Positive = 16
+    window: Positive = 14
+    global_layers: tuple[int, ...] = (2, 5, 8, 11)
+    dim: Positive = 256
+    decoder_layers: Positive = 2
+    decoder_heads: Positive = 8
+    decoder_mlp_dim: Positive = 2048
+    attention_downsample: Positive = 2
+    mask_tokens: Positive = 4
+    mask_token: Annotated[int, Field(ge=0)] = 0
+
+
+class BeatsRecipe(_Table):
+    """BEATs (Chen et al., 2023): patches of a Kaldi filter bank through a transformer with relative positions.
+
+    The defaults are those of the released iter3 models.
+    """
+
+    embed_dim: Positive = 512
+    dim: Positive = 768
+    layers: Positive = 12
+    heads: Positive = 12
+    ffn_dim: Positive = 3072
+    patch: Positive = 16
+    position_kernel: Positive = 128
+    position_groups: Positive = 16
+    relative_buckets: Positive = 320
+    relative_distance: Positive = 800
+
+
+class AudioRecipe(_Table):
+    """The sound: ``encoder`` and the width of F_A; the rest is VGGish's.
+
+    Widths of its six convolutions and of its hidden layers.
     ``last_relu``: the AVSBench family keeps the last ReLU, the TeSO family drops it.
     ``batch_norm``: behind every convolution and hidden layer, which VGGish itself has not; from
     scratch it learns far faster with it.
     """
 
+    encoder: Literal["vggish", "beats"] = "vggish"
     channels: tuple[Positive, Positive, Positive, Positive, Positive, Positive] = (64, 128, 256, 256, 512, 512)
     hidden: tuple[Positive, Positive] = (4096, 4096)
     dim: Positive = 128
@@ -90,23 +138,50 @@ class AudioRecipe(_Table):
     batch_norm: bool = False
 
 
-class TextRecipe(_Table):
-    """Cues: width of their embeddings, how many at most (N_T), the sentence that is embedded."""
+class ClipTextRecipe(_Table):
+    """CLIP's text tower; the defaults are ViT-H/14's, which ImageBind shares.
 
+    ``activation``: OpenAI's own towers have ``quick_gelu``. ``normalised``: the embedding has
+    length 1, times the checkpoint's learned scale where it has one (ImageBind).
+    """
+
+    width: Positive = 1024
+    layers: Positive = 24
+    heads: Positive = 16
+    mlp_dim: Positive = 4096
+    context: Positive = 77
+    vocabulary: Positive = 49408
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    normalised: bool = True
+
+
+class TextRecipe(_Table):
+    """Cues: what embeds them, the width of that, how many at most (N_T), the sentence that is embedded.
+
+    ``padding`` of slots that hold no cue: zeros that are masked (the paper), or the embedding of
+    the word "None", which counts as a cue (the released code).
+    """
+
+    encoder: Literal["minilm", "clip"] = "minilm"
     dim: Positive = 1024
     max_cues: Positive = 4
     template: str = "This is a {cue}."
+    padding: Literal["zeros+mask", "none-embedding"] = "zeros+mask"
 
 
 class FusionRecipe(_Table):
     """SeDAM and PMQS (eqs. 1-6): width d, latents N_L, layers of each, heads.
 
+    ``kind``: the paper's, or that of the authors' released code (``segpref``: one attention at
+    width ``dim`` and one at the queries' width, MLPs of ``ffn_dim``, no mask; the layers' numbers
+    mean nothing to it).
     ``gate_threshold``: where ξ = 0 is put in the exported graph, chosen after training (which
     knows nothing of it): a cue sounds when its mean score lies above it.
     ``without`` takes a part away, for the paper's ablations (what stands in for the part is
     ours): see :mod:`teso_deploy.models.fusion`.
     """
 
+    kind: Literal["teso", "segpref"] = "teso"
     dim: Positive = 256
     heads: Positive = 4
     latents: Positive = 4
@@ -118,9 +193,15 @@ class FusionRecipe(_Table):
 
 
 class HeadRecipe(_Table):
-    """``binary`` (C = 1: sounds or not) or ``semantic`` (C = number of classes); τ of the label."""
+    """``binary`` (C = 1: sounds or not) or ``semantic`` (C = number of classes); τ of the label.
+
+    ``masks``: eq. 7 sums sigmoids of the queries' masks; ``raw`` (the released code) sums the
+    logits, resizes them through ``resize_chain`` (squares, in pixels) and takes the sigmoid last.
+    """
 
     kind: Literal["binary", "semantic"] = "semantic"
+    masks: Literal["sigmoid", "raw"] = "sigmoid"
+    resize_chain: tuple[Positive, ...] = ()
     classes: tuple[str, ...] = ("sounding object",)
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
@@ -218,16 +299,21 @@ class Recipe(_Table):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     summary: str = ""
+    foundation: Literal["mask2former", "sam"] = "mask2former"
     image: ImageRecipe = ImageRecipe()
     swin: SwinRecipe = SwinRecipe()
     pixel_decoder: PixelDecoderRecipe = PixelDecoderRecipe()
     decoder: DecoderRecipe = DecoderRecipe()
+    sam: SamRecipe = SamRecipe()
     audio: AudioRecipe = AudioRecipe()
+    beats: BeatsRecipe = BeatsRecipe()
     text: TextRecipe = TextRecipe()
+    clip_text: ClipTextRecipe = ClipTextRecipe()
     fusion: FusionRecipe = FusionRecipe()
     head: HeadRecipe = HeadRecipe()
     tagger: TaggerRecipe = TaggerRecipe()
     adapters: tuple[AdapterPlace, ...] = ("swin", "msda", "cross_attention")
+    adapter_residual: bool = True
     train: TrainRecipe | None = None
 
     @model_validator(mode="after")
