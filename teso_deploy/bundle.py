@@ -64,9 +64,10 @@ class FileEntry(_Table):
 
 
 class Preprocessing(_Table):
-    """From an RGB picture of any size to ``image``: one resize, then (x - mean) / std."""
+    """From an RGB picture of any size to ``image``: one resize, (x - mean) / std, zeros to the bucket's size."""
 
     sizes: tuple[tuple[int, int], ...]
+    fit: Literal["stretch", "pad"] = "stretch"
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     resize: Literal["antialiased-bilinear"] = "antialiased-bilinear"
@@ -87,7 +88,7 @@ class CueEntry(_Table):
     template: str
     max_cues: int
     dim: int
-    padding: Literal["zeros+mask"] = "zeros+mask"
+    padding: Literal["zeros+mask", "none-embedding"] = "zeros+mask"
     table: str | None = None
 
 

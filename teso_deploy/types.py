@@ -76,8 +76,9 @@ class AudioWindow(_Printed):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Cues(_Printed):
-    """Text cues: ``names`` of the valid ones, ``embeddings`` (N_T, d_T) float32 with zero
-    rows where unused, ``valid`` (N_T,) bool, where they came from and how old they are."""
+    """Text cues: ``names`` in the order of the valid slots (slots behind them are padding that
+    counts), ``embeddings`` (N_T, d_T) float32 with zero rows where unused, ``valid`` (N_T,) bool,
+    where they came from and how old they are."""
 
     names: tuple[str, ...]
     embeddings: NDArray[np.float32]
@@ -90,7 +91,7 @@ class Cues(_Printed):
             raise ValueError(f"embeddings must be (N_T, d_T) float32, got {_describe(self.embeddings)}")
         if self.valid.shape != self.embeddings.shape[:1] or self.valid.dtype != np.bool_:
             raise ValueError(f"valid must be ({len(self.embeddings)},) bool, got {_describe(self.valid)}")
-        if len(self.names) != int(self.valid.sum()):
+        if len(self.names) > int(self.valid.sum()):
             raise ValueError(f"{len(self.names)} names for {int(self.valid.sum())} valid cues")
 
 

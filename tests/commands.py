@@ -36,6 +36,18 @@ def teso(*arguments: object) -> Done:
     return Done(code, out.getvalue(), err.getvalue())
 
 
+def refused(*arguments: object, names: str) -> str:
+    """Run, and check that it is refused in one sentence that holds ``names``."""
+    done = teso(*arguments)
+    assert done.code == 2, done
+    lines = [line for line in done.err.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("teso-deploy: ")]
+    assert len(errors) == 1 and lines[-1] == errors[0], done.err
+    assert names in errors[0]
+    assert "Traceback" not in done.err
+    return errors[0]
+
+
 def names_in(folder: Path) -> list[str]:
     """Everything below a folder, hidden files too."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))

@@ -14,16 +14,19 @@ from rich.table import Table
 from teso_deploy.bundle import BundleManifest, check_target
 from teso_deploy.cli.reports import check_json, write_json
 from teso_deploy.errors import InputNotFoundError, MissingExtraError
-from teso_deploy.recipe import load_recipe
+from teso_deploy.recipe import Recipe, load_recipe
+
+_PARTS = ("visual", "audio", "text", "model")
 
 
-def report(manifest: BundleManifest, out: Path, seconds: float) -> dict[str, Any]:
+def report(manifest: BundleManifest, out: Path, random: tuple[str, ...], seconds: float) -> dict[str, Any]:
     """The JSON of an export."""
     return {
         "schema_version": 1,
         "bundle": str(out),
         "name": manifest.name,
         "trained": manifest.trained,
+        "random_keys": list(random),
         "graphs": {
             name: {
                 "parameters": graph.parameters,
@@ -40,11 +43,61 @@ def report(manifest: BundleManifest, out: Path, seconds: float) -> dict[str, Any
     }
 
 
+def part_and_file(text: str) -> tuple[str | None, Path]:
+    """``visual=FILE`` → ("visual", FILE); ``FILE`` → (None, FILE).
+
+    Raises :class:`InputNotFoundError`, and :class:`typer.BadParameter` for a part that there is not.
+    """
+    part, separator, name = text.partition("=")
+    if separator and not Path(text).exists():
+        if part not in _PARTS:
+            raise typer.BadParameter(f"no part {part!r}: one of {', '.join(_PARTS)}", param_hint="--checkpoint")
+    else:
+        part, name = "", text
+    path = Path(name)
+    if not path.exists():
+        raise InputNotFoundError(f"no checkpoint {path}: check the path")
+    return part or None, path
+
+
+def check_extra() -> None:
+    """Raises :class:`MissingExtraError` where the extra ``export`` is not installed."""
+    for module in ("torch", "onnx", "onnxscript", "safetensors"):
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError(f"export needs {module}: pip install 'teso-deploy[export]'")
+
+
+def show_plan(console: Console, recipe: Recipe, json_out: Path | None) -> None:
+    """What an export would give, as a table and as JSON."""
+    from teso_deploy.exporting.plan import plan_export
+
+    with console.status("shapes of every graph"):
+        plans = plan_export(recipe)
+    table = Table(title=f"{recipe.name}: {recipe.summary}" if recipe.summary else recipe.name)
+    for column in ("graph", "parameters", "multiply-adds", "bytes (fp32)"):
+        table.add_column(column, justify="left" if column == "graph" else "right")
+    for name, plan in plans.items():
+        table.add_row(name, f"{plan.parameters:,}", f"{plan.multiply_adds / 1e9:,.2f} G", f"{plan.bytes / 1e6:,.1f} MB")
+    console.print(table)
+    fields = ("parameters", "multiply_adds", "bytes")
+    graphs = {name: {field: getattr(plan, field) for field in fields} for name, plan in plans.items()}
+    write_json(json_out, {"schema_version": 1, "name": recipe.name, "dry_run": True, "graphs": graphs})
+
+
 def export(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a TOML file.")],
-    out: Annotated[Path, typer.Option(help="Folder of the bundle; a bundle that is there is replaced.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights that `train` wrote (safetensors).")] = None,
-    random_weights: Annotated[int | None, typer.Option(metavar="SEED", help="Random weights, for timing.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the bundle; a bundle that is there is replaced.")] = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[PART=]FILE",
+            help="Weights: what `train` wrote, or one of visual=, audio=, text= and model= (may be repeated).",
+        ),
+    ] = None,
+    random_weights: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Leave what no checkpoint gives at random, for timing.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how large every graph would be.")] = False,
     licence: Annotated[str, typer.Option(help="Licence of the weights, for the manifest.")] = "Apache-2.0",
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")
@@ -52,19 +105,23 @@ def export(
 ) -> None:
     """Export a recipe to ONNX graphs with their reference outputs and cue words, checked against PyTorch."""
     chosen = load_recipe(recipe)
-    check_target(out)
     check_json(json_out)
-    if checkpoint is not None and not checkpoint.is_file():
-        raise InputNotFoundError(f"no checkpoint {checkpoint}: check the path")
-    for module in ("torch", "onnx", "onnxscript", "safetensors"):
-        if importlib.util.find_spec(module) is None:
-            raise MissingExtraError(f"export needs {module}: pip install 'teso-deploy[export]'")
-    from teso_deploy.exporting.export import export_bundle
-
+    files = [part_and_file(text) for text in checkpoint or ()]
     console = Console(stderr=True)
+    if dry_run:
+        check_extra()
+        show_plan(console, chosen, json_out)
+        return
+    if out is None:
+        raise typer.BadParameter("name the bundle's folder, or ask for --dry-run", param_hint="--out")
+    check_target(out)
+    check_extra()
+    from teso_deploy.exporting.export import export_bundle
+    from teso_deploy.models.assembly import grouped
+
     began = time.monotonic()
     with console.status("reading weights") as status:
-        done = export_bundle(chosen, out, checkpoint, random_weights, licence, status.update)
+        done = export_bundle(chosen, out, files, random_weights, licence, status.update)
     manifest = done.bundle.manifest
     table = Table(title=f"{manifest.name} → {out}")
     for column in ("graph", "parameters", "multiply-adds", "nodes", "largest error"):
@@ -73,6 +130,8 @@ def export(
         error = f"{done.parity.graphs[name].max_abs_error:.1e}"
         table.add_row(name, f"{graph.parameters:,}", f"{graph.multiply_adds / 1e6:,.0f} M", f"{graph.nodes:,}", error)
     console.print(table)
+    if done.random and files:
+        console.print(f"random, since no checkpoint gives them: {grouped(done.random)}")
     total = sum(entry.bytes for entry in manifest.files.values())
     console.print(f"{total / 1e6:.1f} MB, {time.monotonic() - began:.0f} s, masks equal to PyTorch's")
-    write_json(json_out, report(manifest, out, time.monotonic() - began))
+    write_json(json_out, report(manifest, out, done.random, time.monotonic() - began))

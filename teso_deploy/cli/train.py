@@ -1,10 +1,11 @@
-"""``teso-deploy train``: train a recipe on composed scenes."""
+"""``teso-deploy train``: train a recipe on composed scenes, or on videos."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -12,14 +13,19 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from teso_deploy.cli.export import part_and_file
 from teso_deploy.errors import DataError, MissingExtraError
 from teso_deploy.recipe import Calibration, Recipe, load_recipe
 
+if TYPE_CHECKING:
+    from teso_deploy.evaluation.datasets import Layout
+    from teso_deploy.training.loop import Progress as TrainingProgress
 
-def check_extra() -> None:
+
+def check_extra(also: str | None = None) -> None:
     """Raises :class:`MissingExtraError` where the extra ``train`` is not installed."""
-    for module in ("torch", "scipy", "matplotlib", "safetensors"):
-        if importlib.util.find_spec(module) is None:
+    for module in ("torch", "scipy", "matplotlib", "safetensors", also):
+        if module and importlib.util.find_spec(module) is None:
             raise MissingExtraError(f"training needs {module}: pip install 'teso-deploy[train]'")
 
 
@@ -43,44 +49,120 @@ def show_calibration(console: Console, found: Calibration) -> None:
     )
 
 
-def train(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a TOML file.")],
-    data: Annotated[Path, typer.Option(envvar="TESO_AVS_DATA", help="Folder of pictures and sounds.")],
-    out: Annotated[Path | None, typer.Option(help="Where state, weights, log and curves are kept.")] = None,
-    start: Annotated[
-        Path | None, typer.Option(help="Checkpoint whose encoders to begin with, in place of their own phase.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    workers: Annotated[int, typer.Option(min=0, help="Processes that make scenes ahead, for a GPU.")] = 0,
-    save_every_steps: Annotated[int, typer.Option(min=1, help="Steps between saved states.")] = 100,
-) -> None:
-    """Train a recipe on scenes composed from a folder of media. A run that was broken off goes on."""
-    check_extra()
-    chosen = load_recipe(recipe)
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[values]}"),
+        console=console,
+    )
+
+
+def _shower(bar: Progress, name: str) -> Callable[[TrainingProgress], None]:
+    """Moves a bar and shows the values that say most."""
+    task = bar.add_task(name, total=None, values="reading the media")
+
+    def show(progress: TrainingProgress) -> None:
+        picked = {key: progress.values[key] for key in ("total", "iou", "blank_rate") if key in progress.values}
+        text = "  ".join(f"{key} {value:.2f}" for key, value in picked.items())
+        bar.update(task, total=progress.steps, completed=progress.step, values=text)
+
+    return show
+
+
+def train_scenes(
+    console: Console, recipe: Recipe, data: Path, out: Path, start: Path | None, device: str, workers: int, every: int
+) -> Path:
+    """Composed scenes of a folder of media, then the calibration."""
     from teso_deploy.training import loop
     from teso_deploy.training.calibration import calibrate_checkpoint
 
-    folder = out or Path.home() / ".cache" / "teso-deploy" / "train" / chosen.name
-    console = Console(stderr=True)
-    table = embedded_words(console, chosen, data)
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[values]}"),
-    )  # fmt: skip
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(chosen.name, total=None, values="reading the media")
-
-        def show(progress: loop.Progress) -> None:
-            names = [name for name in ("total", "iou", "blank_rate") if name in progress.values]
-            picked = {name: progress.values[name] for name in names}
-            text = "  ".join(f"{name} {value:.2f}" for name, value in picked.items())
-            bar.update(task, total=progress.steps, completed=progress.step, values=text)
-
-        weights = loop.train_model(chosen, data, folder, table, device, show, save_every_steps, start, workers)
-    console.print(f"weights: {weights}\ncurves:  {folder / loop.CURVES}")
+    table = embedded_words(console, recipe, data)
+    with _bar(console) as bar:
+        weights = loop.train_model(recipe, data, out, table, device, _shower(bar, recipe.name), every, start, workers)
     try:
         with console.status("calibrating"):
             show_calibration(console, calibrate_checkpoint(weights, data, table))
     except DataError as error:
         console.print(f"not calibrated, the recipe's thresholds stay: {error}")
+    return weights
+
+
+def train_videos(
+    console: Console,
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    layout: str | None,
+    files: list[tuple[str | None, Path]],
+    seed: int | None,
+    cues_file: Path | None,
+    device: str,
+    every: int,
+) -> Path:
+    """The training split of a public data set."""
+    from teso_deploy.evaluation.datasets import detect_layout, read_dataset
+    from teso_deploy.exporting.export import cue_table
+    from teso_deploy.models.assembly import assemble
+    from teso_deploy.training import finetune
+    from teso_deploy.training.videos import VideoBatches, read_cue_file, words_of
+
+    finetune.check_trainable(recipe)
+    chosen: Layout = layout or detect_layout(data)  # type: ignore[assignment]
+    samples = read_dataset(data, chosen, "train")
+    cues = read_cue_file(cues_file) if cues_file is not None else None
+    with console.status("reading weights"):
+        built = assemble(recipe, files, seed)
+    with console.status("embedding cue words"):
+        words, embeddings, _ = cue_table(built.model.recipe, built.text, seed, words_of(samples, chosen, cues))
+    table = dict(zip(words, embeddings, strict=True))
+    batches = VideoBatches(built.model.recipe, samples, chosen, table, cues)
+    with _bar(console) as bar:
+        return finetune.train_on_videos(built, batches, out, device, _shower(bar, recipe.name), every)
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a TOML file.")],
+    data: Annotated[
+        Path, typer.Option(envvar="TESO_AVS_DATA", help="Folder of pictures and sounds, or a data set of videos.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Where state, weights, log and curves are kept.")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="Of a data set of videos: s4, ms3 or avss; default: what is there.")
+    ] = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[PART=]FILE", help="On videos: what to begin with, as for `export`; may be repeated."),
+    ] = None,
+    random_weights: Annotated[
+        int | None, typer.Option(metavar="SEED", help="On videos: what no checkpoint gives begins at random.")
+    ] = None,
+    cues_file: Annotated[
+        Path | None, typer.Option(help='On videos: JSON with the cues of each frame, {"uid": {"f0": "guitar,"}}.')
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="On scenes: checkpoint whose encoders to begin with, in place of their phase.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that make scenes ahead, for a GPU.")] = 0,
+    save_every_steps: Annotated[int, typer.Option(min=1, help="Steps between saved states.")] = 100,
+) -> None:
+    """Train a recipe on scenes composed from a folder of media, or on videos. A run that was broken off goes on."""
+    chosen = load_recipe(recipe)
+    on_videos = chosen.train is not None and chosen.train.videos is not None
+    check_extra("accelerate" if on_videos else None)
+    if layout not in (None, "s4", "ms3", "avss"):
+        raise typer.BadParameter(f"no layout {layout!r}: s4, ms3 or avss", param_hint="--layout")
+    out = out or Path.home() / ".cache" / "teso-deploy" / "train" / chosen.name
+    console = Console(stderr=True)
+    if on_videos:
+        files = [part_and_file(text) for text in checkpoint or ()]
+        weights = train_videos(
+            console, chosen, data, out, layout, files, random_weights, cues_file, device, save_every_steps
+        )
+    else:
+        weights = train_scenes(console, chosen, data, out, start, device, workers, save_every_steps)
+    console.print(f"weights: {weights}\ncurves:  {weights.with_name('curves.png')}")
     console.print(f"next:    teso-deploy export {recipe} --checkpoint {weights} --out BUNDLE")

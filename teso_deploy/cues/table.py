@@ -37,14 +37,26 @@ def variants(word: str) -> list[str]:
     return found + [SYNONYMS[name] for name in found if name in SYNONYMS]
 
 
-class CueTable:
-    """Words (K) and their embeddings (K, d_T) float32, handed out N_T at a time."""
+#: The word whose embedding fills the slots of a bundle that pads so (``none-embedding``).
+NO_CUE = "none"
 
-    def __init__(self, names: Sequence[str], embeddings: NDArray[np.float32], max_cues: int) -> None:
+
+class CueTable:
+    """Words (K) and their embeddings (K, d_T) float32, handed out N_T at a time.
+
+    ``pads``: slots that hold no cue hold that of the word "none" and count, as in the released code.
+    """
+
+    def __init__(
+        self, names: Sequence[str], embeddings: NDArray[np.float32], max_cues: int, pads: bool = False
+    ) -> None:
         self.names = tuple(names)
         self.max_cues = max_cues
         self._embeddings = embeddings
         self._row = {name: row for row, name in enumerate(self.names)}
+        self._pads = pads
+        if pads and NO_CUE not in self._row:
+            raise BundleError(f"the cue table has no {NO_CUE!r} to pad with: export the bundle again")
 
     @classmethod
     def open(cls, bundle: Bundle) -> CueTable:
@@ -58,7 +70,8 @@ class CueTable:
             raise BundleError(
                 f"{bundle.folder}: {cue.table} is not {cue.dim} numbers for each name; export the bundle again"
             )
-        return cls(names.tolist(), embeddings.astype(np.float32), cue.max_cues)
+        pads = cue.padding == "none-embedding"
+        return cls(names.tolist(), embeddings.astype(np.float32), cue.max_cues, pads)
 
     def known(self, word: str) -> str:
         """The table's spelling of a word (singular for plural, its word for a synonym).
@@ -95,6 +108,9 @@ class CueTable:
         return replace(cues, source="tagger") if cues.names else cues
 
     def none(self) -> Cues:
-        """No cue: zero rows, none valid. The network then offers its trained fallback cue."""
+        """No cue: zero rows, none valid; the network then offers its trained fallback cue. Or padding alone."""
+        if self._pads:
+            padding = np.repeat(self._embeddings[self._row[NO_CUE]][None], self.max_cues, axis=0)
+            return Cues((), padding, np.ones(self.max_cues, np.bool_), source="none")
         embeddings = np.zeros((self.max_cues, self._embeddings.shape[1]), np.float32)
         return Cues((), embeddings, np.zeros(self.max_cues, np.bool_), source="none")

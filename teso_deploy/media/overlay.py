@@ -164,7 +164,7 @@ class Overlay:
         """Accepted cues bright, rejected ones faint and struck out; a new row where the picture ends."""
         slots = np.flatnonzero(segmentation.cues.valid)
         alive_slots = segmentation.cue_gate[slots] > 0
-        named = [(name, bool(alive)) for name, alive in zip(segmentation.cues.names, alive_slots, strict=True)]
+        named = [(name, bool(alive)) for name, alive in zip(segmentation.cues.names, alive_slots, strict=False)]
         if not named:
             named = [("no cue", bool(segmentation.cue_gate[0] > 0))]
         gap = max(2, round(6 * scale))

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from teso_deploy.errors import CheckpointError, InputNotFoundError
+from teso_deploy.errors import CheckpointError
+from teso_deploy.models.weight_files import read
 from teso_deploy.recipe import Calibration, Recipe
 
 #: Where a checkpoint's metadata keep its calibration.
@@ -48,22 +48,6 @@ def save(model: nn.Module, path: Path, metadata: Mapping[str, str] | None = None
     partial = path.with_name(path.name + ".partial")
     save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, partial, dict(metadata or {}))
     os.replace(partial, path)
-
-
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
-
-    Raises :class:`InputNotFoundError`, :class:`CheckpointError` (not safetensors).
-    """
-    if not path.is_file():
-        raise InputNotFoundError(f"no checkpoint {path}: check the path")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path} is not a safetensors checkpoint ({error}): give the model.safetensors that training wrote"
-        ) from error
 
 
 def recipe_of(path: Path) -> Recipe:

@@ -8,6 +8,7 @@ again for a new window of sound or new cues.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -124,14 +125,21 @@ class MaskedDecoder(nn.Module):
         logits = self.mask_embedding(self.norm(x)) @ features.flatten(2)
         return logits.unflatten(2, (features.shape[2], features.shape[3]))
 
-    def refine(self, queries: Tensor, memory: Memory) -> list[Tensor]:
-        """The queries before the first layer and after each: layers + 1 of (B, Q, d)."""
+    def hidden(self, queries: Tensor, features: Tensor) -> Tensor:
+        """What a layer must not look at: cells outside of the queries' masks so far, (B, Q, S) bool."""
+        # sigmoid(x) < 0.5 is x < 0; the threshold carries no gradient.
+        return (self.mask_logits(queries, features).detach() < 0).flatten(2)
+
+    def refine(self, queries: Tensor, memory: Memory, hidden: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """The queries before the first layer and after each: layers + 1 of (B, Q, d).
+
+        ``hidden``: each layer's mask (B, Q, S) bool in place of its own. The threshold is
+        discontinuous; two implementations are told apart, or not, only behind equal masks.
+        """
         states = [queries]
         for i, layer in enumerate(self.layers):
-            logits = self.mask_logits(states[-1], memory.resized[i % LEVELS])
-            # sigmoid(x) < 0.5 is x < 0; the threshold carries no gradient.
-            hidden = (logits.detach() < 0).flatten(2)
-            states.append(layer(states[-1], self.query_positions, memory.keys[i], memory.values[i], hidden))
+            mask = self.hidden(states[-1], memory.resized[i % LEVELS]) if hidden is None else hidden[i]
+            states.append(layer(states[-1], self.query_positions, memory.keys[i], memory.values[i], mask))
         return states
 
     def forward(self, queries: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
@@ -143,9 +151,13 @@ class MaskedDecoder(nn.Module):
 def segmentation_scores(class_logits: Tensor, mask_logits: Tensor, head: HeadRecipe) -> Tensor:
     """Eq. 7: softmax(class) without "no object" times sigmoid(mask), (B, C, h, w) in 0 … Q.
 
-    ``binary`` is the same with C = 1.
+    ``binary`` is the same with C = 1. ``raw`` masks are summed as logits; the sigmoid comes
+    behind the resizes. Both are linear, so the sum may be taken first, at the small size.
     """
     assert class_logits.shape[-1] == len(head.classes) + 1
     share = torch.softmax(class_logits, dim=-1)[..., :-1].transpose(1, 2)
-    scores = share @ torch.sigmoid(mask_logits).flatten(2)
-    return scores.unflatten(2, (mask_logits.shape[2], mask_logits.shape[3]))
+    masks = mask_logits if head.masks == "raw" else torch.sigmoid(mask_logits)
+    scores = (share @ masks.flatten(2)).unflatten(2, (mask_logits.shape[2], mask_logits.shape[3]))
+    for size in head.resize_chain:
+        scores = F.interpolate(scores, size=(size, size), mode="bilinear", align_corners=False)
+    return torch.sigmoid(scores) if head.masks == "raw" else scores

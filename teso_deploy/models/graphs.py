@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from teso_deploy.models.decoder import Memory, segmentation_scores
+from teso_deploy.models.decoder import Memory
 from teso_deploy.models.pixel_decoder import LEVELS
-from teso_deploy.models.teso import Teso
+from teso_deploy.models.teso import Teso, class_scores
 from teso_deploy.recipe import Recipe
 
 
@@ -21,7 +21,9 @@ class GraphSpec:
 
 
 def memory_names(recipe: Recipe) -> tuple[str, ...]:
-    """Names of a :class:`Memory`'s tensors, in the order of :func:`flatten_memory`."""
+    """Names of what the decoder is given of a picture, in the order of :func:`flatten_memory`."""
+    if recipe.foundation == "sam":
+        return ("image_embeddings",)
     layers = range(recipe.decoder.layers)
     return (
         "mask_features",
@@ -31,13 +33,17 @@ def memory_names(recipe: Recipe) -> tuple[str, ...]:
     )
 
 
-def flatten_memory(memory: Memory) -> tuple[Tensor, ...]:
-    """A :class:`Memory` as a flat tuple."""
+def flatten_memory(memory: Memory | Tensor) -> tuple[Tensor, ...]:
+    """A :class:`Memory`, or SAM's one tensor, as a flat tuple."""
+    if isinstance(memory, Tensor):
+        return (memory,)
     return (memory.mask_features, *memory.resized, *memory.keys, *memory.values)
 
 
-def unflatten_memory(tensors: tuple[Tensor, ...]) -> Memory:
+def unflatten_memory(tensors: tuple[Tensor, ...]) -> Memory | Tensor:
     """Inverse of :func:`flatten_memory`."""
+    if len(tensors) == 1:
+        return tensors[0]
     layers = (len(tensors) - 1 - LEVELS) // 2
     first, middle = 1 + LEVELS, 1 + LEVELS + layers
     return Memory(tensors[0], list(tensors[1:first]), list(tensors[first:middle]), list(tensors[middle:]))
@@ -64,7 +70,8 @@ class _VisualGraph(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         memory = self.encoder(image)
         # Stride 8 is fine enough to name things, and a quarter of the cells of the mask features.
-        tags = () if self.encoder.tagger is None else (self.encoder.tagger(memory.resized[-1]),)
+        tagger = getattr(self.encoder, "tagger", None)
+        tags = () if tagger is None else (tagger(memory.resized[-1]),)
         return (*flatten_memory(memory), *tags)
 
 
@@ -83,11 +90,10 @@ class _DecoderGraph(nn.Module):
     def __init__(self, model: Teso) -> None:
         super().__init__()
         self.decoder = model.decoder
-        self.head = model.recipe.head
+        self.recipe = model.recipe
 
     def forward(self, queries: Tensor, *memory: Tensor) -> Tensor:
-        class_logits, mask_logits = self.decoder(queries, unflatten_memory(memory))
-        return segmentation_scores(class_logits, mask_logits, self.head)
+        return class_scores(self.recipe, self.decoder, queries, unflatten_memory(memory))
 
 
 def graph_modules(model: Teso) -> dict[str, nn.Module]:

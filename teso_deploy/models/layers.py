@@ -12,13 +12,15 @@ MASKED_SCORE = -3e4
 
 
 class Adapter(nn.Module):
-    """Residual bottleneck MLP d → d/4 → d behind an output projection (paper, section 3.4).
+    """Bottleneck MLP d → d/4 → d behind an output projection (paper, section 3.4).
 
-    The second layer starts at zero, so that a frozen foundation starts unharmed.
+    Residual, and the second layer starts at zero, so that a frozen foundation starts unharmed.
+    ``residual=False`` is the authors' released form.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, residual: bool = True) -> None:
         super().__init__()
+        self.residual = residual
         self.down = nn.Linear(dim, max(1, dim // 4))
         self.up = nn.Linear(max(1, dim // 4), dim)
         nn.init.zeros_(self.up.weight)
@@ -26,7 +28,8 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) → (..., d)."""
-        return x + self.up(torch.relu(self.down(x)))
+        changed = self.up(torch.relu(self.down(x)))
+        return x + changed if self.residual else changed
 
 
 def adapter_or_identity(wanted: bool, dim: int) -> nn.Module:

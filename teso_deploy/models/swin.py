@@ -109,6 +109,7 @@ class SwinBlock(nn.Module):
         super().__init__()
         self.window = recipe.window
         self.shifted = shifted
+        self.shift_covered = recipe.shift_covered
         self.norm1 = nn.LayerNorm(dim)
         self.attention = WindowAttention(dim, heads, recipe.window, adapter)
         self.norm2 = nn.LayerNorm(dim)
@@ -119,8 +120,7 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         """(B, H·W, C) → (B, H·W, C)."""
         size = self.window
-        # A map that one window covers is not shifted (Hugging Face; the first code did shift it).
-        shift = size // 2 if self.shifted and min(height, width) > size else 0
+        shift = size // 2 if self.shifted and (self.shift_covered or min(height, width) > size) else 0
         image = self.norm1(x).view(-1, height, width, x.shape[-1])
         below, right = -height % size, -width % size
         if below or right:

@@ -6,12 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from teso_deploy.models.audio import Vggish
+from teso_deploy.models.beats import BeatsEncoder
 from teso_deploy.models.decoder import DecoderMemory, MaskedDecoder, Memory, segmentation_scores
 from teso_deploy.models.fusion import Fusion
+from teso_deploy.models.layers import Adapter
 from teso_deploy.models.pixel_decoder import PixelDecoder
+from teso_deploy.models.sam import SamVisualEncoder
+from teso_deploy.models.sam_decoder import SamMaskDecoder
+from teso_deploy.models.segpref import SegprefFusion
 from teso_deploy.models.swin import Swin
 from teso_deploy.models.tagger import Tagger
-from teso_deploy.recipe import Recipe
+from teso_deploy.recipe import AudioRecipe, BeatsRecipe, Recipe
 
 
 class VisualEncoder(nn.Module):
@@ -30,28 +35,56 @@ class VisualEncoder(nn.Module):
         return self.memory(mask_features, maps)
 
 
+def audio_encoder(audio: AudioRecipe, beats: BeatsRecipe) -> nn.Module:
+    """waveform (B, 15600) → F_A (B, d_A), by the recipe's encoder."""
+    return BeatsEncoder(beats) if audio.encoder == "beats" else Vggish(audio)
+
+
+def class_scores(recipe: Recipe, decoder: nn.Module, queries: Tensor, memory: Memory | Tensor) -> Tensor:
+    """Prompted queries (B, Q, d) and what the visual encoder gives → scores of the classes (B, C, h, w).
+
+    SAM has no classes: its answer is the mask of one of its mask tokens (``sam.mask_token``).
+    """
+    if recipe.foundation == "sam":
+        return torch.sigmoid(decoder(queries, memory)[:, recipe.sam.mask_token, None])
+    class_logits, mask_logits = decoder(queries, memory)
+    return segmentation_scores(class_logits, mask_logits, recipe.head)
+
+
 class Teso(nn.Module):
     """Visual encoder, audio encoder, fusion (SeDAM and PMQS), decoder: a graph each."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
-        dim = recipe.pixel_decoder.dim
-        self.visual_encoder = VisualEncoder(recipe)
-        self.audio_encoder = Vggish(recipe.audio)
-        self.fusion = Fusion(recipe.audio.dim, recipe.text, recipe.fusion, recipe.decoder.queries, dim)
-        self.decoder = MaskedDecoder(
-            dim, recipe.pixel_decoder.mask_dim, recipe.decoder, len(recipe.head.classes), recipe.adapters
+        is_sam = recipe.foundation == "sam"
+        size = recipe.image.sizes[0][0]
+        dim = recipe.sam.dim if is_sam else recipe.pixel_decoder.dim
+        queries = recipe.sam.mask_tokens if is_sam else recipe.decoder.queries
+        fusion = SegprefFusion if recipe.fusion.kind == "segpref" else Fusion
+        # A seed's random weights follow this order.
+        self.visual_encoder = SamVisualEncoder(recipe.sam, size, recipe.adapters) if is_sam else VisualEncoder(recipe)
+        self.audio_encoder = audio_encoder(recipe.audio, recipe.beats)
+        self.fusion = fusion(recipe.audio.dim, recipe.text, recipe.fusion, queries, dim)
+        self.decoder = (
+            SamMaskDecoder(recipe.sam, size, recipe.adapters)
+            if is_sam
+            else MaskedDecoder(
+                dim, recipe.pixel_decoder.mask_dim, recipe.decoder, len(recipe.head.classes), recipe.adapters
+            )
         )
+        # The recipe's choice for all of them: said here once, not through every layer.
+        for module in self.modules():
+            if isinstance(module, Adapter):
+                module.residual = recipe.adapter_residual
 
     def forward(self, image: Tensor, waveform: Tensor, cues: Tensor, cue_valid: Tensor) -> tuple[Tensor, Tensor]:
         """image (B, 3, H, W), waveform (B, 15600), cues (B, N_T, d_T), cue_valid (B, N_T) bool.
 
-        Returns the class scores (B, C, H/4, W/4) of eq. 7 and ξ (B, N_T).
+        Returns the class scores (B, C, h, w), of eq. 7 at H/4 × W/4, and ξ (B, N_T).
         """
         queries, gate = self.fusion(self.audio_encoder(waveform), cues, cue_valid)
-        class_logits, mask_logits = self.decoder(queries, self.visual_encoder(image))
-        return segmentation_scores(class_logits, mask_logits, self.recipe.head), gate
+        return class_scores(self.recipe, self.decoder, queries, self.visual_encoder(image)), gate
 
 
 def build(recipe: Recipe, seed: int | None = None) -> Teso:

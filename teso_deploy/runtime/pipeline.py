@@ -18,7 +18,7 @@ from teso_deploy.bundle import Bundle, TaggerEntry
 from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import BundleError, CueError
 from teso_deploy.runtime.postprocess import labels_of
-from teso_deploy.runtime.preprocess import nearest_size, normalised, resized
+from teso_deploy.runtime.preprocess import fitted_size, nearest_size, normalised, resized
 from teso_deploy.runtime.schedule import Mode, Source
 from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Cues, Frame, Segmentation
 
@@ -119,8 +119,12 @@ class Pipeline:
         offered = self.cues_of(None if tagger else cues)
         how = self.bundle.manifest.preprocessing
         stamps = {"started": time.monotonic()}
-        picture = resized(frame.image, nearest_size(frame.image, how.sizes))
-        memory = self._run("visual_encoder", (picture,), lambda: {"image": normalised(picture, how.mean, how.std)})
+        bucket = nearest_size(frame.image, how.sizes)
+        picture = resized(frame.image, fitted_size(frame.image, bucket, how.fit))
+        shares = picture.shape[0] / bucket[0], picture.shape[1] / bucket[1]
+        memory = self._run(
+            "visual_encoder", (picture,), lambda: {"image": normalised(picture, how.mean, how.std, bucket)}
+        )
         stamps["encoded"] = time.monotonic()
         audio = self._run("audio_encoder", (sound.samples,), lambda: {"waveform": sound.samples[None]})["audio"]
         stamps["heard"] = time.monotonic()
@@ -132,7 +136,8 @@ class Pipeline:
         queries = fused["queries"]
         scores = self._run("decoder", (picture, queries), lambda: {**memory, "queries": queries})["masks"][0]
         stamps["masked"] = time.monotonic()
-        labels = labels_of(scores, frame.image.shape[:2], self.bundle.manifest.postprocessing.threshold)
+        threshold = self.bundle.manifest.postprocessing.threshold
+        labels = labels_of(scores, frame.image.shape[:2], threshold, shares)
         stamps["labelled"] = time.monotonic()
         return Segmentation(
             labels,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +13,13 @@ Taps = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]
 
 
 @functools.lru_cache(maxsize=32)
-def _taps(source: int, target: int) -> Taps:
-    """Bilinear taps of an axis: half-pixel centres, edges clamped."""
-    place = (np.arange(target) + 0.5) * (source / target) - 0.5
-    place = place.clip(0, source - 1)
+def _taps(source: int, target: int, share: float) -> Taps:
+    """Bilinear taps of an axis of which a share holds the picture: half-pixel centres, edges clamped."""
+    place = (np.arange(target) + 0.5) * (source * share / target) - 0.5
+    last = math.ceil(source * share) - 1
+    place = place.clip(0, last)
     lower = np.floor(place).astype(np.intp)
-    upper = np.minimum(lower + 1, source - 1)
+    upper = np.minimum(lower + 1, last)
     return lower, upper, (place - lower).astype(np.float32)
 
 
@@ -39,13 +41,20 @@ def _part(taps: Taps, places: slice) -> Taps:
     return taps[0][places], taps[1][places], taps[2][places]
 
 
-def labels_of(scores: NDArray[np.float32], size: tuple[int, int], threshold: float) -> NDArray[np.uint8]:
+def labels_of(
+    scores: NDArray[np.float32],
+    size: tuple[int, int],
+    threshold: float,
+    shares: tuple[float, float] = (1.0, 1.0),
+) -> NDArray[np.uint8]:
     """(C, h, w) → (height, width) uint8: 1 + argmax where the upsampled maximum ≥ threshold, else 0.
 
-    Bilinear with half-pixel centres. A mix never exceeds what it is mixed from, so only
+    ``shares``: of the scores' height and width, from the top and the left, that show the picture;
+    the rest is padding. Bilinear with half-pixel centres. A mix never exceeds what it is mixed from, so only
     classes that reach the threshold at stride 4 are upsampled, and only around where they do.
     """
-    rows, columns = _taps(scores.shape[1], size[0]), _taps(scores.shape[2], size[1])
+    rows = _taps(scores.shape[1], size[0], shares[0])
+    columns = _taps(scores.shape[2], size[1], shares[1])
     labels = np.zeros(size, np.uint8)
     best = np.full(size, -np.inf, np.float32)
     for index, score in enumerate(scores):

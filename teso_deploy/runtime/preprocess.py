@@ -26,9 +26,31 @@ def resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def normalised(picture: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
-    """(height, width, 3) uint8 RGB → (1, 3, height, width) float32, (x - mean) / std per channel."""
+def fitted_size(image: NDArray[np.uint8], bucket: tuple[int, int], fit: str) -> tuple[int, int]:
+    """What a picture (H, W, 3) is resized to for a bucket: ``stretch`` fills it, ``pad`` keeps the picture's shape."""
+    if fit == "stretch":
+        return bucket
+    scale = min(bucket[0] / image.shape[0], bucket[1] / image.shape[1])
+    height, width = (int(length * scale + 0.5) for length in image.shape[:2])
+    return max(1, min(bucket[0], height)), max(1, min(bucket[1], width))
+
+
+def normalised(
+    picture: NDArray[np.uint8],
+    mean: Sequence[float],
+    std: Sequence[float],
+    bucket: tuple[int, int] | None = None,
+) -> NDArray[np.float32]:
+    """(height, width, 3) uint8 RGB → (1, 3, height, width) float32, (x - mean) / std per channel.
+
+    With ``bucket``, zeros below and to the right up to its size.
+    """
     scale = 1 / np.asarray(std, np.float32)
     shift = np.asarray(mean, np.float32) * scale
     channels = picture.transpose(2, 0, 1)
-    return np.ascontiguousarray((channels * scale[:, None, None] - shift[:, None, None])[None])
+    image: NDArray[np.float32] = np.ascontiguousarray((channels * scale[:, None, None] - shift[:, None, None])[None])
+    if bucket is None or picture.shape[:2] == bucket:
+        return image
+    padded = np.zeros((1, 3, *bucket), np.float32)
+    padded[:, :, : picture.shape[0], : picture.shape[1]] = image
+    return padded

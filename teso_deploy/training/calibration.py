@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.evaluation.library import Library, read_library
 from teso_deploy.evaluation.protocol import Trial, intersection_over_union, make_scene, testable_words
-from teso_deploy.models import build, checkpoints
+from teso_deploy.models import build, checkpoints, weight_files
 from teso_deploy.models.decoder import Memory, segmentation_scores
 from teso_deploy.models.teso import Teso
 from teso_deploy.recipe import Calibration
@@ -175,6 +175,6 @@ def calibrate_checkpoint(
     model = build(recipe)
     checkpoints.load(model, path)
     calibration = calibrate(model, library, embeddings, scenes, seed)
-    _, metadata = checkpoints.read(path)
+    _, metadata = weight_files.read(path)
     checkpoints.save(model, path, {**metadata, checkpoints.CALIBRATION: calibration.model_dump_json()})
     return calibration

@@ -179,7 +179,8 @@ def training_losses(
     losses = terms | mask_losses(class_logits, torch.cat(masks), batch, train, generator)
     losses["info_nce"] = train.info_nce * info_nce(latents.float(), train.info_nce_temperature)
     offered = batch.cue_sounds >= 0
-    losses["cue_gate"] = train.cue_gate * F.binary_cross_entropy_with_logits(
-        gate.float()[offered], batch.cue_sounds[offered]
-    )
+    if offered.any():  # of no cue at all the mean is not a number
+        losses["cue_gate"] = train.cue_gate * F.binary_cross_entropy_with_logits(
+            gate.float()[offered], batch.cue_sounds[offered]
+        )
     return losses, class_logits.chunk(count)[-1], masks[-1]

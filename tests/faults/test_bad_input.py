@@ -9,24 +9,12 @@ import pytest
 
 from teso_deploy.bundle import Bundle, write_manifest
 from tests.clips import make_clip
-from tests.commands import names_in, teso
+from tests.commands import names_in, refused, teso
 
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_clip(tmp_path_factory.mktemp("clips") / "clip.mp4")
-
-
-def refused(*arguments: object, names: str) -> str:
-    """Run, and check that it is refused in one sentence that holds ``names``."""
-    done = teso(*arguments)
-    assert done.code == 2, done
-    lines = [line for line in done.err.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("teso-deploy: ")]
-    assert len(errors) == 1 and lines[-1] == errors[0], done.err
-    assert names in errors[0]
-    assert "Traceback" not in done.err
-    return errors[0]
 
 
 @pytest.fixture

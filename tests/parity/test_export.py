@@ -15,6 +15,7 @@ from teso_deploy.bundle import Bundle, write_manifest
 from teso_deploy.errors import CheckFailedError, CheckpointError, OutputError, RecipeError
 from teso_deploy.exporting import export as exporting
 from teso_deploy.exporting.export import export_bundle
+from teso_deploy.exporting.reference import example_arguments
 from teso_deploy.models import build, checkpoints
 from teso_deploy.models.graphs import graph_modules, graph_specs
 from teso_deploy.recipe import Recipe
@@ -105,7 +106,7 @@ def test_all_cues_rejected_and_four_alive_in_the_engine(
         last.key.weight.zero_()
         last.query.bias.fill_(1.0)
         last.key.bias.fill_(sign)
-    arguments = exporting.example_arguments(model)["fusion"]
+    arguments = example_arguments(model)["fusion"]
     module, spec = graph_modules(model)["fusion"], graph_specs(tiny_recipe)["fusion"]
     export_graph(module, spec, arguments, tmp_path / "fusion.onnx", {})
     feeds = {name: value.numpy() for name, value in zip(spec.inputs, arguments, strict=True)}
@@ -204,8 +205,8 @@ def test_several_sizes_are_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
         export_bundle(two, tmp_path / "out", random_weights_seed=0)
 
 
-def test_a_checkpoint_of_another_model_is_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_part_is_not_enough(tiny_recipe: Recipe, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     checkpoints.save(build(tiny_recipe).audio_encoder, path)
-    with pytest.raises(CheckpointError, match="missing"):
-        export_bundle(tiny_recipe, tmp_path / "out", checkpoint=path)
+    with pytest.raises(CheckpointError, match="no checkpoint gives recipe tiny"):
+        export_bundle(tiny_recipe, tmp_path / "out", checkpoints=path)

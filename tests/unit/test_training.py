@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from teso_deploy.errors import CheckpointError, DataError, InputNotFoundError, RecipeError
 from teso_deploy.evaluation.library import Library
-from teso_deploy.models import build, checkpoints
+from teso_deploy.models import build, checkpoints, weight_files
 from teso_deploy.models.audio import LogMel
 from teso_deploy.recipe import EncoderPhase, HeadRecipe, Recipe, TeacherRecipe, TrainPhase, TrainRecipe, load_recipe
 from teso_deploy.training.batches import Batch, SceneBatches, coverage
@@ -461,7 +461,7 @@ def test_calibration_is_kept_in_the_checkpoint_and_shifts_the_gate(
     found = calibrate_checkpoint(path, calibration_folder, embeddings, scenes=12)
     assert 0 <= found.false_alarm_rate <= FALSE_ALARM_RATE + 1 / 12
     assert 0 <= found.open_rate <= 1 and 0 <= found.miou <= 1 and found.tag_threshold is not None
-    assert checkpoints.read(path)[1]["step"] == "6", "what the file said before is still there"
+    assert weight_files.read(path)[1]["step"] == "6", "what the file said before is still there"
     chosen = checkpoints.calibrated(recipe, path)
     assert chosen.head.threshold == found.mask_threshold and chosen.tagger.threshold == found.tag_threshold
     assert chosen.fusion.gate_threshold == found.gate_threshold

@@ -15,7 +15,7 @@ import teso_deploy
 PACKAGE = Path(teso_deploy.__file__).parent
 #: A part may import its own level and those below it.
 LEVELS = {
-    "errors": 0, "types": 0, "resources": 0, "outputs": 0, "recipe": 0,
+    "errors": 0, "types": 0, "resources": 0, "outputs": 0, "recipe": 0, "recipe_tables": 0,
     "bundle": 1,
     "backends": 2, "media": 2, "cues": 2,
     "runtime": 3, "evaluation": 3,
@@ -28,8 +28,20 @@ TORCH_SIDE = {
     "exporting": {"exporting", "models", "bundle", "backends", "media", "cues", "runtime", "evaluation", "recipe"},
     "training": {"training", "models", "exporting", "bundle", "evaluation", "runtime", "recipe"},
 }
-HEAVY = {"torch", "transformers", "optimum", "onnx", "onnxscript", "safetensors", "tokenizers", "scipy", "matplotlib"}
-SMALL = {"types", "errors", "resources", "outputs"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "optimum",
+    "onnx",
+    "onnxscript",
+    "safetensors",
+    "tokenizers",
+    "scipy",
+    "matplotlib",
+    "accelerate",
+    "instant_clip_tokenizer",
+}
+SMALL = {"types", "errors", "resources", "outputs", "recipe_tables"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -69,8 +69,11 @@ class Format:
 
     ``recognises``: by the names of a file's keys, from which a common prefix has been taken.
     ``rules``: of a recipe and of the file's tensors (whose names may be of an older or newer
-    release). ``ignored``: prefixes of keys that are known and of no use here.
-    ``adapted``: the recipe with the sizes that the file has, where a format carries its own.
+    release). ``ignored``: of a key, whether it is known and of no use here. ``replaceable``: our
+    keys that may have another shape than the file's, and then are as new as an adapter: the head
+    of a foundation, whose classes are others.
+    ``sized``: the recipe with the sizes that the file has, where they can be read from it; a whole
+    model is built by them, of a part they say why it does not fit.
     """
 
     name: str
@@ -78,4 +81,5 @@ class Format:
     recognises: Callable[[Collection[str]], bool]
     rules: Callable[[Recipe, Mapping[str, Tensor]], Iterable[Rule]]
     ignored: Callable[[str], bool] = lambda key: False
-    adapted: Callable[[Recipe, Mapping[str, Tensor]], Recipe] = lambda recipe, tensors: recipe
+    replaceable: tuple[str, ...] = ()
+    sized: Callable[[Recipe, Mapping[str, Tensor]], Recipe] = lambda recipe, tensors: recipe

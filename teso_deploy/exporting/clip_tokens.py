@@ -1,0 +1,156 @@
+"""Sentences as CLIP's tokens: byte pairs of lower-case text (Radford et al., 2021, section 2.4).
+
+By Hugging Face ``tokenizers`` where the checkpoint brings its vocabulary (``tokenizer.json``, or
+``vocab.json`` and ``merges.txt``), otherwise by the package ``instant-clip-tokenizer``, which
+brings OpenAI's. OpenCLIP, ImageBind and all CLIPs of Hugging Face that we know of share that one.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+import json
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teso_deploy.errors import CheckpointError, CueError, MissingExtraError, RecipeError
+from teso_deploy.recipe import ClipTextRecipe
+
+PACKAGE, PACKAGE_MODULE = "instant-clip-tokenizer", "instant_clip_tokenizer"
+PACKAGE_VOCABULARY = 49408
+TOKENIZER_FILE, VOCABULARY_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
+START, END = "<|startoftext|>", "<|endoftext|>"
+#: Contractions, runs of letters, single digits, runs of anything else (``clip/simple_tokenizer.py``).
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_STRAIGHT_QUOTES = str.maketrans("ʼ‘’‚‛“”„‟", "'''''\"\"\"\"")
+
+#: A cleaned sentence → ids, without those that start and end a row.
+Encode = Callable[[str], list[int]]
+
+
+def vocabulary_folder(beside: Path | None) -> Path | None:
+    """The folder ``beside``, or that of the file ``beside``, if it holds a vocabulary; otherwise None."""
+    if beside is None:
+        return None
+    folder = beside if beside.is_dir() else beside.parent
+    split = (folder / VOCABULARY_FILE).is_file() and (folder / MERGES_FILE).is_file()
+    return folder if split or (folder / TOKENIZER_FILE).is_file() else None
+
+
+def check_tokenizer(beside: Path | None) -> None:
+    """Raises :class:`MissingExtraError` where the package that :func:`clip_token_rows` will need is absent."""
+    if vocabulary_folder(beside) is not None:
+        if importlib.util.find_spec("tokenizers") is None:
+            raise MissingExtraError(
+                "embedding cue words needs tokenizers: install with pip install 'teso-deploy[export]'"
+            )
+    elif importlib.util.find_spec(PACKAGE_MODULE) is None:
+        raise MissingExtraError(
+            f"embedding cue words with CLIP needs {PACKAGE}: install with pip install 'teso-deploy[export]', or, "
+            f"where there is no wheel of it (Python 3.13), put CLIP's {TOKENIZER_FILE} beside the checkpoint"
+        )
+
+
+def cleaned(sentence: str) -> str:
+    """Composed characters, straight quotes, no HTML entities, single blanks, lower case: what CLIP was trained on.
+
+    Of what ``ftfy`` does beyond that for CLIP's own tokenizer (text in a wrong encoding, ligatures)
+    nothing is done.
+
+    >>> cleaned("The  dog’s BARK &amp; bite ")
+    "the dog's bark & bite"
+    """
+    composed = html.unescape(html.unescape(unicodedata.normalize("NFC", sentence))).translate(_STRAIGHT_QUOTES)
+    return " ".join(composed.split()).lower()
+
+
+def clip_token_rows(sentences: Sequence[str], recipe: ClipTextRecipe, folder: Path | None) -> NDArray[np.int64]:
+    """Sentences (N) → ids (N, context) int64: start, the sentence, end, zeros. What is too long is cut before the end.
+
+    ``folder``: where the vocabulary may lie, or a file beside it (the checkpoint). The two highest
+    ids of the recipe's vocabulary start and end a row.
+
+    Raises :class:`MissingExtraError`; :class:`CheckpointError` for a vocabulary that is broken or of
+    another size; :class:`RecipeError` where the package's has another size than the recipe's;
+    :class:`CueError` for a sentence that the vocabulary can't spell.
+    """
+    check_tokenizer(folder)
+    found = vocabulary_folder(folder)
+    encode = _packaged(recipe) if found is None else _of_folder(found, recipe)
+    start, end = recipe.vocabulary - 2, recipe.vocabulary - 1
+    rows = np.zeros((len(sentences), recipe.context), dtype=np.int64)
+    for row, sentence in zip(rows, sentences, strict=True):
+        ids = encode(cleaned(sentence))
+        # The text would seem to end there.
+        if any(token >= start for token in ids):
+            raise CueError(f"CLIP's vocabulary can't spell {sentence!r}: take out what is no ordinary text")
+        ids = [start, *ids[: recipe.context - 2], end]
+        row[: len(ids)] = ids
+    return rows
+
+
+def _packaged(recipe: ClipTextRecipe) -> Encode:
+    """OpenAI's vocabulary."""
+    if recipe.vocabulary != PACKAGE_VOCABULARY:
+        raise RecipeError(
+            f"clip_text.vocabulary is {recipe.vocabulary}, but CLIP's has {PACKAGE_VOCABULARY} tokens: "
+            f"put the {TOKENIZER_FILE} of such a model beside its checkpoint"
+        )
+    import instant_clip_tokenizer
+
+    return instant_clip_tokenizer.Tokenizer().encode
+
+
+def _of_folder(folder: Path, recipe: ClipTextRecipe) -> Encode:
+    """The vocabulary that lies there."""
+    whole = folder / TOKENIZER_FILE
+    tokenizer = _whole(whole) if whole.is_file() else _from_merges(folder)
+    highest = (recipe.vocabulary - 2, recipe.vocabulary - 1)
+    if (tokenizer.token_to_id(START), tokenizer.token_to_id(END)) != highest:
+        raise CheckpointError(
+            f"the vocabulary in {folder} is not that of a CLIP with {recipe.vocabulary} tokens, of which {START} and "
+            f"{END} are the last: give the files that belong to the checkpoint, or none"
+        )
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    return encode
+
+
+def _whole(path: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library has no class of its own
+        raise CheckpointError(f"{path} is not a tokenizer ({error}): download it again") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _from_merges(folder: Path) -> Any:
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    try:
+        vocabulary = json.loads((folder / VOCABULARY_FILE).read_text(encoding="utf-8"))
+        lines = (folder / MERGES_FILE).read_text(encoding="utf-8").splitlines()
+        pairs = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+        # What the vocabulary lacks becomes the end, and is refused.
+        model = models.BPE(vocab=vocabulary, merges=pairs, unk_token=END, end_of_word_suffix="</w>")
+    except Exception as error:  # the library has no class of its own
+        raise CheckpointError(
+            f"{VOCABULARY_FILE} and {MERGES_FILE} in {folder} are no vocabulary of CLIP ({error}): download them again"
+        ) from error
+    tokenizer = Tokenizer(model)
+    words = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    return tokenizer

@@ -1,0 +1,51 @@
+"""What an export would give, without weights: parameters, multiply-adds and bytes of every graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from teso_deploy.exporting.graphs import multiply_adds
+from teso_deploy.exporting.reference import example_arguments
+from teso_deploy.models.clip_text import ClipText
+from teso_deploy.models.graphs import graph_modules
+from teso_deploy.models.teso import build
+from teso_deploy.recipe import Recipe
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True, slots=True)
+class GraphPlan:
+    """Of one graph, for one item of the batch; ``bytes`` of the weights and tables in fp32."""
+
+    parameters: int
+    multiply_adds: int
+    bytes: int
+
+
+def _planned(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> GraphPlan:
+    tensors = [*module.parameters(), *module.buffers()]
+    return GraphPlan(
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        multiply_adds=multiply_adds(module, arguments),
+        bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+    )
+
+
+def plan_export(recipe: Recipe) -> dict[str, GraphPlan]:
+    """Every graph of a recipe, and the text tower where it embeds its cues with one; no weight is ever made."""
+    with META:
+        model = build(recipe)
+    # Tables that come from NumPy don't heed the context.
+    model = model.to(META)
+    modules = graph_modules(model)
+    plans = {name: _planned(modules[name], given) for name, given in example_arguments(model, META).items()}
+    if recipe.text.encoder == "clip":
+        with META:
+            tower = ClipText(recipe.clip_text, recipe.text.dim)
+        ids = torch.zeros(2, recipe.clip_text.context, dtype=torch.int64, device=META)
+        plans["text_encoder"] = _planned(tower.to(META), (ids,))
+    return plans

@@ -1,0 +1,64 @@
+"""BEATs as Microsoft releases it: the ``model`` of a file that also holds its ``cfg``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+
+from torch import Tensor
+
+from teso_deploy.models.keymaps.rules import Format, Rule, copied, layer, reshaped
+from teso_deploy.recipe import Recipe
+
+_TABLE = "encoder.layers.0.self_attn.relative_attention_bias.weight"
+#: The layers share one table, which the file repeats; a fine-tuned model has a head of its own.
+_OF_NO_USE = re.compile(r"^encoder\.layers\.[1-9]\d*\.self_attn\.relative_attention_bias\.weight$|^predictor\.")
+
+
+def _joined(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Weight normalisation undone: magnitude (1, 1, K) of each place of the kernel, direction (d, d / groups, K)."""
+    magnitude, direction = tensors
+    return (direction * (magnitude / direction.norm(dim=(0, 1), keepdim=True)),)
+
+
+def beats_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
+    """All of the encoder."""
+    yield from layer("patch_embedding", "patch", bias=False)
+    yield from layer("layer_norm", "patch_norm")
+    yield from layer("post_extract_proj", "project")
+    # The same two tensors by PyTorch's names of before 2.0 and of today.
+    new = "encoder.pos_conv.0.parametrizations.weight.original"
+    parts = (f"{new}0", f"{new}1") if f"{new}0" in tensors else tuple(f"encoder.pos_conv.0.weight_{x}" for x in "gv")
+    yield Rule(parts, ("positions.weight",), _joined)
+    yield copied("encoder.pos_conv.0.bias", "positions.bias")
+    yield from layer("encoder.layer_norm", "norm")
+    yield copied(_TABLE, "bias_table")
+    names_of = {
+        "self_attn.q_proj": "attention.query",
+        "self_attn.k_proj": "attention.key",
+        "self_attn.v_proj": "attention.value",
+        "self_attn.out_proj": "attention.output",
+        "self_attn.grep_linear": "attention.gates",
+        "self_attn_layer_norm": "norm1",
+        "fc1": "ffn.inner",
+        "fc2": "ffn.outer",
+        "final_layer_norm": "norm2",
+    }
+    for i in range(recipe.beats.layers):
+        for theirs, ours in names_of.items():
+            yield from layer(f"encoder.layers.{i}.{theirs}", f"layers.{i}.{ours}")
+        scale = f"layers.{i}.attention.gate_scale"
+        yield reshaped(f"encoder.layers.{i}.self_attn.grep_a", scale, (recipe.beats.heads, 1, 1))
+
+
+def _recognises(keys: Collection[str]) -> bool:
+    return {_TABLE, "patch_embedding.weight", "post_extract_proj.weight"} <= set(keys)
+
+
+BEATS = Format(
+    name="BEATs",
+    part="audio",
+    recognises=_recognises,
+    rules=beats_rules,
+    ignored=lambda key: _OF_NO_USE.search(key) is not None,
+)

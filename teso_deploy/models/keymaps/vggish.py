@@ -1,0 +1,36 @@
+"""VGGish as torchvggish keeps it, in the order of the layers that ours has too."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+from torch import Tensor
+
+from teso_deploy.models.keymaps.rules import Format, Rule, layer
+from teso_deploy.recipe import Recipe
+
+#: Places of the convolutions and of the linear layers in ``features`` and ``embeddings``.
+CONVOLUTIONS = (0, 3, 6, 8, 11, 13)
+LINEAR = (0, 2, 4)
+
+
+def vggish_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
+    """All layers; a VGGish with batch norm is ours alone, and no such file fits it."""
+    for i in CONVOLUTIONS:
+        yield from layer(f"features.{i}", f"features.{i}")
+    for i in LINEAR:
+        yield from layer(f"embeddings.{i}", f"embeddings.{i}")
+
+
+def _recognises(keys: Collection[str]) -> bool:
+    return {"features.13.weight", "embeddings.4.weight"} <= set(keys)
+
+
+VGGISH = Format(
+    name="torchvggish",
+    part="audio",
+    recognises=_recognises,
+    rules=vggish_rules,
+    # PCA and quantisation, which audio-visual segmentation leaves off.
+    ignored=lambda key: key.startswith("pproc."),
+)

@@ -1,0 +1,54 @@
+"""The fusion of the authors' released code, which differs from the paper (eqs. 1-6): for those who have such a file.
+
+F_A and the cues go through an MLP each to one width; one attention brings the sound to the
+cues, one more the cues to the mask queries. There is no mask and no gate: slots without a cue
+hold the embedding of "None", and every slot counts (`SegPref/models` of the release).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from teso_deploy.models.layers import Attention
+from teso_deploy.recipe import FusionRecipe, TextRecipe
+
+
+class PooledAttention(nn.Module):
+    """target + σ(β₁) · attention(target, source) + σ(β₂) · mean(source); no norm, no feed-forward."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.attention = Attention(dim, heads)
+        self.attention_share = nn.Parameter(torch.ones(1))
+        self.pool_share = nn.Parameter(torch.ones(1))
+
+    def forward(self, target: Tensor, source: Tensor) -> Tensor:
+        """(B, T, d), (B, S, d) → (B, T, d)."""
+        attended = torch.sigmoid(self.attention_share) * self.attention(target, source, source)
+        return target + attended + torch.sigmoid(self.pool_share) * source.mean(dim=1, keepdim=True)
+
+
+def _mlp(inside: int, hidden: int, outside: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inside, hidden), nn.ReLU(), nn.Linear(hidden, outside))
+
+
+class SegprefFusion(nn.Module):
+    """The graph ``fusion``: sound and cues → prompted queries. Its ξ is 1 for each slot that counts."""
+
+    def __init__(self, audio_dim: int, text: TextRecipe, recipe: FusionRecipe, queries: int, query_dim: int) -> None:
+        super().__init__()
+        self.audio_projection = _mlp(audio_dim, recipe.ffn_dim, recipe.dim)
+        self.text_projection = _mlp(text.dim, recipe.ffn_dim, recipe.dim)
+        self.prompt_projection = _mlp(recipe.dim, recipe.ffn_dim, query_dim)
+        self.cue_attention = PooledAttention(recipe.dim, recipe.heads)
+        self.query_attention = PooledAttention(query_dim, recipe.heads)
+        self.queries = nn.Parameter(torch.randn(queries, query_dim))
+
+    def forward(self, audio: Tensor, cues: Tensor, cue_valid: Tensor) -> tuple[Tensor, Tensor]:
+        """audio (B, d_A), cues (B, N_T, d_T), cue_valid (B, N_T) bool → queries (B, Q, d), ξ (B, N_T)."""
+        # The release repeats this one latent N_L times; an attention can't tell that from having it once.
+        latent = self.audio_projection(audio)[:, None, :]
+        prompts = self.prompt_projection(self.cue_attention(self.text_projection(cues), latent))
+        queries = self.queries.expand(audio.shape[0], -1, -1)
+        return self.query_attention(queries, prompts), cue_valid.float()

@@ -1,0 +1,186 @@
+"""Batches of videos with masks: the public data sets, a frame with its own second of sound each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from teso_deploy.errors import DataError, InputNotFoundError
+from teso_deploy.evaluation.datasets import Layout, VideoSample, avss_classes, load_frame, load_mask, second_of
+from teso_deploy.recipe import Recipe
+from teso_deploy.runtime.preprocess import normalised, resized
+from teso_deploy.training.batches import STRIDE, Batch, coverage
+
+#: uid or vid → frame ("f0" …) → words; the format that the authors released theirs in.
+CueFile = Mapping[str, Mapping[str, str]]
+
+
+def read_cue_file(path: Path) -> CueFile:
+    """Cues of each frame: ``{"uid": {"f0": "guitar,", "f1": "guitar,man,"}}``.
+
+    Raises :class:`InputNotFoundError`, :class:`DataError` for anything else than that.
+    """
+    if not path.is_file():
+        raise InputNotFoundError(f"no cue file {path}: check the path")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}): write it again") from error
+    fits = isinstance(content, dict) and all(
+        isinstance(frames, dict) and all(isinstance(words, str) for words in frames.values())
+        for frames in content.values()
+    )
+    if not fits:
+        raise DataError(f'{path}: it must be {{"uid": {{"f0": "guitar,man,", …}}, …}}')
+    return content
+
+
+def words_in(text: str) -> list[str]:
+    """Words of a list with commas, or of a category's name.
+
+    >>> words_in("guitar,old_man,")
+    ['guitar', 'old man']
+    """
+    words = (" ".join(word.lower().replace("_", " ").split()) for word in text.split(","))
+    return [word for word in words if word and word != "none"]
+
+
+def words_of(samples: Sequence[VideoSample], layout: Layout, cue_file: CueFile | None = None) -> list[str]:
+    """All words that may be offered as cues in a data set."""
+    if cue_file is not None:
+        return sorted({word for frames in cue_file.values() for text in frames.values() for word in words_in(text)})
+    if layout == "avss":
+        return sorted(avss_classes())
+    return sorted({word for sample in samples for word in words_in(sample.category)})
+
+
+class VideoBatches:
+    """The labelled frames of a data set, any of them as a :class:`Batch`.
+
+    Cues are those of the cue file where there is one, otherwise the names of all that is labelled in
+    a video (or its category): the paper's "manual" cues.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        samples: Sequence[VideoSample],
+        layout: Layout,
+        embeddings: Mapping[str, NDArray[np.float32]],
+        cue_file: CueFile | None = None,
+    ) -> None:
+        assert recipe.train is not None
+        self.recipe, self.train, self.layout, self.embeddings = recipe, recipe.train, layout, embeddings
+        self.cue_file = cue_file
+        self.frames = [(sample, k) for sample in samples for k, mask in enumerate(sample.masks) if mask is not None]
+        self._semantic = lru_cache(maxsize=4096)(self._read_names)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def _names_of(self, mask: NDArray[np.uint8]) -> dict[str, int]:
+        """Names → values of what an index mask shows."""
+        names = avss_classes()
+        return {names[value - 1]: int(value) for value in np.unique(mask) if value}
+
+    def _read_names(self, path: Path) -> tuple[str, ...]:
+        return tuple(self._names_of(load_mask(path, self.layout, "semantic")))
+
+    def offered(self, sample: VideoSample, frame: int) -> list[str]:
+        """The cues of a frame, before any is left out."""
+        if self.cue_file is not None:
+            told = self.cue_file.get(sample.uid) or self.cue_file.get(sample.vid) or {}
+            return words_in(told.get(f"f{frame}", ""))
+        if self.layout == "avss":
+            found = [name for path in sample.masks if path is not None for name in self._semantic(path)]
+            return list(dict.fromkeys(found))
+        return words_in(sample.category)
+
+    def _sounding(self, sample: VideoSample, frame: int, blank: bool) -> list[str] | None:
+        """Which words sound in a frame; None where the data set does not say."""
+        path = sample.masks[frame]
+        if self.layout == "avss" and path is not None:
+            return list(self._semantic(path))
+        if blank:
+            return []
+        return words_in(sample.category) or None
+
+    def _targets(self, sample: VideoSample, frame: int, size: tuple[int, int]) -> list[tuple[int, NDArray[np.float32]]]:
+        """Class and coverage (H/4, W/4) of each thing that sounds."""
+        path = sample.masks[frame]
+        assert path is not None
+        semantic = self.recipe.head.kind == "semantic"
+        mask = load_mask(path, self.layout, "semantic" if semantic else "binary")
+        if not semantic:
+            parts = {0: mask > 0} if mask.any() else {}
+        else:
+            parts = {}
+            for name, value in self._names_of(mask).items():
+                if name not in self.recipe.head.classes:
+                    raise DataError(f"{path} shows {name!r}, which is no class of recipe {self.recipe.name}: add it")
+                parts[self.recipe.head.classes.index(name)] = mask == value
+        return [(index, coverage(_filled(part, size))) for index, part in parts.items()]
+
+    def _cues(
+        self, sample: VideoSample, frame: int, blank: bool, rng: np.random.Generator
+    ) -> tuple[list[str], list[float]]:
+        """Words as they are offered in training, and whether each sounds (-1: nobody says)."""
+        words = [word for word in self.offered(sample, frame) if word in self.embeddings]
+        sounding = self._sounding(sample, frame, blank)
+        if rng.random() < self.train.no_cue_rate:
+            return [], []
+        words = [word for word in words if rng.random() >= self.train.missed_cue_rate]
+        others = sorted(self.embeddings.keys() - {*words, *self.offered(sample, frame)})
+        if others and rng.random() < self.train.extra_cue_rate:
+            words.append(others[int(rng.integers(len(others)))])
+        words = [words[i] for i in rng.permutation(len(words))][: self.recipe.text.max_cues]
+        return words, [-1.0 if sounding is None else float(word in sounding) for word in words]
+
+    def make(self, numbers: Sequence[int], rng: np.random.Generator) -> Batch:
+        """The batch of these frames; ``rng`` leaves cues out and adds others. Raises :class:`DataError`."""
+        recipe, size = self.recipe, self.recipe.image.sizes[0]
+        cells = (size[0] // STRIDE, size[1] // STRIDE)
+        count, slots = len(numbers), recipe.text.max_cues
+        chosen = [self.frames[number] for number in numbers]
+        targets = [self._targets(sample, frame, size) for sample, frame in chosen]
+        most = max(1, *(len(found) for found in targets))
+        classes = torch.full((count, most), -1, dtype=torch.int64)
+        masks = torch.zeros(count, most, *cells)
+        cues, valid = torch.zeros(count, slots, recipe.text.dim), torch.zeros(count, slots, dtype=torch.bool)
+        sounds = torch.full((count, slots), -1.0)
+        images, waves = [], []
+        for row, (sample, frame) in enumerate(chosen):
+            picture = resized(load_frame(sample.frames[frame]), size)
+            images.append(torch.from_numpy(normalised(picture, recipe.image.mean, recipe.image.std)))
+            waves.append(torch.from_numpy(second_of(sample.audio, frame)))
+            for place, (index, covered) in enumerate(targets[row]):
+                classes[row, place] = index
+                masks[row, place] = torch.from_numpy(covered)
+            for slot, (word, heard) in enumerate(zip(*self._cues(sample, frame, not targets[row], rng), strict=True)):
+                cues[row, slot] = torch.from_numpy(self.embeddings[word])
+                valid[row, slot] = True
+                sounds[row, slot] = heard
+        return Batch(
+            image=torch.cat(images),
+            photograph=torch.zeros(count, 1, 1, 3, dtype=torch.uint8),  # for teachers, of which there are none here
+            dense_tags=torch.zeros(count, *cells, dtype=torch.int64),
+            waveform=torch.stack(waves),
+            audio_tags=torch.zeros(count, 1),
+            cues=cues,
+            cue_valid=valid,
+            cue_sounds=sounds,
+            classes=classes,
+            masks=masks,
+        )
+
+
+def _filled(part: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A part as 0 … 255 at the size of the picture."""
+    grey = part.astype(np.uint8)[..., None].repeat(3, axis=2) * np.uint8(255)
+    return resized(grey, size)[..., 0]

@@ -1,0 +1,233 @@
+"""Training on videos: what learns and what is held, that it goes on where it broke off, and that it learns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from teso_deploy.errors import CheckpointError, DataError, InputNotFoundError, RecipeError
+from teso_deploy.evaluation.datasets import load_mask, read_dataset
+from teso_deploy.models import weight_files
+from teso_deploy.models.assembly import Assembly, assemble
+from teso_deploy.models.teso import build
+from teso_deploy.recipe import Recipe, load_recipe
+from teso_deploy.runtime.postprocess import labels_of
+from teso_deploy.training.finetune import FineTuning, is_adapter, learnable, train_on_videos
+from teso_deploy.training.videos import VideoBatches, read_cue_file, words_in, words_of
+from tests.avs_layouts import write_avss, write_ms3, write_s4
+from tests.conftest import TINY
+
+CLASSES = ("dog", "car", "piano")
+VIDEOS = {"epochs": 2, "frames_per_step": 2, "accumulation_steps": 2, "adapter_learning_rate": 1e-3}
+TRAIN = {"learning_rate": 3e-3, "warmup_steps": 5, "gradient_clip": 1.0, "no_cue_rate": 0.0, "videos": VIDEOS}
+
+
+def recipe_of(kind: str = "semantic", **train: Any) -> Recipe:
+    head = {"kind": kind, "classes": CLASSES if kind == "semantic" else ("sounding object",)}
+    return Recipe.model_validate({**TINY, "tagger": {}, "head": head, "train": {**TRAIN, **train}})
+
+
+@pytest.fixture(scope="module")
+def words() -> dict[str, NDArray[np.float32]]:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((3, 384)).astype(np.float32)
+    return dict(zip(CLASSES, vectors / np.linalg.norm(vectors, axis=1, keepdims=True), strict=True))
+
+
+@pytest.fixture(scope="module")
+def avss(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("avss")
+    write_avss(root, videos=2, size=64)
+    return root
+
+
+def batches_of(recipe: Recipe, root: Path, words: dict[str, NDArray[np.float32]]) -> VideoBatches:
+    return VideoBatches(recipe, read_dataset(root, "avss", "train"), "avss", words)
+
+
+def whole(recipe: Recipe) -> Assembly:
+    """As if checkpoints had given everything but the adapters and the fusion."""
+    model = build(recipe, 0)
+    random = tuple(
+        key for key in model.state_dict() if is_adapter(key) or (key.startswith("fusion.") and key != "fusion.queries")
+    )
+    return Assembly(model, {}, random)
+
+
+def test_a_batch_is_what_the_data_set_says(avss: Path, words: dict[str, NDArray[np.float32]]) -> None:
+    recipe = recipe_of(extra_cue_rate=0.0, missed_cue_rate=0.0)
+    batches = batches_of(recipe, avss, words)
+    assert len(batches) == 10, "two videos of five frames"
+    rng = np.random.default_rng(0)
+    blank = 0
+    for number, (sample, frame) in enumerate(batches.frames):
+        batch = batches.make([number], rng)
+        path = sample.masks[frame]
+        assert path is not None
+        truth = load_mask(path, "avss", "semantic")
+        assert (batch.masks[0].sum() > 0) == truth.any()
+        blank += not truth.any()
+        expected = {"dog": 17, "car": 11, "piano": 47}
+        for place, index in enumerate(batch.classes[0].tolist()):
+            if index >= 0:
+                share = (truth == expected[CLASSES[index]]).mean()
+                assert abs(float(batch.masks[0, place].mean()) - share) < 0.01
+        slots = batch.cues[0].numpy()
+        offered = [word for slot in slots for word, vector in words.items() if np.array_equal(slot, vector)]
+        heard = {CLASSES[index] for index in batch.classes[0].tolist() if index >= 0}
+        assert set(offered) == set(batches.offered(sample, frame)) and len(offered) == 2
+        said = [float(word in heard) for word in offered]
+        assert batch.cue_sounds[0, :2].tolist() == said and (batch.cue_sounds[0, 2:] == -1).all()
+    assert blank == 2
+
+
+def test_a_binary_head_sees_one_class(avss: Path, words: dict[str, NDArray[np.float32]]) -> None:
+    batches = batches_of(recipe_of("binary"), avss, words)
+    batch = batches.make(range(10), np.random.default_rng(0))
+    assert batch.classes.shape == (10, 1) and set(batch.classes.flatten().tolist()) == {-1, 0}
+
+
+def test_layouts_without_classes_say_less(tmp_path: Path, words: dict[str, NDArray[np.float32]]) -> None:
+    write_s4(tmp_path / "one")
+    write_ms3(tmp_path / "two")
+    rng = np.random.default_rng(0)
+    s4 = read_dataset(tmp_path / "one", "s4", "train")
+    assert words_of(s4, "s4") == ["dog barking", "race car"]
+    table = {word: words["dog"] for word in words_of(s4, "s4")}
+    recipe = recipe_of("binary", extra_cue_rate=0.0, missed_cue_rate=0.0)
+    batch = VideoBatches(recipe, s4, "s4", table).make([0], rng)
+    assert batch.cue_sounds[0, 0] == 1 and batch.cue_valid.sum() == 1
+    ms3 = read_dataset(tmp_path / "two", "ms3", "train")
+    batch = VideoBatches(recipe, ms3, "ms3", words).make([0], rng)
+    assert not batch.cue_valid.any(), "nobody says what is to be seen"
+
+
+def test_the_released_cue_files(avss: Path, tmp_path: Path, words: dict[str, NDArray[np.float32]]) -> None:
+    samples = read_dataset(avss, "avss", "train")
+    path = tmp_path / "cues.json"
+    path.write_text(json.dumps({samples[0].uid: {"f0": "dog,", "f1": "piano,None,"}}))
+    cues = read_cue_file(path)
+    batches = VideoBatches(recipe_of(), samples, "avss", words, cues)
+    assert [batches.offered(samples[0], k) for k in range(3)] == [["dog"], ["piano"], []]
+    assert words_of(samples, "avss", cues) == ["dog", "piano"] and words_in("old_man,") == ["old man"]
+    path.write_text('["dog"]')
+    with pytest.raises(DataError, match="it must be"):
+        read_cue_file(path)
+    with pytest.raises(InputNotFoundError):
+        read_cue_file(tmp_path / "none.json")
+
+
+def test_a_class_that_the_recipe_has_not(avss: Path, words: dict[str, NDArray[np.float32]]) -> None:
+    recipe = recipe_of()
+    less = recipe.model_copy(update={"head": recipe.head.model_copy(update={"classes": ("dog",)})})
+    with pytest.raises(DataError, match="which is no class of recipe tiny"):
+        batches_of(less, avss, words).make(range(10), np.random.default_rng(0))
+
+
+def test_only_what_should_move_moves(avss: Path, words: dict[str, NDArray[np.float32]], tmp_path: Path) -> None:
+    recipe = recipe_of(videos={**VIDEOS, "frames_per_step": 5})
+    built = whole(recipe)
+    before = {key: value.clone() for key, value in built.model.state_dict().items()}
+    training = FineTuning(built, batches_of(recipe, avss, words), tmp_path, "cpu")
+    training.run_step()
+    after = built.model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before), "the first of two steps that move together"
+    training.run_step()
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    adapters, new = learnable(built.model, built.random)
+    assert moved <= {*adapters, *new}
+    assert "fusion.queries" not in moved and not any(key.startswith("audio_encoder.") for key in moved)
+    for part in ("fusion.latents.", "fusion.sedam.", "fusion.pmqs."):
+        assert any(key.startswith(part) for key in moved), part
+    # The second layer of an adapter is zero: the first has no gradient before that has moved.
+    assert {key for key in adapters if key.endswith(".up.bias")} <= moved
+    assert "decoder.classifier.weight" in moved
+
+
+def test_adapters_change_nothing_at_first() -> None:
+    recipe = recipe_of()
+    with_adapters, bare = build(recipe, 0), build(recipe.model_copy(update={"adapters": ()}), 1)
+    bare.load_state_dict({k: v for k, v in with_adapters.state_dict().items() if not is_adapter(k)})
+    image = torch.randn(1, 3, 64, 64)
+    for a, b in zip(with_adapters.visual_encoder(image).keys, bare.visual_encoder(image).keys, strict=True):
+        assert torch.equal(a, b)
+    given = (torch.randn(1, 15_600) * 0.1, torch.randn(1, 4, 384), torch.ones(1, 4, dtype=torch.bool))
+    assert torch.equal(with_adapters(image, *given)[0], bare(image, *given)[0])
+
+
+def test_each_group_has_its_rate(avss: Path, words: dict[str, NDArray[np.float32]], tmp_path: Path) -> None:
+    recipe = recipe_of(videos={**VIDEOS, "adapter_learning_rate": 1e-4})
+    training = FineTuning(whole(recipe), batches_of(recipe, avss, words), tmp_path, "cpu")
+    training.step = 5
+    training.run_step()
+    rates = sorted({group["lr"] for group in training.optimizer.param_groups})
+    assert len(rates) == 2 and rates[0] == pytest.approx(rates[1] / 30) and rates[1] <= 3e-3
+
+
+def test_a_broken_run_goes_on_to_the_same_weights(
+    avss: Path, words: dict[str, NDArray[np.float32]], tmp_path: Path
+) -> None:
+    recipe = recipe_of()
+    straight = train_on_videos(whole(recipe), batches_of(recipe, avss, words), tmp_path / "a")
+
+    class Broken(Exception):
+        pass
+
+    def breaks(progress: Any) -> None:
+        if progress.step == 7:
+            raise Broken
+
+    with pytest.raises(Broken):
+        train_on_videos(whole(recipe), batches_of(recipe, avss, words), tmp_path / "b", "cpu", breaks, 4)
+    again = train_on_videos(whole(recipe), batches_of(recipe, avss, words), tmp_path / "b", "cpu")
+    one, other_run = weight_files.read(straight)[0], weight_files.read(again)[0]
+    assert all(torch.equal(one[key], other_run[key]) for key in one)
+    lines = [json.loads(line)["step"] for line in (tmp_path / "b/log.jsonl").read_text().splitlines()]
+    assert lines == list(range(1, 11))
+    other = recipe_of(learning_rate=1e-5)
+    with pytest.raises(CheckpointError, match="trained with another recipe"):
+        train_on_videos(whole(other), batches_of(other, avss, words), tmp_path / "b")
+
+
+def test_what_can_t_be_trained_is_said(avss: Path, words: dict[str, NDArray[np.float32]], tmp_path: Path) -> None:
+    plain = Recipe.model_validate({**TINY, "tagger": {}, "train": {}})
+    with pytest.raises(RecipeError, match=r"add \[train\.videos\]"):
+        FineTuning(whole(plain), batches_of(plain, avss, words), tmp_path, "cpu")
+    released = load_recipe("segpref")
+    small = recipe_of().model_copy(update={"fusion": released.fusion})
+    with pytest.raises(RecipeError, match="can be exported, but not trained here"):
+        FineTuning(Assembly(build(small), {}, ()), batches_of(small, avss, words), tmp_path, "cpu")
+
+
+@pytest.mark.slow
+def test_two_videos_are_learnt_by_heart(words: dict[str, NDArray[np.float32]], tmp_path: Path) -> None:
+    size = 128  # masks have a stride of 4: at 64 the edges alone would cost five points
+    write_avss(tmp_path / "data", videos=2, size=size)
+    videos = {"epochs": 80, "frames_per_step": 10, "accumulation_steps": 1, "adapter_learning_rate": 3e-3}
+    recipe = recipe_of(videos=videos, missed_cue_rate=0.0, extra_cue_rate=0.0, warmup_steps=10)
+    recipe = recipe.model_copy(update={"image": recipe.image.model_copy(update={"sizes": ((size, size),)})})
+    built = assemble(recipe, (), random_weights_seed=0)
+    batches = batches_of(recipe, tmp_path / "data", words)
+    train_on_videos(built, batches, tmp_path / "run")
+    model = built.model.eval()
+    ious = []
+    for number, (sample, frame) in enumerate(batches.frames):
+        batch = batches.make([number], np.random.default_rng(0))
+        with torch.no_grad():
+            scores, _ = model(batch.image, batch.waveform, batch.cues, batch.cue_valid)
+        labels = labels_of(scores[0].numpy(), (size, size), 0.5)
+        path = sample.masks[frame]
+        assert path is not None
+        truth = load_mask(path, "avss", "semantic")
+        named = np.zeros_like(truth)
+        for index, value in enumerate((17, 11, 47)):
+            named[truth == value] = index + 1
+        union = ((labels > 0) | (named > 0)).sum()
+        ious.append(((labels == named) & (named > 0)).sum() / union if union else float(union == 0))
+    assert len(ious) == 10 and np.mean(ious) > 0.95, ious
