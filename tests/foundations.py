@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +33,19 @@ def small_recipe(**tables: Any) -> Recipe:
         for key, value in SMALL.items()
     }
     return Recipe.model_validate({**tables, **content})
+
+
+def written(recipe: Recipe, path: Path) -> Path:
+    """A recipe as the TOML file that a user would have. JSON's values are TOML's, but for null."""
+
+    def lines(table: dict[str, Any], name: str) -> list[str]:
+        inner = {key: value for key, value in table.items() if isinstance(value, dict)}
+        own = [f"{k} = {json.dumps(v)}" for k, v in table.items() if v is not None and k not in inner]
+        below = [line for key, value in inner.items() for line in lines(value, f"{name}.{key}" if name else key)]
+        return [*([f"[{name}]"] if name else []), *own, *below]
+
+    path.write_text("\n".join(lines(recipe.model_dump(mode="json", by_alias=True), "")) + "\n", encoding="utf-8")
+    return path
 
 
 @torch.no_grad()
