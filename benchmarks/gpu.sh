@@ -12,3 +12,4 @@ gpu="$("$python" -c 'import torch; print(torch.cuda.get_device_name().lower().re
 TESO_REQUIRE_GPU=1 "$python" -m pytest -m gpu tests/gpu
 mkdir -p "$out"
 "$python" benchmarks/training.py --device cuda --out "$out/$gpu.json"
+"$python" benchmarks/finetuning.py --device cuda --out "$out/$gpu-finetuning.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -156,7 +157,8 @@ def train(
     if layout not in (None, "s4", "ms3", "avss"):
         raise typer.BadParameter(f"no layout {layout!r}: s4, ms3 or avss", param_hint="--layout")
     out = out or Path.home() / ".cache" / "teso-deploy" / "train" / chosen.name
-    console = Console(stderr=True)
+    # Of several processes the first one speaks.
+    console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
     if on_videos:
         files = [part_and_file(text) for text in checkpoint or ()]
         weights = train_videos(

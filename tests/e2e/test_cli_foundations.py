@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +139,40 @@ def test_training_on_videos_ends_in_a_bundle(text: Path, vggish: Path, clip: Pat
     report = exported(recipe, tmp_path / "b", "--checkpoint", weights, "--checkpoint", text)
     assert report["trained"] and report["random_keys"] == []
     assert masks_of(clip, tmp_path / "b", tmp_path / "masks", "--cues", "dog,car")
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_frames(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    head = {"kind": "semantic", "classes": ["dog", "car", "piano"]}
+    train = {"warmup_steps": 2, "videos": {"epochs": 2, "frames_per_step": 2}}
+    recipe = Recipe.model_validate({**tiny_recipe.model_dump(), "tagger": {}, "head": head, "train": train})
+    write_avss(tmp_path / "data", videos=2, size=64)
+    launched = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
+    toml = written(recipe, tmp_path / "mine.toml")
+    command = (
+        "teso_deploy",
+        "train",
+        toml,
+        "--data",
+        tmp_path / "data",
+        "--out",
+        tmp_path / "run",
+        "--random-weights",
+        0,
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launched, *map(str, command), "--random-weights", "0"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6], "ten frames, four in a step, twice"
+    assert done.stderr.count("weights:") == 1, "one of them speaks"
 
 
 def test_a_dry_run_makes_no_weights_and_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,111 @@
+"""Seconds and memory that a step of training on videos takes, at full size, on seeded noise.
+
+    python benchmarks/finetuning.py [--device cuda] [--recipe teso-m2f-swin-b] [--steps 5] [--out FILE.json]
+
+The foundation's weights are random and held, adapters and fusion learn, as for a checkpoint; one
+step of warm-up, then the median. Memory: the process's highest, on a GPU what torch allocated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from teso_deploy.models.assembly import Assembly
+from teso_deploy.models.teso import build
+from teso_deploy.recipe import Recipe, load_recipe
+from teso_deploy.training.batches import Batch
+from teso_deploy.training.finetune import FineTuning, is_adapter
+from teso_deploy.training.videos import VideoBatches
+from teso_deploy.types import WINDOW_SAMPLES
+
+
+class NoiseBatches:
+    """In place of a data set: noise, a box in each frame, one cue that sounds."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def __len__(self) -> int:
+        return 1000
+
+    def make(self, numbers: Sequence[int], rng: np.random.Generator) -> Batch:
+        """As :meth:`VideoBatches.make`."""
+        count, (height, width), text = len(numbers), self.recipe.image.sizes[0], self.recipe.text
+        generator = torch.Generator().manual_seed(int(rng.integers(1 << 30)))
+        masks = torch.zeros(count, 1, height // 4, width // 4)
+        masks[:, :, height // 16 : height // 8, width // 16 : width // 8] = 1
+        valid = torch.zeros(count, text.max_cues, dtype=torch.bool)
+        valid[:, 0] = True
+        sounds = torch.full((count, text.max_cues), -1.0)
+        sounds[:, 0] = 1.0
+        return Batch(
+            image=torch.randn(count, 3, height, width, generator=generator),
+            photograph=torch.zeros(count, 1, 1, 3, dtype=torch.uint8),
+            dense_tags=torch.zeros(count, height // 4, width // 4, dtype=torch.int64),
+            waveform=torch.randn(count, WINDOW_SAMPLES, generator=generator) * 0.1,
+            audio_tags=torch.zeros(count, 1),
+            cues=torch.randn(count, text.max_cues, text.dim, generator=generator) * valid[..., None],
+            cue_valid=valid,
+            cue_sounds=sounds,
+            classes=torch.zeros(count, 1, dtype=torch.int64),
+            masks=masks,
+        )
+
+
+def measure(recipe_name: str, device: str, steps: int) -> dict[str, Any]:
+    """The report of one recipe on one device."""
+    recipe = load_recipe(recipe_name)
+    model = build(recipe, 0)
+    new = tuple(
+        key for key in model.state_dict() if is_adapter(key) or (key.startswith("fusion.") and key != "fusion.queries")
+    )
+    batches = cast(VideoBatches, NoiseBatches(recipe))
+    training = FineTuning(Assembly(model, {}, new), batches, Path(os.devnull), device)
+    times = []
+    for _ in range(1 + steps):
+        before = time.perf_counter()
+        training.run_step()  # reads its losses back, so the device is done
+        times.append(time.perf_counter() - before)
+    on_gpu = training.accelerator.device.type == "cuda"
+    highest = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    row = {
+        "name": recipe.name,
+        "step_seconds": round(statistics.median(times[1:]), 3),
+        "frames_per_step": training.phase.frames_per_step,
+        "highest_memory_gib": round(highest / 2**30, 2),
+        "learning_parameters": learning,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    name = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
+    return {"schema_version": 1, "device": name, "torch": torch.__version__, "rows": [row]}
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="teso-m2f-swin-b")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    text = json.dumps(measure(options.recipe, options.device, options.steps), indent=1) + "\n"
+    print(text, end="")
+    if options.out is not None:
+        options.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
