@@ -97,8 +97,8 @@ class Recipe(Table):
             height, width = self.image.sizes[0]
             if self.head.kind != "binary" or self.head.masks != "sigmoid" or self.tagger.words:
                 raise ValueError("foundation sam: it names nothing, take a plain binary head and no tagger")
-            if len(self.image.sizes) != 1 or height != width:
-                raise ValueError("foundation sam: image.sizes must be one square")
+            if len(self.image.sizes) != 1 or height != width or height % self.sam.patch:
+                raise ValueError(f"foundation sam: image.sizes must be one square, a multiple of {self.sam.patch}")
             if self.sam.mask_token >= self.sam.mask_tokens:
                 raise ValueError(f"sam.mask_token {self.sam.mask_token}: there are {self.sam.mask_tokens}, from 0")
         if self.head.resize_chain and self.head.masks != "raw":

@@ -36,15 +36,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from av.audio.resampler import AudioResampler
 from numpy.typing import NDArray
 from PIL import Image
 
-from teso_deploy.errors import DataError, InputNotFoundError, MediaError
-from teso_deploy.media.audio import WINDOW_SECONDS, AudioTrack
-from teso_deploy.media.container import BROKEN_OFF, opened
+from teso_deploy.errors import DataError, InputNotFoundError
+from teso_deploy.media.audio import WINDOW_SECONDS, read_audio
 from teso_deploy.resources import shipped_path
-from teso_deploy.types import SAMPLE_RATE_HZ
 
 Layout = Literal["s4", "ms3", "avss"]
 Split = Literal["train", "val", "test"]
@@ -343,26 +340,6 @@ def load_mask(path: Path, layout: Layout, kind: MaskKind) -> NDArray[np.uint8]:
         return np.array(foreground.any(axis=2) if foreground.ndim == 3 else foreground, np.uint8)
 
 
-def _sound(path: Path) -> AudioTrack:
-    """All sound of a file, its channels averaged as VGGish's input code averages them.
-
-    ``read_audio`` leaves the mixing to FFmpeg, which weighs stereo by 1/√2 each: 3 dB louder, and the released files
-    have two channels.
-    """
-    with opened(path) as container:
-        if not container.streams.audio:
-            raise MediaError(f"{path} has no audio track: copy it again from the data set")
-        resampler = AudioResampler(format="fltp", rate=SAMPLE_RATE_HZ)
-        try:
-            heard = [out.to_ndarray() for frame in container.decode(audio=0) for out in resampler.resample(frame)]
-            heard += [out.to_ndarray() for out in resampler.resample(None)] if heard else []
-        except BROKEN_OFF as error:
-            raise MediaError(f"{path} can't be decoded ({error}): copy it again from the data set") from error
-    if not heard:
-        raise MediaError(f"{path} holds no sound: copy it again from the data set")
-    return AudioTrack(np.concatenate(heard, axis=1).mean(axis=0, dtype=np.float32))
-
-
 def windows_of(sample_audio: Path, count: int, hop_seconds: float = 1.0) -> NDArray[np.float32]:
     """The first ``count`` windows of a video's sound, (count, 15600) float32 in [-1, 1], 16 kHz mono.
 
@@ -371,7 +348,7 @@ def windows_of(sample_audio: Path, count: int, hop_seconds: float = 1.0) -> NDAr
 
     Raises :class:`InputNotFoundError`, :class:`MediaError` (no sound that can be decoded).
     """
-    track = _sound(sample_audio)
+    track = read_audio(sample_audio)
     # A causal window ends where it is asked for.
     ends = (number * hop_seconds + WINDOW_SECONDS for number in range(count))
     return np.stack([track.window(end, "causal", hop_seconds=0.0).samples for end in ends])
@@ -381,7 +358,7 @@ def second_of(sample_audio: Path, index: int, hop_seconds: float = 1.0) -> NDArr
     """Window ``index`` of :func:`windows_of`, (15600,) float32: second k of the sound, from k.0 s."""
     if index < 0:
         raise ValueError(f"index must not be negative, got {index}")
-    track = _sound(sample_audio)
+    track = read_audio(sample_audio)
     return track.window(index * hop_seconds + WINDOW_SECONDS, "causal", hop_seconds=0.0).samples
 
 

@@ -105,7 +105,7 @@ class AudioTrack:
 
 
 class _Mono16k:
-    """Decoded audio frames → pieces of 16 kHz mono, a new piece wherever the clock leaps."""
+    """Decoded audio frames → pieces of 16 kHz mono, the mean of the channels, a new piece wherever the clock leaps."""
 
     def __init__(self, clock: SteadyClock) -> None:
         self._clock = clock
@@ -115,7 +115,7 @@ class _Mono16k:
         self._expected = 0.0
 
     def _keep(self, frames: Sequence[AudioFrame]) -> None:
-        self.pieces[-1][1].extend(frame.to_ndarray().reshape(-1).astype(np.float32, copy=False) for frame in frames)
+        self.pieces[-1][1].extend(frame.to_ndarray().mean(axis=0, dtype=np.float32) for frame in frames)
 
     def flush(self) -> None:
         """Take out what the resampler still holds."""
@@ -132,7 +132,8 @@ class _Mono16k:
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         if leapt or kind != self._format:
             self.flush()
-            self._resampler = AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
+            # The channels stay: FFmpeg would make mono of stereo at 1/√2 each, 3 dB too loud and beyond full scale.
+            self._resampler = AudioResampler(format="fltp", rate=SAMPLE_RATE_HZ)
             self._format = kind
             if leapt:
                 self.pieces.append((now, []))

@@ -7,7 +7,7 @@ import pytest
 
 from teso_deploy.bundle import TaggerEntry
 from teso_deploy.cues.table import CueTable, variants
-from teso_deploy.errors import CueError
+from teso_deploy.errors import BundleError, CueError
 
 NAMES = ("airplane", "church bell", "cow", "dog", "fly", "horse", "wolf")
 
@@ -101,3 +101,17 @@ def test_the_surest_tags_above_the_threshold_are_the_cues(table: CueTable) -> No
     assert table.tagged(np.full(6, 0.5, np.float32), tagger).names == ("dog", "cow", "horse", "wolf")
     nothing = table.tagged(np.full(6, 0.29, np.float32), tagger)
     assert nothing.names == () and nothing.source == "none" and not nothing.valid.any()
+
+
+def test_a_table_may_pad_with_the_word_none() -> None:
+    """As the released code does: every slot counts, and what is offered is what names say."""
+    vectors = np.arange(9, dtype=np.float32).reshape(3, 3) + 1
+    table = CueTable(("dog", "none", "cow"), vectors, 3, pads=True)
+    cues = table.lookup(["cow"])
+    assert cues.names == ("cow",) and cues.source == "manual" and cues.valid.all()
+    np.testing.assert_array_equal(cues.embeddings, vectors[[2, 1, 1]])
+    nothing = table.none()
+    assert nothing.names == () and nothing.source == "none" and nothing.valid.all()
+    np.testing.assert_array_equal(nothing.embeddings, vectors[[1, 1, 1]])
+    with pytest.raises(BundleError, match="no 'none' to pad with"):
+        CueTable(("dog",), vectors[:1], 3, pads=True)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from teso_deploy.models import build
+from teso_deploy.evaluation.datasets import avss_classes
+from teso_deploy.models import build, checkpoints
+from teso_deploy.models.assembly import assemble
 from teso_deploy.models.decoder import Memory, segmentation_scores
 from teso_deploy.models.fusion import MeanPrompt
 from teso_deploy.models.graphs import flatten_memory, graph_modules, graph_specs, unflatten_memory
 from teso_deploy.models.layers import Adapter
 from teso_deploy.models.tagger import Tagger
-from teso_deploy.recipe import Recipe, TaggerRecipe, load_recipe, parse_recipe
+from teso_deploy.recipe import Recipe, TaggerRecipe, load_recipe, parse_recipe, shipped_recipes
+from tests.foundations import small_recipe
 
 
 def inputs(recipe: Recipe, batch: int, size: tuple[int, int] = (64, 64)) -> dict[str, torch.Tensor]:
@@ -241,3 +245,69 @@ def test_the_mean_prompt_is_of_the_cues_that_are_alive() -> None:
     found = MeanPrompt()(queries, prompts, alive)
     assert torch.allclose(found[0], queries[0] + (prompts[0, 0] + prompts[0, 2]) / 2, atol=1e-6)
     assert torch.equal(found[1], queries[1])
+
+
+FAMILIES: dict[str, Any] = {
+    "mask2former": {},
+    "raw masks": {"head": {"masks": "raw", "resize_chain": (64, 40)}, "fusion": {"kind": "segpref", "ffn_dim": 24}},
+    "sam": {
+        "foundation": "sam",
+        "sam": {"embed_dim": 16, "layers": 2, "heads": 2, "mlp_dim": 24, "window": 3, "dim": 16, "decoder_heads": 2},
+        "adapters": ["sam_encoder", "sam_decoder"],
+    },
+    "beats": {
+        "audio": {"encoder": "beats", "dim": 12},
+        "beats": {"embed_dim": 8, "dim": 12, "layers": 1, "heads": 2, "ffn_dim": 16, "position_groups": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_of_ours_gives_the_same_model_back(family: str, tmp_path: Path) -> None:
+    recipe = small_recipe(**FAMILIES[family])
+    model = build(recipe, 3)
+    path = tmp_path / "model.safetensors"
+    checkpoints.save(model, path, {"recipe": recipe.model_dump_json(by_alias=True)})
+    built = assemble(recipe, [(None, path)])
+    own, given = model.state_dict(), built.model.state_dict()
+    assert built.is_trained and own.keys() == given.keys()
+    assert all(torch.equal(own[key], given[key]) for key in own)
+    assert checkpoints.recipe_of(path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("tables", "sentence"),
+    [
+        ({"audio": {"encoder": "beats", "dim": 12}}, "audio.dim 12 is not the width of BEATs"),
+        ({"foundation": "sam", "image": {"sizes": [[64, 96]]}}, "must be one square"),
+        ({"foundation": "sam", "head": {"kind": "semantic", "classes": ["a", "b"]}}, "it names nothing"),
+        ({"foundation": "sam", "sam": {"mask_token": 4}}, "there are 4, from 0"),
+        ({"head": {"resize_chain": [64]}}, "only raw masks are resized"),
+    ],
+)
+def test_parts_that_do_not_go_together(tables: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        small_recipe(**tables)
+
+
+def test_every_shipped_recipe_can_be_built() -> None:
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        with torch.device("meta"):
+            model = build(recipe)
+        assert recipe.name == name and sum(parameter.numel() for parameter in model.parameters()) > 5e6
+    seventy = load_recipe("teso-m2f-swin-b-semantic-70").head
+    assert seventy.kind == "semantic" and seventy.classes == avss_classes()
+
+
+def test_a_recipe_says_only_what_is_other_than_in_the_one_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        'name = "mine"\nextends = "teso-m2f-swin-t"\n[fusion]\nwithout = ["pmqs"]\n[train]\ninfo_nce = 0.0\n'
+    )
+    mine, tiny, base = (load_recipe(name) for name in (tmp_path / "mine.toml", "teso-m2f-swin-t", "teso-m2f-swin-b"))
+    assert mine.swin == tiny.swin != base.swin and mine.pixel_decoder == base.pixel_decoder
+    assert mine.fusion.without == ("pmqs",) and mine.fusion.latents == base.fusion.latents
+    assert mine.train is not None and base.train is not None
+    assert mine.train.info_nce == 0 and mine.train.videos == base.train.videos
+    (tmp_path / "yours.toml").write_text('name = "yours"\nextends = "mine.toml"\n')
+    assert load_recipe(tmp_path / "yours.toml").fusion == mine.fusion, "a file beside it"

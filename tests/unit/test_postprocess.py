@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from teso_deploy.runtime.postprocess import labels_of
-from teso_deploy.runtime.preprocess import nearest_size, normalised, resized
+from teso_deploy.runtime.preprocess import fitted_size, nearest_size, normalised, resized
 
 
 def at(score: NDArray[np.float64], y: float, x: float) -> float:
@@ -97,3 +97,28 @@ def test_the_bucket_that_distorts_least() -> None:
     assert nearest_size(np.zeros((720, 1280, 3), np.uint8), sizes) == (384, 672)
     assert nearest_size(np.zeros((1280, 720, 3), np.uint8), sizes) == (672, 384)
     assert nearest_size(np.zeros((500, 480, 3), np.uint8), sizes) == (384, 384)
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (80, 60), (30, 200), (64, 64), (1, 500)])
+def test_a_padded_picture_keeps_its_shape(shape: tuple[int, int]) -> None:
+    image = np.full((*shape, 3), 200, np.uint8)
+    height, width = fitted_size(image, (64, 64), "pad")
+    assert max(height, width) == 64 and fitted_size(image, (64, 64), "stretch") == (64, 64)
+    assert abs(height / 64 * max(shape) - shape[0]) <= max(shape) / 64 or height == 1
+    given = normalised(resized(image, (height, width)), (100, 100, 100), (50, 50, 50), (64, 64))
+    assert given.shape == (1, 3, 64, 64)
+    np.testing.assert_allclose(given[:, :, :height, :width], 2.0, atol=1e-6)
+    assert not given[:, :, height:].any() and not given[:, :, :, width:].any()
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (80, 60), (33, 80)])
+def test_labels_of_a_padded_picture_lie_on_the_picture(shape: tuple[int, int]) -> None:
+    """What is marked in the bucket comes out at the same share of the picture, and padding never does."""
+    height, width = fitted_size(np.zeros((*shape, 3), np.uint8), (64, 64), "pad")
+    scores = np.ones((1, 16, 16), np.float32)
+    rows, columns = np.mgrid[0:16, 0:16]
+    scores[0, (rows + 0.5) * 4 > height / 2] = 0  # the lower half of the picture, and all padding
+    scores[0, (columns + 0.5) * 4 > width] = 1  # padding at the side, which nobody is to see
+    labels = labels_of(scores, shape, 0.5, (height / 64, width / 64))
+    assert labels.shape == shape
+    assert (labels[: shape[0] // 2 - 4] == 1).all() and (labels[shape[0] // 2 + 4 :, : shape[1] - 4] == 0).all()
