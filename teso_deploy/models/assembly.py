@@ -136,7 +136,7 @@ def _other_sizes(source: Source, recipe: Recipe) -> str:
         for name, value in ours[table].items()
         if theirs[table][name] != value
     ]
-    return f"the file has {', '.join(differing)}; " if differing else ""
+    return ", ".join(differing)
 
 
 def fitted(
@@ -152,10 +152,11 @@ def fitted(
     misshaped = [text for text in report.misshaped if not any(text.endswith(f"({key})") for key in other)]
     if report.missing or report.unexpected or misshaped:
         report = KeyReport(report.loaded, report.missing, report.unexpected, tuple(misshaped))
-        raise CheckpointError(
-            f"{source.path} ({source.format.name}) does not fit recipe {recipe.name}: {report}; "
-            f"{_other_sizes(source, recipe)}give the checkpoint that the recipe is of, or a recipe with its sizes"
-        )
+        sentence = f"{source.path} ({source.format.name}) does not fit recipe {recipe.name}: "
+        if sizes := _other_sizes(source, recipe):
+            first = (*misshaped, *(f"{key}, missing" for key in report.missing), *report.unexpected)[0]
+            raise CheckpointError(f"{sentence}it has {sizes}, as in {first}; use a recipe with its sizes")
+        raise CheckpointError(f"{sentence}{report}; give the checkpoint that the recipe is of")
     if other and seed is None:
         classes = len(recipe.head.classes)
         raise CheckpointError(

@@ -73,10 +73,10 @@ def test_other_classes_need_a_new_head(foundation: Path) -> None:
 
 def test_another_size_is_said(foundation: Path) -> None:
     larger = small_recipe(swin={"embed_dim": 16}, head=six_classes().head.model_dump())
-    with pytest.raises(CheckpointError, match=r"misshaped.*the file has swin\.embed_dim 8 \(recipe: 16\)"):
+    with pytest.raises(CheckpointError, match=r"it has swin\.embed_dim 8 \(recipe: 16\), as in .* \[8, 3, 4, 4\] for"):
         assemble(larger, [(None, foundation)], 0)
     deeper = small_recipe(swin={"depths": [1, 2, 3, 1]}, head=six_classes().head.model_dump())
-    with pytest.raises(CheckpointError, match=r"missing \(model\.pixel_level_module.*swin\.depths \(1, 2, 2, 1\)"):
+    with pytest.raises(CheckpointError, match=r"swin\.depths \(1, 2, 2, 1\) .* as in model\..*, missing; use a recipe"):
         assemble(deeper, [(None, foundation)], 0)
 
 
