@@ -84,7 +84,8 @@ def measure(recipe_name: str, device: str, steps: int) -> dict[str, Any]:
     row = {
         "name": recipe.name,
         "step_seconds": round(statistics.median(times[1:]), 3),
-        "frames_per_step": training.phase.frames_per_step,
+        "frames_per_batch": training.phase.frames_per_batch,
+        "batches_per_step": training.phase.accumulation_steps,
         "highest_memory_gib": round(highest / 2**30, 2),
         "learning_parameters": learning,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

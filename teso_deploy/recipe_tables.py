@@ -251,13 +251,13 @@ class VideoPhase(Table):
     """Training on videos with masks, the public data sets: the foundation is held, adapters and what is new learn.
 
     ``adapter_learning_rate``: that of the adapters inside of the foundation; the rest learns at
-    ``train.learning_rate``. ``frames_per_step``: what fits the memory; weights move once in
-    ``accumulation_steps`` of these.
+    ``train.learning_rate``. ``frames_per_batch``: what fits the memory; a step, in which the
+    weights move once, is ``accumulation_steps`` of these on every process.
     """
 
     epochs: Positive = 60
     adapter_learning_rate: float = 1e-4
-    frames_per_step: Positive = 2
+    frames_per_batch: Positive = 2
     accumulation_steps: Positive = 1
 
 

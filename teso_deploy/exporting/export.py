@@ -83,7 +83,7 @@ def cue_table(
             "OpenCLIP or Hugging Face), or --random-weights SEED for cues that mean nothing"
         )
     else:
-        words = cue_words(recipe, nouns or ())
+        words = cue_words(recipe, nouns)
         vectors = np.random.default_rng(0).standard_normal((len(words), recipe.text.dim))
         embeddings = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         source = RANDOM_EMBEDDINGS

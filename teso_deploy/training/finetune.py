@@ -6,7 +6,9 @@ gradients. A run that was broken off goes on from its last saved step.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -76,7 +78,6 @@ class FineTuning:
         self.recipe, self.phase, self.batches, self.out = recipe, recipe.train.videos, batches, out
         self.accelerator = Accelerator(
             cpu=device == "cpu",
-            gradient_accumulation_steps=self.phase.accumulation_steps,
             # With no cue offered the fallback stands in, with some it does not: not every step reaches every weight.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
@@ -100,27 +101,28 @@ class FineTuning:
         losses = _Losses(self.model, heads, self.train)
         self.losses, self.prepared = self.accelerator.prepare(losses, self.optimizer)
         world = self.accelerator.num_processes
-        self.steps_per_epoch = -(-len(batches) // (self.phase.frames_per_step * world))
+        each = self.phase.frames_per_batch * self.phase.accumulation_steps * world
+        self.steps_per_epoch = -(-len(batches) // each)
         self.steps = self.phase.epochs * self.steps_per_epoch
         self.step = 0
 
-    def numbers(self, step: int) -> list[int]:
-        """Which frames this process learns from in a step: an epoch's own order, from the seed and its number."""
+    def numbers(self, step: int, part: int) -> list[int]:
+        """Which frames this process learns from in a part of a step: an epoch's own order, from seed and number."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng((self.train.seed, epoch)).permutation(len(self.batches))
-        each = self.phase.frames_per_step
-        start = (place * self.accelerator.num_processes + self.accelerator.process_index) * each
+        each, parts = self.phase.frames_per_batch, self.phase.accumulation_steps
+        processes, process = self.accelerator.num_processes, self.accelerator.process_index
+        start = ((place * parts + part) * processes + process) * each
         # The last step begins the order anew, so that every process has its share.
         return [int(order[i % len(order)]) for i in range(start, start + each)]
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, the same whenever it is made."""
-        rng = np.random.default_rng((self.train.seed, step, self.accelerator.process_index))
-        return self.batches.make(self.numbers(step), rng).to(self.accelerator.device)
+    def batch(self, step: int, part: int = 0) -> Batch:
+        """The batch of a part of a step, the same whenever it is made."""
+        rng = np.random.default_rng((self.train.seed, step, part, self.accelerator.process_index))
+        return self.batches.make(self.numbers(step, part), rng).to(self.accelerator.device)
 
     def run_step(self) -> dict[str, float]:
-        """Learn from one step's frames; the weights move with each ``accumulation_steps``-th."""
-        batch = self.batch(self.step)
+        """Move the weights once, by the gradients of ``accumulation_steps`` batches; returns the values for the log."""
         rate = learning_rate(1.0, self.train.warmup_steps, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
@@ -128,19 +130,25 @@ class FineTuning:
         for module in self.model.modules():  # a sound encoder that is held keeps its statistics
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad:
                 module.eval()
-        with self.accelerator.accumulate(self.losses):
-            losses, class_logits, mask_logits = self.losses(batch, self.train.seed * 1_000_003 + self.step)
-            total = torch.stack(list(losses.values())).sum()
-            self.accelerator.backward(total)
-            norm = total.new_zeros(())
-            if self.accelerator.sync_gradients:
-                norm = self.accelerator.clip_grad_norm_(self.losses.parameters(), self.train.gradient_clip)
-            if torch.isfinite(norm):  # weights that once are not a number never are one again
-                self.prepared.step()
-            self.prepared.zero_grad()
+        parts = self.phase.accumulation_steps
+        logged = [self._learn_from(part, is_last=part == parts - 1) for part in range(parts)]
+        norm = self.accelerator.clip_grad_norm_(self.losses.parameters(), self.train.gradient_clip)
+        if torch.isfinite(norm):  # weights that once are not a number never are one again
+            self.prepared.step()
+        self.prepared.zero_grad()
         self.step += 1
-        values = {name: value.item() for name, value in losses.items()}
-        values |= {"total": total.item(), "learning_rate": rate * self.train.learning_rate}
+        values = {name: _mean([part[name] for part in logged if name in part]) for name in logged[0]}
+        return values | {"gradient_norm": float(norm), "learning_rate": rate * self.train.learning_rate}
+
+    def _learn_from(self, part: int, is_last: bool) -> dict[str, float]:
+        """Add the gradients of one batch; several processes join theirs with the last."""
+        batch = self.batch(self.step, part)
+        seed = (self.train.seed * 1_000_003 + self.step) * 101 + part
+        with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.losses):
+            losses, class_logits, mask_logits = self.losses(batch, seed)
+            total = torch.stack(list(losses.values())).sum()
+            self.accelerator.backward(total / self.phase.accumulation_steps)
+        values = {name: value.item() for name, value in losses.items()} | {"total": total.item()}
         return values | batch_scores(self.recipe, class_logits, mask_logits, batch)
 
     def save(self) -> None:
@@ -180,6 +188,12 @@ class FineTuning:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         return True
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean of those that are numbers."""
+    numbers = [value for value in values if not math.isnan(value)]
+    return sum(numbers) / len(numbers) if numbers else math.nan
 
 
 def check_trainable(recipe: Recipe) -> None:

@@ -126,7 +126,7 @@ def test_sam_keeps_the_picture_s_shape(text: Path, clip: Path, tmp_path: Path) -
 @pytest.mark.slow
 def test_training_on_videos_ends_in_a_bundle(text: Path, vggish: Path, clip: Path, tmp_path: Path) -> None:
     hugging_face_mask2former(small_recipe(), 6).save_pretrained(tmp_path / "mask2former")
-    recipe = small_recipe(clip_text=CLIP_TEXT, train={"videos": {"epochs": 1, "frames_per_step": 2}})
+    recipe = small_recipe(clip_text=CLIP_TEXT, train={"videos": {"epochs": 1, "frames_per_batch": 2}})
     toml = written(recipe, tmp_path / "mine.toml")
     write_avss(tmp_path / "data", videos=2, size=64)
     train = ("train", toml, "--data", tmp_path / "data", "--out", tmp_path / "run", "--layout", "avss")
@@ -144,7 +144,7 @@ def test_training_on_videos_ends_in_a_bundle(text: Path, vggish: Path, clip: Pat
 @pytest.mark.slow
 def test_two_processes_share_the_frames(tiny_recipe: Recipe, tmp_path: Path) -> None:
     head = {"kind": "semantic", "classes": ["dog", "car", "piano"]}
-    train = {"warmup_steps": 2, "videos": {"epochs": 2, "frames_per_step": 2}}
+    train = {"warmup_steps": 2, "videos": {"epochs": 2, "frames_per_batch": 2}}
     recipe = Recipe.model_validate({**tiny_recipe.model_dump(), "tagger": {}, "head": head, "train": train})
     write_avss(tmp_path / "data", videos=2, size=64)
     launched = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")

@@ -72,7 +72,7 @@ def test_losses_on_both_devices_agree_and_a_run_goes_on_on_the_other(
 def test_videos_teach_the_same_on_both_devices(tiny_recipe: Recipe, tmp_path: Path) -> None:
     write_avss(tmp_path / "data", videos=2, size=64)
     head = {"kind": "semantic", "classes": ("dog", "car", "piano")}
-    videos = {"epochs": 2, "frames_per_step": 2, "accumulation_steps": 2}
+    videos = {"epochs": 2, "frames_per_batch": 2, "accumulation_steps": 2}
     tables = {"tagger": {}, "head": head, "train": {"warmup_steps": 2, "mixed_precision": False, "videos": videos}}
     recipe = Recipe.model_validate({**tiny_recipe.model_dump(), **tables})
     rng = np.random.default_rng(0)

@@ -6,12 +6,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from teso_deploy.models.assembly import Source, fitted, mapped
 from teso_deploy.models.keymaps.sam import SAM_HUGGING_FACE, SAM_META
+from teso_deploy.models.layers import Adapter
 from teso_deploy.models.teso import Teso, build
 from teso_deploy.recipe import Recipe, load_recipe
 from tests.foundations import randomise, small_recipe
@@ -67,6 +70,9 @@ def hugging_face_sam(recipe: Recipe) -> Any:
         for name, value in model.named_parameters():
             if "rel_pos" in name or "pos_embed" in name:
                 value.copy_(torch.randn(value.shape, generator=generator) * 0.2)
+        # A buffer in 4.x, which nothing seeds, and a parameter in 5.x; the prompt encoder's is the same tensor.
+        frequencies = model.shared_image_embedding.positional_embedding
+        frequencies.copy_(torch.randn(frequencies.shape, generator=generator))
     return model.eval()
 
 
@@ -124,7 +130,11 @@ _META = (
     (r"^vision_encoder\.", "image_encoder."),
     (r"^shared_image_embedding\.positional_embedding", "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
     (r"^prompt_encoder\.point_embed\.", "prompt_encoder.point_embeddings."),
-    (r"^prompt_encoder\.mask_embed\.", "prompt_encoder.mask_downscaling."),
+    (r"^prompt_encoder\.mask_embed\.conv1", "prompt_encoder.mask_downscaling.0"),
+    (r"^prompt_encoder\.mask_embed\.layer_norm1", "prompt_encoder.mask_downscaling.1"),
+    (r"^prompt_encoder\.mask_embed\.conv2", "prompt_encoder.mask_downscaling.3"),
+    (r"^prompt_encoder\.mask_embed\.layer_norm2", "prompt_encoder.mask_downscaling.4"),
+    (r"^prompt_encoder\.mask_embed\.conv3", "prompt_encoder.mask_downscaling.6"),
     (r"transformer\.layers\.(\d)\.layer_norm", r"transformer.layers.\1.norm"),
     (r"layer_norm_final_attn", "norm_final_attn"),
     (r"upscale_conv1", "output_upscaling.0"),
@@ -181,6 +191,48 @@ def test_adapters_change_nothing_at_first() -> None:
     given = (torch.randn(1, 3, 64, 64), torch.randn(1, 15_600) * 0.1, torch.randn(1, 4, 24))
     valid = torch.ones(1, 4, dtype=torch.bool)
     assert torch.equal(plain(*given, valid)[0], adapted(*given, valid)[0])
+
+
+@torch.no_grad()
+def test_every_adapter_is_behind_an_output_projection_and_acts() -> None:
+    model = build(sam_recipe(adapters=("sam_encoder", "sam_decoder")), 1)
+    found = {name: module for name, module in model.named_modules() if isinstance(module, Adapter)}
+    in_decoder = [f"layers.{i}.{name}" for i in range(2) for name in ("self_attention", "to_image", "to_tokens")]
+    assert found.keys() == {
+        *(f"visual_encoder.blocks.{i}.attention.adapter" for i in range(3)),
+        *(f"decoder.{name}.adapter" for name in (*in_decoder, "final_attention")),
+    }
+    image, queries = torch.randn(1, 3, 64, 64), torch.randn(1, 4, 16)
+    embeddings = model.visual_encoder(image)
+    masks = model.decoder(queries, embeddings)
+    for name, adapter in found.items():
+        adapter.up.bias += torch.randn(adapter.up.bias.shape)
+        if name.startswith("visual_encoder."):
+            assert not torch.allclose(model.visual_encoder(image), embeddings, atol=1e-3), name
+        else:
+            assert not torch.allclose(model.decoder(queries, embeddings), masks, atol=1e-3), name
+        nn.init.zeros_(adapter.up.bias)
+
+
+@torch.no_grad()
+def test_the_exported_graphs_are_the_model_at_every_batch(tmp_path: Path) -> None:
+    recipe = sam_recipe(adapters=("sam_encoder", "sam_decoder"))
+    model = loaded(recipe, hugging_face_sam(recipe).state_dict(), SAM_HUGGING_FACE)
+    for module in model.modules():
+        if isinstance(module, Adapter):  # as after training
+            randomise(module, 3)
+    graphs = {"image": (model.visual_encoder, [(3, 64, 64)]), "masks": (model.decoder, [(4, 16), (16, 8, 8)])}
+    for name, (network, shapes) in graphs.items():
+        path, free = tmp_path / f"{name}.onnx", {0: torch.export.Dim("B")}
+        example = tuple(torch.randn(2, *shape) for shape in shapes)
+        torch.onnx.export(network, example, path, dynamo=True, dynamic_shapes=(free,) * len(shapes), verbose=False)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        for batch in (1, 2):
+            given = [torch.randn(batch, *shape) for shape in shapes]
+            feeds = {place.name: value.numpy() for place, value in zip(session.get_inputs(), given, strict=True)}
+            expected = network(*given).numpy()
+            assert expected.std() > 0.05
+            np.testing.assert_allclose(session.run(None, feeds)[0], expected, atol=1e-4, rtol=0, err_msg=name)
 
 
 @torch.no_grad()
