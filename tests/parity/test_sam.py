@@ -63,7 +63,7 @@ def hugging_face_sam(recipe: Recipe) -> Any:
             "iou_head_hidden_dim": 16,
         },
     )
-    model = SamModel(config)
+    model: Any = SamModel(config)
     randomise(model)
     with torch.no_grad():  # the tables of relative positions and the picture's are zero at first
         generator = torch.Generator().manual_seed(5)
@@ -206,7 +206,7 @@ def test_every_adapter_is_behind_an_output_projection_and_acts() -> None:
     embeddings = model.visual_encoder(image)
     masks = model.decoder(queries, embeddings)
     for name, adapter in found.items():
-        adapter.up.bias += torch.randn(adapter.up.bias.shape)
+        nn.init.normal_(adapter.up.bias)
         if name.startswith("visual_encoder."):
             assert not torch.allclose(model.visual_encoder(image), embeddings, atol=1e-3), name
         else:
@@ -221,8 +221,11 @@ def test_the_exported_graphs_are_the_model_at_every_batch(tmp_path: Path) -> Non
     for module in model.modules():
         if isinstance(module, Adapter):  # as after training
             randomise(module, 3)
-    graphs = {"image": (model.visual_encoder, [(3, 64, 64)]), "masks": (model.decoder, [(4, 16), (16, 8, 8)])}
-    for name, (network, shapes) in graphs.items():
+    graphs: list[tuple[str, nn.Module, list[tuple[int, ...]]]] = [
+        ("visual_encoder", model.visual_encoder, [(3, 64, 64)]),
+        ("decoder", model.decoder, [(4, 16), (16, 8, 8)]),
+    ]
+    for name, network, shapes in graphs:
         path, free = tmp_path / f"{name}.onnx", {0: torch.export.Dim("B")}
         example = tuple(torch.randn(2, *shape) for shape in shapes)
         torch.onnx.export(network, example, path, dynamo=True, dynamic_shapes=(free,) * len(shapes), verbose=False)
