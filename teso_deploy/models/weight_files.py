@@ -22,7 +22,7 @@ from teso_deploy.errors import CheckpointError, InputNotFoundError
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 #: Where training codes keep the weights beside their optimiser and their settings.
 _INNER = ("state_dict", "model_state_dict", "model", "net")
-_WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _DATA_PARALLEL = "module."
 
