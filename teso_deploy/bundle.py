@@ -46,14 +46,31 @@ class TensorSpec(_Table):
 
 
 class GraphEntry(_Table):
-    """One graph: its file, its tensors, and how large it is."""
+    """One graph: its file (and the one that holds its weights, where they are not inside), its tensors, its size."""
 
     file: str
+    weights: str | None = None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     parameters: int
     multiply_adds: int
     nodes: int
+
+
+class FormEntry(_Table):
+    """A form of one graph, derived from its canonical file: for which runtime, and in which precision.
+
+    ``shares``: of the tensors that are computed, by element type, as read back from the file.
+    ``source_sha256``: of the canonical file that it was derived from.
+    """
+
+    file: str
+    weights: str | None = None
+    target: str
+    precision: Literal["fp32", "fp16", "bf16", "int8"]
+    shares: dict[str, float]
+    nodes: int
+    source_sha256: str
 
 
 class FileEntry(_Table):
@@ -100,13 +117,18 @@ class TaggerEntry(_Table):
 
 
 class BundleManifest(_Table):
-    """The content of ``bundle.json``."""
+    """The content of ``bundle.json``.
+
+    ``graphs``: a graph that depends on the picture's size has an entry a bucket: that of the first
+    under its plain name, others as ``name@HxW``. ``forms``: name of the form → graph → entry.
+    """
 
     schema_version: int = SCHEMA_VERSION
     name: str
     trained: bool
     recipe: dict[str, Any]
     graphs: dict[str, GraphEntry]
+    forms: dict[str, dict[str, FormEntry]] = {}
     preprocessing: Preprocessing
     postprocessing: Postprocessing
     classes: tuple[str, ...]
@@ -116,6 +138,11 @@ class BundleManifest(_Table):
     licence: str
     measured: dict[str, Any] = {}
     files: dict[str, FileEntry] = {}
+
+
+def sized_name(graph: str, size: tuple[int, int]) -> str:
+    """A graph's name in the manifest at a bucket that is not the first: ``decoder@288x512``."""
+    return f"{graph}@{size[0]}x{size[1]}"
 
 
 def sha256_of(path: Path) -> str:
@@ -166,7 +193,10 @@ class Bundle:
                 raise BundleError(
                     f"{self.folder}: {name} is not the file that was exported (another hash); export the bundle again"
                 )
-        wanted = {MANIFEST, REFERENCE} | {graph.file for graph in self.manifest.graphs.values()}
+        entries: list[GraphEntry | FormEntry] = [*self.manifest.graphs.values()]
+        entries += [entry for form in self.manifest.forms.values() for entry in form.values()]
+        wanted = {MANIFEST, REFERENCE} | {entry.file for entry in entries}
+        wanted |= {entry.weights for entry in entries if entry.weights}
         wanted |= {self.manifest.cue.table} if self.manifest.cue.table else set()
         if unlisted := wanted - self.manifest.files.keys() - {MANIFEST}:
             raise BundleError(
@@ -192,11 +222,37 @@ class Bundle:
             raise BundleError(f"{self.folder} has no file {name}, only {', '.join(self.manifest.files)}")
         return self.folder / name
 
-    def graph_path(self, graph: str) -> Path:
-        """Path of a canonical graph."""
+    def graph_path(self, graph: str, form: str | None = None) -> Path:
+        """Path of a canonical graph, or of a form of it. Raises :class:`BundleError`."""
         if graph not in self.manifest.graphs:
             raise BundleError(f"{self.folder} has no graph {graph!r}, only {', '.join(self.manifest.graphs)}")
-        return self.folder / self.manifest.graphs[graph].file
+        if form is None:
+            return self.folder / self.manifest.graphs[graph].file
+        if form not in self.manifest.forms:
+            there = ", ".join(self.manifest.forms) or "none"
+            raise BundleError(f"{self.folder} has no form {form} (there: {there}): export it again with that precision")
+        if graph not in self.manifest.forms[form]:
+            raise BundleError(f"{self.folder}: form {form} lacks {graph}; export the bundle again")
+        return self.folder / self.manifest.forms[form][graph].file
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """The buckets (height, width); the first is what the model was trained at."""
+        return self.manifest.preprocessing.sizes
+
+    def graph_at(self, graph: str, size: tuple[int, int]) -> str:
+        """The name under which the manifest has a graph at a bucket (height, width).
+
+        Raises :class:`BundleError` for a size that is no bucket.
+        """
+        if size not in self.sizes:
+            there = ", ".join(f"{height}x{width}" for height, width in self.sizes)
+            raise BundleError(
+                f"{size[0]}x{size[1]} is no picture size of bundle {self.manifest.name} (height x width: {there}): "
+                "name one of these, or export it with --size"
+            )
+        sized = sized_name(graph, size)
+        return sized if sized in self.manifest.graphs else graph
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
         """Everything in one of the bundle's .npz files; pickled objects are refused."""

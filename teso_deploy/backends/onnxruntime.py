@@ -27,11 +27,15 @@ class OnnxRuntimeEngine:
     """
 
     backend = "cpu"
-    precision = "fp32"
 
     def __init__(
-        self, path: Path, threads: int | None = None, providers: Sequence[str] = ("CPUExecutionProvider",)
+        self,
+        path: Path,
+        threads: int | None = None,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        precision: str = "fp32",
     ) -> None:
+        self.precision = precision
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or available_cores()
         options.inter_op_num_threads = 1
@@ -53,10 +57,32 @@ class OnnxRuntimeEngine:
         return dict(zip(self.outputs, values, strict=True))
 
 
-def onnxruntime_factory(threads: int | None = None) -> EngineFactory:
-    """Engines of a bundle's canonical graphs on the CPU."""
+#: The target of forms that are derived for this library.
+TARGET = "onnxruntime"
+
+
+def form_of(bundle: Bundle, precision: str = "fp32") -> str | None:
+    """The form to run at a precision: the one derived for this library, or None, which is the canonical graphs.
+
+    Raises :class:`BundleError` where the bundle has none of that precision, naming those that it has.
+    """
+    forms = bundle.manifest.forms
+    ours = {entry.precision: name for name, form in forms.items() for entry in form.values() if entry.target == TARGET}
+    if precision not in ours and precision != "fp32":
+        there = ", ".join(dict.fromkeys(("fp32", *ours)))
+        raise BundleError(
+            f"bundle {bundle.manifest.name} has no {precision} form for ONNX Runtime (there: {there}): "
+            f"export it again with --precision {precision}"
+        )
+    return ours.get(precision)
+
+
+def onnxruntime_factory(threads: int | None = None, form: str | None = None) -> EngineFactory:
+    """Engines of a bundle's graphs on the CPU: of the canonical ones, or of a form by its name in the manifest."""
 
     def make(bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
-        return OnnxRuntimeEngine(bundle.graph_path(graph), threads)
+        path = bundle.graph_path(graph, form)
+        precision = "fp32" if form is None else bundle.manifest.forms[form][graph].precision
+        return OnnxRuntimeEngine(path, threads, precision=precision)
 
     return make
