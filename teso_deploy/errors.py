@@ -34,6 +34,10 @@ class BundleError(TesoError, ValueError):
     """A bundle is incomplete, of another schema, tampered with, or leaves its folder."""
 
 
+class PrecisionError(TesoError, ValueError):
+    """A graph can't be held in the precision that was asked for, or is not in it."""
+
+
 class CueError(TesoError, ValueError):
     """A cue word that the bundle has no embedding for."""
 

@@ -67,7 +67,9 @@ def form_of(bundle: Bundle, precision: str = "fp32") -> str | None:
     Raises :class:`BundleError` where the bundle has none of that precision, naming those that it has.
     """
     forms = bundle.manifest.forms
-    ours = {entry.precision: name for name, form in forms.items() for entry in form.values() if entry.target == TARGET}
+    ours: dict[str, str] = {}
+    for name, form in forms.items():
+        ours |= {entry.precision: name for entry in form.values() if entry.target == TARGET}
     if precision not in ours and precision != "fp32":
         there = ", ".join(dict.fromkeys(("fp32", *ours)))
         raise BundleError(
