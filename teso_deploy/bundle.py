@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from teso_deploy.errors import BundleError, InputNotFoundError, OutputError
 from teso_deploy.recipe import Recipe
 from teso_deploy.resources import shipped_path
+from teso_deploy.types import Precision
 
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
@@ -67,7 +68,7 @@ class FormEntry(_Table):
     file: str
     weights: str | None = None
     target: str
-    precision: Literal["fp32", "fp16", "bf16", "int8"]
+    precision: Precision
     shares: dict[str, float]
     nodes: int
     source_sha256: str

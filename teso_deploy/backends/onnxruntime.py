@@ -20,6 +20,10 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+#: Slower than what they fuse: one thread of SkipLayerNormalization against two of Add and LayerNormalization.
+SLOW_FUSIONS = ("SkipLayerNormFusion",)
+
+
 class OnnxRuntimeEngine:
     """The graph of a file in an ONNX Runtime session.
 
@@ -44,7 +48,9 @@ class OnnxRuntimeEngine:
         # other and whatever decodes the video.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=list(providers), disabled_optimizers=list(SLOW_FUSIONS)
+            )
         except Exception as error:  # its own exceptions share no base class
             raise BundleError(f"ONNX Runtime can't load {path} ({error}); export the bundle again") from error
         self.name = path.stem
@@ -66,17 +72,15 @@ def form_of(bundle: Bundle, precision: str = "fp32") -> str | None:
 
     Raises :class:`BundleError` where the bundle has none of that precision, naming those that it has.
     """
-    forms = bundle.manifest.forms
-    ours: dict[str, str] = {}
-    for name, form in forms.items():
-        ours |= {entry.precision: name for entry in form.values() if entry.target == TARGET}
-    if precision not in ours and precision != "fp32":
-        there = ", ".join(dict.fromkeys(("fp32", *ours)))
+    ours = [name for name in bundle.manifest.forms if name.startswith(f"{TARGET}-")]
+    wanted = f"{TARGET}-{precision}"
+    if wanted not in ours and precision != "fp32":
+        there = ", ".join(dict.fromkeys(("fp32", *(name.removeprefix(f"{TARGET}-") for name in ours))))
         raise BundleError(
             f"bundle {bundle.manifest.name} has no {precision} form for ONNX Runtime (there: {there}): "
             f"export it again with --precision {precision}"
         )
-    return ours.get(precision)
+    return wanted if wanted in ours else None
 
 
 def onnxruntime_factory(threads: int | None = None, form: str | None = None) -> EngineFactory:

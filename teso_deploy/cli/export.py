@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from teso_deploy.bundle import BundleManifest, check_target
 from teso_deploy.cli.reports import check_json, write_json
-from teso_deploy.errors import InputNotFoundError, MissingExtraError
+from teso_deploy.errors import InputNotFoundError, MissingExtraError, RecipeError
+from teso_deploy.media.reader import VideoReader
 from teso_deploy.recipe import Recipe, load_recipe
+from teso_deploy.types import Precision
 
 _PARTS = ("visual", "audio", "text", "model")
 
@@ -38,7 +42,20 @@ def report(manifest: BundleManifest, out: Path, random: tuple[str, ...], seconds
         },
         "parity": manifest.measured["parity"],
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
-        "engines": [],
+        "engines": [
+            {
+                "form": name,
+                "graph": graph,
+                "target": entry.target,
+                "precision": entry.precision,
+                "half_share": round(entry.shares.get("fp16", 0.0) + entry.shares.get("bf16", 0.0), 4),
+                "shares": entry.shares,
+                "bytes": manifest.files[entry.file].bytes,
+                "path": entry.file,
+            }
+            for name, form in manifest.forms.items()
+            for graph, entry in form.items()
+        ],
         "seconds": round(seconds, 1),
     }
 
@@ -58,6 +75,34 @@ def part_and_file(text: str) -> tuple[str | None, Path]:
     if not path.exists():
         raise InputNotFoundError(f"no checkpoint {path}: check the path")
     return part or None, path
+
+
+def parsed_size(text: str) -> tuple[int, int]:
+    """``288x512`` → (288, 512), height first; ``384`` → (384, 384). Raises :class:`typer.BadParameter`."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise typer.BadParameter(f"{text!r} is no size: give HEIGHTxWIDTH or one number", param_hint="--size")
+    return int(parts[0]), int(parts[-1])
+
+
+def parsed_precision(text: str) -> Precision:
+    """Raises :class:`typer.BadParameter` for what is none."""
+    for precision in get_args(Precision):
+        if text == precision:
+            return precision
+    choices = ", ".join(get_args(Precision))
+    raise typer.BadParameter(f"{text!r} is no precision: choose from {choices}", param_hint="--precision")
+
+
+def with_sizes(recipe: Recipe, sizes: Sequence[tuple[int, int]]) -> Recipe:
+    """A recipe with other picture sizes. Raises :class:`RecipeError` where it can't have them."""
+    table = recipe.model_dump(mode="json", by_alias=True)
+    table["image"]["sizes"] = list(dict.fromkeys(sizes))
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise RecipeError(f"recipe {recipe.name} can't have these sizes: {reason}") from error
 
 
 def check_extra() -> None:
@@ -97,6 +142,21 @@ def export(
     random_weights: Annotated[
         int | None, typer.Option(metavar="SEED", help="Leave what no checkpoint gives at random, for timing.")
     ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[fp32|fp16|bf16|int8]",
+            help="Of the forms beside the canonical graphs (may be repeated): fp32 and int8 for ONNX Runtime on the "
+            "CPU, fp16, bf16 and int8 (Q/DQ) as standard ONNX. Default: fp32.",
+        ),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HxW|N", help="Picture sizes, in place of the recipe's (may be repeated)."),
+    ] = None,
+    calibrate_on: Annotated[
+        list[Path] | None, typer.Option(help="Videos that set the ranges of int8; default: the shipped clip.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how large every graph would be.")] = False,
     licence: Annotated[str, typer.Option(help="Licence of the weights, for the manifest.")] = "Apache-2.0",
     json_out: Annotated[
@@ -105,6 +165,12 @@ def export(
 ) -> None:
     """Export a recipe to ONNX graphs with their reference outputs and cue words, checked against PyTorch."""
     chosen = load_recipe(recipe)
+    if size:
+        chosen = with_sizes(chosen, [parsed_size(text) for text in size])
+    for video in calibrate_on or ():
+        with VideoReader(video):
+            pass
+    precisions: list[Precision] = ["fp32", *(parsed_precision(text) for text in precision or ())]
     check_json(json_out)
     files = [part_and_file(text) for text in checkpoint or ()]
     console = Console(stderr=True)
@@ -121,7 +187,7 @@ def export(
 
     began = time.monotonic()
     with console.status("reading weights") as status:
-        done = export_bundle(chosen, out, files, random_weights, licence, status.update)
+        done = export_bundle(chosen, out, files, random_weights, licence, status.update, precisions, calibrate_on or ())
     manifest = done.bundle.manifest
     table = Table(title=f"{manifest.name} → {out}")
     for column in ("graph", "parameters", "multiply-adds", "nodes", "largest error"):

@@ -137,6 +137,9 @@ def run(
         Path | None, typer.Option(help="Onset, end and confidence of what sounds, as JSON lines.")
     ] = None,
     fps: Annotated[float | None, typer.Option(min=0.001, help="Look at this many frames a second only.")] = None,
+    precision: Annotated[
+        Literal["fp32", "int8"], typer.Option(help="Of the bundle's forms for ONNX Runtime.")
+    ] = "fp32",
     threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")
@@ -152,7 +155,7 @@ def run(
     _check_inputs(inputs, sound_from)
     _check_outputs(inputs, sound_from, out, masks, events, json_out)
     words = [] if cues == AUTO else _words(cues, cues_file)
-    pipeline = Pipeline.load(bundle, threads=threads)
+    pipeline = Pipeline.load(bundle, threads=threads, precision=precision)
     if cues == AUTO:
         pipeline.check_tagger()
     offered: Offered = AUTO if cues == AUTO else pipeline.cues_of(words)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -14,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from teso_deploy import __version__
+from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
 from teso_deploy.bundle import (
     CUE_TABLE,
@@ -21,25 +24,38 @@ from teso_deploy.bundle import (
     Bundle,
     BundleManifest,
     CueEntry,
+    FormEntry,
+    GraphEntry,
     Postprocessing,
     Preprocessing,
     TaggerEntry,
     check_target,
+    sized_name,
     staging,
     write_manifest,
 )
 from teso_deploy.cues.table import CueTable
-from teso_deploy.errors import CheckFailedError, CheckpointError, RecipeError
+from teso_deploy.errors import CheckFailedError, CheckpointError, OutputError
+from teso_deploy.exporting.forms import BYTES_SHARE, Forms
+from teso_deploy.exporting.frames import video_frames
 from teso_deploy.exporting.graphs import OPSET, export_graph
-from teso_deploy.exporting.reference import clip_inputs, example_arguments, random_inputs, reference_outputs
+from teso_deploy.exporting.reference import Size, clip_inputs, example_arguments, random_inputs, reference_arrays
 from teso_deploy.exporting.vocabulary import MINILM_DIM, build_cue_table, clip_embedder, cue_words
+from teso_deploy.exporting.weights import WeightsFile
 from teso_deploy.models.assembly import Source, assemble, text_tower
 from teso_deploy.models.graphs import graph_modules, graph_specs
+from teso_deploy.models.teso import Teso
 from teso_deploy.recipe import Recipe
 from teso_deploy.resources import shipped_path
-from teso_deploy.runtime.verify import VerifyReport, verify_bundle
+from teso_deploy.runtime.verify import THRESHOLDS, VerifyReport, verify_bundle
+from teso_deploy.types import Precision
 
 RANDOM_EMBEDDINGS = "random, seed 0"
+#: Graphs that differ from one picture size to another.
+SIZED_GRAPHS = ("visual_encoder", "decoder")
+#: What a bucket takes beside the weights: its tables, and the encoder's outputs in the reference.
+BUCKET_BYTES = 100_000_000
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,52 +106,104 @@ def cue_table(
     return words, embeddings.astype(np.float16).astype(np.float32), source
 
 
+def check_space(model: torch.nn.Module, out: Path, sizes: int, precisions: Sequence[Precision]) -> None:
+    """Refuse a disk that has no room for the bundle (:class:`OutputError`): found before anything is written."""
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    share = 1.0 + sum(BYTES_SHARE[precision] for precision in precisions)
+    needed = int(weights * share) + sizes * BUCKET_BYTES
+    parent = out.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise OutputError(
+            f"{out} needs about {needed / 1e6:,.0f} MB beside what is there, {parent} has {free / 1e6:,.0f} MB free: "
+            "make room, or give another --out"
+        )
+
+
+def _write_graphs(
+    model: Teso, weights: Mapping[str, WeightsFile], metadata: dict[str, str], report: Progress
+) -> dict[str, GraphEntry]:
+    """The canonical graphs, by their key in the manifest; weights are shared among the buckets of a graph."""
+    recipe = model.recipe
+    specs, modules = graph_specs(recipe), graph_modules(model)
+    graphs: dict[str, GraphEntry] = {}
+    for size in recipe.image.sizes:
+        is_first = size == recipe.image.sizes[0]
+        arguments = example_arguments(model, size)
+        for name, spec in specs.items():
+            if not (is_first or name in SIZED_GRAPHS):
+                continue
+            key = name if is_first else sized_name(name, size)
+            report(f"{key}: PyTorch to ONNX")
+            path = weights[name].path.with_name(f"{key}.onnx")
+            graphs[key] = export_graph(modules[name], spec, arguments[name], path, metadata, weights[name])
+    return graphs
+
+
 def export_bundle(
     recipe: Recipe,
     out: Path,
     checkpoints: Path | Sequence[tuple[str | None, Path]] | None = None,
     random_weights_seed: int | None = None,
     licence: str = "Apache-2.0",
-    on_progress: Callable[[str], None] = lambda stage: None,
+    on_progress: Progress = lambda stage: None,
+    precisions: Sequence[Precision] = ("fp32",),
+    calibrate_on: Sequence[Path] = (),
 ) -> ExportReport:
     """Write a bundle to ``out``, whole or not at all.
 
     ``checkpoints``: a file, or (part or None, file) of several; what they don't give needs
-    ``random_weights_seed``. The graphs are checked against PyTorch with ONNX Runtime before the bundle takes its
-    place. Raises :class:`CheckpointError`, :class:`RecipeError` (more than one size),
-    :class:`OutputError`, :class:`CheckFailedError` (parity).
+    ``random_weights_seed``. ``precisions``: of the forms that are derived from the canonical graphs.
+    ``calibrate_on``: videos whose frames and sounds set the ranges of int8, default the shipped clip.
+    All graphs are checked against PyTorch with ONNX Runtime before the bundle takes its place. Raises
+    :class:`CheckpointError`, :class:`OutputError`, :class:`PrecisionError`, :class:`CheckFailedError` (parity).
     """
-    if len(recipe.image.sizes) != 1:
-        raise RecipeError(f"recipe {recipe.name} names {len(recipe.image.sizes)} picture sizes: name one")
     check_target(out)
     files = [(None, checkpoints)] if isinstance(checkpoints, Path) else list(checkpoints or ())
     on_progress("reading weights")
     built = assemble(recipe, files, random_weights_seed)
     model = built.model
     recipe = model.recipe
+    check_space(model, out, len(recipe.image.sizes), precisions)
     on_progress("cue words")
     words, embeddings, embedder = cue_table(recipe, built.text, random_weights_seed)
     is_trained = built.is_trained and embedder != RANDOM_EMBEDDINGS
     versions = {"teso-deploy": __version__, "torch": torch.__version__, "onnx": onnx.__version__}
     metadata = {"recipe": recipe.name, "weights_sha256": weights_digest(model), **versions}
+    clip = shipped_path("export/demo/clip.mp4")
+    table = CueTable(words, embeddings, recipe.text.max_cues, recipe.text.padding == "none-embedding")
     with staging(out) as folder:
-        graphs = {}
-        arguments, modules = example_arguments(model), graph_modules(model)
-        for name, spec in graph_specs(recipe).items():
-            on_progress(f"{name}: PyTorch to ONNX")
-            graphs[name] = export_graph(modules[name], spec, arguments[name], folder / f"{name}.onnx", metadata)
+        weights = {name: WeightsFile(folder / f"{name}.weights") for name in graph_specs(recipe)}
+        graphs = _write_graphs(model, weights, metadata, on_progress)
         np.savez_compressed(folder / CUE_TABLE, names=np.array(words), embeddings=embeddings.astype(np.float16))
         on_progress("reference outputs")
-        clip = shipped_path("export/demo/clip.mp4")
-        table = CueTable(words, embeddings, recipe.text.max_cues, recipe.text.padding == "none-embedding")
         from_clip = is_trained and clip.is_file()
-        inputs = clip_inputs(recipe, table, clip) if from_clip else random_inputs(recipe)
-        np.savez_compressed(folder / REFERENCE, allow_pickle=False, **inputs, **reference_outputs(model, inputs))
+
+        def inputs(size: Size) -> dict[str, NDArray[Any]]:
+            return clip_inputs(recipe, size, table, clip) if from_clip else random_inputs(recipe, size)
+
+        np.savez_compressed(folder / REFERENCE, allow_pickle=False, **reference_arrays(model, inputs))
+        videos = calibrate_on or (clip,)
+        writer = Forms(
+            folder,
+            graphs,
+            weights,
+            lambda: video_frames(recipe, recipe.image.sizes[0], table, videos),
+            recipe.head.threshold,
+            is_trained,
+            on_progress,
+        )
+        forms: dict[str, dict[str, FormEntry]] = {}
+        for precision in dict.fromkeys(precisions):
+            forms |= writer.write(precision)
         manifest = BundleManifest(
             name=recipe.name,
             trained=is_trained,
             recipe=recipe.model_dump(mode="json", by_alias=True),
             graphs=graphs,
+            forms=forms,
             preprocessing=Preprocessing(
                 sizes=recipe.image.sizes, fit=recipe.image.fit, mean=recipe.image.mean, std=recipe.image.std
             ),
@@ -163,11 +231,19 @@ def export_bundle(
         )
         on_progress("parity with PyTorch")
         manifest = write_manifest(folder, manifest)
+        staged = Bundle.open(folder)
         # Whether it obeys the sound is `verify`'s question; here: is it the model?
-        parity = verify_bundle(Bundle.open(folder), onnxruntime_factory(), with_audio_control=False)
-        if not parity.passed:
-            raise CheckFailedError(
-                f"the graphs differ from PyTorch, nothing was written ({parity.failures[0]}); please report this"
-            )
-        manifest = write_manifest(folder, manifest, {"parity": parity.as_dict()["graphs"]})
+        parity: VerifyReport | None = None
+        for form in (None, *(form for form in forms if form.startswith(f"{ONNXRUNTIME}-"))):
+            precision = "fp32" if form is None else cast(Precision, form.partition("-")[2])
+            report = verify_bundle(staged, onnxruntime_factory(None, form), THRESHOLDS[precision], False)
+            parity = parity or report
+            # Masks of a model that was not trained mean nothing: its int8 is only measured.
+            if not report.passed and (is_trained or precision == "fp32"):
+                raise CheckFailedError(
+                    f"the {form or 'canonical'} graphs differ from PyTorch, nothing was written "
+                    f"({report.failures[0]}); please report this"
+                )
+        assert parity is not None
+        manifest = write_manifest(folder, manifest, {"parity": parity.as_dict()["graphs"], **writer.notes})
     return ExportReport(Bundle(out, manifest), parity, built.random)

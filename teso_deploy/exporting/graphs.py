@@ -7,21 +7,23 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx
+import onnx_ir as ir
 import torch
 from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from teso_deploy.bundle import GraphEntry, TensorSpec
+from teso_deploy.exporting.functions import add_functions
+from teso_deploy.exporting.weights import WeightsFile, save_with_weights
 from teso_deploy.models.graphs import GraphSpec
 
 OPSET = 20
 #: Folding a constant of more elements would make the file larger than the graph that computes it.
 LARGEST_FOLDED_ELEMENTS = 16_384
-#: Above this the weights go to a file of their own (protobuf ends at 2 GiB).
-EXTERNAL_DATA_BYTES = 1_900_000_000
 
 
 @contextmanager
@@ -53,26 +55,21 @@ def multiply_adds(module: nn.Module, arguments: Sequence[Tensor]) -> int:
     return int(counter.get_total_flops() // 2 // len(arguments[0]))
 
 
-def export_graph(
-    module: nn.Module, spec: GraphSpec, arguments: Sequence[Tensor], path: Path, metadata: Mapping[str, str]
-) -> GraphEntry:
-    """Write one graph: opset 20, dynamic batch "B", weights inside.
-
-    ``arguments`` have a batch of at least 2: with 1 the exporter would fix the batch.
-    """
-    assert len(arguments[0]) >= 2
-    batch = {0: torch.export.Dim("B", min=1, max=4096)}
-    shapes: tuple[object, ...] = tuple(batch for _ in arguments)
-    if len(spec.inputs) > 1 and spec.inputs[0] == "queries":  # the decoder's *memory is one argument
-        shapes = (batch, tuple(batch for _ in arguments[1:]))
+def _exported(
+    module: nn.Module,
+    arguments: Sequence[Tensor],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    shapes: tuple[Any, ...],
+) -> onnx.ModelProto:
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
             tuple(arguments),
             dynamo=True,
             opset_version=OPSET,
-            input_names=list(spec.inputs),
-            output_names=list(spec.outputs),
+            input_names=list(inputs),
+            output_names=list(outputs),
             dynamic_shapes=shapes,
             optimize=False,
             verbose=False,
@@ -89,13 +86,45 @@ def export_graph(
         del value.metadata_props[:]
     del model.graph.metadata_props[:]
     del model.metadata_props[:]
+    return model
+
+
+def _function_body(
+    module: nn.Module, arguments: tuple[Tensor, ...], inputs: tuple[str, ...], outputs: tuple[str, ...]
+) -> onnx.ModelProto:
+    batch = {0: torch.export.Dim("B", min=1, max=4096)}
+    return _exported(module, arguments, inputs, outputs, (batch, batch, batch, None))
+
+
+def export_graph(
+    module: nn.Module,
+    spec: GraphSpec,
+    arguments: Sequence[Tensor],
+    path: Path,
+    metadata: Mapping[str, str],
+    weights: WeightsFile | None = None,
+) -> GraphEntry:
+    """Write one graph: opset 20, dynamic batch "B"; its weights go to a file beside it, or stay inside.
+
+    ``arguments`` have a batch of at least 2: with 1 the exporter would fix the batch.
+    """
+    assert len(arguments[0]) >= 2
+    batch = {0: torch.export.Dim("B", min=1, max=4096)}
+    shapes: tuple[Any, ...] = tuple(batch for _ in arguments)
+    if len(spec.inputs) > 1 and spec.inputs[0] == "queries":  # the decoder's *memory is one argument
+        shapes = (batch, tuple(batch for _ in arguments[1:]))
+    model = _exported(module, arguments, spec.inputs, spec.outputs, shapes)
+    add_functions(model, _function_body)
     for key, text in sorted(metadata.items()):
         model.metadata_props.add(key=key, value=text)
-    external = model.ByteSize() > EXTERNAL_DATA_BYTES
-    onnx.save(model, path, save_as_external_data=external, location=path.name + ".data" if external else None)
+    if weights is None:
+        onnx.save(model, path)
+    else:
+        save_with_weights(ir.from_proto(model), path, weights)
     onnx.checker.check_model(str(path))
     return GraphEntry(
         file=path.name,
+        weights=weights.path.name if weights is not None else None,
         inputs=tuple(map(_tensor_spec, model.graph.input)),
         outputs=tuple(map(_tensor_spec, model.graph.output)),
         parameters=sum(parameter.numel() for parameter in module.parameters()),

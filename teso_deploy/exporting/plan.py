@@ -42,7 +42,10 @@ def plan_export(recipe: Recipe) -> dict[str, GraphPlan]:
     # Tables that come from NumPy don't heed the context.
     model = model.to(META)
     modules = graph_modules(model)
-    plans = {name: _planned(modules[name], given) for name, given in example_arguments(model, META).items()}
+    plans = {
+        name: _planned(modules[name], given)
+        for name, given in example_arguments(model, recipe.image.sizes[0], META).items()
+    }
     if recipe.text.encoder == "clip":
         with META:
             tower = ClipText(recipe.clip_text, recipe.text.dim)

@@ -1,12 +1,14 @@
 """Reference inputs and PyTorch's outputs for them, so that parity can be checked without torch.
 
 One picture and four sounds on it: its own with cues, the same muted, another sound, and
-its own with no cue offered. The picture's tensors have a batch of 1, the rest one of 4.
+its own with no cue offered. The picture's tensors have a batch of 1, the rest one of 4. Of a
+bucket that is not the first, what depends on the size is stored as ``masks@288x512``.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from teso_deploy.bundle import sized_name
 from teso_deploy.cues.table import CueTable
 from teso_deploy.media.audio import read_audio
 from teso_deploy.media.reader import VideoReader
@@ -26,10 +29,14 @@ from teso_deploy.types import WINDOW_SAMPLES
 ROWS = ("own", "muted", "other", "no cue")
 
 
-def random_inputs(recipe: Recipe, seed: int = 0) -> dict[str, NDArray[Any]]:
+#: (height, width) of a picture.
+Size = tuple[int, int]
+
+
+def random_inputs(recipe: Recipe, size: Size, seed: int = 0) -> dict[str, NDArray[Any]]:
     """Seeded noise in the shapes of the inputs, for models that no clip means anything to."""
     rng = np.random.default_rng(seed)
-    height, width = recipe.image.sizes[0]
+    height, width = size
     waveform = rng.standard_normal((len(ROWS), WINDOW_SAMPLES)).astype(np.float32) * np.float32(0.1)
     waveform[1] = 0
     waveform[3] = waveform[0]
@@ -41,8 +48,8 @@ def random_inputs(recipe: Recipe, seed: int = 0) -> dict[str, NDArray[Any]]:
     return {"image": image, "waveform": waveform, "cues": cues * valid[..., None], "cue_valid": valid}
 
 
-def clip_inputs(recipe: Recipe, table: CueTable, clip: Path) -> dict[str, NDArray[Any]]:
-    """A frame of a clip with the first two of its sounds and what is visible, as the JSON beside it says."""
+def clip_inputs(recipe: Recipe, size: Size, table: CueTable, clip: Path) -> dict[str, NDArray[Any]]:
+    """A frame of a clip at a bucket's size, its first two sounds and what is visible, as the JSON beside it says."""
     script = json.loads(clip.with_suffix(".json").read_text(encoding="utf-8"))
     spans = script["heard"]
     first, second = list(spans)[:2]
@@ -52,10 +59,9 @@ def clip_inputs(recipe: Recipe, table: CueTable, clip: Path) -> dict[str, NDArra
     track = read_audio(clip)
     own, other = (track.window(middles[name], "centred").samples for name in (first, second))
     cues, none = table.lookup(script["visible"]), table.none()
-    bucket = recipe.image.sizes[0]
-    picture = resized(frame.image, fitted_size(frame.image, bucket, recipe.image.fit))
+    picture = resized(frame.image, fitted_size(frame.image, size, recipe.image.fit))
     return {
-        "image": normalised(picture, recipe.image.mean, recipe.image.std, bucket),
+        "image": normalised(picture, recipe.image.mean, recipe.image.std, size),
         "waveform": np.stack([own, np.zeros(WINDOW_SAMPLES, np.float32), other, own]),
         "cues": np.stack([cues.embeddings, cues.embeddings, cues.embeddings, none.embeddings]),
         "cue_valid": np.stack([cues.valid, cues.valid, cues.valid, none.valid]),
@@ -78,11 +84,27 @@ def reference_outputs(model: Teso, inputs: dict[str, NDArray[Any]]) -> dict[str,
     return {name: value.numpy() for name, value in named.items()}
 
 
+def reference_arrays(model: Teso, inputs: Callable[[Size], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Everything that ``reference.npz`` holds; ``inputs`` gives those of a bucket, sounds and cues being equal."""
+    first, *others = model.recipe.image.sizes
+    given = inputs(first)
+    arrays = given | reference_outputs(model, given)
+    for size in others:
+        given = inputs(size)
+        at_size = given | reference_outputs(model, given)
+        for name in ("image", *graph_specs(model.recipe)["visual_encoder"].outputs, "masks"):
+            arrays[sized_name(name, size)] = at_size[name]
+    return arrays
+
+
 @torch.no_grad()
-def example_arguments(model: Teso, device: torch.device | None = None) -> dict[str, tuple[torch.Tensor, ...]]:
+def example_arguments(
+    model: Teso, size: Size, device: torch.device | None = None
+) -> dict[str, tuple[torch.Tensor, ...]]:
     """Arguments of every graph, batch 2; on ``meta`` they are shapes alone."""
     modules = graph_modules(model)
-    given = {name: torch.from_numpy(value[:2]).to(device) for name, value in random_inputs(model.recipe).items()}
+    noise = random_inputs(model.recipe, size)
+    given = {name: torch.from_numpy(value[:2]).to(device) for name, value in noise.items()}
     image = given["image"].expand(2, -1, -1, -1).clone()
     audio = modules["audio_encoder"](given["waveform"])
     queries, _ = modules["fusion"](audio, given["cues"], given["cue_valid"])

@@ -18,6 +18,8 @@ from teso_deploy.models.layers import adapter_or_identity
 
 Sampling = Literal["grid_sample", "gather"]
 Shapes = Sequence[tuple[int, int]]
+#: Domain and name of the node that stands for :func:`sample_around` in an exported graph.
+ONNX_OPERATOR = "teso_deploy::MSDA"
 
 
 def _sample_grid(value: Tensor, height: int, width: int, locations: Tensor) -> Tensor:
@@ -66,6 +68,27 @@ def msda(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, samp
     return total.view(-1, heads * dim, queries).transpose(1, 2)
 
 
+def sample_around(
+    value: Tensor, offsets: Tensor, weights: Tensor, reference: Tensor, shapes: Shapes, sampling: Sampling
+) -> Tensor:
+    """:func:`msda` at the reference points (Q, 2), moved by offsets (B, Q, M, L, P, 2) in cells of the level."""
+    cell = value.new_tensor([[1 / width, 1 / height] for height, width in shapes])  # (L, 2)
+    locations = reference[:, None, None, None, :] + offsets * cell[:, None, :]
+    return msda(value, shapes, locations, weights, sampling)
+
+
+def onnx_node(value: Tensor, offsets: Tensor, weights: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
+    """:func:`sample_around` as one node of an ONNX graph: each runtime has its own best form of it."""
+    return torch.onnx.ops.symbolic(
+        ONNX_OPERATOR,
+        (value, offsets, weights, reference),
+        {"shapes": [side for level in shapes for side in level]},
+        dtype=value.dtype,
+        shape=(value.shape[0], offsets.shape[1], value.shape[2] * value.shape[3]),
+        version=1,
+    )
+
+
 class DeformableAttention(nn.Module):
     """The attention around :func:`msda`: offsets and weights come from the queries."""
 
@@ -101,6 +124,8 @@ class DeformableAttention(nn.Module):
         offsets = self.offsets(query).view(-1, length, self.heads, self.levels, self.points, 2)
         weights = torch.softmax(self.weights(query).view(-1, length, self.heads, self.levels * self.points), -1)
         weights = weights.unflatten(3, (self.levels, self.points))
-        cell = x.new_tensor([[1 / width, 1 / height] for height, width in shapes])  # (L, 2)
-        locations = reference[:, None, None, None, :] + offsets * cell[:, None, :]
-        return self.adapter(self.output(msda(value, shapes, locations, weights, self.sampling)))
+        if torch.onnx.is_in_onnx_export():
+            sampled = onnx_node(value, offsets, weights, reference, shapes)
+        else:
+            sampled = sample_around(value, offsets, weights, reference, shapes, self.sampling)
+        return self.adapter(self.output(sampled))

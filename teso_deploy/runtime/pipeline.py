@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teso_deploy.backends.engine import EngineFactory
-from teso_deploy.backends.onnxruntime import onnxruntime_factory
+from teso_deploy.backends.onnxruntime import form_of, onnxruntime_factory
 from teso_deploy.bundle import Bundle, TaggerEntry
 from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import BundleError, CueError
 from teso_deploy.runtime.postprocess import labels_of
 from teso_deploy.runtime.preprocess import fitted_size, nearest_size, normalised, resized
 from teso_deploy.runtime.schedule import Mode, Source
-from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Cues, Frame, Segmentation
+from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Cues, Frame, Precision, Segmentation
 
 Arrays = dict[str, NDArray[Any]]
 #: In place of cues: those of the bundle's own tagger, of each frame anew.
@@ -49,14 +49,23 @@ class Pipeline:
         self._kept: dict[str, tuple[tuple[NDArray[Any], ...], Arrays]] = {}
 
     @classmethod
-    def load(cls, bundle: str | Path | None = None, *, threads: int | None = None, backend: str = "cpu") -> Pipeline:
+    def load(
+        cls,
+        bundle: str | Path | None = None,
+        *,
+        threads: int | None = None,
+        backend: str = "cpu",
+        precision: Precision = "fp32",
+    ) -> Pipeline:
         """Open a bundle's folder (default: the shipped one); ``threads`` default to all cores.
 
+        ``precision``: of the form that was exported for ONNX Runtime; fp32 is there always.
         Raises what :meth:`Bundle.open` raises, and :class:`ValueError` for a backend other than ``cpu``.
         """
         if backend != "cpu":
             raise ValueError(f"unknown backend {backend!r}: the only one is 'cpu' (ONNX Runtime)")
-        return cls(Bundle.open(bundle), onnxruntime_factory(threads))
+        opened = Bundle.open(bundle)
+        return cls(opened, onnxruntime_factory(threads, form_of(opened, precision)))
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from teso_deploy.backends.engine import Engine, EngineFactory
 from teso_deploy.bundle import REFERENCE, Bundle
 from teso_deploy.errors import BundleError
 from teso_deploy.runtime.postprocess import labels_of
-from teso_deploy.types import BLANK_PIXEL_RATE, WINDOW_SAMPLES
+from teso_deploy.types import BLANK_PIXEL_RATE, WINDOW_SAMPLES, Precision
 
 Arrays = Mapping[str, NDArray[Any]]
 NOISE_DBFS = (-40, -25, -10)
@@ -35,6 +35,14 @@ class Thresholds:
 
 
 FP32 = Thresholds()
+#: The least agreement by the precision of the form. What an encoder's features differ by says little: int8
+#: and half are judged on masks and directions.
+THRESHOLDS: Mapping[Precision, Thresholds] = {
+    "fp32": FP32,
+    "fp16": Thresholds(0.99, 0.98, 0.999, 1.0),
+    "bf16": Thresholds(0.98, 0.95, 0.995, 10.0),
+    "int8": Thresholds(0.98, 0.95, 0.99, 10.0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +159,17 @@ def _parity(engine: Engine, feeds: Arrays, reference: Arrays, threshold: float) 
     )
 
 
+def _at_size(reference: Arrays, graph: str) -> dict[str, NDArray[Any]]:
+    """The reference as a graph sees it: of its bucket (``decoder@288x512``), what depends on the size."""
+    suffix = f"@{graph.partition('@')[2]}"
+    sized = {name.removesuffix(suffix): value for name, value in reference.items() if name.endswith(suffix)}
+    return {**reference, **sized}
+
+
 def verify_bundle(
     bundle: Bundle, factory: EngineFactory, limits: Thresholds = FP32, with_audio_control: bool = True
 ) -> VerifyReport:
-    """Every graph of a bundle against its ``reference.npz``, then the audio control.
+    """Every graph of a bundle, at every picture size, against its ``reference.npz``, then the audio control.
 
     Raises :class:`BundleError` when the bundle has no reference.
     """
@@ -163,13 +178,16 @@ def verify_bundle(
     threshold = bundle.manifest.postprocessing.threshold
     rows = len(reference["waveform"])
     memory_names = engines["visual_encoder"].outputs
-    memory = _repeated(reference, memory_names, rows)
     graphs = {}
     for name, engine in engines.items():
-        feeds = {**reference, **memory} if name == "decoder" else reference
+        expected = _at_size(reference, name)
+        is_decoder = name.partition("@")[0] == "decoder"
+        if is_decoder and (absent := set(memory_names) - expected.keys()):
+            raise BundleError(f"{bundle.folder}: reference.npz lacks {sorted(absent)[0]}; export the bundle again")
+        feeds = {**expected, **_repeated(expected, memory_names, rows)} if is_decoder else expected
         if missing := set(engine.inputs) - feeds.keys():
             raise BundleError(f"{bundle.folder}: reference.npz lacks {sorted(missing)[0]}; export the bundle again")
-        graphs[name] = _parity(engine, feeds, reference, threshold)
+        graphs[name] = _parity(engine, feeds, expected, threshold)
     report = VerifyReport(engines["decoder"].backend, graphs, limits=limits)
     if not with_audio_control:
         return report

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -144,6 +145,14 @@ def test_broken_files(name: str, foundation: Path, vggish: Path, tmp_path: Path)
             torch.save({"epoch": 3, "scores": [1, 2]}, path)
     with pytest.raises(CheckpointError, match=r"truncated|is refused|holds no state_dict"):
         weight_files.read(path)
+
+
+def test_noise_that_begins_with_any_opcode(tmp_path: Path) -> None:
+    path, noise = tmp_path / "noise.pth", np.random.default_rng(0).bytes(200)
+    for opcode in range(256):
+        path.write_bytes(bytes([opcode]) + noise)
+        with pytest.raises(CheckpointError, match=r"truncated|is refused"):
+            weight_files.read(path)
 
 
 def test_where_training_codes_put_the_weights(vggish: Path, tmp_path: Path) -> None:

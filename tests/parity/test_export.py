@@ -12,7 +12,7 @@ import torch
 
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine, onnxruntime_factory
 from teso_deploy.bundle import Bundle, write_manifest
-from teso_deploy.errors import CheckFailedError, CheckpointError, OutputError, RecipeError
+from teso_deploy.errors import CheckFailedError, CheckpointError, OutputError
 from teso_deploy.exporting import export as exporting
 from teso_deploy.exporting.export import export_bundle
 from teso_deploy.exporting.reference import example_arguments
@@ -42,7 +42,9 @@ def test_tensor_names_and_shapes_are_those_of_the_contract(tiny_bundle: Path, ti
 def test_graphs_are_canonical(tiny_bundle: Path, tiny_recipe: Recipe) -> None:
     for name in graph_specs(tiny_recipe):
         model = onnx.load(tiny_bundle / f"{name}.onnx")
-        assert {node.domain for node in model.graph.node} <= {""}, "standard operators only"
+        assert {node.domain for node in model.graph.node} <= {"", "teso_deploy"}, "standard operators only"
+        assert {function.name for function in model.functions} <= {"MSDA"}
+        assert all(node.domain == "" for function in model.functions for node in function.node)
         assert {opset.domain: opset.version for opset in model.opset_import}[""] == 20
         said = {entry.key: entry.value for entry in model.metadata_props}
         assert said["recipe"] == "tiny" and len(said["weights_sha256"]) == 64
@@ -106,7 +108,7 @@ def test_all_cues_rejected_and_four_alive_in_the_engine(
         last.key.weight.zero_()
         last.query.bias.fill_(1.0)
         last.key.bias.fill_(sign)
-    arguments = example_arguments(model)["fusion"]
+    arguments = example_arguments(model, (64, 64))["fusion"]
     module, spec = graph_modules(model)["fusion"], graph_specs(tiny_recipe)["fusion"]
     export_graph(module, spec, arguments, tmp_path / "fusion.onnx", {})
     feeds = {name: value.numpy() for name, value in zip(spec.inputs, arguments, strict=True)}
@@ -197,12 +199,6 @@ def test_a_failed_export_leaves_what_was_there(
         export_bundle(tiny_recipe, out, random_weights_seed=1)
     assert (out / "bundle.json").read_bytes() == before and Bundle.open(out)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-
-
-def test_several_sizes_are_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
-    two = tiny_recipe.model_copy(update={"image": tiny_recipe.image.model_copy(update={"sizes": ((64, 64), (96, 96))})})
-    with pytest.raises(RecipeError, match="name one"):
-        export_bundle(two, tmp_path / "out", random_weights_seed=0)
 
 
 def test_a_checkpoint_of_a_part_is_not_enough(tiny_recipe: Recipe, tmp_path: Path) -> None:

@@ -1,0 +1,161 @@
+"""Forms of the canonical graphs: for a runtime, in a precision; each with what was read back from its file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
+from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
+from teso_deploy.bundle import FormEntry, GraphEntry, sha256_of
+from teso_deploy.exporting.onnxruntime_form import derived
+from teso_deploy.exporting.precision import check_precision, halved, shares
+from teso_deploy.exporting.quantization import carried_over, least_left_out, observe, quantize, sensitivities
+from teso_deploy.exporting.weights import WeightsFile, save_with_weights
+from teso_deploy.runtime.verify import compare_masks
+from teso_deploy.types import Precision
+
+#: Forms of standard operators, for TensorRT and whoever else reads ONNX.
+STANDARD = "onnx"
+#: What a form's own weights add to a bundle, as a share of the canonical ones.
+BYTES_SHARE: Mapping[Precision, float] = {"fp32": 0.05, "fp16": 0.55, "bf16": 0.55, "int8": 0.35}
+#: Graphs that int8 is for. The fusion is small, and its cue gate decides: it stays as it is.
+QUANTIZED_GRAPHS = ("visual_encoder", "audio_encoder", "decoder")
+#: How well int8 masks must agree with fp32 on the calibration frames of a trained model.
+LEAST_INT8_IOU = 0.99
+GRAPH_ORDER = ("visual_encoder", "audio_encoder", "fusion", "decoder")
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def _run_all(engines: Mapping[str, OnnxRuntimeEngine], frame: Arrays) -> dict[str, NDArray[Any]]:
+    """Every tensor between the graphs for one frame."""
+    values = dict(frame)
+    for name in GRAPH_ORDER:
+        values |= engines[name].run(values)
+    return values
+
+
+@dataclass
+class Forms:
+    """Writes the forms of a staged bundle's graphs. ``frames``: of every graph's inputs, batch 1, of the first bucket.
+
+    ``is_trained``: masks of a model that is not mean nothing, so that none of its layers is left out for them.
+    """
+
+    folder: Path
+    graphs: Mapping[str, GraphEntry]
+    weights: Mapping[str, WeightsFile]
+    frames: Callable[[], Sequence[Arrays]]
+    threshold: float
+    is_trained: bool
+    on_progress: Callable[[str], None]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, precision: Precision) -> dict[str, dict[str, FormEntry]]:
+        """The forms of one precision: name of the form → graph → entry.
+
+        Raises :class:`PrecisionError` where a graph can't hold it, as read back from its file.
+        """
+        if precision == "fp32":
+            return {f"{ONNXRUNTIME}-fp32": {key: self._for_onnxruntime(key, "fp32") for key in self.graphs}}
+        if precision == "int8":
+            return self._int8()
+        name = f"{STANDARD}-{precision}"
+        entries = {}
+        for key in self.graphs:
+            self.on_progress(f"{key}: {name}")
+            entries[key] = self._save(halved(self._canonical(key), precision), key, STANDARD, precision)
+        return {name: entries}
+
+    def _canonical(self, key: str) -> ir.Model:
+        return ir.load(self.folder / self.graphs[key].file)
+
+    def _save(self, model: ir.Model, key: str, target: str, precision: Precision) -> FormEntry:
+        path = self.folder / f"{key}.{target}-{precision}.onnx"
+        weights = self.weights[key.partition("@")[0]]
+        save_with_weights(model, path, weights)
+        written = ir.load(path)
+        return FormEntry(
+            file=path.name,
+            weights=weights.path.name,
+            target=target,
+            precision=precision,
+            shares=check_precision(written, precision, path.name),
+            nodes=len(list(written.graph)),
+            source_sha256=sha256_of(self.folder / self.graphs[key].file),
+        )
+
+    def _for_onnxruntime(self, key: str, precision: Precision) -> FormEntry:
+        self.on_progress(f"{key}: {ONNXRUNTIME}-{precision}")
+        return self._save(derived(self._canonical(key)), key, ONNXRUNTIME, precision)
+
+    def _int8(self) -> dict[str, dict[str, FormEntry]]:
+        self.on_progress("int8: calibration frames")
+        files = {key: self.folder / graph.file for key, graph in self.graphs.items()}
+        exact = {name: OnnxRuntimeEngine(files[name]) for name in GRAPH_ORDER}
+        frames = [_run_all(exact, frame) for frame in self.frames()]
+        ranges, ranked = {}, dict[tuple[str, str], float]()
+        for name in QUANTIZED_GRAPHS:
+            self.on_progress(f"{name}: ranges and sensitivities of int8")
+            ranges[name] = observe(files[name], frames)
+            ranked |= {(name, p): e for p, e in sensitivities(files[name], frames, ranges[name]).items()}
+        order = sorted(ranked, key=lambda product: -ranked[product])
+
+        def quantized(key: str, leave_out: Collection[tuple[str, str]]) -> ir.Model:
+            model, name = self._canonical(key), key.partition("@")[0]
+            by_name = ranges[name], {product for graph, product in leave_out if graph == name}
+            quantize(model, *(by_name if key == name else carried_over(*by_name, self._canonical(name), model)))
+            return model
+
+        def agreement(leave_out: Collection[tuple[str, str]]) -> float:
+            engines = dict(exact)
+            for name in QUANTIZED_GRAPHS:
+                trial = self.folder / f"{name}.trial.onnx"
+                try:
+                    ir.save(quantized(name, leave_out), trial)
+                    engines[name] = OnnxRuntimeEngine(trial)
+                finally:
+                    trial.unlink(missing_ok=True)
+            ours = [_run_all(engines, frame)["masks"] for frame in frames]
+            pairs = zip(ours, frames, strict=True)
+            return float(np.mean([compare_masks(masks, frame["masks"], self.threshold)[0] for masks, frame in pairs]))
+
+        left_out: list[tuple[str, str]] = []
+        if self.is_trained:
+            self.on_progress("int8: which layers to leave out")
+            left_out = least_left_out(order, agreement, LEAST_INT8_IOU)
+        self.notes["int8"] = {
+            "calibration_frames": len(frames),
+            "left_out": [f"{graph}: {product}" for graph, product in left_out],
+            "products": len(order),
+        }
+        forms: dict[str, dict[str, FormEntry]] = {f"{STANDARD}-int8": {}, f"{ONNXRUNTIME}-int8": {}}
+        for key in self.graphs:
+            self.on_progress(f"{key}: int8")
+            if key.partition("@")[0] in QUANTIZED_GRAPHS:
+                standard = quantized(key, left_out)
+                forms[f"{STANDARD}-int8"][key] = self._save(standard, key, STANDARD, "int8")
+                fused = derived(quantized(key, left_out))
+                forms[f"{ONNXRUNTIME}-int8"][key] = self._save(fused, key, ONNXRUNTIME, "int8")
+            else:
+                forms[f"{STANDARD}-int8"][key] = self._as_it_is(key)
+                forms[f"{ONNXRUNTIME}-int8"][key] = self._for_onnxruntime(key, "fp32")
+        return forms
+
+    def _as_it_is(self, key: str) -> FormEntry:
+        graph, path = self.graphs[key], self.folder / self.graphs[key].file
+        return FormEntry(
+            file=graph.file,
+            weights=graph.weights,
+            target=STANDARD,
+            precision="fp32",
+            shares=shares(ir.load(path)),
+            nodes=graph.nodes,
+            source_sha256=sha256_of(path),
+        )

@@ -1,0 +1,52 @@
+"""Real frames, sounds and cues of videos, as the graphs take them: what int8 is calibrated on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teso_deploy.cues.table import CueTable
+from teso_deploy.media.audio import read_audio
+from teso_deploy.media.reader import VideoReader
+from teso_deploy.recipe import Recipe
+from teso_deploy.runtime.preprocess import fitted_size, normalised, resized
+
+FRAMES_PER_VIDEO = 12
+
+
+def video_frames(
+    recipe: Recipe, size: tuple[int, int], table: CueTable, videos: Sequence[Path], count: int = FRAMES_PER_VIDEO
+) -> list[dict[str, NDArray[Any]]]:
+    """The inputs of all graphs, batch 1, for ``count`` frames evenly spread over each video, each with its sound.
+
+    Cues are those that the JSON beside a video calls visible, else the table's first words.
+    Raises :class:`InputNotFoundError`, :class:`MediaError`.
+    """
+    found = []
+    for video in videos:
+        script = video.with_suffix(".json")
+        visible = json.loads(script.read_text(encoding="utf-8")).get("visible") if script.is_file() else None
+        words = list(visible or table.names)[: recipe.text.max_cues]
+        cues = table.lookup(words)
+        with VideoReader(video) as reader:
+            track, seconds = read_audio(video), reader.info.duration_seconds or 1.0
+            wanted = list(np.linspace(0, seconds, count, endpoint=False))
+            for frame in reader:
+                if not wanted or frame.pts_seconds < wanted[0]:
+                    continue
+                wanted = [time for time in wanted if time > frame.pts_seconds]
+                picture = resized(frame.image, fitted_size(frame.image, size, recipe.image.fit))
+                found.append(
+                    {
+                        "image": normalised(picture, recipe.image.mean, recipe.image.std, size),
+                        "waveform": track.window(frame.pts_seconds, "centred").samples[None],
+                        "cues": cues.embeddings[None],
+                        "cue_valid": cues.valid[None],
+                    }
+                )
+    return found

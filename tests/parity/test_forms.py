@@ -1,0 +1,182 @@
+"""Derived forms are the canonical graphs: for ONNX Runtime, in half, in int8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+
+from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine, form_of
+from teso_deploy.bundle import Bundle
+from teso_deploy.errors import BundleError, OutputError, PrecisionError
+from teso_deploy.exporting import export as exporting
+from teso_deploy.exporting.export import export_bundle
+from teso_deploy.exporting.onnxruntime_form import query_grid
+from teso_deploy.exporting.precision import check_precision, halved, shares
+from teso_deploy.exporting.quantization import least_left_out, observe, products, quantize, sensitivities
+from teso_deploy.recipe import Recipe
+from teso_deploy.runtime.pipeline import Pipeline
+
+GRAPHS = ("visual_encoder", "audio_encoder", "fusion", "decoder")
+
+
+def feeds_of(bundle: Bundle, graph: str, batch: int, seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Seeded inputs of a graph."""
+    rng = np.random.default_rng(seed)
+    feeds: dict[str, NDArray[Any]] = {}
+    for tensor in bundle.manifest.graphs[graph].inputs:
+        shape = [batch, *(int(size) for size in tensor.shape[1:])]
+        noise = rng.standard_normal(shape).astype(np.float32)
+        feeds[tensor.name] = noise > 0 if tensor.dtype == "bool" else noise
+    return feeds
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) -> Bundle:
+    """Two picture sizes, one of them not square, and every precision."""
+    sizes = ((64, 64), (64, 96))
+    recipe = tiny_recipe.model_copy(update={"image": tiny_recipe.image.model_copy(update={"sizes": sizes})})
+    out = tmp_path_factory.mktemp("forms") / "bundle"
+    export_bundle(recipe, out, random_weights_seed=0, precisions=("fp32", "fp16", "bf16", "int8"))
+    return Bundle.open(out)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("graph", [*GRAPHS, "visual_encoder@64x96", "decoder@64x96"])
+def test_the_form_for_onnxruntime_is_the_canonical_graph(bundle: Bundle, graph: str, batch: int) -> None:
+    feeds = feeds_of(bundle, graph, batch)
+    canonical = OnnxRuntimeEngine(bundle.graph_path(graph), 1).run(feeds)
+    ours = OnnxRuntimeEngine(bundle.graph_path(graph, "onnxruntime-fp32"), 1).run(feeds)
+    for name, expected in canonical.items():
+        np.testing.assert_allclose(ours[name], expected, atol=2e-5, err_msg=name)
+
+
+def test_the_form_has_the_operators_that_it_is_for(bundle: Bundle) -> None:
+    def operators(graph: str, form: str) -> set[str]:
+        return {node.op_type for node in onnx.load(bundle.graph_path(graph, form), load_external_data=False).graph.node}
+
+    assert {"DeformConv", "Attention"} <= operators("visual_encoder", "onnxruntime-fp32")
+    assert "MSDA" not in operators("visual_encoder", "onnxruntime-fp32")
+    assert "MatMulIntegerToFloat" in operators("visual_encoder", "onnxruntime-int8")
+    assert {"QuantizeLinear", "DequantizeLinear"} <= operators("visual_encoder", "onnx-int8")
+    assert "MatMulIntegerToFloat" not in operators("visual_encoder", "onnx-int8")
+
+
+def test_buckets_and_forms_share_their_weights(bundle: Bundle) -> None:
+    entries = [bundle.manifest.graphs["visual_encoder"], bundle.manifest.graphs["visual_encoder@64x96"]]
+    assert {entry.weights for entry in entries} == {"visual_encoder.weights"}
+    weights = bundle.manifest.files["visual_encoder.weights"].bytes
+    assert weights < 4 * sum(4 * entry.parameters for entry in entries[:1])
+
+
+@pytest.mark.parametrize(("precision", "atol"), [("fp16", 0.02), ("int8", 0.3)])
+def test_other_precisions_stay_near(bundle: Bundle, precision: str, atol: float) -> None:
+    form = "onnx-fp16" if precision == "fp16" else "onnxruntime-int8"
+    for graph in GRAPHS:
+        feeds = feeds_of(bundle, graph, 2)
+        canonical = OnnxRuntimeEngine(bundle.graph_path(graph), 1).run(feeds)
+        ours = OnnxRuntimeEngine(bundle.graph_path(graph, form), 1).run(feeds)
+        for name, expected in canonical.items():
+            assert ours[name].dtype == expected.dtype
+            if name not in ("masks", "tags"):
+                np.testing.assert_allclose(ours[name], expected, atol=atol, err_msg=f"{graph} {name}")
+
+
+def test_every_form_is_a_valid_model_that_says_what_it_is_in(bundle: Bundle) -> None:
+    for name, form in bundle.manifest.forms.items():
+        precision = name.partition("-")[2]
+        for graph, entry in form.items():
+            onnx.checker.check_model(str(bundle.graph_path(graph, name)))
+            if graph != "fusion" or precision != "int8":
+                assert entry.precision == precision and entry.shares[precision] >= 0.5
+            assert abs(sum(entry.shares.values()) - 1) < 1e-3
+
+
+def test_bfloat16_is_near_too(bundle: Bundle) -> None:
+    from onnx.reference import ReferenceEvaluator
+
+    feeds = feeds_of(bundle, "fusion", 2)
+    canonical = OnnxRuntimeEngine(bundle.graph_path("fusion"), 1).run(feeds)["queries"]
+    ours = ReferenceEvaluator(str(bundle.graph_path("fusion", "onnx-bf16"))).run(["queries"], feeds)[0]
+    assert 0 < np.linalg.norm(ours - canonical) / np.linalg.norm(canonical) < 0.02
+
+
+def test_what_was_asked_for_must_be_in_the_file(bundle: Bundle) -> None:
+    fp32 = ir.load(bundle.graph_path("visual_encoder"))
+    assert shares(fp32) == {"fp32": 1.0}
+    with pytest.raises(PrecisionError, match="100% fp32"):
+        check_precision(fp32, "fp16", "visual_encoder.onnx")
+    assert check_precision(halved(fp32, "fp16"), "fp16", "x")["fp16"] > 0.9
+
+
+def test_a_weight_that_fp16_cannot_hold_is_refused(bundle: Bundle) -> None:
+    model = ir.load(bundle.graph_path("fusion"))
+    name = next(
+        n for n, v in model.graph.initializers.items() if v.const_value is not None and v.const_value.size > 500
+    )
+    value = model.graph.initializers[name]
+    assert value.const_value is not None
+    value.const_value = ir.tensor(np.full(value.const_value.numpy().shape, 1e6, np.float32), name=name)
+    with pytest.raises(PrecisionError, match="more than fp16 can"):
+        halved(model, "fp16")
+
+
+def test_what_places_samples_is_never_quantised(bundle: Bundle) -> None:
+    path = bundle.graph_path("visual_encoder")
+    model = ir.load(path)
+    names = {product.name for product in products(model)}
+    offsets = next(node for node in model.graph if node.op_type == "MSDA").inputs[1]
+    while offsets is not None and (node := offsets.producer()) is not None and node.op_type != "MatMul":
+        offsets = node.inputs[0]
+    assert node is not None and node.op_type == "MatMul" and node.name not in names
+    frames = [feeds_of(bundle, "visual_encoder", 1)]
+    ranges = observe(path, frames)
+    ranked = sensitivities(path, frames, ranges)
+    assert set(ranked) == names and list(ranked.values()) == sorted(ranked.values(), reverse=True)
+    errors = list(ranked.values())
+    assert 0.001 < np.median(errors) <= errors[0] < 0.1  # 0 where a product takes nothing but zeros
+    assert quantize(model, ranges, {next(iter(ranked))}) == len(names) - 1
+    with pytest.raises(PrecisionError, match="calibration"):
+        quantize(ir.load(path), {})
+
+
+def test_as_few_as_possible_are_left_out() -> None:
+    ranked = [f"layer {i}" for i in range(20)]
+    assert least_left_out(ranked, lambda out: 1.0, 0.99) == []
+    assert least_left_out(ranked, lambda out: 0.9 + 0.05 * len(out), 0.99) == ranked[:2]
+    with pytest.raises(PrecisionError, match="agree to 0"):
+        least_left_out(ranked, lambda out: 0.5, 0.99)
+
+
+def test_queries_are_laid_out_as_square_as_can_be() -> None:
+    assert query_grid(3024) == (54, 56) and query_grid(7) == (1, 7)
+
+
+def test_the_pipeline_takes_the_form_of_a_precision(bundle: Bundle) -> None:
+    assert form_of(bundle, "fp32") == "onnxruntime-fp32" and form_of(bundle, "int8") == "onnxruntime-int8"
+    with pytest.raises(BundleError, match="no fp16 form for ONNX Runtime"):
+        form_of(bundle, "fp16")
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    sound = np.random.default_rng(0).standard_normal(15_600).astype(np.float32) * 0.1
+    gates = [
+        Pipeline.load(bundle.folder, threads=1, precision=precision).segment(image, sound, ["dog"]).labels.shape
+        for precision in ("fp32", "int8")
+    ]
+    assert gates == [(64, 64), (64, 64)]
+
+
+def test_too_little_disk_is_found_before_anything_is_written(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        free = 1_000_000
+
+    monkeypatch.setattr(exporting.shutil, "disk_usage", lambda path: Usage)  # type: ignore[attr-defined]
+    with pytest.raises(OutputError, match="make room"):
+        export_bundle(tiny_recipe, tmp_path / "out", random_weights_seed=0)
+    assert list(tmp_path.iterdir()) == []
