@@ -7,21 +7,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from teso_deploy.runtime.pipeline import Pipeline
+    from pathlib import Path
+
+    from teso_deploy.runtime.pipeline import Pipeline, Size
+    from teso_deploy.types import Precision
 
 __all__ = ["__version__", "load"]
 
 
-def load(bundle: str | None = None, **options: Any) -> Pipeline:
-    """Open a bundle (default: the shipped ``teso-nano``) as a :class:`Pipeline`.
-
-    ``options`` go to :meth:`Pipeline.load` (``threads``, ``backend``).
-    """
+def load(
+    bundle: str | Path | None = None,
+    *,
+    threads: int | None = None,
+    backend: str = "cpu",
+    size: Size = None,
+    precision: Precision = "fp32",
+    still_threshold: float = 0.0,
+) -> Pipeline:
+    """Open a bundle (default: the shipped ``teso-nano``) as a :class:`Pipeline`; see :meth:`Pipeline.load`."""
     from teso_deploy.runtime.pipeline import Pipeline
 
-    return Pipeline.load(bundle, **options)
+    return Pipeline.load(
+        bundle, threads=threads, backend=backend, size=size, precision=precision, still_threshold=still_threshold
+    )

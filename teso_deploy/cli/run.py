@@ -17,8 +17,9 @@ from teso_deploy.media.audio import read_audio
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.outputs import check_file, check_folder, check_mask_folder, make_folder, write_text
 from teso_deploy.runtime.offline import RunResult, run_source
-from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline
+from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline, Size
 from teso_deploy.runtime.schedule import Source
+from teso_deploy.types import Precision
 
 
 def _words(cues: str, cues_file: Path | None) -> list[str]:
@@ -32,6 +33,16 @@ def _words(cues: str, cues_file: Path | None) -> list[str]:
             f"{cues_file} can't be read as text: name a file with a cue word on each line"
         ) from error
     return [word for line in lines if not line.startswith("#") for word in line.split(",") if word.strip()]
+
+
+def _size(text: str | None) -> Size:
+    """What ``--size`` names: HxW, N for NxN, auto."""
+    if text is None or text == AUTO:
+        return AUTO if text else None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and (width or height).isdecimal()):
+        raise typer.BadParameter(f"--size {text}: give height x width in pixels as 288x512, 384 for 384x384, or auto")
+    return int(height), int(width or height)
 
 
 def _check_inputs(inputs: Sequence[Path], sound_from: Path | None) -> None:
@@ -137,9 +148,19 @@ def run(
         Path | None, typer.Option(help="Onset, end and confidence of what sounds, as JSON lines.")
     ] = None,
     fps: Annotated[float | None, typer.Option(min=0.001, help="Look at this many frames a second only.")] = None,
-    precision: Annotated[
-        Literal["fp32", "int8"], typer.Option(help="Of the bundle's forms for ONNX Runtime.")
-    ] = "fp32",
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HxW|N|auto", help="Of the bundle's sizes; auto: each frame's nearest. Default: the first."
+        ),
+    ] = None,
+    precision: Annotated[Precision, typer.Option(help="Of the bundle's forms for the backend.")] = "fp32",
+    still_threshold: Annotated[
+        float,
+        typer.Option(
+            min=0, max=255, help="Grey levels a frame may differ by, anywhere, and not be encoded anew; 0: none."
+        ),
+    ] = 0.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")
@@ -152,10 +173,13 @@ def run(
         raise typer.BadParameter("--cues and --cues-file exclude each other: give one")
     if mode == "paper" and fps is not None:
         raise typer.BadParameter("--mode paper looks at one frame a second: leave --fps away")
+    wanted_size = _size(size)
     _check_inputs(inputs, sound_from)
     _check_outputs(inputs, sound_from, out, masks, events, json_out)
     words = [] if cues == AUTO else _words(cues, cues_file)
-    pipeline = Pipeline.load(bundle, threads=threads, precision=precision)
+    pipeline = Pipeline.load(
+        bundle, threads=threads, size=wanted_size, precision=precision, still_threshold=still_threshold
+    )
     if cues == AUTO:
         pipeline.check_tagger()
     offered: Offered = AUTO if cues == AUTO else pipeline.cues_of(words)

@@ -19,7 +19,7 @@ from teso_deploy.media.writer import VideoWriter
 from teso_deploy.outputs import staged_mask_folder
 from teso_deploy.runtime.events import JOIN_SECONDS, Event, EventLog
 from teso_deploy.runtime.latency import LatencyLog
-from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline
+from teso_deploy.runtime.pipeline import AUTO, GRAPHS, Offered, Pipeline, Stream
 from teso_deploy.runtime.schedule import Moment, Source
 from teso_deploy.types import Segmentation
 
@@ -106,13 +106,13 @@ def run_source(
     """
     tally = _Tally(pipeline.classes, max(JOIN_SECONDS, 1.5 / source.shown_fps))
     cues = cues if isinstance(cues, str) and cues == AUTO else pipeline.cues_of(cues)
-    runs_before, began = Counter(pipeline.runs), time.monotonic()
+    stream, began = pipeline.open_stream(), time.monotonic()
     with ExitStack() as stack:
         mask_folder = stack.enter_context(staged_mask_folder(masks)) if masks else None
         sink = VideoSink(stack, video, source) if video else None
         overlay = Overlay(pipeline.classes, source.track, source.info.duration_seconds) if video else None
         for moment, asked in timed(source):
-            segmentation = pipeline.segment(moment.frame, moment.sound, cues)
+            segmentation = stream.segment(moment.frame, moment.sound, cues)
             if sink and overlay:
                 sink.write(overlay.draw(moment.frame, segmentation), moment.shown_at_seconds)
             if mask_folder:
@@ -123,12 +123,11 @@ def run_source(
             if progress:
                 progress(moment.frame.pts_seconds)
     tally.events += tally.event_log.finish()
-    runs = {graph: pipeline.runs[graph] - runs_before[graph] for graph in pipeline.runs}
-    return RunResult(_report(pipeline, source, tally, runs, time.monotonic() - began), tuple(tally.events))
+    return RunResult(_report(stream, source, tally, time.monotonic() - began), tuple(tally.events))
 
 
-def _report(pipeline: Pipeline, source: Source, tally: _Tally, runs: dict[str, int], seconds: float) -> dict[str, Any]:
-    manifest = pipeline.bundle.manifest
+def _report(stream: Stream, source: Source, tally: _Tally, seconds: float) -> dict[str, Any]:
+    pipeline, manifest = stream.pipeline, stream.pipeline.bundle.manifest
     return {
         "schema_version": SCHEMA_VERSION,
         "input": str(source.path),
@@ -138,7 +137,8 @@ def _report(pipeline: Pipeline, source: Source, tally: _Tally, runs: dict[str, i
         "positive_pixel_rate": float(np.mean(tally.positive)) if tally.positive else 0.0,
         "latency_ms": tally.latency.summary(),
         "fps": tally.frames / seconds if seconds else 0.0,
-        "graph_runs": runs,
+        "graph_runs": {graph: stream.runs[graph] for graph in GRAPHS},
+        "encoder_skips": {likeness: stream.encoder_skips[likeness] for likeness in ("same", "still")},
         "drops": {},
         "corrupt_frames": source.reader.corrupt_frames,
         "audio": {
@@ -159,5 +159,8 @@ def _report(pipeline: Pipeline, source: Source, tally: _Tally, runs: dict[str, i
             "name": manifest.name,
             "trained": manifest.trained,
             "weights_sha256": manifest.provenance.get("weights_sha256"),
+            "form": pipeline.form,
+            "precision": pipeline.precision,
+            "size": pipeline.size,
         },
     }

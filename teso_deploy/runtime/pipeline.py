@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from teso_deploy.backends.engine import EngineFactory
+from teso_deploy.backends.engine import Engine, EngineFactory
 from teso_deploy.backends.onnxruntime import form_of, onnxruntime_factory
 from teso_deploy.bundle import Bundle, TaggerEntry
 from teso_deploy.cues.table import CueTable
@@ -20,33 +20,49 @@ from teso_deploy.errors import BundleError, CueError
 from teso_deploy.runtime.postprocess import labels_of
 from teso_deploy.runtime.preprocess import fitted_size, nearest_size, normalised, resized
 from teso_deploy.runtime.schedule import Mode, Source
+from teso_deploy.runtime.slots import Feeds, Kept, KeptGraph, Of, likeness
 from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Cues, Frame, Precision, Segmentation
 
-Arrays = dict[str, NDArray[Any]]
-#: In place of cues: those of the bundle's own tagger, of each frame anew.
-AUTO = "auto"
+#: In place of cues: those of the bundle's own tagger, of each frame anew. In place of a size: each frame's nearest.
+AUTO: Literal["auto"] = "auto"
 #: What may be offered: looked-up cues, words (also as "a, b"), ``AUTO``, or nothing.
 Offered = Cues | Sequence[str] | str | None
+#: A bucket (height, width), ``AUTO``, or None: the bundle's first bucket, which it was trained at.
+Size = tuple[int, int] | Literal["auto"] | None
 GRAPHS = ("visual_encoder", "audio_encoder", "fusion", "decoder")
 
 
 class Pipeline:
     """The graphs of a bundle, run as seldom as possible.
 
-    Each graph keeps its last outputs and a copy of the input they are of: the same picture,
-    window or cues again cost nothing. A new sound runs ``audio_encoder``, ``fusion`` and
-    ``decoder``, new cues ``fusion`` and ``decoder``. ``runs`` counts how often each ran;
-    ``engines`` are what runs them. Not to be shared between threads.
+    What each graph found last is kept: the same picture, window or cues again cost nothing. A new
+    sound runs ``audio_encoder``, ``fusion`` and ``decoder`` on the outputs that the encoder has left,
+    new cues ``fusion`` and ``decoder``.
+
+    ``engines`` are what runs them, by the graphs' names in the manifest: those of the first
+    size are loaded at once, those of another one when a frame needs it (``size`` "auto").
+    ``runs`` counts how often each graph ran for any stream, ``encoder_skips`` how often the
+    encoder did not have to, because the picture was the "same" as or as "still" as the one that
+    was encoded last. Not to be shared between threads, nor are its streams.
     """
 
-    def __init__(self, bundle: Bundle, factory: EngineFactory) -> None:
+    def __init__(
+        self, bundle: Bundle, factory: EngineFactory, *, size: Size = None, still_threshold: float = 0.0
+    ) -> None:
         if absent := [name for name in GRAPHS if name not in bundle.manifest.graphs]:
             raise BundleError(f"{bundle.folder} has no graph {absent[0]}: export the bundle again")
-        self.bundle = bundle
+        if not 0 <= still_threshold <= 255:
+            raise ValueError(f"still_threshold is {still_threshold}: give grey levels, 0 (no change) to 255")
+        self.bundle, self.still_threshold = bundle, still_threshold
+        self.size: tuple[int, int] | Literal["auto"] = bundle.sizes[0] if size is None else size
         self.cue_table = CueTable.open(bundle)
         self.runs: Counter[str] = Counter()
-        self.engines = {name: factory(bundle, name) for name in GRAPHS}
-        self._kept: dict[str, tuple[tuple[NDArray[Any], ...], Arrays]] = {}
+        self.encoder_skips: Counter[str] = Counter()
+        self.engines: dict[str, Engine] = {}
+        self._factory = factory
+        first = bundle.sizes[0] if self.size == AUTO else self.size
+        self._first = {name: self.engine(bundle.graph_at(name, first)) for name in GRAPHS}
+        self._kept = Kept()
 
     @classmethod
     def load(
@@ -55,17 +71,32 @@ class Pipeline:
         *,
         threads: int | None = None,
         backend: str = "cpu",
+        size: Size = None,
         precision: Precision = "fp32",
+        still_threshold: float = 0.0,
     ) -> Pipeline:
         """Open a bundle's folder (default: the shipped one); ``threads`` default to all cores.
 
-        ``precision``: of the form that was exported for ONNX Runtime; fp32 is there always.
-        Raises what :meth:`Bundle.open` raises, and :class:`ValueError` for a backend other than ``cpu``.
+        ``size``: the bucket (height, width) that frames are fitted to; default the first, which the
+        model was trained at; "auto": for each frame the one of the nearest shape. ``precision``: of
+        the bundle's forms for the backend. ``still_threshold``: by how many grey levels (0 … 255,
+        the mean of any square of 32 x 32 pixels at that size) a frame may differ from the one that
+        was encoded last and go by its features; 0: not at all.
+
+        Raises what :meth:`Bundle.open` raises, :class:`BundleError` for a size or a precision that the
+        bundle has not, and :class:`ValueError` for a backend other than ``cpu`` or a threshold out of range.
         """
         if backend != "cpu":
             raise ValueError(f"unknown backend {backend!r}: the only one is 'cpu' (ONNX Runtime)")
         opened = Bundle.open(bundle)
-        return cls(opened, onnxruntime_factory(threads, form_of(opened, precision)))
+        factory = onnxruntime_factory(threads, form_of(opened, precision))
+        return cls(opened, factory, size=size, still_threshold=still_threshold)
+
+    def engine(self, graph: str) -> Engine:
+        """The engine of a graph, by its name in the manifest; loaded when it is first asked for."""
+        if graph not in self.engines:
+            self.engines[graph] = self._factory(self.bundle, graph)
+        return self.engines[graph]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -75,17 +106,21 @@ class Pipeline:
     @property
     def backend(self) -> str:
         """What runs the graphs: ``cpu``."""
-        return self.engines["decoder"].backend
+        return self._first["visual_encoder"].backend
 
-    def _run(self, graph: str, of: tuple[NDArray[Any], ...], feeds: Callable[[], Arrays]) -> Arrays:
-        """A graph's outputs; the kept ones when ``of``, all that its feeds are made from, has not changed."""
-        kept = self._kept.get(graph)
-        if kept is not None and all(np.array_equal(old, new) for old, new in zip(kept[0], of, strict=True)):
-            return kept[1]
-        self.runs[graph] += 1
-        outputs = self.engines[graph].run(feeds())
-        self._kept[graph] = (tuple(array.copy() for array in of), outputs)  # a caller may reuse its buffers
-        return outputs
+    @property
+    def precision(self) -> str:
+        """What most of the encoder is computed in: ``fp32``."""
+        return self._first["visual_encoder"].precision
+
+    @property
+    def form(self) -> str | None:
+        """The form of the graphs that runs, by its name in the manifest; None: the canonical graphs."""
+        return self._first["visual_encoder"].form
+
+    def bucket_of(self, image: NDArray[np.uint8]) -> tuple[int, int]:
+        """The bucket (height, width) that a picture (H, W, 3) is fitted to."""
+        return nearest_size(image, self.bundle.sizes) if self.size == AUTO else self.size
 
     def check_tagger(self) -> TaggerEntry:
         """The bundle's tagger. Raises :class:`CueError` where there is none."""
@@ -107,6 +142,10 @@ class Pipeline:
             )
         return cues if cues.valid.any() else replace(cues, source="fallback")
 
+    def open_stream(self) -> Stream:
+        """A stream that keeps what it needs apart from the others: for each video, where several are run in turn."""
+        return Stream(self)
+
     def segment(
         self,
         frame: Frame | NDArray[np.uint8],
@@ -120,45 +159,7 @@ class Pipeline:
         "auto" for what its tagger sees; without any the model falls back to "something that
         sounds". Raises :class:`CueError`.
         """
-        frame = frame if isinstance(frame, Frame) else Frame(frame, pts_seconds=0.0)
-        sound = sound if isinstance(sound, AudioWindow) else AudioWindow(sound, is_silent=not np.any(sound))
-        if sound.samples.shape != (WINDOW_SAMPLES,):
-            raise ValueError(f"a window has {WINDOW_SAMPLES} samples (0.975 s at 16 kHz), got {len(sound.samples)}")
-        tagger = self.check_tagger() if isinstance(cues, str) and cues == AUTO else None
-        offered = self.cues_of(None if tagger else cues)
-        how = self.bundle.manifest.preprocessing
-        stamps = {"started": time.monotonic()}
-        bucket = nearest_size(frame.image, how.sizes)
-        picture = resized(frame.image, fitted_size(frame.image, bucket, how.fit))
-        shares = picture.shape[0] / bucket[0], picture.shape[1] / bucket[1]
-        memory = self._run(
-            "visual_encoder", (picture,), lambda: {"image": normalised(picture, how.mean, how.std, bucket)}
-        )
-        stamps["encoded"] = time.monotonic()
-        audio = self._run("audio_encoder", (sound.samples,), lambda: {"waveform": sound.samples[None]})["audio"]
-        stamps["heard"] = time.monotonic()
-        if tagger is not None:
-            offered = self.cues_of(self.cue_table.tagged(memory["tags"][0], tagger))
-        feeds = {"audio": audio, "cues": offered.embeddings[None], "cue_valid": offered.valid[None]}
-        fused = self._run("fusion", tuple(feeds.values()), lambda: feeds)
-        stamps["fused"] = time.monotonic()
-        queries = fused["queries"]
-        scores = self._run("decoder", (picture, queries), lambda: {**memory, "queries": queries})["masks"][0]
-        stamps["masked"] = time.monotonic()
-        threshold = self.bundle.manifest.postprocessing.threshold
-        labels = labels_of(scores, frame.image.shape[:2], threshold, shares)
-        stamps["labelled"] = time.monotonic()
-        return Segmentation(
-            labels,
-            scores.reshape(len(scores), -1).max(axis=1),
-            fused["cue_gate"][0].copy(),
-            offered,
-            pts_seconds=frame.pts_seconds,
-            index=frame.index,
-            audio_start_seconds=sound.start_seconds,
-            audio_is_silent=sound.is_silent,
-            stamps=stamps,
-        )
+        return self._segment(self._kept, frame, sound, cues)
 
     def stream(
         self,
@@ -173,6 +174,120 @@ class Pipeline:
     ) -> Iterator[Segmentation]:
         """Segment a file frame by frame; the options are those of :class:`Source`, which names the errors."""
         looked_up = cues if isinstance(cues, str) and cues == AUTO else self.cues_of(cues)
+        stream = self.open_stream()
         with Source(path, mode=mode, mute=mute, noise_dbfs=noise_dbfs, sound_from=sound_from, fps=fps) as source:
             for moment in source:
-                yield self.segment(moment.frame, moment.sound, looked_up)
+                yield stream.segment(moment.frame, moment.sound, looked_up)
+
+    def _segment(
+        self,
+        kept: Kept,
+        frame: Frame | NDArray[np.uint8],
+        sound: AudioWindow | NDArray[np.float32],
+        cues: Offered,
+    ) -> Segmentation:
+        manifest = self.bundle.manifest
+        frame = frame if isinstance(frame, Frame) else Frame(frame, pts_seconds=0.0)
+        sound = sound if isinstance(sound, AudioWindow) else AudioWindow(sound, is_silent=not np.any(sound))
+        if sound.samples.shape != (WINDOW_SAMPLES,):
+            raise ValueError(f"a window has {WINDOW_SAMPLES} samples (0.975 s at 16 kHz), got {len(sound.samples)}")
+        tagger = self.check_tagger() if isinstance(cues, str) and cues == AUTO else None
+        offered = self.cues_of(None if tagger else cues)
+        stamps = {"started": time.monotonic()}
+        bucket = self.bucket_of(frame.image)
+        fitted = fitted_size(frame.image, bucket, manifest.preprocessing.fit)
+        encoder = self._encoded(kept, frame.image, fitted, bucket)
+        stamps["encoded"] = time.monotonic()
+        audio = self._heard(kept, sound.samples)
+        stamps["heard"] = time.monotonic()
+        if tagger is not None:
+            offered = self.cues_of(self.cue_table.tagged(encoder.outputs["tags"].numpy()[0], tagger))
+        fused = self._fused(kept, audio, offered)
+        stamps["fused"] = time.monotonic()
+        decoder = self._graph(kept, "decoder", bucket)
+        if not decoder.is_of(of := (encoder.version, fused.version)):
+            self._run(kept, "decoder", decoder, of, {**encoder.outputs, "queries": fused.outputs["queries"]})
+        scores = decoder.outputs["masks"].numpy()[0]
+        stamps["masked"] = time.monotonic()
+        shares = fitted[0] / bucket[0], fitted[1] / bucket[1]
+        labels = labels_of(scores, frame.image.shape[:2], manifest.postprocessing.threshold, shares)
+        stamps["labelled"] = time.monotonic()
+        return Segmentation(
+            labels,
+            scores.reshape(len(scores), -1).max(axis=1),
+            fused.outputs["cue_gate"].numpy()[0].copy(),
+            offered,
+            pts_seconds=frame.pts_seconds,
+            index=frame.index,
+            audio_start_seconds=sound.start_seconds,
+            audio_is_silent=sound.is_silent,
+            stamps=stamps,
+        )
+
+    def _graph(self, kept: Kept, graph: str, bucket: tuple[int, int]) -> KeptGraph:
+        key = self.bundle.graph_at(graph, bucket)
+        if key not in kept.graphs:
+            kept.graphs[key] = KeptGraph(self.engine(key))
+        return kept.graphs[key]
+
+    def _run(self, kept: Kept, name: str, graph: KeptGraph, of: Of, feeds: Feeds) -> None:
+        graph.run(of, feeds)
+        kept.runs[name] += 1
+        self.runs[name] += 1
+
+    def _encoded(
+        self, kept: Kept, image: NDArray[np.uint8], fitted: tuple[int, int], bucket: tuple[int, int]
+    ) -> KeptGraph:
+        encoder, how = self._graph(kept, "visual_encoder", bucket), self.bundle.manifest.preprocessing
+        picture = resized(image, fitted)
+        if alike := likeness(picture, encoder.of[0] if encoder.of else None, self.still_threshold):
+            kept.encoder_skips[alike] += 1
+            self.encoder_skips[alike] += 1
+        else:
+            if np.may_share_memory(picture, image):  # it needed no resize, and the caller may reuse its buffer
+                picture = picture.copy()
+            feeds = {"image": normalised(picture, how.mean, how.std, bucket)}
+            self._run(kept, "visual_encoder", encoder, (picture,), feeds)
+        return encoder
+
+    def _heard(self, kept: Kept, samples: NDArray[np.float32]) -> KeptGraph:
+        encoder = self._graph(kept, "audio_encoder", self.bundle.sizes[0])
+        if not encoder.is_of((samples,)):
+            samples = samples.copy()
+            self._run(kept, "audio_encoder", encoder, (samples,), {"waveform": samples[None]})
+        return encoder
+
+    def _fused(self, kept: Kept, audio: KeptGraph, cues: Cues) -> KeptGraph:
+        fusion = self._graph(kept, "fusion", self.bundle.sizes[0])
+        if not fusion.is_of((audio.version, cues.embeddings, cues.valid)):
+            embeddings, valid = cues.embeddings.copy(), cues.valid.copy()
+            feeds: Feeds = {"audio": audio.outputs["audio"], "cues": embeddings[None], "cue_valid": valid[None]}
+            self._run(kept, "fusion", fusion, (audio.version, embeddings, valid), feeds)
+        return fusion
+
+
+class Stream:
+    """One video in a pipeline, with its own kept outputs; the engines are the pipeline's."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self._kept = Kept()
+
+    @property
+    def runs(self) -> Counter[str]:
+        """How often each graph ran for this stream."""
+        return self._kept.runs
+
+    @property
+    def encoder_skips(self) -> Counter[str]:
+        """How often the encoder did not have to run, because the picture was "same" or "still"."""
+        return self._kept.encoder_skips
+
+    def segment(
+        self,
+        frame: Frame | NDArray[np.uint8],
+        sound: AudioWindow | NDArray[np.float32],
+        cues: Offered = None,
+    ) -> Segmentation:
+        """What sounds in one frame, as :meth:`Pipeline.segment`."""
+        return self.pipeline._segment(self._kept, frame, sound, cues)

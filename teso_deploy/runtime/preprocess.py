@@ -10,9 +10,19 @@ from PIL import Image
 
 
 def nearest_size(image: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The bucket (height, width) whose shape distorts a picture (H, W, 3) least; the first of equals."""
-    wanted = np.log(image.shape[0] / image.shape[1])
-    return min(sizes, key=lambda size: abs(np.log(size[0] / size[1]) - wanted))
+    """The bucket (height, width) whose shape distorts a picture (H, W, 3) least.
+
+    Of those of one shape, the smallest that is not below the picture in area, else the largest.
+    """
+    shape, area = np.log(image.shape[0] / image.shape[1]), image.shape[0] * image.shape[1]
+
+    def rank(size: tuple[int, int]) -> tuple[float, bool, int]:
+        bucket_area = size[0] * size[1]
+        is_below = bucket_area < area
+        distortion = round(abs(float(np.log(size[0] / size[1]) - shape)), 9)
+        return distortion, is_below, -bucket_area if is_below else bucket_area
+
+    return min(sizes, key=rank)
 
 
 def resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -116,6 +116,21 @@ def test_fps_looks_at_fewer_frames(clip: Path, tiny_bundle: Path) -> None:
     assert report_of(clip, "--bundle", tiny_bundle, "--fps", 4)["frames"] == 8
 
 
+def test_size_form_and_still_pictures_are_in_the_report(clip: Path, tiny_bundle: Path) -> None:
+    report = report_of(clip, "--bundle", tiny_bundle, "--size", "64", "--still-threshold", 255)
+    assert report["bundle"]["size"] == [64, 64] and report["bundle"]["precision"] == "fp32"
+    assert report["bundle"]["form"] == "onnxruntime-fp32"
+    skips = report["encoder_skips"]
+    assert report["graph_runs"]["visual_encoder"] == 1 and skips["same"] + skips["still"] == 23
+    for words, sentence in (
+        (("--size", "32x64"), "64x64"),
+        (("--size", "big"), "288x512"),
+        (("--precision", "int8"), "no int8 form"),
+    ):
+        code, _, stderr = teso("run", clip, "--bundle", tiny_bundle, "--json", "-", *words)
+        assert code == 2 and sentence in stderr
+
+
 def test_mute_replaces_the_sound(clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     report = report_of(clip, "--bundle", tiny_bundle, "--mute", "--out", out)

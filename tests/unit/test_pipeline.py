@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from teso_deploy.bundle import Bundle, BundleManifest
+from teso_deploy.backends.engine import Tensor
+from teso_deploy.bundle import Bundle, BundleManifest, sized_name
 from teso_deploy.errors import BundleError, CueError
 from teso_deploy.recipe import Recipe
 from teso_deploy.runtime.pipeline import GRAPHS, Pipeline
@@ -19,20 +20,51 @@ from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Cues, Frame
 DIM = 8
 
 
+class FakeTensor:
+    """An output in the memory of a device: what is no array can't be taken for one."""
+
+    def __init__(self, content: NDArray[Any]) -> None:
+        self.content = content.copy()
+
+    def numpy(self) -> NDArray[Any]:
+        return self.content
+
+
+class FakeSlot:
+    """Writes each run's outputs over the last one's, as a real one does."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine = engine
+        self.tensors: dict[str, FakeTensor] = {}
+
+    def run(self, feeds: Mapping[str, NDArray[Any] | Tensor]) -> Mapping[str, Tensor]:
+        arrays = {name: feed if isinstance(feed, np.ndarray) else feed.numpy() for name, feed in feeds.items()}
+        for name, content in self.engine.run(arrays).items():
+            if name in self.tensors:
+                self.tensors[name].content[:] = content
+            else:
+                self.tensors[name] = FakeTensor(content)
+        return self.tensors
+
+
 class FakeEngine:
     """Shapes as of a real graph; class 1 is on where the picture is bright and something is heard."""
 
-    backend, precision = "fake", "fp32"
+    backend, precision, form = "fake", "fp32", None
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
 
     def __init__(self, name: str) -> None:
         self.name = name
 
+    def slot(self) -> FakeSlot:
+        return FakeSlot(self)
+
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        match self.name:
+        match self.name.partition("@")[0]:
             case "visual_encoder":
-                assert feeds["image"].shape == (1, 3, 64, 64) and feeds["image"].dtype == np.float32
+                assert feeds["image"].dtype == np.float32
+                assert feeds["image"].shape == (1, 3, *size_of(self.name))
                 return {"mask_features": feeds["image"].mean(axis=1, keepdims=True)[:, :, ::4, ::4]}
             case "audio_encoder":
                 assert feeds["waveform"].shape == (1, WINDOW_SAMPLES)
@@ -45,7 +77,16 @@ class FakeEngine:
                 return {"masks": np.repeat((feeds["mask_features"] > 0.5) * np.float32(loud), 3, axis=1)}
 
 
-def bundle_of(recipe: Recipe, graphs: tuple[str, ...] = GRAPHS) -> Bundle:
+def size_of(graph: str) -> tuple[int, int]:
+    """The bucket that a graph's name in the manifest tells."""
+    height, _, width = (graph.partition("@")[2] or "64x64").partition("x")
+    return int(height), int(width)
+
+
+def bundle_of(
+    recipe: Recipe, graphs: tuple[str, ...] = GRAPHS, sizes: tuple[tuple[int, int], ...] = ((64, 64),)
+) -> Bundle:
+    graphs += tuple(sized_name(name, size) for size in sizes[1:] for name in ("visual_encoder", "decoder"))
     entry = {"inputs": [], "outputs": [], "parameters": 0, "multiply_adds": 0, "nodes": 0}
     manifest = BundleManifest.model_validate(
         {
@@ -53,7 +94,7 @@ def bundle_of(recipe: Recipe, graphs: tuple[str, ...] = GRAPHS) -> Bundle:
             "trained": False,
             "recipe": recipe.model_dump(mode="json", by_alias=True),
             "graphs": {name: {"file": f"{name}.onnx", **entry} for name in graphs},
-            "preprocessing": {"sizes": [[64, 64]], "mean": [0, 0, 0], "std": [255, 255, 255]},
+            "preprocessing": {"sizes": sizes, "mean": [0, 0, 0], "std": [255, 255, 255]},
             "postprocessing": {"threshold": 0.5},
             "classes": recipe.head.classes,
             "cue": {"template": "{cue}", "max_cues": 4, "dim": DIM, "table": None},
@@ -163,8 +204,7 @@ def test_a_real_bundle_runs_what_changed_only(tiny_bundle: Path) -> None:
     first = pipeline.segment(picture(0), noise, words)
     pipeline.segment(picture(0), noise * 0.5, words)
     pipeline.segment(picture(0), noise * 0.5, words[:1])
-    # The decoder runs only where the queries change: cues that random weights reject change none.
-    assert ran(pipeline)[:3] == (1, 2, 3) and 1 <= ran(pipeline)[3] <= 3
+    assert ran(pipeline) == (1, 2, 3, 3)
     again = pipeline.segment(picture(0), noise, words)
     np.testing.assert_allclose(again.class_scores, first.class_scores, atol=1e-6)
     assert first.labels.shape == (72, 96)
