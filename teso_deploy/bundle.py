@@ -357,10 +357,12 @@ def _swap(new: Path, out: Path, old: Path) -> None:
         if out.exists():
             os.replace(out, old)
         os.replace(new, out)
-    except OSError as error:
-        if old.exists():
+    except BaseException as error:  # an interrupt between the two as well
+        if old.exists() and not out.exists():
             os.replace(old, out)
-        raise OutputError(f"{out} can't be written ({error.strerror}): give another --out") from error
+        if isinstance(error, OSError):
+            raise OutputError(f"{out} can't be written ({error.strerror}): give another --out") from error
+        raise
 
 
 def write_manifest(folder: Path, manifest: BundleManifest, extra: Mapping[str, Any] | None = None) -> BundleManifest:

@@ -106,3 +106,15 @@ def tiny_bundle(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -
     out = tmp_path_factory.mktemp("bundles") / "tiny"
     export_bundle(tiny_recipe, out, random_weights_seed=0)
     return out
+
+
+@pytest.fixture(scope="session")
+def full_bundle(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model at two picture sizes, one of them not square, in every precision; read it, don't write to it."""
+    from teso_deploy.exporting.export import export_bundle
+
+    image = tiny_recipe.image.model_copy(update={"sizes": ((64, 64), (64, 96))})
+    out = tmp_path_factory.mktemp("bundles") / "full"
+    recipe = tiny_recipe.model_copy(update={"image": image})
+    export_bundle(recipe, out, random_weights_seed=0, precisions=("fp32", "fp16", "bf16", "int8"))
+    return out

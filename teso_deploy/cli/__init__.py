@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -65,8 +67,15 @@ def _options(
     pass
 
 
+def _end(number: int, frame: object) -> None:
+    # As an exception, so that whatever is half written vanishes on the way out.
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Entry point. An error that the user can mend is one sentence on stderr, and its exit code."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)
     try:
         app(prog_name="teso-deploy")
     except TesoError as error:

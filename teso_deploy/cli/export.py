@@ -193,7 +193,8 @@ def export(
     for column in ("graph", "parameters", "multiply-adds", "nodes", "largest error"):
         table.add_column(column, justify="left" if column == "graph" else "right")
     for name, graph in manifest.graphs.items():
-        error = f"{done.parity.graphs[name].max_abs_error:.1e}"
+        parity = done.parity.parity(name)
+        error = "–" if parity is None else f"{parity.max_abs_error:.1e}"
         table.add_row(name, f"{graph.parameters:,}", f"{graph.multiply_adds / 1e6:,.0f} M", f"{graph.nodes:,}", error)
     console.print(table)
     if done.random and files:

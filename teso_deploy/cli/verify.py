@@ -2,46 +2,157 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
-from teso_deploy.bundle import Bundle
+from teso_deploy.bundle import Bundle, sized_name
+from teso_deploy.cli.export import check_extra, parsed_size, part_and_file
 from teso_deploy.cli.reports import check_json, write_json
-from teso_deploy.errors import CheckFailedError
-from teso_deploy.runtime.verify import verify_bundle
+from teso_deploy.errors import BundleError, CheckFailedError
+from teso_deploy.media.contact_sheet import difference, save_sheet, with_labels
+from teso_deploy.outputs import check_file
+from teso_deploy.recipe import Recipe
+from teso_deploy.runtime import probes
+from teso_deploy.runtime.parity import LIMITS
+from teso_deploy.runtime.pipeline import GRAPHS
+from teso_deploy.runtime.postprocess import labels_of
+from teso_deploy.runtime.verify import Compared, VerifyReport, verify_bundle
+
+if TYPE_CHECKING:
+    from teso_deploy.exporting.pytorch_engine import PyTorchEngine
+
+SHEET_ROWS = 8
+
+
+def _pytorch(bundle: Bundle, files: Sequence[tuple[str | None, Path]], seed: int | None) -> dict[str, PyTorchEngine]:
+    """The model itself, from the checkpoints of its parts."""
+    check_extra()
+    from teso_deploy.exporting.export import weights_digest
+    from teso_deploy.exporting.pytorch_engine import pytorch_engines
+    from teso_deploy.models.assembly import assemble
+
+    model = assemble(Recipe.model_validate(bundle.manifest.recipe), files, seed).model
+    exported = bundle.manifest.provenance.get("weights_sha256")
+    if exported is not None and weights_digest(model) != exported:
+        raise BundleError(f"{bundle.folder} was exported from other weights than these: give those, or export again")
+    return pytorch_engines(model)
+
+
+def _first_differences(bundle: Bundle, report: VerifyReport, sizes: Sequence[probes.Size]) -> None:
+    """Say for each form that failed where it parts from the canonical graphs."""
+    failed = {check.form for check in report.checks if check.failure and check.form in bundle.manifest.forms}
+    if failed and importlib.util.find_spec("onnx_ir") is None:
+        report.first_difference = dict.fromkeys(failed, "unknown; pip install 'teso-deploy[export]' to have it named")
+        return
+    for form in sorted(failed):
+        from teso_deploy.exporting.divergence import first_difference
+
+        for size in sizes:
+            reference = probes.reference_at(bundle, size)
+            memory = [tensor.name for tensor in bundle.manifest.graphs["visual_encoder"].outputs]
+            for graph in GRAPHS:
+                key = bundle.graph_at(graph, size)
+                entry = bundle.manifest.forms[form][key]
+                feeds = probes.fed_with(reference, graph, memory)
+                paths = bundle.graph_path(key), bundle.graph_path(key, form)
+                found = first_difference(*paths, feeds, LIMITS[entry.precision].node)
+                if found and form not in report.first_difference:
+                    report.first_difference[form] = f"{key}: {found}"
+
+
+def _save_contact_sheet(path: Path, bundle: Bundle, rows: Sequence[Compared]) -> None:
+    how, threshold = bundle.manifest.preprocessing, bundle.manifest.postprocessing.threshold
+    lines = []
+    for row in rows:
+        image = row.image.transpose(1, 2, 0) * np.array(how.std, np.float32) + np.array(how.mean, np.float32)
+        picture = np.clip(image, 0, 255).astype(np.uint8)
+        found, expected = (labels_of(scores, row.size, threshold) for scores in (row.found, row.expected))
+        caption = f"{row.form}, {row.size[0]}x{row.size[1]}, {row.row}: mask IoU {row.mask_iou:.4f}"
+        caption += "   (picture, model, form, difference)"
+        overlays = [with_labels(picture, expected), with_labels(picture, found)]
+        lines.append((caption, [picture, *overlays, difference(picture, found, expected)]))
+    save_sheet(path, lines)
+
+
+def _tables(report: VerifyReport) -> list[Table]:
+    tables = []
+    for form in report.forms:
+        table = Table(title=form)
+        for column in ("graph", "against", "mask IoU", "pixels", "cosine", "largest", ""):
+            table.add_column(column, justify="left" if column in ("graph", "against", "") else "right")
+        for check in (check for check in report.checks if check.form == form):
+            found = check.parity
+            masks = ["–" if value is None else f"{value:.2%}" for value in (found.mask_iou, found.pixel_agreement)]
+            figures = (*masks, f"{found.cosine:.5f}", f"{found.max_abs_error:.0e}")
+            table.add_row(check.graph, check.against, *figures, "✗" if check.failure else "")
+        tables.append(table)
+    if report.heard:
+        control = Table(title="audio control: labelled pixels by what is heard")
+        sounds = dict.fromkeys(heard.sound for heard in report.heard)
+        for column in ("form", *(sound.removeprefix("noise ").replace("dBFS", "dB") for sound in sounds)):
+            control.add_column(column, justify="left" if column == "form" else "right")
+        for form, size in dict.fromkeys((heard.form, heard.size) for heard in report.heard):
+            row = [heard for heard in report.heard if (heard.form, heard.size) == (form, size)]
+            rates = [f"{heard.positive_pixel_rate:.2%}{' ✗' if heard.failure else ''}" for heard in row]
+            control.add_row(form if row[0].is_first_size else sized_name(form, size), *rates)
+        tables.append(control)
+    return tables
 
 
 def verify(
     bundle: Annotated[Path | None, typer.Argument(help="Folder of a bundle; default: the shipped one.")] = None,
+    form: Annotated[
+        list[str] | None, typer.Option(help="Beside the canonical graphs (may be repeated); default: every form.")
+    ] = None,
+    size: Annotated[
+        list[str] | None, typer.Option(metavar="HxW|N", help="Of the bundle's sizes (may be repeated); default: all.")
+    ] = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[PART=]FILE", help="Ask PyTorch itself, with the weights that were exported."),
+    ] = None,
+    random_weights: Annotated[
+        int | None, typer.Option(metavar="SEED", help="With --checkpoint's model left at random, as it was exported.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engines; default: all cores.")] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")
     ] = None,
+    contact_sheet: Annotated[Path | None, typer.Option(help="PNG of the frames whose masks agree least.")] = None,
 ) -> None:
-    """Check every file's hash, every graph against the reference (masks first), and the audio control."""
+    """Check every file's hash, every graph and form against the reference (masks first), and the audio control."""
     check_json(json_out)
+    if contact_sheet is not None:
+        check_file(contact_sheet, ".png")
+    sizes = [parsed_size(text) for text in size or ()]
+    files = [part_and_file(text) for text in checkpoint or ()]
     opened = Bundle.open(bundle)
-    report = verify_bundle(opened, onnxruntime_factory(threads))
+    for wanted in sizes:
+        opened.graph_at("decoder", wanted)
     console = Console(stderr=True)
-    table = Table(title=f"{opened.manifest.name} on {report.backend}")
-    for column in ("graph", "equal pixels", "mask IoU", "cosine", "largest error"):
-        table.add_column(column, justify="left" if column == "graph" else "right")
-    for name, parity in report.graphs.items():
-        masks = ["–" if value is None else f"{value:.2%}" for value in (parity.pixel_agreement, parity.mask_iou)]
-        table.add_row(name, *masks, f"{parity.cosine:.6f}", f"{parity.max_abs_error:.1e}")
-    console.print(table)
-    control = Table(title="what stays labelled on the reference's picture")
-    control.add_column("sound")
-    control.add_column("labelled pixels", justify="right")
-    for name, rate in report.positive_pixel_rate.items():
-        control.add_row(name + (" (must be blank)" if name in report.must_be_blank else ""), f"{rate:.2%}")
-    console.print(control)
+    model = _pytorch(opened, files, random_weights) if files or random_weights is not None else None
+    with console.status("running every form"):
+        report = verify_bundle(
+            opened, lambda name: onnxruntime_factory(threads, name), form or (), sizes, pytorch=model
+        )
+        _first_differences(opened, report, sizes or opened.sizes)
+    for table in _tables(report):
+        console.print(table)
+    for name, reason in report.not_run.items():
+        console.print(f"not run: {name}, {reason}")
+    if contact_sheet is not None:
+        _save_contact_sheet(contact_sheet, opened, report.worst(SHEET_ROWS))
+        console.print(f"contact sheet: {contact_sheet}", soft_wrap=True)
     write_json(json_out, report.as_dict())
     if not report.passed:
-        raise CheckFailedError(f"{opened.folder} failed: {'; '.join(report.failures)}")
-    console.print("passed")
+        told = "; ".join((*report.failures, *(f"{name}: {text}" for name, text in report.first_difference.items())))
+        raise CheckFailedError(f"{opened.folder} failed: {told}")
+    console.print(f"passed: {', '.join(report.forms)}")

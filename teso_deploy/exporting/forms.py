@@ -18,7 +18,7 @@ from teso_deploy.exporting.onnxruntime_form import derived
 from teso_deploy.exporting.precision import check_precision, halved, shares
 from teso_deploy.exporting.quantization import carried_over, least_left_out, observe, quantize, sensitivities
 from teso_deploy.exporting.weights import WeightsFile, save_with_weights
-from teso_deploy.runtime.verify import compare_masks
+from teso_deploy.runtime.parity import compare_masks
 from teso_deploy.types import Precision
 
 #: Forms of standard operators, for TensorRT and whoever else reads ONNX.

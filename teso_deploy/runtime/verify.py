@@ -1,218 +1,252 @@
 """Do these engines still compute what PyTorch did, and do they still obey the sound?
 
-Parity is judged in order of severity: masks (what a user sees) → cosine → largest error.
-The audio control runs on the reference's picture: muted, with the sound of another
-object, without cues; and, for a trained bundle only, silence and noise must leave it blank.
+Every form of a bundle, at every picture size, on the inputs of ``reference.npz``: each graph by itself
+against PyTorch and against the canonical graph, given equal inputs; all graphs in a row, also in batches of
+2 and 3; then the audio control. How they are judged: :mod:`teso_deploy.runtime.parity`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from teso_deploy.backends.engine import Engine, EngineFactory
-from teso_deploy.bundle import REFERENCE, Bundle
+from teso_deploy.backends.engine import EngineFactory
+from teso_deploy.bundle import REFERENCE, Bundle, sized_name
 from teso_deploy.errors import BundleError
-from teso_deploy.runtime.postprocess import labels_of
-from teso_deploy.types import BLANK_PIXEL_RATE, WINDOW_SAMPLES, Precision
+from teso_deploy.runtime import probes
+from teso_deploy.runtime.audio_control import SOUNDS, STORED, Heard, control, control_sounds
+from teso_deploy.runtime.parity import LIMITS, MEASURED_ONLY, GraphParity, Thresholds, parity_of, row_agreement
+from teso_deploy.runtime.pipeline import GRAPHS
+from teso_deploy.runtime.probes import Engines, Observed, Size
+from teso_deploy.types import Precision
 
-Arrays = Mapping[str, NDArray[Any]]
-NOISE_DBFS = (-40, -25, -10)
-
-
-@dataclass(frozen=True, slots=True)
-class Thresholds:
-    """The least agreement that passes. fp32: what two right implementations differ by."""
-
-    pixel_agreement: float = 0.999
-    mask_iou: float = 0.995
-    cosine: float = 0.9999
-    max_abs_error: float = 5e-3
-
-
-FP32 = Thresholds()
-#: The least agreement by the precision of the form. What an encoder's features differ by says little: int8
-#: and half are judged on masks and directions.
-THRESHOLDS: Mapping[Precision, Thresholds] = {
-    "fp32": FP32,
-    "fp16": Thresholds(0.99, 0.98, 0.999, 1.0),
-    "bf16": Thresholds(0.98, 0.95, 0.995, 10.0),
-    "int8": Thresholds(0.98, 0.95, 0.99, 10.0),
-}
+#: The form that every bundle has, and that the others are derived from.
+CANONICAL = "canonical"
+#: In place of a graph: all of them in a row, from picture and sound to masks.
+WHOLE = "frame"
+#: What can't run here, and why.
+CANNOT_RUN: Mapping[str, str] = {"bf16": "ONNX Runtime has no bfloat16 operators on the CPU"}
+Against = Literal["pytorch", "canonical", "batch 2", "batch 3"]
 
 
 @dataclass(frozen=True, slots=True)
-class GraphParity:
-    """One graph against the reference; mask figures are the decoder's only."""
+class Check:
+    """One comparison. ``graph``: its key in the manifest, or ``frame`` (``frame@288x512``).
 
-    cosine: float
-    max_abs_error: float
-    mask_iou: float | None = None
-    pixel_agreement: float | None = None
+    ``against`` "batch N": N pictures with their sounds at once against the canonical graphs one by one.
+    """
 
-    def failure(self, limits: Thresholds) -> str | None:
-        """The most severe figure that misses its threshold, in words."""
-        figures = (
-            ("pixel agreement", self.pixel_agreement, limits.pixel_agreement, 1),
-            ("mask IoU", self.mask_iou, limits.mask_iou, 1),
-            ("cosine", self.cosine, limits.cosine, 1),
-            ("largest error", self.max_abs_error, limits.max_abs_error, -1),
-        )
-        for name, value, limit, sign in figures:
-            if value is not None and not sign * value >= sign * limit:  # NaN fails
-                return f"{name} {value:.6g}, {'at least' if sign > 0 else 'at most'} {limit:g} is needed"
+    form: str
+    graph: str
+    against: Against
+    parity: GraphParity
+    limits: Thresholds
+
+    @property
+    def failure(self) -> tuple[int, str] | None:
+        """How severe it is (0: masks), and in words; None when it passed."""
+        if found := self.parity.worst(self.limits):
+            return found[0], f"{self.graph} ({self.form}, {self.against}): {found[1]}"
         return None
 
 
 @dataclass(frozen=True, slots=True)
-class VerifyReport:
-    """Parity of each graph, and the audio control's share of labelled pixels by sound."""
+class Compared:
+    """A row of the reference as the model and as a form segments it: masks (C, h, w), picture (3, H, W)."""
 
-    backend: str
-    graphs: dict[str, GraphParity]
-    positive_pixel_rate: dict[str, float] = field(default_factory=dict)
-    must_be_blank: tuple[str, ...] = ()
-    limits: Thresholds = FP32
+    form: str
+    size: Size
+    row: str
+    mask_iou: float
+    image: NDArray[np.float32]
+    expected: NDArray[np.float32]
+    found: NDArray[np.float32]
+
+
+@dataclass
+class VerifyReport:
+    """Everything that was compared. ``not_run``: forms that can't run here, and why."""
+
+    checks: list[Check] = field(default_factory=list)
+    heard: list[Heard] = field(default_factory=list)
+    compared: list[Compared] = field(default_factory=list)
+    not_run: dict[str, str] = field(default_factory=dict)
+    first_difference: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def forms(self) -> list[str]:
+        """Names of the forms that ran, the canonical one first."""
+        return list(dict.fromkeys(check.form for check in self.checks))
 
     @property
     def failures(self) -> list[str]:
-        """Everything that failed, the most severe first."""
-        found = [f"{name}: {reason}" for name, parity in self.graphs.items() if (reason := parity.failure(self.limits))]
-        for name in self.must_be_blank:
-            if self.positive_pixel_rate[name] >= BLANK_PIXEL_RATE:
-                found.append(
-                    f"audio control: {name} leaves {self.positive_pixel_rate[name]:.1%} of the pixels labelled"
-                )
-        return found
-
-    @property
-    def first_failure(self) -> str:
-        """The first failure, or nothing."""
-        return self.failures[0] if self.failures else ""
+        """Everything that failed, the most severe first: masks, what is heard, cosines, errors."""
+        found = [failure for check in self.checks if (failure := check.failure)]
+        found += [(1, reason) for heard in self.heard if (reason := heard.failure)]
+        return [reason for _, reason in sorted(found, key=lambda failure: failure[0])]
 
     @property
     def passed(self) -> bool:
         """True when nothing failed."""
         return not self.failures
 
+    def parity(self, graph: str, form: str = CANONICAL, against: Against = "pytorch") -> GraphParity | None:
+        """One comparison; None where there was none."""
+        for check in self.checks:
+            if (check.graph, check.form, check.against) == (graph, form, against):
+                return check.parity
+        return None
+
+    def worst(self, count: int) -> list[Compared]:
+        """The rows whose masks agree least with the model's."""
+        return sorted(self.compared, key=lambda row: row.mask_iou)[:count]
+
+    def graphs_as_dict(self) -> dict[str, Any]:
+        """For JSON: graph → form → figures against PyTorch, ``passed``, and the other comparisons by name."""
+        graphs: dict[str, Any] = {}
+        for check in self.checks:
+            entry = graphs.setdefault(check.graph, {}).setdefault(check.form, {"passed": True})
+            figures = check.parity.as_dict()
+            entry |= figures if check.against == "pytorch" else {check.against.replace(" ", "_"): figures}
+            entry["passed"] &= check.failure is None
+        return graphs
+
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: ``graphs.{name}.{backend}``, ``audio_control``, ``passed``."""
+        """For JSON."""
+        control: dict[str, Any] = {}
+        for heard in self.heard:
+            key = heard.form if heard.is_first_size else sized_name(heard.form, heard.size)
+            control.setdefault(key, {})[heard.sound] = heard.as_dict()
         return {
-            "schema_version": 1,
-            "graphs": {
-                name: {
-                    self.backend: {
-                        "mask_iou": parity.mask_iou,
-                        "pixel_agreement": parity.pixel_agreement,
-                        "cosine": parity.cosine,
-                        "max_abs_error": parity.max_abs_error,
-                        "passed": parity.failure(self.limits) is None,
-                    }
-                }
-                for name, parity in self.graphs.items()
-            },
-            "audio_control": {
-                "positive_pixel_rate": self.positive_pixel_rate,
-                "must_be_blank": list(self.must_be_blank),
-            },
+            "schema_version": 2,
+            "graphs": self.graphs_as_dict(),
+            "audio_control": control,
+            "not_run": self.not_run,
+            "first_difference": self.first_difference,
             "passed": self.passed,
             "failures": self.failures,
         }
 
 
-def compare(ours: NDArray[Any], reference: NDArray[Any]) -> tuple[float, float]:
-    """Cosine and largest absolute error of two tensors of equal shape."""
-    if ours.shape != reference.shape:
-        return float("nan"), float("nan")
-    a, b = ours.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    cosine = float(a @ b) / norm if norm else float(np.array_equal(a, b))
-    return cosine, float(np.abs(a - b).max(initial=0.0))
+#: Form (None: canonical) → what makes its engines.
+Factories = Callable[[str | None], EngineFactory]
 
 
-def compare_masks(ours: NDArray[Any], reference: NDArray[Any], threshold: float) -> tuple[float, float]:
-    """Mean IoU and share of equal pixels of the labels, at four times the size of the scores."""
-    size = (reference.shape[2] * 4, reference.shape[3] * 4)
-    ious, equal = [], []
-    for a, b in zip(ours, reference, strict=True):
-        left, right = labels_of(a, size, threshold), labels_of(b, size, threshold)
-        union = np.count_nonzero((left > 0) | (right > 0))
-        ious.append(np.count_nonzero((left == right) & (left > 0)) / union if union else 1.0)
-        equal.append(float((left == right).mean()))
-    return float(np.mean(ious)), float(np.mean(equal))
+def chosen_forms(bundle: Bundle, names: Sequence[str] = ()) -> list[str]:
+    """Forms by name, default all; the canonical one comes first always. Raises :class:`BundleError`."""
+    there = [CANONICAL, *bundle.manifest.forms]
+    if unknown := [name for name in names if name not in there]:
+        raise BundleError(f"{bundle.folder} has no form {unknown[0]!r}, only {', '.join(there)}")
+    return [name for name in there if name == CANONICAL or not names or name in names]
 
 
-def _repeated(memory: Arrays, names: tuple[str, ...], count: int) -> dict[str, NDArray[Any]]:
-    return {name: np.repeat(memory[name], count, axis=0) for name in names}
+def _precision_of(bundle: Bundle, form: str) -> Precision:
+    """What the form as a whole is in: a graph of an int8 form that stays in fp32 is fed with int8's outputs."""
+    if form == CANONICAL:
+        return "fp32"
+    found = {entry.precision for entry in bundle.manifest.forms[form].values()}
+    return cast(Precision, next(iter(found - {"fp32"}), "fp32"))
 
 
-def _parity(engine: Engine, feeds: Arrays, reference: Arrays, threshold: float) -> GraphParity:
-    ours = engine.run(feeds)
-    figures = [compare(ours[name], reference[name]) for name in engine.outputs]
-    masks = compare_masks(ours["masks"], reference["masks"], threshold) if "masks" in ours else (None, None)
-    return GraphParity(
-        float(np.min([cosine for cosine, _ in figures])), float(np.max([error for _, error in figures])), *masks
-    )
-
-
-def _at_size(reference: Arrays, graph: str) -> dict[str, NDArray[Any]]:
-    """The reference as a graph sees it: of its bucket (``decoder@288x512``), what depends on the size."""
-    suffix = f"@{graph.partition('@')[2]}"
-    sized = {name.removesuffix(suffix): value for name, value in reference.items() if name.endswith(suffix)}
-    return {**reference, **sized}
+def _engines(bundle: Bundle, factory: EngineFactory, size: Size) -> Engines:
+    return {graph: factory(bundle, bundle.graph_at(graph, size)) for graph in GRAPHS}
 
 
 def verify_bundle(
-    bundle: Bundle, factory: EngineFactory, limits: Thresholds = FP32, with_audio_control: bool = True
+    bundle: Bundle,
+    factories: Factories,
+    forms: Sequence[str] = (),
+    sizes: Sequence[Size] = (),
+    *,
+    is_thorough: bool = True,
+    pytorch: Engines | None = None,
 ) -> VerifyReport:
-    """Every graph of a bundle, at every picture size, against its ``reference.npz``, then the audio control.
+    """Compare forms of a bundle (default: all) at picture sizes (default: all) with ``reference.npz``.
 
-    Raises :class:`BundleError` when the bundle has no reference.
+    ``is_thorough``: with batches of 2 and 3 and the audio control. ``pytorch``: the model itself, asked again
+    in place of what the reference holds of it; the reference is held against it as form ``reference.npz``.
+    Raises :class:`BundleError` for an unknown form or size and for a reference that lacks a tensor.
     """
-    reference = bundle.arrays(REFERENCE)
-    engines = {name: factory(bundle, name) for name in bundle.manifest.graphs}
+    report = VerifyReport()
+    for size in sizes or bundle.sizes:
+        _verify_size(bundle, factories, chosen_forms(bundle, forms), size, is_thorough, pytorch, report)
+    return report
+
+
+def _verify_size(
+    bundle: Bundle,
+    factories: Factories,
+    forms: Sequence[str],
+    size: Size,
+    is_thorough: bool,
+    pytorch: Engines | None,
+    report: VerifyReport,
+) -> None:
+    reference = probes.reference_at(bundle, size)
     threshold = bundle.manifest.postprocessing.threshold
-    rows = len(reference["waveform"])
-    memory_names = engines["visual_encoder"].outputs
-    graphs = {}
-    for name, engine in engines.items():
-        expected = _at_size(reference, name)
-        is_decoder = name.partition("@")[0] == "decoder"
-        if is_decoder and (absent := set(memory_names) - expected.keys()):
-            raise BundleError(f"{bundle.folder}: reference.npz lacks {sorted(absent)[0]}; export the bundle again")
-        feeds = {**expected, **_repeated(expected, memory_names, rows)} if is_decoder else expected
-        if missing := set(engine.inputs) - feeds.keys():
-            raise BundleError(f"{bundle.folder}: reference.npz lacks {sorted(missing)[0]}; export the bundle again")
-        graphs[name] = _parity(engine, feeds, expected, threshold)
-    report = VerifyReport(engines["decoder"].backend, graphs, limits=limits)
-    if not with_audio_control:
-        return report
-    rates = audio_control(engines, reference, threshold)
-    blank = tuple(name for name in rates if name.startswith(("muted", "noise"))) if bundle.manifest.trained else ()
-    return VerifyReport(report.backend, graphs, rates, blank, limits)
+    is_trained, is_first = bundle.manifest.trained, size == bundle.sizes[0]
+    keys = {graph: bundle.graph_at(graph, size) for graph in GRAPHS}
+    keys[WHOLE] = WHOLE if is_first else sized_name(WHOLE, size)
+    sounds = control_sounds(reference) if is_thorough else None
+    model: Observed | None = None
+    if pytorch is not None:
+        model = probes.observe(pytorch, reference, sounds)
+        for graph in GRAPHS:
+            parity = parity_of({n: reference[n] for n in model.graphs[graph]}, model.graphs[graph], threshold)
+            report.checks.append(Check(REFERENCE, keys[graph], "pytorch", parity, LIMITS["fp32"].pytorch))
+        reference = reference | {name: value for graph in model.graphs.values() for name, value in graph.items()}
+        reference["masks"] = model.masks
+    canonical: Observed | None = None
+    alone: list[dict[str, NDArray[Any]]] = []
+    for form in forms:
+        precision = _precision_of(bundle, form)
+        if reason := CANNOT_RUN.get(precision):
+            report.not_run[form] = reason
+            continue
+        engines = _engines(bundle, factories(None if form == CANONICAL else form), size)
+        limits = LIMITS[precision]
+        # Masks of weights that mean nothing tip over at a touch: in less than fp32 they are measured only.
+        means_something = is_trained or precision == "fp32"
+        to_pytorch, to_canonical, in_a_row = (
+            kind if means_something else MEASURED_ONLY for kind in (limits.pytorch, limits.canonical, limits.chain)
+        )
+        observed = probes.observe(engines, reference, sounds)
 
+        def add(graph: str, against: Against, ours: Any, expected: Any, kind: Thresholds, form: str = form) -> None:
+            report.checks.append(Check(form, keys[graph], against, parity_of(ours, expected, threshold), kind))
 
-def audio_control(engines: Mapping[str, Engine], reference: Arrays, threshold: float) -> dict[str, float]:
-    """Share of labelled pixels on the reference's picture, with its cues, by what is heard."""
-    rng = np.random.default_rng(0)
-    sounds = {"own": reference["waveform"][0], "other": reference["waveform"][2]}
-    sounds["muted"] = np.zeros(WINDOW_SAMPLES, np.float32)
-    for level in NOISE_DBFS:
-        noise = rng.standard_normal(WINDOW_SAMPLES) * 10 ** (level / 20)
-        sounds[f"noise {level} dBFS"] = noise.clip(-1, 1).astype(np.float32)
-    waveform = np.stack(list(sounds.values()))
-    cues = {name: np.repeat(reference[name][:1], len(sounds), axis=0) for name in ("cues", "cue_valid")}
-    memory = engines["visual_encoder"].run({"image": reference["image"]})
-    audio = engines["audio_encoder"].run({"waveform": waveform})
-    queries = engines["fusion"].run({**audio, **cues})
-    repeated = _repeated(memory, engines["visual_encoder"].outputs, len(sounds))
-    masks = engines["decoder"].run({**repeated, **queries})["masks"]
-    size = (masks.shape[2] * 4, masks.shape[3] * 4)
-    return {
-        name: float(np.count_nonzero(labels_of(scores, size, threshold))) / (size[0] * size[1])
-        for name, scores in zip(sounds, masks, strict=True)
-    }
+        for graph in GRAPHS:
+            add(graph, "pytorch", observed.graphs[graph], reference, to_pytorch)
+        masks = {"masks": observed.masks}
+        add(WHOLE, "pytorch", masks, reference, to_pytorch)
+        if canonical is None:
+            canonical = observed
+        else:
+            for graph in GRAPHS:
+                add(graph, "canonical", observed.graphs[graph], canonical.graphs[graph], to_canonical)
+            add(WHOLE, "canonical", masks, {"masks": canonical.masks}, in_a_row)
+        report.compared += [
+            Compared(
+                form, size, row, row_agreement(ours, expected, threshold)[0], reference["image"][0], expected, ours
+            )
+            for row, ours, expected in zip(probes.ROWS, observed.masks, reference["masks"], strict=True)
+        ]
+        if not is_thorough:
+            continue
+        alone = alone or probes.one_by_one(engines, reference)
+        for count, against in ((2, "batch 2"), (3, "batch 3")):
+            stacked = {name: np.concatenate([row[name] for row in alone[:count]]) for name in alone[0]}
+            add(WHOLE, cast(Against, against), probes.at_once(engines, reference, count), stacked, in_a_row)
+        assert observed.heard is not None and canonical.heard is not None
+        asked = model.heard if model is not None else None if form == CANONICAL else canonical.heard
+        expected_masks = [
+            asked[i] if asked is not None else reference["masks"][STORED[name]] if name in STORED else None
+            for i, name in enumerate(SOUNDS)
+        ]
+        report.heard += control(
+            form, size, is_first, observed.heard, expected_masks, threshold, is_trained, limits, to_pytorch.mask_iou
+        )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,17 +186,52 @@ def test_a_half_written_export_leaves_the_old_bundle(folder: Path, error: type[B
     Bundle.open(folder)
 
 
-def test_a_swap_that_fails_brings_the_old_bundle_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_swap_that_fails_brings_the_old_bundle_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
     before, replace = snapshot(folder), os.replace
 
     def failing(source: Path, target: Path) -> None:
         if Path(source).name == "new":
-            raise OSError(28, "No space left on device")
+            raise error
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", failing)
-    with pytest.raises(OSError, match="No space left"), staging(folder) as new:
+    with pytest.raises(type(error)), staging(folder) as new:
         (new / "decoder.onnx").write_bytes(b"new")
     monkeypatch.undo()
     assert snapshot(folder) == before
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+
+
+WRITE_AND_WAIT = """
+import sys, time
+from pathlib import Path
+from unittest import mock
+from teso_deploy import cli
+from teso_deploy.bundle import staging
+
+def write(**options):
+    with staging(Path(sys.argv[1])) as new:
+        (new / "decoder.onnx").write_bytes(b"half a gr")
+        print("writing", flush=True)
+        time.sleep(60)
+
+with mock.patch.object(cli, "app", write):
+    cli.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_an_export_that_is_ended_by_a_signal_leaves_the_old_bundle(folder: Path, number: signal.Signals) -> None:
+    before = snapshot(folder)
+    command = [sys.executable, "-c", WRITE_AND_WAIT, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"writing\n"
+        process.send_signal(number)
+        assert process.wait(30) == (128 + number if number == signal.SIGTERM else -number)
+    assert snapshot(folder) == before
+    Bundle.open(folder)
+    if number != signal.SIGKILL:  # nobody tidies up behind that one
+        assert [path.name for path in folder.parent.iterdir()] == ["bundle"]

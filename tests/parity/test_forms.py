@@ -37,13 +37,8 @@ def feeds_of(bundle: Bundle, graph: str, batch: int, seed: int = 0) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) -> Bundle:
-    """Two picture sizes, one of them not square, and every precision."""
-    sizes = ((64, 64), (64, 96))
-    recipe = tiny_recipe.model_copy(update={"image": tiny_recipe.image.model_copy(update={"sizes": sizes})})
-    out = tmp_path_factory.mktemp("forms") / "bundle"
-    export_bundle(recipe, out, random_weights_seed=0, precisions=("fp32", "fp16", "bf16", "int8"))
-    return Bundle.open(out)
+def bundle(full_bundle: Path) -> Bundle:
+    return Bundle.open(full_bundle)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
