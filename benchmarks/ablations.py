@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import RESULTS, environment, publish
 
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
+from teso_deploy.benchmarking.report import environment_of, publish
 from teso_deploy.bundle import Bundle
 from teso_deploy.evaluation.library import Library, label_words, read_library
 from teso_deploy.evaluation.protocol import ROWS, RowScore, over_seeds, score_row, segmenter
@@ -103,7 +103,7 @@ def measure(recipe: Recipe, data: Path, start: Path, work: Path, steps: int, sce
         f"{library.fingerprint}",
         "rows": rows,
         "scores": details,
-        "environment": environment(pipeline.bundle, torch.get_num_threads()),
+        "environment": environment_of(torch.get_num_threads(), pipeline.bundle),
     }
 
 
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     if options.data is None:
         parser.error("name a media folder: --data or TESO_AVS_DATA")

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import RESULTS, environment, publish
 from numpy.typing import NDArray
 from PIL import Image
 
+from teso_deploy.benchmarking.report import environment_of, publish
 from teso_deploy.evaluation.library import SLICE_SAMPLES, read_recording
 from teso_deploy.evaluation.protocol import intersection_over_union
 from teso_deploy.evaluation.scenes import HEARD_SECONDS
@@ -106,7 +106,7 @@ def measure(pipeline: Pipeline, photographs: list[Photograph]) -> tuple[dict[str
         "schema_version": 1,
         "bound_by": "every window of each recording in which it is heard for 0.3 s, 0.24 s apart; cue: the name",
         "rows": rows,
-        "environment": environment(pipeline.bundle, 2),
+        "environment": environment_of(2, pipeline.bundle),
     }
     return report, pictures
 
@@ -116,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--sheet", type=Path)
     options = parser.parse_args()
     photographs = read_photographs(options.folder)

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import LEAST_SECONDS, RESULTS, environment, publish, spread
 
-from teso_deploy.backends.onnxruntime import onnxruntime_factory
+from teso_deploy.backends.onnxruntime import form_of, onnxruntime_factory
+from teso_deploy.benchmarking.report import environment_of, publish, spread
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import TesoError
 from teso_deploy.resources import shipped_path
@@ -29,7 +29,8 @@ from teso_deploy.runtime.offline import run_source
 from teso_deploy.runtime.pipeline import Pipeline
 from teso_deploy.runtime.schedule import Source
 
-LEAST_PASSES = 3
+LEAST_PASSES, LEAST_SECONDS = 3, 3.0
+RESULTS = Path(__file__).parent / "results"
 
 
 def _passes(one_pass: Callable[[], int], seconds: float) -> list[float]:
@@ -46,7 +47,7 @@ def _passes(one_pass: Callable[[], int], seconds: float) -> list[float]:
 
 def measure(bundle: Bundle, clip: Path, words: list[str], threads: int, seconds: float) -> dict[str, Any]:
     """The report."""
-    pipeline = Pipeline(bundle, onnxruntime_factory(threads))
+    pipeline = Pipeline(bundle, onnxruntime_factory(threads, form_of(bundle, "fp32")))
     cues = pipeline.cues_of(words)
 
     def decode() -> int:
@@ -89,7 +90,7 @@ def measure(bundle: Bundle, clip: Path, words: list[str], threads: int, seconds:
         },
         "bound_by": f"Bound by {largest}: {shares[largest] / cost[2]:.0%} of the last row; "
         f"{clip.name}, {info.width} x {info.height} at {info.fps:g} frames/s.",
-        "environment": environment(bundle, threads),
+        "environment": environment_of(threads, bundle),
     }  # fmt: skip
 
 

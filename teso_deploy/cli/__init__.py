@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": ("demo", "demo"),
     "export": ("export", "export"),
     "verify": ("verify", "verify"),
+    "bench": ("bench", "bench"),
     "run": ("run", "run"),
     "eval": ("eval", "evaluate"),
     "train": ("train", "train"),

@@ -4,14 +4,13 @@
   what GridSample, Mul and ReduceSum do, in half the time. Its queries are laid out as a picture of any
   shape; the reference points, less the place where a convolution would look, are one constant.
 - Attention is one operator, its scores never leave the cache; position bias and window mask are one constant.
-- Chains of rolls, pads and transposes that only carry rows about (Swin's windows) are one Gather.
 - Quantised products are MatMulIntegerToFloat, the bias inside.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -245,11 +244,11 @@ PASSES: Mapping[str, Callable[[Rewriter], None]] = {
 }
 
 
-def derived(model: ir.Model) -> ir.Model:
-    """A canonical model (or its int8 form) rewritten for ONNX Runtime, in place."""
+def derived(model: ir.Model, passes: Sequence[str] = tuple(PASSES)) -> ir.Model:
+    """A canonical model (or its int8 form) rewritten for ONNX Runtime, in place; ``passes``: of :data:`PASSES`."""
     edit = Rewriter(model)
-    for rewrite in PASSES.values():
-        rewrite(edit)
+    for name in passes:
+        PASSES[name](edit)
         edit.finish()
     if not any(node.domain == DOMAIN for node in model.graph):
         model.functions.clear()

@@ -19,7 +19,7 @@ LEVELS = {
     "bundle": 1,
     "backends": 2, "media": 2, "cues": 2,
     "runtime": 3, "evaluation": 3,
-    "serving": 4,
+    "serving": 4, "benchmarking": 4,
     "cli": 5,
 }  # fmt: skip
 #: The side with torch, and what of the package each may import.
@@ -33,6 +33,7 @@ HEAVY = {
     "transformers",
     "optimum",
     "onnx",
+    "onnx_ir",
     "onnxscript",
     "safetensors",
     "tokenizers",
@@ -41,6 +42,8 @@ HEAVY = {
     "accelerate",
     "instant_clip_tokenizer",
 }
+#: Run in processes of their own; nobody imports them.
+WORKERS = {"benchmarking.hugging_face"}
 SMALL = {"types", "errors", "resources", "outputs", "recipe_tables"}
 
 
@@ -93,8 +96,13 @@ def test_arrows_run_down_only(name: str, path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "path"), ALL, ids=[name or "teso_deploy" for name, _ in ALL])
 def test_only_the_training_side_knows_heavy_libraries(name: str, path: Path) -> None:
-    if name.split(".")[0] not in TORCH_SIDE:
+    if name.split(".")[0] not in TORCH_SIDE and name not in WORKERS:
         assert not {module.split(".")[0] for module in imports(path)} & HEAVY
+
+
+def test_nobody_imports_what_runs_in_a_process_of_its_own() -> None:
+    workers = {f"teso_deploy.{name}" for name in WORKERS}
+    assert not any(imports(path) & workers for _, path in ALL)
 
 
 def test_no_import_cycles() -> None:

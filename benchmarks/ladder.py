@@ -1,0 +1,280 @@
+"""From a plain export to ours, one saving at a time: time and parity at every rung.
+
+    python benchmarks/ladder.py [--recipe teso-m2f-swin-b] [--threads 2] [--seconds 60] [--out benchmarks/results]
+
+One set of random weights, Hugging Face's, all the way: the picture's half of the model, from the normalised
+picture to the mask logits of every query. Adapters are off, since Hugging Face has none. All rungs take turns in
+one process; no session spins while it waits. Parity: against Hugging Face's model in PyTorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from teso_deploy.backends.onnxruntime import SLOW_FUSIONS
+from teso_deploy.benchmarking.contenders import mask2former_sizes
+from teso_deploy.benchmarking.hugging_face import mask2former
+from teso_deploy.benchmarking.report import environment_of, percentile_row, publish
+from teso_deploy.benchmarking.schedule import Key, Turn, interleaved, one_turn
+from teso_deploy.exporting.graphs import export_graph
+from teso_deploy.exporting.onnxruntime_form import PASSES, derived
+from teso_deploy.exporting.quantization import observe, quantize
+from teso_deploy.models.assembly import Source, fitted
+from teso_deploy.models.graphs import GraphSpec, flatten_memory, memory_names, unflatten_memory
+from teso_deploy.models.keymaps.mask2former import MASK2FORMER
+from teso_deploy.models.pixel_decoder import LEVELS
+from teso_deploy.models.teso import Teso, build
+from teso_deploy.recipe import Recipe, load_recipe
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Whole(nn.Module):
+    """Picture → mask logits in one graph, savings undone.
+
+    ``keeps_all``: class and mask logits of every layer are results. ``is_large``: the masks that attention goes by
+    are taken at stride 4, resized and put through a sigmoid.
+    """
+
+    def __init__(self, model: Teso, keeps_all: bool, is_large: bool) -> None:
+        super().__init__()
+        self.visual_encoder, self.decoder, self.queries = model.visual_encoder, model.decoder, model.fusion.queries
+        self.keeps_all, self.is_large = keeps_all, is_large
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) → masks (B, Q, h, w), then what nobody asked for."""
+        encoder: Any = self.visual_encoder
+        decoder: Any = self.decoder
+        mask_features, maps = encoder.pixel_decoder(encoder.swin(image))
+        memory = encoder.memory(mask_features, maps)
+        states, kept = [self.queries.expand(len(image), -1, -1)], []
+        for i, layer in enumerate(decoder.layers):
+            x, level = states[-1], memory.resized[i % LEVELS]
+            if self.is_large:
+                logits = decoder.mask_logits(x, mask_features)
+                kept += [logits, decoder.classifier(decoder.norm(x))]
+                small = F.interpolate(logits, size=level.shape[2:], mode="bilinear", align_corners=False)
+                hidden = (torch.sigmoid(small) < 0.5).flatten(2)
+            else:
+                hidden = decoder.hidden(x, level)
+            states.append(layer(x, decoder.query_positions, memory.keys[i], memory.values[i], hidden))
+        last = decoder.mask_logits(states[-1], mask_features)
+        return (last, *(kept if self.keeps_all else ()))
+
+
+class Half(nn.Module):
+    """Behind the cut: prompted queries and the picture's tensors → mask logits."""
+
+    def __init__(self, model: Teso) -> None:
+        super().__init__()
+        self.decoder = model.decoder
+
+    def forward(self, queries: Tensor, *memory: Tensor) -> Tensor:
+        """(B, Q, d) → (B, Q, h, w)."""
+        decoder: Any = self.decoder
+        seen: Any = unflatten_memory(memory)
+        logits: Tensor = decoder.mask_logits(decoder.refine(queries, seen)[-1], seen.mask_features)
+        return logits
+
+
+class Encoder(nn.Module):
+    """Before the cut."""
+
+    def __init__(self, model: Teso) -> None:
+        super().__init__()
+        self.visual_encoder = model.visual_encoder
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) → everything that depends on the picture alone."""
+        return flatten_memory(self.visual_encoder(image))
+
+
+@dataclass
+class Rung:
+    """One way to get masks: ``whole`` of a picture, ``again`` when only the queries have changed."""
+
+    name: str
+    whole: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    again: Callable[[], object] | None = None
+
+
+def session(path: Path, threads: int, without: Sequence[str] = ()) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on the CPU, all its own fusions but those named."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+    )
+
+
+def one_graph(name: str, path: Path, threads: int, output: int = 0) -> Rung:
+    """A rung of a single file: a new sound costs as much as a new picture."""
+    opened = session(path, threads)
+    wanted, given = [opened.get_outputs()[output].name], opened.get_inputs()[0].name
+
+    def whole(image: NDArray[np.float32]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = opened.run(wanted, {given: image})[0]
+        return found
+
+    return Rung(name, whole)
+
+
+def two_graphs(
+    name: str, files: Sequence[Path], queries: NDArray[np.float32], threads: int, without: Sequence[str] = ()
+) -> Rung:
+    """A rung that is cut where the sound comes in."""
+    first, second = (session(file, threads, without) for file in files)
+    names = [value.name for value in first.get_outputs()]
+    kept: dict[str, Any] = {}
+
+    def again() -> NDArray[np.float32]:
+        found: NDArray[np.float32] = second.run(None, kept | {"queries": queries})[0]
+        return found
+
+    def whole(image: NDArray[np.float32]) -> NDArray[np.float32]:
+        kept.update(zip(names, first.run(names, {"image": image}), strict=True))
+        return again()
+
+    return Rung(name, whole, again)
+
+
+def rewritten(source: Path, target: Path, passes: Sequence[str], calibration: Sequence[Arrays] = ()) -> Path:
+    """A file with some of the passes of our form; products in int8 where calibration frames are given."""
+    model = ir.load(source)
+    if calibration:
+        quantize(model, observe(source, calibration))
+    ir.save(derived(model, passes), target)
+    return target
+
+
+def build_rungs(recipe: Recipe, threads: int, folder: Path, images: NDArray[np.float32]) -> tuple[list[Rung], Any]:
+    """Everything to be timed, and the masks of Hugging Face's model in PyTorch for the first picture."""
+    size = recipe.image.sizes[0]
+    theirs = mask2former(mask2former_sizes(recipe), size)
+    stock = folder / "stock.onnx"
+    with torch.no_grad():
+        expected = theirs(pixel_values=torch.from_numpy(images[:1])).masks_queries_logits.numpy()
+        torch.onnx.export(theirs, (torch.from_numpy(images[:1]),), stock, dynamo=True)
+    ours = build(recipe, 1)
+    given, _ = fitted(Source(folder, theirs.state_dict(), MASK2FORMER), recipe, ours.state_dict(), None)
+    ours.load_state_dict(given, strict=False)
+    del theirs
+    gc.collect()
+    rungs = [one_graph("a plain export", stock, threads, 1)]
+    pair = torch.from_numpy(images[:2])
+    for name, keeps_all, is_large in (
+        ("our networks: tables are constants, the scale is folded", True, True),
+        ("only the last layer's masks, no classes", False, True),
+        ("attention's masks at its own size, without a sigmoid", False, False),
+    ):
+        module, path = Whole(ours, keeps_all, is_large), folder / f"whole-{keeps_all}-{is_large}.onnx"
+        outputs = ["masks", *(f"kept_{i}" for i in range(2 * recipe.decoder.layers if keeps_all else 0))]
+        export_graph(module, GraphSpec(("image",), tuple(outputs)), (pair,), path, {})
+        rungs.append(one_graph(name, path, threads))
+    names = memory_names(recipe)
+    queries = ours.fusion.queries.detach()[None]
+    with torch.no_grad():
+        memory = Encoder(ours)(pair)
+    files = folder / "encoder.onnx", folder / "decoder.onnx"
+    export_graph(Encoder(ours), GraphSpec(("image",), names), (pair,), files[0], {})
+    spec = GraphSpec(("queries", *names), ("masks",))
+    export_graph(Half(ours), spec, (queries.repeat(2, 1, 1), *memory), files[1], {})
+    fixed = queries.numpy()
+    rungs.append(two_graphs("cut where the sound comes in: the canonical graphs", files, fixed, threads))
+    deformable, attention, integers = PASSES
+    for number, (name, passes, without) in enumerate(
+        (
+            ("deformable attention as DeformConv", (deformable,), ()),
+            ("attention as one operator", (deformable, attention), ()),
+            ("no SkipLayerNormalization: our form", (deformable, attention), SLOW_FUSIONS),
+        )
+    ):
+        formed = [rewritten(file, folder / f"{file.stem}-{number}.onnx", passes) for file in files]
+        rungs.append(two_graphs(name, formed, fixed, threads, without))
+    del ours
+    gc.collect()
+    frames: list[dict[str, NDArray[Any]]] = []
+    first = session(files[0], threads)
+    for image in images[2:]:
+        feeds = {"image": image[None], "queries": fixed}
+        frames.append(feeds | dict(zip(names, first.run(list(names), {"image": image[None]}), strict=True)))
+    del first
+    passes = (deformable, attention, integers)
+    quantized = [rewritten(file, folder / f"{file.stem}-int8.onnx", passes, frames) for file in files]
+    rungs.append(two_graphs("products in int8 (not exact)", quantized, fixed, threads, SLOW_FUSIONS))
+    return rungs, expected
+
+
+def agreement(found: NDArray[np.float32], expected: NDArray[np.float32]) -> dict[str, float]:
+    """IoU of where mask logits are positive, all queries together, and the largest error."""
+    ours, theirs = found > 0, expected > 0
+    iou = (ours & theirs).sum() / (ours | theirs).sum()
+    return {"mask_iou": round(float(iou), 6), "max_abs_error": float(np.abs(found - expected).max())}
+
+
+def measure(recipe: Recipe, threads: int, seconds: float) -> dict[str, Any]:
+    """The report."""
+    torch.set_num_threads(threads)
+    images = np.random.default_rng(0).standard_normal((6, 3, *recipe.image.sizes[0]), np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        rungs, expected = build_rungs(recipe, threads, Path(folder), images)
+        parity = {rung.name: agreement(rung.whole(images[:1]), expected) for rung in rungs}
+        turns: dict[Key, Turn] = {}
+        for rung in rungs:
+            turns[rung.name, "whole"] = partial(one_turn, partial(rung.whole, images[1:2]))
+            if rung.again is not None:
+                turns[rung.name, "again"] = partial(one_turn, rung.again)
+        timings = interleaved(turns, seconds)
+    medians = {key: float(np.median(times)) for key, times in timings.seconds.items()}
+    stock, rows = medians[rungs[0].name, "whole"], []
+    for rung in rungs:
+        whole = medians[rung.name, "whole"]
+        again = medians.get((rung.name, "again"), whole)
+        rows.append(
+            {
+                **percentile_row(rung.name, timings.seconds[rung.name, "whole"]),
+                "new_queries_ms": round(again * 1e3, 1),
+                "times_faster": round(stock / whole, 3),
+                **parity[rung.name],
+            }
+        )
+    return {
+        "schema_version": 1,
+        "rows": rows,
+        "bound_by": "Each line has everything that the lines above it have.",
+        "environment": environment_of(threads, recipe=recipe.name, input_size=list(recipe.image.sizes[0])),
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="teso-m2f-swin-b")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    recipe = load_recipe(options.recipe).model_copy(update={"adapters": ()})
+    report = measure(recipe, options.threads, options.seconds)
+    publish("ladder-cpu", f"From a plain export to ours: {recipe.name}", report, options.out)
+
+
+if __name__ == "__main__":
+    main()

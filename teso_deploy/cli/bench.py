@@ -1,0 +1,118 @@
+"""``teso-deploy bench``: how fast a bundle is here, and against whom."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from teso_deploy.backends.onnxruntime import available_cores, form_of
+from teso_deploy.benchmarking.contenders import CONTENDERS, chosen
+from teso_deploy.benchmarking.harness import compare, entrants
+from teso_deploy.benchmarking.report import markdown, save_bars
+from teso_deploy.bundle import Bundle
+from teso_deploy.cli.export import parsed_precision, parsed_size
+from teso_deploy.cli.reports import check_json, write_json
+from teso_deploy.errors import BundleError, CheckFailedError
+from teso_deploy.media.reader import VideoReader
+from teso_deploy.outputs import check_folder, make_folder, write_text
+from teso_deploy.resources import shipped_path
+from teso_deploy.types import Precision
+
+SECONDS = 20.0
+
+
+def _precisions(bundle: Bundle, asked: list[str]) -> list[Precision]:
+    """Those that were asked for, or that ONNX Runtime has a form of. Raises :class:`BundleError`."""
+    if asked:
+        wanted = list(dict.fromkeys(parsed_precision(text) for text in asked))
+        for precision in wanted:
+            form_of(bundle, precision)
+        return wanted
+    there: list[Precision] = []
+    for precision in get_args(Precision):
+        try:
+            form_of(bundle, precision)
+        except BundleError:
+            continue
+        there.append(precision)
+    return there
+
+
+def _table(report: dict[str, Any]) -> Table:
+    table = Table(title="batch 1, milliseconds")
+    for column in ("name", "stage", "p50", "p95", "fps", "mask IoU", "peak MB"):
+        table.add_column(column, justify="left" if column in ("name", "stage") else "right")
+    for row in report["rows"]:
+        extra = [row.get(name) for name in ("fps", "mask_iou", "peak_rss_mb")]
+        cells = ["" if value is None else f"{value:.4g}" for value in extra]
+        table.add_row(row["name"], row["stage"], f"{row['p50_ms']:.2f}", f"{row['p95_ms']:.2f}", *cells)
+    return table
+
+
+def bench(
+    bundle: Annotated[Path | None, typer.Argument(help="Folder of a bundle; default: the shipped one.")] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help=f"Who runs a model of the same sizes (may be repeated): {', '.join(CONTENDERS)}."
+        ),
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="Of the bundle's forms (may be repeated); default: all for ONNX Runtime.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW|N", help="Of the bundle's sizes; default: the first.")
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(help="Where frames and sounds come from; default: the shipped clip.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of everybody; default: all cores.")] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="Least time, after two rounds of warm-up.")] = SECONDS,
+    report_folder: Annotated[
+        Path | None, typer.Option("--report", metavar="DIR", help="Folder for bench.json, bench.md and bench.png.")
+    ] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")
+    ] = None,
+) -> None:
+    """Time a bundle, stage by stage, and others on a model of the same sizes; all take turns in one run."""
+    contenders = chosen(against or ())
+    wanted = parsed_size(size) if size else None
+    check_json(json_out)
+    if report_folder is not None:
+        check_folder(report_folder)
+    opened = Bundle.open(bundle)
+    wanted = wanted or opened.sizes[0]
+    opened.graph_at("decoder", wanted)
+    clip = clip or shipped_path("export/demo/clip.mp4")
+    with VideoReader(clip):
+        pass
+    count = threads or available_cores()
+    who = entrants(opened, wanted, _precisions(opened, precision or []), contenders, count, clip)
+    libraries = sorted({module for contender in contenders for module in contender.needs})
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+        report = compare(opened, wanted, who, count, seconds, libraries, status.update)
+    title = f"{opened.manifest.name} at {wanted[0]}x{wanted[1]}, {count} threads"
+    console.print(title)
+    console.print(_table(report))
+    for name, ratio in report["ratios"].items():
+        console.print(f"{name}: {ratio:.2f} ×")
+    if report["environment"]["is_noisy"]:
+        console.print("other work was going on when this began: take it again on a quiet machine")
+    if report_folder is not None:
+        make_folder(report_folder)
+        write_text(report_folder / "bench.json", json.dumps(report, indent=1) + "\n")
+        write_text(report_folder / "bench.md", markdown(title, report))
+        bars = [(row["name"], row["p50_ms"], row["p95_ms"]) for row in report["rows"] if row["stage"] == "frame"]
+        if bars:
+            save_bars(report_folder / "bench.png", f"a frame of {title}", bars)
+    write_json(json_out, report)
+    if report["failures"]:
+        told = "; ".join(f"{name}: {reason}" for name, reason in report["failures"].items())
+        raise CheckFailedError(f"not all could be measured: {told}")
