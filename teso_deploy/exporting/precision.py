@@ -38,7 +38,8 @@ _DECIDING_OUTPUTS = {"cue_gate", "masks"}
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Abs", "Neg", "Clip", "Unsqueeze", "Reshape", "Transpose", "Gather"}
 _PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention", "MultiHeadAttention", "FusedMatMul"}
 _INTEGER_PRODUCTS = {"MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger", "DynamicQuantizeMatMul", "QLinearConv"}
-_MOVING = {"Cast", "DequantizeLinear", "QuantizeLinear", "Transpose", "Reshape", "Identity"}
+#: Concat: weights that are padded with zeros come first.
+_MOVING = {"Cast", "DequantizeLinear", "QuantizeLinear", "Transpose", "Reshape", "Identity", "Concat"}
 #: The least share of a graph's weights that has to be in what was asked for: int8 leaves convolutions alone.
 LEAST_SHARE: Mapping[Precision, float] = {"fp32": 1.0, "fp16": 0.75, "bf16": 0.75, "int8": 0.5}
 
