@@ -4,9 +4,9 @@
   what GridSample, Mul and ReduceSum do, in half the time. Its queries are laid out as a picture of any
   shape; the reference points, less the place where a convolution would look, are one constant.
 - Attention is one operator, its scores never leave the cache; position bias and window mask are one constant.
+- Biases that softmax cancels are gone, others wait until one addition takes them all.
 - Windows are shifted, cut out and put back by one gather each.
-- No row of what a product takes is a multiple of 4 KiB long: such rows share the same few places of the
-  first cache and drive each other out.
+- Hidden layers fit the caches (:mod:`.hidden_layers`).
 - Quantised products are MatMulIntegerToFloat, the bias inside.
 """
 
@@ -19,19 +19,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from teso_deploy.exporting.biases import folded_biases
 from teso_deploy.exporting.functions import DOMAIN, MSDA
+from teso_deploy.exporting.hidden_layers import hidden_layers_in_parts, padded_hidden_layers
 from teso_deploy.exporting.rearrangement import gathered_tokens
 from teso_deploy.exporting.rewriting import Rewriter, constant_of, made_by, sizes_of
 
 #: Attention came with 23; what our graphs use of 20 did not change until then.
 OPSET = 23
 MICROSOFT = "com.microsoft"
-#: Rows whose length is a multiple of this many bytes lie in the same sets of an L1 cache.
-ALIASED_BYTES = 4096
-#: Columns of zeros that move them apart: one cache line.
-PAD_COLUMNS = 16
-#: f(0) = 0: what is padded by zeros stays so.
-_ZERO_KEEPING = {"Gelu", "Relu"}
 #: A grid of queries that is longer than this would lose the offsets' last bits.
 LONGEST_GRID_SIDE = 512
 
@@ -225,60 +221,6 @@ def fused_attention(edit: Rewriter) -> None:
         edit.replace(weighted.outputs[0], mixed)
 
 
-def _hidden_layer(edit: Rewriter, product: ir.Node) -> list[ir.Node] | None:
-    """The nodes between two products with constant weights, the first product in front; None for anything else."""
-    chain: list[ir.Node] = []
-    value = product.inputs[0]
-    while value is not None and (node := value.producer()) is not None and not node.domain:
-        if len(tuple(value.uses())) != 1 or value.is_graph_output():
-            return None
-        chain.insert(0, node)
-        if node.op_type == "MatMul":
-            weights = node.inputs[1]
-            is_constant = weights is not None and weights.is_initializer()
-            return chain if is_constant and len(weights.shape or ()) == 2 else None  # type: ignore[union-attr]
-        if node.op_type == "Add":
-            bias = constant_of(node.inputs[1])
-            if bias is None or bias.ndim != 1:
-                return None
-        elif node.op_type not in _ZERO_KEEPING:
-            return None
-        value = node.inputs[0]
-    return None
-
-
-def padded_hidden_layers(edit: Rewriter) -> None:
-    """A few units more, all weights of which are zero, in hidden layers whose rows would be multiples of 4 KiB.
-
-    The weights stay those of the canonical graph; the runtime appends the zeros when it loads them.
-    """
-    for product in edit.nodes("MatMul"):
-        weights = product.inputs[1]
-        if weights is None or not weights.is_initializer() or weights.shape is None or len(weights.shape) != 2:
-            continue
-        units, outputs = weights.shape.numpy()
-        if units * 4 % ALIASED_BYTES or weights.dtype != ir.DataType.FLOAT:
-            continue
-        chain = _hidden_layer(edit, product)
-        if chain is None:
-            continue
-        first = chain[0]
-        inner = first.inputs[1]
-        inputs = sizes_of(ir.Value(shape=ir.Shape([0, *inner.shape])))[0]  # type: ignore[union-attr,misc]
-        wider = edit.constant(np.zeros((inputs, PAD_COLUMNS), np.float32))
-        taller = edit.constant(np.zeros((PAD_COLUMNS, outputs), np.float32))
-        first.replace_input_with(1, edit.add(first, "Concat", [inner, wider], {"axis": 1})[0])
-        product.replace_input_with(1, edit.add(product, "Concat", [weights, taller], {"axis": 0})[0])
-        for node in chain:
-            if node.op_type == "Add":
-                bias = constant_of(node.inputs[1])
-                assert bias is not None
-                node.replace_input_with(1, edit.constant(np.pad(bias, (0, PAD_COLUMNS))))
-            output = node.outputs[0]
-            if output.shape is not None:
-                output.shape = ir.Shape([*list(output.shape)[:-1], units + PAD_COLUMNS])
-
-
 def integer_products(edit: Rewriter) -> None:
     """Products between Q / DQ pairs as MatMulIntegerToFloat, a bias behind them inside."""
     for node in [*edit.nodes("MatMul"), *edit.nodes("Gemm")]:
@@ -303,9 +245,11 @@ def integer_products(edit: Rewriter) -> None:
 
 PASSES: Mapping[str, Callable[[Rewriter], None]] = {
     "deformable attention as DeformConv": deformable_convolutions,
+    "fewer biases": folded_biases,
     "attention as one operator": fused_attention,
     "windows by one gather": gathered_tokens,
     "hidden layers out of step with the cache": padded_hidden_layers,
+    "large hidden layers in parts": hidden_layers_in_parts,
     "integer products": integer_products,
 }
 
