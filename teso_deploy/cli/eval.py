@@ -17,6 +17,7 @@ from teso_deploy.evaluation.library import read_library
 from teso_deploy.evaluation.protocol import CUES, FIGURES, ROWS, RowScore, over_seeds, score_row, segmenter
 from teso_deploy.outputs import write_text
 from teso_deploy.runtime.pipeline import AUTO, Pipeline
+from teso_deploy.types import Precision
 
 
 def _cells(score: RowScore) -> list[str]:
@@ -55,6 +56,7 @@ def evaluate(
             "wrong: names of other things."
         ),
     ] = "visible",
+    precision: Annotated[Precision, typer.Option(help="Of the bundle's forms.")] = "fp32",
     threads: Annotated[int | None, typer.Option(min=1)] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the scores to a file, or - for stdout.")
@@ -68,7 +70,7 @@ def evaluate(
         raise RecipeError(f"unknown --cues {cues!r}: name one of {', '.join(CUES)}")
     check_json(json_out)
     check_json(markdown)
-    pipeline = Pipeline.load(bundle, threads=threads)
+    pipeline = Pipeline.load(bundle, threads=threads, precision=precision)
     library = read_library(dataset, "test")
     if cues == AUTO:
         pipeline.check_tagger()
@@ -90,6 +92,7 @@ def evaluate(
         "weights_sha256": pipeline.bundle.manifest.provenance.get("weights_sha256"),
         "data": library.fingerprint,
         "cues": cues,
+        "precision": pipeline.precision,
         "rows": [score.as_dict() for score in found],
     }
     write_json(json_out, report)

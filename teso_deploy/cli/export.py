@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from teso_deploy.bundle import BundleManifest, check_target
+from teso_deploy.bundle import MANIFEST, Bundle, BundleManifest, check_target
 from teso_deploy.cli.reports import check_json, write_json
 from teso_deploy.errors import InputNotFoundError, MissingExtraError, RecipeError
 from teso_deploy.media.reader import VideoReader
@@ -36,6 +36,7 @@ def report(manifest: BundleManifest, out: Path, random: tuple[str, ...], seconds
                 "parameters": graph.parameters,
                 "multiply_adds": graph.multiply_adds,
                 "bytes": manifest.files[graph.file].bytes,
+                "weights_bytes": manifest.files[graph.weights].bytes if graph.weights else 0,
                 "nodes": graph.nodes,
             }
             for name, graph in manifest.graphs.items()
@@ -130,7 +131,10 @@ def show_plan(console: Console, recipe: Recipe, json_out: Path | None) -> None:
 
 
 def export(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a TOML file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="A shipped recipe's name, or a TOML file; or a bundle's folder, to give it other forms."),
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder of the bundle; a bundle that is there is replaced.")] = None,
     checkpoint: Annotated[
         list[str] | None,
@@ -164,7 +168,13 @@ def export(
     ] = None,
 ) -> None:
     """Export a recipe to ONNX graphs with their reference outputs and cue words, checked against PyTorch."""
-    chosen = load_recipe(recipe)
+    is_bundle = (Path(recipe) / MANIFEST).is_file()
+    if is_bundle and (checkpoint or random_weights is not None or size or dry_run):
+        raise typer.BadParameter(
+            "a bundle has its weights and sizes: leave --checkpoint, --random-weights, --size and --dry-run away"
+        )
+    source = Bundle.open(recipe) if is_bundle else None
+    chosen = source.recipe if source is not None else load_recipe(recipe)
     if size:
         chosen = with_sizes(chosen, [parsed_size(text) for text in size])
     for video in calibrate_on or ():
@@ -182,12 +192,16 @@ def export(
         raise typer.BadParameter("name the bundle's folder, or ask for --dry-run", param_hint="--out")
     check_target(out)
     check_extra()
-    from teso_deploy.exporting.export import export_bundle
+    from teso_deploy.exporting.derive import derive_bundle
+    from teso_deploy.exporting.export import ExportReport, export_bundle
     from teso_deploy.models.assembly import grouped
 
-    began = time.monotonic()
+    began, videos = time.monotonic(), calibrate_on or ()
     with console.status("reading weights") as status:
-        done = export_bundle(chosen, out, files, random_weights, licence, status.update, precisions, calibrate_on or ())
+        if source is not None:
+            done = ExportReport(*derive_bundle(source, out, precisions, videos, status.update))
+        else:
+            done = export_bundle(chosen, out, files, random_weights, licence, status.update, precisions, videos)
     manifest = done.bundle.manifest
     table = Table(title=f"{manifest.name} → {out}")
     for column in ("graph", "parameters", "multiply-adds", "nodes", "largest error"):

@@ -2,8 +2,9 @@
 
 Weights are symmetric int8 with a scale per output channel, activations asymmetric uint8 with one scale,
 set by what real frames show. A tensor that several products take (queries, keys and values) is quantised
-once. Products that place samples (the offsets of deformable attention) stay as they are, and so do those
-that :func:`sensitivities` finds to suffer most, as many as the masks ask for.
+once. Of convolutions the output is quantised too: runtimes compute one in int8 only if integers come out.
+Products that place samples (the offsets of deformable attention) stay as they are, and so do those that
+:func:`sensitivities` finds to suffer most, as many as the masks ask for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,10 +28,30 @@ from teso_deploy.exporting.rewriting import Rewriter, constant_of
 
 #: A product of fewer weights gains nothing.
 LEAST_WEIGHTS = 256
+#: A convolution of fewer channels looks at pixels.
+LEAST_CHANNELS = 32
 #: Tensors that are looked at in one run; each is held whole.
 OBSERVED_AT_ONCE = 48
 Name = TypeVar("Name")
 Feeds = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """How a convolution's windows lie; ``output``: the tensor that it gives."""
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    output: str
+
+    def rows(self, maps: NDArray[Any]) -> NDArray[Any]:
+        """(B, C, H, W) → (B · h · w, C · kernel): a row for every place that the kernel looks at."""
+        top, left, bottom, right = self.pads
+        padded = np.pad(maps, ((0, 0), (0, 0), (top, bottom), (left, right)))
+        seen = np.lib.stride_tricks.sliding_window_view(padded, self.kernel, axis=(2, 3))
+        seen = seen[:, :, :: self.strides[0], :: self.strides[1]].transpose(0, 2, 3, 1, 4, 5)
+        return seen.reshape(-1, maps.shape[1] * self.kernel[0] * self.kernel[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +61,12 @@ class Product:
     name: str
     activation: str
     weights: NDArray[np.float32]
+    convolution: Convolution | None = None
+
+    def rows(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """What it takes as (M, K)."""
+        rows = values.reshape(-1, values.shape[-1]) if self.convolution is None else self.convolution.rows(values)
+        return rows.astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +87,12 @@ class Range:
 
 
 def _weights_of(node: ir.Node) -> NDArray[np.float32] | None:
-    """(K, N) of a MatMul or Gemm with constant weights."""
-    if node.domain or node.op_type not in ("MatMul", "Gemm"):
+    """(K, N) of a MatMul, Gemm or convolution with constant weights."""
+    if node.domain or node.op_type not in ("MatMul", "Gemm", "Conv"):
         return None
     weights = constant_of(node.inputs[1])
+    if node.op_type == "Conv":
+        return weights.reshape(len(weights), -1).T if weights is not None and _convolution(node) else None
     if weights is None or weights.ndim != 2 or weights.size < LEAST_WEIGHTS or weights.dtype != np.float32:
         return None
     if node.op_type == "Gemm":
@@ -71,6 +101,20 @@ def _weights_of(node: ir.Node) -> NDArray[np.float32] | None:
             return None
         return weights.T if of.get("transB", 0) else weights
     return weights
+
+
+def _convolution(node: ir.Node) -> Convolution | None:
+    """A convolution of pictures that may be quantised; None for anything else."""
+    weights = constant_of(node.inputs[1]) if node.op_type == "Conv" else None
+    if weights is None or weights.ndim != 4 or weights.dtype != np.float32 or weights.shape[1] < LEAST_CHANNELS:
+        return None
+    of = {name: attribute.value for name, attribute in node.attributes.items()}
+    if of.get("group", 1) != 1 or of.get("auto_pad", "NOTSET") != "NOTSET" or set(of.get("dilations", (1,))) != {1}:
+        return None
+    if node.outputs[0].is_graph_output():
+        return None  # what the next graph takes is not rounded
+    strides, pads = tuple(of.get("strides", (1, 1))), tuple(of.get("pads", (0, 0, 0, 0)))
+    return Convolution(weights.shape[2:], strides, pads, str(node.outputs[0].name))
 
 
 def _placing(model: ir.Model) -> set[str | None]:
@@ -100,7 +144,8 @@ def products(model: ir.Model) -> list[Product]:
     for node in model.graph:
         weights = _weights_of(node)
         if weights is not None and node.name not in placing:
-            found.append(Product(str(node.name), str(node.inputs[0].name), weights))  # type: ignore[union-attr]
+            taken = str(node.inputs[0].name)  # type: ignore[union-attr]
+            found.append(Product(str(node.name), taken, weights, _convolution(node)))
     return found
 
 
@@ -124,14 +169,17 @@ def _observed(path: Path, names: Sequence[str], batches: Iterable[Feeds]) -> Ite
         seen = sorted(wanted - given)
         for feeds in batches:
             inputs = {value.name: feeds[value.name] for value in session.get_inputs()}
-            yield from zip(seen, session.run(seen, inputs), strict=True)
+            if seen:  # no names at all would be every output
+                yield from zip(seen, session.run(seen, inputs), strict=True)
             yield from ((name, feeds[name]) for name in given)
 
 
 def observe(path: Path, batches: Iterable[Feeds]) -> dict[str, Range]:
-    """The range of every tensor that a product of the graph takes, over the batches."""
+    """The range of every tensor that a product of the graph takes or a convolution gives, over the batches."""
     ranges: dict[str, Range] = {}
-    names = list(dict.fromkeys(product.activation for product in products(ir.load(path))))
+    found = products(ir.load(path))
+    given = [product.convolution.output for product in found if product.convolution is not None]
+    names = list(dict.fromkeys([*(product.activation for product in found), *given]))
     for name, values in _observed(path, names, batches):
         ranges[name] = ranges.get(name, Range()).widened(values)
     return ranges
@@ -144,30 +192,66 @@ def quantized_weights(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], N
 
 
 def sensitivities(path: Path, batches: Iterable[Feeds], ranges: Mapping[str, Range]) -> dict[str, float]:
-    """Relative error of every product's own output when it alone is quantised, the worst first."""
+    """Relative error of every product's own output when it alone is quantised, the worst first.
+
+    A convolution's output is rounded as well: that counts as error of its own.
+    """
     by_tensor: dict[str, list[Product]] = {}
     for product in products(ir.load(path)):
         by_tensor.setdefault(product.activation, []).append(product)
     error, power = dict[str, float](), dict[str, float]()
     for name, values in _observed(path, list(by_tensor), batches):
-        x = values.reshape(-1, values.shape[-1]).astype(np.float32)
         scale, zero = ranges[name].scale_and_zero()
-        rounded = (np.clip(np.rint(x / scale) + zero, 0, 255) - np.float32(zero)) * scale
         for product in by_tensor[name]:
+            x = product.rows(values)
+            rounded = (np.clip(np.rint(x / scale) + zero, 0, 255) - np.float32(zero)) * scale
             integers, scales = quantized_weights(product.weights)
             exact = x @ product.weights
             error[product.name] = error.get(product.name, 0.0) + float(
                 np.square(rounded @ (integers * scales) - exact).sum()
             )
             power[product.name] = power.get(product.name, 0.0) + float(np.square(exact).sum())
+    convolutions = {p.convolution.output: p.name for found in by_tensor.values() for p in found if p.convolution}
+    for name, values in _observed(path, list(convolutions), batches):
+        step = float(ranges[name].scale_and_zero()[0])
+        error[convolutions[name]] += values.size * step**2 / 12  # of an even spread between two steps
     relative = {name: float(np.sqrt(error[name] / max(power[name], 1e-30))) for name in error}
     return dict(sorted(relative.items(), key=lambda item: -item[1]))
+
+
+def _quantize_convolution(
+    edit: Rewriter,
+    node: ir.Node,
+    quantized: NDArray[np.int8],
+    scales: NDArray[np.float32],
+    taken: Range,
+    rounded: Callable[[ir.Value], ir.Value],
+) -> None:
+    """Its weights (K, N), its bias in units of the products' sums, and its output."""
+    assert node.inputs[1] is not None and node.inputs[1].shape is not None
+    stored = edit.constant(quantized.T.reshape(node.inputs[1].shape.numpy()))
+    node.replace_input_with(1, edit.add(node, "DequantizeLinear", [stored, edit.constant(scales)], {"axis": 0})[0])
+    bias = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    if bias is not None:
+        units = (scales * taken.scale_and_zero()[0]).astype(np.float32)
+        sums = edit.constant(np.rint(bias / units).astype(np.int32))
+        node.replace_input_with(2, edit.add(node, "DequantizeLinear", [sums, edit.constant(units)], {"axis": 0})[0])
+    users = list(node.outputs[0].uses())
+    result = rounded(node.outputs[0])
+    for user, position in users:
+        user.replace_input_with(position, result)
 
 
 def quantize(model: ir.Model, ranges: Mapping[str, Range], leave_out: Collection[str] = ()) -> int:
     """Put Q / DQ around the products of a canonical graph, in place; how many there are now."""
     edit, placing, count = Rewriter(model), _placing(model), 0
     pairs: dict[str, ir.Value] = {}
+
+    def rounded(value: ir.Value, node: ir.Node) -> ir.Value:
+        scale, zero = (edit.constant(np.asarray(part)) for part in ranges[str(value.name)].scale_and_zero())
+        integers = edit.add(node, "QuantizeLinear", [value, scale, zero])[0]
+        return edit.add(node, "DequantizeLinear", [integers, scale, zero])[0]
+
     for node in list(model.graph):
         weights, taken = _weights_of(node), node.inputs[0] if node.inputs else None
         if weights is None or taken is None or node.name in placing or node.name in leave_out:
@@ -178,16 +262,17 @@ def quantize(model: ir.Model, ranges: Mapping[str, Range], leave_out: Collection
             )
         name = str(taken.name)
         if name not in pairs:
-            scale, zero = (edit.constant(np.asarray(part)) for part in ranges[name].scale_and_zero())
-            integers = edit.add(node, "QuantizeLinear", [taken, scale, zero])[0]
-            pairs[name] = edit.add(node, "DequantizeLinear", [integers, scale, zero])[0]
+            pairs[name] = rounded(taken, node)
         node.replace_input_with(0, pairs[name])
         quantized, scales = quantized_weights(weights)
+        if node.op_type == "Conv":
+            _quantize_convolution(edit, node, quantized, scales, ranges[name], partial(rounded, node=node))
+            count += 1
+            continue
         is_turned = node.op_type == "Gemm" and bool(
             node.attributes["transB"].as_int() if "transB" in node.attributes else 0
         )
-        stored = edit.constant(quantized.T if is_turned else quantized)
-        inputs = [stored, edit.constant(scales)]
+        inputs = [edit.constant(quantized.T if is_turned else quantized), edit.constant(scales)]
         node.replace_input_with(1, edit.add(node, "DequantizeLinear", inputs, {"axis": 0 if is_turned else 1})[0])
         count += 1
     edit.finish()
@@ -204,25 +289,34 @@ def carried_over(
     pairs = list(zip(products(measured), products(other), strict=True))
     if not all(np.array_equal(ours.weights, theirs.weights) for ours, theirs in pairs):
         raise PrecisionError("the graphs of two picture sizes have their weights in another order: export each alone")
+    known = {theirs.activation: ranges[ours.activation] for ours, theirs in pairs}
+    for ours, theirs in pairs:
+        if ours.convolution is not None and theirs.convolution is not None:
+            known[theirs.convolution.output] = ranges[ours.convolution.output]
     return (
-        {theirs.activation: ranges[ours.activation] for ours, theirs in pairs},
+        known,
         {theirs.name for ours, theirs in pairs if ours.name in leave_out},
     )
 
 
-def least_left_out(ranked: Sequence[Name], agreement: Callable[[Collection[Name]], float], wanted: float) -> list[Name]:
-    """The fewest of the most sensitive products, tried by doubling, without which ``agreement`` is ``wanted``.
+def least_left_out(
+    ranked: Sequence[Name], agreement: Callable[[Collection[Name]], float], aim: float, least: float
+) -> tuple[list[Name], float]:
+    """The fewest of the most sensitive products, tried by doubling, without which ``agreement`` is ``aim``; and it.
 
-    Raises :class:`PrecisionError` when even a quarter of them is not enough.
+    Up to a quarter of them; where that is not enough, the number of those tried that agreed best.
+    Raises :class:`PrecisionError` when even that is below ``least``.
     """
+    tried: list[tuple[float, int]] = []
     count = 0
-    while True:
-        reached = agreement(ranked[:count])
-        if reached >= wanted:
-            return list(ranked[:count])
+    while count <= max(1, len(ranked) // 4):
+        tried.append((agreement(ranked[:count]), -count))
+        if tried[-1][0] >= aim:
+            break
         count = max(1, 2 * count)
-        if count > max(1, len(ranked) // 4):
-            raise PrecisionError(
-                f"int8 masks agree to {reached:.4f} with fp32, {wanted} is needed: "
-                "calibrate on frames of what is to be seen"
-            )
+    reached, count = max(tried) if tried[-1][0] < aim else tried[-1]
+    if not reached >= least:
+        raise PrecisionError(
+            f"int8 masks agree to {reached:.4f} with fp32, {least} is needed: calibrate on frames of what is to be seen"
+        )
+    return list(ranked[:-count]) if count else [], reached

@@ -142,10 +142,57 @@ def test_what_places_samples_is_never_quantised(bundle: Bundle) -> None:
 
 def test_as_few_as_possible_are_left_out() -> None:
     ranked = [f"layer {i}" for i in range(20)]
-    assert least_left_out(ranked, lambda out: 1.0, 0.99) == []
-    assert least_left_out(ranked, lambda out: 0.9 + 0.05 * len(out), 0.99) == ranked[:2]
+    assert least_left_out(ranked, lambda out: 1.0, 0.99, 0.9) == ([], 1.0)
+    left_out, reached = least_left_out(ranked, lambda out: 0.9 + 0.05 * len(out), 0.99, 0.9)
+    assert left_out == ranked[:2] and reached == pytest.approx(1.0)
+    best = {0: 0.95, 1: 0.97, 2: 0.96, 4: 0.94}
+    assert least_left_out(ranked, lambda out: best[len(out)], 0.99, 0.9) == (ranked[:1], 0.97)
     with pytest.raises(PrecisionError, match="agree to 0"):
-        least_left_out(ranked, lambda out: 0.5, 0.99)
+        least_left_out(ranked, lambda out: 0.5, 0.99, 0.9)
+
+
+def convolutional(tmp_path: Path) -> tuple[Path, dict[str, NDArray[Any]]]:
+    """A convolution with bias and stride, a norm-like addition, one that is the graph's output."""
+    rng = np.random.default_rng(0)
+    weights: dict[str, NDArray[Any]] = {
+        "w": rng.standard_normal((24, 32, 3, 3)).astype(np.float32) / 17,
+        "b": rng.standard_normal(24).astype(np.float32),
+        "v": rng.standard_normal((8, 24, 1, 1)).astype(np.float32) / 5,
+        "one": np.ones((), np.float32),
+    }
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Conv", ["x", "w", "b"], ["c"], "first", pads=[1, 0, 1, 2], strides=[2, 1]),
+            onnx.helper.make_node("Add", ["c", "one"], ["d"], "add"),
+            onnx.helper.make_node("Conv", ["d", "v"], ["y"], "last"),
+        ],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", 1, ["B", 32, 12, 10])],
+        [onnx.helper.make_tensor_value_info("y", 1, ["B", 8, 6, 10])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    path = tmp_path / "conv.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), path)
+    return path, {"x": rng.standard_normal((2, 32, 12, 10)).astype(np.float32)}
+
+
+def test_convolutions_are_quantised_with_their_output(tmp_path: Path) -> None:
+    path, feeds = convolutional(tmp_path)
+    found = products(ir.load(path))
+    assert [product.name for product in found] == ["first"], "what the next graph takes is not rounded"
+    rows = found[0].rows(feeds["x"]) @ found[0].weights
+    exact = OnnxRuntimeEngine(path, 1).run(feeds)["y"]
+    v = onnx.numpy_helper.to_array(next(t for t in onnx.load(path).graph.initializer if t.name == "v"))[:, :, 0, 0]
+    b = onnx.numpy_helper.to_array(next(t for t in onnx.load(path).graph.initializer if t.name == "b"))
+    np.testing.assert_allclose(((rows + b + 1) @ v.T).reshape(2, 6, 10, 8).transpose(0, 3, 1, 2), exact, atol=1e-4)
+    ranges = observe(path, [feeds])
+    assert {"x", "c"} == set(ranges) and 0.002 < sensitivities(path, [feeds], ranges)["first"] < 0.05
+    model = ir.load(path)
+    assert quantize(model, ranges) == 1
+    ir.save(model, tmp_path / "int8.onnx")
+    assert {"int8", "fp32"} == set(shares(ir.load(tmp_path / "int8.onnx")))
+    ours = OnnxRuntimeEngine(tmp_path / "int8.onnx", 1).run(feeds)["y"]
+    assert 0 < np.linalg.norm(ours - exact) / np.linalg.norm(exact) < 0.03
 
 
 def test_queries_are_laid_out_as_square_as_can_be() -> None:

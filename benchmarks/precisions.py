@@ -1,0 +1,130 @@
+"""What less than fp32 does to masks and to the audio control, on scenes that nobody has seen.
+
+    python benchmarks/precisions.py MEDIA [--bundle B] [--scenes 100] [--out benchmarks/results]
+
+Every precision that the bundle has a form of for ONNX Runtime, and int8 where it has none (derived into a
+temporary folder, calibrated on the shipped clip). Agreement is with fp32: of all labelled pixels together,
+and the mean over the frames that are not blank in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teso_deploy.backends.onnxruntime import form_of
+from teso_deploy.benchmarking.report import environment_of, publish
+from teso_deploy.bundle import Bundle
+from teso_deploy.errors import BundleError, TesoError
+from teso_deploy.evaluation.library import Library, read_library
+from teso_deploy.evaluation.protocol import ROWS, score_row, segmenter
+from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.types import BLANK_PIXEL_RATE, Precision
+
+RESULTS = Path(__file__).parent / "results"
+Labels = list[NDArray[np.uint8]]
+
+
+def with_int8(bundle: Bundle, folder: Path) -> Bundle:
+    """The bundle, if it has an int8 form, or one made from it that has."""
+    try:
+        form_of(bundle, "int8")
+    except BundleError:
+        from teso_deploy.exporting.derive import derive_bundle
+
+        return derive_bundle(bundle, folder / "int8", ("fp32", "int8"))[0]
+    return bundle
+
+
+def agreement(found: Labels, expected: Labels) -> dict[str, float | None]:
+    """IoU of equal labels: of all pixels together, mean and least of frames; share of equal pixels."""
+    inter, union, ious = 0, 0, []
+    for ours, theirs in zip(found, expected, strict=True):
+        either = np.count_nonzero((ours > 0) | (theirs > 0))
+        same = np.count_nonzero((ours == theirs) & (ours > 0))
+        inter, union = inter + int(same), union + int(either)
+        if either >= BLANK_PIXEL_RATE * ours.size:
+            ious.append(same / either)
+    equal = float(np.mean([np.mean(ours == theirs) for ours, theirs in zip(found, expected, strict=True)]))
+    return {
+        "mask_iou": round(inter / union, 5) if union else 1.0,
+        "mean_frame_iou": round(float(np.mean(ious)), 5) if ious else None,
+        "median_frame_iou": round(float(np.median(ious)), 5) if ious else None,
+        "equal_pixels": round(equal, 6),
+    }
+
+
+def run_row(
+    pipeline: Pipeline, library: Library, row: str, scenes: int, seed: int
+) -> tuple[dict[str, float | None], Labels]:
+    """The scores of one row, and the labels of each of its frames."""
+    segment, labels = segmenter(pipeline, library, "visible", seed), Labels()
+
+    def kept(image: NDArray[np.uint8], samples: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.uint8]:
+        labels.append(segment(image, samples, names))
+        return labels[-1]
+
+    score = score_row(kept, library, pipeline.classes, row, scenes, seed)
+    figures = {"miou": score.miou, "blank_rate": score.blank_rate}
+    rates = [np.count_nonzero(found) / found.size for found in labels]
+    return {
+        **{name: None if value is None else round(value, 4) for name, value in figures.items()},
+        "positive_pixel_rate": round(float(np.mean(rates)), 5),
+    }, labels
+
+
+def measure(bundle: Bundle, library: Library, scenes: int, seed: int, threads: int) -> dict[str, Any]:
+    """The report."""
+    rows: list[dict[str, Any]] = []
+    precisions: tuple[Precision, ...] = ("fp32", "int8")
+    pipelines = [Pipeline.load(bundle.folder, threads=threads, precision=precision) for precision in precisions]
+    for row in ROWS:
+        expected: Labels = []
+        for pipeline, precision in zip(pipelines, precisions, strict=True):
+            figures, labels = run_row(pipeline, library, row, scenes, seed)
+            expected = expected or labels
+            rows.append({"row": row, "precision": precision, **figures, **agreement(labels, expected)})
+    note = bundle.manifest.measured.get("int8", {})
+    return {
+        "schema_version": 1,
+        "rows": rows,
+        "bound_by": f"{scenes} scenes a row, seed {seed}; int8 calibrated on "
+        f"{note.get('calibration_frames')} frames, {len(note.get('left_out', []))} of {note.get('products')} products "
+        "left in fp32.",
+        "environment": environment_of(threads, bundle, data=library.fingerprint),
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("media", type=Path, nargs="?", default=os.environ.get("TESO_AVS_DATA"))
+    parser.add_argument("--bundle", type=Path, help="default: the shipped bundle")
+    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    if options.media is None:
+        parser.error("name the folder of media, or set TESO_AVS_DATA")
+    try:
+        library = read_library(Path(options.media), "test")
+        with tempfile.TemporaryDirectory() as folder:
+            bundle = with_int8(Bundle.open(options.bundle), Path(folder))
+            report = measure(bundle, library, options.scenes, options.seed, options.threads)
+    except TesoError as error:
+        sys.exit(f"precisions: {error}")
+    name = bundle.manifest.name
+    publish(f"precisions-{name}-cpu", f"{name} in fp32 and int8", report, options.out)
+
+
+if __name__ == "__main__":
+    main()
