@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HUGE_BYTES = 2 << 20
+MAPS = Path("/proc/self/maps")
 #: Of Linux's <asm-generic/mman-common.h>.
 MADV_HUGEPAGE, MADV_COLLAPSE = 14, 25
 #: [start, end) of addresses.
@@ -23,7 +24,7 @@ Ranges = list[tuple[int, int]]
 def writable_memory() -> Ranges:
     """The process's own memory, neither files nor stacks, in order of address; nothing where there is no /proc."""
     try:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        lines = MAPS.read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
     found = []

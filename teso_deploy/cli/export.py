@@ -15,7 +15,7 @@ from rich.table import Table
 
 from teso_deploy.bundle import MANIFEST, Bundle, BundleManifest, check_target
 from teso_deploy.cli.reports import check_json, write_json
-from teso_deploy.errors import InputNotFoundError, MissingExtraError, RecipeError
+from teso_deploy.errors import BundleError, InputNotFoundError, MissingExtraError, RecipeError
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.recipe import Recipe, load_recipe
 from teso_deploy.types import Precision
@@ -170,8 +170,9 @@ def export(
     """Export a recipe to ONNX graphs with their reference outputs and cue words, checked against PyTorch."""
     is_bundle = (Path(recipe) / MANIFEST).is_file()
     if is_bundle and (checkpoint or random_weights is not None or size or dry_run):
-        raise typer.BadParameter(
-            "a bundle has its weights and sizes: leave --checkpoint, --random-weights, --size and --dry-run away"
+        raise BundleError(
+            f"{recipe} is a bundle, which has its weights and sizes: "
+            "leave --checkpoint, --random-weights, --size and --dry-run away"
         )
     source = Bundle.open(recipe) if is_bundle else None
     chosen = source.recipe if source is not None else load_recipe(recipe)

@@ -50,3 +50,15 @@ def test_what_cannot_be_measured_is_refused_early(small_bundle: Path, tmp_path: 
     refused("bench", small_bundle, "--size", "32", names="64x64")
     refused("bench", small_bundle, "--clip", tmp_path / "none.mp4", names="none.mp4")
     refused("bench", small_bundle, "--report", tmp_path / "a" / "b", names="no folder")
+
+
+def test_a_bundle_is_given_another_precision_and_timed_in_it(small_bundle: Path, tmp_path: Path) -> None:
+    refused("export", small_bundle, "--size", "32", "--out", tmp_path / "no", names="has its weights and sizes")
+    done = teso("export", small_bundle, "--precision", "int8", "--out", tmp_path / "int8", "--json", "-")
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert {"onnxruntime-fp32", "onnx-int8", "onnxruntime-int8"} == {engine["form"] for engine in report["engines"]}
+    assert report["trained"] is False and report["graphs"]["decoder"]["weights_bytes"] > 0
+    done = teso("bench", tmp_path / "int8", "--seconds", 0, "--threads", 1, "--json", "-")
+    assert done.code == 0, done.err
+    assert set(json.loads(done.out)["ratios"]) == {"ours-fp32/ours-int8"}

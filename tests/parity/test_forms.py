@@ -15,6 +15,7 @@ from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine, form_of
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import BundleError, OutputError, PrecisionError
 from teso_deploy.exporting import export as exporting
+from teso_deploy.exporting.derive import derive_bundle
 from teso_deploy.exporting.export import export_bundle
 from teso_deploy.exporting.onnxruntime_form import query_grid
 from teso_deploy.exporting.precision import check_precision, halved, shares
@@ -60,6 +61,38 @@ def test_the_form_has_the_operators_that_it_is_for(bundle: Bundle) -> None:
     assert "MatMulIntegerToFloat" in operators("visual_encoder", "onnxruntime-int8")
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators("visual_encoder", "onnx-int8")
     assert "MatMulIntegerToFloat" not in operators("visual_encoder", "onnx-int8")
+
+
+#: Of the operators that NVIDIA's ONNX parser documents (onnx-tensorrt, docs/operators.md), those in our graphs.
+TENSORRT_OPERATORS = {
+    *("Abs", "Add", "And", "Cast", "Clip", "Concat", "Constant", "Conv", "Cos", "DequantizeLinear", "Div", "Equal"),
+    *("Erf", "Exp", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "Greater"),
+    *("GreaterOrEqual", "Identity", "InstanceNormalization", "LayerNormalization", "Less", "LessOrEqual", "Log"),
+    *("MatMul", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pad", "Pow", "QuantizeLinear", "Range", "Reciprocal"),
+    *("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "Sin"),
+    *("Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "TopK", "Transpose", "Unsqueeze"),
+    *("Where", "ConvTranspose", "Einsum", "GlobalAveragePool", "MaxPool", "AveragePool"),
+}
+
+
+def test_standard_forms_hold_only_what_tensorrt_parses(bundle: Bundle) -> None:
+    for form in (None, "onnx-fp16", "onnx-bf16", "onnx-int8"):
+        for graph in bundle.manifest.graphs:
+            model = onnx.load(bundle.graph_path(graph, form), load_external_data=False)
+            functions = {function.name for function in model.functions}
+            nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+            found = {node.op_type for node in nodes} - functions
+            assert found <= TENSORRT_OPERATORS, f"{graph} {form}: {found - TENSORRT_OPERATORS}"
+            assert functions <= {"MSDA"} and {node.domain for node in nodes} <= {"", "teso_deploy"}
+
+
+def test_graphs_say_what_they_are_of(bundle: Bundle) -> None:
+    for form in (None, *bundle.manifest.forms):
+        for graph in bundle.manifest.graphs:
+            model = onnx.load(bundle.graph_path(graph, form), load_external_data=False)
+            said = {prop.key: prop.value for prop in model.metadata_props}
+            assert said["recipe"] == "tiny" and said["torch"] and said["onnx"] and said["teso-deploy"]
+            assert said["weights_sha256"] == bundle.manifest.provenance["weights_sha256"]
 
 
 def test_buckets_and_forms_share_their_weights(bundle: Bundle) -> None:
@@ -210,6 +243,19 @@ def test_the_pipeline_takes_the_form_of_a_precision(bundle: Bundle) -> None:
         for precision in ("fp32", "int8")
     ]
     assert gates == [(64, 64), (64, 64)]
+
+
+def test_a_bundle_is_given_other_forms(bundle: Bundle, tmp_path: Path) -> None:
+    out = tmp_path / "other"
+    done, parity = derive_bundle(bundle, out, ("fp32", "fp16"))
+    assert parity.passed and set(done.manifest.forms) == {"onnxruntime-fp32", "onnx-fp16"}
+    opened = Bundle.open(out)
+    assert opened.manifest.provenance == bundle.manifest.provenance and opened.sizes == bundle.sizes
+    weights = opened.manifest.files["visual_encoder.weights"].bytes
+    assert weights < bundle.manifest.files["visual_encoder.weights"].bytes, "forms that are gone leave no weights"
+    feeds = feeds_of(bundle, "decoder@64x96", 2)
+    before, after = (OnnxRuntimeEngine(b.graph_path("decoder@64x96"), 1).run(feeds)["masks"] for b in (bundle, opened))
+    np.testing.assert_array_equal(before, after)
 
 
 def test_too_little_disk_is_found_before_anything_is_written(

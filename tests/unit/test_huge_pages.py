@@ -1,0 +1,57 @@
+"""Which memory goes on large pages; that what is in it stays as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from teso_deploy.backends import huge_pages as huge_pages_module
+from teso_deploy.backends.huge_pages import HUGE_BYTES, Ranges, aligned, huge_pages, without, writable_memory
+
+ranges = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), max_size=6).map(
+    lambda found: sorted((start, start + length) for start, length in found)
+)
+
+
+def disjoint(found: Ranges) -> Ranges:
+    """Without those that overlap one before them."""
+    kept: Ranges = []
+    for start, end in found:
+        if not kept or start >= kept[-1][1]:
+            kept.append((start, end))
+    return kept
+
+
+def cells(found: Ranges) -> set[int]:
+    """Every address in them."""
+    return {place for start, end in found for place in range(start, end)}
+
+
+@given(ranges.map(disjoint), ranges.map(disjoint))
+def test_what_was_there_before_is_left_out(after: Ranges, before: Ranges) -> None:
+    assert cells(without(after, before)) == cells(after) - cells(before)
+
+
+def test_only_whole_pages_count() -> None:
+    assert aligned([(1, HUGE_BYTES), (HUGE_BYTES - 1, 2 * HUGE_BYTES), (5, 3 * HUGE_BYTES + 5)]) == [
+        (HUGE_BYTES, 2 * HUGE_BYTES),
+        (HUGE_BYTES, 3 * HUGE_BYTES),
+    ]
+
+
+def test_contents_stay() -> None:
+    with huge_pages():
+        array = np.random.default_rng(0).standard_normal(2_000_000)
+        expected = array.copy()
+    np.testing.assert_array_equal(array, expected)
+
+
+def test_a_system_without_proc_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huge_pages_module, "MAPS", tmp_path / "none")
+    assert writable_memory() == []
+    with huge_pages():
+        pass
