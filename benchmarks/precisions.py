@@ -2,9 +2,8 @@
 
     python benchmarks/precisions.py MEDIA [--bundle B] [--scenes 100] [--out benchmarks/results]
 
-Every precision that the bundle has a form of for ONNX Runtime, and int8 where it has none (derived into a
-temporary folder, calibrated on the shipped clip). Agreement is with fp32: of all labelled pixels together,
-and the mean over the frames that are not blank in both.
+int8 against fp32; a bundle without an int8 form gets one in a temporary folder, calibrated on the shipped clip.
+Agreement is of all labelled pixels together, and mean and median of the frames that are not blank in both.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def with_int8(bundle: Bundle, folder: Path) -> Bundle:
 
 
 def agreement(found: Labels, expected: Labels) -> dict[str, float | None]:
-    """IoU of equal labels: of all pixels together, mean and least of frames; share of equal pixels."""
+    """IoU of equal labels: of all pixels together, mean and median of frames; share of equal pixels."""
     inter, union, ious = 0, 0, []
     for ours, theirs in zip(found, expected, strict=True):
         either = np.count_nonzero((ours > 0) | (theirs > 0))
