@@ -1,8 +1,8 @@
 """Weights and activations on pages of 2 MiB, where Linux lets a process ask for them.
 
 A frame of Swin-B walks through 400 MB of weights. On pages of 4 KiB the prefetcher stops at every one of a
-hundred thousand; what large ones are worth is a rung of ``benchmarks/ladder.py``. Nothing depends on it: where the kernel
-is older than 6.1 or says no, the pages stay as they are.
+hundred thousand; what large ones are worth is a rung of ``benchmarks/ladder.py``. Nothing depends on them:
+where the kernel is older than 6.1 or says no, the pages stay as they are.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ import onnx_ir as ir
 
 from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
-from teso_deploy.bundle import MANIFEST, Bundle, FormEntry, GraphEntry, sha256_of, staging, write_manifest
+from teso_deploy.bundle import MANIFEST, Bundle, FormEntry, GraphEntry, staging, write_manifest
 from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import CheckFailedError
-from teso_deploy.exporting.forms import Forms
+from teso_deploy.exporting.forms import Forms, check_space
 from teso_deploy.exporting.frames import video_frames
 from teso_deploy.exporting.weights import WeightsFile, save_with_weights
 from teso_deploy.resources import shipped_path
@@ -46,6 +46,8 @@ def derive_bundle(
     and cue table stay; forms of other precisions are left out. Raises :class:`OutputError`,
     :class:`PrecisionError`, :class:`CheckFailedError` (parity with the reference).
     """
+    weights_bytes = sum(4 * entry.parameters for key, entry in source.manifest.graphs.items() if "@" not in key)
+    check_space(weights_bytes, out, len(source.sizes), precisions)
     with staging(out) as folder:
         on_progress("canonical graphs")
         named = {source.manifest.graphs[key].file for key in source.manifest.graphs}
@@ -69,9 +71,6 @@ def derive_bundle(
         forms: dict[str, dict[str, FormEntry]] = {}
         for precision in dict.fromkeys(precisions):
             forms |= writer.write(precision)
-        for form in forms.values():
-            for key, entry in form.items():
-                assert entry.source_sha256 == sha256_of(folder / graphs[key].file)
         measured = {key: value for key, value in source.manifest.measured.items() if key not in ("parity", "int8")}
         update = {"graphs": graphs, "forms": forms, "measured": measured}
         manifest = write_manifest(folder, source.manifest.model_copy(update=update))

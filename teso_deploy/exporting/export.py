@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +34,8 @@ from teso_deploy.bundle import (
     write_manifest,
 )
 from teso_deploy.cues.table import CueTable
-from teso_deploy.errors import CheckFailedError, CheckpointError, OutputError
-from teso_deploy.exporting.forms import BYTES_SHARE, Forms
+from teso_deploy.errors import CheckFailedError, CheckpointError
+from teso_deploy.exporting.forms import Forms, check_space
 from teso_deploy.exporting.frames import video_frames
 from teso_deploy.exporting.graphs import OPSET, export_graph
 from teso_deploy.exporting.reference import Size, clip_inputs, example_arguments, random_inputs, reference_arrays
@@ -53,8 +52,6 @@ from teso_deploy.types import Precision
 RANDOM_EMBEDDINGS = "random, seed 0"
 #: Graphs that differ from one picture size to another.
 SIZED_GRAPHS = ("visual_encoder", "decoder")
-#: What a bucket takes beside the weights: its tables, and the encoder's outputs in the reference.
-BUCKET_BYTES = 100_000_000
 Progress = Callable[[str], None]
 
 
@@ -106,22 +103,6 @@ def cue_table(
     return words, embeddings.astype(np.float16).astype(np.float32), source
 
 
-def check_space(model: torch.nn.Module, out: Path, sizes: int, precisions: Sequence[Precision]) -> None:
-    """Refuse a disk that has no room for the bundle (:class:`OutputError`): found before anything is written."""
-    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    share = 1.0 + sum(BYTES_SHARE[precision] for precision in precisions)
-    needed = int(weights * share) + sizes * BUCKET_BYTES
-    parent = out.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise OutputError(
-            f"{out} needs about {needed / 1e6:,.0f} MB beside what is there, {parent} has {free / 1e6:,.0f} MB free: "
-            "make room, or give another --out"
-        )
-
-
 def _write_graphs(
     model: Teso, weights: Mapping[str, WeightsFile], metadata: dict[str, str], report: Progress
 ) -> dict[str, GraphEntry]:
@@ -166,7 +147,8 @@ def export_bundle(
     built = assemble(recipe, files, random_weights_seed)
     model = built.model
     recipe = model.recipe
-    check_space(model, out, len(recipe.image.sizes), precisions)
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    check_space(weights, out, len(recipe.image.sizes), precisions)
     on_progress("cue words")
     words, embeddings, embedder = cue_table(recipe, built.text, random_weights_seed)
     is_trained = built.is_trained and embedder != RANDOM_EMBEDDINGS

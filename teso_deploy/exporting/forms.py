@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
 from teso_deploy.bundle import FormEntry, GraphEntry, sha256_of
+from teso_deploy.errors import OutputError
 from teso_deploy.exporting.onnxruntime_form import derived
 from teso_deploy.exporting.precision import check_precision, halved, shares
 from teso_deploy.exporting.quantization import carried_over, least_left_out, observe, quantize, sensitivities
@@ -25,12 +27,29 @@ from teso_deploy.types import Precision
 STANDARD = "onnx"
 #: What a form's own weights add to a bundle, as a share of the canonical ones.
 BYTES_SHARE: Mapping[Precision, float] = {"fp32": 0.05, "fp16": 0.55, "bf16": 0.55, "int8": 0.35}
+#: What a bucket takes beside the weights: its tables, and the encoder's outputs in the reference.
+BUCKET_BYTES = 100_000_000
 #: Graphs that int8 is for. The fusion is small, and its cue gate decides: it stays as it is.
 QUANTIZED_GRAPHS = ("visual_encoder", "audio_encoder", "decoder")
 #: How well int8 masks of a trained model are to agree with fp32 on the calibration frames, and how well they must.
 INT8_IOU, LEAST_INT8_IOU = 0.995, 0.98
 GRAPH_ORDER = ("visual_encoder", "audio_encoder", "fusion", "decoder")
 Arrays = Mapping[str, NDArray[Any]]
+
+
+def check_space(weights_bytes: int, out: Path, sizes: int, precisions: Sequence[Precision]) -> None:
+    """Refuse a disk that has no room for the bundle (:class:`OutputError`): found before anything is written."""
+    share = 1.0 + sum(BYTES_SHARE[precision] for precision in precisions)
+    needed = int(weights_bytes * share) + sizes * BUCKET_BYTES
+    parent = out.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise OutputError(
+            f"{out} needs about {needed / 1e6:,.0f} MB beside what is there, {parent} has {free / 1e6:,.0f} MB free: "
+            "make room, or give another --out"
+        )
 
 
 def _run_all(engines: Mapping[str, OnnxRuntimeEngine], frame: Arrays) -> dict[str, NDArray[Any]]:

@@ -307,16 +307,13 @@ def least_left_out(
     Up to a quarter of them; where that is not enough, the number of those tried that agreed best.
     Raises :class:`PrecisionError` when even that is below ``least``.
     """
-    tried: list[tuple[float, int]] = []
-    count = 0
-    while count <= max(1, len(ranked) // 4):
-        tried.append((agreement(ranked[:count]), -count))
-        if tried[-1][0] >= aim:
-            break
+    best, count = (-1.0, 0), 0
+    while best[0] < aim and count <= max(1, len(ranked) // 4):
+        best = max(best, (agreement(ranked[:count]), -count))  # of equals the one that leaves fewer out
         count = max(1, 2 * count)
-    reached, count = max(tried) if tried[-1][0] < aim else tried[-1]
+    reached, left_out = best[0], ranked[: -best[1]]
     if not reached >= least:
         raise PrecisionError(
             f"int8 masks agree to {reached:.4f} with fp32, {least} is needed: calibrate on frames of what is to be seen"
         )
-    return list(ranked[:-count]) if count else [], reached
+    return list(left_out), reached

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine, form_of
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import BundleError, OutputError, PrecisionError
-from teso_deploy.exporting import export as exporting
 from teso_deploy.exporting.derive import derive_bundle
 from teso_deploy.exporting.export import export_bundle
 from teso_deploy.exporting.onnxruntime_form import query_grid
@@ -264,7 +263,9 @@ def test_too_little_disk_is_found_before_anything_is_written(
     class Usage:
         free = 1_000_000
 
-    monkeypatch.setattr(exporting.shutil, "disk_usage", lambda path: Usage)  # type: ignore[attr-defined]
+    monkeypatch.setattr("teso_deploy.exporting.forms.shutil.disk_usage", lambda path: Usage)
     with pytest.raises(OutputError, match="make room"):
         export_bundle(tiny_recipe, tmp_path / "out", random_weights_seed=0)
+    with pytest.raises(OutputError, match="make room"):
+        derive_bundle(Bundle.open(), tmp_path / "other")
     assert list(tmp_path.iterdir()) == []

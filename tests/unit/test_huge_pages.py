@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teso_deploy.backends import huge_pages as huge_pages_module
-from teso_deploy.backends.huge_pages import HUGE_BYTES, Ranges, aligned, huge_pages, without, writable_memory
+from teso_deploy.backends.huge_pages import (
+    HUGE_BYTES,
+    MADV_COLLAPSE,
+    Ranges,
+    aligned,
+    huge_pages,
+    without,
+    writable_memory,
+)
 
 ranges = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), max_size=6).map(
     lambda found: sorted((start, start + length) for start, length in found)
@@ -41,6 +51,30 @@ def test_only_whole_pages_count() -> None:
         (HUGE_BYTES, 2 * HUGE_BYTES),
         (HUGE_BYTES, 3 * HUGE_BYTES),
     ]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has them")
+def test_what_is_allocated_inside_is_asked_for_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int, int]] = []
+
+    class Library:
+        @staticmethod
+        def madvise(start: int, length: int, advice: int) -> int:
+            asked.append((start, length, advice))
+            return 0
+
+    monkeypatch.setattr("teso_deploy.backends.huge_pages.ctypes.CDLL", lambda name: Library)
+    before = np.ones(4_000_000)
+    with huge_pages():
+        inside = np.ones(4_000_000)
+
+    def pages(array: np.ndarray[Any, Any]) -> set[int]:
+        start = array.ctypes.data
+        whole = aligned([(start, start + array.nbytes)])
+        return {page for first, end in whole for page in range(first, end, HUGE_BYTES)}
+
+    collapsed = {start for start, length, advice in asked if advice == MADV_COLLAPSE and length == HUGE_BYTES}
+    assert pages(inside) and pages(inside) <= collapsed and not pages(before) & collapsed
 
 
 def test_contents_stay() -> None:
