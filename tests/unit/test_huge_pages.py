@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,15 +65,19 @@ def test_what_is_allocated_inside_is_asked_for_and_nothing_else(monkeypatch: pyt
             return 0
 
     monkeypatch.setattr("teso_deploy.backends.huge_pages.ctypes.CDLL", lambda name: Library)
-    before = np.ones(4_000_000)
-    with huge_pages():
-        inside = np.ones(4_000_000)
+
+    def allocated() -> np.ndarray[Any, Any]:
+        """Memory that is new to the process: malloc might hand out what was freed before."""
+        return np.frombuffer(mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
 
     def pages(array: np.ndarray[Any, Any]) -> set[int]:
         start = array.ctypes.data
         whole = aligned([(start, start + array.nbytes)])
         return {page for first, end in whole for page in range(first, end, HUGE_BYTES)}
 
+    before = allocated()
+    with huge_pages():
+        inside = allocated()
     collapsed = {start for start, length, advice in asked if advice == MADV_COLLAPSE and length == HUGE_BYTES}
     assert pages(inside) and pages(inside) <= collapsed and not pages(before) & collapsed
 
