@@ -54,6 +54,18 @@ class MissingExtraError(TesoError, ImportError):
     """An optional dependency is absent; the message names the extra to install."""
 
 
+class DeviceError(TesoError, RuntimeError):
+    """There is no GPU that can be used, its driver is too old, or it refused what was asked of it."""
+
+
+class DeviceMemoryError(DeviceError, MemoryError):
+    """The GPU's memory does not suffice; the message says what is free and what would fit."""
+
+
+class EngineError(TesoError, ValueError):
+    """An engine can't be built or must not be loaded: of another GPU or version, changed, without its sidecar."""
+
+
 class CheckFailedError(TesoError, AssertionError):
     """A check (parity, audio control) ran and failed."""
 

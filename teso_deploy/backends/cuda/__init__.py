@@ -1,0 +1,1 @@
+"""CUDA without torch: memory, streams and our own operators."""
