@@ -1,0 +1,118 @@
+"""Our CUDA sources, compiled by NVRTC for one GPU when they are first needed, and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from teso_deploy.errors import DeviceError, InputNotFoundError, MissingExtraError, OutputError
+from teso_deploy.outputs import staged_file
+from teso_deploy.resources import shipped_path
+
+OPTIONS = ("--std=c++17",)
+
+
+def kernel_sources() -> list[Path]:
+    """The shipped sources, by name. Raises :class:`InputNotFoundError`."""
+    folder = shipped_path("engines/kernels")
+    found = sorted(folder.glob("*.cu"))
+    if not found:
+        raise InputNotFoundError(f"there are no CUDA sources in {folder}: install teso-deploy again")
+    return found
+
+
+def sources_sha256(sources: list[Path]) -> str:
+    """Of the files' own SHA-256 in hexadecimal, one behind the other. CMakeLists.txt computes the same."""
+    each = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in sources)
+    return hashlib.sha256(each.encode()).hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teso-deploy" / "kernels"
+
+
+def _nvrtc() -> tuple[Any, tuple[int, int]]:
+    """The bindings and NVRTC's version. Raises :class:`MissingExtraError` where either is absent."""
+    try:
+        from cuda.bindings import nvrtc
+
+        # Only the first call loads the library, and fails with a RuntimeError where there is none.
+        _, major, minor = nvrtc.nvrtcVersion()
+    except (ImportError, RuntimeError) as error:
+        raise MissingExtraError(
+            "NVRTC, which compiles the CUDA kernels, is not installed: pip install 'teso-deploy[cuda]', "
+            "or build engines/kernels/kernels.fatbin with CMake"
+        ) from error
+    return nvrtc, (major, minor)
+
+
+def architecture_for(compute_capability: tuple[int, int], supported: list[int]) -> str:
+    """What NVRTC is to compile for: the GPU itself, else the newest virtual architecture that is not above it.
+
+    Raises :class:`DeviceError` where it knows only newer ones.
+    """
+    number = 10 * compute_capability[0] + compute_capability[1]
+    if number in supported:
+        return f"sm_{number}"
+    older = [one for one in supported if one < number]
+    if not older:
+        raise DeviceError(
+            f"this NVRTC compiles for compute capability {min(supported) / 10} and newer, and the GPU has "
+            f"{number / 10}: install an older nvidia-cuda-nvrtc, or use a newer GPU"
+        )
+    return f"compute_{max(older)}"
+
+
+def _compile(nvrtc: Any, source: bytes, architecture: str) -> bytes:
+    """A cubin for ``sm_…``, PTX for ``compute_…``."""
+
+    def checked(answer: tuple[Any, ...]) -> Any:
+        if answer[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            raise DeviceError(f"NVRTC failed ({answer[0].name}): install teso-deploy[cuda] again")
+        return answer[1] if len(answer) > 1 else None
+
+    program = checked(nvrtc.nvrtcCreateProgram(source, b"kernels.cu", 0, [], []))
+    try:
+        options = [f"--gpu-architecture={architecture}".encode(), *(option.encode() for option in OPTIONS)]
+        (result,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            log = bytearray(checked(nvrtc.nvrtcGetProgramLogSize(program)))
+            checked(nvrtc.nvrtcGetProgramLog(program, log))
+            text = log.rstrip(b"\0").decode(errors="replace").strip()
+            raise DeviceError(f"NVRTC can't compile the CUDA kernels for {architecture} ({result.name}): {text}")
+        is_cubin = architecture.startswith("sm_")
+        size = checked((nvrtc.nvrtcGetCUBINSize if is_cubin else nvrtc.nvrtcGetPTXSize)(program))
+        code = bytearray(size)
+        checked((nvrtc.nvrtcGetCUBIN if is_cubin else nvrtc.nvrtcGetPTX)(program, code))
+        return bytes(code)
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+
+
+def compiled(compute_capability: tuple[int, int], cache: Path | None = None) -> bytes:
+    """Our kernels for a GPU of this compute capability: from the cache, else compiled (well under a second).
+
+    The cache (default :func:`cache_folder`) is keyed by sources, options, NVRTC and architecture. Where it can't be
+    written the kernels are compiled every time. Raises :class:`MissingExtraError`, :class:`DeviceError`.
+    """
+    nvrtc, version = _nvrtc()
+    _, supported = nvrtc.nvrtcGetSupportedArchs()
+    architecture = architecture_for(compute_capability, list(supported))
+    source = b"\n".join(path.read_bytes() for path in kernel_sources())
+    key = hashlib.sha256("\0".join((hashlib.sha256(source).hexdigest(), *OPTIONS)).encode()).hexdigest()
+    kept = (cache or cache_folder()) / f"{key}-nvrtc{version[0]}.{version[1]}-{architecture}.bin"
+    try:
+        return kept.read_bytes()
+    except OSError:
+        pass
+    code = _compile(nvrtc, source, architecture)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with staged_file(kept) as staged:
+            staged.write_bytes(code)
+    except (OSError, OutputError):
+        pass
+    return code

@@ -1,0 +1,107 @@
+"""What our kernels compute, in plain NumPy and independent of them, and the bytes that it takes at least."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+
+def resize_matrix(source: int, target: int) -> NDArray[np.int64]:
+    """The triangle filter as a matrix (target, source) in units of 2^-22; rows of one sum, as far as rounding lets."""
+    scale = source / target
+    width = max(scale, 1.0)
+    centre = (np.arange(target)[:, None] + 0.5) * scale
+    weight = np.maximum(0.0, 1 - np.abs(np.arange(source) + 0.5 - centre) / width)
+    weight /= weight.sum(axis=1, keepdims=True)
+    return np.floor(weight * 2**22 + 0.5).astype(np.int64)
+
+
+def resized(pictures: NDArray[np.uint8], size: tuple[int, int], is_rows_first: bool = False) -> NDArray[np.uint8]:
+    """(B, H, W, 3) uint8 → (B, *size, 3) uint8: Pillow's BILINEAR, rounded after either axis."""
+    levels = pictures.astype(np.int64)
+    for axis in (1, 2) if is_rows_first else (2, 1):
+        matrix = resize_matrix(pictures.shape[axis], size[axis - 1])
+        sums = np.moveaxis(np.tensordot(matrix, levels, (1, axis)), 0, axis)
+        levels = ((sums + 2**21) >> 22).clip(0, 255)
+    return levels.astype(np.uint8)
+
+
+def rgb_of_nv12(
+    luma: NDArray[np.uint8], chroma: NDArray[np.uint8], luma_shares: tuple[float, float], is_full_range: bool
+) -> NDArray[np.float64]:
+    """(B, H, W), (B, ⌈H/2⌉, ⌈W/2⌉, 2) → (B, H, W, 3) float64, neither rounded nor clipped.
+
+    ``luma_shares``: of red and blue. Every pair of chroma holds for its 2 × 2 pixels.
+    """
+    red, blue = luma_shares
+    height, width = luma.shape[1:]
+    uv = chroma.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width].astype(np.float64) - 128
+    y = luma.astype(np.float64)
+    if not is_full_range:
+        y, uv = (y - 16) * 255 / 219, uv * 255 / 224
+    r = y + 2 * (1 - red) * uv[..., 1]
+    b = y + 2 * (1 - blue) * uv[..., 0]
+    # Luma is the weighted sum of the three.
+    g = (y - red * r - blue * b) / (1 - red - blue)
+    return np.stack((r, g, b), axis=-1)
+
+
+def encoder_input(
+    pictures: NDArray[np.uint8],
+    bucket: tuple[int, int],
+    fitted: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: DTypeLike = np.float32,
+    is_rows_first: bool = False,
+) -> NDArray[Any]:
+    """(B, H, W, 3) uint8 RGB → (B, 3, *bucket): resized to ``fitted``, normalised, zeros below and to the right."""
+    scale = np.float32(1) / np.asarray(std, np.float32)
+    shift = np.asarray(mean, np.float32) * scale
+    levels = resized(pictures, fitted, is_rows_first).transpose(0, 3, 1, 2).astype(np.float32)
+    result = np.zeros((len(pictures), 3, *bucket), dtype)
+    result[:, :, : fitted[0], : fitted[1]] = (levels * scale[:, None, None] - shift[:, None, None]).astype(dtype)
+    return result
+
+
+def labels(
+    scores: NDArray[Any], size: tuple[int, int], threshold: float, shares: tuple[float, float] = (1.0, 1.0)
+) -> NDArray[np.uint8]:
+    """(B, C, h, w) → (B, *size) uint8: all classes upsampled, then 1 + argmax where the maximum ≥ threshold, else 0."""
+    mixed = scores.astype(np.float32)
+    # The columns first: rounding makes this another result than the rows first.
+    for axis in (3, 2):
+        cells, share, length = scores.shape[axis], shares[axis - 2], size[axis - 2]
+        last = math.ceil(cells * share) - 1
+        place = np.clip((np.arange(length) + 0.5) * (cells * share / length) - 0.5, 0, last)
+        lower = place.astype(np.intp)
+        weight = (place - lower).astype(np.float32).reshape(-1, *(1,) * (3 - axis))
+        near = mixed.take(lower, axis)
+        mixed = near + (mixed.take(np.minimum(lower + 1, last), axis) - near) * weight
+    best = mixed.max(axis=1) >= np.float32(threshold)
+    return np.where(best, mixed.argmax(axis=1) + 1, 0).astype(np.uint8)
+
+
+def preprocess_bytes(
+    size: tuple[int, int], bucket: tuple[int, int], batch: int = 1, dtype: DTypeLike = np.float32, is_nv12: bool = False
+) -> int:
+    """Bytes that have to be moved at least: every source byte read once, every value of the bucket written."""
+    height, width = size
+    picture = height * width + 2 * math.ceil(height / 2) * math.ceil(width / 2) if is_nv12 else 3 * height * width
+    return batch * (picture + 3 * bucket[0] * bucket[1] * np.dtype(dtype).itemsize)
+
+
+def postprocess_bytes(
+    shape: tuple[int, int, int, int],
+    size: tuple[int, int],
+    dtype: DTypeLike = np.float32,
+    shares: tuple[float, float] = (1.0, 1.0),
+) -> int:
+    """Bytes that have to be moved at least: the scores (B, C, h, w) that show the picture, and a byte a label."""
+    batch, classes, height, width = shape
+    shown = math.ceil(height * shares[0]) * math.ceil(width * shares[1])
+    return batch * (classes * shown * np.dtype(dtype).itemsize + size[0] * size[1])
