@@ -108,17 +108,32 @@ class Device(Protocol):
     def driver_version(self) -> tuple[int, int]:
         """The newest CUDA that the driver knows: (13, 0)."""
 
+    def activate(self) -> None:
+        """Make its primary context the calling thread's: for libraries that take whatever is current.
+
+        Our own calls need none of it, and leave current what was current before.
+        """
+
     def memory_info(self) -> tuple[int, int]:
         """Bytes that are free, and that there are in all."""
 
     def allocate(self, nbytes: int) -> Memory:
-        """Device memory, aligned to 256 bytes at least. Raises :class:`DeviceMemoryError`, with what is free."""
+        """Device memory, aligned to 256 bytes at least; 0 bytes are an address, too.
+
+        Raises :class:`DeviceMemoryError`, with what is free. Both this and :meth:`Memory.close` may wait for the GPU.
+        """
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """A new array in page-locked host memory, which copies need to run beside the host. C order."""
 
     def stream(self) -> Stream:
         """A new stream."""
+
+    def order_streams(self, earlier: int, later: int) -> None:
+        """What is queued on ``later`` from now on runs behind what was queued on ``earlier``; the host does not wait.
+
+        By their handles, so that they may be of other libraries; 1 and 2 are CUDA's default streams.
+        """
 
     def copy_in(self, memory: int, array: NDArray[Any], stream: Stream) -> None:
         """Queue a copy of a C-contiguous host array to a device address.

@@ -1,0 +1,130 @@
+"""The few calls of the driver's library that neither cuda-core nor PyCUDA makes as we need them, by ctypes.
+
+Capture: PyCUDA has none. The builder of cuda-core 1.2 crashes the process behind a capture that failed
+(NVIDIA/cuda-python#2834), and that is a normal case here: not every engine can be captured.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from ctypes import byref, c_int, c_uint, c_uint64, c_void_p
+from typing import Any
+
+from teso_deploy.backends.cuda.device import Stream
+from teso_deploy.backends.cuda.refusals import no_driver
+from teso_deploy.errors import DeviceError
+
+#: Of the driver's three modes the only one in which memory that Python happens to free ends no capture.
+_CAPTURE_MODE_RELAXED = 2
+_EVENT_DISABLE_TIMING = 2
+
+_PARAMETERS: dict[str, tuple[Any, ...]] = {
+    "cuCtxGetCurrent": (c_void_p,),
+    "cuCtxSetCurrent": (c_void_p,),
+    "cuEventCreate": (c_void_p, c_uint),
+    "cuEventDestroy_v2": (c_void_p,),
+    "cuEventRecord": (c_void_p, c_void_p),
+    "cuGetErrorName": (c_int, c_void_p),
+    "cuGraphDestroy": (c_void_p,),
+    "cuGraphExecDestroy": (c_void_p,),
+    "cuGraphInstantiateWithFlags": (c_void_p, c_void_p, c_uint64),
+    "cuGraphLaunch": (c_void_p, c_void_p),
+    "cuStreamBeginCapture_v2": (c_void_p, c_int),
+    "cuStreamEndCapture": (c_void_p, c_void_p),
+    "cuStreamWaitEvent": (c_void_p, c_void_p, c_uint),
+}
+
+
+class Libcuda:
+    """``libcuda("cuGraphLaunch", …)``. Raises :class:`DeviceError` with what the driver says; also if there is none."""
+
+    def __init__(self) -> None:
+        try:
+            library = ctypes.CDLL("libcuda.so.1")
+        except OSError as error:
+            raise no_driver() from error
+        self._functions = {}
+        for name, parameters in _PARAMETERS.items():
+            try:
+                function = getattr(library, name)
+            except AttributeError as error:
+                raise DeviceError(f"the NVIDIA driver is too old (it has no {name}): update it") from error
+            function.argtypes, function.restype = parameters, c_int
+            self._functions[name] = function
+
+    def __call__(self, name: str, *arguments: Any) -> None:
+        code = self._functions[name](*arguments)
+        if code:
+            text = ctypes.c_char_p()
+            self._functions["cuGetErrorName"](code, byref(text))
+            raise DeviceError(f"{name} failed: {(text.value or str(code).encode()).decode()}")
+
+    def current_context(self) -> int | None:
+        """The context that is current in this thread."""
+        context = c_void_p()
+        self("cuCtxGetCurrent", byref(context))
+        return context.value
+
+
+def order_streams(libcuda: Libcuda, earlier: int, later: int) -> None:
+    """See :meth:`Device.order_streams`; with the device's context current."""
+    event = c_void_p()
+    libcuda("cuEventCreate", byref(event), _EVENT_DISABLE_TIMING)
+    try:
+        libcuda("cuEventRecord", event, earlier)
+        libcuda("cuStreamWaitEvent", later, event, 0)
+    finally:
+        libcuda("cuEventDestroy_v2", event)  # the driver keeps it as long as somebody waits for it
+
+
+class CapturedGraph:
+    """See :class:`Graph`."""
+
+    def __init__(self, libcuda: Libcuda, current: AbstractContextManager[object]) -> None:
+        self._libcuda, self._current = libcuda, current
+        self._executable: int | None = None
+
+    def launch(self, stream: Stream) -> None:
+        """See :meth:`Graph.launch`."""
+        if self._executable is None:
+            raise DeviceError("this CUDA graph was not recorded to its end: launch it behind the block that records it")
+        with self._current:
+            self._libcuda("cuGraphLaunch", self._executable, stream.handle)
+
+    def _become(self, recorded: c_void_p) -> None:
+        executable = c_void_p()
+        self._libcuda("cuGraphInstantiateWithFlags", byref(executable), recorded, 0)
+        self._executable = executable.value
+        weakref.finalize(self, _destroy, self._libcuda, self._current, executable)
+
+
+def _destroy(libcuda: Libcuda, current: AbstractContextManager[object], executable: c_void_p) -> None:
+    with suppress(DeviceError), current:
+        libcuda("cuGraphExecDestroy", executable)
+
+
+@contextmanager
+def capture(libcuda: Libcuda, current: AbstractContextManager[object], stream: int) -> Iterator[CapturedGraph]:
+    """See :meth:`Stream.capture`. ``current``: entered for each call, it makes the device's context current."""
+    graph, recorded = CapturedGraph(libcuda, current), c_void_p()
+    with current:
+        libcuda("cuStreamBeginCapture_v2", stream, _CAPTURE_MODE_RELAXED)
+    try:
+        yield graph
+    except BaseException:
+        with suppress(DeviceError), current:  # what went wrong inside is what the caller has to hear
+            libcuda("cuStreamEndCapture", stream, byref(recorded))
+            libcuda("cuGraphDestroy", recorded)
+        raise
+    with current:
+        try:
+            libcuda("cuStreamEndCapture", stream, byref(recorded))
+        except DeviceError as error:
+            raise DeviceError(f"what was queued can't be recorded as a CUDA graph: {error}") from error
+        try:
+            graph._become(recorded)
+        finally:
+            libcuda("cuGraphDestroy", recorded)

@@ -1,0 +1,77 @@
+"""Why a GPU can't be used, in the same words whichever library talks to it, and what both ask of host arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from teso_deploy.errors import DeviceError, DeviceMemoryError
+
+#: CUDA → the first driver that knows it.
+_FIRST_DRIVERS = {12: 525, 13: 580}
+
+
+def no_driver() -> DeviceError:
+    """libcuda can't be loaded."""
+    return DeviceError(
+        "there is no NVIDIA driver (libcuda.so.1 was not found): install it, or start the container with --gpus all"
+    )
+
+
+def no_gpu(detail: str) -> DeviceError:
+    """There is a driver, and it does not start. ``detail``: what it says."""
+    return DeviceError(
+        f"the NVIDIA driver offers no GPU ({detail}): see what nvidia-smi says, and whether CUDA_VISIBLE_DEVICES "
+        "hides it"
+    )
+
+
+def no_such_gpu(index: int, count: int) -> DeviceError:
+    """``count`` GPUs are there, and another was asked for."""
+    there = "GPU 0 alone" if count == 1 else f"GPUs 0 to {count - 1}"
+    return DeviceError(f"there is no GPU {index}: CUDA sees {there}; choose one of these, or see CUDA_VISIBLE_DEVICES")
+
+
+def check_driver(driver: tuple[int, int], wanted: int, library: str) -> None:
+    """Raise :class:`DeviceError` where the driver knows no CUDA of the major version that ``library`` was built for.
+
+    Within a major version an older driver serves a newer library.
+    """
+    if driver[0] < wanted:
+        newer = _FIRST_DRIVERS.get(wanted)
+        raise DeviceError(
+            f"the NVIDIA driver knows CUDA {driver[0]}.{driver[1]}, and {library} was built for CUDA {wanted}: "
+            f"update the driver{f' to {newer} or newer' if newer else ''}, or install {library} for CUDA {driver[0]}"
+        )
+
+
+def out_of_memory(gpu: str, asked_bytes: int, free_bytes: int, total_bytes: int) -> DeviceMemoryError:
+    """The GPU has not as much as was asked for in one piece."""
+    asked, free, total = (f"{number / 2**20:,.0f} MiB" for number in (asked_bytes, free_bytes, total_bytes))
+    return DeviceMemoryError(
+        f"{gpu} has no {asked} of memory left ({free} of {total} are free): choose a smaller batch, a smaller --size "
+        "or --precision fp16, or end what else uses the GPU (see nvidia-smi)"
+    )
+
+
+def out_of_pinned_memory(asked_bytes: int) -> DeviceMemoryError:
+    """The host has not as much that it could lock."""
+    return DeviceMemoryError(
+        f"{asked_bytes / 2**20:,.0f} MiB of memory can't be locked for copies to the GPU: "
+        "choose a smaller batch or a smaller --size, or give the machine or container more memory"
+    )
+
+
+def other_library(what: str, ours: str) -> DeviceError:
+    """A stream or an event of one library was given to the other."""
+    return DeviceError(f"this {what} was not made by {ours}: open the GPU once, and use one device for all of them")
+
+
+def check_host_array(array: NDArray[Any], is_target: bool) -> None:
+    """Raise ValueError where a copy can't be taken from, or put into, a host array."""
+    if not array.flags.c_contiguous or (is_target and not array.flags.writeable):
+        raise ValueError(
+            f"a copy {'to' if is_target else 'from'} the host needs an array in C order"
+            f"{' that may be written' if is_target else ''}, and this one is not"
+        )
