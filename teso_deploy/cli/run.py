@@ -14,7 +14,7 @@ from rich.table import Table
 from teso_deploy.cli.reports import STDOUT, check_json, progress_bar, write_json
 from teso_deploy.errors import InputNotFoundError, OutputError
 from teso_deploy.media.audio import read_audio
-from teso_deploy.media.reader import VideoReader
+from teso_deploy.media.reader import Hardware, VideoReader
 from teso_deploy.outputs import check_file, check_folder, check_mask_folder, make_folder, write_text
 from teso_deploy.runtime.offline import RunResult, run_source
 from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline, Size
@@ -162,6 +162,10 @@ def run(
         ),
     ] = 0.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
+    decoder: Annotated[
+        Literal["auto", "software", "nvdec"],
+        typer.Option(help="Of the video; nvdec: on an NVIDIA GPU; auto: there if the backend is, and software else."),
+    ] = "auto",
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")
     ] = None,
@@ -188,9 +192,16 @@ def run(
     for folder in (out, masks) if len(inputs) > 1 else ():
         if folder is not None:
             make_folder(folder)
+    # Beside a model on the CPU there may be no GPU at all, and looking for one takes time.
+    hardware: Hardware | None = "nvdec" if decoder == "nvdec" else None
+    if decoder == "auto" and pipeline.backend != "cpu":
+        hardware = "auto"
     results = []
     for path, video, mask_folder in zip(inputs, _places(inputs, out, ".mp4"), _places(inputs, masks, ""), strict=True):
-        source = Source(path, mode="paper" if mode == "paper" else "file", fps=fps, **sound)
+        source = Source(path, mode="paper" if mode == "paper" else "file", fps=fps, hardware=hardware, **sound)
+        if decoder == "nvdec" and source.reader.decoder_note:
+            note = f"{path.name} is decoded in software: {source.reader.decoder_note}"
+            console.print(note, markup=False, highlight=False)
         results.append(_run_one(console, pipeline, source, offered, video, mask_folder))
     if events is not None:
         write_text(events, _event_lines(results))

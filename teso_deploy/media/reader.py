@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import av
 import numpy as np
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from teso_deploy.errors import MediaError
+from teso_deploy.errors import DeviceError, MediaError
+from teso_deploy.media import nvdec
 from teso_deploy.media.container import (
     BROKEN_OFF,
     SteadyClock,
@@ -24,6 +26,9 @@ from teso_deploy.media.container import (
 )
 from teso_deploy.types import Frame
 
+#: "auto" and "nvdec": on the GPU where that can be done, else in software. They differ in what a caller makes of
+#: ``decoder_note``.
+Hardware = Literal["auto", "nvdec"]
 #: A file that ends this much before the end it announces was cut off.
 CUT_OFF_SECONDS, CUT_OFF_SHARE = 1.0, 0.05
 #: These have no header that tells how long they are; FFmpeg guesses from time stamps, also damaged ones.
@@ -56,33 +61,68 @@ class VideoReader:
     damaged is counted: ``corrupt_packets``, ``corrupt_frames``. Times of a new ``segment``
     (the clock leapt) go on where the last one ended.
 
+    ``hardware``: decode on an NVIDIA GPU if it can, None in software. ``decoder`` is what decodes,
+    "nvdec" or "software"; ``decoder_note`` why it is not the one that was asked for, else None.
+    The frames are the same.
+
     Raises :class:`InputNotFoundError`, :class:`MediaError` (no video, nothing decodable,
-    the file ends long before the end it announces).
+    the file ends long before the end it announces), :class:`DeviceError` (the GPU fails on the way).
     """
 
-    def __init__(self, path: str | Path, *, every_nth: int = 1, fps: float | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, every_nth: int = 1, fps: float | None = None, hardware: Hardware | None = None
+    ) -> None:
         if every_nth < 1 or (fps is not None and fps <= 0):
             raise ValueError(f"every_nth and fps must be positive, got {every_nth} and {fps}")
         self.path = Path(path)
         self._every_nth, self._fps = every_nth, fps
+        self.decoder: Literal["software", "nvdec"] = "software"
+        self.decoder_note: str | None = None
+        self._frames: Iterator[av.VideoFrame] = iter(())
         self._container = open_container(self.path)
         try:
-            self._stream = self._video_stream()
-            self._stream.thread_type = "AUTO"
-            self._origin = origin_seconds(self._container)
-            self._announced_end = announced_end_seconds(self._container)
-            self._latest_packet_end = 0.0
-            self.frames_decoded = self.corrupt_frames = self.corrupt_packets = 0
-            self._frames = self._decoded()
-            # Only a decoded frame tells how the picture is turned, and whether there is one at all.
-            first = next(self._frames, None)
+            first = self._first_on_gpu() if hardware else None
             if first is None:
-                raise MediaError(f"{self.path} holds no picture that can be decoded: copy or record it again")
+                first = self._first()
         except BaseException:
             self._container.close()
             raise
         self.info = self._info(first)
         self._frames = chain((first,), self._frames)
+
+    def _first(self) -> av.VideoFrame:
+        """Begin to decode. Only a decoded frame tells how the picture is turned, and whether there is one at all."""
+        self._stream = self._video_stream()
+        self._stream.thread_type = "AUTO"
+        self._origin = origin_seconds(self._container)
+        self._announced_end = announced_end_seconds(self._container)
+        self._latest_packet_end = 0.0
+        self.frames_decoded = self.corrupt_frames = self.corrupt_packets = 0
+        self._frames = self._decoded()
+        first = next(self._frames, None)
+        if first is None:
+            raise MediaError(f"{self.path} holds no picture that can be decoded: copy or record it again")
+        return first
+
+    def _first_on_gpu(self) -> av.VideoFrame | None:
+        """The same on the GPU; None, and why in ``decoder_note``, where it can't be done."""
+        in_software = self._container
+        try:
+            self._container = nvdec.open_on_gpu(self.path)
+            try:
+                # A thread more is a surface more, of which NVDEC has 32, and decodes nothing.
+                self._video_stream().codec_context.thread_count = 1
+                first = self._first()
+                nvdec.check_on_gpu(first, self._stream.codec_context.name)
+            except BaseException:
+                self._container.close()
+                raise
+        except (DeviceError, MediaError) as error:
+            self._container, self.decoder_note = in_software, str(error)
+            return None
+        in_software.close()
+        self.decoder = "nvdec"
+        return first
 
     def _video_stream(self) -> VideoStream:
         for stream in self._container.streams.video:
@@ -160,7 +200,8 @@ class VideoReader:
             if self._fps:
                 on_grid = due + 1 / self._fps
                 due = on_grid if on_grid > pts else pts + 1 / self._fps
-            image = upright(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8), frame.rotation)
+            picture = nvdec.downloaded(frame).to_ndarray(format="rgb24")
+            image = upright(np.asarray(picture, np.uint8), frame.rotation)
             yield Frame(image, float(pts), index, segment, bool(frame.is_corrupt))
         self._check_whole(last + step)
 

@@ -141,6 +141,7 @@ def _report(stream: Stream, source: Source, tally: _Tally, seconds: float) -> di
         "encoder_skips": {likeness: stream.encoder_skips[likeness] for likeness in ("same", "still")},
         "drops": {},
         "corrupt_frames": source.reader.corrupt_frames,
+        "decoder": {"name": source.reader.decoder, "note": source.reader.decoder_note},
         "audio": {
             "source": source.sound,
             "window": source.window_kind,

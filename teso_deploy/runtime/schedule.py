@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from teso_deploy.errors import MediaError
 from teso_deploy.media.audio import AudioTrack, read_audio
-from teso_deploy.media.reader import VideoReader
+from teso_deploy.media.reader import Hardware, VideoReader
 from teso_deploy.types import AudioWindow, Frame
 
 Mode = Literal["file", "paper"]
@@ -56,6 +56,7 @@ class Source:
 
     ``mute``, ``noise_dbfs`` (white, RMS) and ``sound_from`` (a file) replace the file's own
     sound; at most one of them. ``fps``: frames a second to look at, mode ``file`` only.
+    ``hardware``: see :class:`VideoReader`.
 
     Raises :class:`InputNotFoundError` and :class:`MediaError` for either file,
     :class:`ValueError` for options that exclude each other.
@@ -70,13 +71,14 @@ class Source:
         noise_dbfs: float | None = None,
         sound_from: str | Path | None = None,
         fps: float | None = None,
+        hardware: Hardware | None = None,
     ) -> None:
         if mute + (noise_dbfs is not None) + (sound_from is not None) > 1:
             raise ValueError("mute, noise_dbfs and sound_from exclude each other")
         if mode == "paper" and fps is not None:
             raise ValueError("mode 'paper' looks at one frame a second: leave fps away")
         self.path, self.mode = Path(path), mode
-        self.reader = VideoReader(self.path, fps=fps)
+        self.reader = VideoReader(self.path, fps=fps, hardware=hardware)
         try:
             self.info = self.reader.info
             self.sound: SoundName = "own"

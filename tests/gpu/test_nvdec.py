@@ -1,0 +1,70 @@
+"""Decoding on a real GPU: the frames of software, number by number.
+
+Deselected by default. Where a GPU has to be there (TESO_REQUIRE_GPU=1) its absence fails.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from teso_deploy.media.reader import VideoReader
+from tests.clips import make_clip
+
+pytestmark = pytest.mark.gpu
+
+
+def on_gpu(path: Path, **options: float) -> VideoReader:
+    """A reader that decodes on the GPU, or no test."""
+    reader = VideoReader(path, hardware="nvdec", **options)  # type: ignore[arg-type]
+    if reader.decoder != "nvdec":
+        reader.close()
+        if os.environ.get("TESO_REQUIRE_GPU") == "1":
+            pytest.fail(f"TESO_REQUIRE_GPU=1, and there is no NVDEC: {reader.decoder_note}")
+        pytest.skip(f"no NVDEC: {reader.decoder_note}")
+    assert reader.decoder_note is None
+    return reader
+
+
+def assert_same(path: Path, **options: float) -> None:
+    with on_gpu(path, **options) as reader, VideoReader(path, **options) as software:  # type: ignore[arg-type]
+        assert reader.info == software.info
+        for ours, theirs in zip(reader, software, strict=True):
+            np.testing.assert_array_equal(ours.image, theirs.image)
+            assert (ours.pts_seconds, ours.index) == (theirs.pts_seconds, theirs.index)
+
+
+def test_frames_are_those_of_software(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "clip.mp4", seconds=4, fps=25, size=(240, 320))
+    assert_same(path)
+    assert_same(path, every_nth=7)
+    assert_same(path, fps=3)
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixels"), [("libx265", "yuv420p"), ("libx265", "yuv420p10le"), ("libx264", "yuvj420p")]
+)
+def test_other_kinds_of_video(tmp_path: Path, codec: str, pixels: str) -> None:
+    path = tmp_path / "clip.mp4"
+    rng = np.random.default_rng(0)
+    picture = np.kron(rng.integers(0, 256, (30, 40, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, pixels
+        for i in range(30):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.roll(picture, 5 * i, axis=1)), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert_same(path)
+
+
+def test_several_files_one_after_the_other(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "clip.mp4", seconds=1, size=(240, 320))
+    for _ in range(20):  # whoever leaves a decoder open runs out of them
+        with on_gpu(path) as reader:
+            assert sum(1 for _ in reader) == 12

@@ -1,0 +1,81 @@
+"""Writes down what a TensorRT Python package offers, for ``tests/unit/test_tensorrt_api.py``.
+
+    python collect.py tensorrt_rtx rtx-1.7.json              an installed package, with its libraries
+    python collect.py tensorrt_bindings 11.4.json --stubs    bindings alone, without their libraries
+
+With ``--stubs`` the C functions that the bindings want of TensorRT's libraries are compiled from nothing, with
+gcc and under the libraries' names. That suffices to import them and to look at every class; nothing can be built.
+A list is {"": [names of the module], "Class": [its names], "Class.Nested": […]}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib
+import importlib.util
+import inspect
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def stub_libraries(package: str) -> None:
+    """Load empty stand-ins for the libraries of TensorRT that a package's extension module is linked to."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit(f"no package {package} in this environment")
+    (extension,) = Path(spec.submodule_search_locations[0]).glob("tensorrt*.so")
+    needed = subprocess.run(["readelf", "-d", extension], capture_output=True, text=True, check=True).stdout
+    undefined = subprocess.run(["nm", "-D", "--undefined-only", extension], capture_output=True, text=True, check=True)
+    symbols = re.findall(r" U (\w*(?:_INTERNAL|PluginRegistry|ParserVersion|InferPlugins))$", undefined.stdout, re.M)
+    libraries = re.findall(r"\[(lib(?:nv|tensorrt)\S+)\]", needed)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "stubs.c"
+        source.write_text("".join(f"void *{symbol}(void) {{ return 0; }}\n" for symbol in symbols))
+        for library in libraries:  # each with all of them: the loader takes the first
+            target = Path(folder) / library
+            subprocess.run(["gcc", "-shared", "-fPIC", f"-Wl,-soname,{library}", "-o", target, source], check=True)
+            ctypes.CDLL(str(target), mode=ctypes.RTLD_GLOBAL)
+
+
+def public(thing: Any) -> list[str]:
+    """Its names, without those that begin with an underscore and without modules that it has imported."""
+    names = [name for name in dir(thing) if not name.startswith("_")]
+    return [name for name in names if not inspect.ismodule(getattr(thing, name))]
+
+
+def offers(module: ModuleType) -> dict[str, list[str]]:
+    """The list of a module."""
+    found = {"": sorted([*public(module), "__version__"])}
+    waiting = [(name, getattr(module, name)) for name in public(module)]
+    while waiting:
+        name, thing = waiting.pop()
+        if inspect.isclass(thing) and thing.__module__.startswith(module.__name__):
+            found[name] = public(thing)
+            # An enumeration's members are of its own kind, and no nested classes.
+            waiting += [(f"{name}.{inner}", getattr(thing, inner)) for inner in found[name]]
+    return dict(sorted(found.items()))
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("package")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--stubs", action="store_true")
+    options = parser.parse_args()
+    if options.stubs:
+        stub_libraries(options.package)
+    found = offers(importlib.import_module(options.package))
+    lines = [f"{json.dumps(name)}: {json.dumps(names)}" for name, names in found.items()]
+    options.out.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    print(f"{options.out}: {len(found)} classes, {sum(map(len, found.values()))} names")
+
+
+if __name__ == "__main__":
+    main()
