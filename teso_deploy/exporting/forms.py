@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +16,7 @@ from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
 from teso_deploy.bundle import FormEntry, GraphEntry, sha256_of
 from teso_deploy.errors import OutputError
+from teso_deploy.exporting.functions import plugin_nodes
 from teso_deploy.exporting.onnxruntime_form import derived
 from teso_deploy.exporting.precision import check_precision, halved, shares
 from teso_deploy.exporting.quantization import carried_over, least_left_out, observe, quantize, sensitivities
@@ -85,11 +86,17 @@ class Forms:
             return {f"{ONNXRUNTIME}-fp32": {key: self._for_onnxruntime(key, "fp32") for key in self.graphs}}
         if precision == "int8":
             return self._int8()
+        return self.standard(precision)
+
+    def standard(self, precision: Literal["fp32", "fp16", "bf16"]) -> dict[str, dict[str, FormEntry]]:
+        """The form of standard operators, and deformable attention as the node that TensorRT has a plugin for."""
         name = f"{STANDARD}-{precision}"
         entries = {}
         for key in self.graphs:
             self.on_progress(f"{key}: {name}")
-            entries[key] = self._save(halved(self._canonical(key), precision), key, STANDARD, precision)
+            model = plugin_nodes(self._canonical(key))
+            model = model if precision == "fp32" else halved(model, precision)
+            entries[key] = self._save(model, key, STANDARD, precision)
         return {name: entries}
 
     def _canonical(self, key: str) -> ir.Model:
@@ -160,7 +167,7 @@ class Forms:
         for key in self.graphs:
             self.on_progress(f"{key}: int8")
             if key.partition("@")[0] in QUANTIZED_GRAPHS:
-                standard = quantized(key, left_out)
+                standard = plugin_nodes(quantized(key, left_out))
                 forms[f"{STANDARD}-int8"][key] = self._save(standard, key, STANDARD, "int8")
                 fused = derived(quantized(key, left_out))
                 forms[f"{ONNXRUNTIME}-int8"][key] = self._save(fused, key, ONNXRUNTIME, "int8")

@@ -89,13 +89,6 @@ def _exported(
     return model
 
 
-def _function_body(
-    module: nn.Module, arguments: tuple[Tensor, ...], inputs: tuple[str, ...], outputs: tuple[str, ...]
-) -> onnx.ModelProto:
-    batch = {0: torch.export.Dim("B", min=1, max=4096)}
-    return _exported(module, arguments, inputs, outputs, (batch, batch, batch, None))
-
-
 def export_graph(
     module: nn.Module,
     spec: GraphSpec,
@@ -114,7 +107,7 @@ def export_graph(
     if len(spec.inputs) > 1 and spec.inputs[0] == "queries":  # the decoder's *memory is one argument
         shapes = (batch, tuple(batch for _ in arguments[1:]))
     model = _exported(module, arguments, spec.inputs, spec.outputs, shapes)
-    add_functions(model, _function_body)
+    add_functions(model)
     for key, text in sorted(metadata.items()):
         model.metadata_props.add(key=key, value=text)
     if weights is None:

@@ -2,8 +2,9 @@
 
 Strongly typed runtimes (TensorRT from 10.12 on) take the types of the graph as they are, so that what is
 asked for is written into it, and read back from it. In fp32 stay: norms, softmax, logarithms and what leads
-to them from the waveform; whatever places samples (offsets, reference points, interpolation weights); the cue
-gate; the logits of masks with their threshold and their sigmoid. Inputs and outputs of a graph are float32.
+to them from the waveform; whatever places samples (offsets, reference points, interpolation weights), and
+deformable attention itself; the cue gate; the logits of masks with their threshold and their sigmoid. Inputs
+and outputs of a graph are float32.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from teso_deploy.errors import PrecisionError
+from teso_deploy.exporting.functions import DOMAIN, PLUGIN
 from teso_deploy.exporting.rewriting import Rewriter
 from teso_deploy.types import Precision
 
@@ -45,8 +47,8 @@ LEAST_SHARE: Mapping[Precision, float] = {"fp32": 1.0, "fp16": 0.75, "bf16": 0.7
 
 
 def typed(model: ir.Model) -> ir.Model:
-    """A copy without functions, the type of every value known."""
-    proto = ir.to_proto(InlinePass()(model.clone()).model)
+    """A copy without functions but the one that a plugin may stand for, the type of every value known."""
+    proto = ir.to_proto(InlinePass(lambda function: function.name != PLUGIN)(model.clone()).model)
     inferred = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
     for name, value in model.graph.initializers.items():  # whose files are found through the first model
         inferred.graph.initializers[name].const_value = value.const_value
@@ -71,8 +73,11 @@ def _placing(model: ir.Model) -> set[ir.Node]:
     for node in model.graph:
         if node.op_type == "GridSample":
             _upstream(node.inputs[1], placing)
-        elif node.op_type == "Cast" and node.outputs[0].dtype == ir.DataType.INT64:
+        elif node.op_type == "Cast" and node.outputs[0].dtype in (ir.DataType.INT32, ir.DataType.INT64):
             _upstream(node.inputs[0], placing)  # indices of what is gathered
+        elif node.domain == DOMAIN:  # its floats have one type, and 11 bits don't place a sample
+            placing.add(node)
+            _upstream(node.inputs[3], placing)
     for node in model.graph:  # the weights of the neighbours: computed from nothing else
         if node.op_type in _ELEMENTWISE and node.outputs[0].dtype == ir.DataType.FLOAT:
             makers = [v.producer() for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT]
