@@ -1,5 +1,5 @@
 # make demo   the base install into .venv, then the shipped model on the shipped clip
-# make test   completes .venv (export, train, cues, bench, dev), then every test that needs no GPU
+# make test   completes .venv (export, train, cues, bench, tensorrt-rtx, dev), then every test that needs no GPU
 # make check  linters and types        make format   put the code in order
 
 PYTHON ?= python3
@@ -38,5 +38,5 @@ $(BASE): $(INSTALL_FILES)
 # torch first and exactly: a looser range would bring gigabytes of CUDA packages.
 $(FULL): $(BASE)
 	$(PIP) install -q -c constraints.txt torch==2.13.0
-	$(PIP) install -q -c constraints.txt -e '.[dev,export,train,cues,bench]'
+	$(PIP) install -q -c constraints.txt -e '.[dev,export,train,cues,bench,tensorrt-rtx]'
 	touch $@

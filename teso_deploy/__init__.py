@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from teso_deploy.runtime.backends import BackendName
     from teso_deploy.runtime.pipeline import Pipeline, Size
     from teso_deploy.types import Precision
 
@@ -24,14 +26,25 @@ def load(
     bundle: str | Path | None = None,
     *,
     threads: int | None = None,
-    backend: str = "cpu",
+    backend: BackendName = "cpu",
     size: Size = None,
     precision: Precision = "fp32",
     still_threshold: float = 0.0,
+    profile: str | None = None,
+    rebuild_engines: bool = False,
+    on_progress: Callable[[str], None] = lambda note: None,
 ) -> Pipeline:
     """Open a bundle (default: the shipped ``teso-nano``) as a :class:`Pipeline`; see :meth:`Pipeline.load`."""
     from teso_deploy.runtime.pipeline import Pipeline
 
     return Pipeline.load(
-        bundle, threads=threads, backend=backend, size=size, precision=precision, still_threshold=still_threshold
+        bundle,
+        threads=threads,
+        backend=backend,
+        size=size,
+        precision=precision,
+        still_threshold=still_threshold,
+        profile=profile,
+        rebuild_engines=rebuild_engines,
+        on_progress=on_progress,
     )

@@ -74,6 +74,19 @@ class FormEntry(_Table):
     source_sha256: str
 
 
+class EngineEntry(_Table):
+    """An engine that travels with the bundle: its file, beside which its sidecar lies, and what it is for.
+
+    ``architecture``: ``sm89``, or ``portable``.
+    """
+
+    file: str
+    graph: str
+    target: str
+    precision: Precision
+    architecture: str
+
+
 class FileEntry(_Table):
     """What a file must be."""
 
@@ -122,6 +135,7 @@ class BundleManifest(_Table):
 
     ``graphs``: a graph that depends on the picture's size has an entry a bucket: that of the first
     under its plain name, others as ``name@HxW``. ``forms``: name of the form → graph → entry.
+    ``engines``: built from them for GPUs.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -130,6 +144,7 @@ class BundleManifest(_Table):
     recipe: dict[str, Any]
     graphs: dict[str, GraphEntry]
     forms: dict[str, dict[str, FormEntry]] = {}
+    engines: tuple[EngineEntry, ...] = ()
     preprocessing: Preprocessing
     postprocessing: Postprocessing
     classes: tuple[str, ...]
@@ -198,6 +213,7 @@ class Bundle:
         entries += [entry for form in self.manifest.forms.values() for entry in form.values()]
         wanted = {MANIFEST, REFERENCE} | {entry.file for entry in entries}
         wanted |= {entry.weights for entry in entries if entry.weights}
+        wanted |= {entry.file for entry in self.manifest.engines}
         wanted |= {self.manifest.cue.table} if self.manifest.cue.table else set()
         if unlisted := wanted - self.manifest.files.keys() - {MANIFEST}:
             raise BundleError(

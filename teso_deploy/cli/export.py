@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from teso_deploy.backends.tensorrt.library import TARGETS, Target, check_installed
+from teso_deploy.backends.tensorrt.profiles import DEFAULT_PROFILE, load_profile
 from teso_deploy.bundle import MANIFEST, Bundle, BundleManifest, check_target
 from teso_deploy.cli.reports import check_json, write_json
 from teso_deploy.errors import BundleError, InputNotFoundError, MissingExtraError, RecipeError
@@ -21,6 +23,33 @@ from teso_deploy.recipe import Recipe, load_recipe
 from teso_deploy.types import Precision
 
 _PARTS = ("visual", "audio", "text", "model")
+
+
+def _engine_rows(manifest: BundleManifest, folder: Path) -> list[dict[str, Any]]:
+    """What was built, by the sidecars: one row an engine."""
+    from teso_deploy.backends.tensorrt.sidecar import read_sidecar
+
+    rows = []
+    for entry in manifest.engines:
+        sidecar = read_sidecar(folder / entry.file)
+        half = sidecar.shares.get("fp16", 0.0) + sidecar.shares.get("bf16", 0.0)
+        rows.append(
+            {
+                "graph": entry.graph,
+                "target": entry.target,
+                "arch": entry.architecture,
+                "precision": entry.precision,
+                "half_share": round(half, 4),
+                "shares": sidecar.shares,
+                "shares_from": sidecar.shares_from,
+                "msda": sidecar.msda,
+                "parity": sidecar.parity,
+                "bytes": sidecar.bytes,
+                "build_seconds": sidecar.build_seconds,
+                "path": entry.file,
+            }
+        )
+    return rows
 
 
 def report(manifest: BundleManifest, out: Path, random: tuple[str, ...], seconds: float) -> dict[str, Any]:
@@ -56,7 +85,8 @@ def report(manifest: BundleManifest, out: Path, random: tuple[str, ...], seconds
             }
             for name, form in manifest.forms.items()
             for graph, entry in form.items()
-        ],
+        ]
+        + _engine_rows(manifest, out),
         "seconds": round(seconds, 1),
     }
 
@@ -93,6 +123,33 @@ def parsed_precision(text: str) -> Precision:
             return precision
     choices = ", ".join(get_args(Precision))
     raise typer.BadParameter(f"{text!r} is no precision: choose from {choices}", param_hint="--precision")
+
+
+def parsed_targets(texts: Sequence[str]) -> list[Target]:
+    """Libraries to build engines for; ``onnx`` is always there. Raises :class:`typer.BadParameter`."""
+    if unknown := [text for text in texts if text not in (*TARGETS, "onnx")]:
+        raise typer.BadParameter(f"{unknown[0]!r} is no target: onnx, {', '.join(TARGETS)}", param_hint="--target")
+    return [target for target in TARGETS if target in texts]
+
+
+def engine_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """What was built, for people."""
+    table = Table(
+        "engine", "for", "precision", "half", "MB", "seconds", "deformable attention", "checked", title="engines"
+    )
+    for row in rows:
+        checked = row["parity"]["gpu"] if row["parity"] else "not here: no such GPU"
+        table.add_row(
+            row["graph"],
+            f"{row['target']} {row['arch']}",
+            row["precision"],
+            f"{row['half_share']:.0%}",
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['build_seconds']:.1f}",
+            row["msda"] or "–",
+            checked,
+        )
+    return table
 
 
 def with_sizes(recipe: Recipe, sizes: Sequence[tuple[int, int]]) -> Recipe:
@@ -161,6 +218,23 @@ def export(
     calibrate_on: Annotated[
         list[Path] | None, typer.Option(help="Videos that set the ranges of int8; default: the shipped clip.")
     ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[onnx|tensorrt|tensorrt-rtx]",
+            help="Engines to build from the graphs, in the precisions asked for (may be repeated). Default: none. "
+            "TensorRT needs the GPU that is to run them, TensorRT-RTX needs none.",
+        ),
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="sm86,sm89,…", help="Of TensorRT-RTX: an engine a generation, in place of a portable one."
+        ),
+    ] = None,
+    profile: Annotated[str, typer.Option(help="How engines are built: a shipped profile's name, or a TOML file.")] = (
+        DEFAULT_PROFILE
+    ),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how large every graph would be.")] = False,
     licence: Annotated[str, typer.Option(help="Licence of the weights, for the manifest.")] = "Apache-2.0",
     json_out: Annotated[
@@ -182,6 +256,11 @@ def export(
         with VideoReader(video):
             pass
     precisions: list[Precision] = ["fp32", *(parsed_precision(text) for text in precision or ())]
+    targets = parsed_targets(target or ())
+    settings = load_profile(profile)
+    architectures = [name.strip().lower() for name in (arch or "").split(",") if name.strip()]
+    if architectures and "tensorrt-rtx" not in targets:
+        raise typer.BadParameter("generations are for --target tensorrt-rtx", param_hint="--arch")
     check_json(json_out)
     files = [part_and_file(text) for text in checkpoint or ()]
     console = Console(stderr=True)
@@ -193,16 +272,22 @@ def export(
         raise typer.BadParameter("name the bundle's folder, or ask for --dry-run", param_hint="--out")
     check_target(out)
     check_extra()
+    for library in targets:
+        check_installed(library)
     from teso_deploy.exporting.derive import derive_bundle
+    from teso_deploy.exporting.engines import request_engines
     from teso_deploy.exporting.export import ExportReport, export_bundle
     from teso_deploy.models.assembly import grouped
 
+    requests = request_engines(targets, architectures, precisions[1:] or ["fp32"], settings)
     began, videos = time.monotonic(), calibrate_on or ()
     with console.status("reading weights") as status:
         if source is not None:
-            done = ExportReport(*derive_bundle(source, out, precisions, videos, status.update))
+            done = ExportReport(*derive_bundle(source, out, precisions, videos, requests, status.update))
         else:
-            done = export_bundle(chosen, out, files, random_weights, licence, status.update, precisions, videos)
+            done = export_bundle(
+                chosen, out, files, random_weights, licence, status.update, precisions, videos, requests
+            )
     manifest = done.bundle.manifest
     table = Table(title=f"{manifest.name} → {out}")
     for column in ("graph", "parameters", "multiply-adds", "nodes", "largest error"):
@@ -212,6 +297,8 @@ def export(
         error = "–" if parity is None else f"{parity.max_abs_error:.1e}"
         table.add_row(name, f"{graph.parameters:,}", f"{graph.multiply_adds / 1e6:,.0f} M", f"{graph.nodes:,}", error)
     console.print(table)
+    if manifest.engines:
+        console.print(engine_table(_engine_rows(manifest, out)))
     if done.random and files:
         console.print(f"random, since no checkpoint gives them: {grouped(done.random)}")
     total = sum(entry.bytes for entry in manifest.files.values())

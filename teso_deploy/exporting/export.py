@@ -15,15 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from teso_deploy import __version__
-from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
-from teso_deploy.backends.onnxruntime import onnxruntime_factory
 from teso_deploy.bundle import (
     CUE_TABLE,
     REFERENCE,
     Bundle,
     BundleManifest,
     CueEntry,
-    FormEntry,
     GraphEntry,
     Postprocessing,
     Preprocessing,
@@ -31,10 +28,11 @@ from teso_deploy.bundle import (
     check_target,
     sized_name,
     staging,
-    write_manifest,
 )
 from teso_deploy.cues.table import CueTable
-from teso_deploy.errors import CheckFailedError, CheckpointError
+from teso_deploy.errors import CheckpointError
+from teso_deploy.exporting.engines import EngineRequest
+from teso_deploy.exporting.finishing import Wanted, finish
 from teso_deploy.exporting.forms import Forms, check_space
 from teso_deploy.exporting.frames import video_frames
 from teso_deploy.exporting.graphs import OPSET, export_graph
@@ -46,7 +44,7 @@ from teso_deploy.models.graphs import graph_modules, graph_specs
 from teso_deploy.models.teso import Teso
 from teso_deploy.recipe import Recipe
 from teso_deploy.resources import shipped_path
-from teso_deploy.runtime.verify import CANONICAL, VerifyReport, verify_bundle
+from teso_deploy.runtime.verify import VerifyReport
 from teso_deploy.types import Precision
 
 RANDOM_EMBEDDINGS = "random, seed 0"
@@ -132,12 +130,14 @@ def export_bundle(
     on_progress: Progress = lambda stage: None,
     precisions: Sequence[Precision] = ("fp32",),
     calibrate_on: Sequence[Path] = (),
+    engines: Sequence[EngineRequest] = (),
 ) -> ExportReport:
     """Write a bundle to ``out``, whole or not at all.
 
     ``checkpoints``: a file, or (part or None, file) of several; what they don't give needs
     ``random_weights_seed``. ``precisions``: of the forms that are derived from the canonical graphs.
     ``calibrate_on``: videos whose frames and sounds set the ranges of int8, default the shipped clip.
+    ``engines``: what to build from the graphs, in the same precisions.
     All graphs are checked against PyTorch with ONNX Runtime before the bundle takes its place. Raises
     :class:`CheckpointError`, :class:`OutputError`, :class:`PrecisionError`, :class:`CheckFailedError` (parity).
     """
@@ -177,9 +177,8 @@ def export_bundle(
             is_trained,
             on_progress,
         )
-        forms: dict[str, dict[str, FormEntry]] = {}
-        for precision in dict.fromkeys(precisions):
-            forms |= writer.write(precision)
+        wanted = Wanted(precisions, engines)
+        forms = wanted.write_forms(writer)
         manifest = BundleManifest(
             name=recipe.name,
             trained=is_trained,
@@ -211,15 +210,5 @@ def export_bundle(
             },
             licence=licence,
         )
-        on_progress("parity with PyTorch")
-        manifest = write_manifest(folder, manifest)
-        staged = Bundle.open(folder)
-        # Whether it obeys the sound is `verify`'s question; here: is it the model?
-        ours = [form for form in forms if form.startswith(f"{ONNXRUNTIME}-")] or [CANONICAL]
-        parity = verify_bundle(staged, lambda form: onnxruntime_factory(None, form), ours, is_thorough=False)
-        if not parity.passed:
-            raise CheckFailedError(
-                f"the graphs differ from PyTorch, nothing was written ({parity.failures[0]}); please report this"
-            )
-        manifest = write_manifest(folder, manifest, {"parity": parity.graphs_as_dict(), **writer.notes})
+        manifest, parity = finish(folder, manifest, writer, wanted, on_progress)
     return ExportReport(Bundle(out, manifest), parity, built.random)

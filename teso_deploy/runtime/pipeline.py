@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teso_deploy.backends.engine import Engine, EngineFactory
-from teso_deploy.backends.onnxruntime import form_of, onnxruntime_factory
 from teso_deploy.bundle import Bundle, TaggerEntry
 from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import BundleError, CueError
-from teso_deploy.runtime.postprocess import labels_of
-from teso_deploy.runtime.preprocess import fitted_size, nearest_size, normalised, resized
+from teso_deploy.runtime.backends import BackendName, load_backend
+from teso_deploy.runtime.operators import HostOperators, Operators, OperatorsFactory
+from teso_deploy.runtime.preprocess import fitted_size, nearest_size, resized
 from teso_deploy.runtime.schedule import Mode, Source
 from teso_deploy.runtime.slots import Feeds, Kept, KeptGraph, Of, likeness
 from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Cues, Frame, Precision, Segmentation
@@ -47,7 +47,13 @@ class Pipeline:
     """
 
     def __init__(
-        self, bundle: Bundle, factory: EngineFactory, *, size: Size = None, still_threshold: float = 0.0
+        self,
+        bundle: Bundle,
+        factory: EngineFactory,
+        *,
+        size: Size = None,
+        still_threshold: float = 0.0,
+        operators: OperatorsFactory = HostOperators,
     ) -> None:
         if absent := [name for name in GRAPHS if name not in bundle.manifest.graphs]:
             raise BundleError(f"{bundle.folder} has no graph {absent[0]}: export the bundle again")
@@ -59,7 +65,7 @@ class Pipeline:
         self.runs: Counter[str] = Counter()
         self.encoder_skips: Counter[str] = Counter()
         self.engines: dict[str, Engine] = {}
-        self._factory = factory
+        self._factory, self._operators = factory, operators
         first = bundle.sizes[0] if self.size == AUTO else self.size
         self._first = {name: self.engine(bundle.graph_at(name, first)) for name in GRAPHS}
         self._kept = Kept()
@@ -70,27 +76,39 @@ class Pipeline:
         bundle: str | Path | None = None,
         *,
         threads: int | None = None,
-        backend: str = "cpu",
+        backend: BackendName = "cpu",
         size: Size = None,
         precision: Precision = "fp32",
         still_threshold: float = 0.0,
+        profile: str | None = None,
+        rebuild_engines: bool = False,
+        on_progress: Callable[[str], None] = lambda note: None,
     ) -> Pipeline:
         """Open a bundle's folder (default: the shipped one); ``threads`` default to all cores.
 
-        ``size``: the bucket (height, width) that frames are fitted to; default the first, which the
-        model was trained at; "auto": for each frame the one of the nearest shape. ``precision``: of
-        the bundle's forms for the backend. ``still_threshold``: by how many grey levels (0 … 255,
-        the mean of any square of 32 x 32 pixels at that size) a frame may differ from the one that
-        was encoded last and go by its features; 0: not at all.
+        ``backend``: ``cpu`` (ONNX Runtime), ``cuda`` (ONNX Runtime on a GPU), ``tensorrt``, ``tensorrt-rtx``, or
+        ``auto``: the first of them that can run this bundle without building an engine. ``size``: the bucket
+        (height, width) that frames are fitted to; default the first, which the model was trained at; "auto": for
+        each frame the one of the nearest shape. ``precision``: of the bundle's forms for the backend.
+        ``still_threshold``: by how many grey levels (0 … 255, the mean of any square of 32 x 32 pixels at that
+        size) a frame may differ from the one that was encoded last and go by its features; 0: not at all.
+        ``profile``, ``rebuild_engines``, ``on_progress``: of engines that have to be built, see
+        :func:`load_backend`.
 
-        Raises what :meth:`Bundle.open` raises, :class:`BundleError` for a size or a precision that the
-        bundle has not, and :class:`ValueError` for a backend other than ``cpu`` or a threshold out of range.
+        Raises what :meth:`Bundle.open` and :func:`load_backend` raise, :class:`BundleError` for a size that the
+        bundle has not, and :class:`ValueError` for a threshold out of range.
         """
-        if backend != "cpu":
-            raise ValueError(f"unknown backend {backend!r}: the only one is 'cpu' (ONNX Runtime)")
         opened = Bundle.open(bundle)
-        factory = onnxruntime_factory(threads, form_of(opened, precision))
-        return cls(opened, factory, size=size, still_threshold=still_threshold)
+        chosen = load_backend(
+            backend,
+            opened,
+            precision,
+            threads=threads,
+            profile=profile,
+            rebuild_engines=rebuild_engines,
+            on_progress=on_progress,
+        )
+        return cls(opened, chosen.engines, size=size, still_threshold=still_threshold, operators=chosen.operators)
 
     def engine(self, graph: str) -> Engine:
         """The engine of a graph, by its name in the manifest; loaded when it is first asked for."""
@@ -207,10 +225,11 @@ class Pipeline:
         decoder = self._graph(kept, "decoder", bucket)
         if not decoder.is_of(of := (encoder.version, fused.version)):
             self._run(kept, "decoder", decoder, of, {**encoder.outputs, "queries": fused.outputs["queries"]})
-        scores = decoder.outputs["masks"].numpy()[0]
+        masks = decoder.outputs["masks"]
+        scores = masks.numpy()[0]
         stamps["masked"] = time.monotonic()
         shares = fitted[0] / bucket[0], fitted[1] / bucket[1]
-        labels = labels_of(scores, frame.image.shape[:2], manifest.postprocessing.threshold, shares)
+        labels = self._operators_of(kept).labels(masks, (frame.image.shape[0], frame.image.shape[1]), shares)
         stamps["labelled"] = time.monotonic()
         return Segmentation(
             labels,
@@ -238,17 +257,23 @@ class Pipeline:
     def _encoded(
         self, kept: Kept, image: NDArray[np.uint8], fitted: tuple[int, int], bucket: tuple[int, int]
     ) -> KeptGraph:
-        encoder, how = self._graph(kept, "visual_encoder", bucket), self.bundle.manifest.preprocessing
-        picture = resized(image, fitted)
+        encoder, operators = self._graph(kept, "visual_encoder", bucket), self._operators_of(kept)
+        # By the frame itself where nobody needs it resized on the host.
+        picture = image if operators.compares_frames and not self.still_threshold else resized(image, fitted)
         if alike := likeness(picture, encoder.of[0] if encoder.of else None, self.still_threshold):
             kept.encoder_skips[alike] += 1
             self.encoder_skips[alike] += 1
         else:
+            feeds: Feeds = {"image": operators.image(image if operators.compares_frames else picture, fitted, bucket)}
             if np.may_share_memory(picture, image):  # it needed no resize, and the caller may reuse its buffer
                 picture = picture.copy()
-            feeds = {"image": normalised(picture, how.mean, how.std, bucket)}
             self._run(kept, "visual_encoder", encoder, (picture,), feeds)
         return encoder
+
+    def _operators_of(self, kept: Kept) -> Operators:
+        if kept.operators is None:
+            kept.operators = self._operators(self.bundle.manifest)
+        return kept.operators
 
     def _heard(self, kept: Kept, samples: NDArray[np.float32]) -> KeptGraph:
         encoder = self._graph(kept, "audio_encoder", self.bundle.sizes[0])

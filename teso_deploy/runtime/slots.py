@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teso_deploy.backends.engine import Engine, Tensor
+from teso_deploy.runtime.operators import Operators
 
 #: Side in pixels of the squares in which two pictures are compared.
 BLOCK_PIXELS = 32
@@ -47,13 +48,15 @@ class KeptGraph:
 class Kept:
     """What one stream keeps: its graphs by their names in the manifest, and how often each ran.
 
-    ``encoder_skips``: how often the encoder did not have to, by :data:`Likeness`.
+    ``encoder_skips``: how often the encoder did not have to, by :data:`Likeness`. ``operators``: made when a
+    frame first needs them.
     """
 
     def __init__(self) -> None:
         self.graphs: dict[str, KeptGraph] = {}
         self.runs: Counter[str] = Counter()
         self.encoder_skips: Counter[str] = Counter()
+        self.operators: Operators | None = None
 
 
 def largest_block_change(picture: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:

@@ -193,7 +193,7 @@ def test_wrong_inputs_are_named(pipeline: Pipeline, tiny_recipe: Recipe) -> None
     with pytest.raises(BundleError, match="no graph fusion"):
         Pipeline(bundle_of(tiny_recipe, ("visual_encoder", "audio_encoder", "decoder")), lambda b, n: FakeEngine(n))
     with pytest.raises(ValueError, match="unknown backend"):
-        Pipeline.load(backend="tpu")
+        Pipeline.load(backend="tpu")  # type: ignore[arg-type]
 
 
 def test_a_real_bundle_runs_what_changed_only(tiny_bundle: Path) -> None:

@@ -1,0 +1,166 @@
+"""ONNX Runtime on a GPU: inputs have a place on the device, outputs stay there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from teso_deploy.backends.engine import EngineFactory, Tensor
+from teso_deploy.bundle import Bundle
+from teso_deploy.errors import BundleError, DeviceError, DeviceMemoryError, MissingExtraError
+from teso_deploy.types import Precision
+
+PROVIDER = "CUDAExecutionProvider"
+
+
+def check_available() -> None:
+    """Raises :class:`MissingExtraError` where this ONNX Runtime was built without CUDA."""
+    if PROVIDER not in onnxruntime.get_available_providers():
+        raise MissingExtraError(
+            "this ONNX Runtime has no CUDA: pip uninstall -y onnxruntime onnxruntime-gpu, then "
+            "pip install 'teso-deploy[onnxruntime-gpu]'"
+        )
+
+
+class OnnxRuntimeCudaSlot:
+    """See :class:`Slot`: every tensor is an ``OrtValue`` on the device, made at the first run.
+
+    ``device``: ``cuda``; ``cpu`` is the same in the host's memory.
+    """
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
+        device: str,
+        index: int,
+    ) -> None:
+        self._session, self._inputs, self._outputs = session, inputs, outputs
+        self._device, self._index = device, index
+        self._binding = session.io_binding()
+        self._held: dict[str, onnxruntime.OrtValue] = {}
+        self._values: dict[str, Tensor] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def _bind(self, name: str, value: Any) -> tuple[int, ...]:
+        if isinstance(value, onnxruntime.OrtValue):
+            self._binding.bind_ortvalue_input(name, value)
+            return tuple(value.shape())
+        pointer = getattr(value, "pointer", None)
+        if pointer is not None:  # of our operators, on another stream than the session's
+            if value.ready is not None:
+                value.ready.synchronize()
+            self._binding.bind_input(name, self._device, self._index, value.dtype, value.shape, pointer)
+            return tuple(value.shape)
+        array = np.ascontiguousarray(value)
+        held = self._held.get(name)
+        if held is not None and tuple(held.shape()) == array.shape:
+            held.update_inplace(array)
+        else:
+            self._held[name] = held = onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, self._index)
+            self._binding.bind_ortvalue_input(name, held)
+        return array.shape
+
+    def run(self, feeds: Mapping[str, NDArray[Any] | Tensor]) -> Mapping[str, Tensor]:
+        """See :meth:`Slot.run`. Raises :class:`DeviceMemoryError`."""
+        try:
+            shapes = {name: self._bind(name, feeds[name]) for name in self._inputs}
+            if shapes != self._shapes:
+                for name in self._outputs:
+                    self._binding.bind_output(name, self._device, self._index)
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # its own exceptions share no base class
+            raise _device_error(error) from error
+        if shapes != self._shapes:
+            self._values = dict(zip(self._outputs, self._binding.get_outputs(), strict=True))
+            for name, value in self._values.items():
+                self._binding.bind_ortvalue_output(name, value)
+            self._shapes = shapes
+        return self._values
+
+
+def _device_error(error: Exception) -> DeviceError:
+    told = " ".join(str(error).split())
+    if "memory" in told.lower() and ("allocat" in told.lower() or "out of" in told.lower()):
+        return DeviceMemoryError(
+            f"the GPU's memory does not suffice ({told[:200]}): end what else uses the GPU, take --precision fp16, a "
+            "smaller --size or smaller batches"
+        )
+    return DeviceError(f"ONNX Runtime failed on the GPU ({told[:300]}): run `teso-deploy doctor`")
+
+
+class OnnxRuntimeCudaEngine:
+    """The graph of a file in a session on a GPU; see :class:`Engine`.
+
+    Products of fp32 are not rounded to TF32. ``device`` "cpu" is for tests of everything but the GPU.
+    Raises :class:`BundleError` for a file that is no graph, :class:`DeviceError` where the GPU is refused.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        precision: str = "fp32",
+        form: str | None = None,
+        device: str = "cuda",
+        index: int = 0,
+    ) -> None:
+        self.precision, self.form = precision, form
+        self.backend = device
+        self._device, self._index = device, index
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if device == "cuda":
+            with contextlib.suppress(AttributeError):  # finds the CUDA and cuDNN of pip's packages
+                onnxruntime.preload_dlls()
+            providers.insert(0, (PROVIDER, {"device_id": index, "use_tf32": 0}))
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # its own exceptions share no base class
+            raise BundleError(f"ONNX Runtime can't load {path} ({error}); export the bundle again") from error
+        if device == "cuda" and PROVIDER not in self._session.get_providers():
+            raise DeviceError(
+                "ONNX Runtime could not use the GPU and would go on on the CPU: run `teso-deploy doctor`, or take "
+                "--backend cpu"
+            )
+        self.name = path.stem
+        self.inputs = tuple(value.name for value in self._session.get_inputs())
+        self.outputs = tuple(value.name for value in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """See :meth:`Engine.run`."""
+        try:
+            values = self._session.run(self.outputs, {name: feeds[name] for name in self.inputs})
+        except Exception as error:
+            raise _device_error(error) from error
+        return dict(zip(self.outputs, values, strict=True))
+
+    def slot(self) -> OnnxRuntimeCudaSlot:
+        """See :meth:`Engine.slot`."""
+        return OnnxRuntimeCudaSlot(self._session, self.inputs, self.outputs, self._device, self._index)
+
+
+def onnxruntime_cuda_factory(bundle: Bundle, precision: Precision = "fp32", index: int = 0) -> EngineFactory:
+    """Engines of a bundle's graphs on a GPU: of the standard form of a precision, in fp32 the canonical graphs.
+
+    Raises :class:`BundleError` where the bundle has none, :class:`MissingExtraError`.
+    """
+    check_available()
+    form = None if precision == "fp32" else f"onnx-{precision}"
+    if form is not None and form not in bundle.manifest.forms:
+        raise BundleError(
+            f"bundle {bundle.manifest.name} has no {precision} graphs: "
+            f"teso-deploy export {bundle.folder} --out FOLDER --precision {precision}"
+        )
+
+    def make(bundle: Bundle, graph: str) -> OnnxRuntimeCudaEngine:
+        return OnnxRuntimeCudaEngine(bundle.graph_path(graph, form), precision, form, "cuda", index)
+
+    return make

@@ -1,0 +1,37 @@
+"""What TensorRT-RTX compiles for this GPU when an engine first runs, kept for the next start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from teso_deploy.backends.tensorrt.cache import read_vouched, write_vouched
+
+
+class JitCache:
+    """The runtime cache of one engine. It holds code: a file whose hash does not match is left alone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._runtime_cache: Any = None
+        self._bytes = 0
+
+    def configured(self, engine: Any) -> Any:
+        """A runtime configuration of the engine that uses, and fills, this cache."""
+        runtime_config = engine.create_runtime_config()
+        if self._runtime_cache is None:
+            self._runtime_cache = runtime_config.create_runtime_cache()
+            content = read_vouched(self.path)
+            if content is not None and self._runtime_cache.deserialize(content):
+                self._bytes = len(content)
+        runtime_config.set_runtime_cache(self._runtime_cache)
+        return runtime_config
+
+    def save(self) -> None:
+        """Write it, if there is more in it than was read. A folder that can't be written is no error."""
+        if self._runtime_cache is None:
+            return
+        content = bytes(self._runtime_cache.serialize())
+        if len(content) > self._bytes:
+            write_vouched(self.path, content)
+            self._bytes = len(content)

@@ -1,0 +1,83 @@
+"""How engines are built, as data: batches, effort, memory, and where they may run."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from teso_deploy.errors import EngineError, InputNotFoundError
+from teso_deploy.resources import shipped_path
+
+FOLDER = "engines/profiles"
+DEFAULT_PROFILE = "live"
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Batch(_Table):
+    """Batch sizes of a graph: an engine takes ``min`` to ``max`` and is fastest at ``opt``."""
+
+    min: int = Field(default=1, ge=1)
+    opt: int = Field(default=1, ge=1)
+    max: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Batch:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"min <= opt <= max does not hold: {self.min}, {self.opt}, {self.max}")
+        return self
+
+
+class BuildProfile(_Table):
+    """A file of ``engines/profiles``.
+
+    ``batch``: of every graph; ``batches``: of single ones, by name. ``workspace_mib``: what a kernel may use
+    beside its tensors. ``optimization_level`` 0 … 5: how long the builder looks for faster kernels.
+    ``hardware_compatibility``: of TensorRT, which else builds for one GPU. ``timing_cache``: keep TensorRT's
+    timings for the next build. ``tf32``: of fp32 graphs, products rounded to 10 bits: faster, and no longer within
+    the limits that fp32 is held to. ``cuda_graphs``: record each graph's kernels and launch them as one.
+    """
+
+    name: str
+    summary: str
+    batch: Batch = Batch()
+    batches: dict[Literal["visual_encoder", "audio_encoder", "fusion", "decoder"], Batch] = {}
+    workspace_mib: int = Field(default=2048, ge=16)
+    optimization_level: int = Field(default=3, ge=0, le=5)
+    hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = "none"
+    tf32: bool = False
+    timing_cache: bool = True
+    cuda_graphs: bool = True
+
+    def batch_of(self, graph: str) -> Batch:
+        """Batch sizes of a graph, by its name in the manifest (``decoder@288x512``)."""
+        name = graph.partition("@")[0]
+        return next((batch for key, batch in self.batches.items() if key == name), self.batch)
+
+
+def profile_names() -> list[str]:
+    """Names of the shipped profiles."""
+    return sorted(path.stem for path in shipped_path(FOLDER).glob("*.toml"))
+
+
+def load_profile(name: str = DEFAULT_PROFILE) -> BuildProfile:
+    """A shipped profile by its name, or a TOML file.
+
+    Raises :class:`InputNotFoundError` for neither, :class:`EngineError` for one that says something unknown.
+    """
+    path = Path(name) if name.endswith(".toml") else shipped_path(f"{FOLDER}/{name}.toml")
+    if not path.is_file():
+        raise InputNotFoundError(f"no build profile {name}: give a TOML file, or one of {', '.join(profile_names())}")
+    try:
+        return BuildProfile.model_validate({"name": path.stem, **tomllib.loads(path.read_text(encoding="utf-8"))})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise EngineError(f"{path} is no TOML ({error})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise EngineError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from error

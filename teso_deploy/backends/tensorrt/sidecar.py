@@ -1,0 +1,167 @@
+"""What vouches for an engine: a JSON file beside it, without which it is not loaded.
+
+A plan is executable code for one version of a library on one kind of GPU. The sidecar says which, and holds
+the hash of the plan's bytes; both are compared before a byte of the plan reaches the library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from teso_deploy.backends.tensorrt.builder import Msda
+from teso_deploy.backends.tensorrt.library import PORTABLE, Library, Target
+from teso_deploy.backends.tensorrt.profiles import BuildProfile
+from teso_deploy.errors import EngineError, InputNotFoundError, OutputError
+from teso_deploy.types import Precision
+
+SCHEMA_VERSION = 1
+SUFFIX = ".json"
+REBUILD = "build it again (--rebuild-engines, or `teso-deploy export`)"
+
+
+class Sidecar(BaseModel):
+    """Beside ``NAME.engine``, as ``NAME.engine.json``.
+
+    ``graph_sha256``: of the ONNX file and its weights. ``platform``: ``linux-x86_64``. ``architecture``:
+    ``sm89``, or ``portable``. ``gpu``: the one that it was built on; TensorRT-RTX needs none. ``shares``: of
+    floating-point tensors, by type; ``shares_from`` the engine itself, through the library's inspector, or,
+    where no GPU could open it, from the strongly typed network that it was built from. ``parity``: how it held
+    against ONNX Runtime, and on which GPU; None where it could not run.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    sha256: str
+    bytes: int
+    graph: str
+    graph_sha256: str
+    target: Target
+    library_version: str
+    platform: str
+    architecture: str
+    gpu: str | None = None
+    settings: BuildProfile
+    precision: Precision
+    shares: dict[str, float]
+    shares_from: Literal["engine", "network"]
+    msda: Msda | None
+    build_seconds: float
+    parity: dict[str, Any] | None = None
+    built_by: str
+
+
+def this_platform() -> str:
+    """``linux-x86_64``."""
+    return f"{platform.system()}-{platform.machine()}".lower()
+
+
+def sidecar_path(path: Path) -> Path:
+    """Where the sidecar of an engine's file lies."""
+    return path.with_name(path.name + SUFFIX)
+
+
+def written(path: Path, content: bytes) -> None:
+    """Write beside the place and put it there: a reader sees the old file or the new one."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_engine(path: Path, content: bytes, sidecar: Sidecar) -> None:
+    """An engine and what vouches for it; the sidecar comes last, so that an engine alone is half a write.
+
+    Raises :class:`OutputError`.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written(path, content)
+        text = json.dumps(sidecar.model_dump(mode="json"), indent=1, ensure_ascii=False)
+        written(sidecar_path(path), (text + "\n").encode())
+    except OSError as error:
+        raise OutputError(f"{path} can't be written ({error.strerror}): make room, or give another folder") from error
+
+
+def read_sidecar(path: Path) -> Sidecar:
+    """What vouches for the engine at ``path``.
+
+    Raises :class:`InputNotFoundError` (no engine) and :class:`EngineError` (no sidecar, or one that is none).
+    """
+    if not path.is_file():
+        raise InputNotFoundError(f"no engine {path}: {REBUILD}")
+    beside = sidecar_path(path)
+    try:
+        content = json.loads(beside.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EngineError(f"{path} has no sidecar {beside.name}, so nothing vouches for it: {REBUILD}") from None
+    except (ValueError, OSError) as error:
+        raise EngineError(f"{beside} is damaged, so nothing vouches for the engine: {REBUILD}") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise EngineError(f"{beside} has schema version {version}, this package reads {SCHEMA_VERSION}: {REBUILD}")
+    try:
+        return Sidecar.model_validate(content)
+    except ValidationError as error:
+        raise EngineError(f"{beside} is damaged, so nothing vouches for the engine: {REBUILD}") from error
+
+
+def read_engine(path: Path) -> tuple[bytes, Sidecar]:
+    """An engine's bytes, which are those that were built. Raises what :func:`read_sidecar` does."""
+    sidecar = read_sidecar(path)
+    content = path.read_bytes()  # hashed as read: the file may change under our hands
+    if hashlib.sha256(content).hexdigest() != sidecar.sha256:
+        raise EngineError(f"{path} is not the engine that was built (another hash), and is not loaded: {REBUILD}")
+    return content, sidecar
+
+
+def architecture_of(capability: tuple[int, int]) -> str:
+    """(8, 9) → ``sm89``."""
+    return f"sm{capability[0]}{capability[1]}"
+
+
+def check_fits(
+    sidecar: Sidecar, library: Library, capability: tuple[int, int] | None, gpu: str | None, graph_sha256: str | None
+) -> None:
+    """Refuse an engine of something else (:class:`EngineError`): one sentence says what differs.
+
+    ``capability`` and ``gpu``: of the GPU that is to run it; None: not asked. ``graph_sha256``: of the graph
+    that it is to stand for; None: not asked.
+    """
+    what = f"the engine of {sidecar.graph}"
+    if sidecar.target != library.target:
+        raise EngineError(f"{what} is of {sidecar.target}, asked for is {library.target}: {REBUILD}")
+    if sidecar.library_version != library.version:
+        raise EngineError(
+            f"{what} was built by {sidecar.target} {sidecar.library_version}, here is {library.version}: {REBUILD}, "
+            f"or install that version"
+        )
+    if sidecar.platform != this_platform() and sidecar.target == "tensorrt":
+        raise EngineError(f"{what} was built on {sidecar.platform}, this is {this_platform()}: {REBUILD}")
+    if graph_sha256 is not None and sidecar.graph_sha256 != graph_sha256:
+        raise EngineError(f"{what} was built from another graph than the bundle's: {REBUILD}")
+    if capability is None or sidecar.architecture == PORTABLE:
+        return
+    here, compatibility = architecture_of(capability), sidecar.settings.hardware_compatibility
+    if compatibility == "ampere-plus" and sidecar.target == "tensorrt":
+        if capability < (8, 0):
+            raise EngineError(f"{what} is for GPUs from sm80 on, {gpu or 'this one'} is {here}: {REBUILD}")
+    elif sidecar.architecture != here:
+        raise EngineError(f"{what} is for {sidecar.architecture}, {gpu or 'this GPU'} is {here}: {REBUILD}")
+    elif sidecar.target == "tensorrt" and compatibility == "none" and sidecar.gpu != gpu:
+        raise EngineError(f"{what} was built on {sidecar.gpu}, this is {gpu}: {REBUILD}")

@@ -1,0 +1,187 @@
+"""A GPU that does everything as late as it may: what is queued runs when somebody waits for it, and not before.
+
+Who forgets to wait for an event reads yesterday's values here, always, where a real GPU would show it now and
+then. Memory and kernels are those of a :class:`HostDevice`; without one there are no kernels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from teso_deploy.backends.cuda.device import KernelArgument
+from teso_deploy.errors import DeviceError, DeviceMemoryError
+
+
+class PlainMemory:
+    """Device memory that is the host's."""
+
+    def __init__(self, device: FakeDevice, nbytes: int) -> None:
+        self._bytes = np.full(nbytes, 0xA5, np.uint8)
+        self._device, self.nbytes = device, nbytes
+        self.pointer: int = self._bytes.ctypes.data
+        device.used_bytes += nbytes
+
+    def close(self) -> None:
+        self._device.used_bytes -= self.nbytes
+        self.nbytes = 0
+
+    def __del__(self) -> None:
+        self.close()
+
+
+@dataclass(eq=False)
+class FakeEvent:
+    stream: FakeStream
+    position: int
+
+    def synchronize(self) -> None:
+        self.stream.run_until(self.position)
+
+    def milliseconds_since(self, earlier: FakeEvent) -> float:
+        return 1.0
+
+
+@dataclass(eq=False)
+class FakeGraph:
+    work: list[Callable[[], None]] = field(default_factory=list)
+    is_open: bool = True
+
+    def launch(self, stream: FakeStream) -> None:
+        if self.is_open:
+            raise DeviceError("the graph is still being recorded")
+        for one in self.work:
+            stream.queue(one)
+        stream.device.graph_launches += 1
+
+
+@dataclass(eq=False)
+class FakeStream:
+    device: FakeDevice
+    handle: int
+    queued: list[Callable[[], None]] = field(default_factory=list)
+    done: int = 0
+    recording: FakeGraph | None = None
+
+    def queue(self, work: Callable[[], None]) -> None:
+        (self.recording.work if self.recording is not None else self.queued).append(work)
+
+    def run_until(self, position: int) -> None:
+        if self.recording is not None:
+            raise DeviceError("nobody may wait for a stream that is being recorded")
+        while self.done < position:
+            self.done += 1
+            self.queued[self.done - 1]()
+
+    def synchronize(self) -> None:
+        self.run_until(len(self.queued))
+
+    def record(self, is_timed: bool = False) -> FakeEvent:
+        assert self.recording is None
+        return FakeEvent(self, len(self.queued))
+
+    def wait_for(self, event: FakeEvent) -> None:
+        assert self.recording is None
+        self.queue(event.synchronize)
+
+    @contextmanager
+    def capture(self) -> Iterator[FakeGraph]:
+        if self.done < len(self.queued):
+            raise DeviceError("there is work in the stream")
+        self.recording = graph = FakeGraph()
+        try:
+            yield graph
+        finally:
+            self.recording = None
+            graph.is_open = False
+
+
+class FakeDevice:
+    """See ``backends/cuda/device.py``. ``host``: a HostDevice, for the kernels."""
+
+    library = "cuda-core"
+    index = 0
+    driver_version = (13, 0)
+
+    def __init__(
+        self,
+        host: Any = None,
+        name: str = "Fake 4090",
+        compute_capability: tuple[int, int] = (8, 9),
+        total_bytes: int = 8 << 30,
+    ) -> None:
+        self.host, self.name, self.compute_capability = host, name, compute_capability
+        self.total_bytes, self.used_bytes = total_bytes, 0
+        self.streams: dict[int, FakeStream] = {}
+        self.graph_launches = 0
+
+    def activate(self) -> None:
+        pass
+
+    def memory_info(self) -> tuple[int, int]:
+        return self.total_bytes - self.used_bytes, self.total_bytes
+
+    def allocate(self, nbytes: int) -> Any:
+        if self.used_bytes + nbytes > self.total_bytes:
+            raise DeviceMemoryError("too much")
+        return self.host.allocate(nbytes) if self.host is not None else PlainMemory(self, nbytes)
+
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        return np.zeros(shape, dtype)
+
+    def stream(self) -> FakeStream:
+        stream = FakeStream(self, len(self.streams) + 1)
+        self.streams[stream.handle] = stream
+        return stream
+
+    def read(self, pointer: int, array: NDArray[Any]) -> None:
+        """At once."""
+        if self.host is not None:
+            self.host.copy_out(array, pointer, None)
+        else:
+            ctypes.memmove(array.ctypes.data, pointer, array.nbytes)
+
+    def write(self, pointer: int, array: NDArray[Any]) -> None:
+        """At once."""
+        if self.host is not None:
+            self.host.copy_in(pointer, array, None)
+        else:
+            ctypes.memmove(pointer, array.ctypes.data, array.nbytes)
+
+    def copy_in(self, memory: int, array: NDArray[Any], stream: FakeStream) -> None:
+        assert array.flags.c_contiguous
+        stream.queue(lambda: self.write(memory, array))
+
+    def copy_out(self, array: NDArray[Any], memory: int, stream: FakeStream) -> None:
+        assert array.flags.c_contiguous
+        stream.queue(lambda: self.read(memory, array))
+
+    def copy_on(self, target: int, source: int, nbytes: int, stream: FakeStream) -> None:
+        def copy() -> None:
+            between = np.empty(nbytes, np.uint8)
+            self.read(source, between)
+            self.write(target, between)
+
+        stream.queue(copy)
+
+    def order_streams(self, earlier_handle: int, later_handle: int) -> None:
+        self.streams[later_handle].wait_for(self.streams[earlier_handle].record())
+
+    def module(self, code: bytes) -> FakeDevice:
+        return self
+
+    def launch(
+        self,
+        kernel: str,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        arguments: Sequence[KernelArgument],
+        stream: FakeStream,
+    ) -> None:
+        stream.queue(lambda: self.host.launch(kernel, grid, block, arguments, None))

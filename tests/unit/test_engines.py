@@ -1,0 +1,387 @@
+"""Engines on disk: built once, vouched for, refused where they do not fit; with a library that is a fake."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from teso_deploy.backends.cuda.device import Device
+from teso_deploy.backends.tensorrt.builder import build_engine, shares_of
+from teso_deploy.backends.tensorrt.cache import EngineCache, content_key, read_vouched, write_vouched
+from teso_deploy.backends.tensorrt.engine import TensorRTEngine, inspected_shares
+from teso_deploy.backends.tensorrt.library import Library, Target, adopt, check_installed
+from teso_deploy.backends.tensorrt.making import (
+    cached_path,
+    check_architectures,
+    engine_factory,
+    make_engine,
+    source_of,
+)
+from teso_deploy.backends.tensorrt.profiles import Batch, BuildProfile, load_profile, profile_names
+from teso_deploy.backends.tensorrt.sidecar import check_fits, read_engine, read_sidecar, sidecar_path
+from teso_deploy.bundle import Bundle
+from teso_deploy.errors import (
+    BundleError,
+    CheckFailedError,
+    DeviceMemoryError,
+    EngineError,
+    InputNotFoundError,
+    MissingExtraError,
+)
+from teso_deploy.runtime.engine_check import check_against_onnxruntime
+from tests.fake_gpu import FakeDevice
+from tests.fake_tensorrt import Fake, fake_tensorrt
+
+PROFILE = load_profile()
+
+
+@pytest.fixture
+def bundle(full_bundle: Path) -> Bundle:
+    return Bundle.open(full_bundle)
+
+
+class Machine:
+    """A GPU, a library, a cache, and factories of engines with them."""
+
+    def __init__(self, folder: Path, target: Target = "tensorrt") -> None:
+        self.gpu = FakeDevice()
+        self.state = Fake(self.gpu, target == "tensorrt-rtx")
+        self.target, self.cache = target, EngineCache(folder)
+
+    @property
+    def device(self) -> Device:
+        return cast(Device, self.gpu)
+
+    @property
+    def library(self) -> Library:
+        return adopt(self.target, fake_tensorrt(self.state))
+
+    def engine(self, bundle: Bundle, graph: str = "fusion", precision: Any = "fp32", **options: Any) -> TensorRTEngine:
+        factory = engine_factory(
+            self.library, self.device, precision, check_of=check_against_onnxruntime, cache=self.cache, **options
+        )
+        return cast(TensorRTEngine, factory(bundle, graph))
+
+    def path(self, bundle: Bundle, graph: str = "fusion") -> Path:
+        return cached_path(self.cache, self.library, source_of(bundle, graph, "fp32"), PROFILE, self.device)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path / "cache")
+
+
+def test_an_engine_is_built_once_and_vouched_for(machine: Machine, bundle: Bundle) -> None:
+    stages: list[str] = []
+    machine.engine(bundle, on_progress=stages.append)
+    assert stages == ["fusion: building engine 1/2", "fusion: building engine 2/2", "fusion: check"]
+    engine = machine.engine(bundle)
+    assert machine.state.builds == 1
+    said = engine.sidecar
+    assert (said.graph, said.target, said.library_version) == ("fusion", "tensorrt", "11.4.0.5")
+    assert (said.architecture, said.gpu, said.precision, said.msda) == ("sm89", "Fake 4090", "fp32", None)
+    assert said.shares == {"fp32": 1.0} and said.shares_from == "engine" and said.settings == PROFILE
+    assert said.parity is not None and said.parity["gpu"] == "Fake 4090" and said.parity["max_abs_error"] < 1e-5
+    assert sidecar_path(machine.path(bundle)).is_file()
+
+
+def test_what_an_engine_depends_on_is_its_name(machine: Machine, bundle: Bundle) -> None:
+    paths = {machine.path(bundle), machine.path(bundle, "decoder")}
+    machine.gpu.compute_capability = (9, 0)
+    paths.add(machine.path(bundle))
+    machine.state.version = "11.5.0.1"
+    paths.add(machine.path(bundle))
+    source = source_of(bundle, "fusion", "fp16")
+    paths.add(cached_path(machine.cache, machine.library, source, PROFILE, machine.device))
+    other = PROFILE.model_copy(update={"workspace_mib": 64})
+    paths.add(cached_path(machine.cache, machine.library, source, other, machine.device))
+    assert len(paths) == 6
+    assert content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1})
+
+
+def test_types_are_read_back_from_the_engine(machine: Machine, bundle: Bundle) -> None:
+    assert machine.engine(bundle, precision="fp16").sidecar.shares == {"fp16": 0.5, "fp32": 0.5}
+    machine.state.half_as = "Float"  # asked for half, and built something else
+    with pytest.raises(EngineError, match=r"was to be fp16, but is 100% fp32: nothing was kept"):
+        machine.engine(bundle, "decoder", "fp16")
+    assert len(list(machine.cache.folder.glob("decoder*.engine*"))) == 0
+
+
+def test_a_graph_that_is_not_in_what_was_asked_for_is_not_built(machine: Machine, bundle: Bundle) -> None:
+    with pytest.raises(EngineError, match="was to be fp16, but is 100% fp32"):
+        build_engine(machine.library, bundle.graph_path("fusion"), "fusion", PROFILE, "fp16")
+    assert machine.state.builds == 0
+
+
+def test_inspected_types_in_both_wordings() -> None:
+    def layer(name: str) -> dict[str, Any]:
+        return {"Outputs": [{"Name": "x", "Format/Datatype": name}]}
+
+    words = ["Half", "Row major linear FP16 format", "Two wide channel vectorized row major FP16 format", "Float"]
+    text = json.dumps({"Layers": [*map(layer, words), layer("Int64"), "a name alone"], "Bindings": ["x"]})
+    assert inspected_shares(text) == {"fp16": 0.75, "fp32": 0.25}
+    assert inspected_shares('{"Layers": ["a", "b"]}') == {} == shares_of(["int64"])
+
+
+def test_an_engine_that_computes_something_else_is_not_kept(machine: Machine, bundle: Bundle) -> None:
+    machine.state.bends = 0.01
+    with pytest.raises(CheckFailedError, match=r"fusion \(tensorrt, fp32\) differs from ONNX Runtime on Fake 4090"):
+        machine.engine(bundle)
+    assert not list(machine.cache.folder.glob("*.engine*"))
+    machine.state.bends = float("nan")
+    with pytest.raises(CheckFailedError, match="nan"):
+        machine.engine(bundle, "decoder", "fp16")
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+def change(path: Path, **fields: Any) -> None:
+    beside = sidecar_path(path)
+    beside.write_text(json.dumps({**json.loads(beside.read_text()), **fields}))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (flip, "is not the engine that was built"),
+        (truncate, "is not the engine that was built"),
+        (lambda path: change(path, sha256="0" * 64), "is not the engine that was built"),
+        (lambda path: change(path, library_version="11.1.0.1"), "was built by tensorrt 11.1.0.1, here is 11.4.0.5"),
+        (lambda path: change(path, target="tensorrt-rtx"), "is of tensorrt-rtx, asked for is tensorrt"),
+        (lambda path: change(path, platform="windows-amd64"), "was built on windows-amd64, this is linux"),
+        (lambda path: change(path, architecture="sm90"), "is for sm90, Fake 4090 is sm89"),
+        (lambda path: change(path, gpu="Fake 4080"), "was built on Fake 4080, this is Fake 4090"),
+        (lambda path: change(path, graph_sha256="0" * 64), "was built from another graph than the bundle's"),
+        (lambda path: change(path, schema_version=2), "has schema version 2, this package reads 1"),
+        (lambda path: change(path, unknown=1), "is damaged, so nothing vouches for the engine"),
+        (lambda path: sidecar_path(path).write_text("{"), "is damaged, so nothing vouches for the engine"),
+        (lambda path: sidecar_path(path).write_text("[1]"), "has schema version None"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_built_again_on_request(
+    machine: Machine, bundle: Bundle, spoil: Callable[[Path], Any], says: str
+) -> None:
+    machine.engine(bundle)
+    spoil(machine.path(bundle))
+    machine.state.deserialized.clear()
+    with pytest.raises(EngineError, match=says) as raised:
+        machine.engine(bundle)
+    assert "--rebuild-engines" in str(raised.value) and "\n" not in str(raised.value)
+    assert not machine.state.deserialized, "nothing of it reached the library"
+    machine.engine(bundle, rebuild=True)
+    machine.engine(bundle)
+    assert machine.state.builds == 2
+
+
+def test_an_engine_without_its_sidecar_is_half_a_write(machine: Machine, bundle: Bundle) -> None:
+    machine.engine(bundle)
+    path = machine.path(bundle)
+    sidecar_path(path).unlink()
+    with pytest.raises(EngineError, match="has no sidecar"):
+        read_engine(path)
+    machine.engine(bundle)  # in the cache it is as if it was not there
+    assert machine.state.builds == 2
+    path.unlink()
+    with pytest.raises(InputNotFoundError, match="no engine"):
+        read_sidecar(path)
+
+
+def test_compatible_gpus(machine: Machine, bundle: Bundle) -> None:
+    machine.engine(bundle)
+    sidecar = read_sidecar(machine.path(bundle))
+    library = machine.library
+
+    def fits(compatibility: Any, capability: tuple[int, int], gpu: str) -> bool:
+        settings = PROFILE.model_copy(update={"hardware_compatibility": compatibility})
+        try:
+            check_fits(sidecar.model_copy(update={"settings": settings}), library, capability, gpu, None)
+        except EngineError:
+            return False
+        return True
+
+    assert fits("none", (8, 9), "Fake 4090") and not fits("none", (8, 9), "L4") and not fits("none", (9, 0), "H200")
+    assert fits("same-compute-capability", (8, 9), "L4") and not fits("same-compute-capability", (9, 0), "H200")
+    assert fits("ampere-plus", (9, 0), "H200") and not fits("ampere-plus", (7, 5), "T4")
+
+
+def test_a_failed_build_leaves_what_was_there(machine: Machine, bundle: Bundle) -> None:
+    machine.engine(bundle)
+    before = {path: path.read_bytes() for path in machine.cache.folder.glob("*.engine*")}
+    machine.state.fails = "[defaultAllocator.cpp::allocate::57] Error Code 1: Cuda Runtime (out of memory)"
+    with pytest.raises(DeviceMemoryError, match=r"2048 MiB of workspace and batches of up to 4 .*fp16"):
+        machine.engine(bundle, rebuild=True)
+    machine.state.fails = "Error Code 4: no implementation for node x"
+    with pytest.raises(EngineError, match=r"can't build fusion .*no implementation for node x"):
+        machine.engine(bundle, rebuild=True)
+
+    def interrupt(stage: str) -> None:
+        raise KeyboardInterrupt
+
+    machine.state.fails = None
+    with pytest.raises(KeyboardInterrupt):
+        machine.engine(bundle, rebuild=True, on_progress=interrupt)
+    assert {path: path.read_bytes() for path in machine.cache.folder.glob("*.engine*")} == before
+
+
+def test_two_processes_build_an_engine_once(machine: Machine, bundle: Bundle) -> None:
+    path, waited = machine.path(bundle), threading.Event()
+    with path.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # another process
+
+        def told(stage: str) -> None:
+            if "another process" in stage:
+                waited.set()
+
+        thread = threading.Thread(target=lambda: machine.engine(bundle, on_progress=told))
+        thread.start()
+        assert waited.wait(20) and machine.state.builds == 0
+        fcntl.flock(file, fcntl.LOCK_UN)
+        thread.join(20)
+    assert machine.state.builds == 1
+
+
+def test_timings_are_kept_for_the_next_build(machine: Machine, bundle: Bundle) -> None:
+    machine.engine(bundle)
+    timings = machine.cache.timing_cache_path("11.4.0.5", "Fake 4090")
+    assert read_vouched(timings) == b"timings"
+    timings.write_bytes(b"something else")  # not what was written: left alone
+    assert read_vouched(timings) is None
+    machine.engine(bundle, "decoder")
+    assert read_vouched(timings) == b"timings"
+    write_vouched(Path("/proc/none/x"), b"")  # saves time or does nothing
+
+
+# ------------------------------------------------------------------------------------------- TensorRT-RTX
+
+
+def test_engines_that_came_with_the_bundle_are_taken(tmp_path: Path, bundle: Bundle) -> None:
+    machine = Machine(tmp_path / "cache", "tensorrt-rtx")
+    sidecar = make_engine(
+        machine.library, source_of(bundle, "fusion", "fp32"), PROFILE, tmp_path / "portable.engine", None
+    )
+    assert (sidecar.architecture, sidecar.gpu, sidecar.parity, sidecar.shares_from) == (
+        "portable", None, None, "network",
+    )  # fmt: skip
+    make_engine(machine.library, source_of(bundle, "fusion", "fp32"), PROFILE, tmp_path / "sm86.engine", "sm86")
+    assert json.loads((tmp_path / "sm86.engine").read_text())["capabilities"] == ["SM86"]
+    assert machine.state.builds == 2
+    engine = machine.engine(bundle)  # none in the bundle: built for this GPU
+    assert engine.sidecar.architecture == "sm89" and engine.backend == "tensorrt-rtx"
+    assert list(machine.cache.folder.glob("*.lock"))
+
+
+def test_what_a_gpu_refuses_is_told(tmp_path: Path, bundle: Bundle) -> None:
+    machine = Machine(tmp_path / "cache", "tensorrt-rtx")
+    machine.state.valid = False
+    with pytest.raises(EngineError, match=r"does not run on Fake 4090 \(unsupported cc\)"):
+        machine.engine(bundle)
+
+
+def test_generations_are_checked_before_anything_is_built(tmp_path: Path) -> None:
+    rtx, plain = Machine(tmp_path, "tensorrt-rtx").library, Machine(tmp_path).library
+    assert rtx.architectures() == ("sm86", "sm89", "sm120") and plain.architectures() == ()
+    check_architectures(rtx, ["sm86", "sm120"])
+    with pytest.raises(EngineError, match="can't build for sm90: choose from sm86, sm89, sm120"):
+        check_architectures(rtx, ["sm90"])
+    with pytest.raises(EngineError, match="for the GPU that is here alone"):
+        check_architectures(plain, ["sm90"])
+
+
+# ------------------------------------------------------------------------------------------- libraries, profiles
+
+
+def test_versions_of_another_api_are_refused(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    for version in ("10.12.0.36", "12.0.0.1", "9.3"):
+        machine.state.version = version
+        with pytest.raises(EngineError, match=rf"tensorrt {version} is here, this package works with 10.13 up to 12.0"):
+            _ = machine.library
+    for version in ("10.13.0.35", "11.4.0.5"):
+        machine.state.version = version
+        assert machine.library.version == version
+
+
+def test_a_library_that_is_absent_is_named_with_its_extra() -> None:
+    with pytest.raises(MissingExtraError, match=r"tensorrt is not installed: pip install 'teso-deploy\[tensorrt\]'"):
+        check_installed("tensorrt")
+
+
+def test_the_plugin_is_taken_where_it_is_registered_and_missed_where_it_is_not(
+    machine: Machine, bundle: Bundle
+) -> None:
+    assert machine.engine(bundle, "visual_encoder", "fp16").sidecar.msda == "function"
+    machine.state.plugins = [("MultiscaleDeformableAttnPlugin_TRT", "2")]
+    engine = machine.engine(bundle, "visual_encoder", "fp16", rebuild=True)
+    assert engine.sidecar.msda == "plugin"
+    machine.state.plugins = [("MultiscaleDeformableAttnPlugin_TRT", "1")]
+    with pytest.raises(EngineError, match="needs TensorRT's plugin library"):
+        machine.engine(bundle, "visual_encoder", "fp16")
+
+
+def test_every_shipped_profile_is_one() -> None:
+    assert {"live", "throughput"} <= set(profile_names())
+    for name in profile_names():
+        profile = load_profile(name)
+        assert profile.name == name and profile.summary
+    assert load_profile("throughput").batch_of("decoder@288x512").max == 32
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("summary = ", "is no TOML"),
+        ("batch = {}", "summary: Field required"),
+        ('summary = "x"\nworkspce_mib = 1', "workspce_mib: Extra inputs"),
+        ('summary = "x"\n[batch]\nmin = 4', "min <= opt <= max does not hold"),
+        ('summary = "x"\n[batches.encoder]\nmax = 4', "batches.encoder"),
+    ],
+)
+def test_a_profile_that_can_not_be_meant(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(EngineError, match=says):
+        load_profile(str(path))
+
+
+def test_a_profile_that_is_not_there() -> None:
+    with pytest.raises(InputNotFoundError, match="one of fast-build, live, throughput"):
+        load_profile("fastest")
+
+
+def test_single_graphs_may_have_batches_of_their_own() -> None:
+    profile = BuildProfile(name="x", summary="x", batches={"decoder": Batch(opt=4, max=16)})
+    assert profile.batch_of("decoder@64x96").max == 16 and profile.batch_of("fusion").max == 1
+
+
+def test_a_precision_without_graphs(machine: Machine, tiny_bundle: Path) -> None:
+    with pytest.raises(BundleError, match="has no fp16 graphs to build engines from: teso-deploy export"):
+        machine.engine(Bundle.open(tiny_bundle), precision="fp16")
+
+
+def test_a_batch_that_the_engine_was_not_built_for(machine: Machine, bundle: Bundle) -> None:
+    engine = machine.engine(bundle)
+    entry = bundle.manifest.graphs["fusion"]
+    feeds = {
+        spec.name: np.zeros((5, *map(int, spec.shape[1:])), bool if spec.dtype == "bool" else np.float32)
+        for spec in entry.inputs
+    }
+    with pytest.raises(EngineError, match="takes batches of 1 to 4, not 5"):
+        engine.slot().run(feeds)
