@@ -16,6 +16,7 @@ from teso_deploy.errors import RecipeError
 from teso_deploy.evaluation.library import read_library
 from teso_deploy.evaluation.protocol import CUES, FIGURES, ROWS, RowScore, over_seeds, score_row, segmenter
 from teso_deploy.outputs import write_text
+from teso_deploy.runtime.backends import BackendName
 from teso_deploy.runtime.pipeline import AUTO, Pipeline
 from teso_deploy.types import Precision
 
@@ -57,6 +58,7 @@ def evaluate(
         ),
     ] = "visible",
     precision: Annotated[Precision, typer.Option(help="Of the bundle's forms.")] = "fp32",
+    backend: Annotated[BackendName, typer.Option(help="What runs the graphs, as for `run`.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1)] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the scores to a file, or - for stdout.")
@@ -70,7 +72,7 @@ def evaluate(
         raise RecipeError(f"unknown --cues {cues!r}: name one of {', '.join(CUES)}")
     check_json(json_out)
     check_json(markdown)
-    pipeline = Pipeline.load(bundle, threads=threads, precision=precision)
+    pipeline = Pipeline.load(bundle, threads=threads, backend=backend, precision=precision)
     library = read_library(dataset, "test")
     if cues == AUTO:
         pipeline.check_tagger()
@@ -93,6 +95,7 @@ def evaluate(
         "data": library.fingerprint,
         "cues": cues,
         "precision": pipeline.precision,
+        "backend": pipeline.backend,
         "rows": [score.as_dict() for score in found],
     }
     write_json(json_out, report)

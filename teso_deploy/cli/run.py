@@ -16,6 +16,7 @@ from teso_deploy.errors import InputNotFoundError, OutputError
 from teso_deploy.media.audio import read_audio
 from teso_deploy.media.reader import Hardware, VideoReader
 from teso_deploy.outputs import check_file, check_folder, check_mask_folder, make_folder, write_text
+from teso_deploy.runtime.backends import BackendName
 from teso_deploy.runtime.offline import RunResult, run_source
 from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline, Size
 from teso_deploy.runtime.schedule import Source
@@ -161,6 +162,19 @@ def run(
             min=0, max=255, help="Grey levels a frame may differ by, anywhere, and not be encoded anew; 0: none."
         ),
     ] = 0.0,
+    backend: Annotated[
+        BackendName,
+        typer.Option(
+            help="cpu and cuda: ONNX Runtime; auto: the first of tensorrt, tensorrt-rtx, cuda, cpu that can run this "
+            "bundle without building an engine."
+        ),
+    ] = "cpu",
+    profile: Annotated[
+        str | None, typer.Option(help="Of engines that have to be built: a shipped profile's name, or a TOML file.")
+    ] = None,
+    rebuild_engines: Annotated[
+        bool, typer.Option("--rebuild-engines", help="Build engines anew, whatever the cache has.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
     decoder: Annotated[
         Literal["auto", "software", "nvdec"],
@@ -181,13 +195,24 @@ def run(
     _check_inputs(inputs, sound_from)
     _check_outputs(inputs, sound_from, out, masks, events, json_out)
     words = [] if cues == AUTO else _words(cues, cues_file)
-    pipeline = Pipeline.load(
-        bundle, threads=threads, size=wanted_size, precision=precision, still_threshold=still_threshold
-    )
+    console = Console(stderr=True)
+    with console.status("loading the model") as status:
+        pipeline = Pipeline.load(
+            bundle,
+            threads=threads,
+            backend=backend,
+            size=wanted_size,
+            precision=precision,
+            still_threshold=still_threshold,
+            profile=profile,
+            rebuild_engines=rebuild_engines,
+            on_progress=status.update,
+        )
+    if backend == "auto":
+        console.print(f"backend: {pipeline.backend}, {pipeline.precision}")
     if cues == AUTO:
         pipeline.check_tagger()
     offered: Offered = AUTO if cues == AUTO else pipeline.cues_of(words)
-    console = Console(stderr=True)
     sound: dict[str, Any] = {"mute": mute, "noise_dbfs": noise_dbfs, "sound_from": sound_from}
     for folder in (out, masks) if len(inputs) > 1 else ():
         if folder is not None:

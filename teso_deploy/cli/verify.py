@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,24 +12,28 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from teso_deploy.backends.engine import EngineFactory
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
 from teso_deploy.bundle import Bundle, sized_name
-from teso_deploy.cli.export import check_extra, parsed_size, part_and_file
+from teso_deploy.cli.export import check_extra, parsed_precision, parsed_size, part_and_file
 from teso_deploy.cli.reports import check_json, write_json
 from teso_deploy.errors import BundleError, CheckFailedError
 from teso_deploy.media.contact_sheet import difference, save_sheet, with_labels
 from teso_deploy.outputs import check_file
 from teso_deploy.recipe import Recipe
 from teso_deploy.runtime import probes
+from teso_deploy.runtime.backends import GPU_BACKENDS, load_backend
 from teso_deploy.runtime.parity import LIMITS
 from teso_deploy.runtime.pipeline import GRAPHS
 from teso_deploy.runtime.postprocess import labels_of
-from teso_deploy.runtime.verify import Compared, VerifyReport, verify_bundle
+from teso_deploy.runtime.verify import CANONICAL, Compared, VerifyReport, verify_bundle
+from teso_deploy.types import Precision
 
 if TYPE_CHECKING:
     from teso_deploy.exporting.pytorch_engine import PyTorchEngine
 
 SHEET_ROWS = 8
+Progress = Callable[[str], None]
 
 
 def _pytorch(bundle: Bundle, files: Sequence[tuple[str | None, Path]], seed: int | None) -> dict[str, PyTorchEngine]:
@@ -44,6 +48,26 @@ def _pytorch(bundle: Bundle, files: Sequence[tuple[str | None, Path]], seed: int
     if exported is not None and weights_digest(model) != exported:
         raise BundleError(f"{bundle.folder} was exported from other weights than these: give those, or export again")
     return pytorch_engines(model)
+
+
+def _backends(
+    bundle: Bundle, names: Sequence[str], precisions: Sequence[str], profile: str | None, on_progress: Progress
+) -> dict[str, tuple[Precision, EngineFactory]]:
+    """Engines of GPU backends in each precision, by ``backend-precision``."""
+    if unknown := [name for name in names if name not in GPU_BACKENDS]:
+        raise typer.BadParameter(f"{unknown[0]!r} is none: {', '.join(GPU_BACKENDS)}", param_hint="--backend")
+    if precisions and not names:
+        raise typer.BadParameter("goes with --backend; forms are named by --form", param_hint="--precision")
+    wanted = [parsed_precision(text) for text in precisions] or ["fp32"]
+    return {
+        f"{name}-{precision}": (
+            precision,
+            load_backend(name, bundle, precision, profile=profile, on_progress=on_progress).engines,
+        )
+        for name in GPU_BACKENDS
+        if name in names
+        for precision in wanted
+    }
 
 
 def _first_differences(bundle: Bundle, report: VerifyReport, sizes: Sequence[probes.Size]) -> None:
@@ -122,6 +146,15 @@ def verify(
     random_weights: Annotated[
         int | None, typer.Option(metavar="SEED", help="With --checkpoint's model left at random, as it was exported.")
     ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[cuda|tensorrt|tensorrt-rtx]",
+            help="On a GPU, in place of the forms and held against the canonical graphs (may be repeated).",
+        ),
+    ] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="Of --backend (may be repeated); default: fp32.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Of engines that --backend has to build.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engines; default: all cores.")] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")
@@ -139,9 +172,14 @@ def verify(
         opened.graph_at("decoder", wanted)
     console = Console(stderr=True)
     model = _pytorch(opened, files, random_weights) if files or random_weights is not None else None
-    with console.status("running every form"):
+    with console.status("running every form") as status:
         report = verify_bundle(
-            opened, lambda name: onnxruntime_factory(threads, name), form or (), sizes, pytorch=model
+            opened,
+            lambda name: onnxruntime_factory(threads, name),
+            form or ([CANONICAL] if backend else ()),
+            sizes,
+            pytorch=model,
+            backends=_backends(opened, backend or (), precision or (), profile, status.update),
         )
         _first_differences(opened, report, sizes or opened.sizes)
     for table in _tables(report):

@@ -17,6 +17,7 @@ from teso_deploy.types import Precision
 
 BackendName = Literal["auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+GPU_BACKENDS: tuple[BackendName, ...] = ("cuda", "tensorrt", "tensorrt-rtx")
 Note = Callable[[str], None]
 
 
@@ -103,11 +104,11 @@ def _tensorrt(
 def _automatic(bundle: Bundle, precision: Precision, threads: int | None, on_progress: Note) -> Backend:
     """The first that can run this bundle without building anything: its own engines, CUDA, the CPU."""
     targets = dict.fromkeys(entry.target for entry in bundle.manifest.engines if entry.precision == precision)
-    for name in (*BACKENDS[3:], "cuda"):
+    for name in (*GPU_BACKENDS[1:], *GPU_BACKENDS[:1]):
         if name != "cuda" and name not in targets:
             continue
         try:
-            chosen = load_backend(name, bundle, precision)  # type: ignore[arg-type]
+            chosen = load_backend(name, bundle, precision)
             chosen.engines(bundle, "fusion")  # the smallest: does it load at all?
         except TesoError as error:
             on_progress(f"not {name}: {error}")

@@ -164,23 +164,32 @@ def verify_bundle(
     *,
     is_thorough: bool = True,
     pytorch: Engines | None = None,
+    backends: Mapping[str, tuple[Precision, EngineFactory]] | None = None,
 ) -> VerifyReport:
     """Compare forms of a bundle (default: all) at picture sizes (default: all) with ``reference.npz``.
 
     ``is_thorough``: with batches of 2 and 3 and the audio control. ``pytorch``: the model itself, asked again
     in place of what the reference holds of it; the reference is held against it as form ``reference.npz``.
+    ``backends``: engines of another kind by a name of theirs, held to the same as forms of that precision.
     Raises :class:`BundleError` for an unknown form or size and for a reference that lacks a tensor.
     """
     report = VerifyReport()
+    candidates: dict[str, tuple[Precision, EngineFactory]] = {}
+    for form in chosen_forms(bundle, forms):
+        precision = _precision_of(bundle, form)
+        if reason := CANNOT_RUN.get(precision):
+            report.not_run[form] = reason
+        else:
+            candidates[form] = precision, factories(None if form == CANONICAL else form)
+    candidates |= backends or {}
     for size in sizes or bundle.sizes:
-        _verify_size(bundle, factories, chosen_forms(bundle, forms), size, is_thorough, pytorch, report)
+        _verify_size(bundle, candidates, size, is_thorough, pytorch, report)
     return report
 
 
 def _verify_size(
     bundle: Bundle,
-    factories: Factories,
-    forms: Sequence[str],
+    candidates: Mapping[str, tuple[Precision, EngineFactory]],
     size: Size,
     is_thorough: bool,
     pytorch: Engines | None,
@@ -202,12 +211,8 @@ def _verify_size(
         reference["masks"] = model.masks
     canonical: Observed | None = None
     alone: list[dict[str, NDArray[Any]]] = []
-    for form in forms:
-        precision = _precision_of(bundle, form)
-        if reason := CANNOT_RUN.get(precision):
-            report.not_run[form] = reason
-            continue
-        engines = _engines(bundle, factories(None if form == CANONICAL else form), size)
+    for form, (precision, factory) in candidates.items():
+        engines = _engines(bundle, factory, size)
         limits = LIMITS[precision]
         # Masks of weights that mean nothing tip over at a touch: in less than fp32 they are measured only.
         means_something = is_trained or precision == "fp32"
