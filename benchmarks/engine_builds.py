@@ -1,0 +1,112 @@
+"""What it takes to build every engine of a bundle with TensorRT-RTX, which needs no GPU for it.
+
+    python benchmarks/engine_builds.py BUNDLE... [--arch portable,sm86] [--precision fp32,fp16] [--out FILE.json]
+
+A bundle needs the graphs of every precision but fp32 (`teso-deploy export … --precision fp16`). Engines go to a
+folder that is thrown away. Half is the share of floating-point tensors of the strongly typed network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from teso_deploy import __version__
+from teso_deploy.backends.tensorrt.library import PORTABLE, load_library
+from teso_deploy.backends.tensorrt.making import make_engine, source_of
+from teso_deploy.backends.tensorrt.profiles import load_profile
+from teso_deploy.bundle import Bundle
+from teso_deploy.errors import TesoError
+from teso_deploy.types import Precision
+
+
+def measure(
+    folders: Sequence[Path], architectures: Sequence[str], precisions: Sequence[Precision], profile: str
+) -> dict[str, Any]:
+    """The report: a row an engine."""
+    library, settings = load_library("tensorrt-rtx"), load_profile(profile)
+    rows = []
+    for folder in folders:
+        bundle = Bundle.open(folder)
+        for precision in precisions:
+            for graph in bundle.manifest.graphs:
+                source = source_of(bundle, graph, precision)
+                for name in architectures:
+                    architecture = None if name == PORTABLE else name
+                    with tempfile.TemporaryDirectory() as work:
+                        sidecar = make_engine(library, source, settings, Path(work) / "x.engine", architecture)
+                    row = {
+                        "bundle": bundle.manifest.name,
+                        "size": list(bundle.sizes[0]),
+                        "graph": graph,
+                        "precision": precision,
+                        "architecture": name,
+                        "seconds": sidecar.build_seconds,
+                        "megabytes": round(sidecar.bytes / 1e6, 1),
+                        "half_share": sidecar.shares.get("fp16", 0.0) + sidecar.shares.get("bf16", 0.0),
+                        "msda": sidecar.msda,
+                    }
+                    rows.append(row)
+                    print(*row.values(), file=sys.stderr)
+    peak_megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return {
+        "schema_version": 1,
+        "rows": rows,
+        "peak_rss_mb": round(peak_megabytes),
+        "environment": {
+            "tensorrt_rtx": library.version,
+            "teso_deploy": __version__,
+            "profile": settings.name,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "load_before": os.getloadavg()[0],
+        },
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """A line a graph and precision; a cell an architecture: seconds, megabytes."""
+    names = list(dict.fromkeys(row["architecture"] for row in report["rows"]))
+    lines = [f"| bundle | graph | | half | {' | '.join(f'{name}: s, MB' for name in names)} |"]
+    lines.append("|---|---|---|---|" + "---|" * len(names))
+    grouped: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in report["rows"]:
+        grouped.setdefault((row["bundle"], row["graph"], row["precision"]), {})[row["architecture"]] = row
+    for (bundle, graph, precision), cells in grouped.items():
+        half = next(iter(cells.values()))["half_share"]
+        told = [f"{cells[name]['seconds']:.1f}, {cells[name]['megabytes']:.1f}" for name in names]
+        lines.append(f"| {bundle} | {graph} | {precision} | {half:.0%} | {' | '.join(told)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundles", nargs="+", type=Path)
+    parser.add_argument("--arch", default="portable,sm86,sm89,sm120")
+    parser.add_argument("--precision", default="fp32,fp16")
+    parser.add_argument("--profile", default="live")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    try:
+        precisions = [cast(Precision, name) for name in options.precision.split(",")]
+        report = measure(options.bundles, options.arch.split(","), precisions, options.profile)
+    except TesoError as error:
+        sys.exit(f"engine_builds: {error}")
+    print(markdown(report))
+    if options.out is not None:
+        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        options.out.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

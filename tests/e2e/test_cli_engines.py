@@ -1,0 +1,93 @@
+"""`export --target tensorrt-rtx` for real: TensorRT-RTX builds engines where there is no GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from teso_deploy.backends.tensorrt.library import load_library
+from teso_deploy.backends.tensorrt.sidecar import read_engine
+from teso_deploy.bundle import MANIFEST, Bundle
+from teso_deploy.errors import BundleError
+from tests.commands import teso
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed (extra tensorrt-rtx)"
+)
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    """The tiny bundle with engines in both precisions, for one generation."""
+    out = tmp_path_factory.mktemp("engines") / "tiny"
+    report = out.with_suffix(".json")
+    asked = ["--target", "tensorrt-rtx", "--arch", "sm89", "--precision", "fp32", "--precision", "fp16"]
+    asked += ["--profile", "fast-build"]
+    done = teso("export", tiny_bundle, "--out", out, *asked, "--json", report)
+    assert done.code == 0, done.err
+    return out, json.loads(report.read_text())
+
+
+def test_every_graph_is_built_and_said_to_be(exported: tuple[Path, dict[str, object]]) -> None:
+    out, report = exported
+    rows = [row for row in report["engines"] if row["target"] == "tensorrt-rtx"]  # type: ignore[attr-defined]
+    graphs = ("visual_encoder", "audio_encoder", "fusion", "decoder")
+    assert {(row["graph"], row["precision"], row["arch"]) for row in rows} == {
+        (graph, precision, "sm89") for graph in graphs for precision in ("fp32", "fp16")
+    }
+    for row in rows:
+        is_half = row["precision"] == "fp16"
+        assert row["half_share"] > 0.5 if is_half else row["half_share"] == 0
+        assert row["shares_from"] == "network" and row["parity"] is None and row["build_seconds"] > 0
+        assert row["msda"] == ("function" if row["graph"] == "visual_encoder" else None)
+        content, sidecar = read_engine(out / row["path"])
+        assert len(content) == row["bytes"] == sidecar.bytes and sidecar.settings.name == "fast-build"
+        assert sidecar.library_version == load_library("tensorrt-rtx").version
+    bundle = Bundle.open(out)
+    assert len(bundle.manifest.engines) == len(rows) == 8
+    assert {"onnx-fp32", "onnx-fp16", "onnxruntime-fp32"} <= bundle.manifest.forms.keys()
+
+
+def test_an_engine_of_a_bundle_that_was_changed_is_found(
+    exported: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(exported[0], copy)
+    engine = copy / Bundle.open(copy).manifest.engines[0].file
+    engine.write_bytes(engine.read_bytes()[:-1] + b"\0")
+    with pytest.raises(BundleError, match="is not the file that was exported"):
+        Bundle.open(copy)
+    done = teso("run", "export/demo/clip.mp4", "--json", "-", "--bundle", copy)
+    assert done.code == 2 and "is not the file that was exported" in done.err
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (["--target", "tensorrt-rtx", "--arch", "sm90"], "can't build for sm90: choose from sm75, sm80"),
+        (["--target", "tensorrt"], "tensorrt is not installed: pip install 'teso-deploy[tensorrt]'"),
+        (["--target", "openvino"], "is no target: onnx, tensorrt, tensorrt-rtx"),
+        (["--arch", "sm89"], "generations are for --target tensorrt-rtx"),
+        (["--target", "tensorrt-rtx", "--profile", "fastest"], "one of fast-build, live, throughput"),
+    ],
+)
+def test_what_can_not_be_built_is_said_before_anything_is(
+    tiny_bundle: Path, tmp_path: Path, asked: list[str], says: str
+) -> None:
+    done = teso("export", tiny_bundle, "--out", tmp_path / "out", *asked)
+    assert done.code == 2 and says in " ".join(done.err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_gpu_engines_are_not_run(exported: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
+    bundle = exported[0]
+    out = tmp_path / "out.json"
+    done = teso("run", "export/demo/clip.mp4", "--json", out, "--bundle", bundle, "--backend", "tensorrt-rtx")
+    if done.code == 0:
+        pytest.skip("there is a GPU")
+    assert done.code == 2 and done.err.count("\n") <= 2 and "NVIDIA" in done.err and not out.exists()
+    assert (bundle / MANIFEST).is_file()
