@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from teso_deploy.backends.cuda.device import Device
+from teso_deploy.backends.onnxruntime import onnxruntime_factory
 from teso_deploy.backends.tensorrt.library import PORTABLE, Library, Target, load_library
-from teso_deploy.backends.tensorrt.making import check_architectures, make_engine, source_of
+from teso_deploy.backends.tensorrt.making import check_architectures, engine_factory, make_engine, source_of
 from teso_deploy.backends.tensorrt.profiles import BuildProfile
 from teso_deploy.backends.tensorrt.sidecar import architecture_of
 from teso_deploy.bundle import Bundle, EngineEntry
-from teso_deploy.errors import TesoError
+from teso_deploy.errors import CheckFailedError, TesoError
 from teso_deploy.runtime.engine_check import check_against_onnxruntime
+from teso_deploy.runtime.verify import CANONICAL, verify_bundle
 from teso_deploy.types import Precision
 
 FOLDER = "engines"
@@ -112,3 +114,28 @@ def _built(
         lambda stage: on_progress(f"{stage} ({where})"),
     )
     return EngineEntry(file=file, graph=graph, target=library.target, precision=precision, architecture=where)
+
+
+def verify_engines(
+    bundle: Bundle, requests: Sequence[EngineRequest], on_progress: Callable[[str], None] = lambda stage: None
+) -> None:
+    """All graphs in a row, batches, and whether they obey the sound: on the GPU, where the engines run on it.
+
+    Raises :class:`CheckFailedError`: engines that segment silence don't ship.
+    """
+    for request in requests:
+        usable = [name for name in request.architectures or (None,) if _device_for(request, name) is not None]
+        if request.device is None or not usable:
+            continue
+        backends = {
+            f"{request.library.target}-{precision}": (
+                precision,
+                engine_factory(request.library, request.device, precision, on_progress=on_progress),
+            )
+            for precision in request.precisions
+        }
+        on_progress(f"{request.library.target}: masks and audio control")
+        report = verify_bundle(bundle, lambda form: onnxruntime_factory(None, form), [CANONICAL], backends=backends)
+        failures = [failure for failure in report.failures if any(name in failure for name in backends)]
+        if failures:
+            raise CheckFailedError(f"the engines are not the model, nothing was written ({failures[0]})")

@@ -10,7 +10,7 @@ from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
 from teso_deploy.bundle import Bundle, BundleManifest, FormEntry, write_manifest
 from teso_deploy.errors import CheckFailedError
-from teso_deploy.exporting.engines import EngineRequest, build_engines
+from teso_deploy.exporting.engines import EngineRequest, build_engines, verify_engines
 from teso_deploy.exporting.forms import Forms
 from teso_deploy.runtime.verify import CANONICAL, VerifyReport, verify_bundle
 from teso_deploy.types import Precision
@@ -56,4 +56,7 @@ def finish(
         )
     engines = build_engines(staged, wanted.engines, on_progress)
     manifest = manifest.model_copy(update={"engines": engines})
-    return write_manifest(folder, manifest, {"parity": parity.graphs_as_dict(), **writer.notes}), parity
+    manifest = write_manifest(folder, manifest, {"parity": parity.graphs_as_dict(), **writer.notes})
+    if engines:
+        verify_engines(Bundle(folder, manifest), wanted.engines, on_progress)
+    return manifest, parity

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from teso_deploy.backends.tensorrt.making import (
 )
 from teso_deploy.backends.tensorrt.profiles import Batch, BuildProfile, load_profile, profile_names
 from teso_deploy.backends.tensorrt.sidecar import check_fits, read_engine, read_sidecar, sidecar_path
-from teso_deploy.bundle import Bundle
+from teso_deploy.bundle import Bundle, write_manifest
 from teso_deploy.errors import (
     BundleError,
     CheckFailedError,
@@ -35,6 +36,7 @@ from teso_deploy.errors import (
     InputNotFoundError,
     MissingExtraError,
 )
+from teso_deploy.exporting.engines import EngineRequest, build_engines, verify_engines
 from teso_deploy.runtime.engine_check import check_against_onnxruntime
 from tests.fake_gpu import FakeDevice
 from tests.fake_tensorrt import Fake, fake_tensorrt
@@ -286,6 +288,50 @@ def test_engines_that_came_with_the_bundle_are_taken(tmp_path: Path, bundle: Bun
     engine = machine.engine(bundle)  # none in the bundle: built for this GPU
     assert engine.sidecar.architecture == "sm89" and engine.backend == "tensorrt-rtx"
     assert list(machine.cache.folder.glob("*.lock"))
+
+
+@pytest.fixture
+def travelled(tmp_path: Path, full_bundle: Path) -> Callable[[Machine], Bundle]:
+    """A bundle with portable engines of every graph, as a machine without a GPU gives it."""
+
+    def made(machine: Machine) -> Bundle:
+        shutil.copytree(full_bundle, tmp_path / "bundle")
+        bundle = Bundle.open(tmp_path / "bundle")
+        request = EngineRequest(machine.library, (), ("fp32",), PROFILE, None)
+        engines = build_engines(bundle, [request])
+        write_manifest(bundle.folder, bundle.manifest.model_copy(update={"engines": engines}))
+        machine.state.builds = 0
+        return Bundle.open(bundle.folder)
+
+    return made
+
+
+def test_engines_from_elsewhere_are_checked_at_their_first_run(
+    tmp_path: Path, travelled: Callable[[Machine], Bundle]
+) -> None:
+    machine = Machine(tmp_path / "cache", "tensorrt-rtx")
+    bundle, stages = travelled(machine), list[str]()
+    assert {entry.architecture for entry in bundle.manifest.engines} == {"portable"}
+    machine.state.bends = 0.01
+    with pytest.raises(CheckFailedError, match="differs from ONNX Runtime"):
+        machine.engine(bundle, "decoder")
+    machine.state.bends = 0.0
+    assert machine.engine(bundle, "decoder", on_progress=stages.append).sidecar.architecture == "portable"
+    machine.engine(bundle, "decoder", on_progress=stages.append)
+    assert stages == ["decoder: first run on Fake 4090, check"] and machine.state.builds == 0
+    machine.engine(bundle, "decoder", settings=load_profile("throughput"))  # asked for: built for this GPU
+    assert machine.state.builds == 1
+
+
+def test_engines_that_hear_nothing_do_not_ship(tmp_path: Path, travelled: Callable[[Machine], Bundle]) -> None:
+    machine = Machine(tmp_path / "cache", "tensorrt-rtx")
+    bundle = travelled(machine)
+    request = EngineRequest(machine.library, (), ("fp32",), PROFILE, machine.device)
+    verify_engines(bundle, [request])
+    verify_engines(bundle, [EngineRequest(machine.library, (), ("fp32",), PROFILE, None)])  # nowhere to run
+    machine.state.bends = 0.2  # as a miscompiled kernel might, after the check of each graph
+    with pytest.raises(CheckFailedError, match=r"not the model, nothing was written \(.*tensorrt-rtx-fp32"):
+        verify_engines(bundle, [request])
 
 
 def test_what_a_gpu_refuses_is_told(tmp_path: Path, bundle: Bundle) -> None:

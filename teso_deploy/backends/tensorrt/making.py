@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,18 +193,21 @@ def engine_factory(
     wanted = settings or load_profile()
     architecture = architecture_of(device.compute_capability)
 
-    def opened(path: Path, source: Source) -> TensorRTEngine:
+    def opened(bundle: Bundle, path: Path, source: Source) -> TensorRTEngine:
         content, sidecar = read_engine(path)
         check_fits(sidecar, library, device.compute_capability, device.name, source.sha256)
         jit = JitCache(store.folder / f"{sidecar.sha256[:32]}-{architecture}.jit") if library.is_portable else None
-        return TensorRTEngine(library, device, content, sidecar, source.form, jit)
+        loaded = TensorRTEngine(library, device, content, sidecar, source.form, jit)
+        if check_of is not None and (sidecar.parity is None or sidecar.parity.get("gpu") != device.name):
+            _checked_once(store, loaded, lambda: check_of(bundle, source.graph), on_progress)
+        return loaded
 
     def make(bundle: Bundle, graph: str) -> TensorRTEngine:
         source = source_of(bundle, graph, precision)
         if settings is None and not rebuild:
             shipped = shipped_engine(bundle, library, graph, precision, architecture)
             if shipped is not None:
-                return opened(shipped, source)
+                return opened(bundle, shipped, source)
         path = cached_path(store, library, source, wanted, device)
         with store.locked(path, lambda: on_progress(f"{graph}: another process builds it")):
             if rebuild or not sidecar_path(path).is_file():  # an engine alone is half a write
@@ -211,9 +215,26 @@ def engine_factory(
                 check = check_of(bundle, graph) if check_of is not None else None
                 timings = store.timing_cache_path(library.version, device.name) if wanted.timing_cache else None
                 make_engine(library, source, wanted, path, target, device, check, timings, on_progress)
-            return opened(path, source)
+            return opened(bundle, path, source)
 
     return make
+
+
+def _checked_once(
+    store: EngineCache, loaded: TensorRTEngine, check_of: Callable[[], Check], on_progress: Progress
+) -> None:
+    """Check an engine that was built elsewhere, the first time that this GPU runs it.
+
+    Raises what the check does; the answer is kept for good ones alone.
+    """
+    sidecar, device = loaded.sidecar, loaded.device
+    kept = store.folder / f"{content_key({'engine': sidecar.sha256, 'gpu': device.name})}.checked"
+    if read_vouched(kept) is None:
+        on_progress(f"{sidecar.graph}: first run on {device.name}, check")
+        if shares := loaded.shares():
+            least = LEAST_KEPT * sidecar.shares.get(sidecar.precision, 0.0)
+            check_precision(shares, sidecar.precision, least, f"the engine of {sidecar.graph}")
+        write_vouched(kept, json.dumps(check_of()(loaded)).encode())
 
 
 def check_architectures(library: Library, architectures: Sequence[str]) -> None:
