@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,28 @@ def staged_file(path: Path) -> Iterator[Path]:
         raise OutputError(f"{path} can't be written ({error.strerror}): name another place") from error
     finally:
         staged.unlink(missing_ok=True)
+
+
+def _digest_of(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def read_vouched(path: Path) -> bytes | None:
+    """A file that :func:`write_vouched` wrote; None where there is none, or its content is not what was written."""
+    try:
+        content, digest = path.read_bytes(), _digest_of(path).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return content if hashlib.sha256(content).hexdigest() == digest.strip() else None
+
+
+def write_vouched(path: Path, content: bytes) -> None:
+    """Write a file that only saves time, and its hash; where that can't be, nothing is said."""
+    with suppress(OSError):  # OutputError is one
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for place, data in ((path, content), (_digest_of(path), hashlib.sha256(content).hexdigest().encode())):
+            with staged_file(place) as staged:
+                staged.write_bytes(data)
 
 
 @contextmanager

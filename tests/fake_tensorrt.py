@@ -74,7 +74,8 @@ class Fake:
 
     ``version``; ``plugins``: (name, version) that are registered; ``fails``: what a build says and gives nothing;
     ``bends``: adds this to every output, as a miscompiled engine might; ``half_as``: the type that the inspector
-    shows for half tensors; ``valid``: what TensorRT-RTX says of engines. ``builds``, ``runs``: how many there were.
+    shows for half tensors; ``valid``: what TensorRT-RTX says of engines;
+    ``full``: no engine fits into the memory. ``builds``, ``runs``: how many there were.
     """
 
     def __init__(self, device: FakeDevice | None, is_rtx: bool) -> None:
@@ -85,6 +86,7 @@ class Fake:
         self.bends = 0.0
         self.half_as = "Half"
         self.valid = True
+        self.full = False
         self.builds = self.runs = 0
         self.deserialized: list[bytes] = []
 
@@ -280,7 +282,8 @@ def fake_tensorrt(state: Fake) -> Any:
             return SimpleNamespace(get_engine_information=lambda form: text)
 
         def create_execution_context(self, config: Any = None) -> Context | None:
-            return Context(self)
+            assert state.device is not None
+            return Context(self) if state.device.memory_info()[0] >= self.device_memory_size_v2 else None
 
         def create_runtime_config(self) -> Any:
             cache = SimpleNamespace(serialize=lambda: b"compiled", deserialize=lambda content: content == b"compiled")
@@ -314,6 +317,9 @@ def fake_tensorrt(state: Fake) -> Any:
             assert self.engine_host_code_allowed is False, "host code stays denied"
             state.deserialized.append(content)
             head = json.loads(content)
+            if state.full:
+                self._logger.log(Severity.ERROR, "Error Code 2: OutOfMemory (no further information)")
+                return None
             if head["version"] != state.version:
                 self._logger.log(Severity.ERROR, "version mismatch")
                 return None

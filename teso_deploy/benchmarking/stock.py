@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teso_deploy.benchmarking.schedule import TurnFailedError
+from teso_deploy.resources import cache_folder
 from teso_deploy.runtime.parity import compare_masks
 
 PICTURES = 8
@@ -38,11 +39,6 @@ def masks_agree(found: Arrays, reference: Arrays) -> float:
     return compare_masks(found.swapaxes(0, 1), reference.swapaxes(0, 1), 0.0)[0]
 
 
-def cache_folder() -> Path:
-    """Where exports are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teso-deploy" / "bench"
-
-
 def exported(settings: dict[str, Any]) -> Path:
     """The folder with ``model.onnx`` and ``masks.npy`` of the settings' sizes; made where there is none.
 
@@ -50,7 +46,7 @@ def exported(settings: dict[str, Any]) -> Path:
     """
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "onnx", "onnxscript", "numpy")}
     content = {"sizes": settings["sizes"], "size": settings["size"], "versions": versions}
-    folder = cache_folder() / hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+    folder = cache_folder("bench") / hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from teso_deploy.cli.export import part_and_file
 from teso_deploy.errors import DataError, MissingExtraError
 from teso_deploy.recipe import Calibration, Recipe, load_recipe
+from teso_deploy.resources import cache_folder
 
 if TYPE_CHECKING:
     from teso_deploy.evaluation.datasets import Layout
@@ -156,7 +157,7 @@ def train(
     check_extra("accelerate" if on_videos else None)
     if layout not in (None, "s4", "ms3", "avss"):
         raise typer.BadParameter(f"no layout {layout!r}: s4, ms3 or avss", param_hint="--layout")
-    out = out or Path.home() / ".cache" / "teso-deploy" / "train" / chosen.name
+    out = out or cache_folder("train") / chosen.name
     # Of several processes the first one speaks.
     console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
     if on_videos:

@@ -21,10 +21,11 @@ class WeightsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._places: dict[bytes, int] = {}
+        self._places: dict[tuple[bytes, str], int] = {}
 
-    def _place(self, content: bytes) -> int:
-        key = hashlib.sha256(content).digest()
+    def _place(self, content: bytes, dtype: str) -> int:
+        # Of one type alone: TensorRT takes it amiss where zeros in half and half as many in fp32 are at one place.
+        key = hashlib.sha256(content).digest(), dtype
         if key not in self._places:
             with self.path.open("ab") as file:
                 file.write(b"\0" * (-file.tell() % ALIGNMENT_BYTES))
@@ -41,7 +42,7 @@ class WeightsFile:
             content = tensor.tobytes()
             value.const_value = ir.ExternalTensor(
                 self.path.name,
-                self._place(content),
+                self._place(content, str(tensor.dtype)),
                 len(content),
                 tensor.dtype,
                 shape=tensor.shape,  # type: ignore[arg-type]

@@ -1,14 +1,12 @@
 """Multi-scale deformable attention (Zhu et al., 2021, eq. 3).
 
-The core is a function of tensors alone, so that an export can replace it as a whole. It
-has two equal forms: by ``grid_sample``, fast in PyTorch and ONNX Runtime, and by gather,
-which TensorRT computes rightly (its GridSample form does not).
+The core is a function of tensors alone, so that an export can replace it as a whole: see
+``exporting/functions.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +14,6 @@ from torch.nn import functional as F
 
 from teso_deploy.models.layers import adapter_or_identity
 
-Sampling = Literal["grid_sample", "gather"]
 Shapes = Sequence[tuple[int, int]]
 #: Domain and name of the node that stands for :func:`sample_around` in an exported graph.
 ONNX_OPERATOR = "teso_deploy::MSDA"
@@ -28,25 +25,7 @@ def _sample_grid(value: Tensor, height: int, width: int, locations: Tensor) -> T
     return F.grid_sample(image, 2 * locations - 1, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _sample_gather(value: Tensor, height: int, width: int, locations: Tensor) -> Tensor:
-    """As :func:`_sample_grid`, from four gathers."""
-    x = locations[..., 0] * width - 0.5
-    y = locations[..., 1] * height - 0.5
-    left, top = torch.floor(x), torch.floor(y)
-    total = torch.zeros((), dtype=value.dtype, device=value.device)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            column, row = left + dx, top + dy
-            weight = (1 - (x - column).abs()) * (1 - (y - row).abs())
-            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            cell = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-            index = cell.long().flatten(1)[:, None, :].expand(-1, value.shape[1], -1)
-            picked = value.gather(2, index).unflatten(2, (x.shape[1], x.shape[2]))
-            total = total + picked * (weight * inside.to(value.dtype))[:, None]
-    return total
-
-
-def msda(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, sampling: Sampling) -> Tensor:
+def msda(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum of samples over all levels and points.
 
     value (B, S, M, d) with S = Σ H_l·W_l; locations (B, Q, M, L, P, 2), x then y, 0 … 1 over
@@ -54,7 +33,6 @@ def msda(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, samp
     """
     heads, dim = value.shape[2:]
     queries = locations.shape[1]
-    sample = _sample_grid if sampling == "grid_sample" else _sample_gather
     per_head = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B·M, d, S)
     places = locations.transpose(1, 2).flatten(0, 1)  # (B·M, Q, L, P, 2)
     share = weights.transpose(1, 2).flatten(0, 1)  # (B·M, Q, L, P)
@@ -63,18 +41,16 @@ def msda(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, samp
     for level, (height, width) in enumerate(shapes):
         part = per_head[:, :, start : start + height * width]
         start += height * width
-        picked = sample(part, height, width, places[:, :, level])  # (B·M, d, Q, P)
+        picked = _sample_grid(part, height, width, places[:, :, level])  # (B·M, d, Q, P)
         total = total + (picked * share[:, None, :, level]).sum(-1)
     return total.view(-1, heads * dim, queries).transpose(1, 2)
 
 
-def sample_around(
-    value: Tensor, offsets: Tensor, weights: Tensor, reference: Tensor, shapes: Shapes, sampling: Sampling
-) -> Tensor:
+def sample_around(value: Tensor, offsets: Tensor, weights: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
     """:func:`msda` at the reference points (Q, 2), moved by offsets (B, Q, M, L, P, 2) in cells of the level."""
     cell = value.new_tensor([[1 / width, 1 / height] for height, width in shapes])  # (L, 2)
     locations = reference[:, None, None, None, :] + offsets * cell[:, None, :]
-    return msda(value, shapes, locations, weights, sampling)
+    return msda(value, shapes, locations, weights)
 
 
 def onnx_node(value: Tensor, offsets: Tensor, weights: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
@@ -95,7 +71,6 @@ class DeformableAttention(nn.Module):
     def __init__(self, dim: int, heads: int, levels: int, points: int, adapter: bool) -> None:
         super().__init__()
         self.heads, self.levels, self.points = heads, levels, points
-        self.sampling: Sampling = "grid_sample"
         self.value = nn.Linear(dim, dim)
         self.offsets = nn.Linear(dim, heads * levels * points * 2)
         self.weights = nn.Linear(dim, heads * levels * points)
@@ -127,5 +102,5 @@ class DeformableAttention(nn.Module):
         if torch.onnx.is_in_onnx_export():
             sampled = onnx_node(value, offsets, weights, reference, shapes)
         else:
-            sampled = sample_around(value, offsets, weights, reference, shapes, self.sampling)
+            sampled = sample_around(value, offsets, weights, reference, shapes)
         return self.adapter(self.output(sampled))

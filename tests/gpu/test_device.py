@@ -1,54 +1,24 @@
-"""Memory, streams, kernels and arrays on a GPU, through cuda-core and through PyCUDA: the same checks for both.
-
-Deselected by default. Where a GPU has to be there (TESO_REQUIRE_GPU=1) its absence fails, as does that of a
-library.
-"""
+"""Memory, streams, kernels and arrays on a GPU, through cuda-core and through PyCUDA: the same checks for both."""
 
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
 
 from teso_deploy.backends.cuda.arrays import DeviceArray, device_array
-from teso_deploy.backends.cuda.device import CudaLibrary, Device
-from teso_deploy.backends.cuda.opening import open_device
-from teso_deploy.errors import DeviceError, MissingExtraError
+from teso_deploy.backends.cuda.device import Device
+from teso_deploy.errors import DeviceError
 from tests.device_checks import CHECKS
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(scope="module", params=["cuda-core", "pycuda"])
-def device(request: pytest.FixtureRequest) -> Device:
-    library: CudaLibrary = request.param
-    try:
-        return open_device(library)
-    except (DeviceError, MissingExtraError) as error:
-        if os.environ.get("TESO_REQUIRE_GPU") == "1":
-            pytest.fail(f"TESO_REQUIRE_GPU=1, and {error}")
-        pytest.skip(str(error))
-
-
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_device(device: Device, check: Callable[[Device], None]) -> None:
     check(device)
-
-
-@pytest.fixture
-def cuda_torch() -> None:
-    if find_spec("torch") is not None:
-        import torch
-
-        if torch.cuda.is_available():
-            return
-    if os.environ.get("TESO_REQUIRE_GPU") == "1":
-        pytest.fail("TESO_REQUIRE_GPU=1, and torch sees no CUDA device")
-    pytest.skip("torch sees no CUDA device")
 
 
 @pytest.mark.usefixtures("cuda_torch")

@@ -1,11 +1,7 @@
-"""The CUDA operators on a real GPU, through both libraries: equal to the references and to the CPU path.
-
-Deselected by default. Where a GPU has to be there (TESO_REQUIRE_GPU=1) its absence fails, and so does a library's.
-"""
+"""The CUDA operators on a real GPU, through both libraries: equal to the references and to the CPU path."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,29 +13,25 @@ from numpy.typing import NDArray
 
 from teso_deploy.backends.cuda import references
 from teso_deploy.backends.cuda.compiling import compiled
-from teso_deploy.backends.cuda.device import CudaLibrary
+from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.cuda.kernels import Postprocess, Preprocess, load_kernels
-from teso_deploy.backends.cuda.opening import open_device
 from teso_deploy.backends.cuda.plans import LUMA_SHARES, Labels, RgbPictures, Scores, is_rows_first
 from teso_deploy.errors import DeviceError, MissingExtraError
 from teso_deploy.resources import shipped_path
 from teso_deploy.runtime.postprocess import labels_of
 from teso_deploy.runtime.preprocess import fitted_size, normalised, resized
+from tests.gpu.conftest import Absent
 from tests.operators import MEAN, STD, Operators, Size
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(scope="module", params=["cuda-core", "pycuda"])
-def operators(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Operators:
-    library: CudaLibrary = request.param
+@pytest.fixture(scope="module")
+def operators(device: Device, absent: Absent, tmp_path_factory: pytest.TempPathFactory) -> Operators:
     try:
-        device = open_device(library=library, index=0)
         module = load_kernels(device, cache=tmp_path_factory.mktemp("kernels"))
     except (DeviceError, MissingExtraError) as error:
-        if os.environ.get("TESO_REQUIRE_GPU") == "1":
-            pytest.fail(f"TESO_REQUIRE_GPU=1, and {library} has no GPU: {error}")
-        pytest.skip(f"{library} has no GPU: {error}")
+        absent(error)
     return Operators(device, module, device.stream())
 
 

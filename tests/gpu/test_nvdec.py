@@ -1,11 +1,8 @@
-"""Decoding on a real GPU: the frames of software, number by number.
-
-Deselected by default. Where a GPU has to be there (TESO_REQUIRE_GPU=1) its absence fails.
-"""
+"""Decoding on a real GPU: the frames of software, number by number."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +12,30 @@ import pytest
 
 from teso_deploy.media.reader import VideoReader
 from tests.clips import make_clip
+from tests.gpu.conftest import Absent
 
 pytestmark = pytest.mark.gpu
 
 
-def on_gpu(path: Path, **options: float) -> VideoReader:
-    """A reader that decodes on the GPU, or no test."""
-    reader = VideoReader(path, hardware="nvdec", **options)  # type: ignore[arg-type]
-    if reader.decoder != "nvdec":
-        reader.close()
-        if os.environ.get("TESO_REQUIRE_GPU") == "1":
-            pytest.fail(f"TESO_REQUIRE_GPU=1, and there is no NVDEC: {reader.decoder_note}")
-        pytest.skip(f"no NVDEC: {reader.decoder_note}")
-    assert reader.decoder_note is None
-    return reader
+Open = Callable[..., VideoReader]
 
 
-def assert_same(path: Path, **options: float) -> None:
+@pytest.fixture(scope="module")
+def on_gpu(absent: Absent) -> Open:
+    """Opens a reader that decodes on the GPU."""
+
+    def open_reader(path: Path, **options: float) -> VideoReader:
+        reader = VideoReader(path, hardware="nvdec", **options)  # type: ignore[arg-type]
+        if reader.decoder != "nvdec":
+            reader.close()
+            absent(f"there is no NVDEC: {reader.decoder_note}")
+        assert reader.decoder_note is None
+        return reader
+
+    return open_reader
+
+
+def assert_same(on_gpu: Open, path: Path, **options: float) -> None:
     with on_gpu(path, **options) as reader, VideoReader(path, **options) as software:  # type: ignore[arg-type]
         assert reader.info == software.info
         for ours, theirs in zip(reader, software, strict=True):
@@ -39,17 +43,17 @@ def assert_same(path: Path, **options: float) -> None:
             assert (ours.pts_seconds, ours.index) == (theirs.pts_seconds, theirs.index)
 
 
-def test_frames_are_those_of_software(tmp_path: Path) -> None:
+def test_frames_are_those_of_software(on_gpu: Open, tmp_path: Path) -> None:
     path = make_clip(tmp_path / "clip.mp4", seconds=4, fps=25, size=(240, 320))
-    assert_same(path)
-    assert_same(path, every_nth=7)
-    assert_same(path, fps=3)
+    assert_same(on_gpu, path)
+    assert_same(on_gpu, path, every_nth=7)
+    assert_same(on_gpu, path, fps=3)
 
 
 @pytest.mark.parametrize(
     ("codec", "pixels"), [("libx265", "yuv420p"), ("libx265", "yuv420p10le"), ("libx264", "yuvj420p")]
 )
-def test_other_kinds_of_video(tmp_path: Path, codec: str, pixels: str) -> None:
+def test_other_kinds_of_video(on_gpu: Open, tmp_path: Path, codec: str, pixels: str) -> None:
     path = tmp_path / "clip.mp4"
     rng = np.random.default_rng(0)
     picture = np.kron(rng.integers(0, 256, (30, 40, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
@@ -60,10 +64,10 @@ def test_other_kinds_of_video(tmp_path: Path, codec: str, pixels: str) -> None:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.roll(picture, 5 * i, axis=1)), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    assert_same(path)
+    assert_same(on_gpu, path)
 
 
-def test_several_files_one_after_the_other(tmp_path: Path) -> None:
+def test_several_files_one_after_the_other(on_gpu: Open, tmp_path: Path) -> None:
     path = make_clip(tmp_path / "clip.mp4", seconds=1, size=(240, 320))
     for _ in range(20):  # whoever leaves a decoder open runs out of them
         with on_gpu(path) as reader:

@@ -1,17 +1,12 @@
-"""Training on a GPU, on scenes and on videos: the same losses as on the CPU, a state that goes on on either.
-
-Deselected by default. Where a GPU has to be there (TESO_REQUIRE_GPU=1) its absence fails.
-"""
+"""Training on a GPU, on scenes and on videos: the same losses as on the CPU, a state that goes on on either."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from teso_deploy.evaluation.datasets import read_dataset
 from teso_deploy.models.assembly import assemble
@@ -21,15 +16,7 @@ from teso_deploy.training.loop import Progress, train_model
 from teso_deploy.training.videos import VideoBatches
 from tests.avs_layouts import write_avss
 
-pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def cuda() -> None:
-    if not torch.cuda.is_available():
-        if os.environ.get("TESO_REQUIRE_GPU") == "1":
-            pytest.fail("TESO_REQUIRE_GPU=1, and torch sees no CUDA device")
-        pytest.skip("torch sees no CUDA device")
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda_torch")]
 
 
 def test_losses_on_both_devices_agree_and_a_run_goes_on_on_the_other(

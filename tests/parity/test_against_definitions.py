@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import helper
 
+from teso_deploy.exporting.functions import PLUGIN_ATTRIBUTES, msda_function, plugin_function
 from teso_deploy.models import build
 from teso_deploy.models.audio import LogMel
 from teso_deploy.models.fusion import Pmqs, Sedam
 from teso_deploy.models.layers import Attention
-from teso_deploy.models.msda import Sampling, msda
+from teso_deploy.models.msda import msda
 from teso_deploy.models.swin import relative_position_index, shift_mask, unwindows, windows
 from teso_deploy.recipe import FusionRecipe, Recipe
 
@@ -100,17 +105,56 @@ def msda_by_definition(value: Array, shapes: list[tuple[int, int]], locations: A
     return out
 
 
-@pytest.mark.parametrize("sampling", ["grid_sample", "gather"])
-def test_msda(sampling: Sampling) -> None:
+def msda_inputs() -> tuple[list[tuple[int, int]], Array, Array, Array]:
+    """Levels, values, locations of which some lie outside, weights."""
     rng = np.random.default_rng(0)
     shapes = [(2, 3), (4, 5), (1, 1)]
     cells = sum(height * width for height, width in shapes)
     value = rng.standard_normal((2, cells, 2, 3))
-    locations = rng.uniform(-0.3, 1.3, (2, 7, 2, 3, 4, 2))  # some outside
+    locations = rng.uniform(-0.3, 1.3, (2, 7, 2, 3, 4, 2))
     weights = softmax(rng.standard_normal((2, 7, 2, 12))).reshape(2, 7, 2, 3, 4)
+    return shapes, value, locations, weights
+
+
+def test_msda() -> None:
+    shapes, value, locations, weights = msda_inputs()
     given = [torch.from_numpy(x).float() for x in (value, locations, weights)]
-    ours = msda(given[0], shapes, given[1], given[2], sampling)
+    ours = msda(given[0], shapes, given[1], given[2])
     np.testing.assert_allclose(array(ours), msda_by_definition(value, shapes, locations, weights), atol=2e-5)
+
+
+def run_function(function: onnx.FunctionProto, feeds: dict[str, NDArray[Any]], **attributes: Any) -> NDArray[Any]:
+    """The one output of a model-local function, as ONNX Runtime inlines it."""
+    given = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
+        for name, value in feeds.items()
+    ]
+    node = helper.make_node(function.name, list(feeds), ["found"], domain=function.domain, **attributes)
+    graph = helper.make_graph([node], "graph", given, [helper.make_tensor_value_info("found", 1, None)])
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(function.domain, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: NDArray[Any] = session.run(["found"], feeds)[0]
+    return found
+
+
+def test_msda_as_functions_of_a_graph() -> None:
+    shapes, value, locations, weights = msda_inputs()
+    expected = msda_by_definition(value, shapes, locations, weights)
+    sizes = np.array(shapes, np.int32)
+    starts = np.concatenate(([0], sizes.prod(1).cumsum()[:-1])).astype(np.int32)
+    single = [x.astype(np.float32) for x in (value, locations, weights)]
+    feeds = {"value": single[0], "shapes": sizes, "starts": starts, "locations": single[1], "weights": single[2]}
+    found = run_function(plugin_function(shapes, 2, 3), feeds, **PLUGIN_ATTRIBUTES)
+    assert found.shape == (2, 7, 2, 3)
+    np.testing.assert_allclose(found.reshape(2, 7, 6), expected, atol=2e-5)
+    # The same places, as offsets in cells around reference points.
+    points = np.random.default_rng(1).uniform(0, 1, (7, 2))
+    offsets = (locations - points[:, None, None, None]) * sizes[:, ::-1][:, None]
+    feeds = {"value": single[0], "offsets": offsets.astype(np.float32), "weights": single[2]}
+    feeds["reference"] = points.astype(np.float32)
+    found = run_function(msda_function(shapes, 2, 3), feeds, shapes=sizes.reshape(-1).tolist())
+    np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 # --- attention, SeDAM (eqs. 1-4), PMQS (eqs. 5-6) ----------------------------------------------

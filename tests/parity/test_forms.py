@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from teso_deploy.bundle import Bundle
 from teso_deploy.errors import BundleError, OutputError, PrecisionError
 from teso_deploy.exporting.derive import derive_bundle
 from teso_deploy.exporting.export import export_bundle
-from teso_deploy.exporting.functions import PLUGIN
+from teso_deploy.exporting.functions import PLUGIN, plugin_nodes
 from teso_deploy.exporting.onnxruntime_form import query_grid
 from teso_deploy.exporting.precision import check_precision, halved, shares
 from teso_deploy.exporting.quantization import least_left_out, observe, products, quantize, sensitivities
+from teso_deploy.exporting.weights import WeightsFile
 from teso_deploy.recipe import Recipe
 from teso_deploy.runtime.pipeline import Pipeline
 
@@ -103,6 +105,59 @@ def test_buckets_and_forms_share_their_weights(bundle: Bundle) -> None:
     assert {entry.weights for entry in entries} == {"visual_encoder.weights"}
     weights = bundle.manifest.files["visual_encoder.weights"].bytes
     assert weights < 4 * sum(4 * entry.parameters for entry in entries[:1])
+
+
+def test_weights_of_two_types_never_share_a_place(tmp_path: Path) -> None:
+    """Equal bytes, other numbers: TensorRT's parser refuses a graph in which one address has two lengths."""
+    file = WeightsFile(tmp_path / "x.weights")
+    arrays: dict[str, NDArray[Any]] = {
+        "a": np.zeros(512, np.float32),
+        "b": np.zeros(1024, np.float16),
+        "c": np.zeros((2, 256), np.float32),
+    }
+    values = {
+        name: ir.Value(name=name, const_value=ir.tensor(array, name=name), shape=ir.Shape(array.shape))
+        for name, array in arrays.items()
+    }
+    model = ir.Model(ir.Graph([], [], nodes=[], initializers=list(values.values())), ir_version=10)
+    file.take(model)
+    places = {name: value.const_value.offset for name, value in values.items()}
+    assert places["a"] == places["c"] != places["b"]
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(values[name].const_value.numpy(), array)
+
+
+def test_the_form_for_tensorrt_has_its_plugins_node(bundle: Bundle) -> None:
+    for form in ("onnx-fp16", "onnx-bf16", "onnx-int8"):
+        for graph in ("visual_encoder", "visual_encoder@64x96"):
+            model = ir.load(bundle.graph_path(graph, form))
+            nodes = [node for node in model.graph if node.op_type == PLUGIN]
+            assert len(nodes) == 1 and len(model.functions) == 1
+            said = {name: attribute.as_string() for name, attribute in nodes[0].attributes.items()}
+            assert said == {"plugin_version": "2", "plugin_namespace": ""}
+            value, shapes, starts, locations, weights = nodes[0].inputs
+            sizes = shapes.const_value.numpy()
+            assert sizes.dtype == starts.const_value.numpy().dtype == np.int32
+            assert starts.const_value.numpy().tolist() == [0, *np.cumsum(sizes.prod(1))[:-1]]
+            cells = int(sizes.prod(1).sum())
+            assert value.shape[1] == cells and list(locations.shape or ())[1:] == [cells, 2, 3, 2, 2]
+            # All of its floats have one type, and places need 24 bits.
+            assert {v.dtype for v in (value, locations, weights, nodes[0].outputs[0])} == {ir.DataType.FLOAT}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_the_plugins_node_is_the_canonical_attention(bundle: Bundle, batch: int, tmp_path: Path) -> None:
+    folder = tmp_path / "forms"
+    folder.mkdir()
+    shutil.copy(bundle.folder / "visual_encoder.weights", folder)
+    path = folder / "visual_encoder.onnx"
+    ir.save(plugin_nodes(ir.load(bundle.graph_path("visual_encoder"))), path)
+    onnx.checker.check_model(str(path))
+    feeds = feeds_of(bundle, "visual_encoder", batch)
+    canonical = OnnxRuntimeEngine(bundle.graph_path("visual_encoder"), 1).run(feeds)
+    ours = OnnxRuntimeEngine(path, 1).run(feeds)
+    for name, expected in canonical.items():
+        np.testing.assert_allclose(ours[name], expected, atol=2e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(("precision", "atol"), [("fp16", 0.02), ("int8", 0.3)])

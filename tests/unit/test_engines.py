@@ -15,7 +15,7 @@ import pytest
 
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.tensorrt.builder import build_engine, shares_of
-from teso_deploy.backends.tensorrt.cache import EngineCache, content_key, read_vouched, write_vouched
+from teso_deploy.backends.tensorrt.cache import EngineCache, content_key
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine, inspected_shares
 from teso_deploy.backends.tensorrt.library import Library, Target, adopt, check_installed
 from teso_deploy.backends.tensorrt.making import (
@@ -37,6 +37,7 @@ from teso_deploy.errors import (
     MissingExtraError,
 )
 from teso_deploy.exporting.engines import EngineRequest, build_engines, verify_engines
+from teso_deploy.outputs import read_vouched, write_vouched
 from teso_deploy.runtime.engine_check import check_against_onnxruntime
 from tests.fake_gpu import FakeDevice
 from tests.fake_tensorrt import Fake, fake_tensorrt
@@ -241,6 +242,21 @@ def test_a_failed_build_leaves_what_was_there(machine: Machine, bundle: Bundle) 
     with pytest.raises(KeyboardInterrupt):
         machine.engine(bundle, rebuild=True, on_progress=interrupt)
     assert {path: path.read_bytes() for path in machine.cache.folder.glob("*.engine*")} == before
+
+
+def test_memory_that_does_not_suffice_says_what_would_fit(machine: Machine, bundle: Bundle) -> None:
+    engine = machine.engine(bundle)  # a megabyte of activations in batches of up to 4
+    held = [machine.gpu.allocate(1000)]
+    machine.gpu.total_bytes = machine.gpu.used_bytes + 600_000
+    with pytest.raises(DeviceMemoryError, match=r"needs 1 MB .*up to 4.*1 MB free: a profile with batches of up to 2"):
+        engine.slot()
+    machine.gpu.total_bytes = machine.gpu.used_bytes + 1000
+    with pytest.raises(DeviceMemoryError, match="not even one picture fits"):
+        engine.slot()
+    machine.gpu.total_bytes, machine.state.full = 8 << 30, True
+    with pytest.raises(DeviceMemoryError, match=r"fusion can't be loaded: it has \d+ MB and .* are free"):
+        machine.engine(bundle)
+    del held
 
 
 def test_two_processes_build_an_engine_once(machine: Machine, bundle: Bundle) -> None:

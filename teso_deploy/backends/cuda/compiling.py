@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
-from teso_deploy.errors import DeviceError, InputNotFoundError, MissingExtraError, OutputError
-from teso_deploy.outputs import staged_file
-from teso_deploy.resources import shipped_path
+from teso_deploy.errors import DeviceError, InputNotFoundError, MissingExtraError
+from teso_deploy.outputs import read_vouched, write_vouched
+from teso_deploy.resources import cache_folder, shipped_path
 
 OPTIONS = ("--std=c++17",)
 
@@ -27,11 +26,6 @@ def sources_sha256(sources: list[Path]) -> str:
     """Of the files' own SHA-256 in hexadecimal, one behind the other. CMakeLists.txt computes the same."""
     each = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in sources)
     return hashlib.sha256(each.encode()).hexdigest()
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teso-deploy" / "kernels"
 
 
 def _nvrtc() -> tuple[Any, tuple[int, int]]:
@@ -95,24 +89,18 @@ def _compile(nvrtc: Any, source: bytes, architecture: str) -> bytes:
 def compiled(compute_capability: tuple[int, int], cache: Path | None = None) -> bytes:
     """Our kernels for a GPU of this compute capability: from the cache, else compiled (well under a second).
 
-    The cache (default :func:`cache_folder`) is keyed by sources, options, NVRTC and architecture. Where it can't be
-    written the kernels are compiled every time. Raises :class:`MissingExtraError`, :class:`DeviceError`.
+    The cache (default ``cache_folder("kernels")``) is keyed by sources, options, NVRTC and architecture. Where it
+    can't be written, or holds something else than was written, the kernels are compiled again.
+    Raises :class:`MissingExtraError`, :class:`DeviceError`.
     """
     nvrtc, version = _nvrtc()
     _, supported = nvrtc.nvrtcGetSupportedArchs()
     architecture = architecture_for(compute_capability, list(supported))
     source = b"\n".join(path.read_bytes() for path in kernel_sources())
     key = hashlib.sha256("\0".join((hashlib.sha256(source).hexdigest(), *OPTIONS)).encode()).hexdigest()
-    kept = (cache or cache_folder()) / f"{key}-nvrtc{version[0]}.{version[1]}-{architecture}.bin"
-    try:
-        return kept.read_bytes()
-    except OSError:
-        pass
-    code = _compile(nvrtc, source, architecture)
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with staged_file(kept) as staged:
-            staged.write_bytes(code)
-    except (OSError, OutputError):
-        pass
+    kept = (cache or cache_folder("kernels")) / f"{key}-nvrtc{version[0]}.{version[1]}-{architecture}.bin"
+    code = read_vouched(kept)
+    if code is None:
+        code = _compile(nvrtc, source, architecture)
+        write_vouched(kept, code)
     return code

@@ -21,8 +21,10 @@ Msda = Literal["plugin", "function"]
 FLOAT_TYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "FP8": "fp8", "INT8": "int8"}
 #: Of a graph's products, how many have to be in what was asked for: a log-mel's and an offset's stay in fp32.
 LEAST_PRODUCTS = 0.5
+#: Name and version of the plugin that nodes of deformable attention stand for.
+MSDA_PLUGIN = ("MultiscaleDeformableAttnPlugin_TRT", "2")
 #: Names of nodes with a function, as they stand in an ONNX file.
-_MSDA_NAMES = (b"MultiscaleDeformableAttnPlugin_TRT", b"MSDA")
+_MSDA_NAMES = (MSDA_PLUGIN[0].encode(), b"MSDA")
 _COMPATIBILITY = {
     "none": "NONE",
     "ampere-plus": "AMPERE_PLUS",
@@ -224,7 +226,7 @@ def build_engine(
 
 def _raise_failure(library: Library, graph: str, settings: BuildProfile) -> None:
     told, batch = library.messages.first_error, settings.batch_of(graph)
-    if any("out of memory" in text.lower() for text in library.messages.errors):
+    if library.messages.is_out_of_memory:
         raise DeviceMemoryError(
             f"the GPU's memory does not suffice to build {graph} with {settings.workspace_mib} MiB of workspace and "
             f"batches of up to {batch.max} ({told}): take a profile with less of either, or fp16"

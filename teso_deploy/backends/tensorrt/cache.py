@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from teso_deploy.backends.tensorrt.sidecar import written
 from teso_deploy.errors import OutputError
-
-#: In place of ``~/.cache/teso-deploy``.
-CACHE_VARIABLE = "TESO_DEPLOY_CACHE"
-
-
-def cache_folder() -> Path:
-    """Where engines and kernels are kept: $TESO_DEPLOY_CACHE, else ``~/.cache/teso-deploy``."""
-    given = os.environ.get(CACHE_VARIABLE)
-    return Path(given) if given else Path.home() / ".cache" / "teso-deploy"
+from teso_deploy.resources import cache_folder
 
 
 def content_key(parts: Mapping[str, Any]) -> str:
     """One name for everything that an engine depends on."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
-
-
-def read_vouched(path: Path) -> bytes | None:
-    """A file that :func:`write_vouched` wrote; None where there is none, or its content is not what was written."""
-    try:
-        content, digest = path.read_bytes(), path.with_name(path.name + ".sha256").read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError):
-        return None
-    return content if hashlib.sha256(content).hexdigest() == digest.strip() else None
-
-
-def write_vouched(path: Path, content: bytes) -> None:
-    """Write a file that only saves time, and its hash; where that can't be, nothing is said."""
-    with contextlib.suppress(OSError):
-        written(path, content)
-        written(path.with_name(path.name + ".sha256"), hashlib.sha256(content).hexdigest().encode())
 
 
 class EngineCache:
@@ -53,12 +26,12 @@ class EngineCache:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder if folder is not None else cache_folder() / "engines"
+        self.folder = folder if folder is not None else cache_folder("engines")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(
-                f"{self.folder} can't be written ({error.strerror}): name another with {CACHE_VARIABLE}"
+                f"{self.folder} can't be written ({error.strerror}): name another with XDG_CACHE_HOME"
             ) from error
 
     def path(self, graph: str, key: str) -> Path:

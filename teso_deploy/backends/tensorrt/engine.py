@@ -14,7 +14,7 @@ from teso_deploy.backends.cuda.arrays import DeviceArray, device_array
 from teso_deploy.backends.cuda.device import Device, Event, Graph
 from teso_deploy.backends.cuda.tensors import DeviceTensor, HostInput
 from teso_deploy.backends.engine import Tensor
-from teso_deploy.backends.tensorrt.builder import shares_of
+from teso_deploy.backends.tensorrt.builder import MSDA_PLUGIN, shares_of
 from teso_deploy.backends.tensorrt.jit_cache import JitCache
 from teso_deploy.backends.tensorrt.library import Library
 from teso_deploy.backends.tensorrt.sidecar import REBUILD, Sidecar
@@ -47,10 +47,10 @@ class TensorRTEngine:
         self.library, self.device, self.sidecar, self.form = library, device, sidecar, form
         self.name, self.precision = sidecar.graph, sidecar.precision
         self._jit_cache = jit_cache
-        if sidecar.msda == "plugin" and not library.has_plugin("MultiscaleDeformableAttnPlugin_TRT", "2"):
+        if sidecar.msda == "plugin" and not library.has_plugin(*MSDA_PLUGIN):
             raise EngineError(
                 f"the engine of {self.name} needs TensorRT's plugin library (libnvinfer_plugin), which has no "
-                f"MultiscaleDeformableAttnPlugin_TRT here: pip install --force-reinstall 'teso-deploy[tensorrt]'"
+                f"{MSDA_PLUGIN[0]} here: pip install --force-reinstall 'teso-deploy[tensorrt]'"
             )
         library.messages.errors.clear()
         device.activate()
@@ -85,7 +85,7 @@ class TensorRTEngine:
 
     def _raise(self, what: str) -> None:
         told = self.library.messages.first_error
-        if "out of memory" in " ".join(self.library.messages.errors).lower():
+        if self.library.messages.is_out_of_memory:
             free, total = self.device.memory_info()
             raise DeviceMemoryError(
                 f"{self.name} {what}: it has {self.sidecar.bytes / 1e6:,.0f} MB and "
@@ -103,11 +103,13 @@ class TensorRTEngine:
         else:
             context = self.engine.create_execution_context()
         if context is None:
-            needed = self.engine.device_memory_size_v2
-            free, _ = self.device.memory_info()
+            needed, (free, _) = self.engine.device_memory_size_v2, self.device.memory_info()
+            most = max(self.batch_limits(name)[1] for name in self.inputs)
+            fits = int(most * free / needed) if needed else 0  # activations grow with the batch
+            advice = f"a profile with batches of up to {fits} would fit" if fits else "not even one picture fits"
             raise DeviceMemoryError(
-                f"{self.name} needs {needed / 1e6:,.0f} MB for its activations, {self.device.name} has "
-                f"{free / 1e6:,.0f} MB free: end what else uses the GPU, or take a profile with smaller batches"
+                f"{self.name} needs {needed / 1e6:,.0f} MB for activations in batches of up to {most}, "
+                f"{self.device.name} has {free / 1e6:,.0f} MB free: {advice}, or end what else uses the GPU"
             )
         return context
 

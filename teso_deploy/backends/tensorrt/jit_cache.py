@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from teso_deploy.backends.tensorrt.cache import read_vouched, write_vouched
+from teso_deploy.outputs import read_vouched, write_vouched
 
 
 class JitCache:

@@ -39,6 +39,12 @@ class Messages:
             self.warnings.append(text)
 
     @property
+    def is_out_of_memory(self) -> bool:
+        """Whether an error says that the GPU's memory did not suffice."""
+        told = " ".join(self.errors).lower().replace(" ", "")
+        return "outofmemory" in told
+
+    @property
     def first_error(self) -> str:
         """The first error, without the library's own coordinates; "it does not say why" where there is none."""
         if not self.errors:

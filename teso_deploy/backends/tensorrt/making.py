@@ -13,7 +13,7 @@ from teso_deploy import __version__
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.engine import EngineFactory
 from teso_deploy.backends.tensorrt.builder import Progress, build_engine, check_precision
-from teso_deploy.backends.tensorrt.cache import EngineCache, content_key, read_vouched, write_vouched
+from teso_deploy.backends.tensorrt.cache import EngineCache, content_key
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
 from teso_deploy.backends.tensorrt.jit_cache import JitCache
 from teso_deploy.backends.tensorrt.library import PORTABLE, Library
@@ -29,6 +29,7 @@ from teso_deploy.backends.tensorrt.sidecar import (
 )
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import BundleError, EngineError
+from teso_deploy.outputs import read_vouched, write_vouched
 from teso_deploy.types import Precision
 
 #: Holds a built engine against ONNX Runtime; what it measured, for the sidecar. Raises where it fails.

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +18,7 @@ from teso_deploy.backends.tensorrt.builder import Msda
 from teso_deploy.backends.tensorrt.library import PORTABLE, Library, Target
 from teso_deploy.backends.tensorrt.profiles import BuildProfile
 from teso_deploy.errors import EngineError, InputNotFoundError, OutputError
+from teso_deploy.outputs import staged_file
 from teso_deploy.types import Precision
 
 SCHEMA_VERSION = 1
@@ -69,21 +68,6 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(path.name + SUFFIX)
 
 
-def written(path: Path, content: bytes) -> None:
-    """Write beside the place and put it there: a reader sees the old file or the new one."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def write_engine(path: Path, content: bytes, sidecar: Sidecar) -> None:
     """An engine and what vouches for it; the sidecar comes last, so that an engine alone is half a write.
 
@@ -91,9 +75,12 @@ def write_engine(path: Path, content: bytes, sidecar: Sidecar) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        written(path, content)
-        text = json.dumps(sidecar.model_dump(mode="json"), indent=1, ensure_ascii=False)
-        written(sidecar_path(path), (text + "\n").encode())
+        with staged_file(path) as staged:
+            staged.write_bytes(content)
+        with staged_file(sidecar_path(path)) as staged:
+            staged.write_text(sidecar.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(f"{path} can't be written ({error.strerror}): make room, or give another folder") from error
 
