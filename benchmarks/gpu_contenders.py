@@ -1,0 +1,309 @@
+"""Who takes part in ``gpu_engines.py``: six steps from frames in host memory to labels in host memory, on one GPU.
+
+Built in worker processes (:mod:`teso_deploy.benchmarking.worker`), so that a library that crashes takes nobody
+along, and what a process holds of the GPU's memory is one contender's. torch is imported by those that are torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from precisions import agreement
+
+from teso_deploy.backends.cuda.device import Device, Event, Module
+from teso_deploy.backends.cuda.kernels import Postprocess, Preprocess, load_kernels
+from teso_deploy.backends.cuda.opening import open_device
+from teso_deploy.backends.cuda.plans import Labels, RgbPictures, Scores
+from teso_deploy.backends.cuda.tensors import DeviceTensor, HostInput
+from teso_deploy.backends.engine import EngineFactory
+from teso_deploy.bundle import Bundle
+from teso_deploy.cues.table import CueTable
+from teso_deploy.resources import cache_folder, shipped_path
+from teso_deploy.runtime.operators import OperatorsFactory
+from teso_deploy.runtime.pipeline import GRAPHS, Pipeline
+from teso_deploy.runtime.preprocess import fitted_size
+from teso_deploy.runtime.schedule import Source
+from teso_deploy.types import BLANK_PIXEL_RATE
+
+#: Frames of the clip that are timed and looked at; a multiple of every batch.
+FRAMES = 32
+STEPS = ("preprocess", *GRAPHS, "labels")
+#: What is timed → the steps that it takes: everything anew, a new sound, new cues, each step by itself.
+STAGES: Mapping[str, tuple[str, ...]] = {
+    "frame": STEPS,
+    "new-sound": STEPS[STEPS.index("audio_encoder") :],
+    "new-cues": STEPS[STEPS.index("fusion") :],
+    **{step: (step,) for step in STEPS},
+}
+#: Of ours at batch 1: the frame through :class:`Pipeline`, which also looks whether anything has changed.
+PIPELINE = "pipeline"
+Size = tuple[int, int]
+Uint8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A batch: ``frames`` (B, H, W, 3) uint8, and what else the graphs are fed with, by name."""
+
+    frames: Uint8
+    feeds: dict[str, NDArray[Any]]
+
+
+class Chain(Protocol):
+    """A contender: each step begins where the one before it has left off."""
+
+    labels: Uint8
+
+    def step(self, name: str, given: Given) -> None:
+        """Queue one of :data:`STEPS`. Behind "labels", :attr:`labels` (B, H, W) are there."""
+
+    def wait(self) -> None:
+        """Until all that was queued has run."""
+
+
+def batches_of(bundle: Bundle, batch: int, frames: int = FRAMES) -> list[Given]:
+    """Frames from all over the shipped clip with their sounds, and the cues of what is to be seen in it."""
+    with Source(shipped_path("export/demo/clip.mp4")) as source:
+        moments = list(source)
+    chosen = [moments[i] for i in np.linspace(0, len(moments) - 1, frames).astype(int)]
+    table = CueTable.open(bundle)
+    visible = json.loads(shipped_path("export/demo/clip.json").read_text(encoding="utf-8"))["visible"]
+    cues = table.lookup([word for word in visible if word in table.names])
+    found = []
+    for start in range(0, frames, batch):
+        part = chosen[start : start + batch]
+        feeds: dict[str, NDArray[Any]] = {
+            "waveform": np.stack([moment.sound.samples for moment in part]),
+            "cues": np.repeat(cues.embeddings[None], len(part), axis=0),
+            "cue_valid": np.repeat(cues.valid[None], len(part), axis=0),
+        }
+        found.append(Given(np.stack([moment.frame.image for moment in part]), feeds))
+    return found
+
+
+def segmented(chain: Chain, batches: Sequence[Given], is_muted: bool = False) -> list[Uint8]:
+    """The labels of every frame."""
+    found: list[Uint8] = []
+    for given in batches:
+        heard = given.feeds | ({"waveform": np.zeros_like(given.feeds["waveform"])} if is_muted else {})
+        for step in STEPS:
+            chain.step(step, Given(given.frames, heard))
+        chain.wait()
+        found += list(chain.labels.copy())
+    return found
+
+
+def blank_rate(labels: Sequence[Uint8]) -> float:
+    """Share of the frames of which less than 0.2 % is labelled."""
+    return float(np.mean([np.count_nonzero(one) < BLANK_PIXEL_RATE * one.size for one in labels]))
+
+
+class EngineChain:
+    """Engines of a bundle behind our operators; see :class:`Chain`."""
+
+    def __init__(
+        self, bundle: Bundle, size: Size, factory: EngineFactory, device: Device, module: Module, frames: Uint8
+    ) -> None:
+        """``frames``: of the shape of every batch."""
+        batch, how, self._shown = len(frames), bundle.manifest.preprocessing, (frames.shape[1], frames.shape[2])
+        self._bucket, self._fitted = size, fitted_size(frames[0], size, how.fit)
+        self._shares = self._fitted[0] / size[0], self._fitted[1] / size[1]
+        self._stream = device.stream()
+        self._preprocess = Preprocess(device, module, how.mean, how.std)
+        self._postprocess = Postprocess(device, module, bundle.manifest.postprocessing.threshold)
+        self._frames = HostInput(device, frames.shape, np.uint8, self._stream)
+        self._image = DeviceTensor(device, (batch, 3, *size), np.float32)
+        self._labels = DeviceTensor(device, (batch, *self._shown), np.uint8)
+        self._slots = {graph: factory(bundle, bundle.graph_at(graph, size)).slot() for graph in GRAPHS}
+        self._held: dict[str, Any] = {"image": self._image}
+        self._last: Event | None = None
+        self.labels = np.empty((0, *self._shown), np.uint8)
+
+    def step(self, name: str, given: Given) -> None:
+        """See :meth:`Chain.step`."""
+        if name == "preprocess":
+            pictures = RgbPictures(self._frames.fill(given.frames).pointer, self._shown, batch=len(given.frames))
+            self._image.wait_unread(self._stream)
+            self._preprocess(pictures, self._image.pointer, self._bucket, self._stream, self._fitted)
+            self._image.ready = self._last = self._stream.record()
+        elif name == "labels":
+            self.labels = self._labelled(self._held["masks"])
+        else:
+            outputs = self._slots[name].run({**given.feeds, **self._held})
+            self._held |= outputs
+            first = next(iter(outputs.values()))
+            self._last = first.ready if isinstance(first, DeviceTensor) else None  # ONNX Runtime has waited
+
+    def _labelled(self, masks: Any) -> Uint8:
+        if isinstance(masks, DeviceTensor):
+            masks.wait_ready(self._stream)
+            scores = Scores(masks.pointer, masks.shape, masks.dtype)  # type: ignore[arg-type]
+        else:
+            scores = Scores(masks.data_ptr(), tuple(masks.shape()), np.float32)
+        self._postprocess(scores, Labels(self._labels.pointer, self._shown), self._stream, self._shares)
+        self._labels.ready = self._last = self._stream.record()
+        if isinstance(masks, DeviceTensor):
+            masks.read_until(id(self), self._labels.ready)
+        return self._labels.numpy()
+
+    def wait(self) -> None:
+        """See :meth:`Chain.wait`."""
+        if self._last is not None:
+            self._last.synchronize()
+
+
+class Runner:
+    """See :class:`teso_deploy.benchmarking.worker.Subject`. ``more``: stages beside :data:`STAGES`."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        batches: Sequence[Given],
+        mask_iou: float | None,
+        more: Mapping[str, Callable[[int], object]] | None = None,
+    ) -> None:
+        self._chain, self._batches, self._mask_iou, self._more = chain, batches, mask_iou, more or {}
+        self.stages = (*STAGES, *self._more)
+
+    def run(self, stage: str, i: int) -> object:
+        """See :class:`Subject`; the GPU is done when it returns."""
+        if stage in self._more:
+            return self._more[stage](i)
+        for step in STAGES[stage]:
+            self._chain.step(step, self._batches[i % len(self._batches)])
+        return self._chain.wait()
+
+    def mask_iou(self) -> float | None:
+        """See :class:`Subject`: against fp32 on the CPU."""
+        return self._mask_iou
+
+
+# ------------------------------------------------------------------------------------------------ the GPU
+
+
+def _visible_gpu(nvml: Any) -> Any:
+    """NVML's handle of the GPU that CUDA calls 0."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    if first.startswith(("GPU-", "MIG-")):
+        return nvml.nvmlDeviceGetHandleByUUID(first)
+    return nvml.nvmlDeviceGetHandleByIndex(int(first or 0))
+
+
+def asked_nvml(questions: Mapping[str, Callable[[Any, Any], Any]]) -> dict[str, Any]:
+    """Name → the answer to (pynvml, handle); what NVML does not tell is left out."""
+    found: dict[str, Any] = {}
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = _visible_gpu(pynvml)
+    except Exception:  # absent, or its own exceptions, which share no base class with those of ctypes
+        return found
+    for name, ask in questions.items():
+        try:
+            answer = ask(pynvml, handle)
+        except Exception:
+            continue
+        found[name] = answer.decode() if isinstance(answer, bytes) else answer
+    pynvml.nvmlShutdown()
+    return found
+
+
+def used_gpu_bytes() -> int | None:
+    """What all processes hold of the GPU's memory; None where NVML does not tell."""
+    used = asked_nvml({"used": lambda nvml, handle: int(nvml.nvmlDeviceGetMemoryInfo(handle).used)}).get("used")
+    return None if used is None else int(used)
+
+
+def write_facts(settings: Mapping[str, Any], used_before_bytes: int | None, **facts: Any) -> None:
+    """Beside the timings: what the process has added to the GPU's memory, once every stage has run."""
+    after = used_gpu_bytes()
+    held = None if after is None or used_before_bytes is None else round((after - used_before_bytes) / 1e6)
+    Path(settings["facts"]).write_text(json.dumps({"gpu_memory_mb": held, **facts}), encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------ builders
+
+
+def _rtx_factory(device: Device, settings: Mapping[str, Any]) -> EngineFactory:
+    """Engines of TensorRT-RTX for one generation, or portable ones, whatever GPU is here; the library may refuse."""
+    from teso_deploy.backends.tensorrt.cache import EngineCache, content_key
+    from teso_deploy.backends.tensorrt.engine import TensorRTEngine
+    from teso_deploy.backends.tensorrt.jit_cache import JitCache
+    from teso_deploy.backends.tensorrt.library import load_library
+    from teso_deploy.backends.tensorrt.making import make_engine, source_of
+    from teso_deploy.backends.tensorrt.profiles import load_profile
+    from teso_deploy.backends.tensorrt.sidecar import read_engine, sidecar_path
+
+    library, profile, architecture = load_library("tensorrt-rtx"), settings["profile"], settings["architecture"]
+    store = EngineCache(cache_folder("bench-engines"))
+
+    def make(bundle: Bundle, graph: str) -> TensorRTEngine:
+        source = source_of(bundle, graph, settings["precision"])
+        parts = {"graph": source.sha256, "library": library.version, "profile": load_profile(profile).model_dump()}
+        path = store.path(graph, content_key(parts | {"architecture": architecture, "precision": source.precision}))
+        with store.locked(path):
+            if not sidecar_path(path).is_file():
+                make_engine(library, source, load_profile(profile), path, architecture)
+        return TensorRTEngine(library, device, *read_engine(path), source.form, JitCache(path.with_suffix(".jit")))
+
+    return make
+
+
+def engines_of(bundle: Bundle, device: Device, settings: Mapping[str, Any]) -> EngineFactory:
+    """The engines of a contender. Raises what :func:`load_backend` does."""
+    if settings["backend"] == "tensorrt-rtx":
+        return _rtx_factory(device, settings)
+    from teso_deploy.runtime.backends import load_backend
+
+    profile = settings["profile"] if settings["backend"] == "tensorrt" else None
+    return load_backend(settings["backend"], bundle, settings["precision"], profile=profile).engines
+
+
+def ours(settings: dict[str, Any]) -> Runner:
+    """Builds a contender of ours, looks at its masks, and says what it holds."""
+    from teso_deploy.backends.cuda.operators import DeviceOperators
+
+    used_before = used_gpu_bytes()
+    bundle, device, size = Bundle.open(settings["bundle"]), open_device(), (settings["size"][0], settings["size"][1])
+    module, factory = load_kernels(device), engines_of(bundle, device, settings)
+    return engine_runner(
+        bundle, size, factory, device, module, lambda of: DeviceOperators(device, module, of), settings, used_before
+    )
+
+
+def engine_runner(
+    bundle: Bundle,
+    size: Size,
+    factory: EngineFactory,
+    device: Device,
+    module: Module,
+    operators: OperatorsFactory,
+    settings: dict[str, Any],
+    used_before: int | None,
+) -> Runner:
+    """The part of :func:`ours` that does not ask which GPU. ``settings["expected"]``: labels (N, H, W) of the CPU."""
+    expected = list(np.load(settings["expected"]))
+    batches = batches_of(bundle, settings["batch"], len(expected))
+    chain = EngineChain(bundle, size, factory, device, module, batches[0].frames)
+    found = segmented(chain, batches)
+    muted = blank_rate(segmented(chain, batches, is_muted=True)) if bundle.manifest.trained else None
+    write_facts(settings, used_before, muted_blank_rate=muted)
+    more: dict[str, Callable[[int], object]] = {}
+    if settings["batch"] == 1:
+        pipeline, cues = Pipeline(bundle, factory, size=size, operators=operators), CueTable.open(bundle)
+        words = [word for word in cues.names if word in bundle.classes][:1]
+
+        def whole(i: int) -> object:
+            given = batches[i % len(batches)]
+            return pipeline.segment(given.frames[0], given.feeds["waveform"][0], words)
+
+        more[PIPELINE] = whole
+    return Runner(chain, batches, agreement(found, expected)["mask_iou"], more)

@@ -1,0 +1,389 @@
+"""The shipped bundle on a real GPU, by every backend and in half precision: the masks of the CPU, and its silence.
+
+Engines and kernels are kept in a folder of the tests' own, so that nothing of an earlier run is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from teso_deploy.backends.cuda.device import Device
+from teso_deploy.backends.cuda.tensors import DeviceTensor
+from teso_deploy.backends.engine import Engine
+from teso_deploy.backends.onnxruntime import onnxruntime_factory
+from teso_deploy.backends.tensorrt.cache import EngineCache
+from teso_deploy.backends.tensorrt.engine import TensorRTEngine, TensorRTSlot
+from teso_deploy.backends.tensorrt.library import Target, load_library
+from teso_deploy.backends.tensorrt.making import cached_path, engine_factory, make_engine, source_of
+from teso_deploy.backends.tensorrt.profiles import load_profile
+from teso_deploy.backends.tensorrt.sidecar import architecture_of, read_engine, sidecar_path
+from teso_deploy.bundle import Bundle
+from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError, MissingExtraError, TesoError
+from teso_deploy.resources import shipped_path
+from teso_deploy.runtime import probes
+from teso_deploy.runtime.backends import GPU_BACKENDS, Backend, BackendName, load_backend
+from teso_deploy.runtime.engine_check import check_against_onnxruntime
+from teso_deploy.runtime.operators import HostOperators
+from teso_deploy.runtime.parity import LIMITS, compare, parity_of
+from teso_deploy.runtime.pipeline import GRAPHS, Pipeline
+from teso_deploy.runtime.schedule import Moment, Source
+from teso_deploy.runtime.verify import CANONICAL, verify_bundle
+from teso_deploy.types import BLANK_PIXEL_RATE, WINDOW_SAMPLES, Precision
+from tests.gpu.conftest import Absent, full_memory
+
+pytestmark = pytest.mark.gpu
+
+SILENCE = np.zeros(WINDOW_SAMPLES, np.float32)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+#: Generations on which, by NVIDIA's documentation, a portable engine of TensorRT-RTX runs.
+PORTABLE_ON = ("sm80", "sm86", "sm89", "sm120")
+Labels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A bundle on a backend in one precision."""
+
+    name: BackendName
+    precision: Precision
+    bundle: Bundle
+    backend: Backend
+
+    def engine(self, graph: str) -> Engine:
+        return self.backend.engines(self.bundle, graph)
+
+    def pipeline(self) -> Pipeline:
+        return Pipeline(self.bundle, self.backend.engines, operators=self.backend.operators)
+
+
+@pytest.fixture(scope="module")
+def bundle(gpu: Device, absent: Absent, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    """The shipped bundle with its graphs in half precision; whatever is built of it is kept beside it."""
+    if find_spec("onnx_ir") is None:
+        absent("onnx-ir, which derives half precision, is not installed: pip install 'teso-deploy[export]'")
+    from teso_deploy.exporting.derive import derive_bundle
+
+    folder = tmp_path_factory.mktemp("gpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield derive_bundle(Bundle.open(), folder / "nano", PRECISIONS)[0]
+
+
+def is_listed(target: Target, gpu: Device) -> bool:
+    """Whether a library says that it runs on a GPU; TensorRT builds for whichever is there."""
+    known = load_library(target).architectures()
+    return not known or architecture_of(gpu.compute_capability) in known
+
+
+@pytest.fixture(scope="module", params=list(product(GPU_BACKENDS, PRECISIONS)), ids="-".join)
+def running(request: pytest.FixtureRequest, bundle: Bundle, gpu: Device, absent: Absent) -> Running:
+    name, precision = request.param
+    notes: list[str] = []
+    try:
+        backend = load_backend(name, bundle, precision, on_progress=notes.append)
+    except MissingExtraError as error:
+        absent(error)
+    assert backend.operators is not HostOperators, f"the operators are not on the GPU: {notes[-1]}"
+    try:
+        backend.engines(bundle, "fusion")
+    except (EngineError, DeviceError) as error:
+        if name == "cuda" or is_listed(name, gpu):
+            raise
+        # Nothing is missing, so that no switch makes a failure of it: see test_tensorrt_rtx_answers_in_a_sentence.
+        pytest.skip(f"{name} does not list {gpu.name}, and refuses it: {error}")
+    return Running(name, precision, bundle, backend)
+
+
+@pytest.fixture(scope="module")
+def tensorrt(running: Running) -> Running:
+    if running.name == "cuda":
+        pytest.skip("ONNX Runtime has no engine files, records no CUDA graphs and takes no arrays of others")
+    return running
+
+
+@pytest.fixture(scope="module")
+def moments() -> list[Moment]:
+    """Ten frames of the shipped clip, a second apart, each with its sound."""
+    with Source(shipped_path("export/demo/clip.mp4"), fps=1) as source:
+        return list(source)
+
+
+@pytest.fixture(scope="module")
+def cues() -> list[str]:
+    return list(json.loads(shipped_path("export/demo/clip.json").read_text(encoding="utf-8"))["visible"])
+
+
+@pytest.fixture(scope="module")
+def expected(bundle: Bundle, moments: list[Moment], cues: list[str]) -> list[Labels]:
+    """What the CPU path finds."""
+    pipeline = Pipeline.load(bundle.folder)
+    found = [pipeline.segment(moment.frame, moment.sound, cues).labels for moment in moments]
+    assert sum(labels.any() for labels in found) >= 3, "the clip has something that sounds"
+    return found
+
+
+def assert_labels_agree(found: Labels, expected: Labels, precision: Precision) -> None:
+    """As far as the table of limits says: in fp32 a pixel here and there on an outline."""
+    limits = LIMITS[precision].pytorch
+    assert (found == expected).mean() >= limits.pixel_agreement
+    either = np.count_nonzero((found > 0) | (expected > 0))
+    if either >= BLANK_PIXEL_RATE * found.size:
+        assert np.count_nonzero((found == expected) & (found > 0)) / either >= limits.mask_iou
+
+
+def feeds_of(bundle: Bundle, graph: str, row: int = 0) -> dict[str, NDArray[Any]]:
+    """A graph's inputs in the reference, batch 1; of another row other sounds, on the same picture."""
+    reference = probes.reference_at(bundle, bundle.sizes[0])
+    names = [spec.name for spec in bundle.manifest.graphs[graph].inputs]
+    return {name: reference[name][row % len(reference[name]), None].copy() for name in names}
+
+
+def assert_near(found: Any, wanted: Any, precision: Precision) -> None:
+    """Of one graph, given equal inputs."""
+    for name, value in wanted.items():
+        cosine, error = compare(found[name], value)
+        limits, scale = LIMITS[precision].canonical, max(1.0, float(np.abs(value).max()))
+        assert cosine >= limits.cosine and error / scale <= limits.max_abs_error, (name, cosine, error)
+
+
+# ------------------------------------------------------------------------------------------- masks and sound
+
+
+def test_every_graph_all_in_a_row_batches_and_the_audio_control(running: Running) -> None:
+    name = f"{running.name}-{running.precision}"
+    report = verify_bundle(
+        running.bundle,
+        lambda form: onnxruntime_factory(None, form),
+        [CANONICAL],
+        backends={name: (running.precision, running.backend.engines)},
+    )
+    assert report.passed, report.failures
+    ours = [check for check in report.checks if check.form == name]
+    assert {check.against for check in ours} == {"pytorch", "canonical", "batch 2", "batch 3"}
+    assert sum(heard.must_be_blank for heard in report.heard if heard.form == name) >= 2
+
+
+def test_labels_are_those_of_the_cpu_and_silence_is_blank(
+    running: Running, moments: list[Moment], cues: list[str], expected: list[Labels]
+) -> None:
+    pipeline = running.pipeline()
+    assert pipeline.backend == running.name and pipeline.precision == running.precision
+    for moment, wanted in zip(moments, expected, strict=True):
+        assert_labels_agree(pipeline.segment(moment.frame, moment.sound, cues).labels, wanted, running.precision)
+    muted = [pipeline.segment(moment.frame, SILENCE, cues) for moment in moments]
+    assert all(found.is_blank for found in muted), [found.positive_pixel_rate for found in muted]
+
+
+def test_a_new_sound_runs_what_hears_on_the_buffers_of_the_picture(
+    running: Running, moments: list[Moment], cues: list[str]
+) -> None:
+    def address(tensor: Any) -> int:
+        return tensor.pointer if isinstance(tensor, DeviceTensor) else tensor.data_ptr()
+
+    stream, alone = running.pipeline().open_stream(), running.pipeline()
+    frame, pointers = moments[7].frame, set()
+    for i, moment in enumerate(moments[4:9]):
+        found = stream.segment(frame, moment.sound, cues)
+        anew = alone.open_stream().segment(frame, moment.sound, cues)
+        assert_labels_agree(found.labels, anew.labels, running.precision)
+        kept = stream._kept.graphs
+        pointers.add(tuple(address(kept[graph].outputs[name]) for graph in GRAPHS for name in kept[graph].outputs))
+        assert stream.runs == Counter({name: 1 if name == "visual_encoder" else i + 1 for name in GRAPHS})
+    assert len(pointers) == 1, "the outputs never move"
+    stream.segment(frame, moments[8].sound, cues[:1])
+    assert (stream.runs["audio_encoder"], stream.runs["fusion"], stream.runs["decoder"]) == (5, 6, 6)
+
+
+def test_batches_of_any_size(running: Running) -> None:
+    """More than an engine takes at once are run as several."""
+    threshold, limits = running.bundle.manifest.postprocessing.threshold, LIMITS[running.precision]
+    for graph in GRAPHS:
+        engine = running.engine(graph)
+        rows = [feeds_of(running.bundle, graph, row) for row in range(load_profile().batch_of(graph).max + 3)]
+        for i, row in enumerate(rows):
+            for name in row.keys() & {"image", "waveform"}:  # of pictures there is one alone
+                row[name] *= np.float32(1 - i / 10)
+        alone = [engine.run(row) for row in rows]
+        for count in (1, 2, 3, len(rows)):
+            found = engine.run({name: np.concatenate([row[name] for row in rows[:count]]) for name in rows[0]})
+            wanted = {name: np.concatenate([row[name] for row in alone[:count]]) for name in alone[0]}
+            if graph == "decoder":  # a masked cell may tip over: within the limits of masks, not of their largest error
+                failure = parity_of(found, wanted, threshold).failure(limits.chain)
+                assert failure is None, failure
+            else:
+                assert_near(found, wanted, running.precision)
+
+
+def test_two_videos_in_two_threads(
+    running: Running, moments: list[Moment], cues: list[str], expected: list[Labels]
+) -> None:
+    pipelines = running.pipeline(), running.pipeline()
+    orders = range(len(moments)), range(len(moments) - 1, -1, -1)
+
+    def play(pipeline: Pipeline, order: range) -> None:
+        for _ in range(3):
+            for i in order:
+                found = pipeline.segment(moments[i].frame, moments[i].sound, cues).labels
+                assert_labels_agree(found, expected[i], running.precision)
+
+    with ThreadPoolExecutor(2) as threads:
+        for played in [threads.submit(play, *both) for both in zip(pipelines, orders, strict=True)]:
+            played.result()
+
+
+# ------------------------------------------------------------------------------------------------ slots
+
+
+def test_each_shape_is_a_cuda_graph_and_its_replays_give_the_same(tensorrt: Running) -> None:
+    for graph in GRAPHS:
+        slot, feeds = cast(TensorRTSlot, tensorrt.engine(graph).slot()), feeds_of(tensorrt.bundle, graph)
+        first, *again = [{name: tensor.numpy().copy() for name, tensor in slot.run(feeds).items()} for _ in range(4)]
+        assert slot.note is None
+        assert [recorded is not None for recorded in slot._graphs.values()] == [True]
+        for found in again:
+            assert_near(found, first, tensorrt.precision)  # the first may have run on kernels for every shape
+            for name, value in found.items():
+                np.testing.assert_array_equal(value, again[0][name])
+
+
+@pytest.mark.usefixtures("cuda_torch")
+def test_arrays_of_torch_come_in_and_go_out_where_they_are(tensorrt: Running) -> None:
+    import torch
+    from torch.utils.dlpack import from_dlpack
+
+    slot, feeds = tensorrt.engine("visual_encoder").slot(), feeds_of(tensorrt.bundle, "visual_encoder")
+    image = torch.from_numpy(feeds["image"]).cuda()
+    for scale in (1.0, 0.5, 0.25):
+        given = image * scale  # queued, and read behind it
+        found = cast(DeviceTensor, slot.run({"image": given})["mask_features"])
+        theirs = from_dlpack(found.array())
+        assert theirs.is_cuda and theirs.data_ptr() == found.pointer
+        np.testing.assert_array_equal(theirs.cpu().numpy(), found.numpy())
+        wanted = tensorrt.engine("visual_encoder").run({"image": feeds["image"] * np.float32(scale)})
+        assert_near({"mask_features": found.numpy()}, {"mask_features": wanted["mask_features"]}, tensorrt.precision)
+
+
+# ------------------------------------------------------------------------------------------- what is refused
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def change(path: Path, **fields: Any) -> None:
+    beside = sidecar_path(path)
+    beside.write_text(json.dumps({**json.loads(beside.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (flip, "is not the engine that was built"),
+        (lambda path: change(path, library_version="1.0.0.1"), r"was built by [\w-]+ 1.0.0.1, here is"),
+        (lambda path: change(path, architecture="sm10"), "is for sm10, "),
+    ],
+    ids=["a byte", "a version", "a GPU"],
+)
+def test_what_does_not_fit_never_reaches_the_library(
+    tensorrt: Running,
+    gpu: Device,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Path], Any],
+    says: str,
+) -> None:
+    library = load_library(cast(Target, tensorrt.name))
+    cache, source = EngineCache(tmp_path), source_of(tensorrt.bundle, "fusion", tensorrt.precision)
+    factory = engine_factory(library, gpu, tensorrt.precision, cache=cache)
+    factory(tensorrt.bundle, "fusion")
+    spoil(cached_path(cache, library, source, load_profile(), gpu))
+
+    def never(*arguments: Any) -> None:
+        raise AssertionError("the library was asked")
+
+    monkeypatch.setattr(library.trt, "Runtime", never)
+    with pytest.raises(EngineError, match=says) as raised:
+        factory(tensorrt.bundle, "fusion")
+    assert_is_a_sentence(raised.value)
+
+
+def assert_is_a_sentence(error: TesoError) -> None:
+    text = str(error)
+    assert "\n" not in text and 20 < len(text) < 600 and not re.search(r"0x[0-9a-f]{6}|Traceback", text), text
+
+
+@pytest.mark.parametrize("architecture", [None, "sm80"], ids=["portable", "sm80"])
+def test_tensorrt_rtx_answers_in_a_sentence(
+    architecture: str | None,
+    bundle: Bundle,
+    gpu: Device,
+    absent: Absent,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """Does it take a GPU that stands in no list of its? Either answer is one; what it takes has to compute."""
+    try:
+        library = load_library("tensorrt-rtx")
+    except (MissingExtraError, EngineError) as error:
+        absent(error)
+    path = tmp_path / "fusion.engine"
+    make_engine(library, source_of(bundle, "fusion", "fp32"), load_profile(), path, architecture)
+    try:
+        engine = TensorRTEngine(library, gpu, *read_engine(path))
+        figures = check_against_onnxruntime(bundle, "fusion")(engine)
+    except (EngineError, DeviceError) as refusal:
+        assert not isinstance(refusal, DeviceMemoryError), refusal
+        assert_is_a_sentence(refusal)
+        here = architecture_of(gpu.compute_capability)
+        assert here != architecture and (architecture is not None or here not in PORTABLE_ON), refusal
+        answer = f"refused: {refusal}"
+    else:
+        answer = f"runs: {figures}"
+    record_property(f"{architecture or 'portable'} on {gpu.name}", answer)
+    print(f"TensorRT-RTX {library.version}, {architecture or 'portable'}, on {gpu.name}: {answer}")
+
+
+def test_what_was_compiled_for_this_gpu_is_kept_for_the_next_start(bundle: Bundle, gpu: Device, absent: Absent) -> None:
+    try:
+        library = load_library("tensorrt-rtx")
+    except (MissingExtraError, EngineError) as error:
+        absent(error)
+    if not is_listed("tensorrt-rtx", gpu):
+        pytest.skip(f"TensorRT-RTX does not list {gpu.name}")
+    cache = EngineCache(bundle.folder.parent / "jit")
+    feeds = feeds_of(bundle, "fusion")
+    for is_second in (False, True):
+        engine = cast(TensorRTEngine, engine_factory(library, gpu, cache=cache)(bundle, "fusion"))
+        slot = engine.slot()
+        assert engine._jit_cache is not None and (engine._jit_cache._bytes > 0) is is_second, "what the library took"
+        slot.run(feeds)["queries"].numpy()
+        (file,) = cache.folder.glob("*.jit")
+        assert file.stat().st_size > 0
+
+
+# ------------------------------------------------------------------------------------------- memory
+
+
+def test_a_gpu_without_memory_is_told_in_a_sentence(running: Running, gpu: Device) -> None:
+    free_before, _ = gpu.memory_info()
+    with full_memory(gpu), pytest.raises(DeviceMemoryError, match=r"memory|MB") as raised:
+        running.engine("visual_encoder").slot().run(feeds_of(running.bundle, "visual_encoder"))
+    assert_is_a_sentence(raised.value)
+    assert gpu.memory_info()[0] >= free_before - (256 << 20), "the memory is back"
+    found = running.engine("visual_encoder").run(feeds_of(running.bundle, "visual_encoder"))
+    assert all(np.isfinite(value).all() for value in found.values()), "and it goes on"
