@@ -1,7 +1,7 @@
 """Who takes part in ``gpu_engines.py``: six steps from frames in host memory to labels in host memory, on one GPU.
 
 Built in worker processes (:mod:`teso_deploy.benchmarking.worker`), so that a library that crashes takes nobody
-along, and what a process holds of the GPU's memory is one contender's. torch is imported by those that are torch.
+along, and what a process holds of the GPU's memory is one contender's. Those that are torch: ``gpu_torch.py``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from teso_deploy.runtime.operators import OperatorsFactory
 from teso_deploy.runtime.pipeline import GRAPHS, Pipeline
 from teso_deploy.runtime.preprocess import fitted_size
 from teso_deploy.runtime.schedule import Source
-from teso_deploy.types import BLANK_PIXEL_RATE
+from teso_deploy.types import BLANK_PIXEL_RATE, Cues
 
 #: Frames of the clip that are timed and looked at; a multiple of every batch.
 FRAMES = 32
@@ -68,15 +68,19 @@ class Chain(Protocol):
         """Until all that was queued has run."""
 
 
+def visible_cues(bundle: Bundle) -> Cues:
+    """What is to be seen in the shipped clip, as far as the bundle has words for it."""
+    table = CueTable.open(bundle)
+    visible = json.loads(shipped_path("export/demo/clip.json").read_text(encoding="utf-8"))["visible"]
+    return table.lookup([word for word in visible if word in table.names])
+
+
 def batches_of(bundle: Bundle, batch: int, frames: int = FRAMES) -> list[Given]:
-    """Frames from all over the shipped clip with their sounds, and the cues of what is to be seen in it."""
+    """Frames from all over the shipped clip with their sounds and :func:`visible_cues`."""
     with Source(shipped_path("export/demo/clip.mp4")) as source:
         moments = list(source)
     chosen = [moments[i] for i in np.linspace(0, len(moments) - 1, frames).astype(int)]
-    table = CueTable.open(bundle)
-    visible = json.loads(shipped_path("export/demo/clip.json").read_text(encoding="utf-8"))["visible"]
-    cues = table.lookup([word for word in visible if word in table.names])
-    found = []
+    cues, found = visible_cues(bundle), []
     for start in range(0, frames, batch):
         part = chosen[start : start + batch]
         feeds: dict[str, NDArray[Any]] = {
@@ -172,13 +176,14 @@ class Runner:
         self._chain, self._batches, self._mask_iou, self._more = chain, batches, mask_iou, more or {}
         self.stages = (*STAGES, *self._more)
 
-    def run(self, stage: str, i: int) -> object:
+    def run(self, stage: str, i: int) -> None:
         """See :class:`Subject`; the GPU is done when it returns."""
         if stage in self._more:
-            return self._more[stage](i)
+            self._more[stage](i)
+            return
         for step in STAGES[stage]:
             self._chain.step(step, self._batches[i % len(self._batches)])
-        return self._chain.wait()
+        self._chain.wait()
 
     def mask_iou(self) -> float | None:
         """See :class:`Subject`: against fp32 on the CPU."""
@@ -298,12 +303,11 @@ def engine_runner(
     write_facts(settings, used_before, muted_blank_rate=muted)
     more: dict[str, Callable[[int], object]] = {}
     if settings["batch"] == 1:
-        pipeline, cues = Pipeline(bundle, factory, size=size, operators=operators), CueTable.open(bundle)
-        words = [word for word in cues.names if word in bundle.classes][:1]
+        pipeline, cues = Pipeline(bundle, factory, size=size, operators=operators), visible_cues(bundle)
 
         def whole(i: int) -> object:
             given = batches[i % len(batches)]
-            return pipeline.segment(given.frames[0], given.feeds["waveform"][0], words)
+            return pipeline.segment(given.frames[0], given.feeds["waveform"][0], cues)
 
         more[PIPELINE] = whole
     return Runner(chain, batches, agreement(found, expected)["mask_iou"], more)

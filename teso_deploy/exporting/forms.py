@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,18 +134,19 @@ class Forms:
             ranked |= {(name, p): e for p, e in sensitivities(files[name], frames, ranges[name]).items()}
         order = sorted(ranked, key=lambda product: -ranked[product])
 
-        def quantized(key: str, leave_out: Collection[tuple[str, str]]) -> ir.Model:
+        def quantized(key: str, leave_out: Collection[tuple[str, str]], symmetric: bool) -> ir.Model:
             model, name = self._canonical(key), key.partition("@")[0]
-            by_name = ranges[name], {product for graph, product in leave_out if graph == name}
-            quantize(model, *(by_name if key == name else carried_over(*by_name, self._canonical(name), model)))
+            of = ranges[name], {product for graph, product in leave_out if graph == name}
+            of = of if key == name else carried_over(*of, self._canonical(name), model)
+            quantize(model, *of, symmetric=symmetric)
             return model
 
-        def agreement(leave_out: Collection[tuple[str, str]]) -> float:
+        def agreement(leave_out: Collection[tuple[str, str]], symmetric: bool) -> float:
             engines = dict(exact)
             for name in QUANTIZED_GRAPHS:
                 trial = self.folder / f"{name}.trial.onnx"
                 try:
-                    ir.save(quantized(name, leave_out), trial)
+                    ir.save(quantized(name, leave_out, symmetric), trial)
                     engines[name] = OnnxRuntimeEngine(trial)
                 finally:
                     trial.unlink(missing_ok=True)
@@ -152,28 +154,28 @@ class Forms:
             pairs = zip(ours, frames, strict=True)
             return float(np.mean([compare_masks(masks, frame["masks"], self.threshold)[0] for masks, frame in pairs]))
 
-        left_out: list[tuple[str, str]] = []
-        reached: float | None = None
-        if self.is_trained:
-            self.on_progress("int8: which layers to leave out")
-            left_out, reached = least_left_out(order, agreement, INT8_IOU, LEAST_INT8_IOU)
-        self.notes["int8"] = {
-            "calibration_frames": len(frames),
-            "left_out": [f"{graph}: {product}" for graph, product in left_out],
-            "products": len(order),
-            "mask_iou": reached,
-        }
-        forms: dict[str, dict[str, FormEntry]] = {f"{STANDARD}-int8": {}, f"{ONNXRUNTIME}-int8": {}}
-        for key in self.graphs:
-            self.on_progress(f"{key}: int8")
-            if key.partition("@")[0] in QUANTIZED_GRAPHS:
-                standard = plugin_nodes(quantized(key, left_out))
-                forms[f"{STANDARD}-int8"][key] = self._save(standard, key, STANDARD, "int8")
-                fused = derived(quantized(key, left_out))
-                forms[f"{ONNXRUNTIME}-int8"][key] = self._save(fused, key, ONNXRUNTIME, "int8")
-            else:
-                forms[f"{STANDARD}-int8"][key] = self._as_it_is(key)
-                forms[f"{ONNXRUNTIME}-int8"][key] = self._for_onnxruntime(key, "fp32")
+        forms: dict[str, dict[str, FormEntry]] = {}
+        # TensorRT knows zero at 0 alone; ONNX Runtime's products may have it anywhere, which saves a bit.
+        for target, symmetric in ((STANDARD, True), (ONNXRUNTIME, False)):
+            left_out: list[tuple[str, str]] = []
+            reached: float | None = None
+            if self.is_trained:
+                self.on_progress(f"{target}-int8: which layers to leave out")
+                asked = partial(agreement, symmetric=symmetric)
+                left_out, reached = least_left_out(order, asked, INT8_IOU, LEAST_INT8_IOU)
+            self.notes.setdefault("int8", {"calibration_frames": len(frames), "products": len(order)})[target] = {
+                "left_out": [f"{graph}: {product}" for graph, product in left_out],
+                "mask_iou": reached,
+            }
+            entries = forms[f"{target}-int8"] = {}
+            for key in self.graphs:
+                self.on_progress(f"{key}: {target}-int8")
+                if key.partition("@")[0] not in QUANTIZED_GRAPHS:
+                    is_standard = target == STANDARD
+                    entries[key] = self._as_it_is(key) if is_standard else self._for_onnxruntime(key, "fp32")
+                    continue
+                model = quantized(key, left_out, symmetric)
+                entries[key] = self._save(plugin_nodes(model) if symmetric else derived(model), key, target, "int8")
         return forms
 
     def _as_it_is(self, key: str) -> FormEntry:

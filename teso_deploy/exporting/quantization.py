@@ -85,6 +85,10 @@ class Range:
         scale = np.float32(max((self.high - self.low) / 255, 1e-12))
         return scale, np.uint8(np.clip(round(-self.low / float(scale)), 0, 255))
 
+    def symmetric(self) -> tuple[np.float32, np.int8]:
+        """Of int8, zero at 0: what TensorRT knows. A range of one sign loses a bit."""
+        return np.float32(max(-self.low, self.high, 127e-12) / 127), np.int8(0)
+
 
 def _weights_of(node: ir.Node) -> NDArray[np.float32] | None:
     """(K, N) of a MatMul, Gemm or convolution with constant weights."""
@@ -224,16 +228,16 @@ def _quantize_convolution(
     node: ir.Node,
     quantized: NDArray[np.int8],
     scales: NDArray[np.float32],
-    taken: Range,
+    step: np.float32 | None,
     rounded: Callable[[ir.Value], ir.Value],
 ) -> None:
-    """Its weights (K, N), its bias in units of the products' sums, and its output."""
+    """Its weights (K, N), its bias in units of the products' sums (``step``: of what it takes), and its output."""
     assert node.inputs[1] is not None and node.inputs[1].shape is not None
     stored = edit.constant(quantized.T.reshape(node.inputs[1].shape.numpy()))
     node.replace_input_with(1, edit.add(node, "DequantizeLinear", [stored, edit.constant(scales)], {"axis": 0})[0])
     bias = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
-    if bias is not None:
-        units = (scales * taken.scale_and_zero()[0]).astype(np.float32)
+    if bias is not None and step is not None:
+        units = (scales * step).astype(np.float32)
         sums = edit.constant(np.rint(bias / units).astype(np.int32))
         node.replace_input_with(2, edit.add(node, "DequantizeLinear", [sums, edit.constant(units)], {"axis": 0})[0])
     users = list(node.outputs[0].uses())
@@ -242,13 +246,19 @@ def _quantize_convolution(
         user.replace_input_with(position, result)
 
 
-def quantize(model: ir.Model, ranges: Mapping[str, Range], leave_out: Collection[str] = ()) -> int:
-    """Put Q / DQ around the products of a canonical graph, in place; how many there are now."""
+def quantize(
+    model: ir.Model, ranges: Mapping[str, Range], leave_out: Collection[str] = (), *, symmetric: bool = False
+) -> int:
+    """Put Q / DQ around the products of a canonical graph, in place; how many there are now.
+
+    ``symmetric``: activations are int8 around zero and biases stay floats, as TensorRT has it.
+    """
     edit, placing, count = Rewriter(model), _placing(model), 0
     pairs: dict[str, ir.Value] = {}
 
     def rounded(value: ir.Value, node: ir.Node) -> ir.Value:
-        scale, zero = (edit.constant(np.asarray(part)) for part in ranges[str(value.name)].scale_and_zero())
+        of = ranges[str(value.name)]
+        scale, zero = (edit.constant(np.asarray(x)) for x in (of.symmetric() if symmetric else of.scale_and_zero()))
         integers = edit.add(node, "QuantizeLinear", [value, scale, zero])[0]
         return edit.add(node, "DequantizeLinear", [integers, scale, zero])[0]
 
@@ -266,7 +276,8 @@ def quantize(model: ir.Model, ranges: Mapping[str, Range], leave_out: Collection
         node.replace_input_with(0, pairs[name])
         quantized, scales = quantized_weights(weights)
         if node.op_type == "Conv":
-            _quantize_convolution(edit, node, quantized, scales, ranges[name], partial(rounded, node=node))
+            step = None if symmetric else ranges[name].scale_and_zero()[0]
+            _quantize_convolution(edit, node, quantized, scales, step, partial(rounded, node=node))
             count += 1
             continue
         is_turned = node.op_type == "Gemm" and bool(
