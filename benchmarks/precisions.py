@@ -92,11 +92,12 @@ def measure(bundle: Bundle, library: Library, scenes: int, seed: int, threads: i
             expected = expected or labels
             rows.append({"row": row, "precision": precision, **figures, **agreement(labels, expected)})
     note = bundle.manifest.measured.get("int8", {})
+    left_out = note.get("onnxruntime", {}).get("left_out", [])
     return {
         "schema_version": 1,
         "rows": rows,
         "bound_by": f"{scenes} scenes a row, seed {seed}; int8 calibrated on "
-        f"{note.get('calibration_frames')} frames, {len(note.get('left_out', []))} of {note.get('products')} products "
+        f"{note.get('calibration_frames')} frames, {len(left_out)} of {note.get('products')} products "
         "left in fp32.",
         "environment": environment_of(threads, bundle, data=library.fingerprint),
     }

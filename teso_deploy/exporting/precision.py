@@ -125,7 +125,8 @@ def halved(model: ir.Model, precision: Half) -> ir.Model:
             if value.is_initializer():
                 casts[value, wanted] = _half_weights(edit, value, precision)
             else:
-                casts[value, wanted] = edit.add(node, "Cast", [value], {"to": int(wanted)})[0]
+                cast = casts[value, wanted] = edit.add(node, "Cast", [value], {"to": int(wanted)})[0]
+                cast.shape, cast.dtype = value.shape, wanted
         return casts[value, wanted]
 
     for node in list(model.graph):
@@ -154,7 +155,8 @@ def halved(model: ir.Model, precision: Half) -> ir.Model:
             cast.outputs[0].name, cast.outputs[0].shape, cast.outputs[0].dtype = name, output.shape, ir.DataType.FLOAT
             model.graph.outputs[i] = cast.outputs[0]
     if precision == "bf16":
-        model.graph.opset_imports[""] = BF16_OPSET
+        for part in (model.graph, *model.functions.values()):
+            part.opset_imports[""] = BF16_OPSET
     return edit.finish()
 
 

@@ -206,7 +206,7 @@ def test_a_swap_that_fails_brings_the_old_bundle_back(
 
 
 WRITE_AND_WAIT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from unittest import mock
 from teso_deploy import cli
@@ -218,6 +218,7 @@ def write(**options):
         print("writing", flush=True)
         time.sleep(60)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 with mock.patch.object(cli, "app", write):
     cli.main()
 """
