@@ -23,6 +23,7 @@ from teso_deploy.backends.cuda.opening import open_device
 from teso_deploy.backends.cuda.plans import Labels, RgbPictures, Scores
 from teso_deploy.backends.cuda.tensors import DeviceTensor, HostInput
 from teso_deploy.backends.engine import EngineFactory
+from teso_deploy.backends.onnxruntime_cuda import DTYPES
 from teso_deploy.bundle import Bundle
 from teso_deploy.cues.table import CueTable
 from teso_deploy.resources import cache_folder, shipped_path
@@ -150,12 +151,16 @@ class EngineChain:
             masks.wait_ready(self._stream)
             scores = Scores(masks.pointer, masks.shape, masks.dtype)  # type: ignore[arg-type]
         else:
-            scores = Scores(masks.data_ptr(), tuple(masks.shape()), np.float32)
+            scores = Scores(masks.data_ptr(), tuple(masks.shape()), DTYPES[masks.data_type()])
         self._postprocess(scores, Labels(self._labels.pointer, self._shown), self._stream, self._shares)
-        self._labels.ready = self._last = self._stream.record()
+        self._labels.ready = self._last = done = self._stream.record()
         if isinstance(masks, DeviceTensor):
-            masks.read_until(id(self), self._labels.ready)
+            masks.read_until(id(self), done)
         return self._labels.numpy()
+
+    def notes(self) -> list[str]:
+        """Why graphs are launched kernel by kernel, where that is so."""
+        return [note for slot in self._slots.values() if (note := getattr(slot, "note", None))]
 
     def wait(self) -> None:
         """See :meth:`Chain.wait`."""
@@ -228,7 +233,7 @@ def used_gpu_bytes() -> int | None:
 
 
 def write_facts(settings: Mapping[str, Any], used_before_bytes: int | None, **facts: Any) -> None:
-    """Beside the timings: what the process has added to the GPU's memory, once every stage has run."""
+    """Beside the timings: what the process has added to the GPU's memory so far."""
     after = used_gpu_bytes()
     held = None if after is None or used_before_bytes is None else round((after - used_before_bytes) / 1e6)
     Path(settings["facts"]).write_text(json.dumps({"gpu_memory_mb": held, **facts}), encoding="utf-8")
@@ -300,7 +305,7 @@ def engine_runner(
     chain = EngineChain(bundle, size, factory, device, module, batches[0].frames)
     found = segmented(chain, batches)
     muted = blank_rate(segmented(chain, batches, is_muted=True)) if bundle.manifest.trained else None
-    write_facts(settings, used_before, muted_blank_rate=muted)
+    write_facts(settings, used_before, muted_blank_rate=muted, no_cuda_graph="; ".join(chain.notes()) or None)
     more: dict[str, Callable[[int], object]] = {}
     if settings["batch"] == 1:
         pipeline, cues = Pipeline(bundle, factory, size=size, operators=operators), visible_cues(bundle)

@@ -17,12 +17,12 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gpu_contenders import FRAMES, Size, asked_nvml, batches_of, visible_cues
+from gpu_report import page
 
 from teso_deploy.backends.availability import RTX_CAPABILITIES
 from teso_deploy.backends.cuda.device import Device
@@ -30,7 +30,7 @@ from teso_deploy.backends.cuda.opening import open_device
 from teso_deploy.backends.onnxruntime import available_cores
 from teso_deploy.backends.tensorrt.sidecar import architecture_of
 from teso_deploy.benchmarking.harness import Entrant, Measured, run
-from teso_deploy.benchmarking.report import environment_of, markdown, percentile_row
+from teso_deploy.benchmarking.report import environment_of, percentile_row
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import MissingExtraError, TesoError
 from teso_deploy.outputs import as_json, check_file, write_text
@@ -42,7 +42,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 EAGER = "torch eager"
 #: Whose versions the report names, where they are installed.
 LIBRARIES = (
-    "torch", "triton", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx",
+    "torch", "triton", "tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx",
     "cuda-core", "cuda-bindings", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "nvidia-ml-py",
 )  # fmt: skip
 BOUND_BY = (
@@ -53,7 +53,8 @@ BOUND_BY = (
     "weights are random, where a class is above its median on the CPU. fp16 of torch is autocast, with the weights of "
     "products and convolutions held in half; TF32 is off everywhere. torch computes position tables in every run that "
     "are constants in ours, and resizes without rounding to levels in between. gpu_memory_mb: what a process has added "
-    "to the memory in use once every stage has run, context and libraries included (NVML)."
+    "to the memory in use once a batch has gone through, context and libraries included (NVML); muted_blank_rate: "
+    "share of the frames that stay blank without sound; no_cuda_graph: why one of ours is launched kernel by kernel."
 )
 
 
@@ -146,34 +147,8 @@ def failures_of(measured: Measured, size: Size, batch: int) -> list[dict[str, An
     ]
 
 
-def page(title: str, report: dict[str, Any]) -> str:
-    """The report as Markdown: the harness's page, and who did not run."""
-    lines = [markdown(title, report)]
-    if report["failures"]:
-        lines += ["| did not run | size | batch | why |", "|---|---|---|---|"]
-        for one in report["failures"]:
-            reason = one["reason"].replace("|", "\\|")
-            lines.append(f"| {one['name']} | {one['size']} | {one['batch']} | {reason} |")
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def versions() -> dict[str, str]:
-    """Of :data:`LIBRARIES`."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def environment(device: Device, bundle: Bundle) -> dict[str, Any]:
     """What the numbers hold for."""
-    try:
-        common = environment_of(available_cores(), bundle)
-    except metadata.PackageNotFoundError:  # onnxruntime, where onnxruntime-gpu stands in its place
-        common = {"bundle": bundle.manifest.name, "trained": bundle.manifest.trained}
     told = asked_nvml(
         {
             "driver": lambda nvml, gpu: nvml.nvmlSystemGetDriverVersion(),
@@ -189,7 +164,7 @@ def environment(device: Device, bundle: Bundle) -> dict[str, Any]:
         "gpu_memory_total_mb": round(device.memory_info()[1] / 1e6),
         "cuda_of_driver": ".".join(map(str, device.driver_version)),
     }
-    return gpu | told | common | versions()
+    return gpu | told | environment_of(available_cores(), bundle, LIBRARIES)
 
 
 def with_half(bundle: Bundle, precisions: Sequence[Precision], folder: Path) -> Bundle:

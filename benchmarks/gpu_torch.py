@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from teso_deploy.bundle import Bundle
-from teso_deploy.errors import DeviceError
+from teso_deploy.errors import BundleError, DeviceError
 from teso_deploy.models.assembly import assemble
 from teso_deploy.models.graphs import graph_modules, graph_specs
 from teso_deploy.models.teso import Teso
@@ -56,12 +56,14 @@ class SameConstants(TorchFunctionMode):
         return self._made[key]
 
 
-def steps_of(model: Teso, bundle: Bundle, size: Size, shown: Size) -> dict[str, Callable[..., Any]]:
+def steps_of(
+    model: Teso, bundle: Bundle, size: Size, shown: Size, device: torch.device
+) -> dict[str, Callable[..., Any]]:
     """Each of the steps as a function of tensors; resizing and labels as one would write them in PyTorch."""
     how, threshold = bundle.manifest.preprocessing, bundle.manifest.postprocessing.threshold
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (how.mean, how.std))
 
     def preprocess(frames: Tensor) -> Tensor:
-        mean, std = (torch.tensor(values, device=frames.device)[:, None, None] for values in (how.mean, how.std))
         image = F.interpolate(
             frames.permute(0, 3, 1, 2).float(), size, mode="bilinear", antialias=True, align_corners=False
         )
@@ -93,7 +95,7 @@ class TorchChain:
     def __init__(self, model: Teso, bundle: Bundle, size: Size, first: Given, how: str, precision: str, where: str):
         self._how, self._is_half, self._device = how, precision == "fp16", torch.device(where)
         shown = first.frames.shape[1], first.frames.shape[2]
-        self._steps, self._names = steps_of(model, bundle, size, shown), names_of(model)
+        self._steps, self._names = steps_of(model, bundle, size, shown, self._device), names_of(model)
         if how in COMPILED:
             self._steps = {
                 name: torch.compile(step, dynamic=False, mode=COMPILED[how]) for name, step in self._steps.items()
@@ -188,6 +190,8 @@ def ours_in_torch(settings: dict[str, Any]) -> Runner:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
     bundle, size = Bundle.open(settings["bundle"]), (settings["size"][0], settings["size"][1])
+    if bundle.manifest.preprocessing.fit != "stretch":
+        raise BundleError(f"bundle {bundle.manifest.name} pads its pictures, which is not written in PyTorch here")
     model = assemble(bundle.recipe, (), random_weights_seed=0).model
     batches = batches_of(bundle, settings["batch"], settings["frames"])
     few = Given(batches[0].frames[:COMPARED], {name: value[:COMPARED] for name, value in batches[0].feeds.items()})

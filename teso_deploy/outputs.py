@@ -20,7 +20,7 @@ _MASK_NAME = re.compile(r"\d{6,}\.png")
 
 def _check_parent(path: Path) -> None:
     parent = path.absolute().parent
-    if not parent.is_dir():
+    if not os.path.isdir(parent):  # Path.is_dir raises where a folder may not be looked into
         raise OutputError(f"{path} can't be written: there is no folder {parent}; make it first")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{path} can't be written: you may not write to {parent}; name another place")
@@ -30,7 +30,7 @@ def check_file(path: Path, suffix: str = "") -> None:
     """Refuse, before work starts, a file that can't be written or ends otherwise (:class:`OutputError`)."""
     if suffix and path.suffix.lower() != suffix:
         raise OutputError(f"{path} can't be written: its name must end in {suffix}")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise OutputError(f"{path} can't be written: it is a folder; name a file in it")
     _check_parent(path)
 
@@ -75,7 +75,8 @@ def staged_file(path: Path) -> Iterator[Path]:
             raise
         raise OutputError(f"{path} can't be written ({error.strerror}): name another place") from error
     finally:
-        staged.unlink(missing_ok=True)
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
 
 
 def _digest_of(path: Path) -> Path:
@@ -92,9 +93,12 @@ def read_vouched(path: Path) -> bytes | None:
 
 
 def write_vouched(path: Path, content: bytes) -> None:
-    """Write a file that only saves time, and its hash; where that can't be, nothing is said."""
+    """Write a file that only saves time, and its hash; where that can't be, nothing is said.
+
+    A folder that is not there is made, for this user alone: what is kept may be code.
+    """
     with suppress(OSError):  # OutputError is one
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         for place, data in ((path, content), (_digest_of(path), hashlib.sha256(content).hexdigest().encode())):
             with staged_file(place) as staged:
                 staged.write_bytes(data)

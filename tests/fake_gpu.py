@@ -7,6 +7,8 @@ then. Memory and kernels are those of a :class:`HostDevice`; without one there a
 from __future__ import annotations
 
 import ctypes
+import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ from teso_deploy.errors import DeviceError, DeviceMemoryError
 
 
 class PlainMemory:
-    """Device memory that is the host's."""
+    """Device memory that is the host's. What was given back is spoilt, and may not be read or written any more."""
 
     def __init__(self, device: FakeDevice, nbytes: int) -> None:
         self._bytes = np.full(nbytes, 0xA5, np.uint8)
@@ -29,8 +31,10 @@ class PlainMemory:
         device.used_bytes += nbytes
 
     def close(self) -> None:
-        self._device.used_bytes -= self.nbytes
-        self.nbytes = 0
+        if self.pointer not in self._device.freed:
+            self._device.used_bytes -= self.nbytes
+            self._device.freed[self.pointer] = self._bytes  # kept, so that no other block has its address
+            self._bytes[:] = 0xDD
 
     def __del__(self) -> None:
         self.close()
@@ -118,6 +122,8 @@ class FakeDevice:
     ) -> None:
         self.host, self.name, self.compute_capability = host, name, compute_capability
         self.total_bytes, self.used_bytes = total_bytes, 0
+        self.pinned_blocks: dict[int, NDArray[np.uint8]] = {}
+        self.freed: dict[int, NDArray[Any]] = {}
         self.streams: dict[int, FakeStream] = {}
         self.graph_launches = 0
 
@@ -129,11 +135,16 @@ class FakeDevice:
 
     def allocate(self, nbytes: int) -> Any:
         if self.used_bytes + nbytes > self.total_bytes:
-            raise DeviceMemoryError("too much")
+            raise DeviceMemoryError(f"no {nbytes} bytes")
         return self.host.allocate(nbytes) if self.host is not None else PlainMemory(self, nbytes)
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        return np.zeros(shape, dtype)
+        """What it holds is spoilt when nobody holds it, as if others had it by then."""
+        block = np.zeros(max(1, math.prod(shape)) * np.dtype(dtype).itemsize, np.uint8)
+        array = np.frombuffer(block.data, dtype, math.prod(shape)).reshape(shape)
+        self.pinned_blocks[array.ctypes.data] = block
+        weakref.finalize(array.base if isinstance(array.base, np.ndarray) else array, block.fill, 0xDD)
+        return array
 
     def stream(self) -> FakeStream:
         stream = FakeStream(self, len(self.streams) + 1)
@@ -145,6 +156,7 @@ class FakeDevice:
         if self.host is not None:
             self.host.copy_out(array, pointer, None)
         else:
+            assert pointer not in self.freed, "memory that was given back is read"
             ctypes.memmove(array.ctypes.data, pointer, array.nbytes)
 
     def write(self, pointer: int, array: NDArray[Any]) -> None:
@@ -152,11 +164,14 @@ class FakeDevice:
         if self.host is not None:
             self.host.copy_in(pointer, array, None)
         else:
+            assert pointer not in self.freed, "memory that was given back is written"
             ctypes.memmove(pointer, array.ctypes.data, array.nbytes)
 
     def copy_in(self, memory: int, array: NDArray[Any], stream: FakeStream) -> None:
         assert array.flags.c_contiguous
-        stream.queue(lambda: self.write(memory, array))
+        block = self.pinned_blocks.get(array.ctypes.data)  # holding it would keep the array
+        source = array if block is None else block[: array.nbytes].view(array.dtype).reshape(array.shape)
+        stream.queue(lambda: self.write(memory, source))
 
     def copy_out(self, array: NDArray[Any], memory: int, stream: FakeStream) -> None:
         assert array.flags.c_contiguous

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,8 +62,16 @@ class EngineValidity(enum.Enum):
     INVALID = 2
 
 
-class Diagnostics(enum.Enum):
-    UNSUPPORTED_CC = 1
+class Diagnostics(enum.IntFlag):
+    """Bits, as in TensorRT-RTX 1.7."""
+
+    VERSION_MISMATCH = 1
+    UNSUPPORTED_CC = 2
+    OLD_CUDA_DRIVER = 4
+    OLD_CUDA_RUNTIME = 8
+    INSUFFICIENT_GPU_MEMORY = 16
+    MALFORMED_ENGINE = 32
+    CUDA_ERROR = 64
 
 
 def _named(*names: str) -> Any:
@@ -74,8 +83,10 @@ class Fake:
 
     ``version``; ``plugins``: (name, version) that are registered; ``fails``: what a build says and gives nothing;
     ``bends``: adds this to every output, as a miscompiled engine might; ``half_as``: the type that the inspector
-    shows for half tensors; ``valid``: what TensorRT-RTX says of engines;
-    ``full``: no engine fits into the memory. ``builds``, ``runs``: how many there were.
+    shows for half tensors; ``inspected``: all that it says, in place of that; ``invalid``: bits of what TensorRT-RTX
+    has against engines; ``full``: no engine fits into the memory; ``refuses_context``, ``refuses_run``: what it says
+    and does not do that; ``is_capturable``: what TensorRT-RTX says of contexts. ``builds``, ``runs``,
+    ``contexts``: how many there were.
     """
 
     def __init__(self, device: FakeDevice | None, is_rtx: bool) -> None:
@@ -85,9 +96,13 @@ class Fake:
         self.fails: str | None = None
         self.bends = 0.0
         self.half_as = "Half"
-        self.valid = True
+        self.inspected: str | None = None
+        self.invalid = 0
         self.full = False
-        self.builds = self.runs = 0
+        self.refuses_context: str | None = None
+        self.refuses_run: str | None = None
+        self.is_capturable = True
+        self.builds = self.runs = self.contexts = 0
         self.deserialized: list[bytes] = []
 
 
@@ -164,12 +179,16 @@ def fake_tensorrt(state: Fake) -> Any:
             self.capabilities: list[str] = []
             self.timings = b""
             self.cleared: list[str] = []
+            self.flags: list[str] = []
 
         def set_memory_pool_limit(self, pool: str, limit: int) -> None:
             assert limit > 0
 
         def clear_flag(self, flag: str) -> None:
             self.cleared.append(flag)
+
+        def set_flag(self, flag: str) -> None:
+            self.flags.append(flag)
 
         def create_timing_cache(self, content: bytes) -> Any:
             return SimpleNamespace(content=content, serialize=lambda: b"timings")
@@ -215,21 +234,27 @@ def fake_tensorrt(state: Fake) -> Any:
                 return None
             assert "TF32" in config.cleared
             head = {"version": state.version, "path": network.path, "profile": config.profile}
-            head["capabilities"] = config.capabilities
+            head["capabilities"], head["flags"] = config.capabilities, config.flags
             return json.dumps(head).encode()
 
     class Context:
         def __init__(self, engine: Engine) -> None:
             self._engine = engine
-            self._shapes: dict[str, tuple[int, ...]] = {}
+            self.shapes: dict[str, tuple[int, ...]] = {}
             self._addresses: dict[str, int] = {}
+            self._memory = (0, 0)
+            if state.is_rtx:
+                self.is_stream_capturable = lambda stream: state.is_capturable and "REQUIRE" in str(engine.flags)
+
+        def set_device_memory(self, memory: int, size: int) -> None:
+            self._memory = memory, size
 
         def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-            self._shapes[name] = tuple(shape)
+            self.shapes[name] = tuple(shape)
             return len(shape) == len(self._engine.tensors[name].shape)
 
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-            batch = next(iter(self._shapes.values()))[0]
+            batch = next(iter(self.shapes.values()))[0]
             return (batch, *self._engine.tensors[name].shape[1:])
 
         def set_tensor_address(self, name: str, address: int) -> bool:
@@ -240,14 +265,41 @@ def fake_tensorrt(state: Fake) -> Any:
             engine = self._engine
             if set(self._addresses) != set(engine.tensors):
                 return False
-            addresses, shapes = dict(self._addresses), dict(self._shapes)
+            if state.refuses_run is not None:
+                engine.logger.log(Severity.ERROR, state.refuses_run)
+                return False
+            assert self._memory[1] >= engine.device_memory_size_v2, "no activations"
+            addresses, shapes = dict(self._addresses), dict(self.shapes)
             outputs = {name: self.get_tensor_shape(name) for name in engine.outputs}
             assert state.device is not None
-            state.device.streams[stream].queue(lambda: engine.compute(addresses, shapes, outputs))
+
+            def compute() -> None:
+                assert self.shapes == shapes, "a graph is run whose context has changed"
+                engine.compute(addresses, shapes, outputs)
+
+            state.device.streams[stream].queue(compute)
             return True
 
+    class RuntimeConfig:
+        allocation = "STATIC"
+
+        def __init__(self) -> None:
+            if state.is_rtx:
+                self.dynamic_shapes_kernel_specialization_strategy = "LAZY"
+                cache = SimpleNamespace(serialize=lambda: b"compiled", deserialize=lambda read: read == b"compiled")
+                self.create_runtime_cache = lambda: cache
+                self.set_runtime_cache = lambda cache: None
+
+        @property
+        def specialization(self) -> str:
+            return self.dynamic_shapes_kernel_specialization_strategy
+
+        def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+            self.allocation = strategy
+
     class Engine:
-        def __init__(self, head: dict[str, Any]) -> None:
+        def __init__(self, head: dict[str, Any], logger: Any) -> None:
+            self.logger, self.flags = logger, head["flags"]
             model = onnx.load(head["path"], load_external_data=False)
             self.profile = head["profile"]
             self.inputs = [value.name for value in model.graph.input]
@@ -273,21 +325,37 @@ def fake_tensorrt(state: Fake) -> Any:
         def get_tensor_profile_shape(self, name: str, index: int) -> Any:
             return self.profile[name]
 
+        def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+            return self.tensors[name].shape
+
         def create_engine_inspector(self) -> Any:
             layers = [
                 {"Outputs": [{"Name": "a", "Format/Datatype": state.half_as if self.is_half else "Float"}]},
                 {"Outputs": [{"Name": "b", "Format/Datatype": "Float"}, {"Name": "i", "Format/Datatype": "Int64"}]},
             ]
-            text = json.dumps({"Layers": layers})
-            return SimpleNamespace(get_engine_information=lambda form: text)
+            text = state.inspected or json.dumps({"Layers": layers})
+            inspector = SimpleNamespace(execution_context=None)
 
-        def create_execution_context(self, config: Any = None) -> Context | None:
-            assert state.device is not None
-            return Context(self) if state.device.memory_info()[0] >= self.device_memory_size_v2 else None
+            def information(form: str) -> str:
+                context = inspector.execution_context
+                is_shaped = context is not None and set(context.shapes) == set(self.inputs)
+                return (
+                    text if is_shaped else re.sub(r'("Format/Datatype": )"\w+"', r'\1"N/A due to dynamic shapes"', text)
+                )
+
+            inspector.get_engine_information = information
+            return inspector
+
+        def create_execution_context(self, config: Any) -> Context | None:
+            assert config.allocation == "USER_MANAGED" and (not state.is_rtx or config.specialization == "EAGER")
+            if state.refuses_context is not None:
+                self.logger.log(Severity.ERROR, state.refuses_context)
+                return None
+            state.contexts += 1
+            return Context(self)
 
         def create_runtime_config(self) -> Any:
-            cache = SimpleNamespace(serialize=lambda: b"compiled", deserialize=lambda content: content == b"compiled")
-            return SimpleNamespace(create_runtime_cache=lambda: cache, set_runtime_cache=lambda cache: None)
+            return RuntimeConfig()
 
         def compute(self, addresses: Any, shapes: Any, outputs: Any) -> None:
             assert state.device is not None
@@ -309,8 +377,8 @@ def fake_tensorrt(state: Fake) -> Any:
             self._logger = logger
             if state.is_rtx:
                 self.get_engine_validity: Callable[[bytes], Any] = lambda content: (
-                    EngineValidity.VALID if state.valid else EngineValidity.INVALID,
-                    [] if state.valid else [Diagnostics.UNSUPPORTED_CC],
+                    EngineValidity.INVALID if state.invalid else EngineValidity.VALID,
+                    state.invalid,
                 )
 
         def deserialize_cuda_engine(self, content: bytes) -> Engine | None:
@@ -323,7 +391,7 @@ def fake_tensorrt(state: Fake) -> Any:
             if head["version"] != state.version:
                 self._logger.log(Severity.ERROR, "version mismatch")
                 return None
-            return Engine(head)
+            return Engine(head, self._logger)
 
     creators = [
         SimpleNamespace(name=name, plugin_version=version, plugin_namespace="") for name, version in state.plugins
@@ -338,6 +406,7 @@ def fake_tensorrt(state: Fake) -> Any:
         LayerType=LayerType,
         TensorIOMode=TensorIOMode,
         EngineValidity=EngineValidity,
+        ExecutionContextAllocationStrategy=_named("STATIC", "USER_MANAGED"),
         NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=0),
         MemoryPoolType=_named("WORKSPACE"),
         ProfilingVerbosity=_named("DETAILED"),
@@ -349,5 +418,8 @@ def fake_tensorrt(state: Fake) -> Any:
         init_libnvinfer_plugins=lambda logger, namespace: logs.append(logger),
     )
     if state.is_rtx:
+        module.EngineInvalidityDiagnostics = Diagnostics
+        module.DynamicShapesKernelSpecializationStrategy = _named("LAZY", "EAGER", "NONE")
+        module.BuilderFlag = _named("TF32", "REQUIRE_USER_ALLOCATION")
         module.ComputeCapability = _named("SM86", "SM89", "SM120", "NONE", "CURRENT")
     return module

@@ -28,8 +28,8 @@ class Slot(Protocol):
     def run(self, feeds: Mapping[str, NDArray[Any] | Tensor]) -> Mapping[str, Tensor]:
         """All outputs for all inputs; feeds that are not inputs of the graph are left alone.
 
-        Inputs may be tensors of other slots of the same backend, and are only read. They have the
-        shapes of the first run's. The outputs are the same tensors each time.
+        Inputs may be tensors of other slots of the same backend, and are only read. As long as their shapes
+        stay, the outputs are the same tensors each time.
         """
 
 

@@ -13,10 +13,15 @@ from numpy.typing import NDArray
 
 from teso_deploy.backends.engine import EngineFactory, Tensor
 from teso_deploy.bundle import Bundle
-from teso_deploy.errors import BundleError, DeviceError, DeviceMemoryError, MissingExtraError
+from teso_deploy.errors import BundleError, DeviceError, DeviceMemoryError, EngineError, MissingExtraError, TesoError
 from teso_deploy.types import Precision
 
 PROVIDER = "CUDAExecutionProvider"
+#: ONNX Runtime's names of the types that graphs take and give.
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16), "tensor(bool)": np.dtype(np.bool_),
+    "tensor(uint8)": np.dtype(np.uint8), "tensor(int32)": np.dtype(np.int32), "tensor(int64)": np.dtype(np.int64),
+}  # fmt: skip
 
 
 def check_available() -> None:
@@ -36,13 +41,15 @@ class OnnxRuntimeCudaSlot:
 
     def __init__(
         self,
+        graph: str,
         session: onnxruntime.InferenceSession,
-        inputs: tuple[str, ...],
+        inputs: Mapping[str, str],
         outputs: tuple[str, ...],
         device: str,
         index: int,
     ) -> None:
-        self._session, self._inputs, self._outputs = session, inputs, outputs
+        """``inputs``: name → type, as ONNX Runtime writes it."""
+        self._graph, self._session, self._inputs, self._outputs = graph, session, inputs, outputs
         self._device, self._index = device, index
         self._binding = session.io_binding()
         self._held: dict[str, onnxruntime.OrtValue] = {}
@@ -50,45 +57,66 @@ class OnnxRuntimeCudaSlot:
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def _bind(self, name: str, value: Any) -> tuple[int, ...]:
+        """Binds anew each time: what was bound before may be another tensor of this shape, or gone."""
         if isinstance(value, onnxruntime.OrtValue):
+            self._check_type(name, value.data_type())
             self._binding.bind_ortvalue_input(name, value)
             return tuple(value.shape())
         pointer = getattr(value, "pointer", None)
         if pointer is not None:  # of our operators, on another stream than the session's
+            self._check_type(name, value.dtype)
             if value.ready is not None:
                 value.ready.synchronize()
             self._binding.bind_input(name, self._device, self._index, value.dtype, value.shape, pointer)
             return tuple(value.shape)
         array = np.ascontiguousarray(value)
+        self._check_type(name, array.dtype)
         held = self._held.get(name)
         if held is not None and tuple(held.shape()) == array.shape:
             held.update_inplace(array)
         else:
             self._held[name] = held = onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, self._index)
-            self._binding.bind_ortvalue_input(name, held)
+        self._binding.bind_ortvalue_input(name, held)
         return array.shape
 
+    def _check_type(self, name: str, given: Any) -> None:
+        """ONNX Runtime takes an address for whatever it expects there."""
+        expected = self._inputs[name]
+        if given != expected and given != DTYPES.get(expected):
+            raise EngineError(
+                f"{self._graph}: {name} is {given}, the graph takes {DTYPES.get(expected, expected)}: convert it"
+            )
+
     def run(self, feeds: Mapping[str, NDArray[Any] | Tensor]) -> Mapping[str, Tensor]:
-        """See :meth:`Slot.run`. Raises :class:`DeviceMemoryError`."""
+        """See :meth:`Slot.run`; it returns when the GPU is done. Raises :class:`EngineError` (an input of another
+        type), :class:`DeviceError`, :class:`DeviceMemoryError`."""
+        before, self._shapes = self._shapes, {}  # a run that fails leaves nothing that the next one builds on
         try:
             shapes = {name: self._bind(name, feeds[name]) for name in self._inputs}
-            if shapes != self._shapes:
+            if shapes != before:
                 for name in self._outputs:
                     self._binding.bind_output(name, self._device, self._index)
             self._session.run_with_iobinding(self._binding)
+            if shapes != before:
+                self._values = dict(zip(self._outputs, self._binding.get_outputs(), strict=True))
+                for name, value in self._values.items():
+                    self._binding.bind_ortvalue_output(name, value)
+        except TesoError:
+            raise
         except Exception as error:  # its own exceptions share no base class
             raise _device_error(error) from error
-        if shapes != self._shapes:
-            self._values = dict(zip(self._outputs, self._binding.get_outputs(), strict=True))
-            for name, value in self._values.items():
-                self._binding.bind_ortvalue_output(name, value)
-            self._shapes = shapes
+        self._shapes = shapes
         return self._values
+
+
+def _is_out_of_memory(told: str) -> bool:
+    told = told.lower()  # of ONNX Runtime's arena, of CUDA, and of cuBLAS and cuDNN
+    return ("memory" in told and ("allocat" in told or "out of" in told)) or "alloc_failed" in told
 
 
 def _device_error(error: Exception) -> DeviceError:
     told = " ".join(str(error).split())
-    if "memory" in told.lower() and ("allocat" in told.lower() or "out of" in told.lower()):
+    if _is_out_of_memory(told):
         return DeviceMemoryError(
             f"the GPU's memory does not suffice ({told[:200]}): end what else uses the GPU, take --precision fp16, a "
             "smaller --size or smaller batches"
@@ -100,7 +128,8 @@ class OnnxRuntimeCudaEngine:
     """The graph of a file in a session on a GPU; see :class:`Engine`.
 
     Products of fp32 are not rounded to TF32. ``device`` "cpu" is for tests of everything but the GPU.
-    Raises :class:`BundleError` for a file that is no graph, :class:`DeviceError` where the GPU is refused.
+    Raises :class:`BundleError` for a file that is no graph, :class:`DeviceError` where the GPU is refused,
+    :class:`DeviceMemoryError`.
     """
 
     def __init__(
@@ -124,6 +153,8 @@ class OnnxRuntimeCudaEngine:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # its own exceptions share no base class
+            if device == "cuda" and _is_out_of_memory(str(error)):
+                raise _device_error(error) from error
             raise BundleError(f"ONNX Runtime can't load {path} ({error}); export the bundle again") from error
         if device == "cuda" and PROVIDER not in self._session.get_providers():
             raise DeviceError(
@@ -131,7 +162,8 @@ class OnnxRuntimeCudaEngine:
                 "--backend cpu"
             )
         self.name = path.stem
-        self.inputs = tuple(value.name for value in self._session.get_inputs())
+        self._input_types = {value.name: value.type for value in self._session.get_inputs()}
+        self.inputs = tuple(self._input_types)
         self.outputs = tuple(value.name for value in self._session.get_outputs())
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -144,7 +176,7 @@ class OnnxRuntimeCudaEngine:
 
     def slot(self) -> OnnxRuntimeCudaSlot:
         """See :meth:`Engine.slot`."""
-        return OnnxRuntimeCudaSlot(self._session, self.inputs, self.outputs, self._device, self._index)
+        return OnnxRuntimeCudaSlot(self.name, self._session, self._input_types, self.outputs, self._device, self._index)
 
 
 def onnxruntime_cuda_factory(bundle: Bundle, precision: Precision = "fp32", index: int = 0) -> EngineFactory:

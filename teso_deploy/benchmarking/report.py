@@ -8,7 +8,6 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from teso_deploy import __version__
+from teso_deploy.backends.libraries import version_of
 from teso_deploy.bundle import Bundle
 from teso_deploy.outputs import make_folder, staged_file, write_text
 from teso_deploy.runtime.latency import percentiles_ms
 
-LIBRARIES = ("onnxruntime", "numpy", "av", "pillow")
+LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "numpy", "av", "pillow")
 #: Where the load was above this when it began, other work has slowed some turns.
 NOISY_LOAD_PER_CORE = 0.5
 
@@ -62,7 +62,8 @@ def environment_of(
         "python": platform.python_version(),
         "teso_deploy": __version__,
     }
-    found |= {name: metadata.version(name) for name in dict.fromkeys((*LIBRARIES, *libraries))}
+    versions = {name: version_of(name) for name in dict.fromkeys((*LIBRARIES, *libraries))}
+    found |= {name: version for name, version in versions.items() if version is not None}
     if bundle is not None:
         found |= {
             "bundle": bundle.manifest.name,

@@ -16,7 +16,7 @@ from teso_deploy.benchmarking.harness import compare, entrants
 from teso_deploy.benchmarking.report import markdown, save_bars
 from teso_deploy.bundle import Bundle
 from teso_deploy.cli.export import parsed_precision, parsed_size
-from teso_deploy.cli.reports import check_json, write_json
+from teso_deploy.cli.reports import check_json, say, shown_in, write_json
 from teso_deploy.errors import BundleError, CheckFailedError
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.outputs import check_folder, make_folder, write_text
@@ -97,12 +97,12 @@ def bench(
     libraries = sorted({module for contender in contenders for module in contender.needs})
     console = Console(stderr=True)
     with console.status("starting") as status:
-        report = compare(opened, wanted, who, count, seconds, libraries, status.update)
+        report = compare(opened, wanted, who, count, seconds, libraries, shown_in(status))
     title = f"{opened.manifest.name} at {wanted[0]}x{wanted[1]}, {count} threads"
     console.print(title)
     console.print(_table(report))
     for name, ratio in report["ratios"].items():
-        console.print(f"{name}: {ratio:.2f} ×")
+        say(console, f"{name}: {ratio:.2f} ×")
     if report["environment"]["is_noisy"]:
         console.print("other work was going on when this began: take it again on a quiet machine")
     if report_folder is not None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
-from teso_deploy.cli.reports import check_json, progress_bar, write_json
+from teso_deploy.cli.reports import check_json, progress_bar, say, write_json
 from teso_deploy.errors import CheckFailedError, InputNotFoundError
 from teso_deploy.media.audio import AudioTrack
 from teso_deploy.media.overlay import Overlay
@@ -140,7 +140,7 @@ def demo(
     console = Console(stderr=json_out is not None, highlight=False)
     rates = report["nonblank_rate"]
     console.print(f"frames with something segmented: with sound {rates['with sound']:.1%}, muted {rates['muted']:.1%}")
-    console.print(f"video:         {video}\ncontact sheet: {sheet}", soft_wrap=True)
+    say(console, f"video:         {video}\ncontact sheet: {sheet}")
     if not report["passed"]:
         raise CheckFailedError(
             f"the mute gate failed: with the sound muted {rates['muted']:.1%} of the frames are not blank, "

@@ -11,13 +11,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from teso_deploy.bundle import Bundle
+from teso_deploy.cli.loading import check_engine_options, check_tagger, load_pipeline
 from teso_deploy.cli.reports import check_json, write_json
 from teso_deploy.errors import RecipeError
 from teso_deploy.evaluation.library import read_library
 from teso_deploy.evaluation.protocol import CUES, FIGURES, ROWS, RowScore, over_seeds, score_row, segmenter
 from teso_deploy.outputs import write_text
 from teso_deploy.runtime.backends import BackendName
-from teso_deploy.runtime.pipeline import AUTO, Pipeline
+from teso_deploy.runtime.pipeline import AUTO
 from teso_deploy.types import Precision
 
 
@@ -59,6 +61,12 @@ def evaluate(
     ] = "visible",
     precision: Annotated[Precision, typer.Option(help="Of the bundle's forms.")] = "fp32",
     backend: Annotated[BackendName, typer.Option(help="What runs the graphs, as for `run`.")] = "cpu",
+    profile: Annotated[
+        str | None, typer.Option(help="Of engines that have to be built: a shipped profile's name, or a TOML file.")
+    ] = None,
+    rebuild_engines: Annotated[
+        bool, typer.Option("--rebuild-engines", help="Build engines anew, whatever the bundle or the cache has.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1)] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the scores to a file, or - for stdout.")
@@ -70,14 +78,18 @@ def evaluate(
         raise RecipeError(f"unknown layout {layout!r}: this version reads --layout scenes")
     if cues not in CUES:
         raise RecipeError(f"unknown --cues {cues!r}: name one of {', '.join(CUES)}")
+    check_engine_options([backend], profile, rebuild_engines)
     check_json(json_out)
     check_json(markdown)
-    pipeline = Pipeline.load(bundle, threads=threads, backend=backend, precision=precision)
-    library = read_library(dataset, "test")
+    opened = Bundle.open(bundle)
     if cues == AUTO:
-        pipeline.check_tagger()
-    segment = segmenter(pipeline, library, cues, seed)
+        check_tagger(opened)
+    library = read_library(dataset, "test")
     console = Console(stderr=True)
+    pipeline = load_pipeline(
+        console, opened, backend, precision, threads=threads, profile=profile, rebuild_engines=rebuild_engines
+    )
+    segment = segmenter(pipeline, library, cues, seed)
     found: list[RowScore] = []
     with Progress(console=console) as bar:
         task = bar.add_task(library.fingerprint, total=len(ROWS) * seeds)

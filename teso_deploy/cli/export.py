@@ -11,12 +11,13 @@ from typing import Annotated, Any, get_args
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from teso_deploy.backends.tensorrt.library import TARGETS, Target, check_installed
 from teso_deploy.backends.tensorrt.profiles import DEFAULT_PROFILE, load_profile
 from teso_deploy.bundle import MANIFEST, Bundle, BundleManifest, check_target
-from teso_deploy.cli.reports import check_json, write_json
+from teso_deploy.cli.reports import check_json, say, shown_in, write_json
 from teso_deploy.errors import BundleError, InputNotFoundError, MissingExtraError, RecipeError
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.recipe import Recipe, load_recipe
@@ -226,9 +227,13 @@ def export(
             metavar="sm86,sm89,…", help="Of TensorRT-RTX: an engine a generation, in place of a portable one."
         ),
     ] = None,
-    profile: Annotated[str, typer.Option(help="How engines are built: a shipped profile's name, or a TOML file.")] = (
-        DEFAULT_PROFILE
-    ),
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help=f"How engines are built: a shipped profile's name, or a TOML file. Default: {DEFAULT_PROFILE}.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how large every graph would be.")] = False,
     licence: Annotated[str, typer.Option(help="Licence of the weights, for the manifest.")] = "Apache-2.0",
     json_out: Annotated[
@@ -251,7 +256,9 @@ def export(
             pass
     precisions: list[Precision] = ["fp32", *(parsed_precision(text) for text in precision or ())]
     targets = parsed_targets(target or ())
-    settings = load_profile(profile)
+    settings = load_profile(profile or DEFAULT_PROFILE)
+    if profile is not None and not targets:
+        raise typer.BadParameter("engines are built for --target tensorrt or tensorrt-rtx", param_hint="--profile")
     architectures = [name.strip().lower() for name in (arch or "").split(",") if name.strip()]
     if architectures and "tensorrt-rtx" not in targets:
         raise typer.BadParameter("generations are for --target tensorrt-rtx", param_hint="--arch")
@@ -277,13 +284,13 @@ def export(
     began, videos = time.monotonic(), calibrate_on or ()
     with console.status("reading weights") as status:
         if source is not None:
-            done = ExportReport(*derive_bundle(source, out, precisions, videos, requests, status.update))
+            done = ExportReport(*derive_bundle(source, out, precisions, videos, requests, shown_in(status)))
         else:
             done = export_bundle(
-                chosen, out, files, random_weights, licence, status.update, precisions, videos, requests
+                chosen, out, files, random_weights, licence, shown_in(status), precisions, videos, requests
             )
     manifest = done.bundle.manifest
-    table = Table(title=f"{manifest.name} → {out}")
+    table = Table(title=escape(f"{manifest.name} → {out}"))
     for column in ("graph", "parameters", "multiply-adds", "nodes", "largest error"):
         table.add_column(column, justify="left" if column == "graph" else "right")
     for name, graph in manifest.graphs.items():
@@ -294,7 +301,7 @@ def export(
     if manifest.engines:
         console.print(engine_table(_engine_rows(manifest, out)))
     if done.random and files:
-        console.print(f"random, since no checkpoint gives them: {grouped(done.random)}")
+        say(console, f"random, since no checkpoint gives them: {grouped(done.random)}")
     total = sum(entry.bytes for entry in manifest.files.values())
     console.print(f"{total / 1e6:.1f} MB, {time.monotonic() - began:.0f} s, masks equal to PyTorch's")
     write_json(json_out, report(manifest, out, done.random, time.monotonic() - began))

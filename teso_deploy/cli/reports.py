@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.status import Status
+from rich.text import Text
 
 from teso_deploy.outputs import as_json, check_file, write_text
 
@@ -26,6 +29,16 @@ def write_json(target: Path | None, report: Any) -> None:
         sys.stdout.write(as_json(report))
     elif target is not None:
         write_text(target, as_json(report))
+
+
+def shown_in(status: Status) -> Callable[[str], None]:
+    """Shows what is worked on in a status line, as it is: brackets are no markup."""
+    return lambda text: status.update(Text(text))
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line that stays, as it is: brackets are no markup, and nothing is broken in two."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def progress_bar(console: Console) -> Progress:

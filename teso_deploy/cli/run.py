@@ -9,9 +9,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from teso_deploy.cli.reports import STDOUT, check_json, progress_bar, write_json
+from teso_deploy.bundle import Bundle
+from teso_deploy.cli.loading import check_engine_options, check_tagger, load_pipeline
+from teso_deploy.cli.reports import STDOUT, check_json, progress_bar, say, write_json
+from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import InputNotFoundError, OutputError
 from teso_deploy.media.audio import read_audio
 from teso_deploy.media.reader import Hardware, VideoReader
@@ -101,7 +105,7 @@ def _print_summary(console: Console, results: Sequence[RunResult]) -> None:
     for result in results:
         report, latency = result.report, result.report["latency_ms"].get("frame", {})
         table.add_row(
-            Path(report["input"]).name,
+            escape(Path(report["input"]).name),
             str(report["frames"]),
             str(report["masks_nonblank"]),
             f"{report['positive_pixel_rate']:.1%}",
@@ -173,7 +177,7 @@ def run(
         str | None, typer.Option(help="Of engines that have to be built: a shipped profile's name, or a TOML file.")
     ] = None,
     rebuild_engines: Annotated[
-        bool, typer.Option("--rebuild-engines", help="Build engines anew, whatever the cache has.")
+        bool, typer.Option("--rebuild-engines", help="Build engines anew, whatever the bundle or the cache has.")
     ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
     decoder: Annotated[
@@ -191,28 +195,28 @@ def run(
         raise typer.BadParameter("--cues and --cues-file exclude each other: give one")
     if mode == "paper" and fps is not None:
         raise typer.BadParameter("--mode paper looks at one frame a second: leave --fps away")
+    check_engine_options([backend], profile, rebuild_engines)
     wanted_size = _size(size)
     _check_inputs(inputs, sound_from)
     _check_outputs(inputs, sound_from, out, masks, events, json_out)
     words = [] if cues == AUTO else _words(cues, cues_file)
-    console = Console(stderr=True)
-    with console.status("loading the model") as status:
-        pipeline = Pipeline.load(
-            bundle,
-            threads=threads,
-            backend=backend,
-            size=wanted_size,
-            precision=precision,
-            still_threshold=still_threshold,
-            profile=profile,
-            rebuild_engines=rebuild_engines,
-            on_progress=status.update,
-        )
-    if backend == "auto":
-        console.print(f"backend: {pipeline.backend}, {pipeline.precision}")
+    opened = Bundle.open(bundle)
     if cues == AUTO:
-        pipeline.check_tagger()
-    offered: Offered = AUTO if cues == AUTO else pipeline.cues_of(words)
+        check_tagger(opened)
+    looked_up = CueTable.open(opened).lookup(words)
+    console = Console(stderr=True)
+    pipeline = load_pipeline(
+        console,
+        opened,
+        backend,
+        precision,
+        threads=threads,
+        profile=profile,
+        rebuild_engines=rebuild_engines,
+        size=wanted_size,
+        still_threshold=still_threshold,
+    )
+    offered: Offered = AUTO if cues == AUTO else pipeline.cues_of(looked_up)
     sound: dict[str, Any] = {"mute": mute, "noise_dbfs": noise_dbfs, "sound_from": sound_from}
     for folder in (out, masks) if len(inputs) > 1 else ():
         if folder is not None:
@@ -224,9 +228,8 @@ def run(
     results = []
     for path, video, mask_folder in zip(inputs, _places(inputs, out, ".mp4"), _places(inputs, masks, ""), strict=True):
         source = Source(path, mode="paper" if mode == "paper" else "file", fps=fps, hardware=hardware, **sound)
-        if decoder == "nvdec" and source.reader.decoder_note:
-            note = f"{path.name} is decoded in software: {source.reader.decoder_note}"
-            console.print(note, markup=False, highlight=False)
+        if source.reader.decoder_note:
+            say(console, f"{path.name} is decoded in software: {source.reader.decoder_note}")
         results.append(_run_one(console, pipeline, source, offered, video, mask_folder))
     if events is not None:
         write_text(events, _event_lines(results))
@@ -239,9 +242,9 @@ def _run_one(
     console: Console, pipeline: Pipeline, source: Source, cues: Offered, video: Path | None, masks: Path | None
 ) -> RunResult:
     if source.sound == "none":
-        console.print(f"{source.path.name} has no sound: it is run as silence", markup=False, highlight=False)
+        say(console, f"{source.path.name} has no sound: it is run as silence")
     with source, progress_bar(console) as bar:
-        task = bar.add_task(source.path.name, total=source.info.duration_seconds or None)
+        task = bar.add_task(escape(source.path.name), total=source.info.duration_seconds or None)
         result = run_source(
             pipeline,
             source,

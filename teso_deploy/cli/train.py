@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from teso_deploy.cli.export import part_and_file
+from teso_deploy.cli.reports import say
 from teso_deploy.errors import DataError, MissingExtraError
 from teso_deploy.recipe import Calibration, Recipe, load_recipe
 from teso_deploy.resources import cache_folder
@@ -88,7 +89,7 @@ def train_scenes(
         with console.status("calibrating"):
             show_calibration(console, calibrate_checkpoint(weights, data, table))
     except DataError as error:
-        console.print(f"not calibrated, the recipe's thresholds stay: {error}")
+        say(console, f"not calibrated, the recipe's thresholds stay: {error}")
     return weights
 
 
@@ -167,5 +168,5 @@ def train(
         )
     else:
         weights = train_scenes(console, chosen, data, out, start, device, workers, save_every_steps)
-    console.print(f"weights: {weights}\ncurves:  {weights.with_name('curves.png')}")
-    console.print(f"next:    teso-deploy export {recipe} --checkpoint {weights} --out BUNDLE")
+    say(console, f"weights: {weights}\ncurves:  {weights.with_name('curves.png')}")
+    say(console, f"next:    teso-deploy export {recipe} --checkpoint {weights} --out BUNDLE")

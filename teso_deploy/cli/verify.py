@@ -14,9 +14,11 @@ from rich.table import Table
 
 from teso_deploy.backends.engine import EngineFactory
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
+from teso_deploy.backends.tensorrt.library import TARGETS
 from teso_deploy.bundle import Bundle, sized_name
 from teso_deploy.cli.export import check_extra, parsed_precision, parsed_size, part_and_file
-from teso_deploy.cli.reports import check_json, write_json
+from teso_deploy.cli.loading import check_engine_options
+from teso_deploy.cli.reports import check_json, say, shown_in, write_json
 from teso_deploy.errors import BundleError, CheckFailedError
 from teso_deploy.media.contact_sheet import difference, save_sheet, with_labels
 from teso_deploy.outputs import check_file
@@ -51,23 +53,41 @@ def _pytorch(bundle: Bundle, files: Sequence[tuple[str | None, Path]], seed: int
 
 
 def _backends(
-    bundle: Bundle, names: Sequence[str], precisions: Sequence[str], profile: str | None, on_progress: Progress
+    bundle: Bundle,
+    names: Sequence[str],
+    precisions: Sequence[Precision],
+    profile: str | None,
+    rebuild_engines: bool,
+    on_progress: Progress,
+    on_note: Progress,
 ) -> dict[str, tuple[Precision, EngineFactory]]:
     """Engines of GPU backends in each precision, by ``backend-precision``."""
+    return {
+        f"{name}-{precision}": (
+            precision,
+            load_backend(
+                name,
+                bundle,
+                precision,
+                profile=profile if name in TARGETS else None,
+                rebuild_engines=rebuild_engines and name in TARGETS,
+                on_progress=on_progress,
+                on_note=on_note,
+            ).engines,
+        )
+        for name in GPU_BACKENDS
+        if name in names
+        for precision in precisions
+    }
+
+
+def _check_backends(names: Sequence[str], precisions: Sequence[str]) -> list[Precision]:
+    """What ``--precision`` names. Raises :class:`typer.BadParameter` where it or ``--backend`` can't be meant."""
     if unknown := [name for name in names if name not in GPU_BACKENDS]:
         raise typer.BadParameter(f"{unknown[0]!r} is none: {', '.join(GPU_BACKENDS)}", param_hint="--backend")
     if precisions and not names:
         raise typer.BadParameter("goes with --backend; forms are named by --form", param_hint="--precision")
-    wanted = [parsed_precision(text) for text in precisions] or ["fp32"]
-    return {
-        f"{name}-{precision}": (
-            precision,
-            load_backend(name, bundle, precision, profile=profile, on_progress=on_progress).engines,
-        )
-        for name in GPU_BACKENDS
-        if name in names
-        for precision in wanted
-    }
+    return [parsed_precision(text) for text in precisions] or ["fp32"]
 
 
 def _first_differences(bundle: Bundle, report: VerifyReport, sizes: Sequence[probes.Size]) -> None:
@@ -155,6 +175,9 @@ def verify(
     ] = None,
     precision: Annotated[list[str] | None, typer.Option(help="Of --backend (may be repeated); default: fp32.")] = None,
     profile: Annotated[str | None, typer.Option(help="Of engines that --backend has to build.")] = None,
+    rebuild_engines: Annotated[
+        bool, typer.Option("--rebuild-engines", help="Build engines anew, whatever the bundle or the cache has.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engines; default: all cores.")] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")
@@ -162,6 +185,8 @@ def verify(
     contact_sheet: Annotated[Path | None, typer.Option(help="PNG of the frames whose masks agree least.")] = None,
 ) -> None:
     """Check every file's hash, every graph and form against the reference (masks first), and the audio control."""
+    precisions = _check_backends(backend or (), precision or ())
+    check_engine_options(backend or (), profile, rebuild_engines)
     check_json(json_out)
     if contact_sheet is not None:
         check_file(contact_sheet, ".png")
@@ -179,16 +204,24 @@ def verify(
             form or ([CANONICAL] if backend else ()),
             sizes,
             pytorch=model,
-            backends=_backends(opened, backend or (), precision or (), profile, status.update),
+            backends=_backends(
+                opened,
+                backend or (),
+                precisions,
+                profile,
+                rebuild_engines,
+                shown_in(status),
+                lambda note: say(console, note),
+            ),
         )
         _first_differences(opened, report, sizes or opened.sizes)
     for table in _tables(report):
         console.print(table)
     for name, reason in report.not_run.items():
-        console.print(f"not run: {name}, {reason}")
+        say(console, f"not run: {name}, {reason}")
     if contact_sheet is not None:
         _save_contact_sheet(contact_sheet, opened, report.worst(SHEET_ROWS))
-        console.print(f"contact sheet: {contact_sheet}", soft_wrap=True)
+        say(console, f"contact sheet: {contact_sheet}")
     write_json(json_out, report.as_dict())
     if not report.passed:
         told = "; ".join((*report.failures, *(f"{name}: {text}" for name, text in report.first_difference.items())))

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
-from teso_deploy.backends.tensorrt.library import PORTABLE, Library, Target, load_library
-from teso_deploy.backends.tensorrt.making import check_architectures, engine_factory, make_engine, source_of
+from teso_deploy.backends.tensorrt.cache import EngineCache
+from teso_deploy.backends.tensorrt.library import PORTABLE, Library, Target, load_library, runs_portable
+from teso_deploy.backends.tensorrt.making import (
+    built_for,
+    check_architectures,
+    engine_factory,
+    make_engine,
+    source_of,
+    timings_path,
+)
 from teso_deploy.backends.tensorrt.profiles import BuildProfile
 from teso_deploy.backends.tensorrt.sidecar import architecture_of
 from teso_deploy.bundle import Bundle, EngineEntry
@@ -69,8 +79,8 @@ def _device_for(request: EngineRequest, architecture: str | None) -> Device | No
     """The GPU that is here, if it is one that the engine is for."""
     if request.device is None or not request.library.is_portable:
         return request.device
-    here = architecture_of(request.device.compute_capability)
-    fits = here == architecture if architecture else here in request.library.architectures()
+    capability = request.device.compute_capability
+    fits = architecture_of(capability) == architecture if architecture else runs_portable(capability)
     return request.device if fits else None
 
 
@@ -98,8 +108,9 @@ def _built(
     on_progress: Callable[[str], None],
 ) -> EngineEntry:
     library, device = request.library, _device_for(request, architecture)
-    here = None if device is None or library.is_portable else architecture_of(device.compute_capability)
+    here = None if device is None or library.is_portable else built_for(library, request.settings, device)
     where = architecture or here or PORTABLE
+    timings = None if device is None else timings_path(EngineCache(), library, request.settings, device)
     file = f"{FOLDER}/{library.target}/{where}/{graph}.{precision}.engine"
     on_progress(f"{graph}: {library.target} {where} {precision}")
     make_engine(
@@ -110,7 +121,7 @@ def _built(
         architecture,
         device,
         check_against_onnxruntime(bundle, graph),
-        None,
+        timings,
         lambda stage: on_progress(f"{stage} ({where})"),
     )
     return EngineEntry(file=file, graph=graph, target=library.target, precision=precision, architecture=where)
@@ -127,15 +138,24 @@ def verify_engines(
         usable = [name for name in request.architectures or (None,) if _device_for(request, name) is not None]
         if request.device is None or not usable:
             continue
-        backends = {
-            f"{request.library.target}-{precision}": (
-                precision,
-                engine_factory(request.library, request.device, precision, on_progress=on_progress),
-            )
-            for precision in request.precisions
-        }
         on_progress(f"{request.library.target}: masks and audio control")
-        report = verify_bundle(bundle, lambda form: onnxruntime_factory(None, form), [CANONICAL], backends=backends)
+        with tempfile.TemporaryDirectory() as folder:
+            store = EngineCache(Path(folder))  # an empty one: the bundle's own engines are to be looked at
+            backends = {
+                f"{request.library.target}-{precision}": (
+                    precision,
+                    engine_factory(
+                        request.library,
+                        request.device,
+                        precision,
+                        cache=store,
+                        may_build=False,
+                        on_progress=on_progress,
+                    ),
+                )
+                for precision in request.precisions
+            }
+            report = verify_bundle(bundle, lambda form: onnxruntime_factory(None, form), [CANONICAL], backends=backends)
         failures = [failure for failure in report.failures if any(name in failure for name in backends)]
         if failures:
             raise CheckFailedError(f"the engines are not the model, nothing was written ({failures[0]})")

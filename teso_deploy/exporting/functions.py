@@ -17,12 +17,13 @@ import onnx
 import onnx_ir as ir
 from onnx import helper, parser
 
+from teso_deploy.backends.tensorrt.builder import MSDA_PLUGIN
 from teso_deploy.exporting.rewriting import Rewriter, constant_of, sizes_of
 from teso_deploy.models.msda import ONNX_OPERATOR
 
 DOMAIN, MSDA = ONNX_OPERATOR.split("::")
 #: TensorRT's own deformable attention. Version 2 is an IPluginV3, fp32 or fp16, all of its floats in one type.
-PLUGIN, PLUGIN_VERSION = "MultiscaleDeformableAttnPlugin_TRT", "2"
+PLUGIN, PLUGIN_VERSION = MSDA_PLUGIN
 #: The attributes by which TensorRT's importer looks a node up in the registry before it takes the function.
 PLUGIN_ATTRIBUTES = {"plugin_version": PLUGIN_VERSION, "plugin_namespace": ""}
 #: (height, width) of every level.

@@ -155,8 +155,9 @@ def halved(model: ir.Model, precision: Half) -> ir.Model:
             cast.outputs[0].name, cast.outputs[0].shape, cast.outputs[0].dtype = name, output.shape, ir.DataType.FLOAT
             model.graph.outputs[i] = cast.outputs[0]
     if precision == "bf16":
-        for part in (model.graph, *model.functions.values()):
-            part.opset_imports[""] = BF16_OPSET
+        model.graph.opset_imports[""] = BF16_OPSET
+        for function in model.functions.values():
+            function.opset_imports[""] = BF16_OPSET
     return edit.finish()
 
 

@@ -46,7 +46,7 @@ def check_against_onnxruntime(bundle: Bundle, graph: str) -> Check:
         if failure := parity.failure(limits):
             raise CheckFailedError(
                 f"the engine of {graph} ({engine.backend}, {engine.precision}) differs from ONNX Runtime on "
-                f"{engine.device.name} ({failure}), so it was not kept: take another precision or version, and please "
+                f"{engine.device.name} ({failure}), and is not used: take another precision or version, and please "
                 "report this"
             )
         return parity.as_dict()

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from teso_deploy.backends.cuda.tensors import DeviceTensor
 from teso_deploy.backends.engine import Engine, EngineFactory
 from teso_deploy.bundle import Bundle, TaggerEntry
 from teso_deploy.cues.table import CueTable
@@ -226,11 +227,13 @@ class Pipeline:
         if not decoder.is_of(of := (encoder.version, fused.version)):
             self._run(kept, "decoder", decoder, of, {**encoder.outputs, "queries": fused.outputs["queries"]})
         masks = decoder.outputs["masks"]
-        scores = masks.numpy()[0]
         stamps["masked"] = time.monotonic()
         shares = fitted[0] / bucket[0], fitted[1] / bucket[1]
         labels = self._operators_of(kept).labels(masks, (frame.image.shape[0], frame.image.shape[1]), shares)
+        scores = masks.numpy()[0]  # behind the labels, which are queued while the graphs still run
         stamps["labelled"] = time.monotonic()
+        if isinstance(masks, DeviceTensor):  # a run has only queued its work: its stamp says when that was
+            stamps = {"started": stamps["started"], "segmented": stamps["labelled"]}
         return Segmentation(
             labels,
             scores.reshape(len(scores), -1).max(axis=1),

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from teso_deploy.backends.cuda import opening
 from teso_deploy.backends.tensorrt.library import load_library
 from teso_deploy.backends.tensorrt.sidecar import read_engine
-from teso_deploy.bundle import MANIFEST, Bundle
-from teso_deploy.errors import BundleError
-from tests.commands import teso
+from teso_deploy.bundle import MANIFEST, Bundle, write_manifest
+from teso_deploy.cli.reports import shown_in
+from teso_deploy.errors import BundleError, DeviceError
+from tests.commands import refused, teso
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed (extra tensorrt-rtx)"
@@ -73,6 +77,7 @@ def test_an_engine_of_a_bundle_that_was_changed_is_found(
         (["--target", "openvino"], "is no target: onnx, tensorrt, tensorrt-rtx"),
         (["--arch", "sm89"], "generations are for --target tensorrt-rtx"),
         (["--target", "tensorrt-rtx", "--profile", "fastest"], "one of fast-build, live, throughput"),
+        (["--profile", "live"], "engines are built for --target tensorrt or tensorrt-rtx"),
     ],
 )
 def test_what_can_not_be_built_is_said_before_anything_is(
@@ -91,3 +96,65 @@ def test_without_a_gpu_engines_are_not_run(exported: tuple[Path, dict[str, objec
         pytest.skip("there is a GPU")
     assert done.code == 2 and done.err.count("\n") <= 2 and "NVIDIA" in done.err and not out.exists()
     assert (bundle / MANIFEST).is_file()
+
+
+@pytest.mark.parametrize("option", [("--profile", "live"), ("--rebuild-engines",)], ids=lambda option: option[0])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", "export/demo/clip.mp4", "--json", "-"),
+        ("run", "export/demo/clip.mp4", "--json", "-", "--backend", "auto"),
+        ("run", "export/demo/clip.mp4", "--json", "-", "--backend", "cuda"),
+        ("eval", "nowhere"),
+        ("verify",),
+        ("verify", "--backend", "cuda"),
+    ],
+    ids=" ".join,
+)
+def test_options_of_engines_where_none_are_built(command: tuple[str, ...], option: tuple[str, ...]) -> None:
+    done = teso(*command, *option)
+    assert done.code == 2 and "only --backend tensorrt and tensorrt-rtx build engines" in " ".join(done.err.split())
+    assert option[0] in done.err and "Traceback" not in done.err
+
+
+def test_cues_are_checked_before_engines_are_built(tiny_bundle: Path, tmp_path: Path) -> None:
+    common = ("run", "export/demo/clip.mp4", "--json", "-", "--backend", "tensorrt-rtx", "--bundle")
+    refused(*common, tiny_bundle, "--cues", "dgo", names="'dgo'")
+    without = tmp_path / "without"
+    shutil.copytree(tiny_bundle, without)
+    write_manifest(without, Bundle.open(without).manifest.model_copy(update={"tagger": None}))
+    refused(*common, without, "--cues", "auto", names="has no tagger")
+    refused(
+        "eval", "export/demo", "--bundle", without, "--backend", "tensorrt-rtx", "--cues", "auto", names="no tagger"
+    )
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise DeviceError("no NVIDIA driver: install [this] one")
+
+    monkeypatch.setattr(opening, "open_device", refuse)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_what_auto_says_stays_on_the_screen_with_its_brackets(tiny_bundle: Path) -> None:
+    done = teso("run", "export/demo/clip.mp4", "--fps", 1, "--json", "-", "--bundle", tiny_bundle, "--backend", "auto")
+    assert done.code == 0, done.err
+    assert "not tensorrt-rtx: no NVIDIA driver: install [this] one\n" in done.err
+    assert done.err.count("\nbackend ") == 1 and json.loads(done.out)["backend"] in done.err
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("command", ["verify", "eval"])
+def test_what_the_advice_names_is_an_option(command: str, tiny_bundle: Path, media_folder: Path) -> None:
+    arguments = (tiny_bundle,) if command == "verify" else (media_folder, "--bundle", tiny_bundle)
+    refused(command, *arguments, "--backend", "tensorrt-rtx", "--rebuild-engines", names="no NVIDIA driver")
+
+
+def test_a_note_that_is_shown_is_no_markup() -> None:
+    console = Console(record=True, force_terminal=True, file=io.StringIO())
+    with console.status("") as status:
+        shown_in(status)("pip install 'teso-deploy[tensorrt]' [/]")
+        console.print(status.renderable)
+    assert "teso-deploy[tensorrt]' [/]" in console.export_text()

@@ -5,19 +5,36 @@ What is missing skips a test, unless TESO_REQUIRE_GPU=1 says that all of it has 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import NoReturn
+from typing import NoReturn, cast
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from teso_deploy.backends.cuda.device import CudaLibrary, Device
 from teso_deploy.backends.cuda.opening import open_device
-from teso_deploy.errors import DeviceError, DeviceMemoryError, MissingExtraError
+from teso_deploy.backends.engine import Engine
+from teso_deploy.backends.tensorrt.library import Target, load_library
+from teso_deploy.backends.tensorrt.sidecar import architecture_of
+from teso_deploy.bundle import Bundle
+from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError, MissingExtraError
+from teso_deploy.resources import shipped_path
+from teso_deploy.runtime.backends import Backend, BackendName, load_backend
+from teso_deploy.runtime.operators import HostOperators
+from teso_deploy.runtime.parity import LIMITS
+from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.runtime.schedule import Moment, Source
+from teso_deploy.types import BLANK_PIXEL_RATE, Precision
 
 Absent = Callable[[object], NoReturn]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+Labels = NDArray[np.uint8]
 #: Pieces in which the memory is filled, from large to small: a rest of less than the last one is of no use to anybody.
 PIECES_BYTES = tuple(1 << power for power in range(30, 15, -1))
 
@@ -76,3 +93,96 @@ def full_memory(gpu: Device) -> Iterator[None]:
                     break
                 filled.callback(memory.close)
         yield
+
+
+# ------------------------------------------------------------------------------------------ the shipped bundle
+
+
+@dataclass(frozen=True)
+class Running:
+    """A bundle on a backend in one precision."""
+
+    name: BackendName
+    precision: Precision
+    bundle: Bundle
+    backend: Backend
+
+    def engine(self, graph: str) -> Engine:
+        return self.backend.engines(self.bundle, graph)
+
+    def pipeline(self) -> Pipeline:
+        return Pipeline(self.bundle, self.backend.engines, operators=self.backend.operators)
+
+
+def is_listed(target: Target, gpu: Device) -> bool:
+    """Whether a library says that it runs on a GPU; TensorRT builds for whichever is there."""
+    known = load_library(target).architectures()
+    return not known or architecture_of(gpu.compute_capability) in known
+
+
+def load_running(name: BackendName, precision: Precision, bundle: Bundle, gpu: Device, absent: Absent) -> Running:
+    """Skips where a library does not list this GPU."""
+    notes: list[str] = []
+    try:
+        backend = load_backend(name, bundle, precision, on_progress=notes.append)
+    except MissingExtraError as error:
+        absent(error)
+    assert backend.operators is not HostOperators, f"the operators are not on the GPU: {notes[-1]}"
+    try:
+        backend.engines(bundle, "fusion")
+    except (EngineError, DeviceError) as error:
+        if name == "cuda" or is_listed(cast(Target, name), gpu):
+            raise
+        # Nothing is missing, so that no switch makes a failure of it: see test_tensorrt_rtx_answers_in_a_sentence.
+        pytest.skip(f"{name} does not list {gpu.name}, and refuses it: {error}")
+    return Running(name, precision, bundle, backend)
+
+
+@pytest.fixture(scope="session")
+def bundle(gpu: Device, absent: Absent, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    """The shipped bundle with its graphs in half precision; whatever is built of it is kept beside it."""
+    if find_spec("onnx_ir") is None:
+        absent("onnx-ir, which derives half precision, is not installed: pip install 'teso-deploy[export]'")
+    from teso_deploy.exporting.derive import derive_bundle
+
+    folder = tmp_path_factory.mktemp("gpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield derive_bundle(Bundle.open(), folder / "nano", PRECISIONS)[0]
+
+
+@pytest.fixture(scope="session")
+def moments() -> list[Moment]:
+    """Ten frames of the shipped clip, a second apart, each with its sound."""
+    with Source(shipped_path("export/demo/clip.mp4"), fps=1) as source:
+        return list(source)
+
+
+@pytest.fixture(scope="session")
+def cues() -> list[str]:
+    return list(json.loads(shipped_path("export/demo/clip.json").read_text(encoding="utf-8"))["visible"])
+
+
+@pytest.fixture(scope="session")
+def expected(bundle: Bundle, moments: list[Moment], cues: list[str]) -> list[Labels]:
+    """What the CPU path finds."""
+    pipeline = Pipeline.load(bundle.folder)
+    found = [pipeline.segment(moment.frame, moment.sound, cues).labels for moment in moments]
+    assert sum(labels.any() for labels in found) >= 3, "the clip has something that sounds"
+    return found
+
+
+def assert_labels_agree(found: Labels, expected: Labels, precision: Precision) -> None:
+    """As far as the table of limits says: in fp32 a pixel here and there on an outline."""
+    limits = LIMITS[precision].pytorch
+    assert (found == expected).mean() >= limits.pixel_agreement
+    either = np.count_nonzero((found > 0) | (expected > 0))
+    if either >= BLANK_PIXEL_RATE * found.size:
+        assert np.count_nonzero((found == expected) & (found > 0)) / either >= limits.mask_iou
+
+
+def assert_muted_clip_is_blank(pipeline: Pipeline, cues: list[str]) -> None:
+    """Every frame of the shipped clip without sound, as `demo` asks it: 99 % of them blank."""
+    found = list(pipeline.stream(shipped_path("export/demo/clip.mp4"), cues, mute=True))
+    rates = [one.positive_pixel_rate for one in found if not one.is_blank]
+    assert found and len(rates) <= 0.01 * len(found), rates

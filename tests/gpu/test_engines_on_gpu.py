@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +20,6 @@ from numpy.typing import NDArray
 
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.cuda.tensors import DeviceTensor
-from teso_deploy.backends.engine import Engine
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine, TensorRTSlot
@@ -32,79 +29,36 @@ from teso_deploy.backends.tensorrt.profiles import load_profile
 from teso_deploy.backends.tensorrt.sidecar import architecture_of, read_engine, sidecar_path
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError, MissingExtraError, TesoError
-from teso_deploy.resources import shipped_path
 from teso_deploy.runtime import probes
-from teso_deploy.runtime.backends import GPU_BACKENDS, Backend, BackendName, load_backend
+from teso_deploy.runtime.backends import GPU_BACKENDS
 from teso_deploy.runtime.engine_check import check_against_onnxruntime
-from teso_deploy.runtime.operators import HostOperators
 from teso_deploy.runtime.parity import LIMITS, compare, parity_of
 from teso_deploy.runtime.pipeline import GRAPHS, Pipeline
-from teso_deploy.runtime.schedule import Moment, Source
+from teso_deploy.runtime.schedule import Moment
 from teso_deploy.runtime.verify import CANONICAL, verify_bundle
-from teso_deploy.types import BLANK_PIXEL_RATE, WINDOW_SAMPLES, Precision
-from tests.gpu.conftest import Absent, full_memory
+from teso_deploy.types import Precision
+from tests.gpu.conftest import (
+    PRECISIONS,
+    Absent,
+    Labels,
+    Running,
+    assert_labels_agree,
+    assert_muted_clip_is_blank,
+    full_memory,
+    is_listed,
+    load_running,
+)
 
 pytestmark = pytest.mark.gpu
 
-SILENCE = np.zeros(WINDOW_SAMPLES, np.float32)
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 #: Generations on which, by NVIDIA's documentation, a portable engine of TensorRT-RTX runs.
 PORTABLE_ON = ("sm80", "sm86", "sm89", "sm120")
-Labels = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Running:
-    """A bundle on a backend in one precision."""
-
-    name: BackendName
-    precision: Precision
-    bundle: Bundle
-    backend: Backend
-
-    def engine(self, graph: str) -> Engine:
-        return self.backend.engines(self.bundle, graph)
-
-    def pipeline(self) -> Pipeline:
-        return Pipeline(self.bundle, self.backend.engines, operators=self.backend.operators)
-
-
-@pytest.fixture(scope="module")
-def bundle(gpu: Device, absent: Absent, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    """The shipped bundle with its graphs in half precision; whatever is built of it is kept beside it."""
-    if find_spec("onnx_ir") is None:
-        absent("onnx-ir, which derives half precision, is not installed: pip install 'teso-deploy[export]'")
-    from teso_deploy.exporting.derive import derive_bundle
-
-    folder = tmp_path_factory.mktemp("gpu")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        yield derive_bundle(Bundle.open(), folder / "nano", PRECISIONS)[0]
-
-
-def is_listed(target: Target, gpu: Device) -> bool:
-    """Whether a library says that it runs on a GPU; TensorRT builds for whichever is there."""
-    known = load_library(target).architectures()
-    return not known or architecture_of(gpu.compute_capability) in known
 
 
 @pytest.fixture(scope="module", params=list(product(GPU_BACKENDS, PRECISIONS)), ids="-".join)
 def running(request: pytest.FixtureRequest, bundle: Bundle, gpu: Device, absent: Absent) -> Running:
     name, precision = request.param
-    notes: list[str] = []
-    try:
-        backend = load_backend(name, bundle, precision, on_progress=notes.append)
-    except MissingExtraError as error:
-        absent(error)
-    assert backend.operators is not HostOperators, f"the operators are not on the GPU: {notes[-1]}"
-    try:
-        backend.engines(bundle, "fusion")
-    except (EngineError, DeviceError) as error:
-        if name == "cuda" or is_listed(name, gpu):
-            raise
-        # Nothing is missing, so that no switch makes a failure of it: see test_tensorrt_rtx_answers_in_a_sentence.
-        pytest.skip(f"{name} does not list {gpu.name}, and refuses it: {error}")
-    return Running(name, precision, bundle, backend)
+    return load_running(name, precision, bundle, gpu, absent)
 
 
 @pytest.fixture(scope="module")
@@ -112,36 +66,6 @@ def tensorrt(running: Running) -> Running:
     if running.name == "cuda":
         pytest.skip("ONNX Runtime has no engine files, records no CUDA graphs and takes no arrays of others")
     return running
-
-
-@pytest.fixture(scope="module")
-def moments() -> list[Moment]:
-    """Ten frames of the shipped clip, a second apart, each with its sound."""
-    with Source(shipped_path("export/demo/clip.mp4"), fps=1) as source:
-        return list(source)
-
-
-@pytest.fixture(scope="module")
-def cues() -> list[str]:
-    return list(json.loads(shipped_path("export/demo/clip.json").read_text(encoding="utf-8"))["visible"])
-
-
-@pytest.fixture(scope="module")
-def expected(bundle: Bundle, moments: list[Moment], cues: list[str]) -> list[Labels]:
-    """What the CPU path finds."""
-    pipeline = Pipeline.load(bundle.folder)
-    found = [pipeline.segment(moment.frame, moment.sound, cues).labels for moment in moments]
-    assert sum(labels.any() for labels in found) >= 3, "the clip has something that sounds"
-    return found
-
-
-def assert_labels_agree(found: Labels, expected: Labels, precision: Precision) -> None:
-    """As far as the table of limits says: in fp32 a pixel here and there on an outline."""
-    limits = LIMITS[precision].pytorch
-    assert (found == expected).mean() >= limits.pixel_agreement
-    either = np.count_nonzero((found > 0) | (expected > 0))
-    if either >= BLANK_PIXEL_RATE * found.size:
-        assert np.count_nonzero((found == expected) & (found > 0)) / either >= limits.mask_iou
 
 
 def feeds_of(bundle: Bundle, graph: str, row: int = 0) -> dict[str, NDArray[Any]]:
@@ -183,8 +107,7 @@ def test_labels_are_those_of_the_cpu_and_silence_is_blank(
     assert pipeline.backend == running.name and pipeline.precision == running.precision
     for moment, wanted in zip(moments, expected, strict=True):
         assert_labels_agree(pipeline.segment(moment.frame, moment.sound, cues).labels, wanted, running.precision)
-    muted = [pipeline.segment(moment.frame, SILENCE, cues) for moment in moments]
-    assert all(found.is_blank for found in muted), [found.positive_pixel_rate for found in muted]
+    assert_muted_clip_is_blank(pipeline, cues)
 
 
 def test_a_new_sound_runs_what_hears_on_the_buffers_of_the_picture(
@@ -257,6 +180,19 @@ def test_each_shape_is_a_cuda_graph_and_its_replays_give_the_same(tensorrt: Runn
             assert_near(found, first, tensorrt.precision)  # the first may have run on kernels for every shape
             for name, value in found.items():
                 np.testing.assert_array_equal(value, again[0][name])
+
+
+def test_a_stream_of_frames_runs_on_cuda_graphs(tensorrt: Running, moments: list[Moment], cues: list[str]) -> None:
+    """Each graph of the model is recorded once, at its second run, whatever comes after it."""
+    stream = tensorrt.pipeline().open_stream()
+    for moment in moments[:5]:
+        stream.segment(moment.frame, moment.sound, cues)
+    for i, moment in enumerate(moments[5:]):
+        stream.segment(moments[5].frame, moment.sound, cues[: 1 + i % 2])
+    for name in GRAPHS:
+        slot = cast(TensorRTSlot, stream._kept.graphs[tensorrt.bundle.graph_at(name, tensorrt.bundle.sizes[0])]._slot)
+        assert slot.note is None
+        assert [recorded is not None for recorded in slot._graphs.values()] == [True], name
 
 
 @pytest.mark.usefixtures("cuda_torch")
@@ -366,14 +302,13 @@ def test_what_was_compiled_for_this_gpu_is_kept_for_the_next_start(bundle: Bundl
     if not is_listed("tensorrt-rtx", gpu):
         pytest.skip(f"TensorRT-RTX does not list {gpu.name}")
     cache = EngineCache(bundle.folder.parent / "jit")
-    feeds = feeds_of(bundle, "fusion")
-    for is_second in (False, True):
-        engine = cast(TensorRTEngine, engine_factory(library, gpu, cache=cache)(bundle, "fusion"))
-        slot = engine.slot()
-        assert engine._jit_cache is not None and (engine._jit_cache._bytes > 0) is is_second, "what the library took"
-        slot.run(feeds)["queries"].numpy()
+    feeds, written = feeds_of(bundle, "fusion"), set()
+    for _ in range(2):
+        engine_factory(library, gpu, cache=cache)(bundle, "fusion").slot().run(feeds)["queries"].numpy()
         (file,) = cache.folder.glob("*.jit")
         assert file.stat().st_size > 0
+        written.add(file.stat().st_mtime_ns)
+    assert len(written) == 1, "the second start had nothing to compile, and nothing to add"
 
 
 # ------------------------------------------------------------------------------------------- memory
@@ -381,9 +316,14 @@ def test_what_was_compiled_for_this_gpu_is_kept_for_the_next_start(bundle: Bundl
 
 def test_a_gpu_without_memory_is_told_in_a_sentence(running: Running, gpu: Device) -> None:
     free_before, _ = gpu.memory_info()
-    with full_memory(gpu), pytest.raises(DeviceMemoryError, match=r"memory|MB") as raised:
-        running.engine("visual_encoder").slot().run(feeds_of(running.bundle, "visual_encoder"))
+    feeds, engine = feeds_of(running.bundle, "visual_encoder"), running.engine("visual_encoder")
+    with full_memory(gpu):
+        with pytest.raises(DeviceMemoryError, match=r"memory|MB") as raised:
+            engine.slot().run(feeds)
+        if running.name != "cuda":  # whose libraries may fail in words of their own where they find nothing at all
+            with pytest.raises(DeviceMemoryError, match=r"memory|MB"):
+                running.engine("visual_encoder").slot().run(feeds)
     assert_is_a_sentence(raised.value)
     assert gpu.memory_info()[0] >= free_before - (256 << 20), "the memory is back"
-    found = running.engine("visual_encoder").run(feeds_of(running.bundle, "visual_encoder"))
+    found = engine.run(feeds)
     assert all(np.isfinite(value).all() for value in found.values()), "and it goes on"

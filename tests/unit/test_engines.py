@@ -16,7 +16,8 @@ import pytest
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.tensorrt.builder import build_engine, shares_of
 from teso_deploy.backends.tensorrt.cache import EngineCache, content_key
-from teso_deploy.backends.tensorrt.engine import TensorRTEngine, inspected_shares
+from teso_deploy.backends.tensorrt.engine import TensorRTEngine
+from teso_deploy.backends.tensorrt.inspection import inspected_shares
 from teso_deploy.backends.tensorrt.library import Library, Target, adopt, check_installed
 from teso_deploy.backends.tensorrt.making import (
     cached_path,
@@ -350,13 +351,6 @@ def test_engines_that_hear_nothing_do_not_ship(tmp_path: Path, travelled: Callab
         verify_engines(bundle, [request])
 
 
-def test_what_a_gpu_refuses_is_told(tmp_path: Path, bundle: Bundle) -> None:
-    machine = Machine(tmp_path / "cache", "tensorrt-rtx")
-    machine.state.valid = False
-    with pytest.raises(EngineError, match=r"does not run on Fake 4090 \(unsupported cc\)"):
-        machine.engine(bundle)
-
-
 def test_generations_are_checked_before_anything_is_built(tmp_path: Path) -> None:
     rtx, plain = Machine(tmp_path, "tensorrt-rtx").library, Machine(tmp_path).library
     assert rtx.architectures() == ("sm86", "sm89", "sm120") and plain.architectures() == ()
@@ -381,7 +375,8 @@ def test_versions_of_another_api_are_refused(tmp_path: Path) -> None:
         assert machine.library.version == version
 
 
-def test_a_library_that_is_absent_is_named_with_its_extra() -> None:
+def test_a_library_that_is_absent_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"tensorrt is not installed: pip install 'teso-deploy\[tensorrt\]'"):
         check_installed("tensorrt")
 

@@ -165,4 +165,6 @@ def test_engines_take_the_steps(tiny_bundle: Path, host: HostDevice, tmp_path: P
     for stage in runner.stages:
         runner.run(stage, 1)
     facts = json.loads((tmp_path / "facts.json").read_text())
-    assert facts == {"gpu_memory_mb": None, "muted_blank_rate": None}, "of weights that mean nothing"
+    assert facts == {"gpu_memory_mb": None, "muted_blank_rate": None, "no_cuda_graph": None}, (
+        "of weights that mean nothing"
+    )

@@ -6,13 +6,16 @@ kernels run on the CPU: what comes out has to be what the CPU path gives.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import onnxruntime
 import pytest
 
+from teso_deploy.backends.cuda import opening
 from teso_deploy.backends.cuda.arrays import DeviceArray
 from teso_deploy.backends.cuda.device import Device, Module
 from teso_deploy.backends.cuda.operators import DeviceOperators
@@ -20,6 +23,7 @@ from teso_deploy.backends.cuda.tensors import DeviceTensor, HostInput
 from teso_deploy.backends.engine import EngineFactory
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
 from teso_deploy.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine, check_available, onnxruntime_cuda_factory
+from teso_deploy.backends.tensorrt import library as libraries
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine, TensorRTSlot
 from teso_deploy.backends.tensorrt.library import adopt
@@ -296,6 +300,25 @@ def test_onnxruntime_takes_what_our_operators_leave(bundle: Bundle, gpu: FakeDev
     )
 
 
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a GPU, with the CPU's ONNX Runtime and without TensorRT, whatever this one has."""
+    find, load = importlib.util.find_spec, libraries.load_library
+
+    def load_others(target: libraries.Target) -> libraries.Library:
+        libraries.check_installed(target)
+        return load(target)
+
+    def refuse(*arguments: Any, **named: Any) -> None:
+        raise DeviceError("there is no NVIDIA driver")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorrt" else find(name))
+    monkeypatch.setattr(libraries, "load_library", load_others)
+    monkeypatch.setattr(opening, "open_device", refuse)
+
+
+@pytest.mark.usefixtures("bare")
 def test_backends_that_are_not_here_say_what_is_missing(bundle: Bundle) -> None:
     with pytest.raises(ValueError, match="unknown backend 'tpu': one of auto, cpu, cuda"):
         load_backend(cast(Any, "tpu"), bundle)
@@ -309,6 +332,7 @@ def test_backends_that_are_not_here_say_what_is_missing(bundle: Bundle) -> None:
         load_backend("tensorrt-rtx", bundle)
 
 
+@pytest.mark.usefixtures("bare")
 def test_auto_takes_the_cpu_where_there_is_nothing_else(bundle: Bundle) -> None:
     notes: list[str] = []
     backend = load_backend("auto", bundle, on_progress=notes.append)

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import pytest
 
 import teso_deploy
+from teso_deploy.backends.tensorrt.validity import REASONS
 
 CODE = Path(teso_deploy.__file__).parent / "backends" / "tensorrt"
 LISTS = Path(__file__).parent / "tensorrt_api"
@@ -53,11 +54,21 @@ OBJECTS = {
 }
 #: Class → names that are used where the library is known to be TensorRT-RTX.
 RTX_ONLY = {
-    "": {"ComputeCapability", "EngineValidity"},
+    "": {
+        "ComputeCapability",
+        "DynamicShapesKernelSpecializationStrategy",
+        "EngineInvalidityDiagnostics",
+        "EngineValidity",
+    },
+    "DynamicShapesKernelSpecializationStrategy": {*OFFERED["rtx-1.7"]["DynamicShapesKernelSpecializationStrategy"]},
     "EngineValidity": {*OFFERED["rtx-1.7"]["EngineValidity"]},
     "ComputeCapability": {*OFFERED["rtx-1.7"]["ComputeCapability"]},
     "IBuilderConfig": {"num_compute_capabilities", "set_compute_capability"},
-    "IRuntimeConfig": {"create_runtime_cache", "set_runtime_cache"},
+    "IRuntimeConfig": {
+        "create_runtime_cache",
+        "dynamic_shapes_kernel_specialization_strategy",
+        "set_runtime_cache",
+    },
     "IRuntimeCache": {"serialize", "deserialize"},
 }
 
@@ -134,6 +145,11 @@ def test_what_the_code_names_is_in_every_version() -> None:
     found = [one for path in sorted(CODE.glob("*.py")) for one in named(path.read_text(encoding="utf-8"), path.name)]
     assert found, f"{CODE} names nothing of TensorRT: has the module another name than trt?"
     assert not complaints(found)
+
+
+def test_reasons_against_an_engine_are_those_of_the_library() -> None:
+    offered = OFFERED["rtx-1.7"]["EngineInvalidityDiagnostics"]
+    assert set(REASONS) == {*offered} - {"name", "value"}
 
 
 def test_the_lists_are_those_of_the_versions() -> None:

@@ -23,7 +23,9 @@ class DeviceArray:
     """An array in C order at an address. It is a :class:`~teso_deploy.backends.engine.Tensor`.
 
     ``owner`` keeps the memory. ``device``: None is the host's memory. ``stream``: on which what is in it is written;
-    None: it is there already. Raises :class:`TypeError` for a dtype of Python objects.
+    None: it is there already. ``owner_stream``: handle of the one that its owner works on, where that is known:
+    whoever queues reads of it lets that stream wait for them (:meth:`Device.order_streams`), and else the host,
+    before the owner may write it again. Raises :class:`TypeError` for a dtype of Python objects.
     """
 
     pointer: int
@@ -33,6 +35,7 @@ class DeviceArray:
     device: Device | None = None
     stream: Stream | None = None
     is_readonly: bool = False
+    owner_stream: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
@@ -144,6 +147,9 @@ def device_array(array: object, device: Device | None = None, stream: Stream | N
     What is queued on ``stream`` from now on sees what is in it; without a stream the host waits until it is there.
     An array in host memory is taken as that (:attr:`DeviceArray.is_on_host`), whatever ``device`` is.
 
+    Until when it is read, its owner does not learn from this: see :attr:`DeviceArray.owner_stream`, which the CUDA
+    array interface may name and DLPack does not.
+
     Raises :class:`DeviceError` where it is on another GPU than ``device``, not in C order, of a type that NumPy does
     not have, or offers neither.
     """
@@ -199,9 +205,9 @@ def _by_dlpack(array: Any, device: Device | None, stream: Stream | None) -> Devi
     _checked_order(block.shape, block.strides, 1)
     if gpu is not None and stream is None:
         waiting.synchronize()
-    return DeviceArray(
-        block.pointer, block.shape, block.dtype, block.owner, gpu, stream if gpu else None, block.is_readonly
-    )
+    here = stream if gpu else None
+    theirs = array.stream.handle if gpu and isinstance(array, DeviceArray) and array.stream else None
+    return DeviceArray(block.pointer, block.shape, block.dtype, block.owner, gpu, here, block.is_readonly, theirs)
 
 
 def _by_interface(
@@ -222,4 +228,4 @@ def _by_interface(
         if stream is None:
             waiting.synchronize()
     pointer, is_readonly = interface["data"]
-    return DeviceArray(pointer or 0, shape, dtype, array, gpu, stream, bool(is_readonly))
+    return DeviceArray(pointer or 0, shape, dtype, array, gpu, stream, bool(is_readonly), writer)

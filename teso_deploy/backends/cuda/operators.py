@@ -55,12 +55,12 @@ class DeviceOperators:
         if isinstance(masks, DeviceTensor):
             masks.wait_ready(self._stream)
             pointer, shape, dtype = masks.pointer, masks.shape, masks.dtype
-        else:  # an OrtValue, complete when its run returned
+        else:  # an OrtValue, complete when its run returned; a graph's masks are float32 in every precision
             pointer, shape, dtype = masks.data_ptr(), tuple(masks.shape()), np.dtype(np.float32)  # type: ignore[attr-defined]
         scores = Scores(pointer, (shape[0], shape[1], shape[2], shape[3]), dtype)
         self._postprocess(scores, Labels(self._labels.pointer, size), self._stream, shares)
-        self._labels.ready = self._stream.record()
+        self._labels.ready = done = self._stream.record()
         if isinstance(masks, DeviceTensor):
-            masks.read_until(id(self), self._labels.ready)
+            masks.read_until(id(self), done)
         found: NDArray[np.uint8] = self._labels.numpy()[0].copy()
         return found

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Hashable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,24 +13,38 @@ from numpy.typing import DTypeLike, NDArray
 
 from teso_deploy.backends.cuda.arrays import DeviceArray
 from teso_deploy.backends.cuda.device import Device, Event, Memory, Stream
+from teso_deploy.errors import DeviceError
+
+#: Among the readers of a tensor, whoever writes it.
+_WRITER = object()
 
 
 class DeviceTensor:
     """An array in device memory that is written again and again, with who writes and who reads it.
 
     ``ready``: the place in its writer's stream behind which it holds what it should. Whoever reads it on another
-    stream waits for that, and says with :meth:`read_until` until when it may not be written again.
+    stream waits for that, and says with :meth:`read_until` until when it may not be written again. Its memory goes
+    back when nobody holds it, and everything that was queued on it has run.
     """
 
     def __init__(self, device: Device, shape: tuple[int, ...], dtype: DTypeLike) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.nbytes = math.prod(shape) * self.dtype.itemsize
         self.device = device
-        self.ready: Event | None = None
         self._memory: Memory = device.allocate(max(1, self.nbytes))
-        self._readers: dict[Hashable, Event] = {}
+        self._uses: dict[Hashable, Event] = {}
         self._host: NDArray[Any] | None = None
         self._stream: Stream | None = None
+        weakref.finalize(self, _give_back, self._memory, self._uses)
+
+    @property
+    def ready(self) -> Event | None:
+        """Behind which it holds what it should; None: nobody has written it."""
+        return self._uses.get(_WRITER)
+
+    @ready.setter
+    def ready(self, event: Event) -> None:
+        self._uses[_WRITER] = event
 
     @property
     def pointer(self) -> int:
@@ -42,12 +58,13 @@ class DeviceTensor:
 
     def read_until(self, reader: Hashable, event: Event) -> None:
         """``reader`` is done with it behind ``event``."""
-        self._readers[reader] = event
+        self._uses[reader] = event
 
     def wait_unread(self, stream: Stream) -> None:
         """What is queued on ``stream`` from now on may write it."""
-        for event in self._readers.values():
-            stream.wait_for(event)
+        for reader, event in self._uses.items():
+            if reader is not _WRITER:
+                stream.wait_for(event)
 
     def numpy(self) -> NDArray[Any]:
         """See :meth:`Tensor.numpy`: a view of page-locked host memory, filled anew by each call."""
@@ -60,10 +77,28 @@ class DeviceTensor:
         return self._host
 
     def array(self) -> DeviceArray:
-        """The same memory for other libraries, by DLPack or the CUDA array interface; waits until it is ready."""
+        """The same memory for other libraries, by DLPack or the CUDA array interface; waits until it is ready.
+
+        Its next writer does not know of them: they have to be done with it before the slot that gave it runs again,
+        or take a copy.
+        """
         if self.ready is not None:
             self.ready.synchronize()
         return DeviceArray(self.pointer, self.shape, self.dtype, owner=self, device=self.device)
+
+
+def _give_back(memory: Memory, uses: dict[Hashable, Event]) -> None:
+    with suppress(DeviceError):  # a stream that failed has nothing under way
+        for event in uses.values():
+            event.synchronize()
+    memory.close()
+
+
+def _let_go(staging: list[NDArray[Any]], uses: dict[Hashable, Event]) -> None:
+    with suppress(DeviceError):
+        if _WRITER in uses:
+            uses[_WRITER].synchronize()
+    staging.clear()
 
 
 class HostInput:
@@ -73,6 +108,7 @@ class HostInput:
         self.tensor = DeviceTensor(device, shape, dtype)
         self._staging = device.pinned(shape, dtype)
         self._stream = stream
+        weakref.finalize(self, _let_go, [self._staging], self.tensor._uses)  # a copy from it may be under way
 
     def fill(self, array: NDArray[Any]) -> DeviceTensor:
         """Queue the copy of an array of this shape; it may be changed as soon as this returns."""

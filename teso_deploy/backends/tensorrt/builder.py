@@ -156,6 +156,10 @@ def _configured(
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else nobody can read back its types
     if not settings.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
+    # TensorRT-RTX may else allocate while it runs, which no CUDA graph can record.
+    user_allocation = getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+    if settings.cuda_graphs and user_allocation is not None:
+        config.set_flag(user_allocation)
     if not library.is_portable:
         level = _COMPATIBILITY[settings.hardware_compatibility]
         config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)

@@ -16,16 +16,14 @@ class JitCache:
         self._runtime_cache: Any = None
         self._bytes = 0
 
-    def configured(self, engine: Any) -> Any:
-        """A runtime configuration of the engine that uses, and fills, this cache."""
-        runtime_config = engine.create_runtime_config()
+    def use_in(self, runtime_config: Any) -> None:
+        """Let contexts of a runtime configuration use, and fill, this cache."""
         if self._runtime_cache is None:
             self._runtime_cache = runtime_config.create_runtime_cache()
             content = read_vouched(self.path)
             if content is not None and self._runtime_cache.deserialize(content):
                 self._bytes = len(content)
         runtime_config.set_runtime_cache(self._runtime_cache)
-        return runtime_config
 
     def save(self) -> None:
         """Write it, if there is more in it than was read. A folder that can't be written is no error."""

@@ -20,8 +20,19 @@ TARGETS: tuple[Target, ...] = get_args(Target)
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 #: [first, behind the last) version whose API this package was held against.
 _VERSIONS = {"tensorrt": ((10, 13), (12, 0)), "tensorrt-rtx": ((1, 4), (2, 0))}
-#: An engine for every generation that TensorRT-RTX knows, and the ones behind it.
-PORTABLE = "portable"
+#: In place of a generation: an engine of TensorRT-RTX for all of ``PORTABLE_ON``, and one of TensorRT from Ampere on.
+PORTABLE, AMPERE_PLUS = "portable", "ampere-plus"
+#: Compute capabilities that NVIDIA lists for engines of TensorRT-RTX that name none, beside all from ``PORTABLE_FROM``
+#: on. Turing has to be named; data-centre GPUs (9.0, 10.0) stand in no list.
+PORTABLE_ON = ((8, 0), (8, 6), (8, 9))
+PORTABLE_FROM = (12, 0)
+#: The same for people.
+PORTABLE_TEXT = "8.0, 8.6, 8.9, 12.0 and later"
+
+
+def runs_portable(capability: tuple[int, int]) -> bool:
+    """Whether a portable engine of TensorRT-RTX runs on a GPU of this compute capability."""
+    return capability in PORTABLE_ON or capability >= PORTABLE_FROM
 
 
 @dataclass

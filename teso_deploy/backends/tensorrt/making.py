@@ -1,4 +1,4 @@
-"""Engines of a bundle's graphs: those that came with it, those of the cache, and those that have to be built."""
+"""Engines of a bundle's graphs: those of the cache, those that came with it, and those that have to be built."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from teso_deploy import __version__
 from teso_deploy.backends.cuda.device import Device
@@ -16,26 +16,29 @@ from teso_deploy.backends.tensorrt.builder import Progress, build_engine, check_
 from teso_deploy.backends.tensorrt.cache import EngineCache, content_key
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
 from teso_deploy.backends.tensorrt.jit_cache import JitCache
-from teso_deploy.backends.tensorrt.library import PORTABLE, Library
+from teso_deploy.backends.tensorrt.library import AMPERE_PLUS, PORTABLE, PORTABLE_TEXT, Library, runs_portable
 from teso_deploy.backends.tensorrt.profiles import BuildProfile, load_profile
 from teso_deploy.backends.tensorrt.sidecar import (
     Sidecar,
     architecture_of,
     check_fits,
     read_engine,
-    sidecar_path,
+    read_sidecar,
     this_platform,
     write_engine,
 )
 from teso_deploy.bundle import Bundle
-from teso_deploy.errors import BundleError, EngineError
+from teso_deploy.errors import BundleError, CheckFailedError, EngineError, InputNotFoundError, TesoError
 from teso_deploy.outputs import read_vouched, write_vouched
 from teso_deploy.types import Precision
 
 #: Holds a built engine against ONNX Runtime; what it measured, for the sidecar. Raises where it fails.
 Check = Callable[[TensorRTEngine], dict[str, Any]]
+#: Part of every key of the cache: another one where :mod:`builder` builds something else from the same.
+BUILD_REVISION = 1
 #: Of the half tensors of a network, how many its engine has to have kept: fusing takes some away.
 LEAST_KEPT = 0.5
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ def make_engine(
         target=library.target,
         library_version=library.version,
         platform=this_platform(),
-        architecture=architecture or (PORTABLE if here is None else architecture_of(here.compute_capability)),
+        architecture=architecture or (PORTABLE if here is None else built_for(library, settings, here)),
         gpu=here.name if here is not None else None,
         settings=settings,
         precision=source.precision,
@@ -118,40 +121,45 @@ def make_engine(
     )
     if device is not None:
         on_progress(f"{source.graph}: check")
-        sidecar = _examined(library, device, built.content, sidecar, source.form, check)
+        loaded = TensorRTEngine(library, device, built.content, sidecar, source.form)
+        sidecar = sidecar.model_copy(update=_examined(loaded, check))
     write_engine(path, built.content, sidecar)
     return sidecar
 
 
-def _examined(
-    library: Library, device: Device, content: bytes, sidecar: Sidecar, form: str | None, check: Check | None
-) -> Sidecar:
-    """The sidecar with what only a loaded engine can tell: its own types, and how it holds against ONNX Runtime."""
-    loaded = TensorRTEngine(library, device, content, sidecar, form)
-    found: dict[str, Any] = {}
+def built_for(library: Library, settings: BuildProfile, device: Device) -> str:
+    """What an engine that is built for a GPU is for: its generation, or where it may run elsewhere, more."""
+    if not library.is_portable and settings.hardware_compatibility == AMPERE_PLUS:
+        return AMPERE_PLUS
+    return architecture_of(device.compute_capability)
+
+
+def _examined(loaded: TensorRTEngine, check: Check | None) -> dict[str, Any]:
+    """What only a loaded engine can tell, for its sidecar: its own types, and how it holds against ONNX Runtime."""
+    sidecar, found = loaded.sidecar, dict[str, Any]()
     if shares := loaded.shares():
         least = LEAST_KEPT * sidecar.shares.get(sidecar.precision, 0.0)
         check_precision(shares, sidecar.precision, least, f"the engine of {sidecar.graph}")
         found |= {"shares": shares, "shares_from": "engine"}
     if check is not None:
-        found["parity"] = {"gpu": device.name, "against": "onnxruntime", **check(loaded)}
-    return sidecar.model_copy(update=found)
+        found["parity"] = {"gpu": loaded.device.name, "against": "onnxruntime", **check(loaded)}
+    return found
 
 
-def shipped_engine(
-    bundle: Bundle, library: Library, graph: str, precision: Precision, architecture: str
-) -> Path | None:
-    """The engine that came with a bundle: of this GPU's generation before a portable one."""
-    for wanted in (architecture, PORTABLE):
-        for entry in bundle.manifest.engines:
-            if (entry.target, entry.graph, entry.precision, entry.architecture) == (
-                library.target,
-                graph,
-                precision,
-                wanted,
-            ):
-                return bundle.path(entry.file)
-    return None
+def shipped_engines(
+    bundle: Bundle, library: Library, graph: str, precision: Precision, capability: tuple[int, int]
+) -> list[str]:
+    """Files of a bundle's engines that may run on a GPU: of its own generation before those for many."""
+    wanted = [architecture_of(capability)]
+    wanted += [AMPERE_PLUS] if not library.is_portable and capability >= (8, 0) else []
+    wanted += [PORTABLE] if library.is_portable and runs_portable(capability) else []
+    return [
+        entry.file
+        for architecture in wanted
+        for entry in bundle.manifest.engines
+        if (entry.target, entry.graph, entry.precision) == (library.target, graph, precision)
+        and entry.architecture == architecture
+    ]
 
 
 def cached_path(
@@ -162,16 +170,25 @@ def cached_path(
     device: Device,
 ) -> Path:
     """Where the cache has, or will have, the engine of a graph for a GPU."""
+    is_of_one_gpu = not library.is_portable and settings.hardware_compatibility == "none"
     parts = {
+        "build": BUILD_REVISION,
         "graph": source.sha256,
         "library": [library.target, library.version],
         "platform": this_platform(),
-        "architecture": architecture_of(device.compute_capability),
-        "gpu": device.name,
+        "architecture": built_for(library, settings, device),
+        "gpu": device.name if is_of_one_gpu else None,
         "profile": settings.model_dump(mode="json"),
         "precision": source.precision,
     }
     return store.path(source.graph, content_key(parts))
+
+
+def timings_path(store: EngineCache, library: Library, settings: BuildProfile, device: Device) -> Path | None:
+    """Where TensorRT's timings on a GPU are kept; None where a profile wants none, and for TensorRT-RTX."""
+    if library.is_portable or not settings.timing_cache:
+        return None
+    return store.timing_cache_path(library.version, device.name)
 
 
 def engine_factory(
@@ -182,46 +199,100 @@ def engine_factory(
     check_of: Callable[[Bundle, str], Check] | None = None,
     cache: EngineCache | None = None,
     rebuild: bool = False,
+    may_build: bool = True,
     on_progress: Progress = lambda stage: None,
 ) -> EngineFactory:
-    """Engines of a bundle on a GPU: from the bundle, from the cache, or built now and kept there.
+    """Engines of a bundle on a GPU: from the cache, from the bundle, or built now and kept in the cache.
 
-    ``settings`` None: an engine that came with the bundle, else the default profile; given: only one of that
-    profile. ``rebuild``: whatever is there, build anew. Raises :class:`EngineError` where one is there and does
-    not fit, with what differs.
+    ``settings`` None: whatever the bundle brings, else the default profile; given: only one of that profile.
+    ``rebuild``: whatever is there, build anew, once. ``may_build`` False: nothing is built, and no engine is given
+    unless those of all of the bundle's graphs are there. Raises :class:`EngineError` where one is there and does not
+    fit, with what differs, and what :func:`make_engine` does.
     """
     store = cache or EngineCache()
     wanted = settings or load_profile()
-    architecture = architecture_of(device.compute_capability)
+    capability, rebuilt = device.compute_capability, set[Path]()
 
-    def opened(bundle: Bundle, path: Path, source: Source) -> TensorRTEngine:
-        content, sidecar = read_engine(path)
-        check_fits(sidecar, library, device.compute_capability, device.name, source.sha256)
-        jit = JitCache(store.folder / f"{sidecar.sha256[:32]}-{architecture}.jit") if library.is_portable else None
+    def existing(
+        bundle: Bundle, source: Source, use: Callable[[Bundle, Source, Path, str | None], Found]
+    ) -> Found | None:
+        """The first engine that is there and that ``use`` takes; what it says of the first where it takes none."""
+        files = shipped_engines(bundle, library, source.graph, precision, capability) if settings is None else []
+        cached = cached_path(store, library, source, wanted, device)
+        # What was built here first: it is for this very GPU, and may have been built since the bundle's did not fit.
+        there: list[tuple[Path, str | None]] = [(cached, None)] if store.has(cached) else []
+        there += [(bundle.path(file), bundle.manifest.files[file].sha256) for file in files]
+        misfit: TesoError | None = None
+        for path, sha256 in there:
+            try:
+                return use(bundle, source, path, sha256)
+            except (EngineError, InputNotFoundError, CheckFailedError) as error:
+                misfit = misfit or error
+        if misfit is not None:
+            raise misfit
+        return None
+
+    def fitting(bundle: Bundle, source: Source, path: Path, sha256: str | None) -> bool:
+        check_fits(read_sidecar(path), library, capability, device.name, source.sha256)
+        return True
+
+    def opened(bundle: Bundle, source: Source, path: Path, sha256: str | None) -> TensorRTEngine:
+        content, sidecar = read_engine(path, sha256)
+        check_fits(sidecar, library, capability, device.name, source.sha256)
+        kept = store.folder / f"{sidecar.sha256[:32]}-{architecture_of(capability)}.jit"
+        jit = JitCache(kept) if library.is_portable else None
         loaded = TensorRTEngine(library, device, content, sidecar, source.form, jit)
         if check_of is not None and (sidecar.parity is None or sidecar.parity.get("gpu") != device.name):
-            _checked_once(store, loaded, lambda: check_of(bundle, source.graph), on_progress)
+            _check_once(store, loaded, lambda: check_of(bundle, source.graph), on_progress)
+        if sha256 is None:
+            store.used(path)
         return loaded
+
+    def check_complete(bundle: Bundle) -> None:
+        for graph in bundle.manifest.graphs:
+            if existing(bundle, source_of(bundle, graph, precision), fitting) is None:
+                raise EngineError(
+                    f"no {library.target} engine of {graph} in {precision} is there for {device.name}: "
+                    f"--backend {library.target} builds it"
+                )
+
+    def built(bundle: Bundle, source: Source) -> TensorRTEngine:
+        path = cached_path(store, library, source, wanted, device)
+        target = _buildable(library, device)
+        with store.locked(path, lambda: on_progress(f"{source.graph}: another process builds it")):
+            if rebuild or not store.has(path):
+                check = check_of(bundle, source.graph) if check_of is not None else None
+                timings = timings_path(store, library, wanted, device)
+                make_engine(library, source, wanted, path, target, device, check, timings, on_progress)
+                store.prune()
+        rebuilt.add(path)
+        return opened(bundle, source, path, None)
 
     def make(bundle: Bundle, graph: str) -> TensorRTEngine:
         source = source_of(bundle, graph, precision)
-        if settings is None and not rebuild:
-            shipped = shipped_engine(bundle, library, graph, precision, architecture)
-            if shipped is not None:
-                return opened(bundle, shipped, source)
-        path = cached_path(store, library, source, wanted, device)
-        with store.locked(path, lambda: on_progress(f"{graph}: another process builds it")):
-            if rebuild or not sidecar_path(path).is_file():  # an engine alone is half a write
-                target = architecture if architecture in library.architectures() else None
-                check = check_of(bundle, graph) if check_of is not None else None
-                timings = store.timing_cache_path(library.version, device.name) if wanted.timing_cache else None
-                make_engine(library, source, wanted, path, target, device, check, timings, on_progress)
-            return opened(bundle, path, source)
+        if not may_build:
+            check_complete(bundle)
+        elif rebuild and cached_path(store, library, source, wanted, device) not in rebuilt:
+            return built(bundle, source)
+        return existing(bundle, source, opened) or built(bundle, source)
 
     return make
 
 
-def _checked_once(
+def _buildable(library: Library, device: Device) -> str | None:
+    """What to build for a GPU: its generation, or None where it is the library that looks, or a portable engine."""
+    here, there = architecture_of(device.compute_capability), library.architectures()
+    if library.is_portable and here not in there and not runs_portable(device.compute_capability):
+        major, minor = device.compute_capability
+        raise EngineError(
+            f"{library.target} {library.version} has no engines for {device.name} (compute capability "
+            f"{major}.{minor}): it builds for {', '.join(there)}, and portable ones run on {PORTABLE_TEXT}; take "
+            "--backend tensorrt or cuda"
+        )
+    return here if here in there else None
+
+
+def _check_once(
     store: EngineCache, loaded: TensorRTEngine, check_of: Callable[[], Check], on_progress: Progress
 ) -> None:
     """Check an engine that was built elsewhere, the first time that this GPU runs it.
@@ -232,10 +303,7 @@ def _checked_once(
     kept = store.folder / f"{content_key({'engine': sidecar.sha256, 'gpu': device.name})}.checked"
     if read_vouched(kept) is None:
         on_progress(f"{sidecar.graph}: first run on {device.name}, check")
-        if shares := loaded.shares():
-            least = LEAST_KEPT * sidecar.shares.get(sidecar.precision, 0.0)
-            check_precision(shares, sidecar.precision, least, f"the engine of {sidecar.graph}")
-        write_vouched(kept, json.dumps(check_of()(loaded)).encode())
+        write_vouched(kept, json.dumps(_examined(loaded, check_of())).encode())
 
 
 def check_architectures(library: Library, architectures: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Literal
@@ -68,13 +69,19 @@ def profile_names() -> list[str]:
 def load_profile(name: str = DEFAULT_PROFILE) -> BuildProfile:
     """A shipped profile by its name, or a TOML file.
 
-    Raises :class:`InputNotFoundError` for neither, :class:`EngineError` for one that says something unknown.
+    Raises :class:`InputNotFoundError` for neither and one that can't be read, :class:`EngineError` for one that says
+    something unknown.
     """
     path = Path(name) if name.endswith(".toml") else shipped_path(f"{FOLDER}/{name}.toml")
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises where a folder may not be looked into
         raise InputNotFoundError(f"no build profile {name}: give a TOML file, or one of {', '.join(profile_names())}")
     try:
         return BuildProfile.model_validate({"name": path.stem, **tomllib.loads(path.read_text(encoding="utf-8"))})
+    except OSError as error:
+        raise InputNotFoundError(
+            f"build profile {path} can't be read ({error.strerror}): give one that you may read, "
+            f"or one of {', '.join(profile_names())}"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise EngineError(f"{path} is no TOML ({error})") from error
     except ValidationError as error:

@@ -1,13 +1,20 @@
 """What vouches for an engine: a JSON file beside it, without which it is not loaded.
 
 A plan is executable code for one version of a library on one kind of GPU. The sidecar says which, and holds
-the hash of the plan's bytes; both are compared before a byte of the plan reaches the library.
+the hash of the plan's bytes; both are compared before a byte of the plan reaches the library. The hash of an engine
+that came with a bundle stands in the bundle's manifest as well, and is compared again when the engine is loaded.
+
+What this keeps away: engines that were damaged, cut short, exchanged, or that are another machine's. What it does
+not: somebody who may write as the user, since who can change an engine can change the sidecar and the manifest
+beside it, and this package too; and who makes bundles: use those of people whom you trust, as with any program.
+The cache's folder is the user's alone (0700) where we make it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +22,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from teso_deploy.backends.tensorrt.builder import Msda
-from teso_deploy.backends.tensorrt.library import PORTABLE, Library, Target
+from teso_deploy.backends.tensorrt.library import (
+    AMPERE_PLUS,
+    PORTABLE,
+    PORTABLE_TEXT,
+    Library,
+    Target,
+    runs_portable,
+)
 from teso_deploy.backends.tensorrt.profiles import BuildProfile
 from teso_deploy.errors import EngineError, InputNotFoundError, OutputError
 from teso_deploy.outputs import staged_file
@@ -30,10 +44,10 @@ class Sidecar(BaseModel):
     """Beside ``NAME.engine``, as ``NAME.engine.json``.
 
     ``graph_sha256``: of the ONNX file and its weights. ``platform``: ``linux-x86_64``. ``architecture``:
-    ``sm89``, or ``portable``. ``gpu``: the one that it was built on; TensorRT-RTX needs none. ``shares``: of
-    floating-point tensors, by type; ``shares_from`` the engine itself, through the library's inspector, or,
-    where no GPU could open it, from the strongly typed network that it was built from. ``parity``: how it held
-    against ONNX Runtime, and on which GPU; None where it could not run.
+    ``sm89``, or for more: ``portable``, ``ampere-plus``. ``gpu``: the one that it was built on; TensorRT-RTX needs
+    none. ``shares``: of floating-point tensors, by type; ``shares_from`` the engine itself, through the library's
+    inspector, or, where no GPU could open it, from the strongly typed network that it was built from. ``parity``:
+    how it held against ONNX Runtime, and on which GPU; None where it could not run.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -77,6 +91,7 @@ def write_engine(path: Path, content: bytes, sidecar: Sidecar) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with staged_file(path) as staged:
             staged.write_bytes(content)
+            sidecar_path(path).unlink(missing_ok=True)  # an older engine's: nobody may read it with the new one
         with staged_file(sidecar_path(path)) as staged:
             staged.write_text(sidecar.model_dump_json(indent=1) + "\n", encoding="utf-8")
     except OutputError:
@@ -90,14 +105,18 @@ def read_sidecar(path: Path) -> Sidecar:
 
     Raises :class:`InputNotFoundError` (no engine) and :class:`EngineError` (no sidecar, or one that is none).
     """
-    if not path.is_file():
-        raise InputNotFoundError(f"no engine {path}: {REBUILD}")
+    if not os.path.isfile(path):  # Path.is_file raises where a folder may not be looked into
+        raise InputNotFoundError(f"no engine {path} that can be read: {REBUILD}")
     beside = sidecar_path(path)
     try:
         content = json.loads(beside.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EngineError(f"{path} has no sidecar {beside.name}, so nothing vouches for it: {REBUILD}") from None
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise EngineError(
+            f"{beside} can't be read ({error.strerror}): give yourself the right, or {REBUILD}"
+        ) from error
+    except ValueError as error:
         raise EngineError(f"{beside} is damaged, so nothing vouches for the engine: {REBUILD}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
@@ -108,11 +127,18 @@ def read_sidecar(path: Path) -> Sidecar:
         raise EngineError(f"{beside} is damaged, so nothing vouches for the engine: {REBUILD}") from error
 
 
-def read_engine(path: Path) -> tuple[bytes, Sidecar]:
-    """An engine's bytes, which are those that were built. Raises what :func:`read_sidecar` does."""
+def read_engine(path: Path, sha256: str | None = None) -> tuple[bytes, Sidecar]:
+    """An engine's bytes, which are those that were built. ``sha256``: what a manifest says that they are.
+
+    Raises what :func:`read_sidecar` does.
+    """
     sidecar = read_sidecar(path)
-    content = path.read_bytes()  # hashed as read: the file may change under our hands
-    if hashlib.sha256(content).hexdigest() != sidecar.sha256:
+    try:
+        content = path.read_bytes()  # hashed as read: the file may change under our hands
+    except OSError as error:
+        raise EngineError(f"{path} can't be read ({error.strerror}): give yourself the right, or {REBUILD}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sidecar.sha256 or sha256 not in (None, digest):
         raise EngineError(f"{path} is not the engine that was built (another hash), and is not loaded: {REBUILD}")
     return content, sidecar
 
@@ -142,10 +168,17 @@ def check_fits(
         raise EngineError(f"{what} was built on {sidecar.platform}, this is {this_platform()}: {REBUILD}")
     if graph_sha256 is not None and sidecar.graph_sha256 != graph_sha256:
         raise EngineError(f"{what} was built from another graph than the bundle's: {REBUILD}")
-    if capability is None or sidecar.architecture == PORTABLE:
+    if capability is None:
+        return
+    if sidecar.architecture == PORTABLE:
+        if not runs_portable(capability):
+            raise EngineError(
+                f"{what} is a portable one, for compute capability {PORTABLE_TEXT}, and {gpu or 'this GPU'} has "
+                f"{capability[0]}.{capability[1]}: {REBUILD}"
+            )
         return
     here, compatibility = architecture_of(capability), sidecar.settings.hardware_compatibility
-    if compatibility == "ampere-plus" and sidecar.target == "tensorrt":
+    if compatibility == AMPERE_PLUS and sidecar.target == "tensorrt":
         if capability < (8, 0):
             raise EngineError(f"{what} is for GPUs from sm80 on, {gpu or 'this one'} is {here}: {REBUILD}")
     elif sidecar.architecture != here:

@@ -50,7 +50,7 @@ class HostMemory:
         self.pointer = device.command(b"A" + struct.pack("<Q", nbytes))
 
     def close(self) -> None:
-        if self.pointer:
+        if self.pointer and not self._device.is_closed:
             self._device.command(b"F" + struct.pack("<Q", self.pointer))
             self.pointer = 0
 
@@ -100,6 +100,10 @@ class HostDevice:
         if answer is not None:
             answer.reshape(-1).view(np.uint8)[:] = np.frombuffer(data, np.uint8)
         return int(struct.unpack("<Q", number)[0])
+
+    @property
+    def is_closed(self) -> bool:
+        return self._process.poll() is not None
 
     def close(self) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None

@@ -1,0 +1,69 @@
+"""Why TensorRT-RTX won't run an engine here: its bits as sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from teso_deploy.backends.cuda.device import Device
+from teso_deploy.backends.tensorrt.library import Library
+from teso_deploy.backends.tensorrt.sidecar import REBUILD, Sidecar
+from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError, TesoError
+
+#: Members of ``EngineInvalidityDiagnostics``; of several bits the first here is told, since it explains the rest.
+REASONS = (
+    "MALFORMED_ENGINE",
+    "VERSION_MISMATCH",
+    "CUDA_ERROR",
+    "OLD_CUDA_DRIVER",
+    "OLD_CUDA_RUNTIME",
+    "UNSUPPORTED_CC",
+    "INSUFFICIENT_GPU_MEMORY",
+)
+
+
+def refusal(library: Library, device: Device, sidecar: Sidecar, bits: int) -> TesoError:
+    """What to raise for an engine that is not valid. ``bits``: of ``Runtime.get_engine_validity``."""
+    members: dict[str, Any] = library.trt.EngineInvalidityDiagnostics.__members__
+    told = [name for name in REASONS if name in members and bits & int(members[name])]
+    what = f"the engine of {sidecar.graph}"
+    major, minor = device.compute_capability
+    match told[0] if told else None:
+        case "MALFORMED_ENGINE":
+            return EngineError(f"{what} is not in the form that {library.target} {library.version} reads: {REBUILD}")
+        case "VERSION_MISMATCH":
+            return EngineError(
+                f"{what} was built by another version of {library.target} ({sidecar.library_version}) than "
+                f"{library.version}, which is here: {REBUILD}"
+            )
+        case "CUDA_ERROR":
+            return DeviceError(f"{what} can't run, CUDA does not answer {library.target}: see `teso-deploy doctor`")
+        case "OLD_CUDA_DRIVER":
+            knows = ".".join(map(str, device.driver_version))
+            return DeviceError(f"{what} needs a newer NVIDIA driver than the one here (CUDA {knows}): update it")
+        case "OLD_CUDA_RUNTIME":
+            return DeviceError(
+                f"{what} needs a newer CUDA runtime than the one that is installed: "
+                f"pip install --upgrade 'teso-deploy[{library.target}]'"
+            )
+        case "UNSUPPORTED_CC":
+            return EngineError(
+                f"{what} is not for {device.name} (compute capability {major}.{minor}; it was built for "
+                f"{sidecar.architecture}): {REBUILD}"
+            )
+        case "INSUFFICIENT_GPU_MEMORY":
+            return memory_refusal(device, sidecar, "does not fit")
+    # The library has no bit for another operating system or processor: an engine of one ends here, or as malformed.
+    return EngineError(
+        f"{what} does not run here, {library.target} {library.version} says no more than "
+        f"{bits:#x} ({library.messages.first_error}): {REBUILD}"
+    )
+
+
+def memory_refusal(device: Device, sidecar: Sidecar, what: str) -> DeviceMemoryError:
+    """The GPU's memory does not suffice for an engine; ``what`` it can't do."""
+    free, total = device.memory_info()
+    return DeviceMemoryError(
+        f"{sidecar.graph} {what}: it has {sidecar.bytes / 1e6:,.0f} MB and {free / 1e6:,.0f} of {total / 1e6:,.0f} MB "
+        f"of {device.name} are free; end what else uses the GPU, take --precision fp16, or a profile with smaller "
+        "batches"
+    )
