@@ -15,8 +15,9 @@ INSTALL_FILES := pyproject.toml constraints.txt
 demo: $(BASE)
 	$(BIN)/teso-deploy demo
 
+# Two processes, each file in one of them, share the cores better than the threads of one.
 test: $(FULL)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(FULL)
 	$(BIN)/ruff check .
