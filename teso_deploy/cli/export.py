@@ -139,7 +139,7 @@ def engine_table(rows: Sequence[dict[str, Any]]) -> Table:
     targets = " and ".join(dict.fromkeys(row["target"] for row in rows))
     table = Table(
         *("engine", "for", "", "half", "MB", "s"),
-        title=f"{len(rows)} engines of {targets}, {checked} of them checked on the GPU that is here",
+        title=f"{len(rows)} engines of {targets}" + (f", {checked} checked on this GPU" if checked else ""),
     )
     for row in rows:
         size, seconds = f"{row['bytes'] / 1e6:.1f}", f"{row['build_seconds']:.1f}"
