@@ -43,6 +43,7 @@ def record(
     left_out: Sequence[tuple[float, float]] = (),
     rate_hz: int = RATE_HZ,
     audio_codec: str = "aac",
+    size: tuple[int, int] = SIZE,
 ) -> Path:
     """A dark picture at each of ``times`` (seconds), white for 50 ms from each of ``flashes``.
 
@@ -51,7 +52,7 @@ def record(
     """
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=25)
-        video.height, video.width = SIZE
+        video.height, video.width = size
         video.pix_fmt = "yuv420p"
         video.codec_context.time_base = _TICK
         video.options = {"crf": "28", "preset": "ultrafast", "g": "10"}
@@ -62,7 +63,7 @@ def record(
             audio = stream
         packets: list[Packet[Any]] = []
         for at in times:
-            image = np.full((*SIZE, 3), 20, np.uint8)
+            image = np.full((*size, 3), 20, np.uint8)
             image[:20, :30] = (250, 0, 0)  # the upper left corner is red
             if any(flash - 1e-6 <= at < flash + CLICK_SECONDS - 1e-6 for flash in flashes):
                 image[24:] = 255
@@ -89,6 +90,26 @@ def _start(packet: Packet[Any]) -> float:
     stamp = packet.dts if packet.dts is not None else packet.pts
     seconds = seconds_of(stamp, packet.time_base)
     return float("inf") if seconds is None else seconds
+
+
+def shifted(path: Path, out: Path, seconds: float, audio_tracks: int = 1) -> Path:
+    """The same packets later by ``seconds``, as a transport stream, whose stamps have 33 bits."""
+    with av.open(str(path)) as given, av.open(str(out), "w", format="mpegts") as container:
+        tracks: dict[int, list[Any]] = {}
+        tracks[given.streams.video[0].index] = [container.add_stream_from_template(given.streams.video[0])]
+        for stream in given.streams.audio:
+            tracks[stream.index] = [container.add_stream_from_template(stream) for _ in range(audio_tracks)]
+        for packet in given.demux():
+            if packet.dts is None or packet.pts is None:
+                continue
+            ticks = round(seconds / packet.time_base)
+            content, pts, dts, base = bytes(packet), packet.pts + ticks, packet.dts + ticks, packet.time_base
+            for track in tracks[packet.stream.index]:
+                copy = Packet(content)
+                copy.pts, copy.dts, copy.time_base, copy.stream = pts, dts, base, track
+                copy.is_keyframe = packet.is_keyframe
+                container.mux(copy)
+    return out
 
 
 def turn(path: Path, counterclockwise_degrees: int) -> Path:

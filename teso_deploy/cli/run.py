@@ -13,10 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from teso_deploy.bundle import Bundle
+from teso_deploy.cli.live import LiveRequest, check_live, run_live
+from teso_deploy.cli.live_view import rendered
 from teso_deploy.cli.loading import check_engine_options, check_tagger, load_pipeline
 from teso_deploy.cli.reports import STDOUT, check_json, progress_bar, say, write_json
 from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import InputNotFoundError, OutputError
+from teso_deploy.media.address import Address
 from teso_deploy.media.audio import read_audio
 from teso_deploy.media.reader import Hardware, VideoReader
 from teso_deploy.outputs import check_file, check_folder, check_mask_folder, make_folder, write_text
@@ -127,7 +130,13 @@ def _event_lines(results: Sequence[RunResult]) -> str:
 
 
 def run(
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Video files.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Video files; or streams: rtsp://, rtmp://, http://, tcp:// or udp:// (MPEG-TS), -.",
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(help="Annotated video, .mp4 with the sound that was heard; a folder for several inputs."),
@@ -138,8 +147,11 @@ def run(
     ] = "none",
     cues_file: Annotated[Path | None, typer.Option(help="Cue words in a text file, by line or comma.")] = None,
     mode: Annotated[
-        Literal["auto", "file", "paper"],
-        typer.Option(help="file: every frame; paper: one a second with that second's sound; auto: file."),
+        Literal["auto", "file", "live", "paper"],
+        typer.Option(
+            help="file: every frame; live: the newest, as it comes; paper: one a second with that second's sound; "
+            "auto: live for streams, file for files."
+        ),
     ] = "auto",
     mute: Annotated[bool, typer.Option("--mute", help="Silence in place of the sound.")] = False,
     noise_dbfs: Annotated[
@@ -147,7 +159,11 @@ def run(
     ] = None,
     sound_from: Annotated[Path | None, typer.Option(help="The sound of this file in place of the sound.")] = None,
     masks: Annotated[
-        Path | None, typer.Option(help="Folder for {index:06d}.png: 8-bit class ids with a palette, 0 = background.")
+        Path | None,
+        typer.Option(
+            help="Folder for {index:06d}.png: 8-bit class ids with a palette, 0 = background; live also a .jsonl file "
+            "of COCO run lengths."
+        ),
     ] = None,
     events: Annotated[
         Path | None, typer.Option(help="Onset, end and confidence of what sounds, as JSON lines.")
@@ -184,11 +200,29 @@ def run(
         Literal["auto", "software", "nvdec"],
         typer.Option(help="Of the video; nvdec: on an NVIDIA GPU; auto: there if the backend is, and software else."),
     ] = "auto",
+    audio: Annotated[
+        str | None, typer.Option(help="Of a stream: where its sound comes from, a stream or file.")
+    ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option(min=0.2, help="Seconds that a stream may take to open, or to be silent, before it is broken."),
+    ] = 10.0,
+    staleness: Annotated[
+        float, typer.Option(min=0.01, help="Live: frames that are older than so many seconds are dropped.")
+    ] = 0.5,
+    corrupt: Annotated[Literal["keep", "drop"], typer.Option(help="Of a stream: damaged frames.")] = "keep",
+    reconnect: Annotated[
+        bool, typer.Option("--reconnect/--no-reconnect", help="Open a stream again that broke off.")
+    ] = True,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Live: end after so many seconds.")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(metavar="[HOST]:PORT", help="Live: serve Prometheus metrics there.")
+    ] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")
     ] = None,
 ) -> None:
-    """Segment what sounds in videos: annotated video, masks, events, report."""
+    """Segment what sounds in videos and streams: annotated video, masks, events, report."""
     if mute + (noise_dbfs is not None) + (sound_from is not None) > 1:
         raise typer.BadParameter("--mute, --noise-dbfs and --sound-from exclude each other: give one")
     if cues_file is not None and cues != "none":
@@ -197,8 +231,23 @@ def run(
         raise typer.BadParameter("--mode paper looks at one frame a second: leave --fps away")
     check_engine_options([backend], profile, rebuild_engines)
     wanted_size = _size(size)
-    _check_inputs(inputs, sound_from)
-    _check_outputs(inputs, sound_from, out, masks, events, json_out)
+    addresses = [Address.parse(text) for text in inputs]
+    request: LiveRequest | None = None
+    paths = [address.path for address in addresses if address.path is not None]
+    if mode == "live" or len(paths) < len(addresses):
+        if mode == "paper" or noise_dbfs is not None or sound_from is not None:
+            raise typer.BadParameter("--mode paper, --noise-dbfs and --sound-from are for files: leave them away")
+        request = LiveRequest(
+            tuple(addresses), "file" if mode == "file" else "live", Address.parse(audio) if audio else None,
+            out, masks, events, mute, fps, timeout, staleness, corrupt, reconnect, seconds, metrics,
+        )  # fmt: skip
+        check_live(request)
+        check_json(json_out)
+    else:
+        if audio is not None or metrics is not None or seconds is not None:
+            raise typer.BadParameter("--audio, --metrics and --seconds are for streams: add --mode live")
+        _check_inputs(paths, sound_from)
+        _check_outputs(paths, sound_from, out, masks, events, json_out)
     words = [] if cues == AUTO else _words(cues, cues_file)
     opened = Bundle.open(bundle)
     if cues == AUTO:
@@ -217,8 +266,13 @@ def run(
         still_threshold=still_threshold,
     )
     offered: Offered = AUTO if cues == AUTO else pipeline.cues_of(looked_up)
+    if request is not None:
+        report = run_live(console, pipeline, request, offered)
+        write_json(json_out, report)
+        console.print(rendered(report))
+        return
     sound: dict[str, Any] = {"mute": mute, "noise_dbfs": noise_dbfs, "sound_from": sound_from}
-    for folder in (out, masks) if len(inputs) > 1 else ():
+    for folder in (out, masks) if len(paths) > 1 else ():
         if folder is not None:
             make_folder(folder)
     # Beside a model on the CPU there may be no GPU at all, and looking for one takes time.
@@ -226,7 +280,7 @@ def run(
     if decoder == "auto" and pipeline.backend != "cpu":
         hardware = "auto"
     results = []
-    for path, video, mask_folder in zip(inputs, _places(inputs, out, ".mp4"), _places(inputs, masks, ""), strict=True):
+    for path, video, mask_folder in zip(paths, _places(paths, out, ".mp4"), _places(paths, masks, ""), strict=True):
         source = Source(path, mode="paper" if mode == "paper" else "file", fps=fps, hardware=hardware, **sound)
         if source.reader.decoder_note:
             say(console, f"{path.name} is decoded in software: {source.reader.decoder_note}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import av
 import numpy as np
@@ -31,6 +31,17 @@ WINDOW_SECONDS = WINDOW_SAMPLES / SAMPLE_RATE_HZ
 SILENT_PEAK = 1e-4
 #: Time stamps may jitter by this much before it counts as a gap or an overlap.
 JITTER_SECONDS = 0.02
+
+
+class Sound(Protocol):
+    """16 kHz mono on the clock of the frames: all of a file's, or the last of a stream's."""
+
+    @property
+    def end_seconds(self) -> float | None:
+        """Behind the newest sample; None before there is any."""
+
+    def read(self, from_seconds: float, to_seconds: float) -> NDArray[np.float32]:
+        """Samples (N,) between two times, zeros where there are none."""
 
 
 class AudioTrack:
@@ -64,6 +75,20 @@ class AudioTrack:
     def duration_seconds(self) -> float:
         """From the first sample to the end of the last."""
         return len(self.samples) / SAMPLE_RATE_HZ
+
+    @property
+    def end_seconds(self) -> float:
+        """Behind the last sample."""
+        return self.start_seconds + self.duration_seconds
+
+    def read(self, from_seconds: float, to_seconds: float) -> NDArray[np.float32]:
+        """Samples between two times, zeros outside of the track."""
+        first, last = (round((t - self.start_seconds) * SAMPLE_RATE_HZ) for t in (from_seconds, to_seconds))
+        found = np.zeros(max(last - first, 0), np.float32)
+        low, high = max(first, 0), min(last, len(self.samples))
+        if high > low:
+            found[low - first : high - first] = self.samples[low:high]
+        return found
 
     @property
     def gap_seconds(self) -> float:
@@ -104,7 +129,7 @@ class AudioTrack:
         return self._last
 
 
-class _Mono16k:
+class Mono16k:
     """Decoded audio frames → pieces of 16 kHz mono, the mean of the channels, a new piece wherever the clock leaps."""
 
     def __init__(self, clock: SteadyClock) -> None:
@@ -113,6 +138,21 @@ class _Mono16k:
         self._resampler: AudioResampler | None = None
         self._format: tuple[str, str, int] | None = None
         self._expected = 0.0
+        self._drained = 0
+
+    def drain(self) -> list[tuple[float, NDArray[np.float32]]]:
+        """(time of the first sample in seconds, samples) of what has come since the last call, which is forgotten."""
+        found = []
+        for number, (start, parts) in enumerate(self.pieces):
+            if number:
+                self._drained = 0
+            if parts:
+                samples = np.concatenate(parts)
+                found.append((start + self._drained / SAMPLE_RATE_HZ, samples))
+                self._drained += len(samples)
+                parts.clear()
+        del self.pieces[:-1]
+        return found
 
     def _keep(self, frames: Sequence[AudioFrame]) -> None:
         self.pieces[-1][1].extend(frame.to_ndarray().mean(axis=0, dtype=np.float32) for frame in frames)
@@ -172,7 +212,7 @@ def read_audio(path: str | Path) -> AudioTrack:
         if not container.streams.audio:
             raise MediaError(f"{path} has no audio track: give a file with sound")
         stream, origin = container.streams.audio[0], origin_seconds(container)
-        mono = _Mono16k(SteadyClock(announced_end_seconds(container)))
+        mono = Mono16k(SteadyClock(announced_end_seconds(container)))
         packets = container.demux(stream)
         while True:
             try:

@@ -17,6 +17,8 @@ from teso_deploy.errors import InputNotFoundError, MediaError
 BROKEN_OFF = (av.error.FFmpegError, IndexError)
 #: A step back of the clock, or a leap ahead, by more than this is a discontinuity.
 BACK_SECONDS, AHEAD_SECONDS = 0.5, 10.0
+#: Leaps that are remembered: a stream that is damaged for hours must not slow down.
+_MOST_OFFSETS = 32
 
 
 @contextmanager
@@ -65,25 +67,28 @@ class SteadyClock:
     """Time stamps of one stream → seconds that go on where the stamps leap.
 
     Files put one after the other start their stamps anew, and damage invents some that are
-    hours away. After damage the old clock holds again, so that sound and picture, which
-    each have such a clock, stay together. ``end_seconds``: up to there, as the file
-    announces it, a leap ahead is a pause and no discontinuity.
+    hours away. After damage the old clock holds again. ``end_seconds``: up to there, as the file
+    announces it, a leap ahead is a pause and no discontinuity. ``beside``: the clock of the
+    other stream, from the same origin; where one has leapt, the other leaps by as much, so that
+    sound and picture stay together.
     """
 
-    def __init__(self, end_seconds: float = 0.0) -> None:
+    def __init__(self, end_seconds: float = 0.0, beside: SteadyClock | None = None) -> None:
         self._end = end_seconds
-        self._offsets = [0.0]
+        self._offset = 0.0
+        # Of both streams, the latest last. A list's methods are atomic, and a copy is what is looked through.
+        self._offsets: list[float] = beside._offsets if beside is not None else [0.0]
 
     def place(self, stamp_seconds: float, expected_seconds: float) -> tuple[float, bool]:
         """(when it is, whether the stamps leapt), given when it would be if nothing was amiss."""
         latest = max(expected_seconds + AHEAD_SECONDS, self._end)
-        for offset in reversed(self._offsets):
+        for offset in (self._offset, *reversed(self._offsets.copy())):
             if expected_seconds - BACK_SECONDS <= stamp_seconds + offset <= latest:
-                leapt = offset != self._offsets[-1]
-                self._offsets.remove(offset)
-                self._offsets.append(offset)
+                leapt, self._offset = offset != self._offset, offset
                 return stamp_seconds + offset, leapt
-        self._offsets.append(expected_seconds - stamp_seconds)
+        self._offset = expected_seconds - stamp_seconds
+        self._offsets.append(self._offset)
+        del self._offsets[:-_MOST_OFFSETS]
         return expected_seconds, True
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from teso_deploy.media.audio import WINDOW_SECONDS, AudioTrack
+from teso_deploy.media.audio import WINDOW_SECONDS, Sound
 from teso_deploy.outputs import staged_file
 from teso_deploy.types import Frame, Segmentation
 
@@ -69,27 +69,28 @@ class Overlay:
     strip below the picture; without one the strip stays empty.
     """
 
-    def __init__(self, classes: Sequence[str], track: AudioTrack | None, duration_seconds: float) -> None:
+    def __init__(self, classes: Sequence[str], track: Sound | None, duration_seconds: float) -> None:
         self.classes = tuple(classes)
         self._track = track
-        self._seconds = max(duration_seconds, 0.1)
+        self._from_seconds, self._seconds = 0.0, max(duration_seconds, 0.1)
         self._strips: dict[int, NDArray[np.uint8]] = {}
 
     def _strip(self, width: int, height: int) -> NDArray[np.uint8]:
         """The whole waveform, drawn once."""
         if width not in self._strips:
-            strip = np.full((height, width, 3), _DARK, np.uint8)
-            if self._track is not None and len(self._track.samples):
-                columns = np.linspace(0, self._seconds, width + 1) - self._track.start_seconds
-                edges = (columns * 16_000).round().astype(int).clip(0, len(self._track.samples))
-                peaks = np.array(
-                    [np.abs(self._track.samples[a:b]).max(initial=0) for a, b in itertools.pairwise(edges)]
-                )
-                reach = np.maximum((peaks**0.6 * (height / 2 - 2)).round(), 0.5)
-                rows = np.abs(np.arange(height) - (height - 1) / 2)[:, None]
-                strip[rows <= reach[None]] = _WAVE
-            self._strips[width] = strip
+            self._strips[width] = self._waveform(width, height)
         return self._strips[width]
+
+    def _waveform(self, width: int, height: int) -> NDArray[np.uint8]:
+        strip = np.full((height, width, 3), _DARK, np.uint8)
+        if self._track is not None and self._track.end_seconds is not None:
+            samples = self._track.read(self._from_seconds, self._from_seconds + self._seconds)
+            edges = np.linspace(0, len(samples), width + 1).round().astype(int)
+            peaks = np.array([np.abs(samples[a:b]).max(initial=0) for a, b in itertools.pairwise(edges)])
+            reach = np.maximum((peaks**0.6 * (height / 2 - 2)).round(), 0.5)
+            rows = np.abs(np.arange(height) - (height - 1) / 2)[:, None]
+            strip[rows <= reach[None]] = _WAVE
+        return strip
 
     @staticmethod
     def _draw_masks(image: NDArray[np.uint8], labels: NDArray[np.uint8], scale: float) -> list[tuple[int, int, int]]:
@@ -134,7 +135,7 @@ class Overlay:
     def _mark_window(self, strip: NDArray[np.uint8], segmentation: Segmentation) -> None:
         """Brighten the part of the waveform that was heard."""
         width = strip.shape[1]
-        start = segmentation.audio_start_seconds
+        start = segmentation.audio_start_seconds - self._from_seconds
         low, high = (round(t / self._seconds * width) for t in (start, start + WINDOW_SECONDS))
         part = strip[:, max(low, 0) : max(high, 0)]
         heard = (part == _WAVE).all(axis=2)
@@ -142,7 +143,7 @@ class Overlay:
         part[heard] = _FAINT if segmentation.audio_is_silent else _HEARD
 
     def _mark_now(self, pen: ImageDraw.ImageDraw, at_seconds: float, width: int, top: int, height: int) -> None:
-        x = min(round(at_seconds / self._seconds * width), width - 1)
+        x = min(round((at_seconds - self._from_seconds) / self._seconds * width), width - 1)
         pen.line((x, top, x, top + height), fill=(255, 255, 255, 230), width=max(1, round(height / 44)))
 
     @staticmethod
@@ -186,3 +187,21 @@ class Overlay:
                 middle = y + tall / 2
                 pen.line((x + gap, middle, x + wide - gap, middle), fill=(*_TEXT, 255), width=line)
             x += wide + gap
+
+
+class RollingOverlay(Overlay):
+    """Draws on frames of a stream: its strip shows the last ten seconds of sound, and moves."""
+
+    SECONDS = 10.0
+
+    def __init__(self, classes: Sequence[str], sound: Sound | None) -> None:
+        super().__init__(classes, sound, self.SECONDS)
+
+    def _strip(self, width: int, height: int) -> NDArray[np.uint8]:
+        return self._waveform(width, height)
+
+    def draw(self, frame: Frame, segmentation: Segmentation) -> NDArray[np.uint8]:
+        """See :meth:`Overlay.draw`."""
+        latest = max(frame.pts_seconds, segmentation.audio_start_seconds + WINDOW_SECONDS)
+        self._from_seconds = max(0.0, latest - self.SECONDS)
+        return super().draw(frame, segmentation)

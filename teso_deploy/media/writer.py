@@ -14,7 +14,7 @@ from av.container import OutputContainer
 from numpy.typing import NDArray
 
 from teso_deploy.errors import OutputError
-from teso_deploy.media.audio import AudioTrack
+from teso_deploy.media.audio import Sound
 from teso_deploy.outputs import check_file
 from teso_deploy.types import SAMPLE_RATE_HZ
 
@@ -29,22 +29,34 @@ class VideoWriter:
     track's: what the model heard. The file appears under its name when the block ends
     well; on an error nothing is left.
 
+    ``is_growing``: of a stream. The file is there from the first picture, where it begins, in
+    pieces of a second that can be played whatever becomes of the process.
+
     Raises :class:`OutputError` when the file can't be written.
     """
 
     def __init__(
-        self, path: str | Path, width: int, height: int, fps: float | Fraction, audio: AudioTrack | None = None
+        self,
+        path: str | Path,
+        width: int,
+        height: int,
+        fps: float | Fraction,
+        audio: Sound | None = None,
+        is_growing: bool = False,
     ) -> None:
-        self.path = Path(path)
+        self.path, self._is_growing = Path(path), is_growing
         check_file(self.path)
-        self._staged = self.path.with_name(f".{self.path.stem}.{os.getpid()}.mp4")
+        self._staged = self.path if is_growing else self.path.with_name(f".{self.path.stem}.{os.getpid()}.mp4")
+        self._begin_seconds = None if is_growing else 0.0
         self._width, self._height = width, height
         self._frame_seconds = float(1 / fps)
         self._track = audio
         self._sent_samples = 0
         self._last_tick = -1
         try:
-            self._container: OutputContainer = av.open(str(self._staged), "w", options={"movflags": "+faststart"})
+            flags = "+frag_keyframe+delay_moov+default_base_moof" if is_growing else "+faststart"
+            options = {"movflags": flags} | ({"flush_packets": "1"} if is_growing else {})
+            self._container: OutputContainer = av.open(str(self._staged), "w", format="mp4", options=options)
         except (OSError, av.error.FFmpegError) as error:
             raise OutputError(f"{self.path} can't be written ({error.strerror}): name another place") from error
         self._video = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
@@ -52,6 +64,8 @@ class VideoWriter:
         self._video.width, self._video.height = width + width % 2, height + height % 2
         self._video.pix_fmt = "yuv420p"
         self._video.options = {"crf": "20", "preset": "veryfast"}
+        if is_growing:
+            self._video.options |= {"preset": "ultrafast", "tune": "zerolatency", "g": str(max(1, round(float(fps))))}
         self._video.codec_context.time_base = Fraction(1, _TICKS_PER_SECOND)
         self._sound = None
         if audio is not None:
@@ -73,6 +87,9 @@ class VideoWriter:
         if any(pad):
             image = np.pad(image, ((0, pad[0]), (0, pad[1]), (0, 0)), mode="edge")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        if self._begin_seconds is None:
+            self._begin_seconds = pts_seconds
+        pts_seconds -= self._begin_seconds
         self._last_tick = max(self._last_tick + 1, round(pts_seconds * _TICKS_PER_SECOND))
         frame.pts = self._last_tick
         frame.time_base = Fraction(1, _TICKS_PER_SECOND)
@@ -83,21 +100,20 @@ class VideoWriter:
             raise OutputError(f"{self.path} can't be written ({error.strerror}): name another place") from error
 
     def _write_sound(self, until_seconds: float) -> None:
-        """Send the sound up to a time, so that both tracks lie close together in the file."""
-        if self._sound is None or self._track is None:
+        """Send the sound up to a time of the file, so that both tracks lie close together in it."""
+        begin = self._begin_seconds or 0.0
+        if self._sound is None or self._track is None or (end := self._track.end_seconds) is None:
             return
-        shift = round(self._track.start_seconds * SAMPLE_RATE_HZ)
-        # What the track has before the first picture is left out.
-        self._sent_samples = max(self._sent_samples, -shift)
-        until = min(len(self._track.samples), round(until_seconds * SAMPLE_RATE_HZ) - shift)
+        until = min(round((end - begin) * SAMPLE_RATE_HZ), round(until_seconds * SAMPLE_RATE_HZ))
         while self._sent_samples < until:
-            part = self._track.samples[self._sent_samples : min(self._sent_samples + _CHUNK_SAMPLES, until)]
+            last = min(self._sent_samples + _CHUNK_SAMPLES, until)
+            part = self._track.read(begin + self._sent_samples / SAMPLE_RATE_HZ, begin + last / SAMPLE_RATE_HZ)
             frame = av.AudioFrame.from_ndarray(part[None].clip(-1, 1), format="fltp", layout="mono")
             frame.sample_rate = SAMPLE_RATE_HZ
             frame.time_base = Fraction(1, SAMPLE_RATE_HZ)
-            frame.pts = self._sent_samples + shift
+            frame.pts = self._sent_samples
             self._container.mux(self._sound.encode(frame))
-            self._sent_samples += len(part)
+            self._sent_samples = last
 
     def _finish(self) -> None:
         self._write_sound(self._last_tick / _TICKS_PER_SECOND + self._frame_seconds)
@@ -105,7 +121,8 @@ class VideoWriter:
         if self._sound is not None:
             self._container.mux(self._sound.encode(None))
         self._container.close()
-        os.replace(self._staged, self.path)
+        if not self._is_growing:
+            os.replace(self._staged, self.path)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -118,4 +135,5 @@ class VideoWriter:
         finally:
             with contextlib.suppress(OSError, av.error.FFmpegError, ValueError):
                 self._container.close()
-            self._staged.unlink(missing_ok=True)
+            if not self._is_growing:
+                self._staged.unlink(missing_ok=True)

@@ -49,9 +49,14 @@ class EventLog:
         self._join_seconds = join_seconds
         self._open: dict[int, _Open] = {}
 
-    def add(self, segmentation: Segmentation) -> Iterator[Event]:
-        """Account a frame; gives the events that are over by then."""
-        now = segmentation.pts_seconds
+    @property
+    def open_names(self) -> dict[str, float]:
+        """What sounds now → since when, in seconds."""
+        return {self._classes[label - 1]: event.onset_seconds for label, event in self._open.items()}
+
+    def add(self, segmentation: Segmentation, at_seconds: float | None = None) -> Iterator[Event]:
+        """Account a frame, or another sound for it ``at_seconds``; gives the events that are over by then."""
+        now = segmentation.pts_seconds if at_seconds is None else at_seconds
         pixels = np.bincount(segmentation.labels.ravel(), minlength=len(self._classes) + 1)
         for label in (np.flatnonzero(pixels[1:] >= BLANK_PIXEL_RATE * segmentation.labels.size) + 1).tolist():
             score = float(segmentation.class_scores[label - 1])

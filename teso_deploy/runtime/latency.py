@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -18,6 +20,34 @@ def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
         return {}
     values = np.percentile(np.asarray(seconds, np.float64) * 1e3, PERCENTILES)
     return {f"p{percent}": round(float(value), 4) for percent, value in zip(PERCENTILES, values, strict=True)}
+
+
+class Histogram:
+    """Durations in buckets of one per cent: a run of a month takes no more room than one of a minute."""
+
+    _GROWTH = math.log(1.01)
+    #: Shorter ones are as good as nothing.
+    _LEAST_SECONDS = 1e-7
+
+    def __init__(self) -> None:
+        self._buckets: Counter[int] = Counter()
+        self.count = 0
+
+    def add(self, seconds: float) -> None:
+        """Count a duration."""
+        self._buckets[round(math.log(max(seconds, self._LEAST_SECONDS)) / self._GROWTH)] += 1
+        self.count += 1
+
+    def percentiles_ms(self) -> dict[str, float]:
+        """``p50`` … ``p99`` in milliseconds, to one per cent; empty without a value."""
+        found: dict[str, float] = {}
+        waiting, seen = list(PERCENTILES), 0
+        for bucket in sorted(self._buckets):
+            seen += self._buckets[bucket]
+            while waiting and seen >= self.count * waiting[0] / 100:
+                value = math.exp(bucket * self._GROWTH)
+                found[f"p{waiting.pop(0)}"] = round(value * 1e3 if value > self._LEAST_SECONDS else 0.0, 4)
+        return found
 
 
 class LatencyLog:

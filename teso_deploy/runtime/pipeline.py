@@ -21,7 +21,7 @@ from teso_deploy.runtime.backends import BackendName, load_backend
 from teso_deploy.runtime.operators import HostOperators, Operators, OperatorsFactory
 from teso_deploy.runtime.preprocess import fitted_size, nearest_size, resized
 from teso_deploy.runtime.schedule import Mode, Source
-from teso_deploy.runtime.slots import Feeds, Kept, KeptGraph, Of, likeness
+from teso_deploy.runtime.slots import Encoded, Feeds, Kept, KeptGraph, Of, likeness
 from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Cues, Frame, Precision, Segmentation
 
 #: In place of cues: those of the bundle's own tagger, of each frame anew. In place of a size: each frame's nearest.
@@ -205,18 +205,26 @@ class Pipeline:
         sound: AudioWindow | NDArray[np.float32],
         cues: Offered,
     ) -> Segmentation:
-        manifest = self.bundle.manifest
+        return self._decode(kept, self._encode(kept, frame), sound, cues)
+
+    def _encode(self, kept: Kept, frame: Frame | NDArray[np.uint8], is_ahead: bool = False) -> Encoded:
         frame = frame if isinstance(frame, Frame) else Frame(frame, pts_seconds=0.0)
+        started = time.monotonic()
+        bucket = self.bucket_of(frame.image)
+        fitted = fitted_size(frame.image, bucket, self.bundle.manifest.preprocessing.fit)
+        graph = self._encoded(kept, frame.image, fitted, bucket, is_ahead)
+        return Encoded(frame, graph, fitted, bucket, started, time.monotonic())
+
+    def _decode(
+        self, kept: Kept, encoded: Encoded, sound: AudioWindow | NDArray[np.float32], cues: Offered
+    ) -> Segmentation:
         sound = sound if isinstance(sound, AudioWindow) else AudioWindow(sound, is_silent=not np.any(sound))
         if sound.samples.shape != (WINDOW_SAMPLES,):
             raise ValueError(f"a window has {WINDOW_SAMPLES} samples (0.975 s at 16 kHz), got {len(sound.samples)}")
         tagger = self.check_tagger() if isinstance(cues, str) and cues == AUTO else None
         offered = self.cues_of(None if tagger else cues)
-        stamps = {"started": time.monotonic()}
-        bucket = self.bucket_of(frame.image)
-        fitted = fitted_size(frame.image, bucket, manifest.preprocessing.fit)
-        encoder = self._encoded(kept, frame.image, fitted, bucket)
-        stamps["encoded"] = time.monotonic()
+        frame, encoder, bucket = encoded.frame, encoded.graph, encoded.bucket
+        stamps = {"started": encoded.started, "encoded": encoded.encoded}
         audio = self._heard(kept, sound.samples)
         stamps["heard"] = time.monotonic()
         if tagger is not None:
@@ -224,11 +232,11 @@ class Pipeline:
         fused = self._fused(kept, audio, offered)
         stamps["fused"] = time.monotonic()
         decoder = self._graph(kept, "decoder", bucket)
-        if not decoder.is_of(of := (encoder.version, fused.version)):
+        if not decoder.is_of(of := (encoder.number, encoder.version, fused.version)):
             self._run(kept, "decoder", decoder, of, {**encoder.outputs, "queries": fused.outputs["queries"]})
         masks = decoder.outputs["masks"]
         stamps["masked"] = time.monotonic()
-        shares = fitted[0] / bucket[0], fitted[1] / bucket[1]
+        shares = encoded.fitted[0] / bucket[0], encoded.fitted[1] / bucket[1]
         labels = self._operators_of(kept).labels(masks, (frame.image.shape[0], frame.image.shape[1]), shares)
         scores = masks.numpy()[0]  # behind the labels, which are queued while the graphs still run
         stamps["labelled"] = time.monotonic()
@@ -252,21 +260,31 @@ class Pipeline:
             kept.graphs[key] = KeptGraph(self.engine(key))
         return kept.graphs[key]
 
+    def _encoder(self, kept: Kept, bucket: tuple[int, int], number: int) -> KeptGraph:
+        key = self.bundle.graph_at("visual_encoder", bucket)
+        if (key, number) not in kept.encoders:
+            kept.encoders[key, number] = KeptGraph(self.engine(key), number)
+        return kept.encoders[key, number]
+
     def _run(self, kept: Kept, name: str, graph: KeptGraph, of: Of, feeds: Feeds) -> None:
         graph.run(of, feeds)
         kept.runs[name] += 1
         self.runs[name] += 1
 
     def _encoded(
-        self, kept: Kept, image: NDArray[np.uint8], fitted: tuple[int, int], bucket: tuple[int, int]
+        self, kept: Kept, image: NDArray[np.uint8], fitted: tuple[int, int], bucket: tuple[int, int], is_ahead: bool
     ) -> KeptGraph:
-        encoder, operators = self._graph(kept, "visual_encoder", bucket), self._operators_of(kept)
+        operators = self._operators_of(kept)
+        encoder = self._encoder(kept, bucket, kept.turn) if is_ahead else self._graph(kept, "visual_encoder", bucket)
         # By the frame itself where nobody needs it resized on the host.
         picture = image if operators.compares_frames and not self.still_threshold else resized(image, fitted)
         if alike := likeness(picture, encoder.of[0] if encoder.of else None, self.still_threshold):
             kept.encoder_skips[alike] += 1
             self.encoder_skips[alike] += 1
         else:
+            if is_ahead:
+                kept.turn = 1 - kept.turn
+                encoder = self._encoder(kept, bucket, kept.turn)
             feeds: Feeds = {"image": operators.image(image if operators.compares_frames else picture, fitted, bucket)}
             if np.may_share_memory(picture, image):  # it needed no resize, and the caller may reuse its buffer
                 picture = picture.copy()
@@ -319,3 +337,15 @@ class Stream:
     ) -> Segmentation:
         """What sounds in one frame, as :meth:`Pipeline.segment`."""
         return self.pipeline._segment(self._kept, frame, sound, cues)
+
+    def encode(self, frame: Frame | NDArray[np.uint8]) -> Encoded:
+        """The half of :meth:`segment` that depends on the picture alone, for one thread; :meth:`decode` for another.
+
+        Two pictures have room, in turn: one stays as it is until the second one behind it is begun, so that the last
+        can be decoded again while the next is encoded.
+        """
+        return self.pipeline._encode(self._kept, frame, is_ahead=True)
+
+    def decode(self, encoded: Encoded, sound: AudioWindow | NDArray[np.float32], cues: Offered = None) -> Segmentation:
+        """The other half: what sounds in an encoded picture. Its stamps begin with those of the picture."""
+        return self.pipeline._decode(self._kept, encoded, sound, cues)

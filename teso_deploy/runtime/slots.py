@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.backends.engine import Engine, Tensor
 from teso_deploy.runtime.operators import Operators
+from teso_deploy.types import Frame
 
 #: Side in pixels of the squares in which two pictures are compared.
 BLOCK_PIXELS = 32
@@ -24,11 +26,13 @@ Of = tuple[Any, ...]
 class KeptGraph:
     """One graph in one stream: its outputs, and what they are of.
 
-    ``version`` counts the runs, so that a graph behind this one knows when to run again.
+    ``version`` counts the runs, so that a graph behind this one knows when to run again; ``number`` tells
+    two of one graph apart.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, number: int = 0) -> None:
         self._slot = engine.slot()
+        self.number = number
         self.outputs: Mapping[str, Tensor] = {}
         self.of: Of | None = None
         self.version = 0
@@ -45,15 +49,33 @@ class KeptGraph:
         self.version += 1
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A picture that the encoder has seen: what it found lies in ``graph``.
+
+    ``fitted`` and ``bucket`` (height, width). ``started`` and ``encoded``: monotonic seconds.
+    """
+
+    frame: Frame
+    graph: KeptGraph
+    fitted: tuple[int, int]
+    bucket: tuple[int, int]
+    started: float
+    encoded: float
+
+
 class Kept:
     """What one stream keeps: its graphs by their names in the manifest, and how often each ran.
 
+    ``encoders`` are two of a graph where pictures are encoded ahead, in turn; ``turn`` is the one that ran last.
     ``encoder_skips``: how often the encoder did not have to, by :data:`Likeness`. ``operators``: made when a
     frame first needs them.
     """
 
     def __init__(self) -> None:
         self.graphs: dict[str, KeptGraph] = {}
+        self.encoders: dict[tuple[str, int], KeptGraph] = {}
+        self.turn = 0
         self.runs: Counter[str] = Counter()
         self.encoder_skips: Counter[str] = Counter()
         self.operators: Operators | None = None

@@ -1,0 +1,187 @@
+"""The live half of ``teso-deploy run``: streams and cameras, until they end or the user ends them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.live import Live
+
+from teso_deploy.cli.live_view import rendered
+from teso_deploy.cli.reports import say
+from teso_deploy.errors import OutputError
+from teso_deploy.media.address import Address
+from teso_deploy.media.container import open_container
+from teso_deploy.media.live import LiveReader
+from teso_deploy.outputs import check_file, check_mask_folder
+from teso_deploy.runtime.accounting import Accounting
+from teso_deploy.runtime.live import LiveRunner
+from teso_deploy.runtime.metrics_server import MetricsServer, parsed_place
+from teso_deploy.runtime.pipeline import Offered, Pipeline
+from teso_deploy.runtime.scheduling import LiveOptions
+from teso_deploy.runtime.sinks import EventSink, MaskFolderSink, MaskLinesSink, OverlaySink, Sink
+
+#: How often the terminal shows what is going on.
+VIEW_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRequest:
+    """What the options of ``run`` ask for."""
+
+    inputs: tuple[Address, ...]
+    mode: Literal["live", "file"]
+    audio: Address | None = None
+    out: Path | None = None
+    masks: Path | None = None
+    events: Path | None = None
+    mute: bool = False
+    fps: float | None = None
+    timeout_seconds: float = 10.0
+    staleness_seconds: float = 0.5
+    corrupt: Literal["keep", "drop"] = "keep"
+    reconnect: bool = True
+    seconds: float | None = None
+    metrics: str | None = None
+
+
+def check_live(request: LiveRequest) -> None:
+    """Refuse what can't be, before the model is loaded (:class:`InputNotFoundError`, :class:`OutputError`)."""
+    for address in (*request.inputs, *([request.audio] if request.audio else [])):
+        if address.path is not None:
+            open_container(address.path).close()
+    if request.audio is not None and len(request.inputs) > 1:
+        raise OutputError("--audio is of one stream: run several streams one by one")
+    if request.metrics is not None:
+        parsed_place(request.metrics)
+    if len(request.inputs) > 1 and (request.out or request.masks):
+        raise OutputError("--out and --masks are of one stream: run several streams with --events or --json alone")
+    if request.out is not None:
+        check_file(request.out, ".mp4")
+    if request.masks is not None:
+        if request.masks.suffix == ".jsonl":
+            check_file(request.masks)
+        else:
+            check_mask_folder(request.masks)
+    if request.events is not None:
+        check_file(request.events)
+
+
+@contextmanager
+def ended_by_signals(runner: LiveRunner) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run well: files are finished. A second one ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+        runner.stop()
+
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def sinks_of(request: LiveRequest, classes: Sequence[str], readers: Sequence[LiveReader]) -> list[Sink]:
+    """Where results go."""
+    sinks: list[Sink] = []
+    if request.out is not None:
+        (reader,) = readers
+        sinks.append(OverlaySink(request.out, classes, None if request.mute else reader.ring, reader.info.fps))
+    if request.masks is not None:
+        is_lines = request.masks.suffix == ".jsonl"
+        sinks.append(MaskLinesSink(request.masks, classes) if is_lines else MaskFolderSink(request.masks))
+    if request.events is not None:
+        sinks.append(EventSink(request.events, classes, [address.shown for address in request.inputs]))
+    return sinks
+
+
+def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, cues: Offered) -> dict[str, Any]:
+    """Run streams until they end, or the user ends them; the report, as it goes to JSON.
+
+    Raises :class:`MediaError`, :class:`InputNotFoundError` (a stream can't be opened in time), :class:`OutputError`.
+    """
+    lossless = request.mode == "file"
+    accounting = Accounting([address.shown for address in request.inputs])
+    with ExitStack() as stack:
+        if request.metrics is not None:
+            server = stack.enter_context(MetricsServer(request.metrics, accounting.snapshot))
+            say(console, f"metrics: http://{server.address}/metrics")
+        readers = [
+            stack.enter_context(
+                LiveReader(
+                    address,
+                    audio=request.audio,
+                    timeout_seconds=request.timeout_seconds,
+                    lossless=lossless,
+                    corrupt=request.corrupt,
+                    reconnect=request.reconnect,
+                    realtime=not lossless and address.kind == "file",
+                )
+            )
+            for address in request.inputs
+        ]
+        with console.status("opening " + ", ".join(address.shown for address in request.inputs)):
+            for reader in readers:
+                reader.start()
+        for address, reader in zip(request.inputs, readers, strict=True):
+            if not reader.info.has_audio and not request.mute:
+                say(console, f"{address.shown} has no sound: it is run as silence until some comes")
+        options = LiveOptions(
+            staleness_budget_seconds=request.staleness_seconds, lossless=lossless, fps=request.fps, mute=request.mute
+        )
+        sinks = sinks_of(request, pipeline.classes, readers)
+        runner = LiveRunner(pipeline, readers, sinks, options=options, cues=cues, accounting=accounting)
+        if request.seconds is not None:
+            timer = threading.Timer(request.seconds, runner.stop)
+            timer.daemon = True
+            timer.start()
+            stack.callback(timer.cancel)
+        _watched(console, runner, accounting)
+    return _report(request, pipeline, runner, accounting)
+
+
+def _report(request: LiveRequest, pipeline: Pipeline, runner: LiveRunner, accounting: Accounting) -> dict[str, Any]:
+    snapshot, manifest = accounting.snapshot(), pipeline.bundle.manifest
+    for stream, runs in zip(snapshot["streams"], runner.runs(), strict=True):
+        stream |= runs
+    return {
+        **snapshot,
+        "mode": request.mode,
+        "errors": [str(error) for error in runner.errors()],
+        "backend": pipeline.backend,
+        "bundle": {
+            "name": manifest.name,
+            "trained": manifest.trained,
+            "weights_sha256": manifest.provenance.get("weights_sha256"),
+            "form": pipeline.form,
+            "precision": pipeline.precision,
+            "size": pipeline.size,
+        },
+    }
+
+
+def _watched(console: Console, runner: LiveRunner, accounting: Accounting) -> None:
+    """Run, with a table that is drawn anew while it does. Nothing is drawn where nobody looks."""
+    with ended_by_signals(runner):
+        if not console.is_terminal:
+            runner.run()
+            return
+        with Live(
+            console=console, refresh_per_second=1 / VIEW_SECONDS, get_renderable=lambda: rendered(accounting.snapshot())
+        ):
+            runner.run()

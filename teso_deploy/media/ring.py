@@ -1,0 +1,123 @@
+"""The last seconds of a stream's sound on the stream's clock: gaps are zeros, and counted."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teso_deploy.media.audio import SILENT_PEAK
+from teso_deploy.types import SAMPLE_RATE_HZ, WINDOW_SAMPLES, AudioWindow
+
+CAPACITY_SECONDS = 30.0
+
+
+class AudioRing:
+    """16 kHz mono between :attr:`start_seconds` and :attr:`end_seconds`; one thread writes, any may read.
+
+    ``gap_seconds``: how much was filled with zeros, ``audio_seconds`` how much was recorded, ``overlap_seconds``
+    how much came twice and was left out; all since the beginning. Its memory does not grow.
+    """
+
+    def __init__(self, capacity_seconds: float = CAPACITY_SECONDS) -> None:
+        self._samples = np.zeros(round(capacity_seconds * SAMPLE_RATE_HZ), np.float32)
+        # Places are counted in samples from the zero of the stream's clock; the ring holds [start, end).
+        self._start: int | None = None
+        self._end = 0
+        self._gaps: deque[tuple[int, int]] = deque()
+        self._filled = self._recorded = self._overlap = 0
+        self._grown = threading.Condition()
+
+    @property
+    def start_seconds(self) -> float:
+        """Of the oldest sample that is kept."""
+        with self._grown:
+            return (self._start or 0) / SAMPLE_RATE_HZ
+
+    @property
+    def end_seconds(self) -> float | None:
+        """Behind the newest sample; None before there is any."""
+        with self._grown:
+            return None if self._start is None else self._end / SAMPLE_RATE_HZ
+
+    @property
+    def gap_seconds(self) -> float:
+        """Filled with zeros because nobody recorded it."""
+        return self._filled / SAMPLE_RATE_HZ
+
+    @property
+    def audio_seconds(self) -> float:
+        """Recorded."""
+        return self._recorded / SAMPLE_RATE_HZ
+
+    @property
+    def overlap_seconds(self) -> float:
+        """Left out, because that time was there already."""
+        return self._overlap / SAMPLE_RATE_HZ
+
+    def add(self, at_seconds: float, samples: NDArray[np.float32]) -> None:
+        """Samples (N,) float32 whose first one is of ``at_seconds``."""
+        place = math.floor(at_seconds * SAMPLE_RATE_HZ + 0.5)  # round() goes to the even one: gaps of a sample
+        with self._grown:
+            if self._start is None:
+                self._start = self._end = place
+            if place > self._end:
+                self._gaps.append((self._end, place))
+                self._filled += place - self._end
+                self._write(self._end, np.zeros(min(place - self._end, len(self._samples)), np.float32), place)
+            kept = samples[min(self._end - place, len(samples)) :]
+            self._overlap += len(samples) - len(kept)
+            self._recorded += len(kept)
+            if len(kept):
+                end = self._end + len(kept)
+                self._write(self._end, kept[-len(self._samples) :], end)
+            self._grown.notify_all()
+
+    def _write(self, place: int, samples: NDArray[np.float32], end: int) -> None:
+        """``samples`` are the last ones before ``end``."""
+        capacity = len(self._samples)
+        first = (end - len(samples)) % capacity
+        head = min(len(samples), capacity - first)
+        self._samples[first : first + head] = samples[:head]
+        self._samples[: len(samples) - head] = samples[head:]
+        assert self._start is not None and place <= end
+        self._end, self._start = end, max(self._start, end - capacity)
+        while self._gaps and self._gaps[0][1] <= self._start:
+            self._gaps.popleft()
+
+    def _read(self, first: int, last: int) -> NDArray[np.float32]:
+        """[first, last), zeros outside of what is kept."""
+        found = np.zeros(max(last - first, 0), np.float32)
+        if self._start is None:
+            return found
+        low, high = max(first, self._start), min(last, self._end)
+        if high > low:
+            found[low - first : high - first] = np.take(self._samples, np.arange(low, high), mode="wrap")
+        return found
+
+    def read(self, from_seconds: float, to_seconds: float) -> NDArray[np.float32]:
+        """Samples between two times, zeros where there are none."""
+        with self._grown:
+            return self._read(round(from_seconds * SAMPLE_RATE_HZ), round(to_seconds * SAMPLE_RATE_HZ))
+
+    def window(self, end_seconds: float) -> AudioWindow:
+        """The 0.975 s before a time. What is not there yet, or no more, counts as a gap."""
+        last = round(end_seconds * SAMPLE_RATE_HZ)
+        first = last - WINDOW_SAMPLES
+        with self._grown:
+            samples = self._read(first, last)
+            start, end = (self._start, self._end) if self._start is not None else (last, last)
+            there = max(0, min(last, end) - max(first, start))
+            holes = sum(max(0, min(last, b) - max(first, a, start)) for a, b in self._gaps)
+        missing = WINDOW_SAMPLES - there + holes
+        silent = float(np.abs(samples).max()) < SILENT_PEAK
+        return AudioWindow(samples, first / SAMPLE_RATE_HZ, max(missing, 0) / SAMPLE_RATE_HZ, silent)
+
+    def wait_for(self, end_seconds: float, timeout_seconds: float) -> bool:
+        """Until the sound reaches a time; whether it does."""
+        end = round(end_seconds * SAMPLE_RATE_HZ)
+        with self._grown:
+            return self._grown.wait_for(lambda: self._start is not None and self._end >= end, timeout_seconds)

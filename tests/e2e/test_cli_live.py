@@ -1,0 +1,143 @@
+"""``teso-deploy run`` on streams, as a user meets it: the shipped model, a server, signals, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+
+from teso_deploy.resources import shipped_path
+from tests.streams import Sender, free_port, rtsp, serving, silent, tcp
+
+CLIP_SECONDS = 10.0
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped clip as a transport stream, its packets as they are."""
+    path = tmp_path_factory.mktemp("streams") / "clip.ts"
+    with av.open(str(shipped_path("export/demo/clip.mp4"))) as given, av.open(str(path), "w", format="mpegts") as out:
+        tracks = {stream.index: out.add_stream_from_template(stream) for stream in given.streams}  # type: ignore[arg-type]
+        for packet in given.demux():
+            if packet.dts is not None:
+                packet.stream = tracks[packet.stream.index]  # type: ignore[assignment]
+                out.mux(packet)
+    return path
+
+
+def started(*arguments: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "teso_deploy", "run", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"COLUMNS": "200"}
+    )
+
+
+def ended(process: subprocess.Popen[bytes], timeout_seconds: float = 60.0) -> tuple[int, str]:
+    try:
+        _, told = process.communicate(timeout=timeout_seconds)
+    finally:
+        process.kill()
+    return process.returncode, told.decode()
+
+
+def report_of(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_a_camera_becomes_masks_events_and_a_video(clip: Path, tmp_path: Path) -> None:
+    """Through a server that is killed on the way and comes back."""
+    port, sender = free_port(), Sender(clip, CLIP_SECONDS)
+    first = serving(rtsp(sender, credentials="me:secret"), port)
+    first.__enter__()
+    process = started(
+        f"rtsp://me:secret@127.0.0.1:{port}/live", "--out", tmp_path / "out.mp4", "--masks", tmp_path / "m.jsonl",
+        "--events", tmp_path / "e.jsonl", "--json", tmp_path / "r.json", "--seconds", 15, "--cues", "auto",
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out.mp4").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(4.5)
+    first.__exit__(None, None, None)
+    time.sleep(0.7)
+    with serving(rtsp(Sender(clip, CLIP_SECONDS), credentials="me:secret"), port):
+        code, told = ended(process)
+    assert code == 0 and "secret" not in told, told
+    report = report_of(tmp_path / "r.json")
+    (stream,) = report["streams"]
+    assert (
+        stream["reconnects"] >= 1 and stream["frames"] >= 30 and stream["state"] in ("ended", "running", "reconnecting")
+    )
+    assert stream["frames"] + sum(stream["drops"].values()) <= stream["frames_decoded"] + 1
+    assert (
+        stream["audio"]["there"]
+        and stream["audio"]["gap_seconds"] > 0.5
+        and report["sinks"]["out.mp4"]["error"] is None
+    )
+    assert stream["input"].startswith("rtsp://***@") and report["errors"] == []
+    lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    before = {thing["name"] for line in lines if line["segment"] == 0 for thing in line["objects"]}
+    after = {thing["name"] for line in lines if line["segment"] > 0 for thing in line["objects"]}
+    assert before and after & before, "the same sounds from the same picture, behind the fault"
+    events = [json.loads(line) for line in (tmp_path / "e.jsonl").read_text().splitlines()]
+    assert {event["event"] for event in events} == {"onset", "end"}
+    with av.open(str(tmp_path / "out.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) >= 25 and video.streams.audio
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_finish_files_and_print_the_summary(clip: Path, tmp_path: Path, number: signal.Signals) -> None:
+    port = free_port()
+    with serving(tcp(Sender(clip, CLIP_SECONDS, loop=True))) as server:
+        process = started(
+            f"tcp://127.0.0.1:{server.port}", "--out", tmp_path / "out.mp4", "--json", tmp_path / "r.json",
+            "--metrics", f":{port}",
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "out.mp4").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            assert b'teso_source_up{stream="0"' in answer.read()
+        process.send_signal(number)
+        code, told = ended(process)
+    assert code == 0 and "frames" in told
+    assert report_of(tmp_path / "r.json")["streams"][0]["frames"] > 5
+    with av.open(str(tmp_path / "out.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) > 5
+
+
+def test_standard_input_without_a_frame_lost(clip: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "teso_deploy", "run", "-", "--mode", "file", "--fps", "5", "--json", "-"]
+    done = subprocess.run(
+        [*command, "--masks", str(tmp_path / "masks")], input=clip.read_bytes(), capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    (stream,) = json.loads(done.stdout)["streams"]
+    assert stream["frames_decoded"] == 250 and stream["frames"] == 50 and stream["drops"] == {"fps": 200}
+    assert len(list((tmp_path / "masks").iterdir())) == 50
+
+
+def test_bad_input_is_a_sentence(clip: Path, tmp_path: Path) -> None:
+    with serving(silent) as server:
+        cases: list[tuple[list[object], str]] = [
+            (["srt://h:1"], "can't be read"),
+            (["tcp://127.0.0.1:1", "--events", tmp_path / "e.jsonl"], "Connection refused"),
+            ([f"http://127.0.0.1:{server.port}/x", "--timeout", 1, "--json", "-"], "1 s"),
+            (["rtsp://h/x", "--out", tmp_path / "none" / "o.mp4"], "no folder"),
+            (["rtsp://h/x", "--mode", "paper"], "for files"),
+            (["rtsp://h/x", "--metrics", "x"], "give :PORT"),
+            ([tmp_path / "none.mp4", "--mode", "live"], "no file"),
+        ]
+        for arguments, told in cases:
+            code, text = ended(started(*arguments))
+            assert code == 2 and told in text and "Traceback" not in text, (arguments, text)

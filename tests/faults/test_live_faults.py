@@ -1,0 +1,322 @@
+"""What happens to streams, at the reader: no crash, no hang, right counters, picture and sound right again after it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from teso_deploy.errors import InputNotFoundError, MediaError, TesoError
+from teso_deploy.media.address import Address
+from teso_deploy.media.backoff import Backoff
+from teso_deploy.media.live import LiveReader, SourceHealth
+from tests.recordings import click_times, click_track, record, shifted
+from tests.streams import Damage, Sender, corrupted, free_port, http, lost, rtsp, send_udp, serving, silent, tcp
+
+SECONDS = 4.0
+#: Every half second there is a flash and a click.
+BEATS = [0.5 * n for n in range(1, 8)]
+ALIGNED_SECONDS = 0.02
+#: What is looked into when a stream is opened.
+OPENING_SECONDS = 0.8
+
+
+def times(fps: float, seconds: float = SECONDS) -> list[float]:
+    return [n / fps for n in range(round(seconds * fps))]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("live") / "clip.ts"
+    return record(path, times(40), flashes=BEATS, sound=click_track(SECONDS, BEATS))
+
+
+@dataclass
+class Seen:
+    """What came of a stream."""
+
+    pts: list[float] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
+    sizes: list[tuple[int, ...]] = field(default_factory=list)
+    flashes: list[float] = field(default_factory=list)
+    clicks: list[float] = field(default_factory=list)
+    health: SourceHealth | None = None
+
+    def offsets(self) -> list[float]:
+        """Of each flash, how far the nearest click is away."""
+        return [min(abs(flash - click) for click in self.clicks) for flash in self.flashes]
+
+
+def quickly() -> Backoff:
+    return Backoff(first_seconds=0.1, cap_seconds=0.2)
+
+
+def watched(
+    url: str,
+    seconds: float,
+    act: Callable[[float], None] = lambda at: None,
+    audio: str | None = None,
+    timeout_seconds: float = 3.0,
+    is_slow: bool = False,
+) -> Seen:
+    """Look at a stream for some seconds. ``act``: called all the time with how many have passed."""
+    seen = Seen()
+    other = Address.parse(audio) if audio else None
+    with LiveReader(Address.parse(url), audio=other, timeout_seconds=timeout_seconds, backoff=quickly) as reader:
+        reader.start()
+        began, was_bright = time.monotonic(), False
+        while (passed := time.monotonic() - began) < seconds and not reader.ended:
+            act(passed)
+            taken = reader.take(0.02)
+            if taken is None:
+                continue
+            image = taken.frame.image
+            seen.pts.append(taken.pts_seconds)
+            seen.segments.append(taken.segment)
+            seen.sizes.append(image.shape)
+            is_bright = bool(image[image.shape[0] // 2 :].mean() > 128)
+            if is_bright and not was_bright:
+                seen.flashes.append(taken.pts_seconds)
+            was_bright = is_bright
+        end = reader.ring.end_seconds or 0.0
+        seen.clicks = click_times(reader.ring.read(0.0, end)) if end else []
+        seen.health = reader.health()
+    return seen
+
+
+def assert_aligned(seen: Seen, at_least: int = 2, frame_seconds: float = 1 / 40) -> None:
+    """A picture that was superseded makes a flash a frame late; most are not."""
+    offsets = seen.offsets()
+    assert len(offsets) >= at_least, (seen.flashes, seen.clicks)
+    good = [offset for offset in offsets if offset <= ALIGNED_SECONDS + 1e-3]
+    assert len(good) >= len(offsets) / 2 and max(offsets) <= ALIGNED_SECONDS + 2 * frame_seconds, (
+        seen.flashes,
+        seen.clicks,
+    )
+
+
+def test_every_kind_of_server(clip: Path) -> None:
+    for serve, url in (
+        (tcp(Sender(clip, SECONDS)), "tcp://127.0.0.1:{port}"),
+        (http(Sender(clip, SECONDS), credentials="me:secret"), "http://me:secret@127.0.0.1:{port}/live.ts"),
+        (rtsp(Sender(clip, SECONDS), credentials="me:secret"), "rtsp://me:secret@127.0.0.1:{port}/live"),
+    ):
+        with serving(serve) as server:
+            seen = watched(url.format(port=server.port), 1.7)
+        assert_aligned(seen)
+        assert seen.health is not None and seen.health.state == "running" and seen.health.gap_seconds < 0.05
+        assert seen.pts == sorted(seen.pts) and seen.health.reconnects == 0
+
+
+def test_datagrams(clip: Path) -> None:
+    port, sender = free_port(), Sender(clip, SECONDS, packets=7)
+    send_udp(sender, port)
+    try:
+        assert_aligned(watched(f"udp://127.0.0.1:{port}", 1.7))
+    finally:
+        sender.stopped.set()
+
+
+def test_a_server_that_dies_and_comes_back(clip: Path) -> None:
+    port = free_port()
+    servers = [serving(tcp(Sender(clip, SECONDS)), port)]
+    servers[0].__enter__()
+    state: dict[str, float] = {}
+
+    def act(passed: float) -> None:
+        if passed > 0.8 and "killed" not in state:
+            state["killed"] = passed
+            servers[0].__exit__(None, None, None)
+        if passed > 1.3 and "back" not in state:
+            state["back"] = passed
+            servers.append(serving(tcp(Sender(clip, SECONDS)), port))
+            servers[1].__enter__()
+
+    try:
+        seen = watched(f"tcp://127.0.0.1:{port}", 4.2, act)
+    finally:
+        servers[-1].__exit__(None, None, None)
+    assert seen.health is not None and seen.health.reconnects >= 1 and seen.health.state == "running"
+    assert seen.segments[-1] > seen.segments[0] and seen.pts == sorted(seen.pts)
+    assert seen.health.gap_seconds > 0.2, "time has passed that nobody recorded"
+    assert_aligned(seen, 4)
+
+
+def test_a_pause_is_no_end_and_a_long_one_is_a_fault(clip: Path) -> None:
+    sender = Sender(clip, SECONDS)
+
+    def pause(passed: float) -> None:
+        (sender.paused.set if 0.5 < passed < 1.3 else sender.paused.clear)()
+
+    with serving(tcp(sender)) as server:
+        seen = watched(f"tcp://127.0.0.1:{server.port}", 3.0, pause)
+    assert seen.health is not None and seen.health.reconnects == 0
+    assert_aligned(seen, 3)
+    sender = Sender(clip, SECONDS)
+    with serving(tcp(sender)) as server:
+        seen = watched(
+            f"tcp://127.0.0.1:{server.port}",
+            3.5,
+            lambda at: sender.paused.set() if at > 0.4 else None,
+            timeout_seconds=1.0,
+        )
+        assert seen.health is not None and server.clients >= 2, "asked again"
+
+
+@pytest.mark.parametrize(
+    "damage", [lost(0.01), lost(0.05), lost(0.2), corrupted(0.05)], ids=["1%", "5%", "20%", "bits"]
+)
+def test_packets_that_are_lost_or_spoilt(clip: Path, damage: Damage) -> None:
+    sender, clean_from = Sender(clip, SECONDS, damage), [0.0]
+
+    def mend(passed: float) -> None:
+        if passed > 1.0 and not clean_from[0]:
+            sender.damage, clean_from[0] = bytes, passed
+
+    with serving(tcp(sender)) as server:
+        seen = watched(f"tcp://127.0.0.1:{server.port}", 2.9, mend)
+    assert seen.health is not None and seen.health.reconnects == 0
+    assert seen.health.corrupt_packets + seen.health.corrupt_frames > 0
+    # Within a second of clean input everything is right again.
+    clean = Seen(
+        flashes=[flash for flash in seen.flashes if flash > clean_from[0] + 1.0 + OPENING_SECONDS], clicks=seen.clicks
+    )
+    assert_aligned(clean, 1)
+
+
+def test_a_stream_that_begins_anew(clip: Path) -> None:
+    """Stamps jump back at each turn; time goes on, and picture and sound leap together."""
+    short = clip.with_name("short.ts")
+    record(short, times(40, 1.5), flashes=[0.5, 1.0], sound=click_track(1.5, [0.5, 1.0]))
+    with serving(tcp(Sender(short, 1.5, loop=True))) as server:
+        seen = watched(f"tcp://127.0.0.1:{server.port}", 4.5)
+    assert seen.health is not None and seen.health.discontinuities >= 2 and seen.health.reconnects == 0
+    assert seen.segments[-1] >= 2 and seen.pts == sorted(seen.pts)
+    assert_aligned(seen, 5)
+
+
+def test_stamps_that_run_over(clip: Path) -> None:
+    """33 bits of 90 kHz last for 26.5 hours."""
+    late = shifted(clip, clip.with_name("late.ts"), 2**33 / 90_000 - 3.0)
+    with serving(tcp(Sender(late, SECONDS))) as server:
+        seen = watched(f"tcp://127.0.0.1:{server.port}", 3.6)
+    assert seen.health is not None and seen.pts == sorted(seen.pts) and seen.pts[-1] < 10
+    assert_aligned(seen, 4)
+
+
+def test_other_sizes_and_sample_rates_on_the_way(clip: Path) -> None:
+    parts = []
+    for number, (rate_hz, size) in enumerate([(48_000, (64, 96)), (22_050, (80, 128)), (44_100, (64, 96))]):
+        part = clip.with_name(f"part{number}.ts")
+        beats = click_track(1.0, [0.3, 0.7], rate_hz)
+        record(part, times(40, 1.0), flashes=[0.3, 0.7], sound=beats, rate_hz=rate_hz, size=size)
+        parts.append(part.read_bytes())
+    path = clip.with_name("parts.ts")
+    path.write_bytes(b"".join(parts))
+    with serving(tcp(Sender(path, 3.0))) as server:
+        seen = watched(f"tcp://127.0.0.1:{server.port}", 3.0)
+    assert seen.health is not None and seen.health.format_changes >= 3
+    assert {size[:2] for size in seen.sizes} == {(64, 96), (80, 128)}
+    assert_aligned(seen, 3)
+
+
+def test_no_sound_late_sound_and_sound_that_is_off(clip: Path) -> None:
+    path = record(clip.with_name("mute.ts"), times(40), flashes=BEATS)
+    with serving(tcp(Sender(path, SECONDS))) as server:
+        seen = watched(f"tcp://127.0.0.1:{server.port}", 1.0)
+    assert seen.health is not None and not seen.health.has_audio and len(seen.pts) > 10 and not seen.clicks
+    beats = click_track(1.0, [0.5])
+    path = record(clip.with_name("late_sound.ts"), times(40), flashes=[3.5], sound=beats, sound_start=3.0)
+    with serving(tcp(Sender(path, SECONDS))) as server:
+        seen = watched(f"tcp://127.0.0.1:{server.port}", 3.8)
+    assert len(seen.pts) > 30 and seen.pts[-1] > 2.5, "frames do not wait for the sound"
+    assert_aligned(seen, 1)
+    path = record(
+        clip.with_name("off.ts"), times(40), flashes=BEATS, sound=click_track(SECONDS, [b + 0.25 for b in BEATS])
+    )
+    with serving(tcp(Sender(path, SECONDS))) as server:
+        seen = watched(f"tcp://127.0.0.1:{server.port}", 2.0)
+    assert all(0.2 < offset < 0.3 for offset in seen.offsets()), "what is off in the stream is off in what is read"
+
+
+@pytest.mark.parametrize("fps", [1, 120])
+def test_slow_and_fast_pictures(clip: Path, fps: int) -> None:
+    path = clip.with_name(f"fps{fps}.ts")
+    record(path, times(fps), flashes=[1.0, 2.0], sound=click_track(SECONDS, [1.0, 2.0]))
+    with serving(tcp(Sender(path, SECONDS))) as server:
+        seen = watched(f"tcp://127.0.0.1:{server.port}", 3.0, timeout_seconds=5.0)
+    assert seen.health is not None and seen.health.frames_decoded >= 2 * fps and seen.health.audio_seconds > 1.5
+    assert_aligned(seen, 1, 1 / 40)
+
+
+def test_four_tracks_of_sound(clip: Path) -> None:
+    path = shifted(clip, clip.with_name("tracks.ts"), 0.0, audio_tracks=4)
+    with serving(tcp(Sender(path, SECONDS))) as server:
+        assert_aligned(watched(f"tcp://127.0.0.1:{server.port}", 1.7))
+
+
+def test_sound_from_elsewhere(clip: Path) -> None:
+    picture = record(clip.with_name("picture.ts"), times(40), flashes=BEATS)
+    with serving(tcp(Sender(picture, SECONDS))) as server, serving(tcp(Sender(clip, SECONDS))) as other:
+        seen = watched(f"tcp://127.0.0.1:{server.port}", 2.4, audio=f"tcp://127.0.0.1:{other.port}")
+    assert seen.health is not None and seen.health.has_audio and seen.health.audio_seconds > 0.8 and len(seen.pts) > 30
+
+
+def failure_of(url: str, timeout_seconds: float = 1.0) -> tuple[TesoError, float]:
+    began = time.monotonic()
+    with (
+        pytest.raises(TesoError) as raised,
+        LiveReader(Address.parse(url), timeout_seconds=timeout_seconds) as reader,
+    ):
+        reader.start()
+    return raised.value, time.monotonic() - began
+
+
+def test_who_is_not_let_in_does_not_ask_again(clip: Path) -> None:
+    sender = Sender(clip, SECONDS)
+    for serve, scheme in ((http(sender, credentials="me:secret"), "http"), (rtsp(sender, "me:secret"), "rtsp")):
+        with serving(serve) as server:
+            error, seconds = failure_of(f"{scheme}://me:wrong-word@127.0.0.1:{server.port}/live")
+            assert isinstance(error, MediaError) and "credentials" in str(error) and seconds < 1.0
+            assert "wrong-word" not in str(error) and server.clients <= 2
+    for status, kind in ((403, MediaError), (404, InputNotFoundError)):
+        with serving(http(None, status)) as server:
+            error, _ = failure_of(f"http://127.0.0.1:{server.port}/live.ts")
+            assert isinstance(error, kind) and server.clients == 1
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "http", "rtsp", "rtmp"])
+def test_a_host_that_never_answers(scheme: str) -> None:
+    with serving(silent) as server:
+        error, seconds = failure_of(f"{scheme}://127.0.0.1:{server.port}/live")
+    assert isinstance(error, MediaError) and seconds < 1.4 and str(error).count("\n") == 0
+
+
+def test_files_that_are_none(tmp_path: Path, clip: Path) -> None:
+    empty, cut = tmp_path / "empty.mp4", tmp_path / "cut.mp4"
+    empty.write_bytes(b"")
+    whole = record(tmp_path / "whole.mp4", times(25, 2.0), sound=click_track(2.0, [1.0]))
+    cut.write_bytes(whole.read_bytes()[:-3000])
+    for path, told in ((empty, "empty"), (cut, "cut off"), (tmp_path / "none.mp4", "no file")):
+        error, _ = failure_of(str(path))
+        assert told in str(error) and str(path) in str(error)
+
+
+def test_nothing_is_left_behind(clip: Path) -> None:
+    def left() -> tuple[int, int]:
+        mine = [thread for thread in threading.enumerate() if thread.name.startswith("teso-")]
+        return len(mine), len(os.listdir("/proc/self/fd"))
+
+    before = left()
+    for _ in range(5):
+        with serving(tcp(Sender(clip, SECONDS))) as server:
+            watched(f"tcp://127.0.0.1:{server.port}", 0.1)
+    deadline = time.monotonic() + 5
+    while left() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left() <= before

@@ -1,0 +1,43 @@
+"""What an input names, and that credentials are never shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from teso_deploy.errors import MediaError
+from teso_deploy.media.address import Address, open_options
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "shown"),
+    [
+        ("clip.mp4", "file", "clip.mp4"),
+        ("file:///a%20b.mp4", "file", "/a b.mp4"),
+        ("-", "pipe", "-"),
+        ("rtsp://cam/live", "rtsp", "rtsp://cam/live"),
+        ("RTSP://me:secret@cam:554/live", "rtsp", "rtsp://***@cam:554/live"),
+        ("https://h/x.ts?token=abc&b=1", "http", "https://h/x.ts?token=***&b=1"),
+        ("rtmps://h/app", "rtmp", "rtmps://h/app"),
+        ("udp://:1234", "mpegts", "udp://:1234"),
+        ("tcp://[::1]:9", "mpegts", "tcp://[::1]:9"),
+    ],
+)
+def test_kinds(text: str, kind: str, shown: str) -> None:
+    address = Address.parse(text)
+    assert (address.kind, address.shown) == (kind, shown)
+    assert address.is_live == (kind != "file") and "secret" not in repr(address)
+    assert ("rtsp_transport" in open_options(address)) == (kind == "rtsp")
+
+
+@pytest.mark.parametrize("text", ["srt://h:1", "foo://x", "rtsp://", "http://h:99999/x", "http://[::1/x"])
+def test_what_can_t_be_read(text: str) -> None:
+    with pytest.raises(MediaError, match=r"give a file|write \w+://") as raised:
+        Address.parse(text)
+    assert "\n" not in str(raised.value)
+    assert ("ffmpeg -i" in str(raised.value)) == text.startswith("srt")
+
+
+def test_a_message_of_others_is_cleaned() -> None:
+    address = Address.parse("rtsp://user-name:p%40ss%20word@cam/x?api_key=k123456")
+    message = f"failed: '{address.url}' with p@ss word, p%40ss%20word, user-name and k123456"
+    assert address.cleaned(message) == "failed: 'rtsp://***@cam/x?api_key=***' with ***, ***, *** and ***"

@@ -1,0 +1,48 @@
+"""Live time, shared leaps and waits between attempts."""
+
+from __future__ import annotations
+
+import pytest
+
+from teso_deploy.media.backoff import Backoff
+from teso_deploy.media.clock import LiveClock
+from teso_deploy.media.container import SteadyClock
+
+
+def test_the_fastest_frame_says_how_long_the_way_is() -> None:
+    clock = LiveClock()
+    assert clock.now_seconds(5.0) == 0.0 and not clock.is_set
+    for n in range(50):
+        clock.observe(n * 0.04, 100.0 + n * 0.04 + (0.3 if n % 5 else 0.05))
+    assert clock.now_seconds(102.0) == pytest.approx(102.0 - 100.05)
+    clock.observe(2.04, 108.0)  # the source stood still, and goes on where it was
+    assert clock.now_seconds(108.0) == pytest.approx(2.04)
+
+
+def test_a_slower_way_is_believed_after_ten_seconds() -> None:
+    clock = LiveClock()
+    for n in range(600):
+        clock.observe(n * 0.04, n * 0.04 + (0.0 if n < 100 else 0.4))
+    assert clock.now_seconds(24.0) == pytest.approx(23.6)
+
+
+def test_picture_and_sound_leap_together() -> None:
+    picture = SteadyClock()
+    sound = SteadyClock(beside=picture)
+    assert picture.place(100.0, 100.04) == (100.0, False)
+    assert picture.place(0.5, 100.04) == (100.04, True), "the first to leap chooses"
+    assert sound.place(99.9, 99.9) == (99.9, False), "the other is not there yet"
+    at, leapt = sound.place(0.45, 99.92)
+    assert leapt and at == pytest.approx(99.99), "and leaps by as much"
+    at, leapt = picture.place(0.54, 100.08)
+    assert not leapt and at == pytest.approx(100.08)
+
+
+def test_waits_double_up_to_a_cap_and_begin_anew() -> None:
+    waits = Backoff(0.5, 4.0, draw=lambda: 1.0)
+    assert [waits.next_seconds() for _ in range(5)] == [0.5, 1.0, 2.0, 4.0, 4.0]
+    waits.held(3.0)
+    assert waits.next_seconds() == 4.0
+    waits.held(11.0)
+    assert waits.next_seconds() == 0.5
+    assert Backoff(1.0, draw=lambda: 0.0).next_seconds() == 0.5

@@ -1,0 +1,109 @@
+"""Numbers of a live run: bounded, within one per cent, for people, for JSON and for Prometheus."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from teso_deploy.cli.live_view import rendered
+from teso_deploy.errors import OutputError
+from teso_deploy.media.live import SourceHealth
+from teso_deploy.runtime.accounting import Accounting, prometheus
+from teso_deploy.runtime.delivery import Delivery
+from teso_deploy.runtime.latency import Histogram
+from teso_deploy.runtime.metrics_server import MetricsServer, parsed_place
+from teso_deploy.types import Cues, Frame, Segmentation
+
+HEALTH = SourceHealth("running", 30, 2, 1, {"superseded": 3}, 1, 0, 2, 0.5, 9.5, True, 0.04, None)
+
+
+def delivery(cause: str = "frame", took: float = 0.04) -> Delivery:
+    cues = Cues(("dog",), np.zeros((1, 2), np.float32), np.ones(1, bool), "llm", 2.5)
+    found = Segmentation(np.ones((4, 4), np.uint8), np.ones(1, np.float32), np.ones(1, np.float32), cues)
+    stamps = {"captured": 0.0, "decoded": took / 4, "delivered": took}
+    return Delivery(0, Frame(np.zeros((4, 4, 3), np.uint8), 0.0), found, cause, 0.0, 0.1, 0.0, stamps)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_histogram_is_within_one_per_cent(seed: int) -> None:
+    values = np.random.default_rng(seed).lognormal(-3, 1.5, 5000)
+    histogram = Histogram()
+    for value in values:
+        histogram.add(value)
+    for name, found in histogram.percentiles_ms().items():
+        exact = np.percentile(values, int(name[1:]), method="inverted_cdf") * 1e3
+        assert found == pytest.approx(exact, rel=0.011)
+    assert Histogram().percentiles_ms() == {}
+
+
+def test_what_a_snapshot_says() -> None:
+    time = [0.0]
+    accounting = Accounting(["rtsp://***@cam/live"], clock=lambda: time[0])
+    for n in range(10):
+        time[0] = n * 0.1
+        accounting.delivered(delivery())
+    accounting.delivered(delivery("sound", 0.002))
+    accounting.source(0, HEALTH, {"stale": 4, "closed": 0})
+    accounting.sinks({"out.mp4": {"delivered": 10, "dropped": 1, "error": "full [bold]disk"}})
+    time[0] = 1.0
+    snapshot = json.loads(json.dumps(accounting.snapshot()))
+    (stream,) = snapshot["streams"]
+    assert (stream["frames"], stream["fps"], stream["frames_decoded"]) == (10, 10.0, 30)
+    assert stream["drops"] == {"stale": 4, "superseded": 3} and stream["redecodes"] == {"sound": 1, "cues": 0}
+    assert stream["latency_ms"]["frame"]["p50"] == pytest.approx(40, rel=0.01)
+    assert stream["latency_ms"]["decoded"]["p99"] == pytest.approx(10, rel=0.01)
+    assert stream["redecode_ms"]["p50"] == pytest.approx(2, rel=0.01)
+    assert stream["cues"] == {"source": "llm", "age_seconds": 2.5} and stream["reconnects"] == 2
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(rendered(snapshot))
+    assert "rtsp://***@cam/live" in (text := console.export_text()) and "full [bold]disk" in text
+
+
+def test_prometheus_can_read_it() -> None:
+    accounting = Accounting(['a "quoted"\\ name'])
+    accounting.delivered(delivery())
+    accounting.source(0, HEALTH, {})
+    accounting.sinks({"out": {"delivered": 1, "dropped": 0, "error": None}})
+    text = prometheus(accounting.snapshot())
+    names: dict[str, str] = {}
+    for line in text.splitlines():
+        if line.startswith("# TYPE"):
+            _, _, name, kind = line.split(" ")
+            assert name not in names and (kind != "counter" or name.endswith("_total"))
+            names[name] = kind
+        elif not line.startswith("#"):
+            match = re.fullmatch(r'(\w+)\{((?:\w+="(?:[^"\\\n]|\\["\\n])*",?)*)\} (-?[\d.e+-]+)', line)
+            assert match and match[1] in names, line
+    assert names["teso_staleness_seconds"] == "gauge" and 'cause="superseded"} 3' in text
+    assert 'teso_staleness_seconds{stream="0",input="a \\"quoted\\"\\\\ name",quantile="0.95"} 0.1' in text
+
+
+def test_it_is_served() -> None:
+    accounting = Accounting(["cam"])
+    with MetricsServer(":0", accounting.snapshot) as server:
+        with urllib.request.urlopen(f"http://{server.address}/metrics") as answer:
+            assert b"# TYPE teso_frames_total counter" in answer.read()
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"http://{server.address}/health")
+        assert refused.value.code == 503, "still opening"
+        accounting.source(0, HEALTH, {})
+        with urllib.request.urlopen(f"http://{server.address}/health") as answer:
+            assert json.load(answer)["streams"][0]["state"] == "running"
+        with pytest.raises(OutputError, match="name another port"):
+            MetricsServer(server.address, accounting.snapshot)
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"http://{server.address}/metrics", timeout=1)
+
+
+@pytest.mark.parametrize("text", ["", "9090x", ":70000", "host"])
+def test_no_place_for_metrics(text: str) -> None:
+    with pytest.raises(OutputError, match="give :PORT"):
+        parsed_place(text)
+    assert parsed_place("9090") == ("127.0.0.1", 9090) and parsed_place("0.0.0.0:1") == ("0.0.0.0", 1)

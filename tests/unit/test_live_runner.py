@@ -1,0 +1,219 @@
+"""The runner on a tiny bundle and sources that are fakes: nobody waits for anybody."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from teso_deploy.errors import MediaError, OutputError
+from teso_deploy.media.address import Address
+from teso_deploy.media.live import LiveReader, SourceHealth
+from teso_deploy.media.ring import AudioRing
+from teso_deploy.runtime.accounting import Accounting
+from teso_deploy.runtime.delivery import Delivery
+from teso_deploy.runtime.live import LiveRunner
+from teso_deploy.runtime.pipeline import Pipeline, Stream
+from teso_deploy.runtime.scheduling import LiveOptions
+from teso_deploy.runtime.sinks import CallbackSink
+from teso_deploy.types import Frame
+
+
+class Taken:
+    """A frame as a reader gives it."""
+
+    def __init__(self, number: int, pts_seconds: float) -> None:
+        self.pts_seconds, self.index, self.segment, self.is_corrupt = pts_seconds, number, 0, False
+        self.arrived = self.decoded = time.monotonic()
+        image = np.full((64, 96, 3), (number * 7) % 256, np.uint8)
+        self.frame = Frame(image, pts_seconds, number)
+
+
+class Camera:
+    """Films ``fps`` frames a second for some seconds, and hears a tone; stream time begins when it is started."""
+
+    def __init__(
+        self, seconds: float, fps: float = 25.0, has_sound: bool = True, fails_after: float | None = None
+    ) -> None:
+        self.address, self.ring = Address.parse("rtsp://camera/live"), AudioRing()
+        self.error: MediaError | None = None
+        self.on_frame = self.on_sound = lambda: None
+        self._seconds, self._fps, self._has_sound, self._fails_after = seconds, fps, has_sound, fails_after
+        self._began, self._next, self.superseded, self._stopped = time.monotonic(), 0, 0, False
+
+    def now_seconds(self) -> float:
+        now = time.monotonic() - self._began
+        if self._has_sound:
+            end = self.ring.end_seconds or 0.0
+            if now - end > 0.04:
+                self.ring.add(end, np.full(round((now - end) * 16_000), 0.1, np.float32))
+        if self._fails_after is not None and now > self._fails_after:
+            self.error = MediaError("the camera was torn off the wall: mount it again")
+        return now
+
+    @property
+    def ended(self) -> bool:
+        return self._stopped or self.error is not None or self.now_seconds() > self._seconds
+
+    def take(self, timeout_seconds: float) -> Taken | None:
+        due = int(self.now_seconds() * self._fps)
+        if self.ended or due < self._next:
+            return None
+        self.superseded += due - self._next
+        self._next = due + 1
+        return Taken(due, due / self._fps)
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def health(self) -> SourceHealth:
+        drops = {"superseded": self.superseded}
+        return SourceHealth("running", self._next, 0, 0, drops, 0, 0, 0, 0.0, 1.0, self._has_sound, 0.0, None)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_bundle: Path) -> Pipeline:
+    return Pipeline.load(tiny_bundle, threads=1)
+
+
+def ran(pipeline: Pipeline, cameras: list[Camera], **more: Any) -> tuple[list[Delivery], LiveRunner, dict[str, Any]]:
+    found: list[Delivery] = []
+    accounting = Accounting([camera.address.shown for camera in cameras])
+    sinks = [CallbackSink(found.append), *more.pop("sinks", [])]
+    runner = LiveRunner(pipeline, cast(list[LiveReader], cameras), sinks, accounting=accounting, **more)
+    runner.run()
+    return found, runner, accounting.snapshot()
+
+
+@pytest.fixture
+def slow_encoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    encode = Stream.encode
+
+    def slowly(self: Stream, frame: Any) -> Any:
+        time.sleep(0.6)
+        return encode(self, frame)
+
+    monkeypatch.setattr(Stream, "encode", slowly)
+    yield
+
+
+def test_frames_come_with_the_sound_before_them(pipeline: Pipeline) -> None:
+    found, _, snapshot = ran(pipeline, [Camera(1.5)])
+    frames = [one for one in found if one.cause == "frame"]
+    indices = [one.frame.index for one in frames]
+    (stream,) = snapshot["streams"]
+    assert indices == sorted(indices) and len(frames) >= 15 and stream["frames"] == len(frames)
+    assert stream["frames"] + sum(stream["drops"].values()) == stream["frames_decoded"]
+    for one in frames:
+        assert one.audio_end_seconds is not None or one.frame.pts_seconds < 0.1, "no sound had come"
+        assert one.segmentation.audio_start_seconds < one.frame.pts_seconds + 0.3
+        assert list(one.stamps) == ["captured", "decoded", "queued", "encoded", "heard", "fused", "masked", "delivered"]
+        assert list(one.stamps.values()) == sorted(one.stamps.values())
+    assert {"p50", "p99"} <= set(stream["latency_ms"]["frame"]) and stream["staleness_ms"]["p95"] < 500
+
+
+def test_what_it_finds_is_what_the_pipeline_finds(pipeline: Pipeline) -> None:
+    found, _, _ = ran(pipeline, [Camera(0.8)], cues=["dog"])
+    for one in found:
+        alone = pipeline.segment(one.frame, np.full(15_600, 0.1, np.float32), ["dog"])
+        if one.segmentation.audio_start_seconds >= 0:
+            np.testing.assert_array_equal(one.segmentation.labels, alone.labels)
+    assert any(one.segmentation.audio_start_seconds >= 0 for one in found) or len(found) > 3
+
+
+def test_a_slow_encoder_holds_up_no_sound(pipeline: Pipeline, slow_encoder: None) -> None:
+    found, _, snapshot = ran(pipeline, [Camera(3.2)])
+    frames = [one for one in found if one.cause == "frame"]
+    sounds = [one for one in found if one.cause == "sound"]
+    assert 3 <= len(frames) <= 6 and len(sounds) >= 5
+    assert max(one.staleness_seconds for one in frames) <= 0.5 + 0.6 + 0.3
+    ends = [one.audio_end_seconds for one in found if one.audio_end_seconds is not None]
+    assert ends == sorted(ends) and max(b - a for a, b in pairwise(ends)) <= 0.5
+    assert snapshot["streams"][0]["drops"]["superseded"] > 30
+
+
+def test_cues_are_used_at_once_and_tell_their_age(pipeline: Pipeline) -> None:
+    camera = Camera(1.6, has_sound=False)
+    found: list[Delivery] = []
+    runner = LiveRunner(pipeline, cast(list[LiveReader], [camera]), [CallbackSink(found.append)])
+    cues = pipeline.cues_of(["dog"])
+    offered_at: list[float] = []
+
+    def offer() -> None:
+        offered_at.append(camera.now_seconds())
+        runner.offer_cues(0, cues, of_seconds=0.2)
+
+    threading.Timer(0.8, offer).start()
+    runner.run()
+    with_cues = [one for one in found if one.segmentation.cues.names == ("dog",)]
+    assert with_cues and with_cues[0].shown_at_seconds - offered_at[0] < 0.3
+    assert with_cues[-1].segmentation.cues.age_seconds == pytest.approx(1.4, abs=0.4)
+    assert all(one.segmentation.cues.age_seconds == 0 for one in found if one.segmentation.cues.names != ("dog",))
+
+
+def test_several_streams_are_served_alike(pipeline: Pipeline, slow_encoder: None) -> None:
+    found, _, snapshot = ran(pipeline, [Camera(4.0), Camera(4.0)])
+    counts = [sum(one.stream == n and one.cause == "frame" for one in found) for n in (0, 1)]
+    assert min(counts) >= 2 and abs(counts[0] - counts[1]) <= 1
+    assert [stream["frames"] for stream in snapshot["streams"]] == counts
+
+
+def test_what_fails_takes_nobody_along(pipeline: Pipeline) -> None:
+    def broken(delivery: Delivery) -> None:
+        raise RuntimeError("the disk is on fire")
+
+    cameras = [Camera(1.2), Camera(1.2, fails_after=0.3)]
+    found, runner, snapshot = ran(pipeline, cameras, sinks=[CallbackSink(broken, "broken")])
+    assert max(one.frame.pts_seconds for one in found if one.stream == 0) > 0.9
+    assert max(one.frame.pts_seconds for one in found if one.stream == 1) < 0.6
+    told = sorted(str(error) for error in runner.errors())
+    assert len(told) == 2 and "on fire" in told[0] and "torn off" in told[1]
+    assert isinstance(runner.errors()[1], OutputError) and snapshot["sinks"]["broken"]["error"]
+
+
+def test_it_stops_when_it_is_told_to(pipeline: Pipeline) -> None:
+    camera = Camera(60.0)
+    runner = LiveRunner(pipeline, cast(list[LiveReader], [camera]))
+    threading.Timer(0.4, runner.stop).start()
+    began = time.monotonic()
+    runner.run()
+    assert time.monotonic() - began < 5
+    assert not [thread for thread in threading.enumerate() if thread.name in ("teso-encode", "teso-decode")]
+
+
+def test_a_worker_that_fails_ends_the_run(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Stream, *given: Any) -> None:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(Stream, "decode", broken)
+    with pytest.raises(MemoryError):
+        ran(pipeline, [Camera(30.0)])
+
+
+def test_muted_it_hears_nothing(pipeline: Pipeline) -> None:
+    found, _, _ = ran(pipeline, [Camera(0.6)], options=LiveOptions(mute=True))
+    assert found and all(one.segmentation.audio_is_silent and one.audio_end_seconds is None for one in found)
+
+
+def test_two_halves_are_the_whole(pipeline: Pipeline) -> None:
+    """While the next picture is encoded the last one can be decoded again."""
+    rng, stream = np.random.default_rng(0), pipeline.open_stream()
+    pictures = [rng.integers(0, 256, (64, 96, 3), np.uint8) for _ in range(4)]
+    sounds = [rng.standard_normal(15_600).astype(np.float32) * 0.1 for _ in range(2)]
+    before = stream.encode(pictures[0])
+    for picture in pictures[1:]:
+        after = stream.encode(picture)
+        for sound in sounds:
+            for encoded in (before, after):
+                found = stream.decode(encoded, sound, ["dog"])
+                alone = pipeline.open_stream().segment(encoded.frame, sound, ["dog"])
+                np.testing.assert_array_equal(found.labels, alone.labels)
+                np.testing.assert_array_equal(found.class_scores, alone.class_scores)
+        before = after
+    assert stream.encode(pictures[3]).graph is after.graph and stream.encoder_skips["same"] == 1

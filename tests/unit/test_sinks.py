@@ -1,0 +1,190 @@
+"""Where live results go: slow, failing and killed ones, and what is in the files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from teso_deploy.errors import OutputError
+from teso_deploy.media.ring import AudioRing
+from teso_deploy.runtime.delivery import Cause, Delivery
+from teso_deploy.runtime.sinks import (
+    CallbackSink,
+    EventSink,
+    MaskFolderSink,
+    MaskLinesSink,
+    Outbox,
+    OverlaySink,
+    run_lengths,
+)
+from teso_deploy.types import Cues, Frame, Segmentation
+
+CLASSES = ("cat", "dog")
+NO_CUES = Cues((), np.zeros((1, 2), np.float32), np.zeros(1, bool), "none")
+
+
+def delivery(number: int, label: int = 1, at: float | None = None, size: tuple[int, int] = (48, 64)) -> Delivery:
+    pts = number / 25
+    labels = np.zeros(size, np.uint8)
+    labels[10:30, 20:40] = label
+    scores = np.array([0.9, 0.8], np.float32)
+    found = Segmentation(labels, scores, np.ones(1, np.float32), NO_CUES, pts, number, pts - 0.9)
+    cause: Cause = "frame" if at is None else "sound"
+    image = np.full((*size, 3), 90, np.uint8)
+    return Delivery(0, Frame(image, pts, number), found, cause, pts if at is None else at, 0.0, pts, {})
+
+
+def test_a_slow_sink_holds_nobody_up_and_loses_the_oldest() -> None:
+    taken: list[int] = []
+
+    def slowly(one: Delivery) -> None:
+        time.sleep(0.02)
+        taken.append(one.frame.index)
+
+    outbox = Outbox(CallbackSink(slowly), most_waiting=3)
+    outbox.start()
+    began = time.monotonic()
+    for number in range(50):
+        outbox.put(delivery(number))
+    assert time.monotonic() - began < 0.5
+    outbox.close()
+    assert taken == sorted(taken) and taken[-1] == 49 and outbox.health()["dropped"] == 50 - len(taken) > 30
+    waiting = Outbox(CallbackSink(slowly), lossless=True, most_waiting=3)
+    waiting.start()
+    taken.clear()
+    for number in range(20):
+        waiting.put(delivery(number))
+    waiting.close()
+    assert taken == list(range(20)) and waiting.dropped == 0
+
+
+def test_a_sink_that_hangs_does_not_hang_the_end() -> None:
+    for_ever = threading.Event()
+    outbox = Outbox(CallbackSink(lambda one: (for_ever.wait(30), None)[1], "stuck"))
+    outbox.start()
+    outbox.put(delivery(0))
+    began = time.monotonic()
+    outbox.close(0.2)
+    assert time.monotonic() - began < 2 and "stuck did not finish" in str(outbox.error)
+    for_ever.set()
+
+
+def test_a_full_disk_ends_the_sink_alone() -> None:
+    outbox = Outbox(MaskLinesSink(Path("/dev/full"), CLASSES))
+    outbox.start()
+    for number in range(5):
+        outbox.put(delivery(number))
+    outbox.close()
+    assert isinstance(outbox.error, OutputError) and "No space left" in str(outbox.error)
+    assert outbox.delivered == 0 and outbox.dropped == 4
+
+
+def decoded(counts: list[int], size: tuple[int, int]) -> np.ndarray:
+    """Independently: runs of 0 and 1 in turn, by columns."""
+    flat = np.repeat(np.arange(len(counts)) % 2, counts)
+    return flat.reshape(size[1], size[0]).T.astype(bool)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_run_lengths(seed: int) -> None:
+    mask = np.random.default_rng(seed).random((7, 5)) < (0.0, 0.3, 0.7, 1.0)[seed]
+    np.testing.assert_array_equal(decoded(run_lengths(mask), (7, 5)), mask)
+
+
+def test_masks_as_lines_and_as_pictures(tmp_path: Path) -> None:
+    lines, folder = MaskLinesSink(tmp_path / "m.jsonl", CLASSES), tmp_path / "masks"
+    folder.mkdir()
+    (folder / "000099.png").write_bytes(b"old")
+    pictures = MaskFolderSink(folder)
+    given = [delivery(0, 1), delivery(1, 2), delivery(1, 0, at=0.3)]
+    for one in given:
+        lines.take(one)
+        pictures.take(one)
+    found = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert [line["cause"] for line in found] == ["frame", "frame", "sound"] and found[2]["objects"] == []
+    (thing,) = found[1]["objects"]
+    assert thing["name"] == "dog" and thing["score"] == 0.8
+    mask = decoded(thing["segmentation"]["counts"], tuple(thing["segmentation"]["size"]))
+    np.testing.assert_array_equal(mask, given[1].segmentation.labels == 2)
+    assert sorted(path.name for path in folder.iterdir()) == ["000000.png", "000001.png"]
+    assert not np.asarray(Image.open(folder / "000001.png")).any(), "the latest of a picture"
+
+
+def test_events_as_they_happen(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    sink = EventSink(path, CLASSES, ["rtsp://camera"])
+
+    def lines() -> list[dict[str, object]]:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    for number in range(25, 50):
+        sink.take(delivery(number, 1))
+    assert [(line["event"], line["name"], line["onset_seconds"]) for line in lines()] == [("onset", "cat", 1.0)]
+    for number in range(50, 75):
+        sink.take(delivery(number, 2))
+    assert [(line["event"], line["name"]) for line in lines()] == [("onset", "cat"), ("onset", "dog"), ("end", "cat")]
+    sink.take(delivery(74, 0, at=4.0))
+    assert lines()[-1]["event"] == "end" and lines()[-1]["name"] == "dog", "the sound alone has ended it"
+    sink.close()
+    assert all(line["input"] == "rtsp://camera" for line in lines())
+
+
+def test_the_video_carries_picture_and_sound(tmp_path: Path) -> None:
+    path, ring = tmp_path / "out.mp4", AudioRing()
+    ring.add(4.0, np.full(3 * 16_000, 0.3, np.float32))
+    sink = OverlaySink(path, CLASSES, ring, 25.0)
+    for number in range(125, 160):
+        sink.take(delivery(number, size=(48, 64) if number < 150 else (96, 80)))
+    sink.close()
+    with av.open(str(path)) as video:
+        frames = [frame for frame in video.decode(video=0)]
+        assert len(frames) == 35 and {(f.width, f.height) for f in frames} == {(frames[0].width, frames[0].height)}
+        times = [float(frame.pts * frame.time_base) for frame in frames]
+        assert times == pytest.approx([n / 25 for n in range(35)], abs=0.002)
+    with av.open(str(path)) as video:
+        samples = sum(frame.samples for frame in video.decode(audio=0))
+        assert samples / 16_000 == pytest.approx(1.4, abs=0.15)
+
+
+KILLED = """
+import sys, time
+import numpy as np
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from teso_deploy.media.ring import AudioRing
+from teso_deploy.runtime.sinks import OverlaySink
+from tests.unit.test_sinks import CLASSES, delivery
+ring = AudioRing()
+ring.add(0.0, np.zeros(16_000 * 20, np.float32))
+sink = OverlaySink(Path(sys.argv[1]), CLASSES, ring, 25.0)
+for number in range(200):
+    sink.take(delivery(number))
+print("there", flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_a_killed_run_leaves_can_be_played(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    command = [sys.executable, "-c", KILLED, str(path), str(Path(__file__).parents[2])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"there\n"
+        process.kill()
+    with av.open(str(path)) as video:
+        assert sum(1 for _ in video.decode(video=0)) >= 150
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="name another place"):
+        MaskLinesSink(tmp_path / "none" / "m.jsonl", CLASSES)
+    with pytest.raises(OutputError, match="name another folder"):
+        MaskFolderSink(tmp_path / "none" / "masks")
