@@ -14,16 +14,19 @@ def _milliseconds(percentiles: Mapping[str, float], which: str) -> str:
     return f"{percentiles[which]:.0f}" if which in percentiles else "–"
 
 
+def _name(text: str, most: int = 28) -> Text:
+    """The end of a long address says more than its beginning."""
+    return Text(text if len(text) <= most else "…" + text[1 - most :])
+
+
 def rendered(snapshot: Mapping[str, Any]) -> Group:
-    """A row a stream, and a line for each sink that is not well."""
-    table = Table(
-        *("input", "state", "frames", "frames/s", "age p50", "p95 ms", "frame p50", "p95 ms", "sound", "gaps s"),
-        *("drops", "reconnects", "cue age s"),
-    )
+    """A row a stream that fits into 80 columns, and lines for what was dropped and for what is not well."""
+    table = Table("input", "state", "frames", "/s", "age ms", "p95", "frame ms", "p95", padding=(0, 1), box=None)
+    notes: list[Text] = []
     for stream in snapshot["streams"]:
-        frame = stream["latency_ms"].get("frame", {})
+        frame, sound = stream["latency_ms"].get("frame", {}), stream["audio"]
         table.add_row(
-            Text(stream["input"]),
+            _name(stream["input"]),
             stream["state"],
             str(stream["frames"]),
             f"{stream['fps']:.1f}",
@@ -31,11 +34,13 @@ def rendered(snapshot: Mapping[str, Any]) -> Group:
             _milliseconds(stream["staleness_ms"], "p95"),
             _milliseconds(frame, "p50"),
             _milliseconds(frame, "p95"),
-            str(stream["redecodes"]["sound"]) if stream["audio"]["there"] else "none",
-            f"{stream['audio']['gap_seconds']:.1f}",
-            " ".join(f"{cause} {count}" for cause, count in stream["drops"].items()) or "–",
-            str(stream["reconnects"]),
-            f"{stream['cues']['age_seconds']:.1f}",
         )
-    notes = [Text(f"{name}: {sink['error']}") for name, sink in snapshot["sinks"].items() if sink["error"]]
+        heard = f"{stream['redecodes']['sound']} new sounds, {sound['gap_seconds']:.1f} s of gaps"
+        parts = [heard if sound["there"] else "no sound"]
+        parts += [f"{count} {cause}" for cause, count in stream["drops"].items()]
+        parts += [f"{stream['reconnects']} reconnects"] * bool(stream["reconnects"])
+        parts += [f"cues {stream['cues']['age_seconds']:.1f} s old"] * bool(stream["cues"]["age_seconds"])
+        notes.append(Text("  " + ", ".join(parts)))
+        notes += [Text(f"  {stream['error']}")] * bool(stream["error"])
+    notes += [Text(f"{name}: {sink['error']}") for name, sink in snapshot["sinks"].items() if sink["error"]]
     return Group(table, *notes)

@@ -1,0 +1,210 @@
+"""A camera of 640 x 360 at 30 frames a second, live: how many frames, how old, and how soon a sound shows.
+
+    python benchmarks/live.py [--bundle B] [--seconds 60] [--threads 2] [--name teso-nano-cpu] [--out FOLDER]
+
+The camera is another process that sends MPEG-TS by TCP in real time: the picture of the shipped clip in which most is
+labelled, with a little noise, so that no two are equal, and with it the sound of that moment for two seconds, then
+silence for two. "onset" is the time from the first sample of a sound to the first delivered mask, "end" the one from
+its last sample to the first blank one; both have the window's 0.975 s in them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from teso_deploy.backends.onnxruntime import form_of, onnxruntime_factory
+from teso_deploy.benchmarking.report import environment_of, publish
+from teso_deploy.bundle import Bundle
+from teso_deploy.errors import TesoError
+from teso_deploy.media.address import Address
+from teso_deploy.media.live import LiveReader
+from teso_deploy.resources import shipped_path
+from teso_deploy.runtime.accounting import Accounting
+from teso_deploy.runtime.delivery import Delivery
+from teso_deploy.runtime.live import LiveRunner
+from teso_deploy.runtime.pipeline import AUTO, Pipeline
+from teso_deploy.runtime.schedule import Source
+from teso_deploy.runtime.scheduling import LiveOptions
+from teso_deploy.runtime.sinks import CallbackSink, OverlaySink, Sink
+from teso_deploy.types import SAMPLE_RATE_HZ, WINDOW_SAMPLES
+
+RESULTS = Path(__file__).parent / "results"
+WIDTH, HEIGHT, FPS = 640, 360, 30
+ON_SECONDS, OFF_SECONDS = 2.0, 2.0
+PERIOD_SECONDS = ON_SECONDS + OFF_SECONDS
+
+
+def loudest(pipeline: Pipeline) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Of the shipped clip, the picture (H, W, 3) in which most is labelled, and the window (15600,) that it heard."""
+    best, found = -1.0, None
+    with Source(shipped_path("export/demo/clip.mp4"), fps=5) as source:
+        for moment in source:
+            rate = pipeline.segment(moment.frame, moment.sound, AUTO).positive_pixel_rate
+            if rate > best:
+                best, found = rate, (moment.frame.image, moment.sound.samples)
+    assert found is not None
+    return found
+
+
+def record(path: Path, picture: NDArray[np.uint8], sound: NDArray[np.float32], seconds: float) -> None:
+    """The camera's stream as a file; each period begins with silence."""
+    rng = np.random.default_rng(0)
+    still = np.asarray(Image.fromarray(picture).resize((WIDTH, HEIGHT)), np.int16)
+    heard = np.tile(sound, round(ON_SECONDS * SAMPLE_RATE_HZ) // WINDOW_SAMPLES + 1)[
+        : round(ON_SECONDS * SAMPLE_RATE_HZ)
+    ]
+    period = np.concatenate((np.zeros(round(OFF_SECONDS * SAMPLE_RATE_HZ), np.float32), heard))
+    samples = np.tile(period, round(seconds / PERIOD_SECONDS) + 1)[: round(seconds * SAMPLE_RATE_HZ)]
+    with av.open(str(path), "w", format="mpegts") as container:
+        video = container.add_stream("libx264", rate=FPS)
+        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        video.options = {"preset": "veryfast", "tune": "zerolatency", "crf": "24", "g": str(FPS)}
+        audio = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
+        sent = 0
+        for number in range(round(seconds * FPS)):
+            noisy = (still + rng.integers(-3, 4, still.shape)).clip(0, 255).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(noisy, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, FPS)
+            container.mux(video.encode(frame))
+            while sent < len(samples) and sent / SAMPLE_RATE_HZ <= number / FPS:
+                part = av.AudioFrame.from_ndarray(samples[None, sent : sent + 1024], format="fltp", layout="mono")
+                part.sample_rate, part.pts, part.time_base = SAMPLE_RATE_HZ, sent, Fraction(1, SAMPLE_RATE_HZ)
+                container.mux(audio.encode(part))
+                sent += 1024
+        container.mux(video.encode(None))
+        container.mux(audio.encode(None))
+
+
+def serve(path: Path, seconds: float) -> None:
+    """Send the file to one client at the pace of its time stamps."""
+    content = path.read_bytes()
+    with av.open(str(path)) as container:
+        places = [(p.pos, float(p.dts * p.time_base)) for p in container.demux() if p.dts is not None and p.pos]
+    places.sort()
+    begin = min(at for _, at in places)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        print(server.getsockname()[1], flush=True)
+        connection, _ = server.accept()
+        with connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            began = time.monotonic()
+            for (start, at), (end, _) in zip([(0, begin), *places], [*places, (len(content), 0.0)], strict=True):
+                time.sleep(max(0.0, began + at - begin - time.monotonic()))
+                connection.sendall(content[start:end])
+
+
+def reactions(deliveries: list[tuple[float, bool]], seconds: float) -> tuple[list[float], list[float]]:
+    """From (stream time of the delivery, blank): seconds from each onset to a mask, from each end to a blank one."""
+    onsets, ends = [], []
+    for number in range(1, int(seconds / PERIOD_SECONDS)):  # the first is for warming up
+        on = number * PERIOD_SECONDS + OFF_SECONDS
+        off = on + ON_SECONDS
+        shown = [at for at, blank in deliveries if on <= at < off and not blank]
+        gone = [at for at, blank in deliveries if off <= at < off + OFF_SECONDS and blank]
+        if shown:
+            onsets.append(shown[0] - on)
+        if gone:
+            ends.append(gone[0] - off)
+    return onsets, ends
+
+
+def percentiles(values: list[float]) -> dict[str, float]:
+    """In milliseconds."""
+    return {f"p{p}": round(float(np.percentile(values, p)) * 1e3, 1) for p in (50, 90, 95, 99)} if values else {}
+
+
+def prefixed(name: str, found: dict[str, float]) -> dict[str, float]:
+    """``p50`` → ``{name}_p50_ms``."""
+    return {f"{name}_{percent}_ms": value for percent, value in found.items()}
+
+
+def measure(pipeline: Pipeline, path: Path, seconds: float, video: Path | None) -> dict[str, Any]:
+    """A row of the report."""
+    command = [sys.executable, __file__, "--serve", str(path), "--seconds", str(seconds)]
+    found: list[tuple[float, bool]] = []
+
+    def note(delivery: Delivery) -> None:
+        found.append((delivery.frame.pts_seconds + delivery.staleness_seconds, delivery.segmentation.is_blank))
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as camera:
+        assert camera.stdout is not None
+        address = Address.parse(f"tcp://127.0.0.1:{int(camera.stdout.readline())}")
+        with LiveReader(address, reconnect=False) as reader:
+            reader.start()
+            sinks: list[Sink] = [CallbackSink(note)]
+            if video is not None:
+                sinks.append(OverlaySink(video, pipeline.classes, reader.ring, reader.info.fps))
+            accounting = Accounting([address.shown])
+            runner = LiveRunner(pipeline, [reader], sinks, options=LiveOptions(), cues=AUTO, accounting=accounting)
+            threading.Timer(seconds - 1.0, runner.stop).start()
+            began = time.monotonic()
+            runner.run()
+            lasted = time.monotonic() - began
+        camera.kill()
+    (stream,) = accounting.snapshot()["streams"]
+    onsets, ends = reactions(found, seconds)
+    return {
+        "name": "live" if video is None else "live, with the annotated video",
+        "fps": round(stream["frames"] / lasted, 2),
+        **prefixed("staleness", stream["staleness_ms"]),
+        **prefixed("frame", stream["latency_ms"]["frame"]),
+        "redecodes_per_second": round(stream["redecodes"]["sound"] / lasted, 2),
+        **prefixed("onset", percentiles(onsets)),
+        **prefixed("end", percentiles(ends)),
+        "onsets": len(onsets),
+        "drops": stream["drops"],
+        "audio_gap_seconds": stream["audio"]["gap_seconds"],
+        "seconds": round(lasted, 1),
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, help="default: the shipped bundle")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--name", default="teso-nano-cpu")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve is not None:
+        return serve(options.serve, options.seconds)
+    try:
+        nano = Pipeline.load(threads=options.threads)
+        picture, sound = loudest(nano)
+        bundle = Bundle.open(options.bundle)
+        pipeline = Pipeline(bundle, onnxruntime_factory(options.threads, form_of(bundle, "fp32")))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "camera.ts"
+            record(path, picture, sound, options.seconds)
+            rows = [measure(pipeline, path, options.seconds, video) for video in (None, Path(folder) / "out.mp4")]
+    except TesoError as error:
+        sys.exit(f"{error}")
+    report = {
+        "schema_version": 1,
+        "rows": rows,
+        "bound_by": f"{WIDTH}x{HEIGHT} at {FPS} frames/s by MPEG-TS over TCP, {options.seconds:g} s a row; the camera "
+        "runs on the same cores. Onset and end include the window's 975 ms.",
+        "environment": environment_of(options.threads, bundle),
+    }
+    publish(f"live-{options.name}", f"{bundle.manifest.name}, live", report, options.out)
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Live for minutes with a fault every few seconds: memory stays flat, nothing leaks, nothing stands still.
+
+``TESO_SOAK_SECONDS=1800 TESO_SOAK_FAULT_SECONDS=20 pytest -s tests/faults/test_live_soak.py`` is the long form.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from teso_deploy.media.address import Address
+from teso_deploy.media.backoff import Backoff
+from teso_deploy.media.live import LiveReader
+from teso_deploy.runtime.accounting import Accounting
+from teso_deploy.runtime.delivery import Delivery
+from teso_deploy.runtime.live import LiveRunner
+from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.runtime.sinks import CallbackSink, MaskLinesSink, OverlaySink, Sink
+from tests.recordings import click_track, record
+from tests.streams import Sender, corrupted, free_port, lost, serving, tcp, untouched
+
+SECONDS = float(os.environ.get("TESO_SOAK_SECONDS", "120"))
+FAULT_SECONDS = float(os.environ.get("TESO_SOAK_FAULT_SECONDS", "10"))
+CLIP_SECONDS = 5.0
+#: Before this nothing is compared: allocators take what they will need.
+WARM_SECONDS = 0.35 * SECONDS
+FAULTS = ("kill", "silence", "corrupted", "lost")
+
+
+class Camera:
+    """A server whose clip begins anew every five seconds, and that has a fault when it is told to."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.port, self._stack = path, free_port(), ExitStack()
+        self._start()
+
+    def _start(self) -> None:
+        self.sender = Sender(self._path, CLIP_SECONDS, loop=True)
+        self._stack.enter_context(serving(tcp(self.sender), self.port))
+
+    def fail(self, fault: str) -> None:
+        """For one or two seconds."""
+        if fault == "kill":
+            self.close()
+            time.sleep(0.5)
+            self._start()
+        elif fault == "silence":
+            self.sender.paused.set()
+            time.sleep(1.5)
+            self.sender.paused.clear()
+        else:
+            self.sender.damage = corrupted(0.2) if fault == "corrupted" else lost(0.2)
+            time.sleep(2.0)
+            self.sender.damage = untouched
+
+    def close(self) -> None:
+        """End at once."""
+        self.sender.stopped.set()
+        self._stack.close()
+
+
+def resident_mb() -> float:
+    """What the process has in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
+def test_minutes_of_faults(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = record(tmp_path / "clip.ts", [n / 15 for n in range(75)], sound=click_track(CLIP_SECONDS, [1, 2, 3, 4]))
+    pipeline, camera = Pipeline.load(tiny_bundle, threads=1), Camera(path)
+    latest, memory = [0.0], list[float]()
+
+    def note(delivery: Delivery) -> None:
+        latest[0] = time.monotonic()
+
+    def left() -> tuple[int, int]:
+        return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+    address = Address.parse(f"tcp://127.0.0.1:{camera.port}")
+    before = left()
+    with LiveReader(address, timeout_seconds=1.0, backoff=lambda: Backoff(0.1, 0.5)) as reader:
+        reader.start()
+        sinks: list[Sink] = [
+            CallbackSink(note),
+            OverlaySink(tmp_path / "out.mp4", pipeline.classes, reader.ring, 15.0),
+            MaskLinesSink(tmp_path / "m.jsonl", pipeline.classes),
+        ]
+        accounting = Accounting([address.shown])
+        runner = LiveRunner(pipeline, [reader], sinks, accounting=accounting)
+        thread = threading.Thread(target=runner.run)
+        thread.start()
+        began, number, silences = time.monotonic(), 0, list[float]()
+        while (passed := time.monotonic() - began) < SECONDS:
+            camera.fail(FAULTS[number % len(FAULTS)])
+            number += 1
+            rest = min(FAULT_SECONDS * number, SECONDS) - (time.monotonic() - began)
+            time.sleep(max(rest, 2.5))
+            assert thread.is_alive() and time.monotonic() - latest[0] < 1.0, "behind every fault frames come again"
+            if passed > WARM_SECONDS:
+                gc.collect()
+                memory.append(resident_mb())
+            silences.append(time.monotonic() - latest[0])
+        runner.stop()
+        thread.join(20)
+        assert not thread.is_alive() and not runner.errors()
+    camera.close()
+    (stream,) = accounting.snapshot()["streams"]
+    print(f"{SECONDS:g} s, {number} faults, memory {memory[0]:.0f} to {memory[-1]:.0f} MB, {stream}")
+    assert stream["reconnects"] >= number // 2 and stream["discontinuities"] >= SECONDS / CLIP_SECONDS / 3
+    assert stream["frames"] > 6 * SECONDS and stream["corrupt_packets"] + stream["corrupt_frames"] > 0
+    assert memory[-1] <= 1.05 * memory[0] + 5, memory
+    deadline = time.monotonic() + 5
+    while left() > before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left() <= before
