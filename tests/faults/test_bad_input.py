@@ -168,7 +168,7 @@ def test_inputs_of_one_name(clip: Path, tiny_bundle: Path, tmp_path: Path) -> No
         ["--mute", "--sound-from", "x.wav"],
         ["--cues", "dog", "--cues-file", "x"],
         ["--mode", "paper", "--fps", "2"],
-        ["--mode", "live"],
+        ["--mode", "slow"],
         ["--noise-dbfs", "3"],
         ["--fps", "0"],
         ["--threads", "0"],
