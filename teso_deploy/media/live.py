@@ -25,7 +25,7 @@ from teso_deploy.errors import InputNotFoundError, MediaError, TesoError
 from teso_deploy.media.address import Address, open_options
 from teso_deploy.media.backoff import Backoff
 from teso_deploy.media.clock import LiveClock
-from teso_deploy.media.container import BROKEN_OFF, SteadyClock, open_container, origin_seconds, seconds_of
+from teso_deploy.media.container import SteadyClock, open_container, origin_seconds, seconds_of
 from teso_deploy.media.decoding import AudioDecoder, Corrupt, Counts, LiveFrame, Mailbox, VideoDecoder
 from teso_deploy.media.ring import AudioRing
 
@@ -135,6 +135,7 @@ class LiveReader:
         self._threads: list[threading.Thread] = []
         self._info: LiveInfo | None = None
         self._has_audio_stream = False
+        self._segment = 0
         self.error: TesoError | None = None
 
     # ------------------------------------------------------------------------------------ the reader's side
@@ -250,19 +251,18 @@ class LiveReader:
         return MediaError(f"{address.shown} can't be read ({told}): check that it runs and can be reached")
 
     def _run(self) -> None:
-        backoff, resumes_at, segment = self._backoff(), 0.0, 0
-        is_first = True
+        backoff, is_first = self._backoff(), True
         while not self._closing.is_set():
             began = self._clock()
             failure: TesoError | None = None
-            is_over, is_final = False, False
+            is_over = is_final = False
             try:
                 container = self._open(self.address)
                 try:
-                    is_over, segment = self._session(container, None if is_first else resumes_at, segment)
+                    is_over = self._session(container, is_first)
                 finally:
                     container.close()
-            except (*BROKEN_OFF, OSError, TesoError, ValueError) as error:
+            except Exception as error:  # whatever it is, the one who waits for frames must learn of it
                 failure = self._failure(self.address, error)
                 is_final = isinstance(error, REFUSED) or self.address.kind in ("file", "pipe")
             backoff.held(self._clock() - began)
@@ -277,8 +277,7 @@ class LiveReader:
             if self._closing.wait(backoff.next_seconds()):
                 return self._end("ended")
             self._counts.reconnects += 1
-            segment += 1
-            resumes_at = self.now_seconds()
+            self._segment += 1
         return self._end("ended")
 
     def _end(self, state: State, error: TesoError | None = None) -> None:
@@ -287,16 +286,18 @@ class LiveReader:
         self._ready.set()
         self.on_frame()
 
-    def _session(self, container: InputContainer, resumes_at: float | None, segment: int) -> tuple[bool, int]:
-        """Read one connection to its end: (whether that is the end of all, the last segment)."""
+    def _session(self, container: InputContainer, is_first: bool) -> bool:
+        """Read one connection to its end; whether that is the end of all."""
         video, audio = _streams(container, self.address, wants_audio=self.audio_address is None)
         video.thread_type = "AUTO" if self.lossless else "SLICE"
         self._has_audio_stream = audio is not None
         origin, clock = origin_seconds(container), SteadyClock()
-        shift = 0.0 if resumes_at is None else resumes_at
+        shift = 0.0 if is_first else self.now_seconds()  # behind a break time has gone on by the clock on the wall
+        is_finite = self.address.kind in ("file", "pipe") or (container.duration or 0) > 0
+        is_paced = self.realtime or (is_finite and self.address.kind == "http" and not self.lossless)
         pictures = VideoDecoder(
             video, origin, shift, clock, self._live, self._mailbox, self._counts, lossless=self.lossless,
-            corrupt=self._corrupt, segment=segment, now=self._clock, on_frame=lambda: self._on_first(video),
+            corrupt=self._corrupt, segment=self._segment, now=self._clock, on_frame=lambda: self._on_first(video),
         )  # fmt: skip
         sounds = None
         if audio is not None:
@@ -314,7 +315,7 @@ class LiveReader:
                 if packet.pts is None and packet.dts is None:  # PyAV's own, at the end
                     continue
                 arrived = self._clock()
-                if self.realtime and packet.dts is not None:
+                if is_paced and packet.dts is not None:
                     due = (seconds_of(packet.dts, packet.time_base) or 0.0) - origin
                     self._closing.wait(max(0.0, began + due - arrived))
                     arrived = self._clock()
@@ -326,8 +327,8 @@ class LiveReader:
                     decoder.finish(JOIN_SECONDS if not self.lossless else 3600.0)
                 else:
                     decoder.stop(JOIN_SECONDS / 2)
-        is_finite = self.address.kind in ("file", "pipe") or (container.duration or 0) > 0
-        return is_finite, pictures.segment
+            self._segment = pictures.segment
+        return is_finite
 
     def _on_first(self, video: VideoStream) -> None:
         if not self._ready.is_set():
@@ -357,7 +358,7 @@ class LiveReader:
                     container.close()
                 if self.audio_address.kind == "file":
                     return
-            except (*BROKEN_OFF, OSError, TesoError, ValueError) as error:
+            except Exception as error:
                 failure = self._failure(self.audio_address, error)
                 if isinstance(error, (*REFUSED, TesoError)) or not self._ready.is_set():
                     if not self._ready.is_set():

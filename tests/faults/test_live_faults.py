@@ -282,7 +282,7 @@ def test_who_is_not_let_in_does_not_ask_again(clip: Path) -> None:
     for serve, scheme in ((http(sender, credentials="me:secret"), "http"), (rtsp(sender, "me:secret"), "rtsp")):
         with serving(serve) as server:
             error, seconds = failure_of(f"{scheme}://me:wrong-word@127.0.0.1:{server.port}/live")
-            assert isinstance(error, MediaError) and "credentials" in str(error) and seconds < 1.0
+            assert isinstance(error, MediaError) and "credentials" in str(error) and seconds < 2.0
             assert "wrong-word" not in str(error) and server.clients <= 2
     for status, kind in ((403, MediaError), (404, InputNotFoundError)):
         with serving(http(None, status)) as server:
@@ -294,7 +294,7 @@ def test_who_is_not_let_in_does_not_ask_again(clip: Path) -> None:
 def test_a_host_that_never_answers(scheme: str) -> None:
     with serving(silent) as server:
         error, seconds = failure_of(f"{scheme}://127.0.0.1:{server.port}/live")
-    assert isinstance(error, MediaError) and seconds < 1.4 and str(error).count("\n") == 0
+    assert isinstance(error, MediaError) and seconds < 2.0 and str(error).count("\n") == 0
 
 
 def test_files_that_are_none(tmp_path: Path, clip: Path) -> None:

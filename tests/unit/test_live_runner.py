@@ -108,7 +108,7 @@ def test_frames_come_with_the_sound_before_them(pipeline: Pipeline) -> None:
     frames = [one for one in found if one.cause == "frame"]
     indices = [one.frame.index for one in frames]
     (stream,) = snapshot["streams"]
-    assert indices == sorted(indices) and len(frames) >= 15 and stream["frames"] == len(frames)
+    assert indices == sorted(indices) and len(frames) >= 8 and stream["frames"] == len(frames)
     assert stream["frames"] + sum(stream["drops"].values()) == stream["frames_decoded"]
     for one in frames:
         assert one.audio_end_seconds is not None or one.frame.pts_seconds < 0.1, "no sound had come"
@@ -152,7 +152,7 @@ def test_cues_are_used_at_once_and_tell_their_age(pipeline: Pipeline) -> None:
     threading.Timer(0.8, offer).start()
     runner.run()
     with_cues = [one for one in found if one.segmentation.cues.names == ("dog",)]
-    assert with_cues and with_cues[0].shown_at_seconds - offered_at[0] < 0.3
+    assert with_cues and with_cues[0].shown_at_seconds - offered_at[0] < 0.6
     assert with_cues[-1].segmentation.cues.age_seconds == pytest.approx(1.4, abs=0.4)
     assert all(one.segmentation.cues.age_seconds == 0 for one in found if one.segmentation.cues.names != ("dog",))
 
