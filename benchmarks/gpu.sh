@@ -9,6 +9,7 @@
 #          kernels      the CUDA operators
 #          engines      all that follow: ours against PyTorch, by precision and batch
 #                       (engines-fp32-1 engines-fp16-1 engines-fp32-8 engines-fp16-8 engines-fp32-32 engines-fp16-32)
+#          live         streams of 30 frames a second, several at once, by ONNX Runtime
 #          training     a step on composed scenes; TESO_AVS_DATA names the folder of media
 #          finetuning   a step on videos at full size
 # --quick  fewer repetitions;  --print  the commands only, without running them
@@ -21,7 +22,7 @@ set -uo pipefail
 python="${PYTHON:-python3}"
 all=(tests kernels)
 for batch in 1 8 32; do all+=("engines-fp32-$batch" "engines-fp16-$batch"); done
-all+=(training finetuning)
+all+=(live training finetuning)
 
 usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; }
 refuse() { echo "$1" >&2; exit 2; }
@@ -68,6 +69,11 @@ command_of() {
       command=("$python" benchmarks/gpu_engines.py --precision "$precision" --batch "$batch" --out "$result")
       command+=(${is_quick:+--seconds 5})
       [[ -z ${BUNDLE:-} ]] || command+=(--bundle "$BUNDLE")
+      ;;
+    live)
+      command=("$python" benchmarks/live.py --backend cuda --out "$result" --seconds)
+      [[ -n $is_quick ]] && command+=(14) || command+=(30)
+      for streams in 1 4 16; do command+=(--streams "$streams"); done
       ;;
     training) command=("$python" benchmarks/training.py --device cuda --out "$result" ${is_quick:+--steps 3}) ;;
     finetuning) command=("$python" benchmarks/finetuning.py --device cuda --out "$result" ${is_quick:+--steps 2}) ;;

@@ -26,6 +26,7 @@ ORDER = (
     TESTS,
     "kernels",
     *(f"engines-{precision}-{batch}" for batch in (1, 8, 32) for precision in ("fp32", "fp16")),
+    "live",
     "training",
     "finetuning",
 )

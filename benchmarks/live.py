@@ -1,11 +1,12 @@
 """A camera of 640 x 360 at 30 frames a second, live: how many frames, how old, and how soon a sound shows.
 
     python benchmarks/live.py [--bundle B] [--seconds 60] [--threads 2] [--name teso-nano-cpu] [--out FOLDER]
+    python benchmarks/live.py --backend cuda [--precision fp16] --streams 1 --streams 8 --out FILE.json
 
-The camera is another process that sends MPEG-TS by TCP in real time: the picture of the shipped clip in which most is
-labelled, with a little noise, so that no two are equal, and with it the sound of that moment for two seconds, then
-silence for two. "onset" is the time from the first sample of a sound to the first delivered mask, "end" the one from
-its last sample to the first blank one; both have the window's 0.975 s in them.
+The camera (of several streams: one each) is another process that sends MPEG-TS by TCP in real time: the picture of the
+shipped clip in which most is labelled, with a little noise, so that no two are equal, and with it the sound of that
+moment for two seconds, then silence for two. "onset" is the time from the first sample of a sound to the first
+delivered mask, "end" the one from its last sample to the first blank one; both have the window's 0.975 s in them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,14 +29,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from teso_deploy.backends.onnxruntime import form_of, onnxruntime_factory
 from teso_deploy.benchmarking.report import environment_of, publish
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import TesoError
 from teso_deploy.media.address import Address
 from teso_deploy.media.live import LiveReader
+from teso_deploy.outputs import as_json, write_text
 from teso_deploy.resources import shipped_path
 from teso_deploy.runtime.accounting import Accounting
+from teso_deploy.runtime.backends import BACKENDS, load_backend
 from teso_deploy.runtime.delivery import Delivery
 from teso_deploy.runtime.live import LiveRunner
 from teso_deploy.runtime.pipeline import AUTO, Pipeline
@@ -127,47 +131,60 @@ def percentiles(values: list[float]) -> dict[str, float]:
     return {f"p{p}": round(float(np.percentile(values, p)) * 1e3, 1) for p in (50, 90, 95, 99)} if values else {}
 
 
+def worst(found: list[dict[str, float]]) -> dict[str, float]:
+    """Of each percentile the largest that a stream has."""
+    return {percent: max(one[percent] for one in found if percent in one) for percent in found[0]}
+
+
 def prefixed(name: str, found: dict[str, float]) -> dict[str, float]:
     """``p50`` → ``{name}_p50_ms``."""
     return {f"{name}_{percent}_ms": value for percent, value in found.items()}
 
 
-def measure(pipeline: Pipeline, path: Path, seconds: float, video: Path | None) -> dict[str, Any]:
-    """A row of the report."""
+def measure(pipeline: Pipeline, path: Path, seconds: float, video: Path | None, streams: int = 1) -> dict[str, Any]:
+    """A row of the report: of several streams the slowest one's frames a second, and the worst percentiles."""
     command = [sys.executable, __file__, "--serve", str(path), "--seconds", str(seconds)]
-    found: list[tuple[float, bool]] = []
+    found: list[list[tuple[float, bool]]] = [[] for _ in range(streams)]
 
     def note(delivery: Delivery) -> None:
-        found.append((delivery.frame.pts_seconds + delivery.staleness_seconds, delivery.segmentation.is_blank))
+        shown = delivery.frame.pts_seconds + delivery.staleness_seconds
+        found[delivery.stream].append((shown, delivery.segmentation.is_blank))
 
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as camera:
-        assert camera.stdout is not None
-        address = Address.parse(f"tcp://127.0.0.1:{int(camera.stdout.readline())}")
-        with LiveReader(address, reconnect=False) as reader:
+    with ExitStack() as opened:
+        cameras = [opened.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE)) for _ in range(streams)]
+        for camera in cameras:
+            opened.callback(camera.kill)
+        addresses = [Address.parse(f"tcp://127.0.0.1:{int(c.stdout.readline())}") for c in cameras if c.stdout]
+        readers = [opened.enter_context(LiveReader(address, reconnect=False)) for address in addresses]
+        for reader in readers:
             reader.start()
-            sinks: list[Sink] = [CallbackSink(note)]
-            if video is not None:
-                sinks.append(OverlaySink(video, pipeline.classes, reader.ring, reader.info.fps))
-            accounting = Accounting([address.shown])
-            runner = LiveRunner(pipeline, [reader], sinks, options=LiveOptions(), cues=AUTO, accounting=accounting)
-            threading.Timer(seconds - 1.0, runner.stop).start()
-            began = time.monotonic()
-            runner.run()
-            lasted = time.monotonic() - began
-        camera.kill()
-    (stream,) = accounting.snapshot()["streams"]
-    onsets, ends = reactions(found, seconds)
+        sinks: list[Sink] = [CallbackSink(note)]
+        if video is not None:
+            sinks.append(OverlaySink(video, pipeline.classes, readers[0].ring, readers[0].info.fps))
+        accounting = Accounting([address.shown for address in addresses])
+        runner = LiveRunner(pipeline, readers, sinks, options=LiveOptions(), cues=AUTO, accounting=accounting)
+        threading.Timer(seconds - 1.0, runner.stop).start()
+        began = time.monotonic()
+        runner.run()
+        lasted = time.monotonic() - began
+    told = accounting.snapshot()["streams"]
+    reacted = [reactions(one, seconds) for one in found]
+    onsets, ends = ([value for one in reacted for value in one[kind]] for kind in (0, 1))
+    drops: Counter[str] = Counter()
+    for stream in told:
+        drops.update(stream["drops"])
+    many = "" if streams == 1 else f", {streams} streams"
     return {
-        "name": "live" if video is None else "live, with the annotated video",
-        "fps": round(stream["frames"] / lasted, 2),
-        **prefixed("staleness", stream["staleness_ms"]),
-        **prefixed("frame", stream["latency_ms"]["frame"]),
-        "redecodes_per_second": round(stream["redecodes"]["sound"] / lasted, 2),
+        "name": f"live{many}" if video is None else f"live{many}, with the annotated video",
+        "fps": round(min(stream["frames"] for stream in told) / lasted, 2),
+        **prefixed("staleness", worst([stream["staleness_ms"] for stream in told])),
+        **prefixed("frame", worst([stream["latency_ms"]["frame"] for stream in told])),
+        "redecodes_per_second": round(min(stream["redecodes"]["sound"] for stream in told) / lasted, 2),
         **prefixed("onset", percentiles(onsets)),
         **prefixed("end", percentiles(ends)),
         "onsets": len(onsets),
-        "drops": stream["drops"],
-        "audio_gap_seconds": stream["audio"]["gap_seconds"],
+        "drops": dict(drops),
+        "audio_gap_seconds": max(stream["audio"]["gap_seconds"] for stream in told),
         "seconds": round(lasted, 1),
     }
 
@@ -179,7 +196,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--name", default="teso-nano-cpu")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--backend", choices=BACKENDS, default="cpu")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--streams", type=int, action="append", help="a row for each; alone: with the video, too")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="a folder, or FILE.json")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve is not None:
@@ -188,11 +208,22 @@ def main() -> None:
         nano = Pipeline.load(threads=options.threads)
         picture, sound = loudest(nano)
         bundle = Bundle.open(options.bundle)
-        pipeline = Pipeline(bundle, onnxruntime_factory(options.threads, form_of(bundle, "fp32")))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "camera.ts"
+            if options.backend != "cpu":
+                from gpu_engines import with_half
+
+                bundle = with_half(bundle, (options.precision,), Path(folder))
+            threads = options.threads if options.backend == "cpu" else None
+            backend = load_backend(options.backend, bundle, options.precision, threads=threads)
+            pipeline = Pipeline(bundle, backend.engines, operators=backend.operators)
             record(path, picture, sound, options.seconds)
-            rows = [measure(pipeline, path, options.seconds, video) for video in (None, Path(folder) / "out.mp4")]
+            videos = (None,) if options.streams else (None, Path(folder) / "out.mp4")
+            rows = [
+                measure(pipeline, path, options.seconds, video, streams)
+                for streams in options.streams or (1,)
+                for video in videos
+            ]
     except TesoError as error:
         sys.exit(f"{error}")
     report = {
@@ -202,6 +233,9 @@ def main() -> None:
         "runs on the same cores. Onset and end include the window's 975 ms.",
         "environment": environment_of(options.threads, bundle),
     }
+    if options.out.suffix == ".json":
+        write_text(options.out, as_json(report))
+        return None
     publish(f"live-{options.name}", f"{bundle.manifest.name}, live", report, options.out)
     return None
 

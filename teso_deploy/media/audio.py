@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from teso_deploy.errors import MediaError
 from teso_deploy.media.container import (
+    AHEAD_SECONDS,
+    BACK_SECONDS,
     BROKEN_OFF,
     SteadyClock,
     announced_end_seconds,
@@ -130,15 +132,19 @@ class AudioTrack:
 
 
 class Mono16k:
-    """Decoded audio frames → pieces of 16 kHz mono, the mean of the channels, a new piece wherever the clock leaps."""
+    """Decoded audio frames → pieces of 16 kHz mono, the mean of the channels, a new piece wherever the clock leaps.
 
-    def __init__(self, clock: SteadyClock) -> None:
-        self._clock = clock
+    ``picture_seconds``: of a stream, where its picture is; sound that begins far from there has a clock that leapt.
+    """
+
+    def __init__(self, clock: SteadyClock, picture_seconds: Callable[[], float] | None = None) -> None:
+        self._clock, self._picture_seconds = clock, picture_seconds
         self.pieces: list[tuple[float, list[NDArray[np.float32]]]] = []
         self._resampler: AudioResampler | None = None
         self._format: tuple[str, str, int] | None = None
         self._expected = 0.0
         self._drained = 0
+        self._first: tuple[AudioFrame, float] | None = None
 
     def drain(self) -> list[tuple[float, NDArray[np.float32]]]:
         """(time of the first sample in seconds, samples) of what has come since the last call, which is forgotten."""
@@ -159,12 +165,33 @@ class Mono16k:
 
     def flush(self) -> None:
         """Take out what the resampler still holds."""
+        if self._first is not None:
+            (frame, at_seconds), self._first = self._first, None
+            self._add(frame, at_seconds)
         if self._resampler is not None:
             self._keep(self._resampler.resample(None))
             self._resampler = None
 
     def add(self, frame: AudioFrame, at_seconds: float | None) -> None:
-        """One decoded frame with its time."""
+        """One decoded frame with its time.
+
+        The first waits for the second: a damaged stamp would move all that follows it.
+        """
+        if not self.pieces and at_seconds is not None:
+            first, self._first = self._first, (frame, at_seconds)
+            if first is None:
+                return
+            end = first[1] + first[0].samples / first[0].sample_rate
+            if not -BACK_SECONDS <= at_seconds - end <= AHEAD_SECONDS:  # one of them is wrong: a third will tell
+                return
+            self._first = None
+            begin = first[1]
+            if self._picture_seconds is not None and abs(begin - (near := self._picture_seconds())) > AHEAD_SECONDS:
+                begin, _ = self._clock.place(begin, near)
+            self._add(first[0], begin)
+        self._add(frame, at_seconds)
+
+    def _add(self, frame: AudioFrame, at_seconds: float | None) -> None:
         now = self._expected
         if at_seconds is not None:
             now = self._clock.place(at_seconds, self._expected)[0] if self.pieces else at_seconds

@@ -1,9 +1,13 @@
-"""What time it is in a live stream: the moment that is being filmed now."""
+"""What time it is in a live stream: the moment that is being filmed now. When a recording would have been filmed."""
 
 from __future__ import annotations
 
+import statistics
 import threading
 from collections import deque
+from collections.abc import Sequence
+
+from teso_deploy.media.container import AHEAD_SECONDS, BACK_SECONDS
 
 #: The fastest way that a frame took in so many seconds is how long the way is.
 WINDOW_SECONDS = 10.0
@@ -50,3 +54,33 @@ class LiveClock:
     def is_set(self) -> bool:
         """Whether any frame has come."""
         return self._offset is not None
+
+
+def fastest(ways_seconds: Sequence[float]) -> float:
+    """The least (arrival - stamp) of some packets, but for a damaged stamp's.
+
+    What was probed, or is sent in one packet, comes late but for its end: so the fastest says when it was recorded.
+    """
+    likely = statistics.median(ways_seconds)
+    return min(way for way in ways_seconds if way > likely - AHEAD_SECONDS)
+
+
+class Pace:
+    """When packets of a recording are due, as a camera would give them. Where the stamps leap, it goes on at once."""
+
+    def __init__(self) -> None:
+        self._tracks: dict[int, tuple[float, float]] = {}  # (stamp expected next, offset to monotonic time)
+
+    def wait_seconds(
+        self, track: int, stamp_seconds: float | None, duration_seconds: float, now_seconds: float
+    ) -> float:
+        """How long to wait with a packet of a track at a monotonic time; one without a stamp follows the last one."""
+        known = self._tracks.get(track) or next(iter(self._tracks.values()), None)
+        expected, offset = known or (stamp_seconds or 0.0, now_seconds - (stamp_seconds or 0.0))
+        stamp = expected if stamp_seconds is None else stamp_seconds
+        # Each track leaps by itself: what is left of the other one still has the old stamps.
+        leapt = track in self._tracks and not -BACK_SECONDS <= stamp - expected <= AHEAD_SECONDS
+        if leapt or abs(stamp + offset - now_seconds) > AHEAD_SECONDS:
+            offset = now_seconds - stamp
+        self._tracks[track] = stamp + duration_seconds, offset
+        return max(0.0, stamp + offset - now_seconds)

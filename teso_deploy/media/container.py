@@ -58,6 +58,12 @@ def seconds_of(value: int | None, time_base: Any) -> float | None:
     return float(value * time_base.numerator / time_base.denominator)
 
 
+def frame_seconds(stream: Any) -> float:
+    """From one picture to the next on average; 0 when unknown, or of sound."""
+    rate = getattr(stream, "average_rate", None) or getattr(stream, "guessed_rate", None)
+    return float(rate.denominator / rate.numerator) if rate and rate.numerator and rate.denominator else 0.0
+
+
 def announced_end_seconds(container: InputContainer) -> float:
     """The end of the longest stream on the clock of :func:`origin_seconds`, as the file tells it; 0 when unknown."""
     return container.duration / av.time_base if container.duration else 0.0

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 import av
 import numpy as np
+from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.packet import Packet
 from av.video.stream import VideoStream
 
 from teso_deploy.media.audio import Mono16k
 from teso_deploy.media.clock import LiveClock
-from teso_deploy.media.container import SteadyClock, seconds_of
+from teso_deploy.media.container import SteadyClock, frame_seconds, seconds_of
 from teso_deploy.media.reader import upright
 from teso_deploy.media.ring import AudioRing
 from teso_deploy.types import Frame
@@ -25,6 +26,11 @@ from teso_deploy.types import Frame
 Corrupt = Literal["keep", "drop"]
 #: Packets that wait for a decoder: a few seconds. Beyond that a live stream has lost its decoder, not its patience.
 MOST_PACKETS = 256
+#: Where none may be lost a decoder holds back so much of its stream: less, and sound that was sent a little later than
+#: its picture could not come; more, and it would be older than what the ring of sound still holds.
+LOSSLESS_SECONDS = 2.0
+#: However long they last.
+LEAST_LOSSLESS_PACKETS = 8
 #: Decoded frames that wait where none may be lost.
 MOST_FRAMES = 4
 
@@ -122,18 +128,20 @@ class DecoderThread:
         self._changed = threading.Condition()
         self._needs_key = False
         self._stopped = False
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"teso-{name}", daemon=True)
         self._thread.start()
 
     def put(self, packet: Packet[Any], arrived: float) -> None:
-        """A packet that came at a monotonic time."""
+        """A packet that came at a monotonic time. Raises what ended the thread."""
         with self._changed:
             if self._lossless:
-                self._changed.wait_for(lambda: self._stopped or len(self._packets) < MOST_PACKETS)
+                self._changed.wait_for(lambda: self._stopped or not self._is_full())
             elif len(self._packets) >= MOST_PACKETS:
                 self._counts.drops["overflow"] += len(self._packets)
                 self._packets.clear()
                 self._needs_key = True
+            self.check()
             if self._needs_key and not packet.is_keyframe:
                 self._counts.drops["overflow"] += 1
                 return
@@ -141,13 +149,29 @@ class DecoderThread:
             self._packets.append((packet, arrived))
             self._changed.notify_all()
 
+    def _is_full(self) -> bool:
+        waiting = [item[0] for item in (self._packets[0], self._packets[-1]) if item] if self._packets else []
+        if len(self._packets) < LEAST_LOSSLESS_PACKETS or len(waiting) < 2:
+            return False
+        if len(self._packets) >= MOST_PACKETS:
+            return True
+        first, last = (seconds_of(packet.dts, packet.time_base) for packet in waiting)
+        return first is None or last is None or not 0 <= last - first < LOSSLESS_SECONDS
+
     def finish(self, timeout_seconds: float) -> None:
-        """No packet comes any more: decode what is there. In time, or without it."""
+        """No packet comes any more: decode what is there; what is not in time counts as "overflow"."""
         with self._changed:
             self._packets.append(None)
             self._changed.notify_all()
         self._thread.join(timeout_seconds)
+        with self._changed:
+            self._counts.drops["overflow"] += sum(item is not None for item in self._packets)
         self.stop()
+
+    def check(self) -> None:
+        """Raises what ended the thread before its time."""
+        if self._failure is not None:
+            raise self._failure
 
     def stop(self, timeout_seconds: float = 0.0) -> None:
         """Let go of everything, and wait so long for the thread."""
@@ -159,29 +183,46 @@ class DecoderThread:
         self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
+        try:
+            self._decode_all()
+        except Exception as error:  # of the one who is told of new frames, say: who feeds this thread must learn of it
+            with self._changed:
+                self._failure, self._stopped = error, True
+                self._packets.clear()
+                self._changed.notify_all()
+
+    def _decode_all(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._packets)
                 item = self._packets.popleft()
                 self._changed.notify_all()
-            if item is None:
-                if not self._stopped:
-                    self._end()
+            if item is None and self._stopped:
                 return
+            packet, arrived = item or (None, None)
+            frames: Sequence[Any] = ()
             try:
-                self._decode(*item)
+                frames = self._decode(packet, arrived)
             except (av.error.FFmpegError, ValueError):  # ValueError: a frame that PyAV can't make anything of
-                self._counts.corrupt_packets += 1
+                self._counts.corrupt_packets += packet is not None
+            self._pass_on(frames, arrived)
+            if item is None:
+                return
 
-    def _decode(self, packet: Packet[Any], arrived: float) -> None:
+    def _decode(self, packet: Packet[Any] | None, arrived: float | None) -> Sequence[Any]:
+        """Frames of a packet; with None those that the decoder still holds."""
         raise NotImplementedError
 
-    def _end(self) -> None:
-        """Take out what the decoder still holds."""
+    def _pass_on(self, frames: Sequence[Any], arrived: float | None) -> None:
+        raise NotImplementedError
 
 
 class VideoDecoder(DecoderThread):
-    """See :class:`DecoderThread`. ``shift_seconds``: where the origin of its stamps lies on the stream's clock."""
+    """See :class:`DecoderThread`. ``shift_seconds``: where the origin of its stamps lies on the stream's clock.
+
+    ``size``: width and height of the last picture, upright. Frames without stamps get the time of their coming, or,
+    where the stream waits for its reader, follow each other at its frame rate.
+    """
 
     def __init__(
         self,
@@ -202,31 +243,30 @@ class VideoDecoder(DecoderThread):
         self._stream, self._origin, self._shift = stream, origin_seconds, shift_seconds
         self._clock, self._live, self._mailbox = clock, live, mailbox
         self._corrupt, self._now, self._on_frame = corrupt, now, on_frame
-        rate = stream.average_rate or stream.guessed_rate
-        self._step = float(rate.denominator / rate.numerator) if rate and rate.numerator else 1 / 25
+        self._step = frame_seconds(stream) or 1 / 25
         self.segment = segment
         self._last: float | None = None
         self._shape: tuple[int, int, int] | None = None
         self._arrivals: dict[int, float] = {}
+        self._began: float | None = None
         self._fed = 0
         super().__init__("video", lossless, counts)
 
-    def _decode(self, packet: Packet[Any], arrived: float) -> None:
-        self._counts.corrupt_packets += bool(packet.is_corrupt)
-        if packet.pts is not None:
-            self._arrivals[packet.pts] = arrived
-            if len(self._arrivals) > MOST_PACKETS:
-                del self._arrivals[next(iter(self._arrivals))]
-        self._fed += 1
-        for picture in self._stream.codec_context.decode(packet):
-            self._take(picture, arrived)
+    def _decode(self, packet: Packet[Any] | None, arrived: float | None) -> Sequence[av.VideoFrame]:
+        if packet is not None:
+            self._counts.corrupt_packets += bool(packet.is_corrupt)
+            self._fed += 1
+            if packet.pts is not None and arrived is not None:
+                self._arrivals[packet.pts] = arrived
+                if len(self._arrivals) > MOST_PACKETS:
+                    del self._arrivals[next(iter(self._arrivals))]
+        return self._stream.codec_context.decode(packet)
 
-    def _end(self) -> None:
-        try:
-            for picture in self._stream.codec_context.decode(None):
-                self._take(picture, self._now())
-        except av.error.FFmpegError:  # flushed already
-            return
+    def _pass_on(self, frames: Sequence[Any], arrived: float | None) -> None:
+        for picture in frames:
+            if self._stopped:  # its connection is given up, and another one may have gone on
+                return
+            self._take(picture, self._now() if arrived is None else arrived)
 
     def _take(self, picture: av.VideoFrame, arrived: float) -> None:
         counts, decoded = self._counts, self._now()
@@ -237,7 +277,11 @@ class VideoDecoder(DecoderThread):
         stamp = seconds_of(picture.pts, picture.time_base)
         expected = self._shift if self._last is None else self._last + self._step
         pts = expected
-        if stamp is not None:
+        if stamp is None:
+            if not self._lossless:  # nobody says how fast it is but its coming
+                self._began = arrived if self._began is None else self._began
+                pts = max(arrived - self._began + self._shift, self._last or self._shift)
+        else:
             pts, leapt = self._clock.place(stamp - self._origin + self._shift, expected)
             if leapt and self._last is not None:
                 self.segment += 1
@@ -249,6 +293,7 @@ class VideoDecoder(DecoderThread):
         shape = picture.width, picture.height, round(picture.rotation)
         counts.format_changes += self._shape is not None and shape != self._shape
         self._shape = shape
+        self.size = shape[:2] if shape[2] % 180 == 0 else (shape[1], shape[0])
         counts.latest_video_seconds = pts
         self._live.observe(pts, arrived)
         if picture.is_corrupt and self._corrupt == "drop":
@@ -259,7 +304,7 @@ class VideoDecoder(DecoderThread):
 
 
 class AudioDecoder(DecoderThread):
-    """See :class:`DecoderThread`: what it hears goes to a ring. ``live``: observed too, where there is no video."""
+    """See :class:`DecoderThread`: what it hears goes to a ring."""
 
     def __init__(
         self,
@@ -274,25 +319,27 @@ class AudioDecoder(DecoderThread):
         on_sound: Callable[[], None],
     ) -> None:
         self._stream, self._origin, self._shift, self._ring = stream, origin_seconds, shift_seconds, ring
-        self._mono, self._on_sound = Mono16k(clock), on_sound
+        self._mono, self._on_sound = Mono16k(clock, self._picture_seconds), on_sound
         self._format: tuple[str, str, int] | None = None
         super().__init__("audio", lossless, counts)
 
-    def _decode(self, packet: Packet[Any], arrived: float) -> None:
-        self._counts.corrupt_packets += bool(packet.is_corrupt)
-        for frame in self._stream.codec_context.decode(packet):
+    def _picture_seconds(self) -> float:
+        return max(self._shift, self._counts.latest_video_seconds or self._shift)
+
+    def _decode(self, packet: Packet[Any] | None, arrived: float | None) -> Sequence[AudioFrame]:
+        self._counts.corrupt_packets += packet is not None and bool(packet.is_corrupt)
+        frames = self._stream.codec_context.decode(packet)
+        for frame in frames:
             kind = (frame.format.name, frame.layout.name, frame.sample_rate)
             self._counts.format_changes += self._format is not None and kind != self._format
             self._format = kind
             stamp = seconds_of(frame.pts, frame.time_base)
             self._mono.add(frame, None if stamp is None else stamp - self._origin + self._shift)
-        self._pass_on()
+        return frames
 
-    def _end(self) -> None:
-        self._mono.flush()
-        self._pass_on()
-
-    def _pass_on(self) -> None:
+    def _pass_on(self, frames: Sequence[Any], arrived: float | None) -> None:
+        if arrived is None:
+            self._mono.flush()
         pieces = self._mono.drain()
         for at_seconds, samples in pieces:
             self._ring.add(at_seconds, samples)

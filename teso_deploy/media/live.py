@@ -6,34 +6,34 @@ that clock goes on, and sound and picture leap together.
 
 from __future__ import annotations
 
-import os
-import select
-import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Literal
 
-import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.stream import VideoStream
 
-from teso_deploy.errors import InputNotFoundError, MediaError, TesoError
-from teso_deploy.media.address import Address, open_options
+from teso_deploy.errors import MediaError, TesoError
+from teso_deploy.media.address import Address
 from teso_deploy.media.backoff import Backoff
-from teso_deploy.media.clock import LiveClock
-from teso_deploy.media.container import SteadyClock, open_container, origin_seconds, seconds_of
+from teso_deploy.media.clock import LiveClock, Pace, fastest
+from teso_deploy.media.connecting import REFUSED, open_stream, sentence, sound_track, tracks
+from teso_deploy.media.container import SteadyClock, frame_seconds, origin_seconds, seconds_of
 from teso_deploy.media.decoding import AudioDecoder, Corrupt, Counts, LiveFrame, Mailbox, VideoDecoder
 from teso_deploy.media.ring import AudioRing
 
 State = Literal["opening", "running", "reconnecting", "ended", "failed"]
-#: Asking again would not help: who asks is not let in, or there is nothing.
-REFUSED = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError, av.error.HTTPNotFoundError)
 #: How long threads are waited for at the end.
 JOIN_SECONDS = 2.0
+#: Sound from elsewhere is listened to for so long until it is known when it was recorded.
+SETTLE_SECONDS = 0.5
+#: It is ahead of a picture that waits for its reader by this much at most, so that the ring still holds what is needed.
+AHEAD_OF_PICTURE_SECONDS = 10.0
 #: How long a source that pauses is waited for before it counts as broken, at most.
 LEAST_TIMEOUT_SECONDS = 0.2
 
@@ -77,30 +77,13 @@ class SourceHealth:
         return asdict(self)
 
 
-class _Pipe:
-    """Standard input for FFmpeg, whose own reading can't be interrupted."""
-
-    def __init__(self, file: Any, timeout_seconds: float, is_closed: Callable[[], bool]) -> None:
-        self._descriptor, self._timeout, self._is_closed = file.fileno(), timeout_seconds, is_closed
-
-    def read(self, size: int) -> bytes:
-        """Up to ``size`` bytes; none at the end. Raises :class:`TimeoutError`."""
-        deadline = time.monotonic() + self._timeout
-        while not self._is_closed():
-            if select.select([self._descriptor], [], [], 0.1)[0]:
-                return os.read(self._descriptor, size)
-            if time.monotonic() > deadline:
-                raise TimeoutError("nothing came")
-        return b""
-
-
 class LiveReader:
     """A stream as frames and sound; a context manager.
 
-    ``audio``: where the sound comes from, if not with the video; its clock is tied to the video's by when its first
-    sound comes. ``timeout_seconds``: for opening it, its first frame included, and for every pause after that.
-    ``lossless``: every frame in order, the stream waits for its reader; else the newest frame alone. ``corrupt``: what
-    becomes of damaged frames. ``realtime``: a file comes as slowly as a camera would give it.
+    ``audio``: where the sound comes from, if not with the video; its clock is tied to the video's by when both come,
+    or, if both are files, by their beginnings. ``timeout_seconds``: for opening it, its first frame included, and for
+    every pause after that. ``lossless``: every frame in order, the stream waits for its reader; else the newest frame
+    alone. ``corrupt``: what becomes of damaged frames. ``realtime``: a file comes as slowly as a camera would give it.
 
     ``on_frame`` and ``on_sound`` are called by its threads when there is something new.
     """
@@ -136,6 +119,8 @@ class LiveReader:
         self._info: LiveInfo | None = None
         self._has_audio_stream = False
         self._segment = 0
+        self._latest_frame: float | None = None
+        self._changing = threading.Lock()
         self.error: TesoError | None = None
 
     # ------------------------------------------------------------------------------------ the reader's side
@@ -162,11 +147,13 @@ class LiveReader:
         if self.audio_address is not None:
             self._spawn("audio", self._run_audio)
         if not self._ready.wait(max(0.0, deadline - self._clock())):
-            self.close(join_seconds=0.0)
-            raise MediaError(
+            late = MediaError(
                 f"{self.address.shown} gave no picture within {self._timeout:g} s: check that it runs and can be "
                 "reached, or give it longer with --timeout"
             )
+            self._end("failed", late)
+            self.close(join_seconds=0.0)
+            raise late
         if self.error is not None:
             self.close()
             raise self.error
@@ -227,45 +214,26 @@ class LiveReader:
         self._threads.append(thread)
         thread.start()
 
-    def _open(self, address: Address) -> InputContainer:
-        if address.kind == "file":
-            assert address.path is not None
-            return open_container(address.path)
-        # Opening and looking into it are allowed as much each by PyAV.
-        wait = (self._timeout / 2, self._timeout)
-        if address.kind == "pipe":
-            pipe = _Pipe(sys.stdin.buffer, self._timeout, self._closing.is_set)
-            return av.open(pipe, "r", options=open_options(address))
-        return av.open(address.url, "r", options=open_options(address), timeout=wait)
-
-    def _failure(self, address: Address, error: Exception) -> TesoError:
-        if isinstance(error, TesoError):
-            return error
-        told = address.cleaned(getattr(error, "strerror", None) or str(error))
-        if isinstance(error, av.error.HTTPUnauthorizedError | av.error.HTTPForbiddenError):
-            return MediaError(f"{address.shown} refuses these credentials ({told}): correct user and password")
-        if isinstance(error, av.error.HTTPNotFoundError):
-            return InputNotFoundError(f"{address.shown} does not exist there ({told}): check the path")
-        if isinstance(error, av.error.ExitError | TimeoutError):
-            told = f"nothing came for {self._timeout:g} s"
-        return MediaError(f"{address.shown} can't be read ({told}): check that it runs and can be reached")
-
     def _run(self) -> None:
         backoff, is_first = self._backoff(), True
         while not self._closing.is_set():
-            began = self._clock()
+            began = opened = self._clock()
             failure: TesoError | None = None
             is_over = is_final = False
+            self._latest_frame = None
             try:
-                container = self._open(self.address)
+                container = open_stream(self.address, self._timeout, self._closing.is_set)
+                opened = self._clock()
                 try:
-                    is_over = self._session(container, is_first)
+                    # Behind a break time has gone on by the clock on the wall.
+                    shift = 0.0 if is_first else self._live.now_seconds(began)
+                    is_over = self._session(container, shift)
                 finally:
                     container.close()
             except Exception as error:  # whatever it is, the one who waits for frames must learn of it
-                failure = self._failure(self.address, error)
+                failure = sentence(self.address, error, self._timeout)
                 is_final = isinstance(error, REFUSED) or self.address.kind in ("file", "pipe")
-            backoff.held(self._clock() - began)
+            backoff.held((self._latest_frame or opened) - opened)
             if not self._ready.is_set():  # never had a frame
                 nothing = MediaError(f"{self.address.shown} ended before it gave a picture: give a stream with video")
                 return self._end("failed", failure or nothing)
@@ -273,53 +241,48 @@ class LiveReader:
                 return self._end("ended")
             if is_final or not self._reconnect:
                 return self._end("failed" if failure else "ended", failure)
-            self._state, is_first = "reconnecting", False
+            self._become("reconnecting")
+            is_first = False
             if self._closing.wait(backoff.next_seconds()):
                 return self._end("ended")
             self._counts.reconnects += 1
             self._segment += 1
         return self._end("ended")
 
+    def _become(self, state: State, error: TesoError | None = None) -> None:
+        """An end is final, though a decoder that was given up may still find a frame."""
+        with self._changing:
+            if self._state not in ("ended", "failed"):
+                self.error, self._state = error, state
+
     def _end(self, state: State, error: TesoError | None = None) -> None:
-        self.error, self._state = error, state
+        self._become(state, error)
         self._mailbox.close()
         self._ready.set()
         self.on_frame()
 
-    def _session(self, container: InputContainer, is_first: bool) -> bool:
-        """Read one connection to its end; whether that is the end of all."""
-        video, audio = _streams(container, self.address, wants_audio=self.audio_address is None)
+    def _session(self, container: InputContainer, shift: float) -> bool:
+        """Read one connection to its end; whether that is the end of all. Its origin is ``shift`` on our clock."""
+        video, audio = tracks(container, self.address, wants_audio=self.audio_address is None)
         video.thread_type = "AUTO" if self.lossless else "SLICE"
         self._has_audio_stream = audio is not None
         origin, clock = origin_seconds(container), SteadyClock()
-        shift = 0.0 if is_first else self.now_seconds()  # behind a break time has gone on by the clock on the wall
         is_finite = self.address.kind in ("file", "pipe") or (container.duration or 0) > 0
         is_paced = self.realtime or (is_finite and self.address.kind == "http" and not self.lossless)
         pictures = VideoDecoder(
             video, origin, shift, clock, self._live, self._mailbox, self._counts, lossless=self.lossless,
-            corrupt=self._corrupt, segment=self._segment, now=self._clock, on_frame=lambda: self._on_first(video),
+            corrupt=self._corrupt, segment=self._segment, now=self._clock,
+            on_frame=lambda: self._on_picture(video, pictures),
         )  # fmt: skip
         sounds = None
         if audio is not None:
-            sounds = AudioDecoder(
-                audio, origin, shift, SteadyClock(beside=clock), self.ring, self._counts, lossless=self.lossless,
-                on_sound=lambda: self.on_sound(),
-            )  # fmt: skip
+            sounds = self._sounds(audio, origin, shift, SteadyClock(beside=clock))
         streams = [video] if audio is None else [video, audio]
         decoders = {video.index: pictures} | ({audio.index: sounds} if audio is not None and sounds else {})
-        began, failed = self._clock(), True
+        failed = True
         try:
-            for packet in container.demux(*streams):
-                if self._closing.is_set():
-                    break
-                if packet.pts is None and packet.dts is None:  # PyAV's own, at the end
-                    continue
-                arrived = self._clock()
-                if is_paced and packet.dts is not None:
-                    due = (seconds_of(packet.dts, packet.time_base) or 0.0) - origin
-                    self._closing.wait(max(0.0, began + due - arrived))
-                    arrived = self._clock()
-                decoders[packet.stream.index].put(packet, arrived)
+            for packet in self._packets(container, streams, Pace() if is_paced else None):
+                decoders[packet.stream.index].put(packet, self._clock())
             failed = False
         finally:
             for decoder in decoders.values():
@@ -328,20 +291,39 @@ class LiveReader:
                 else:
                     decoder.stop(JOIN_SECONDS / 2)
             self._segment = pictures.segment
+        for decoder in decoders.values():
+            decoder.check()
         return is_finite
 
-    def _on_first(self, video: VideoStream) -> None:
+    def _packets(self, container: InputContainer, streams: Sequence[Any], pace: Pace | None) -> Iterator[Packet[Any]]:
+        """What comes, until there is no more or this is closed; with a pace, when it is due."""
+        packets = container.demux(*streams)
+        while not self._closing.is_set():
+            try:
+                packet = next(packets, None)
+            except IndexError:  # see BROKEN_OFF
+                self._counts.corrupt_packets += 1
+                return
+            if packet is None:
+                return
+            if not packet.size:  # PyAV's own, at the end
+                continue
+            if pace is not None:
+                stamp, duration = (seconds_of(time, packet.time_base) for time in (packet.dts, packet.duration))
+                duration = duration or frame_seconds(packet.stream)
+                self._closing.wait(pace.wait_seconds(packet.stream.index, stamp, duration, self._clock()))
+            yield packet
+
+    def _on_picture(self, video: VideoStream, pictures: VideoDecoder) -> None:
+        self._latest_frame = self._clock()
         if not self._ready.is_set():
-            rate = video.average_rate or video.guessed_rate
-            fps = float(rate.numerator / rate.denominator) if rate and rate.denominator else 0.0
-            context = video.codec_context
+            step = frame_seconds(video)
             has_audio = self._has_audio_stream or self.audio_address is not None
             self._info = LiveInfo(
-                self.address.kind, context.width, context.height, fps, has_audio, self._counts.delay_frames
+                self.address.kind, *pictures.size, 1 / step if step else 0.0, has_audio, self._counts.delay_frames
             )
             self._ready.set()
-        if self._state != "running":
-            self._state = "running"
+        self._become("running")
         self.on_frame()
 
     def _run_audio(self) -> None:
@@ -349,56 +331,68 @@ class LiveReader:
         assert self.audio_address is not None
         backoff = self._backoff()
         while not self._closing.is_set() and self._state not in ("ended", "failed"):
-            began = self._clock()
+            before = self.ring.audio_seconds
             try:
-                container = self._open(self.audio_address)
+                container = open_stream(self.audio_address, self._timeout, self._closing.is_set)
                 try:
-                    self._audio_session(container)
+                    self._audio_session(container, self.audio_address)
                 finally:
                     container.close()
-                if self.audio_address.kind == "file":
+                if self.audio_address.kind in ("file", "pipe"):
                     return
             except Exception as error:
-                failure = self._failure(self.audio_address, error)
+                failure = sentence(self.audio_address, error, self._timeout)
                 if isinstance(error, (*REFUSED, TesoError)) or not self._ready.is_set():
                     if not self._ready.is_set():
                         self._end("failed", failure)
                     return
-            backoff.held(self._clock() - began)
+            backoff.held(self.ring.audio_seconds - before)
             if self._closing.wait(backoff.next_seconds()):
                 return
             self._counts.reconnects += 1
 
-    def _audio_session(self, container: InputContainer) -> None:
-        if not container.streams.audio:
-            assert self.audio_address is not None
-            raise MediaError(f"{self.audio_address.shown} has no sound: give a stream with an audio track")
-        stream = container.streams.audio[0]
+    def _audio_session(self, container: InputContainer, address: Address) -> None:
+        stream, is_file = sound_track(container, address), address.kind == "file"
         self._ready.wait(self._timeout)
         decoder: AudioDecoder | None = None
-        began = self._clock()
-        for packet in container.demux(stream):
-            if self._closing.is_set() or self._state in ("ended", "failed"):
+        if is_file and self.address.kind == "file":
+            decoder = self._sounds(stream, origin_seconds(container), 0.0, SteadyClock())
+        held: list[tuple[Packet[Any], float]] = []
+        ways: list[float] = []
+
+        def settled() -> AudioDecoder:
+            found = self._sounds(stream, 0.0, self._live.now_seconds(fastest(ways)), SteadyClock())
+            for packet, arrived in held:
+                found.put(packet, arrived)
+            return found
+
+        for packet in self._packets(container, [stream], Pace() if is_file and not self.lossless else None):
+            stamp, arrived = seconds_of(packet.pts, packet.time_base), self._clock()
+            if self._state in ("ended", "failed"):
                 break
-            stamp = seconds_of(packet.pts, packet.time_base)
-            if stamp is None:
-                continue
-            if decoder is None:
-                origin, now = stamp, max(self.now_seconds(), self.ring.end_seconds or 0.0)
-                decoder = AudioDecoder(
-                    stream, origin, now, SteadyClock(), self.ring, self._counts, lossless=self.lossless,
-                    on_sound=lambda: self.on_sound(),
-                )  # fmt: skip
-            if self.realtime:
-                self._closing.wait(max(0.0, began + stamp - origin - self._clock()))
-            decoder.put(packet, self._clock())
+            if decoder is not None:
+                self._wait_for_picture()
+                decoder.put(packet, arrived)
+            elif stamp is not None:
+                held.append((packet, arrived))
+                ways.append(arrived - stamp)
+                if arrived - held[0][1] >= SETTLE_SECONDS:
+                    decoder = settled()
+        if decoder is None and held:
+            decoder = settled()
         if decoder is not None:
             decoder.finish(JOIN_SECONDS)
+            decoder.check()
 
+    def _wait_for_picture(self) -> None:
+        """Where the picture waits for its reader, sound that comes by itself waits for the picture."""
+        while self.lossless and not self._closing.is_set() and self._state not in ("ended", "failed"):
+            if (self.ring.end_seconds or 0.0) <= (self._counts.latest_video_seconds or 0.0) + AHEAD_OF_PICTURE_SECONDS:
+                return
+            self._closing.wait(0.02)
 
-def _streams(container: InputContainer, address: Address, wants_audio: bool) -> tuple[VideoStream, AudioStream | None]:
-    pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    if not pictures:
-        kind = "only sound" if container.streams.audio else "neither picture nor sound"
-        raise MediaError(f"{address.shown} holds {kind}: give a stream with a video track")
-    return pictures[0], container.streams.audio[0] if wants_audio and container.streams.audio else None
+    def _sounds(self, stream: AudioStream, origin: float, shift: float, clock: SteadyClock) -> AudioDecoder:
+        return AudioDecoder(
+            stream, origin, shift, clock, self.ring, self._counts, lossless=self.lossless,
+            on_sound=lambda: self.on_sound(),
+        )  # fmt: skip

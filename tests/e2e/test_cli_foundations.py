@@ -20,7 +20,7 @@ from teso_deploy.recipe import Recipe
 from tests.avs_layouts import write_avss
 from tests.clips import make_clip
 from tests.commands import teso
-from tests.foundations import hugging_face_mask2former, randomise, small_recipe, written
+from tests.foundations import SHALLOW, hugging_face_mask2former, randomise, small_recipe, written
 from tests.parity.test_beats import SIZES as BEATS_SIZES
 from tests.parity.test_beats import random_file as beats_file
 from tests.parity.test_clip_text import hugging_face as hugging_face_clip
@@ -76,8 +76,8 @@ def masks_of(clip: Path, bundle: Path, out: Path, *options: object) -> list[Imag
 
 
 def test_a_foundation_with_other_classes(folder: Path, text: Path, vggish: Path, clip: Path, tmp_path: Path) -> None:
-    hugging_face_mask2former(small_recipe(), 6).save_pretrained(folder / "mask2former")
-    recipe = small_recipe(clip_text=CLIP_TEXT)
+    hugging_face_mask2former(small_recipe(**SHALLOW), 6).save_pretrained(folder / "mask2former")
+    recipe = small_recipe(clip_text=CLIP_TEXT, **SHALLOW)
     checkpoints = ("--checkpoint", f"visual={folder / 'mask2former'}", "--checkpoint", f"audio={vggish}")
     refusal = teso("export", written(recipe, tmp_path / "r.toml"), "--out", tmp_path / "b", *checkpoints)
     assert refusal.code == 2 and "class_predictor.weight [7, 32] for [2, 32]" in refusal.err
@@ -90,7 +90,7 @@ def test_a_foundation_with_other_classes(folder: Path, text: Path, vggish: Path,
 
 
 def test_the_released_network_s_file_is_a_whole_model(text: Path, vggish: Path, clip: Path, tmp_path: Path) -> None:
-    recipe = segpref_recipe(clip_text=CLIP_TEXT)
+    recipe = segpref_recipe(clip_text=CLIP_TEXT, **SHALLOW)
     torch.save(Released(recipe).state_dict(), tmp_path / "ckpt.pth")
     options = ("--checkpoint", tmp_path / "ckpt.pth", "--checkpoint", f"audio={vggish}", "--checkpoint", f"text={text}")
     report = exported(recipe, tmp_path / "b", *options)
@@ -105,7 +105,7 @@ def test_the_released_network_s_file_is_a_whole_model(text: Path, vggish: Path, 
 def test_sam_keeps_the_picture_s_shape(text: Path, clip: Path, tmp_path: Path) -> None:
     recipe = small_recipe(
         foundation="sam",
-        sam=SAM,
+        sam=SAM | {"layers": 2},  # one with windows, one without
         image={"sizes": [[64, 64]], "fit": "pad"},
         adapters=("sam_encoder", "sam_decoder"),
         audio={"encoder": "beats", "dim": BEATS_SIZES["dim"]},
@@ -125,8 +125,8 @@ def test_sam_keeps_the_picture_s_shape(text: Path, clip: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_training_on_videos_ends_in_a_bundle(text: Path, vggish: Path, clip: Path, tmp_path: Path) -> None:
-    hugging_face_mask2former(small_recipe(), 6).save_pretrained(tmp_path / "mask2former")
-    recipe = small_recipe(clip_text=CLIP_TEXT, train={"videos": {"epochs": 1, "frames_per_batch": 2}})
+    hugging_face_mask2former(small_recipe(**SHALLOW), 6).save_pretrained(tmp_path / "mask2former")
+    recipe = small_recipe(clip_text=CLIP_TEXT, train={"videos": {"epochs": 1, "frames_per_batch": 2}}, **SHALLOW)
     toml = written(recipe, tmp_path / "mine.toml")
     write_avss(tmp_path / "data", videos=2, size=64)
     train = ("train", toml, "--data", tmp_path / "data", "--out", tmp_path / "run", "--layout", "avss")

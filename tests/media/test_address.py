@@ -17,6 +17,8 @@ from teso_deploy.media.address import Address, open_options
         ("rtsp://cam/live", "rtsp", "rtsp://cam/live"),
         ("RTSP://me:secret@cam:554/live", "rtsp", "rtsp://***@cam:554/live"),
         ("https://h/x.ts?token=abc&b=1", "http", "https://h/x.ts?token=***&b=1"),
+        ("rtsp://cam/user=me_password=k12_channel=1.sdp", "rtsp", "rtsp://cam/user=me_password=***"),
+        ("http://h/x?a=1;token=abc#key=def", "http", "http://h/x?a=1;token=***"),
         ("rtmps://h/app", "rtmp", "rtmps://h/app"),
         ("udp://:1234", "mpegts", "udp://:1234"),
         ("tcp://[::1]:9", "mpegts", "tcp://[::1]:9"),

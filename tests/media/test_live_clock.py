@@ -1,11 +1,13 @@
-"""Live time, shared leaps and waits between attempts."""
+"""Live time, shared leaps, the pace of recordings and waits between attempts."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pytest
 
 from teso_deploy.media.backoff import Backoff
-from teso_deploy.media.clock import LiveClock
+from teso_deploy.media.clock import LiveClock, Pace, fastest
 from teso_deploy.media.container import SteadyClock
 
 
@@ -46,3 +48,31 @@ def test_waits_double_up_to_a_cap_and_begin_anew() -> None:
     waits.held(11.0)
     assert waits.next_seconds() == 0.5
     assert Backoff(1.0, draw=lambda: 0.0).next_seconds() == 0.5
+
+
+def played(packets: Sequence[tuple[int, float | None]], duration_seconds: float = 0.04) -> list[float]:
+    """When each (track, stamp) is due, from the first."""
+    pace, now, found = Pace(), 50.0, []
+    for track, stamp in packets:
+        now += pace.wait_seconds(track, stamp, duration_seconds, now)
+        found.append(round(now - 50.0, 3))
+    return found
+
+
+def test_a_recording_comes_as_slowly_as_it_was_recorded() -> None:
+    assert played([(0, 7.0), (1, 7.02), (0, 7.04), (1, 9.0)]) == [0.0, 0.02, 0.04, 2.0]
+    assert played([(0, None), (0, None), (0, None)]) == [0.0, 0.04, 0.08]
+
+
+def test_leaps_of_a_recording_neither_flood_nor_stand_still() -> None:
+    back = [(0, 1.0), (1, 1.0), (0, 1.04), (0, 0.0), (1, 1.04), (0, 0.04), (1, 0.0), (0, 0.08), (1, 0.04)]
+    assert played(back) == [0.0, 0.0, 0.04, 0.04, 0.04, 0.08, 0.08, 0.12, 0.12]
+    damaged = [(0, 1.0), (0, 1.04), (0, 5000.0), (1, 1.08), (0, 1.12), (0, 1.16), (1, 1.12)]
+    assert played(damaged) == [0.0, 0.04, 0.04, 0.04, 0.04, 0.08, 0.08]
+    assert played([(0, 1.0), (0, -5000.0), (0, 1.08), (1, 1.1)]) == [0.0, 0.0, 0.0, 0.02]
+
+
+def test_what_was_probed_and_what_is_damaged_do_not_tell_the_way() -> None:
+    probed = [0.9 - 0.04 * n for n in range(20)]
+    assert fastest([*probed, 0.1, 0.12]) == pytest.approx(0.1)
+    assert fastest([*probed, 0.1, -4000.0, 0.12, 9000.0]) == pytest.approx(0.1)

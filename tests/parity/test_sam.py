@@ -115,7 +115,10 @@ def test_the_small_model_is_hugging_face_s(size: int) -> None:
 
 @pytest.mark.slow
 def test_vit_b_is_hugging_face_s() -> None:
-    encoder_error, decoder_error = errors(load_recipe("teso-sam-vit-b"), 1)
+    recipe = load_recipe("teso-sam-vit-b")
+    # A quarter of the tokens, a seventh of the time. The windows need padding as they do at 1024.
+    image = recipe.image.model_copy(update={"sizes": ((512, 512),)})
+    encoder_error, decoder_error = errors(recipe.model_copy(update={"image": image}), 1)
     assert encoder_error <= 1e-4 and decoder_error <= 1e-4
 
 

@@ -22,7 +22,7 @@ from teso_deploy.benchmarking.schedule import Timings, TurnFailedError, interlea
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import BundleError, InputNotFoundError, MissingExtraError
 from teso_deploy.recipe import Recipe, load_recipe
-from tests.foundations import small_recipe
+from tests.foundations import SHALLOW, small_recipe
 
 HERE = "tests.unit.test_benchmarking"
 
@@ -183,7 +183,12 @@ def test_only_a_mask2former_has_contenders(tiny_recipe: Recipe) -> None:
 
 def test_an_export_is_made_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    settings = {"sizes": mask2former_sizes(small_recipe()), "size": [64, 64], "threads": 1, "precision": "fp32"}
+    settings = {
+        "sizes": mask2former_sizes(small_recipe(**SHALLOW)),
+        "size": [64, 64],
+        "threads": 1,
+        "precision": "fp32",
+    }
     subject = stock.on_onnxruntime(settings)
     assert subject.mask_iou() > 0.99
     folder = stock.exported(settings)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 PARTS = (
     "tests", "kernels", "engines-fp32-1", "engines-fp16-1", "engines-fp32-8", "engines-fp16-8", "engines-fp32-32",
-    "engines-fp16-32", "training", "finetuning",
+    "engines-fp16-32", "live", "training", "finetuning",
 )  # fmt: skip
 gpu_report = script("gpu_report")
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.backends.cuda.device import KernelArgument
 from teso_deploy.resources import shipped_path
+from tests.sharing import made_once, shared_folder
 
 HERE = Path(__file__).parent
 FLAGS = (
@@ -26,16 +27,22 @@ FLAGS = (
 
 
 def build_runner(folder: Path, kernels: Path | None = None) -> Path:
-    """The runner of the kernels in ``kernels`` (default: the shipped ones); skips where there is no g++."""
+    """The runner of the kernels in ``kernels`` (default: the shipped ones); skips where there is no g++.
+
+    ``folder``: from pytest. The shipped kernels are compiled once for all tests.
+    """
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("there is no g++, which compiles the kernels for the host")
-    runner = folder / "kernels_on_host"
-    include = kernels or shipped_path("engines/kernels")
-    command = [compiler, *FLAGS, f"-I{include}", str(HERE / "runner.cpp"), "-o", str(runner)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return runner
+
+    def compile_to(runner: Path) -> None:
+        include = kernels or shipped_path("engines/kernels")
+        command = [compiler, *FLAGS, f"-I{include}", str(HERE / "runner.cpp"), "-o", str(runner)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+
+    where = shared_folder(folder.parent) if kernels is None else folder
+    return made_once(where / "kernels_on_host", compile_to)
 
 
 class KernelCrash(AssertionError):

@@ -1,0 +1,83 @@
+"""Opening a stream, and what it means when that fails."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import av
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from teso_deploy.errors import InputNotFoundError, MediaError, TesoError
+from teso_deploy.media.address import Address, open_options
+from teso_deploy.media.container import open_container
+
+#: Asking again would not help: who asks is not let in, or there is nothing.
+REFUSED = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError, av.error.HTTPNotFoundError)
+
+
+class _Pipe:
+    """Standard input for FFmpeg, whose own reading can't be interrupted."""
+
+    def __init__(self, file: Any, timeout_seconds: float, is_closed: Callable[[], bool]) -> None:
+        self._descriptor, self._timeout, self._is_closed = file.fileno(), timeout_seconds, is_closed
+
+    def read(self, size: int) -> bytes:
+        """Up to ``size`` bytes; none at the end. Raises :class:`TimeoutError`."""
+        deadline = time.monotonic() + self._timeout
+        while not self._is_closed():
+            if select.select([self._descriptor], [], [], 0.1)[0]:
+                return os.read(self._descriptor, size)
+            if time.monotonic() > deadline:
+                raise TimeoutError("nothing came")
+        return b""
+
+
+def open_stream(address: Address, timeout_seconds: float, is_closed: Callable[[], bool]) -> InputContainer:
+    """The container at an address; its reading gives up after ``timeout_seconds`` without a byte. The caller closes.
+
+    Raises what :func:`sentence` makes a sentence of.
+    """
+    if address.kind == "file":
+        assert address.path is not None
+        return open_container(address.path)
+    if address.kind == "pipe":
+        return av.open(_Pipe(sys.stdin.buffer, timeout_seconds, is_closed), "r", options=open_options(address))
+    # Opening and looking into it are allowed as much each by PyAV.
+    return av.open(address.url, "r", options=open_options(address), timeout=(timeout_seconds / 2, timeout_seconds))
+
+
+def sentence(address: Address, error: Exception, timeout_seconds: float) -> TesoError:
+    """What went wrong while an address was opened or read, without its credentials."""
+    if isinstance(error, TesoError):
+        return error
+    told = address.cleaned(getattr(error, "strerror", None) or str(error))
+    if isinstance(error, av.error.HTTPUnauthorizedError | av.error.HTTPForbiddenError):
+        return MediaError(f"{address.shown} refuses these credentials ({told}): correct user and password")
+    if isinstance(error, av.error.HTTPNotFoundError):
+        return InputNotFoundError(f"{address.shown} does not exist there ({told}): check the path")
+    if isinstance(error, av.error.ExitError | TimeoutError):
+        told = f"nothing came for {timeout_seconds:g} s"
+    return MediaError(f"{address.shown} can't be read ({told}): check that it runs and can be reached")
+
+
+def tracks(container: InputContainer, address: Address, wants_audio: bool) -> tuple[VideoStream, AudioStream | None]:
+    """The picture and, where it is wanted and there is any, the sound. Raises :class:`MediaError`."""
+    pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if not pictures:
+        kind = "only sound" if container.streams.audio else "neither picture nor sound"
+        raise MediaError(f"{address.shown} holds {kind}: give a stream with a video track")
+    return pictures[0], container.streams.audio[0] if wants_audio and container.streams.audio else None
+
+
+def sound_track(container: InputContainer, address: Address) -> AudioStream:
+    """The sound, of an address that is read for nothing else. Raises :class:`MediaError`."""
+    if not container.streams.audio:
+        raise MediaError(f"{address.shown} has no sound: give a stream with an audio track")
+    return container.streams.audio[0]
