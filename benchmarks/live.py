@@ -33,7 +33,7 @@ from teso_deploy.benchmarking.report import environment_of, publish
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import TesoError
 from teso_deploy.media.address import Address
-from teso_deploy.media.live import LiveReader
+from teso_deploy.media.live import LiveReader, start_all
 from teso_deploy.outputs import as_json, write_text
 from teso_deploy.resources import shipped_path
 from teso_deploy.runtime.accounting import Accounting
@@ -50,6 +50,8 @@ RESULTS = Path(__file__).parent / "results"
 WIDTH, HEIGHT, FPS = 640, 360, 30
 ON_SECONDS, OFF_SECONDS = 2.0, 2.0
 PERIOD_SECONDS = ON_SECONDS + OFF_SECONDS
+#: Cameras send for so much longer than is measured.
+OPENING_SECONDS = 5.0
 
 
 def loudest(pipeline: Pipeline) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
@@ -156,8 +158,7 @@ def measure(pipeline: Pipeline, path: Path, seconds: float, video: Path | None, 
             opened.callback(camera.kill)
         addresses = [Address.parse(f"tcp://127.0.0.1:{int(c.stdout.readline())}") for c in cameras if c.stdout]
         readers = [opened.enter_context(LiveReader(address, reconnect=False)) for address in addresses]
-        for reader in readers:
-            reader.start()
+        start_all(readers)
         sinks: list[Sink] = [CallbackSink(note)]
         if video is not None:
             sinks.append(OverlaySink(video, pipeline.classes, readers[0].ring, readers[0].info.fps))
@@ -217,7 +218,7 @@ def main() -> None:
             threads = options.threads if options.backend == "cpu" else None
             backend = load_backend(options.backend, bundle, options.precision, threads=threads)
             pipeline = Pipeline(bundle, backend.engines, operators=backend.operators)
-            record(path, picture, sound, options.seconds)
+            record(path, picture, sound, options.seconds + OPENING_SECONDS)
             videos = (None,) if options.streams else (None, Path(folder) / "out.mp4")
             rows = [
                 measure(pipeline, path, options.seconds, video, streams)

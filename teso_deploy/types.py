@@ -103,8 +103,9 @@ class Segmentation(_Printed):
 
     ``labels`` (H, W) uint8 at the frame's size: 0 background, k the k-th class of the
     bundle (1-based). ``class_scores`` (C,) float32: the highest mask probability of each
-    class. ``cue_gate`` (N_T,) float32: ξ, a cue is masked where it is ≤ 0. ``stamps``:
-    stage → monotonic seconds at which it was done, in the order of the pipeline.
+    class; of heads that add up their queries it may exceed 1. ``cue_gate`` (N_T,)
+    float32: ξ, a cue is masked where it is ≤ 0. ``stamps``: stage → monotonic seconds
+    at which it was done, in the order of the pipeline.
     """
 
     labels: NDArray[np.uint8]

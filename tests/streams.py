@@ -1,23 +1,28 @@
 """Servers on the loopback address that do what servers do: stop, stay silent, lose packets, begin anew, refuse.
 
 What they send is a file of MPEG-TS at the pace at which it was recorded: once, or again and again, when its time stamps
-jump back each time.
+jump back each time, or go on. RTMP is in rtmp.py.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import random
+import re
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
-PACKET_BYTES = 188
+from tests.transport import PACKET_BYTES, TICKS_HZ, Restamper, begins_picture, packets_of
+
+Scheme = Literal["Basic", "Digest"]
 Damage = Callable[[bytes], bytes]
 
 
@@ -51,17 +56,45 @@ def corrupted(share: float, seed: int = 0) -> Damage:
     return damage
 
 
+def flagged(numbers: Collection[int]) -> Damage:
+    """The pictures of these numbers have the flag by which a receiver says that it could not mend a packet.
+
+    It is set in the packet behind which such a picture's data begin anew or end, which makes exactly one packet of
+    FFmpeg's corrupt for each number, if no two follow each other.
+    """
+    seen = [0]
+
+    def damage(block: bytes) -> bytes:
+        found = bytearray()
+        for packet in packets_of(block):
+            if begins_picture(packet):
+                packet[1] |= 0x80 * (seen[0] in numbers)
+                seen[0] += 1
+            found += packet
+        return bytes(found)
+
+    return damage
+
+
 class Sender:
     """Sends a transport stream of ``seconds`` at the pace of its bytes; ``pause`` holds it, ``damage`` spoils it.
 
-    ``loop``: again and again, the stamps jumping back each time. ``packets``: that are sent at once.
+    ``loop``: again and again, the stamps jumping back each time; or, with ``goes_on``, as if there were no end.
+    ``shift_seconds`` is added to the stamps of what is sent from now on. ``packets``: that are sent at once.
     """
 
     def __init__(
-        self, path: Path, seconds: float, damage: Damage = untouched, loop: bool = False, packets: int = 1
+        self,
+        path: Path,
+        seconds: float,
+        damage: Damage = untouched,
+        loop: bool = False,
+        packets: int = 1,
+        goes_on: bool = False,
     ) -> None:
         self._block_bytes = packets * PACKET_BYTES
         self.content, self.seconds, self.damage, self.loop = path.read_bytes(), seconds, damage, loop
+        self._goes_on, self.shift_seconds = goes_on, 0.0
         self.paused = threading.Event()
         self.stopped = threading.Event()
 
@@ -70,6 +103,7 @@ class Sender:
         blocks = [self.content[i : i + self._block_bytes] for i in range(0, len(self.content), self._block_bytes)]
         pace = self.seconds / len(blocks)
         due = time.monotonic()
+        stamps, turn = Restamper(), 0
         while True:
             for block in blocks:
                 while self.paused.is_set() and not self.stopped.is_set():
@@ -79,9 +113,13 @@ class Sender:
                     return
                 time.sleep(max(0.0, due - time.monotonic()))
                 due += pace
-                yield self.damage(block)
+                shift = self.shift_seconds + (turn * self.seconds if self._goes_on else 0.0)
+                # What loops without going on is cut hard: also its counters begin anew.
+                is_moved = self._goes_on or shift
+                yield self.damage(stamps.moved(block, round(shift * TICKS_HZ)) if is_moved else block)
             if not self.loop:
                 return
+            turn += 1
 
 
 class Server:
@@ -163,25 +201,51 @@ def _request(connection: socket.socket) -> tuple[str, dict[str, str]]:
     return lines[0], headers
 
 
-def _basic(credentials: str) -> str:
-    return "Basic " + base64.b64encode(credentials.encode()).decode()
+_NONCE = "9f86d081884c7d65"
 
 
-def http(sender: Sender | None, status: int = 200, credentials: str | None = None) -> Callable[[socket.socket], None]:
+def _challenge(scheme: Scheme) -> str:
+    nonce = f', nonce="{_NONCE}"' if scheme == "Digest" else ""
+    return f'WWW-Authenticate: {scheme} realm="camera"{nonce}\r\n'
+
+
+def _is_let_in(method: str, given: str, credentials: str, scheme: Scheme) -> bool:
+    if scheme == "Basic":
+        return given == "Basic " + base64.b64encode(credentials.encode()).decode()
+    user, _, password = credentials.partition(":")
+    fields = dict(re.findall(r'(\w+)="([^"]*)"', given))
+
+    def md5(text: str) -> str:
+        return hashlib.md5(text.encode()).hexdigest()
+
+    # RFC 2069, as most cameras do it: without qop.
+    who, what = md5(f"{user}:camera:{password}"), md5(f"{method}:{fields.get('uri')}")
+    return fields.get("username") == user and fields.get("response") == md5(f"{who}:{_NONCE}:{what}")
+
+
+def http(
+    sender: Sender | None, status: int = 200, credentials: str | None = None, chunked: bool = False
+) -> Callable[[socket.socket], None]:
     """A stream without an end at ``/live.ts``; ``credentials``: who may see it."""
 
     def serve(connection: socket.socket) -> None:
         _, headers = _request(connection)
         answer = status
-        if credentials is not None and headers.get("authorization") != _basic(credentials):
+        given = headers.get("authorization", "")
+        if credentials is not None and not _is_let_in("GET", given, credentials, "Basic"):
             answer = 401
         if answer != 200 or sender is None:
-            more = 'WWW-Authenticate: Basic realm="camera"\r\n' if answer == 401 else ""
+            more = _challenge("Basic") if answer == 401 else ""
             connection.sendall(f"HTTP/1.1 {answer} No\r\n{more}Content-Length: 0\r\nConnection: close\r\n\r\n".encode())
             return
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: video/mp2t\r\nConnection: close\r\n\r\n")
+        more = "Transfer-Encoding: chunked\r\n" if chunked else ""
+        connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Type: video/mp2t\r\n{more}Connection: close\r\n\r\n".encode())
         for block in sender.blocks():
+            if chunked and block:  # an empty chunk would be the end
+                block = f"{len(block):x}\r\n".encode() + block + b"\r\n"
             connection.sendall(block)
+        if chunked:
+            connection.sendall(b"0\r\n\r\n")
 
     return serve
 
@@ -196,7 +260,9 @@ a=control:track1
 """
 
 
-def rtsp(sender: Sender, credentials: str | None = None, known: str = "/live") -> Callable[[socket.socket], None]:
+def rtsp(
+    sender: Sender, credentials: str | None = None, known: str = "/live", scheme: Scheme = "Basic"
+) -> Callable[[socket.socket], None]:
     """An RTSP 1.0 server: a transport stream in RTP, inside of its own connection; there is nothing but ``known``."""
 
     def serve(connection: socket.socket) -> None:
@@ -205,8 +271,9 @@ def rtsp(sender: Sender, credentials: str | None = None, known: str = "/live") -
             first, headers = _request(connection)
             method, url, _ = first.split(" ")
             more, body, status = "", "", "200 OK"
-            if credentials is not None and headers.get("authorization") != _basic(credentials):
-                status, more = "401 Unauthorized", 'WWW-Authenticate: Basic realm="camera"\r\n'
+            given = headers.get("authorization", "")
+            if credentials is not None and not _is_let_in(method, given, credentials, scheme):
+                status, more = "401 Unauthorized", _challenge(scheme)
             elif known not in url:
                 status = "404 Not Found"
             elif method == "OPTIONS":

@@ -111,7 +111,9 @@ class OnnxRuntimeCudaSlot:
 
 def _is_out_of_memory(told: str) -> bool:
     told = told.lower()  # of ONNX Runtime's arena, of CUDA, and of cuBLAS and cuDNN
-    return ("memory" in told and ("allocat" in told or "out of" in told)) or "alloc_failed" in told
+    if "alloc_failed" in told or "resource allocation failed" in told:
+        return True
+    return "memory" in told and ("allocat" in told or "out of" in told)
 
 
 def _device_error(error: Exception) -> DeviceError:

@@ -19,7 +19,7 @@ from teso_deploy.cli.reports import say
 from teso_deploy.errors import OutputError
 from teso_deploy.media.address import Address
 from teso_deploy.media.container import open_container
-from teso_deploy.media.live import LiveReader
+from teso_deploy.media.live import LiveReader, start_all
 from teso_deploy.outputs import check_file, check_mask_folder
 from teso_deploy.runtime.accounting import Accounting
 from teso_deploy.runtime.live import LiveRunner
@@ -136,8 +136,7 @@ def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, cues: O
             for address in request.inputs
         ]
         with console.status("opening " + ", ".join(address.shown for address in request.inputs)):
-            for reader in readers:
-                reader.start()
+            start_all(readers)
         for address, reader in zip(request.inputs, readers, strict=True):
             if not reader.info.has_audio and not request.mute:
                 say(console, f"{address.shown} has no sound: it is run as silence until some comes")

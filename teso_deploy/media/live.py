@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Literal
@@ -55,7 +56,8 @@ class SourceHealth:
     """A source's state and what has happened to it since its beginning.
 
     ``drops``: frames by cause ("superseded" by a newer one, "corrupt"), packets ("overflow"). ``gap_seconds`` of
-    sound that nobody recorded, ``av_offset_seconds``: how far the sound has come beyond the picture.
+    sound that nobody recorded, ``av_offset_seconds``: how far the sound has come beyond the picture, ``delay_frames``:
+    that the decoder of the picture holds back. ``audio_error``: why sound from elsewhere is not asked for any more.
     """
 
     state: State
@@ -70,11 +72,20 @@ class SourceHealth:
     audio_seconds: float
     has_audio: bool
     av_offset_seconds: float | None
+    delay_frames: int
+    audio_error: str | None
     error: str | None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+def start_all(readers: Sequence[LiveReader]) -> None:
+    """Open all at once: each may take its time. Raises, as :meth:`LiveReader.start`, for the first that can't be."""
+    with ThreadPoolExecutor(max(1, len(readers)), "teso-open") as pool:
+        for opened in [pool.submit(reader.start) for reader in readers]:
+            opened.result()
 
 
 class LiveReader:
@@ -121,6 +132,7 @@ class LiveReader:
         self._segment = 0
         self._latest_frame: float | None = None
         self._changing = threading.Lock()
+        self._audio_error: TesoError | None = None
         self.error: TesoError | None = None
 
     # ------------------------------------------------------------------------------------ the reader's side
@@ -183,6 +195,8 @@ class LiveReader:
             audio_seconds=self.ring.audio_seconds,
             has_audio=end is not None,
             av_offset_seconds=None if end is None or latest is None else end - latest,
+            delay_frames=counts.delay_frames,
+            audio_error=None if self._audio_error is None else str(self._audio_error),
             error=None if self.error is None else str(self.error),
         )
 
@@ -345,6 +359,7 @@ class LiveReader:
                 if isinstance(error, (*REFUSED, TesoError)) or not self._ready.is_set():
                     if not self._ready.is_set():
                         self._end("failed", failure)
+                    self._audio_error = failure
                     return
             backoff.held(self.ring.audio_seconds - before)
             if self._closing.wait(backoff.next_seconds()):

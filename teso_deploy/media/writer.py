@@ -20,6 +20,10 @@ from teso_deploy.types import SAMPLE_RATE_HZ
 
 _TICKS_PER_SECOND = 90_000
 _CHUNK_SAMPLES = 4096
+#: What a growing file may lack when its process is killed: a piece is written when it is so long, the last one not.
+_PIECE_SECONDS = 1.0
+#: Sound that is later than this is silence in a growing file: whole pieces need both tracks.
+_LATE_SOUND_SECONDS = 1.0
 
 
 class VideoWriter:
@@ -53,9 +57,11 @@ class VideoWriter:
         self._track = audio
         self._sent_samples = 0
         self._last_tick = -1
+        self._next_piece_seconds = 0.0
         try:
-            flags = "+frag_keyframe+delay_moov+default_base_moof" if is_growing else "+faststart"
-            options = {"movflags": flags} | ({"flush_packets": "1"} if is_growing else {})
+            options = {"movflags": "+faststart"}
+            if is_growing:
+                options = {"movflags": "+frag_keyframe+delay_moov+default_base_moof", "flush_packets": "1"}
             self._container: OutputContainer = av.open(str(self._staged), "w", format="mp4", options=options)
         except (OSError, av.error.FFmpegError) as error:
             raise OutputError(f"{self.path} can't be written ({error.strerror}): name another place") from error
@@ -65,7 +71,8 @@ class VideoWriter:
         self._video.pix_fmt = "yuv420p"
         self._video.options = {"crf": "20", "preset": "veryfast"}
         if is_growing:
-            self._video.options |= {"preset": "ultrafast", "tune": "zerolatency", "g": str(max(1, round(float(fps))))}
+            # A piece begins with a key frame: of these there is one when it is due by time, whatever the frame rate.
+            self._video.options |= {"preset": "ultrafast", "tune": "zerolatency", "g": "9999", "forced-idr": "1"}
         self._video.codec_context.time_base = Fraction(1, _TICKS_PER_SECOND)
         self._sound = None
         if audio is not None:
@@ -93,6 +100,9 @@ class VideoWriter:
         self._last_tick = max(self._last_tick + 1, round(pts_seconds * _TICKS_PER_SECOND))
         frame.pts = self._last_tick
         frame.time_base = Fraction(1, _TICKS_PER_SECOND)
+        if self._is_growing and pts_seconds >= self._next_piece_seconds:
+            frame.pict_type = av.video.frame.PictureType.I
+            self._next_piece_seconds = pts_seconds + _PIECE_SECONDS
         try:
             self._container.mux(self._video.encode(frame))
             self._write_sound(pts_seconds)
@@ -102,8 +112,11 @@ class VideoWriter:
     def _write_sound(self, until_seconds: float) -> None:
         """Send the sound up to a time of the file, so that both tracks lie close together in it."""
         begin = self._begin_seconds or 0.0
-        if self._sound is None or self._track is None or (end := self._track.end_seconds) is None:
+        if self._sound is None or self._track is None:
             return
+        end = begin if self._track.end_seconds is None else self._track.end_seconds
+        if self._is_growing:
+            end = max(end, begin + until_seconds - _LATE_SOUND_SECONDS)
         until = min(round((end - begin) * SAMPLE_RATE_HZ), round(until_seconds * SAMPLE_RATE_HZ))
         while self._sent_samples < until:
             last = min(self._sent_samples + _CHUNK_SAMPLES, until)

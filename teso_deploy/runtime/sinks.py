@@ -17,6 +17,7 @@ from teso_deploy.errors import OutputError, TesoError
 from teso_deploy.media.audio import Sound
 from teso_deploy.media.overlay import RollingOverlay, save_mask
 from teso_deploy.media.writer import VideoWriter
+from teso_deploy.outputs import check_mask_folder
 from teso_deploy.runtime.delivery import Delivery
 from teso_deploy.runtime.events import Event, EventLog
 
@@ -170,7 +171,7 @@ def mask_line(delivery: Delivery, classes: Sequence[str]) -> dict[str, Any]:
         "objects": [
             {
                 "name": classes[label - 1],
-                "score": round(float(found.class_scores[label - 1]), 4),
+                "score": round(min(1.0, float(found.class_scores[label - 1])), 4),
                 "segmentation": {"size": list(found.labels.shape), "counts": run_lengths(found.labels == label)},
             }
             for label in present
@@ -215,10 +216,14 @@ class MaskLinesSink:
 
 
 class MaskFolderSink:
-    """Masks as ``{index:06d}.png`` in a folder, the latest of each picture; earlier runs' masks are replaced."""
+    """Masks as ``{index:06d}.png`` in a folder, the latest of each picture; earlier runs' masks are replaced.
+
+    Raises :class:`OutputError`, also for a folder that holds anything else.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.name, self._folder = folder.name, folder
+        check_mask_folder(folder)
         try:
             folder.mkdir(exist_ok=True)
             for old in folder.glob("*.png"):

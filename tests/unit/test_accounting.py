@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -51,8 +53,29 @@ def test_an_event_lasts_from_the_first_frame_to_the_last() -> None:
 def test_a_short_gap_does_not_end_an_event_and_a_long_one_does() -> None:
     for gap, count in ((0.2, 1), (0.3, 2)):
         log = EventLog(["dog", "cow", "car"])
-        events = [*log.add(segmentation(0.0, 1)), *log.add(segmentation(gap, 1)), *log.finish()]
-        assert len(events) == count
+        given = segmentation(0.0, 1), segmentation(gap / 2), segmentation(gap, 1)
+        assert len([*(event for one in given for event in log.add(one)), *log.finish()]) == count
+
+
+def test_rare_results_make_no_gaps_and_long_pauses_do() -> None:
+    for pause, count in ((0.4, 1), (1.9, 1), (2.1, 10)):
+        log = EventLog(["dog", "cow", "car"])
+        given = [segmentation(pause * i, 1) for i in range(10)]
+        assert len([*(event for one in given for event in log.add(one)), *log.finish()]) == count
+
+
+def test_what_comes_late_sets_no_time_back() -> None:
+    log = EventLog(["dog", "cow", "car"])
+    assert not list(log.add(segmentation(1.0, 1)))
+    assert not list(log.add(segmentation(0.5), at_seconds=0.5))
+    (event,) = log.finish()
+    assert (event.onset_seconds, event.end_seconds) == (1.0, 1.0)
+
+
+def test_a_confidence_is_at_most_one() -> None:
+    log = EventLog(["dog", "cow", "car"])
+    (event,) = [*log.add(replace(segmentation(0.0, 1), class_scores=np.full(3, 1.4, np.float32))), *log.finish()]
+    assert event.confidence == 1.0
 
 
 def test_two_classes_at_once_are_two_events() -> None:

@@ -21,7 +21,7 @@ from teso_deploy.runtime.latency import Histogram
 from teso_deploy.runtime.metrics_server import MetricsServer, parsed_place
 from teso_deploy.types import Cues, Frame, Segmentation
 
-HEALTH = SourceHealth("running", 30, 2, 1, {"superseded": 3}, 1, 0, 2, 0.5, 9.5, True, 0.04, None)
+HEALTH = SourceHealth("running", 30, 2, 1, {"superseded": 3}, 1, 0, 2, 0.5, 9.5, True, 0.04, 2, None, None)
 
 
 def delivery(cause: str = "frame", took: float = 0.04) -> Delivery:

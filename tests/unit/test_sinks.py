@@ -163,28 +163,38 @@ sys.path.insert(0, sys.argv[2])
 from teso_deploy.media.ring import AudioRing
 from teso_deploy.runtime.sinks import OverlaySink
 from tests.unit.test_sinks import CLASSES, delivery
-ring = AudioRing()
-ring.add(0.0, np.zeros(16_000 * 20, np.float32))
-sink = OverlaySink(Path(sys.argv[1]), CLASSES, ring, 25.0)
-for number in range(200):
+ring, step, heard = AudioRing(), int(sys.argv[3]), float(sys.argv[4])
+sink = OverlaySink(Path(sys.argv[1]), CLASSES, ring if heard >= 0 else None, 25.0)
+for number in range(0, 200, step):
+    if number / 25 < heard:
+        ring.add(number / 25, np.zeros(640 * step, np.float32))
     sink.take(delivery(number))
 print("there", flush=True)
 time.sleep(60)
 """
 
 
-def test_what_a_killed_run_leaves_can_be_played(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("step", "heard_seconds"), [(1, 9.0), (8, 9.0), (1, -1.0), (8, 0.0), (8, -1.0), (1, 2.0), (8, 2.0)]
+)
+def test_what_a_killed_run_leaves_can_be_played(tmp_path: Path, step: int, heard_seconds: float) -> None:
+    """At 25 and at 3 frames a second; with sound, without (negative), with sound that never comes, that ceases."""
     path = tmp_path / "out.mp4"
-    command = [sys.executable, "-c", KILLED, str(path), str(Path(__file__).parents[2])]
+    command = [sys.executable, "-c", KILLED, str(path), str(Path(__file__).parents[2]), str(step), str(heard_seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"there\n"
         process.kill()
     with av.open(str(path)) as video:
-        assert sum(1 for _ in video.decode(video=0)) >= 150
+        shown = [frame.time for frame in video.decode(video=0)]
+    assert shown[0] < 0.1 and shown[-1] > 5.5 and len(shown) > 5.5 * 25 / step, "of 8 s the last two are missing"
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="name another place"):
         MaskLinesSink(tmp_path / "none" / "m.jsonl", CLASSES)
-    with pytest.raises(OutputError, match="name another folder"):
+    with pytest.raises(OutputError, match="no folder"):
         MaskFolderSink(tmp_path / "none" / "masks")
+    (tmp_path / "holiday.png").write_bytes(b"mine")
+    with pytest.raises(OutputError, match="something else than masks"):
+        MaskFolderSink(tmp_path)
+    assert (tmp_path / "holiday.png").exists()
