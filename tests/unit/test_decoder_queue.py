@@ -1,0 +1,68 @@
+"""How much of a stream a decoder that may lose nothing holds back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from teso_deploy.media.decoding import LEAST_LOSSLESS_PACKETS, LOSSLESS_SECONDS, MOST_PACKETS, Counts, DecoderThread
+
+
+@dataclass
+class Given:
+    """What is asked of a packet."""
+
+    dts: int | None
+    time_base: Fraction = Fraction(1, 1000)
+    is_keyframe: bool = True
+
+
+class Stuck(DecoderThread):
+    """Decodes nothing until it may."""
+
+    def __init__(self) -> None:
+        self.may = threading.Event()
+        super().__init__("stuck", True, Counts())
+
+    def _decode(self, packet: Any, arrived: float | None) -> Sequence[Any]:
+        self.may.wait(10)
+        return ()
+
+    def _pass_on(self, frames: Sequence[Any], arrived: float | None) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("fps", "least", "most"),
+    [
+        (1, LEAST_LOSSLESS_PACKETS, LEAST_LOSSLESS_PACKETS + 1),
+        (30, 30 * LOSSLESS_SECONDS, 30 * LOSSLESS_SECONDS + 2),
+        (1000, MOST_PACKETS, MOST_PACKETS + 1),
+        (None, LEAST_LOSSLESS_PACKETS, LEAST_LOSSLESS_PACKETS + 1),
+    ],
+)
+def test_as_long_as_sound_may_be_late_and_no_longer(fps: int | None, least: float, most: float) -> None:
+    decoder, put = Stuck(), []
+
+    def feed() -> None:
+        for number in range(400):
+            decoder.put(Given(None if fps is None else round(number * 1000 / fps)), 0.0)  # type: ignore[arg-type]
+            put.append(number)
+
+    thread = threading.Thread(target=feed, daemon=True)
+    thread.start()
+    before = -1
+    while len(put) != before or not put:
+        before = len(put)
+        time.sleep(0.1)
+    decoder.may.set()
+    thread.join(10)
+    decoder.stop(5)
+    # One more is in the decoder itself.
+    assert least <= before - 1 <= most and len(put) == 400
