@@ -12,6 +12,7 @@ delivered mask, "end" the one from its last sample to the first blank one; both 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from typing import Any
 
 import av
 import numpy as np
+from gpu_contenders import visible_cues
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -40,7 +42,7 @@ from teso_deploy.runtime.accounting import Accounting
 from teso_deploy.runtime.backends import BACKENDS, load_backend
 from teso_deploy.runtime.delivery import Delivery
 from teso_deploy.runtime.live import LiveRunner
-from teso_deploy.runtime.pipeline import AUTO, Pipeline
+from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline
 from teso_deploy.runtime.schedule import Source
 from teso_deploy.runtime.scheduling import LiveOptions
 from teso_deploy.runtime.sinks import CallbackSink, OverlaySink, Sink
@@ -105,7 +107,7 @@ def serve(path: Path, seconds: float) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         print(server.getsockname()[1], flush=True)
         connection, _ = server.accept()
-        with connection:
+        with connection, contextlib.suppress(ConnectionError):  # the measuring may end before the file
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             began = time.monotonic()
             for (start, at), (end, _) in zip([(0, begin), *places], [*places, (len(content), 0.0)], strict=True):
@@ -163,7 +165,8 @@ def measure(pipeline: Pipeline, path: Path, seconds: float, video: Path | None, 
         if video is not None:
             sinks.append(OverlaySink(video, pipeline.classes, readers[0].ring, readers[0].info.fps))
         accounting = Accounting([address.shown for address in addresses])
-        runner = LiveRunner(pipeline, readers, sinks, options=LiveOptions(), cues=AUTO, accounting=accounting)
+        cues: Offered = AUTO if pipeline.bundle.manifest.tagger is not None else visible_cues(pipeline.bundle)
+        runner = LiveRunner(pipeline, readers, sinks, options=LiveOptions(), cues=cues, accounting=accounting)
         threading.Timer(seconds - 1.0, runner.stop).start()
         began = time.monotonic()
         runner.run()
@@ -174,6 +177,8 @@ def measure(pipeline: Pipeline, path: Path, seconds: float, video: Path | None, 
     drops: Counter[str] = Counter()
     for stream in told:
         drops.update(stream["drops"])
+    # What random weights show begins and ends with nothing.
+    reacted_ms = prefixed("onset", percentiles(onsets)) | prefixed("end", percentiles(ends)) | {"onsets": len(onsets)}
     many = "" if streams == 1 else f", {streams} streams"
     return {
         "name": f"live{many}" if video is None else f"live{many}, with the annotated video",
@@ -181,9 +186,7 @@ def measure(pipeline: Pipeline, path: Path, seconds: float, video: Path | None, 
         **prefixed("staleness", worst([stream["staleness_ms"] for stream in told])),
         **prefixed("frame", worst([stream["latency_ms"]["frame"] for stream in told])),
         "redecodes_per_second": round(min(stream["redecodes"]["sound"] for stream in told) / lasted, 2),
-        **prefixed("onset", percentiles(onsets)),
-        **prefixed("end", percentiles(ends)),
-        "onsets": len(onsets),
+        **(reacted_ms if pipeline.bundle.manifest.trained else {}),
         "drops": dict(drops),
         "audio_gap_seconds": max(stream["audio"]["gap_seconds"] for stream in told),
         "seconds": round(lasted, 1),
