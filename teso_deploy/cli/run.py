@@ -270,6 +270,8 @@ def run(
         report = run_live(console, pipeline, request, offered)
         write_json(json_out, report)
         console.print(rendered(report))
+        if report["errors"]:  # the others went on to the end, and their files are whole
+            raise typer.Exit(1)
         return
     sound: dict[str, Any] = {"mute": mute, "noise_dbfs": noise_dbfs, "sound_from": sound_from}
     for folder in (out, masks) if len(paths) > 1 else ():

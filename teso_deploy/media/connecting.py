@@ -53,8 +53,11 @@ def open_stream(address: Address, timeout_seconds: float, is_closed: Callable[[]
     return av.open(address.url, "r", options=open_options(address), timeout=(timeout_seconds / 2, timeout_seconds))
 
 
-def sentence(address: Address, error: Exception, timeout_seconds: float) -> TesoError:
-    """What went wrong while an address was opened or read, without its credentials."""
+def sentence(address: Address, error: Exception, timeout_seconds: float, waited_seconds: float = 0.0) -> TesoError:
+    """What went wrong while an address was opened or read, without its credentials; ``waited_seconds``: for that.
+
+    FFmpeg says of some protocols that nothing came, of others that nothing is no valid data.
+    """
     if isinstance(error, TesoError):
         return error
     told = address.cleaned(getattr(error, "strerror", None) or str(error))
@@ -62,8 +65,11 @@ def sentence(address: Address, error: Exception, timeout_seconds: float) -> Teso
         return MediaError(f"{address.shown} refuses these credentials ({told}): correct user and password")
     if isinstance(error, av.error.HTTPNotFoundError):
         return InputNotFoundError(f"{address.shown} does not exist there ({told}): check the path")
-    if isinstance(error, av.error.ExitError | TimeoutError):
+    is_late = isinstance(error, av.error.InvalidDataError) and waited_seconds > 0.4 * timeout_seconds
+    if isinstance(error, av.error.ExitError | TimeoutError) or (is_late and address.kind not in ("file", "pipe")):
         told = f"nothing came for {timeout_seconds:g} s"
+    elif address.kind == "pipe" and isinstance(error, av.error.InvalidDataError | av.error.EOFError):
+        told = "nothing, or nothing that is a video, came: MPEG-TS or Matroska can be piped, MP4 with its index first"
     return MediaError(f"{address.shown} can't be read ({told}): check that it runs and can be reached")
 
 

@@ -245,7 +245,7 @@ class LiveReader:
                 finally:
                     container.close()
             except Exception as error:  # whatever it is, the one who waits for frames must learn of it
-                failure = sentence(self.address, error, self._timeout)
+                failure = sentence(self.address, error, self._timeout, self._clock() - began)
                 is_final = isinstance(error, REFUSED) or self.address.kind in ("file", "pipe")
             backoff.held((self._latest_frame or opened) - opened)
             if not self._ready.is_set():  # never had a frame

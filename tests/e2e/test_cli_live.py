@@ -16,6 +16,7 @@ import av
 import pytest
 
 from teso_deploy.resources import shipped_path
+from tests.commands import teso
 from tests.streams import Sender, free_port, rtsp, serving, silent, tcp
 
 CLIP_SECONDS = 10.0
@@ -141,3 +142,11 @@ def test_bad_input_is_a_sentence(clip: Path, tmp_path: Path) -> None:
         for arguments, told in cases:
             code, text = ended(started(*arguments))
             assert code == 2 and told in text and "Traceback" not in text, (arguments, text)
+
+
+def test_a_sink_that_failed_shows_in_the_exit_code() -> None:
+    clip = shipped_path("export/demo/clip.mp4")
+    done = teso("run", clip, "--mode", "live", "--seconds", 2, "--events", "/dev/full", "--json", "-")
+    report = json.loads(done.out)
+    assert done.code == 1 and "No space left" in report["errors"][0]
+    assert report["streams"][0]["frames"] > 0, "the run went on without it"
