@@ -12,7 +12,7 @@
 #          live         streams of 30 frames a second, several at once, by ONNX Runtime
 #          training     a step on composed scenes; TESO_AVS_DATA names the folder of media
 #          finetuning   a step on videos at full size
-# --quick  fewer repetitions;  --print  the commands only, without running them
+# --quick  fewer repetitions, and no torch.compile, which takes minutes;  --print  the commands only, without running them
 # BUNDLE names another bundle than the shipped one for the engines.
 #
 # A part leaves OUT/GPU/PART.json (tests: .xml) and PART.log, or PART.failed with the reason. Behind each part all
@@ -67,7 +67,7 @@ command_of() {
     engines-*)
       IFS=- read -r _ precision batch <<<"$1"
       command=("$python" benchmarks/gpu_engines.py --precision "$precision" --batch "$batch" --out "$result")
-      command+=(${is_quick:+--seconds 5})
+      command+=(${is_quick:+--seconds 5 --torch eager --torch cuda-graph})
       [[ -z ${BUNDLE:-} ]] || command+=(--bundle "$BUNDLE")
       ;;
     live)

@@ -40,6 +40,8 @@ from teso_deploy.types import Precision
 BATCHES = (1, 8, 32)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 EAGER = "torch eager"
+#: How PyTorch runs, unless it is asked for otherwise; "max-autotune" is another way.
+HOWS = ("eager", "compile", "cuda-graph")
 #: Whose versions the report names, where they are installed.
 LIBRARIES = (
     "torch", "triton", "tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx",
@@ -69,9 +71,10 @@ def rtx_architectures(capability: tuple[int, int]) -> list[str | None]:
     return list(dict.fromkeys([None, "sm80", *own]))
 
 
-def contenders(capability: tuple[int, int], precision: Precision, with_max_autotune: bool) -> dict[str, dict[str, Any]]:
-    """Name → what is special about it, in the order of the report."""
-    hows = ["eager", "compile", *(["max-autotune"] if with_max_autotune else []), "cuda-graph"]
+def contenders(
+    capability: tuple[int, int], precision: Precision, hows: Sequence[str] = HOWS
+) -> dict[str, dict[str, Any]]:
+    """Name → what is special about it, in the order of the report; ``hows``: of PyTorch."""
     found: dict[str, dict[str, Any]] = {f"torch {how}": {"how": how} for how in hows}
     found["onnxruntime cuda"] = {"backend": "cuda"}
     for architecture in rtx_architectures(capability):
@@ -199,7 +202,7 @@ def measure(
     batches: Sequence[int],
     precisions: Sequence[Precision],
     seconds: float,
-    with_max_autotune: bool,
+    hows: Sequence[str],
     folder: Path,
 ) -> dict[str, Any]:
     """The report."""
@@ -208,7 +211,7 @@ def measure(
     failures: list[dict[str, Any]] = []
     named: dict[str, dict[str, Any]] = {}
     for precision in precisions:
-        named |= contenders(device.compute_capability, precision, with_max_autotune)
+        named |= contenders(device.compute_capability, precision, hows)
     for size in sizes:
         expected = on_cpu(bundle, size, folder / f"cpu-{size[0]}x{size[1]}.npy")
         for batch in batches:
@@ -243,7 +246,7 @@ def main() -> None:
     parser.add_argument("--batch", type=parsed_batch, action="append", help=f"default: {', '.join(map(str, BATCHES))}")
     parser.add_argument("--precision", choices=PRECISIONS, action="append", help="default: fp32 and fp16")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each run, at least")
-    parser.add_argument("--max-autotune", action="store_true", help="torch.compile once more, with that mode")
+    parser.add_argument("--torch", choices=(*HOWS, "max-autotune"), action="append", help=f"default: {', '.join(HOWS)}")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     options = parser.parse_args()
     # Workers import the contenders by name.
@@ -267,7 +270,7 @@ def main() -> None:
                 options.batch or BATCHES,
                 precisions,
                 options.seconds,
-                options.max_autotune,
+                options.torch or HOWS,
                 Path(folder),
             )
         if options.out is not None:

@@ -45,15 +45,15 @@ def test_who_takes_part() -> None:
     assert gpu_engines.rtx_architectures((9, 0)) == [None, "sm80"]
     assert gpu_engines.rtx_architectures((8, 9)) == [None, "sm80", "sm89"]
     assert gpu_engines.rtx_architectures((8, 0)) == [None, "sm80"]
-    names = list(gpu_engines.contenders((9, 0), "fp16", False))
+    names = list(gpu_engines.contenders((9, 0), "fp16"))
     assert names == [
         "torch eager fp16", "torch compile fp16", "torch cuda-graph fp16", "onnxruntime cuda fp16",
         "tensorrt-rtx portable fp16", "tensorrt-rtx sm80 fp16", "tensorrt fp16",
     ]  # fmt: skip
-    assert "torch max-autotune fp32" in gpu_engines.contenders((9, 0), "fp32", True)
+    assert "torch max-autotune fp32" in gpu_engines.contenders((9, 0), "fp32", ["max-autotune"])
     assert [gpu_engines.profile_of(batch) for batch in gpu_engines.BATCHES] == ["live", "throughput", "throughput"]
     assert all(gpu_contenders.FRAMES % batch == 0 for batch in gpu_engines.BATCHES)
-    named = gpu_engines.contenders((9, 0), "fp32", False)
+    named = gpu_engines.contenders((9, 0), "fp32")
     who = gpu_engines.entrants(named, Path("b"), (64, 96), 8, Path("f"), Path("e.npy"))
     assert len({one.settings["facts"] for one in who}) == len(who)
     assert {one.subject for one in who} == {"gpu_torch:ours_in_torch", "gpu_contenders:ours"}
