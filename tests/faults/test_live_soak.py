@@ -24,7 +24,7 @@ from teso_deploy.runtime.sinks import CallbackSink, MaskLinesSink, OverlaySink, 
 from tests.recordings import click_track, record
 from tests.streams import Sender, corrupted, free_port, lost, serving, tcp, untouched
 
-SECONDS = float(os.environ.get("TESO_SOAK_SECONDS", "60"))
+SECONDS = float(os.environ.get("TESO_SOAK_SECONDS", "120"))
 FAULT_SECONDS = float(os.environ.get("TESO_SOAK_FAULT_SECONDS", "10"))
 CLIP_SECONDS = 5.0
 #: Before this nothing is compared: allocators take what they will need.
