@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from teso_deploy.errors import InputNotFoundError, MediaError
+from tests.leaks import nothing_left
 from tests.recordings import click_track, record, shifted
 from tests.streams import Damage, Sender, corrupted, free_port, http, lost, rtsp, send_udp, serving, silent, tcp
 from tests.watching import Seen, assert_aligned, failure_of, watched
@@ -225,15 +223,7 @@ def test_files_that_are_none(tmp_path: Path, clip: Path) -> None:
 
 
 def test_nothing_is_left_behind(clip: Path) -> None:
-    def left() -> tuple[int, int]:
-        mine = [thread for thread in threading.enumerate() if thread.name.startswith("teso-")]
-        return len(mine), len(os.listdir("/proc/self/fd"))
-
-    before = left()
-    for _ in range(5):
-        with serving(tcp(Sender(clip, SECONDS))) as server:
-            watched(f"tcp://127.0.0.1:{server.port}", 0.1)
-    deadline = time.monotonic() + 5
-    while left() > before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert left() <= before
+    with nothing_left("teso-"):
+        for _ in range(5):
+            with serving(tcp(Sender(clip, SECONDS))) as server:
+                watched(f"tcp://127.0.0.1:{server.port}", 0.1)

@@ -25,6 +25,7 @@ from teso_deploy.media.address import Address
 from teso_deploy.media.backoff import Backoff
 from teso_deploy.media.decoding import LiveFrame, VideoDecoder
 from teso_deploy.media.live import LiveReader
+from tests.leaks import nothing_left
 from tests.recordings import RATE_HZ, SIZE, click_times, click_track, record, shifted, turn
 from tests.streams import Sender, corrupted, serving, silent, tcp
 
@@ -314,24 +315,15 @@ def test_an_end_is_an_end_though_a_decoder_is_slow(clip: Path, monkeypatch: pyte
     assert len(frames) + sum(health.drops.values()) == pytest.approx(50, abs=1), "the one that was on its way"
 
 
-def left() -> tuple[int, int]:
-    """Threads of readers, and open files."""
-    mine = [thread for thread in threading.enumerate() if thread.name.startswith("teso-")]
-    return len(mine), len(os.listdir("/proc/self/fd"))
-
-
 @pytest.mark.parametrize("more", [{"lossless": True}, {"realtime": True}, {}], ids=["lossless", "realtime", "newest"])
 def test_nothing_is_left_of_a_reader_that_is_closed_early(more: dict[str, Any], tmp_path: Path) -> None:
-    path, before = record(tmp_path / "a.ts", [n / 25 for n in range(250)], sound=click_track(10.0, [1.0])), left()
-    for _ in range(5):
-        began = time.monotonic()
-        with reader_of(path, **more) as reader:
-            reader.start()
-        assert time.monotonic() - began < 3.0
-    deadline = time.monotonic() + 5
-    while left() > before and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert left() <= before
+    path = record(tmp_path / "a.ts", [n / 25 for n in range(250)], sound=click_track(10.0, [1.0]))
+    with nothing_left("teso-"):
+        for _ in range(5):
+            began = time.monotonic()
+            with reader_of(path, **more) as reader:
+                reader.start()
+            assert time.monotonic() - began < 3.0
 
 
 def test_a_server_that_is_silent_does_not_count_as_one_that_held() -> None:
