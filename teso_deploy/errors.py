@@ -42,6 +42,10 @@ class CueError(TesoError, ValueError):
     """A cue word that the bundle has no embedding for."""
 
 
+class CueSourceError(TesoError, RuntimeError):
+    """A source of cues gave no answer: a server that can't be reached or refuses, a model's process that ended."""
+
+
 class CheckpointError(TesoError, ValueError):
     """A checkpoint has missing, unexpected or mis-shaped keys, or is not a checkpoint."""
 

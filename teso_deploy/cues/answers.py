@@ -1,0 +1,178 @@
+"""What a language model answered, read into names: valid ones or none, whatever it wrote."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+#: Of a longer answer only the ends are looked at: a ramble must not cost time, and what counts stands last.
+MAX_CHARACTERS = 20_000
+#: More names than this in a list are a ramble.
+MAX_NAMES = 32
+MAX_NAME_CHARACTERS = 40
+MAX_NAME_WORDS = 4
+#: Brackets that an answer may open and never close, by what closes them.
+_CLOSERS = {"{": "}", "[": "]"}
+_NOTHING = {"", "none", "nothing", "no", "no object", "no objects", "no sounding object", "no sounding objects", "n/a",
+            "na", "null", "nil", "empty", "unknown", "silence", "not applicable"}  # fmt: skip
+_ARTICLES = re.compile(r"^(?:the|a|an|some|one|two|three|several|many)\s+", re.IGNORECASE)
+_NAME = re.compile(r"[^\W\d_](?:[\w'’-]|\s(?=\w))*")
+_LABELLED = re.compile(
+    r"^[\W_]{0,8}(?:final\s+)?(?:answer|sounding(?:\s+objects?)?)[\W_]{0,4}?(?:\s{1,4}(?:is|are))?[\W_]{0,4}?"
+    r"[:：=][ \t*]*(?P<names>[^\n\[\]{}]*)$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_BULLET = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)])\s+(?P<name>[^\n]+)$")
+_SEPARATOR = re.compile(r"[,;/、，]|\s+(?:and|&)\s+", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Names in lower case, without repetition, in their order. ``sounding`` is None where it was not said."""
+
+    objects: tuple[str, ...]
+    sounding: tuple[str, ...] | None
+
+    @property
+    def is_valid(self) -> bool:
+        return self.sounding is not None
+
+
+def read_answer(text: str) -> Answer:
+    """The last thing in ``text`` that says what sounds: ``{"objects": […], "sounding": […]}``, or a labelled line.
+
+    Never raises: junk, prose, another shape, a cut-off or an endless answer give an answer that is not valid.
+    """
+    if len(text) > MAX_CHARACTERS:
+        text = text[: MAX_CHARACTERS // 2] + "\n" + text[-MAX_CHARACTERS // 2 :]
+    for found in _objects(text):
+        lowered = {str(key).strip().lower().replace("_", " "): value for key, value in found.items()}
+        sounding = next(
+            (lowered[key] for key in ("sounding", "sounding objects", "sounding object") if key in lowered), _ABSENT
+        )
+        if sounding is not _ABSENT:
+            listed = _names(sounding)
+            if listed is not None:
+                return Answer(_names(lowered.get("objects")) or listed, listed)
+    listed = _labelled(text)
+    return Answer(listed or (), listed)
+
+
+_ABSENT = object()
+
+
+def _objects(text: str) -> Iterator[Mapping[object, object]]:
+    """JSON objects of a text from the last to the first, also with the faults that models make."""
+    starts = [match.start() for match in re.finditer(r"\{", text)][-64:]
+    decoder = json.JSONDecoder()
+    for start in reversed(starts):
+        try:
+            found, _ = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            found = _repaired(text[start : start + 4000])
+        if isinstance(found, Mapping):
+            yield found
+
+
+def _repaired(text: str) -> object:
+    """An object with single quotes, a comma too many, or an end that is missing; None where it is none of these."""
+    closing: list[str] = []
+    quote = ""
+    end = len(text)
+    for place, character in enumerate(text):
+        if quote:
+            quote = "" if character == quote and text[place - 1] != "\\" else quote
+        elif character == '"' or (
+            character == "'" and not (text[place - 1].isalnum() and text[place + 1 : place + 2].isalnum())
+        ):
+            quote = character
+        elif character in _CLOSERS:
+            closing.append(_CLOSERS[character])
+        elif closing and character == closing[-1]:
+            closing.pop()
+            if not closing:
+                end = place + 1
+                break
+    text = text[:end]
+    if quote:  # cut off within a name, which may be half a word
+        text = text[: text.rfind(quote)]
+    text = re.sub(r",\s*$", "", text)
+    if closing and text.rstrip().endswith("["):  # a list without a whole name says nothing, not "none"
+        return None
+    text += "".join(reversed(closing))
+    text = re.sub(r",(\s*[\]}])", r"\1", text)
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found: object = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            continue
+        return found
+    return None
+
+
+def _names(value: object) -> tuple[str, ...] | None:
+    """The names in a list or a string; () where it says that there are none, None where it is nothing of the kind."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        parts: Iterable[object] = _SEPARATOR.split(value)
+    elif isinstance(value, Mapping):
+        parts = value.keys() if all(isinstance(v, bool | int | float) for v in value.values()) else ()
+        value = list(parts)
+    elif isinstance(value, list | tuple | set):
+        parts = value
+    else:
+        return None
+    found: dict[str, None] = {}
+    said = 0
+    for part in parts:
+        if isinstance(part, Mapping):
+            part = next((part[key] for key in ("name", "object", "label") if key in part), "")
+        if not isinstance(part, str):
+            said += 1
+            continue
+        name = as_name(part)
+        said += name is None
+        if name:
+            found[name] = None
+        if len(found) > MAX_NAMES:
+            return None
+    return tuple(found) if found or not said else None
+
+
+def as_name(text: str) -> str | None:
+    """A name as an answer has it in lower case, without article or decoration; "" for "nothing", None for no name.
+
+    >>> as_name(' **The acoustic guitar** '), as_name("none"), as_name("I think that it could be a guitar")
+    ('acoustic guitar', '', None)
+    """
+    text = re.sub(r"\([^)]*\)", " ", text)
+    name = " ".join(text.strip(" \t\r\n\"'`*_.:!?-–—[]{}<>").replace("_", " ").lower().split())
+    if name in _NOTHING:
+        return "" if name or not text.strip() else None
+    name = _ARTICLES.sub("", name)
+    if len(name) > MAX_NAME_CHARACTERS or len(name.split()) > MAX_NAME_WORDS or not _NAME.fullmatch(name):
+        return None
+    return name
+
+
+def _labelled(text: str) -> tuple[str, ...] | None:
+    """Names behind the last "sounding objects:" or "answer:", on its line or as bullets below it."""
+    for match in reversed(list(_LABELLED.finditer(text))):
+        rest = match["names"].strip()
+        if rest:
+            names = _names(rest)
+        else:
+            bullets = []
+            for line in text[match.end() :].strip("\n").splitlines():
+                bullet = _BULLET.match(line)
+                if bullet is None:
+                    break
+                bullets.append(bullet["name"])
+            names = _names(bullets) if bullets else None
+        if names is not None:
+            return names
+    return None
