@@ -7,24 +7,19 @@ in whole.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from teso_deploy.errors import BundleError, InputNotFoundError, OutputError
+from teso_deploy.errors import BundleError, InputNotFoundError
 from teso_deploy.recipe import Recipe
 from teso_deploy.resources import shipped_path
+from teso_deploy.sealed import FileEntry, Kind
 from teso_deploy.types import Precision
 
 SCHEMA_VERSION = 1
@@ -32,6 +27,8 @@ MANIFEST = "bundle.json"
 REFERENCE = "reference.npz"
 CUE_TABLE = "cues.npz"
 DEFAULT_BUNDLE = "teso-nano"
+KIND = Kind(MANIFEST, SCHEMA_VERSION, frozenset({"schema_version", "graphs", "files"}), "teso-deploy export",
+            "export the bundle again")  # fmt: skip
 
 
 class _Table(BaseModel):
@@ -85,13 +82,6 @@ class EngineEntry(_Table):
     target: str
     precision: Precision
     architecture: str
-
-
-class FileEntry(_Table):
-    """What a file must be."""
-
-    sha256: str
-    bytes: int
 
 
 class Preprocessing(_Table):
@@ -161,24 +151,6 @@ def sized_name(graph: str, size: tuple[int, int]) -> str:
     return f"{graph}@{size[0]}x{size[1]}"
 
 
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def inside(folder: Path, name: str) -> Path:
-    """The path of a bundle's file; :class:`BundleError` when it would leave the folder."""
-    pure = PurePosixPath(name)
-    path = folder / name
-    strange = pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name
-    if strange or not path.resolve().is_relative_to(folder.resolve()):
-        raise BundleError(
-            f"{folder}: the manifest names {name!r}, which lies outside the bundle; do not use this bundle"
-        )
-    return path
-
-
 class Bundle:
     """An opened, checked bundle."""
 
@@ -201,14 +173,7 @@ class Bundle:
         return bundle
 
     def _check_files(self) -> None:
-        for name, entry in self.manifest.files.items():
-            path = inside(self.folder, name)
-            if not path.is_file():
-                raise BundleError(f"{self.folder}: {name} is missing; export the bundle again")
-            if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
-                raise BundleError(
-                    f"{self.folder}: {name} is not the file that was exported (another hash); export the bundle again"
-                )
+        KIND.check_files(self.folder, self.manifest.files)
         entries: list[GraphEntry | FormEntry] = [*self.manifest.graphs.values()]
         entries += [entry for form in self.manifest.forms.values() for entry in form.values()]
         wanted = {MANIFEST, REFERENCE} | {entry.file for entry in entries}
@@ -288,104 +253,12 @@ class Bundle:
 
 def read_manifest(folder: Path) -> BundleManifest:
     """``bundle.json`` of a folder; :class:`BundleError` names what is wrong with it."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise BundleError(f"{folder} has no {MANIFEST}: give the folder that `teso-deploy export` wrote")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} is damaged ({error}); export the bundle again") from error
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise BundleError(
-            f"{path} has schema version {version}, this package reads {SCHEMA_VERSION}: "
-            "export the bundle again with this version of teso-deploy"
-        )
-    try:
-        return BundleManifest.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BundleError(f"{path}: {where}: {first['msg']}; export the bundle again") from error
-
-
-def hashed(folder: Path) -> dict[str, FileEntry]:
-    """An entry for every file below a folder but the manifest, by relative POSIX path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {
-        path.relative_to(folder).as_posix(): FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
-        for path in paths
-    }
-
-
-def _may_be_replaced(out: Path) -> bool:
-    """True for nothing, an empty folder, and a bundle of ours, of whichever version."""
-    if not out.exists():
-        return not out.is_symlink()
-    if not out.is_dir():
-        return False
-    try:
-        content = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return not any(out.iterdir())
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and {"schema_version", "graphs", "files"} <= content.keys()
-
-
-def check_target(out: Path) -> None:
-    """Refuse, before work starts, a place where a bundle can't be written (:class:`OutputError`)."""
-    if not _may_be_replaced(out):
-        raise OutputError(f"{out} exists and is no bundle: give another --out, nothing was changed")
-    parent = out.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise OutputError(f"{out} can't be written: {parent} is not a folder that you may write to")
-
-
-@contextmanager
-def staging(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that takes its place when the block ends well, and vanishes otherwise.
-
-    Raises :class:`OutputError` when ``out`` can't be written or is something else than a bundle.
-    """
-    check_target(out)
-    out = out.resolve()  # through a link to the folder, so that the link stays one
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise OutputError(f"{out} can't be written ({error.strerror}): give another --out") from error
-    new, old = work / "new", work / "old"
-    try:
-        new.mkdir()
-        yield new
-        _swap(new, out, old)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _swap(new: Path, out: Path, old: Path) -> None:
-    """Put ``new`` in the place of ``out``; what was there comes back if that fails."""
-    check_target(out)
-    try:
-        if out.exists():
-            os.replace(out, old)
-        os.replace(new, out)
-    except BaseException as error:  # an interrupt between the two as well
-        if old.exists() and not out.exists():
-            os.replace(old, out)
-        if isinstance(error, OSError):
-            raise OutputError(f"{out} can't be written ({error.strerror}): give another --out") from error
-        raise
+    return KIND.read(folder, BundleManifest)
 
 
 def write_manifest(folder: Path, manifest: BundleManifest, extra: Mapping[str, Any] | None = None) -> BundleManifest:
     """Hash every file of a staged folder and write ``bundle.json``; ``extra`` goes to ``measured``."""
-    manifest = manifest.model_copy(
-        update={"files": hashed(folder), "measured": {**manifest.measured, **dict(extra or {})}}
-    )
-    text = json.dumps(manifest.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    files = KIND.hashed(folder)
+    manifest = manifest.model_copy(update={"files": files, "measured": {**manifest.measured, **dict(extra or {})}})
+    KIND.write(folder, manifest)
     return manifest

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from teso_deploy.backends.tensorrt.library import TARGETS, Target, check_installed
 from teso_deploy.backends.tensorrt.profiles import DEFAULT_PROFILE, load_profile
-from teso_deploy.bundle import MANIFEST, Bundle, BundleManifest, check_target
+from teso_deploy.bundle import KIND, MANIFEST, Bundle, BundleManifest
 from teso_deploy.cli.reports import check_json, say, shown_in, write_json
 from teso_deploy.errors import BundleError, InputNotFoundError, MissingExtraError, RecipeError
 from teso_deploy.media.reader import VideoReader
@@ -271,7 +271,7 @@ def export(
         return
     if out is None:
         raise typer.BadParameter("name the bundle's folder, or ask for --dry-run", param_hint="--out")
-    check_target(out)
+    KIND.check_target(out)
     check_extra()
     for library in targets:
         check_installed(library)

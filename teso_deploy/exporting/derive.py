@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from teso_deploy.bundle import MANIFEST, Bundle, GraphEntry, staging
+from teso_deploy.bundle import KIND, MANIFEST, Bundle, GraphEntry
 from teso_deploy.cues.table import CueTable
 from teso_deploy.exporting.engines import FOLDER as ENGINES
 from teso_deploy.exporting.engines import EngineRequest
@@ -49,7 +49,7 @@ def derive_bundle(
     """
     weights_bytes = sum(4 * entry.parameters for key, entry in source.manifest.graphs.items() if "@" not in key)
     check_space(weights_bytes, out, len(source.sizes), precisions)
-    with staging(out) as folder:
+    with KIND.staging(out) as folder:
         on_progress("canonical graphs")
         named = {source.manifest.graphs[key].file for key in source.manifest.graphs}
         named |= {entry.file for form in source.manifest.forms.values() for entry in form.values()}

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from teso_deploy import __version__
 from teso_deploy.bundle import (
     CUE_TABLE,
+    KIND,
     REFERENCE,
     Bundle,
     BundleManifest,
@@ -25,9 +26,7 @@ from teso_deploy.bundle import (
     Postprocessing,
     Preprocessing,
     TaggerEntry,
-    check_target,
     sized_name,
-    staging,
 )
 from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import CheckpointError
@@ -141,7 +140,7 @@ def export_bundle(
     All graphs are checked against PyTorch with ONNX Runtime before the bundle takes its place. Raises
     :class:`CheckpointError`, :class:`OutputError`, :class:`PrecisionError`, :class:`CheckFailedError` (parity).
     """
-    check_target(out)
+    KIND.check_target(out)
     files = [(None, checkpoints)] if isinstance(checkpoints, Path) else list(checkpoints or ())
     on_progress("reading weights")
     built = assemble(recipe, files, random_weights_seed)
@@ -156,7 +155,7 @@ def export_bundle(
     metadata = {"recipe": recipe.name, "weights_sha256": weights_digest(model), **versions}
     clip = shipped_path("export/demo/clip.mp4")
     table = CueTable(words, embeddings, recipe.text.max_cues, recipe.text.padding == "none-embedding")
-    with staging(out) as folder:
+    with KIND.staging(out) as folder:
         weights = {name: WeightsFile(folder / f"{name}.weights") for name in graph_specs(recipe)}
         graphs = _write_graphs(model, weights, metadata, on_progress)
         np.savez_compressed(folder / CUE_TABLE, names=np.array(words), embeddings=embeddings.astype(np.float16))

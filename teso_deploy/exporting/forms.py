@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
-from teso_deploy.bundle import FormEntry, GraphEntry, sha256_of
+from teso_deploy.bundle import FormEntry, GraphEntry
 from teso_deploy.errors import OutputError
 from teso_deploy.exporting.functions import plugin_nodes
 from teso_deploy.exporting.onnxruntime_form import derived
@@ -23,6 +23,7 @@ from teso_deploy.exporting.precision import check_precision, halved, shares
 from teso_deploy.exporting.quantization import carried_over, least_left_out, observe, quantize, sensitivities
 from teso_deploy.exporting.weights import WeightsFile, save_with_weights
 from teso_deploy.runtime.parity import compare_masks
+from teso_deploy.sealed import sha256_of
 from teso_deploy.types import Precision
 
 #: Forms of standard operators, for TensorRT and whoever else reads ONNX.

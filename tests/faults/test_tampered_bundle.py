@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from teso_deploy.bundle import MANIFEST, SCHEMA_VERSION, Bundle, BundleManifest, hashed, staging, write_manifest
+from teso_deploy.bundle import KIND, MANIFEST, SCHEMA_VERSION, Bundle, BundleManifest, write_manifest
 from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import BundleError
 from teso_deploy.recipe import Recipe
@@ -38,7 +38,7 @@ def folder(tmp_path: Path, tiny_recipe: Recipe) -> Path:
             "licence": "none",
         }
     )
-    with staging(out) as new:
+    with KIND.staging(out) as new:
         (new / "decoder.onnx").write_bytes(b"weights " * 100)
         np.savez(new / "reference.npz", masks=np.zeros(3))
         np.savez(new / "cues.npz", names=np.array(["dog"]), embeddings=np.ones((1, 2), np.float32))
@@ -56,7 +56,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def list_file(folder: Path, name: str, of: Path) -> None:
     """Let the manifest vouch for a file by its right hash, under ``name``."""
-    entry = hashed(of.parent)[of.name].model_dump()
+    entry = KIND.hashed(of.parent)[of.name].model_dump()
     edit(folder, lambda content: content["files"].update({name: entry}))
 
 
@@ -178,7 +178,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_half_written_export_leaves_the_old_bundle(folder: Path, error: type[BaseException]) -> None:
     before = snapshot(folder)
-    with pytest.raises(error), staging(folder) as new:
+    with pytest.raises(error), KIND.staging(folder) as new:
         (new / "decoder.onnx").write_bytes(b"half a gr")
         raise error
     assert snapshot(folder) == before
@@ -198,7 +198,7 @@ def test_a_swap_that_fails_brings_the_old_bundle_back(
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", failing)
-    with pytest.raises(type(error)), staging(folder) as new:
+    with pytest.raises(type(error)), KIND.staging(folder) as new:
         (new / "decoder.onnx").write_bytes(b"new")
     monkeypatch.undo()
     assert snapshot(folder) == before
@@ -210,10 +210,10 @@ import signal, sys, time
 from pathlib import Path
 from unittest import mock
 from teso_deploy import cli
-from teso_deploy.bundle import staging
+from teso_deploy.bundle import KIND
 
 def write(**options):
-    with staging(Path(sys.argv[1])) as new:
+    with KIND.staging(Path(sys.argv[1])) as new:
         (new / "decoder.onnx").write_bytes(b"half a gr")
         print("writing", flush=True)
         time.sleep(60)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from teso_deploy.bundle import (
+    KIND,
     Bundle,
     BundleManifest,
     CueEntry,
@@ -15,14 +16,12 @@ from teso_deploy.bundle import (
     Postprocessing,
     Preprocessing,
     TensorSpec,
-    check_target,
-    sha256_of,
-    staging,
     write_manifest,
 )
 from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import BundleError, InputNotFoundError, OutputError
 from teso_deploy.recipe import Recipe
+from teso_deploy.sealed import sha256_of
 
 
 def write_bundle(out: Path, recipe: Recipe, graph: bytes = b"a graph") -> None:
@@ -44,7 +43,7 @@ def write_bundle(out: Path, recipe: Recipe, graph: bytes = b"a graph") -> None:
         provenance={"weights": "none"},
         licence="none",
     )
-    with staging(out) as folder:
+    with KIND.staging(out) as folder:
         (folder / "decoder.onnx").write_bytes(graph)
         np.savez(folder / "reference.npz", masks=np.ones((1, 3, 16, 16), np.float32))
         np.savez(folder / "cues.npz", names=np.array(["dog", "cow"]), embeddings=np.eye(2, dtype=np.float32))
@@ -129,6 +128,6 @@ def test_a_file_and_a_place_below_a_file_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("x")
     with pytest.raises(OutputError):
-        check_target(file)
+        KIND.check_target(file)
     with pytest.raises(OutputError):
-        check_target(file / "below")
+        KIND.check_target(file / "below")

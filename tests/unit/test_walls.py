@@ -15,7 +15,7 @@ import teso_deploy
 PACKAGE = Path(teso_deploy.__file__).parent
 #: A part may import its own level and those below it.
 LEVELS = {
-    "errors": 0, "types": 0, "resources": 0, "outputs": 0, "recipe": 0, "recipe_tables": 0,
+    "errors": 0, "types": 0, "resources": 0, "outputs": 0, "recipe": 0, "recipe_tables": 0, "sealed": 0,
     "bundle": 1,
     "backends": 2, "media": 2, "cues": 2,
     "runtime": 3, "evaluation": 3,
@@ -44,7 +44,7 @@ HEAVY = {
 }
 #: Run in processes of their own; nobody imports them.
 WORKERS = {"benchmarking.hugging_face"}
-SMALL = {"types", "errors", "resources", "outputs", "recipe_tables"}
+SMALL = {"types", "errors", "resources", "outputs", "recipe_tables", "sealed"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

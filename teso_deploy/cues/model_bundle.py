@@ -1,0 +1,133 @@
+"""Captioner and reasoner as ``teso-deploy export-cues`` writes them: a folder of graphs and what stands around them.
+
+Nothing in it is read by transformers again: how pictures are prepared and how a conversation is written out were taken
+from the checkpoints when they were exported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from teso_deploy.errors import BundleError, InputNotFoundError
+from teso_deploy.sealed import FileEntry, Kind
+
+MANIFEST = "cues.json"
+SCHEMA_VERSION = 1
+KIND = Kind(MANIFEST, SCHEMA_VERSION, frozenset({"schema_version", "captioner", "reasoner", "files"}),
+            "teso-deploy export-cues", "export the cue models again")  # fmt: skip
+TOKENIZER_FILE = "tokenizer.json"
+
+ModelKind = Literal["decoder", "vision-encoder-decoder", "pix2struct", "llava"]
+WeightPrecision = Literal["fp32", "int8", "int4"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DecoderEntry(_Table):
+    """A decoder with a cache of keys and values: one pair (B, heads, T, head_dim) a layer.
+
+    ``context``: tokens that it can hold; ``start``: ids that an answer begins with (of captioners), ``end``: ids that
+    end it.
+    """
+
+    layers: int
+    heads: int
+    head_dim: int
+    vocabulary: int
+    context: int
+    start: tuple[int, ...] = ()
+    end: tuple[int, ...]
+
+
+class ChatEntry(_Table):
+    """How a conversation is written out: what stands before and behind each turn, taken from the chat template.
+
+    ``system`` None: the template has no such turn, and its text goes in front of the first user's. ``special``: texts
+    that are single tokens; they are tokens in these strings only, never in what the turns say.
+    """
+
+    start: str = ""
+    system: tuple[str, str] | None
+    user: tuple[str, str]
+    assistant: tuple[str, str]
+    generate: str = ""
+
+
+class ImageEntry(_Table):
+    """How a picture is prepared. ``patches``: pix2struct's variable grid, otherwise resize, crop, (x - mean) / std."""
+
+    size: tuple[int, int]
+    fit: Literal["stretch", "shortest-side-then-crop", "pad-to-square"] = "stretch"
+    resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    patch: int | None = None
+    max_patches: int | None = None
+
+
+class ModelEntry(_Table):
+    """One exported model. ``folder``: where its files lie, relative to the manifest; two entries may share one.
+
+    ``architecture``: Hugging Face's ``model_type``. ``graphs``: name → file. ``image_token``: id in whose place the
+    features of a picture go (LLaVA), ``image_tokens`` how many of them there are.
+    """
+
+    kind: ModelKind
+    folder: str
+    name: str
+    architecture: str
+    precision: WeightPrecision
+    graphs: dict[str, str]
+    decoder: DecoderEntry
+    chat: ChatEntry | None = None
+    image: ImageEntry | None = None
+    image_token: int | None = None
+    image_tokens: int | None = None
+    licence: str = "unknown"
+
+
+class CueModelsManifest(_Table):
+    """The content of ``cues.json``."""
+
+    schema_version: int = SCHEMA_VERSION
+    captioner: ModelEntry | None = None
+    reasoner: ModelEntry | None = None
+    provenance: dict[str, str] = {}
+    files: dict[str, FileEntry] = {}
+
+
+class CueModels:
+    """An opened, checked folder."""
+
+    def __init__(self, folder: Path, manifest: CueModelsManifest) -> None:
+        self.folder, self.manifest = folder, manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> CueModels:
+        """Open it and check every file. Raises :class:`InputNotFoundError`, :class:`BundleError`."""
+        folder = Path(path)
+        if not folder.is_dir():
+            raise InputNotFoundError(f"no cue models {folder}: give the folder that `{KIND.command}` wrote")
+        models = cls(folder, KIND.read(folder, CueModelsManifest))
+        KIND.check_files(folder, models.manifest.files)
+        for entry in (models.manifest.captioner, models.manifest.reasoner):
+            if entry and (absent := set(models._files(entry)) - models.manifest.files.keys()):
+                raise BundleError(f"{folder}: the manifest gives no hash of {sorted(absent)[0]}; {KIND.again}")
+        return models
+
+    @staticmethod
+    def _files(entry: ModelEntry) -> list[str]:
+        return [f"{entry.folder}/{name}" for name in (*entry.graphs.values(), TOKENIZER_FILE)]
+
+    def identity(self, entry: ModelEntry) -> str:
+        """A hash of everything that a model's answers depend on."""
+        files = {name: e.sha256 for name, e in self.manifest.files.items() if name.startswith(entry.folder + "/")}
+        content = json.dumps([entry.model_dump(mode="json"), files], sort_keys=True)
+        return f"{entry.name}:{hashlib.sha256(content.encode()).hexdigest()[:32]}"

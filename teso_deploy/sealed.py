@@ -1,0 +1,160 @@
+"""Folders with a manifest that vouches for every file in them: written whole or not at all, checked when opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from teso_deploy.errors import BundleError, OutputError
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class FileEntry(BaseModel):
+    """What a file must be."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    sha256: str
+    bytes: int
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a folder's file; :class:`BundleError` when it would leave the folder."""
+    pure = PurePosixPath(name)
+    path = folder / name
+    strange = pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name
+    if strange or not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(
+            f"{folder}: the manifest names {name!r}, which lies outside the bundle; do not use this bundle"
+        )
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of folder: its manifest's name and version, keys that tell it from others, the command that writes it."""
+
+    manifest: str
+    schema_version: int
+    keys: frozenset[str]
+    command: str
+    again: str
+
+    def read(self, folder: Path, model: type[M]) -> M:
+        """The manifest; :class:`BundleError` names what is wrong with it."""
+        path = folder / self.manifest
+        if not path.is_file():
+            raise BundleError(f"{folder} has no {self.manifest}: give the folder that `{self.command}` wrote")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise BundleError(f"{path} is damaged ({error}); {self.again}") from error
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if version != self.schema_version:
+            raise BundleError(
+                f"{path} has schema version {version}, this package reads {self.schema_version}: "
+                f"{self.again} with this version of teso-deploy"
+            )
+        try:
+            return model.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise BundleError(f"{path}: {where}: {first['msg']}; {self.again}") from error
+
+    def check_files(self, folder: Path, files: Mapping[str, FileEntry]) -> None:
+        """Every file is there, inside, and what was written (:class:`BundleError`)."""
+        for name, entry in files.items():
+            path = inside(folder, name)
+            if not path.is_file():
+                raise BundleError(f"{folder}: {name} is missing; {self.again}")
+            if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
+                raise BundleError(f"{folder}: {name} is not the file that was exported (another hash); {self.again}")
+
+    def hashed(self, folder: Path) -> dict[str, FileEntry]:
+        """An entry for every file below a folder but the manifest, by relative POSIX path."""
+        paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != self.manifest)
+        return {
+            path.relative_to(folder).as_posix(): FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
+            for path in paths
+        }
+
+    def write(self, folder: Path, manifest: BaseModel) -> None:
+        """The manifest of a staged folder."""
+        text = json.dumps(manifest.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False)
+        (folder / self.manifest).write_text(text + "\n", encoding="utf-8")
+
+    def _may_be_replaced(self, out: Path) -> bool:
+        """True for nothing, an empty folder, and one of this kind, of whichever version."""
+        if not out.exists():
+            return not out.is_symlink()
+        if not out.is_dir():
+            return False
+        try:
+            content = json.loads((out / self.manifest).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return not any(out.iterdir())
+        except (OSError, ValueError):
+            return False
+        return isinstance(content, dict) and self.keys <= content.keys()
+
+    def check_target(self, out: Path) -> None:
+        """Refuse, before work starts, a place where such a folder can't be written (:class:`OutputError`)."""
+        if not self._may_be_replaced(out):
+            raise OutputError(f"{out} exists and is no bundle: give another --out, nothing was changed")
+        parent = out.absolute().parent
+        while not parent.exists():
+            parent = parent.parent
+        if not (parent.is_dir() and os.access(parent, os.W_OK)):
+            raise OutputError(f"{out} can't be written: {parent} is not a folder that you may write to")
+
+    @contextmanager
+    def staging(self, out: Path) -> Iterator[Path]:
+        """A folder beside ``out`` that takes its place when the block ends well, and vanishes otherwise.
+
+        Raises :class:`OutputError` when ``out`` can't be written or is something else than such a folder.
+        """
+        self.check_target(out)
+        out = out.resolve()  # through a link to the folder, so that the link stays one
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        except OSError as error:
+            raise OutputError(f"{out} can't be written ({error.strerror}): give another --out") from error
+        new, old = work / "new", work / "old"
+        try:
+            new.mkdir()
+            yield new
+            self._swap(new, out, old)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _swap(self, new: Path, out: Path, old: Path) -> None:
+        """Put ``new`` in the place of ``out``; what was there comes back if that fails."""
+        self.check_target(out)
+        try:
+            if out.exists():
+                os.replace(out, old)
+            os.replace(new, out)
+        except BaseException as error:  # an interrupt between the two as well
+            if old.exists() and not out.exists():
+                os.replace(old, out)
+            if isinstance(error, OSError):
+                raise OutputError(f"{out} can't be written ({error.strerror}): give another --out") from error
+            raise
