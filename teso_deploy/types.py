@@ -18,7 +18,9 @@ WINDOW_SAMPLES = 15_600
 
 #: What a form of a graph is computed in.
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-CueSourceName = Literal["manual", "released", "tagger", "nouns", "llm", "openai", "fallback", "none"]
+CueSourceName = Literal[
+    "manual", "released", "tagger", "nouns", "llm", "openai", "filter", "fallback", "none"
+]  # fmt: skip
 
 
 def _describe(value: Any) -> str:

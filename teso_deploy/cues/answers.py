@@ -25,16 +25,21 @@ _LABELLED = re.compile(
     r"[:：=][ \t*]*(?P<names>[^\n\[\]{}]*)$",
     re.IGNORECASE | re.MULTILINE,
 )
+_CONFIDENCES = ("confidence", "score", "probability")
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)])\s+(?P<name>[^\n]+)$")
 _SEPARATOR = re.compile(r"[,;/、，]|\s+(?:and|&)\s+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Names in lower case, without repetition, in their order. ``sounding`` is None where it was not said."""
+    """Names in lower case, without repetition, in their order. ``sounding`` is None where it was not said.
+
+    ``confidences``: one (0 … 1) for each name that sounds, or none at all where not all have one.
+    """
 
     objects: tuple[str, ...]
     sounding: tuple[str, ...] | None
+    confidences: tuple[float, ...] = ()
 
     @property
     def is_valid(self) -> bool:
@@ -56,9 +61,12 @@ def read_answer(text: str) -> Answer:
         if sounding is not _ABSENT:
             listed = _names(sounding)
             if listed is not None:
-                return Answer(_names(lowered.get("objects")) or listed, listed)
-    listed = _labelled(text)
-    return Answer(listed or (), listed)
+                confidences = tuple(listed.values())
+                said = tuple(confidence for confidence in confidences if confidence is not None)
+                objects = _names(lowered.get("objects")) or listed
+                return Answer(tuple(objects), tuple(listed), said if len(said) == len(confidences) else ())
+    names = _labelled(text)
+    return Answer(names or (), names)
 
 
 _ABSENT = object()
@@ -113,34 +121,45 @@ def _repaired(text: str) -> object:
     return None
 
 
-def _names(value: object) -> tuple[str, ...] | None:
-    """The names in a list or a string; () where it says that there are none, None where it is nothing of the kind."""
+def _names(value: object) -> dict[str, float | None] | None:
+    """Names in a list or a string and how sure of each; {} where it says that there are none, None where it is neither.
+
+    How sure is a number beside the name: ``{"name": …, "confidence": …}``, or ``{name: number}`` for all.
+    """
     if value is None:
-        return ()
+        return {}
     if isinstance(value, str):
         parts: Iterable[object] = _SEPARATOR.split(value)
     elif isinstance(value, Mapping):
-        parts = value.keys() if all(isinstance(v, bool | int | float) for v in value.values()) else ()
-        value = list(parts)
+        numbers = all(isinstance(number, bool | int | float) for number in value.values())
+        parts = [{"name": name, "confidence": number} for name, number in value.items()] if numbers else ()
+        if value and not numbers:
+            return None
     elif isinstance(value, list | tuple | set):
         parts = value
     else:
         return None
-    found: dict[str, None] = {}
-    said = 0
+    found: dict[str, float | None] = {}
+    junk = 0
     for part in parts:
+        confidence = None
         if isinstance(part, Mapping):
-            part = next((part[key] for key in ("name", "object", "label") if key in part), "")
-        if not isinstance(part, str):
-            said += 1
-            continue
-        name = as_name(part)
-        said += name is None
+            confidence = _confidence(next((part[key] for key in _CONFIDENCES if key in part), None))
+            part = next((part[key] for key in ("name", "object", "label") if key in part), None)
+        name = as_name(part) if isinstance(part, str) else None
         if name:
-            found[name] = None
+            found.setdefault(name, confidence)
+        junk += name is None
         if len(found) > MAX_NAMES:
             return None
-    return tuple(found) if found or not said else None
+    return found if found or not junk else None
+
+
+def _confidence(value: object) -> float | None:
+    """0 … 1, of a share or of percent."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+        return None
+    return float(value) if value <= 1 else value / 100
 
 
 def as_name(text: str) -> str | None:
@@ -174,5 +193,5 @@ def _labelled(text: str) -> tuple[str, ...] | None:
                 bullets.append(bullet["name"])
             names = _names(bullets) if bullets else None
         if names is not None:
-            return names
+            return tuple(names)
     return None

@@ -6,6 +6,7 @@ few-shot template only the steps. The examples are our own (``prompts/shots.toml
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tomllib
@@ -128,6 +129,12 @@ class Prompt:
                 f"no prompt {name!r}: name one of {', '.join(prompt_names())}, or a .toml file of your own"
             )
         return cls(name, _parsed(name, _shipped(name)), _shipped_shots())
+
+    @property
+    def identity(self) -> str:
+        """Its name and a hash of all that it says."""
+        content = json.dumps([self.fixed, self._file.user, self.reasons])
+        return f"{self.name}:{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
     @property
     def fixed(self) -> list[Message]:

@@ -53,12 +53,12 @@ class CueAnswer:
 class CueSource(Protocol):
     """Where text cues come from.
 
-    ``name`` stands in every output that its cues were used for. ``identity`` names all that an answer depends on but
-    the picture (models by their hashes, prompts, settings): answers are kept under it.
+    ``name`` is for people. ``identity`` names all that an answer depends on but the moment (models by their hashes,
+    prompts, settings): answers are kept under it.
     """
 
     @property
-    def name(self) -> CueSourceName: ...
+    def name(self) -> str: ...
 
     @property
     def identity(self) -> str: ...

@@ -1,0 +1,52 @@
+"""Answers of a source, kept on disk: the same picture is never described twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from teso_deploy.cues.source import CueAnswer, CueSource, Moment
+from teso_deploy.outputs import read_vouched, write_vouched
+from teso_deploy.resources import cache_folder
+
+_NAMED = ("names", "confidences", "objects", "ungrounded")
+
+
+class KeptAnswers:
+    """A source whose answers are kept by its identity and the content of the moment (default: in the user's cache).
+
+    ``asked`` and ``found`` count the moments that the source was asked about, and those that it did not have to be.
+    """
+
+    def __init__(self, source: CueSource, folder: Path | None = None) -> None:
+        self._source, self._folder = source, folder or cache_folder("cues") / "answers"
+        self.name, self.identity = source.name, source.identity
+        self.asked = self.found = 0
+
+    def ask(self, moment: Moment) -> CueAnswer | None:
+        """The kept answer, of the time of this picture, or that of the source. Raises what the source raises."""
+        path = self._folder / f"{self._key(moment)}.json"
+        if (content := read_vouched(path)) is not None:
+            self.found += 1
+            kept = json.loads(content)
+            if kept is None:
+                return None
+            kept |= {name: tuple(kept[name]) for name in _NAMED}
+            return CueAnswer(**kept | {"of_seconds": moment.frame.pts_seconds})
+        self.asked += 1
+        answer = self._source.ask(moment)
+        write_vouched(path, json.dumps(None if answer is None else asdict(answer), ensure_ascii=False).encode())
+        return answer
+
+    def _key(self, moment: Moment) -> str:
+        digest = hashlib.sha256(json.dumps([self.identity, moment.predicted, moment.tags]).encode())
+        for frame in (*moment.earlier, moment.frame):
+            digest.update(str(frame.image.shape).encode())
+            digest.update(frame.image.tobytes())
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Of the source."""
+        self._source.close()

@@ -1,0 +1,69 @@
+"""Nouns of a caption by a list of words: the parser of TeSOn, and what holds a reasoner to its caption.
+
+The paper (section 3.1, table 6) takes nouns by NLTK's tagger; a list of things that can be seen and heard needs no
+tagger, and what it finds has an embedding.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+
+from teso_deploy.cues.table import SYNONYMS, variants
+
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+#: Words of a caption that say nothing about its picture.
+_FRAMES = re.compile(
+    r"\b(?:the |an? )?(?:image|picture|photo|photograph|frame|scene|video)s?(?: (?:of|shows?|features?|depicts?))\b"
+)
+#: Synonyms both ways: what may stand in a caption for a word.
+_OTHER_WORDS: dict[str, set[str]] = {}
+for _word, _meant in SYNONYMS.items():
+    _OTHER_WORDS.setdefault(_meant, set()).add(_word)
+
+
+def words_of(caption: str) -> list[str]:
+    """Its words in lower case, without the phrase that says that it is a picture."""
+    return _WORD.findall(_FRAMES.sub(" ", caption.lower()).replace("’", "'"))
+
+
+def find_nouns(caption: str, known: Collection[str], first: Collection[str] = ()) -> list[str]:
+    """The known words that a caption has, without repetition: those of ``first`` first, else in the caption's order.
+
+    Of overlapping ones the longest counts ("fire truck", not "truck"); plurals and synonyms are known by their word.
+
+    >>> find_nouns("Two dogs next to a fire truck.", {"dog", "truck", "fire truck"})
+    ['dog', 'fire truck']
+    """
+    words, longest = words_of(caption), max((name.count(" ") + 1 for name in known), default=0)
+    found: dict[str, None] = {}
+    place = 0
+    while place < len(words):
+        for length in range(min(longest, len(words) - place), 0, -1):
+            spoken = " ".join(words[place : place + length])
+            name = next((variant for variant in variants(spoken) if variant in known), None)
+            if name is not None:
+                found[name] = None
+                place += length
+                break
+        else:
+            place += 1
+    return sorted(found, key=lambda name: name not in first)
+
+
+def _phrases(words: Sequence[str], longest: int = 4) -> Iterator[str]:
+    for length in range(1, longest + 1):
+        for place in range(len(words) - length + 1):
+            yield " ".join(words[place : place + length])
+
+
+def mentions(caption: str, name: str) -> bool:
+    """Whether a caption has a name, or the noun that it ends in, also as plural or synonym.
+
+    >>> mentions("A man plays drums.", "drum kit"), mentions("A man plays drums.", "dog")
+    (True, False)
+    """
+    spoken = {variant for phrase in _phrases(words_of(caption)) for variant in variants(phrase)}
+    meant = set(variants(name)) | set(variants(name.split()[-1] if name.split() else name))
+    meant |= {other for variant in meant for other in _OTHER_WORDS.get(variant, ())}
+    return bool(spoken & meant)

@@ -1,0 +1,160 @@
+"""The sources of text cues that need nothing but what they are given; see :mod:`teso_deploy.cues.source`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from teso_deploy.bundle import TaggerEntry
+from teso_deploy.cues.answers import read_answer
+from teso_deploy.cues.nouns import find_nouns, mentions
+from teso_deploy.cues.prompts import Prompt
+from teso_deploy.cues.source import Captioner, CueAnswer, CueSource, Moment, Reasoner
+from teso_deploy.cues.table import variants
+from teso_deploy.errors import CueSourceError
+from teso_deploy.types import CueSourceName
+
+
+class TaggerSource:
+    """The bundle's own tagger: what it sees, with its thresholds. Has no answer where it sees nothing."""
+
+    name = "tagger"
+
+    def __init__(self, tagger: TaggerEntry) -> None:
+        self._tagger = tagger
+        self.identity = f"tagger:{tagger.threshold}"
+
+    def ask(self, moment: Moment) -> CueAnswer | None:
+        """Words above the threshold, surest first."""
+        if moment.tags is None:
+            raise CueSourceError("the tagger gave no tags: use a bundle that has one")
+        sure = sorted((-score, word) for word, score in moment.tags.items() if score >= self._tagger.threshold)
+        if not sure:
+            return None
+        names = tuple(word for _, word in sure)
+        scores = tuple(min(1.0, max(0.0, -score)) for score, _ in sure)
+        return CueAnswer(names, "tagger", moment.frame.pts_seconds, scores, objects=names)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class NounSource:
+    """TeSOn: the nouns of a caption, those of ``classes`` (what the model can segment) first.
+
+    ``known``: words with an embedding.
+    """
+
+    name = "nouns"
+
+    def __init__(self, captioner: Captioner, known: Collection[str], classes: Sequence[str] = ()) -> None:
+        self._captioner, self._known, self._classes = captioner, frozenset(known), frozenset(classes)
+        self.identity = f"nouns:{captioner.identity}"
+
+    def ask(self, moment: Moment) -> CueAnswer | None:
+        """Nouns of the caption; no answer where it has none that is known."""
+        caption = self._captioner.caption(moment)
+        names = tuple(find_nouns(caption, self._known, self._classes))
+        if not names:
+            return None
+        return CueAnswer(names, "nouns", moment.frame.pts_seconds, objects=names, caption=caption)
+
+    def close(self) -> None:
+        """Of its captioner."""
+        self._captioner.close()
+
+
+class ReasonedSource:
+    """The paper's: a captioner describes the picture, a language model says what of it sounds.
+
+    ``name``: ``llm`` or ``openai``. Names that the caption does not have are left out, and told apart in the answer: a
+    picture, or a text in it, can make a model say anything, but not offer it.
+    """
+
+    def __init__(self, name: CueSourceName, captioner: Captioner, reasoner: Reasoner, prompt: Prompt) -> None:
+        self.name, self._captioner, self._reasoner, self._prompt = name, captioner, reasoner, prompt
+        self.identity = f"{name}:{captioner.identity}:{reasoner.identity}:{prompt.identity}"
+
+    def ask(self, moment: Moment) -> CueAnswer | None:
+        """What sounds, by the reasoner; no answer where what it wrote can't be read as one."""
+        caption = self._captioner.caption(moment)
+        if not caption.strip():
+            return None
+        reasoning = self._reasoner.answer(self._prompt.messages(caption))
+        read = read_answer(reasoning)
+        if read.sounding is None:
+            return None
+        surest = dict(zip(read.sounding, read.confidences, strict=False))
+        names = tuple(name for name in read.sounding if mentions(caption, name))
+        return CueAnswer(
+            names,
+            self.name,
+            moment.frame.pts_seconds,
+            tuple(surest[name] for name in names) if surest else (),
+            objects=tuple(name for name in read.objects if mentions(caption, name)),
+            ungrounded=tuple(name for name in read.sounding if name not in names),
+            caption=caption,
+            reasoning=reasoning,
+        )
+
+    def close(self) -> None:
+        """Of captioner and reasoner."""
+        self._captioner.close()
+        self._reasoner.close()
+
+
+class FilterSource:
+    """The paper's baseline (table 6): of what the masks show, what another source names too."""
+
+    name = "filter"
+
+    def __init__(self, inner: CueSource) -> None:
+        self._inner = inner
+        self.identity = f"filter:{inner.identity}"
+
+    def ask(self, moment: Moment) -> CueAnswer | None:
+        """Predicted classes among the inner source's names; no answer where that has none, or nothing was predicted."""
+        if moment.predicted is None:
+            return None
+        answer = self._inner.ask(moment)
+        if answer is None:
+            return None
+        named = {variant for name in answer.names for variant in variants(name)}
+        names = tuple(label for label in moment.predicted if label in named)
+        return replace(answer, names=names, confidences=(), source="filter")
+
+    def close(self) -> None:
+        """Of the inner source."""
+        self._inner.close()
+
+
+class ChainSource:
+    """The first of several sources that answers. One that fails is passed over; where all do, the first tells why.
+
+    An answer that nothing sounds is an answer.
+    """
+
+    def __init__(self, sources: Sequence[CueSource]) -> None:
+        self._sources = tuple(sources)
+        self.name = ",".join(source.name for source in sources)
+        self.identity = "chain:" + ",".join(source.identity for source in sources)
+
+    def ask(self, moment: Moment) -> CueAnswer | None:
+        """See the class."""
+        failures: list[CueSourceError] = []
+        for source in self._sources:
+            try:
+                answer = source.ask(moment)
+            except CueSourceError as error:
+                failures.append(error)
+                continue
+            if answer is not None:
+                return answer
+        if failures and len(failures) == len(self._sources):
+            raise failures[0]
+        return None
+
+    def close(self) -> None:
+        """Of all of them."""
+        for source in self._sources:
+            source.close()

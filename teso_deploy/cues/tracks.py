@@ -1,0 +1,253 @@
+"""Cues over the time of a video, and the files that they are kept in.
+
+Three kinds of file are read: words (by line or comma); ours (JSON, what ``teso-deploy cues`` writes: for each video the
+answers and from when to when they hold); and the released one of the authors, ``{video: {"f0": "guitar,", …}}``, where
+frame k is of second k.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from teso_deploy.cues.source import CueAnswer, Moment
+from teso_deploy.errors import CueError, InputNotFoundError
+from teso_deploy.sealed import sha256_of
+from teso_deploy.types import CueSourceName
+
+SCHEMA_VERSION = 1
+_FRAME_KEY = re.compile(r"f(\d{1,6})")
+#: What the released files fill a frame without cues with.
+_NO_CUES = {"none", "nan", ""}
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Span(_Table):
+    """An answer and from when to when it holds (seconds of the video); no end: until the next, or the end."""
+
+    start_seconds: float = Field(ge=0)
+    end_seconds: float | None = None
+    names: tuple[str, ...]
+    source: CueSourceName = "manual"
+    of_seconds: float | None = None
+    confidences: tuple[float, ...] = ()
+    objects: tuple[str, ...] = ()
+    ungrounded: tuple[str, ...] = ()
+    caption: str = ""
+    reasoning: str = ""
+
+    @model_validator(mode="after")
+    def _one_confidence_each(self) -> Span:
+        if self.confidences and len(self.confidences) != len(self.names):
+            raise ValueError("give one confidence for each name, or none")
+        return self
+
+    @classmethod
+    def of(cls, answer: CueAnswer, start_seconds: float, end_seconds: float | None = None) -> Span:
+        """Where an answer holds."""
+        return cls(
+            start_seconds=start_seconds,
+            end_seconds=end_seconds,
+            names=answer.names,
+            source=answer.source,
+            of_seconds=answer.of_seconds,
+            confidences=answer.confidences,
+            objects=answer.objects,
+            ungrounded=answer.ungrounded,
+            caption=answer.caption,
+            reasoning=answer.reasoning,
+        )
+
+    def answer(self) -> CueAnswer:
+        """What was answered; cues that a person wrote are of the moment from which they hold."""
+        of_seconds = self.start_seconds if self.of_seconds is None else self.of_seconds
+        return CueAnswer(
+            self.names, self.source, of_seconds, self.confidences, self.objects, self.ungrounded, self.caption,
+            self.reasoning,
+        )  # fmt: skip
+
+
+class VideoCues(_Table):
+    """The cues of one video. ``sha256``: of its file, where it is known which."""
+
+    sha256: str | None = None
+    duration_seconds: float | None = None
+    spans: tuple[Span, ...]
+
+
+class CueTrack:
+    """Answers by time; between two spans, and before the first, there is none."""
+
+    def __init__(self, spans: Iterable[Span]) -> None:
+        self.spans = sorted(spans, key=lambda span: span.start_seconds)
+        self._starts = [span.start_seconds for span in self.spans]
+
+    @classmethod
+    def constant(cls, names: Iterable[str], source: CueSourceName = "manual") -> CueTrack:
+        """The same from beginning to end."""
+        return cls([Span(start_seconds=0.0, names=tuple(names), source=source)])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that occur, without repetition."""
+        return tuple(dict.fromkeys(name for span in self.spans for name in span.names))
+
+    def at(self, seconds: float) -> CueAnswer | None:
+        """What holds at a time of the video."""
+        place = bisect_right(self._starts, seconds) - 1
+        if place < 0:
+            return None
+        span = self.spans[place]
+        return span.answer() if seconds < (math.inf if span.end_seconds is None else span.end_seconds) else None
+
+
+class TrackSource:
+    """A track as a source of cues: ``manual`` and ``released``."""
+
+    def __init__(self, track: CueTrack, name: CueSourceName = "manual") -> None:
+        self.name, self._track = name, track
+        self.identity = name
+
+    def ask(self, moment: Moment) -> CueAnswer | None:
+        """What holds at the picture's time."""
+        return self._track.at(moment.frame.pts_seconds)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class CueFile:
+    """Cues of videos by name, as a file has them. ``everywhere``: of any video, in a file of words."""
+
+    def __init__(self, path: Path, videos: Mapping[str, VideoCues], everywhere: CueTrack | None = None) -> None:
+        self.path, self.videos, self._everywhere = path, dict(videos), everywhere
+
+    @property
+    def is_words(self) -> bool:
+        """Whether it holds for any video."""
+        return self._everywhere is not None
+
+    def named(self, name: str) -> CueTrack:
+        """The cues of the video of a name. Raises :class:`CueError` where the file has none of it."""
+        if self._everywhere is not None:
+            return self._everywhere
+        if name not in self.videos:
+            raise CueError(
+                f"{self.path} has cues of {_some(self.videos)}, none of {name!r}: name the cues file of this video"
+            )
+        return CueTrack(self.videos[name].spans)
+
+    def of(self, video: Path) -> CueTrack:
+        """The cues of a video's file: by its content where the cues say of which, otherwise by its name.
+
+        Raises :class:`CueError` where they are of another video.
+        """
+        if self._everywhere is not None:
+            return self._everywhere
+        digests = {entry.sha256 for entry in self.videos.values() if entry.sha256}
+        digest = sha256_of(video) if digests else None
+        for entry in self.videos.values():
+            if digest is not None and entry.sha256 == digest:
+                return CueTrack(entry.spans)
+        name = next((name for name in (video.name, video.stem) if name in self.videos), video.stem)
+        if name in self.videos and self.videos[name].sha256:
+            raise CueError(
+                f"{self.path} has cues of another video of the name {name}: make them anew with `teso-deploy cues`"
+            )
+        return self.named(name)
+
+
+def read_cue_file(path: Path) -> CueFile:
+    """Read any of the kinds.
+
+    Raises :class:`InputNotFoundError` (can't be read as text), :class:`CueError` (JSON of another form).
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputNotFoundError(
+            f"{path} can't be read as text: name a file with a cue word on each line, or what `teso-deploy cues` wrote"
+        ) from error
+    if path.suffix.lower() != ".json" and not text.lstrip().startswith("{"):
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        return CueFile(path, {}, CueTrack.constant(_split(",".join(lines))))
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CueError(f"{path} is no JSON ({error}): make it anew with `teso-deploy cues`") from error
+    if isinstance(content, dict) and "videos" in content:
+        return CueFile(path, _ours(path, content))
+    return CueFile(path, _released(path, content))
+
+
+def cue_file_content(videos: Mapping[str, VideoCues], source: str, identity: str) -> dict[str, Any]:
+    """Ours, as it goes to JSON."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "source": source,
+        "identity": identity,
+        "videos": {name: entry.model_dump(mode="json", exclude_defaults=True) for name, entry in videos.items()},
+    }
+
+
+def _ours(path: Path, content: Mapping[str, Any]) -> dict[str, VideoCues]:
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise CueError(
+            f"{path} has schema version {version}, this package reads {SCHEMA_VERSION}: make it anew with "
+            "`teso-deploy cues`"
+        )
+    if not isinstance(content["videos"], dict):
+        raise CueError(f"{path}: videos: give each video's cues by its name")
+    videos = {}
+    for name, entry in content["videos"].items():
+        try:
+            videos[name] = VideoCues.model_validate(entry)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise CueError(f"{path}: {name}: {where}: {first['msg']}; make it anew with `teso-deploy cues`") from error
+    return videos
+
+
+def _released(path: Path, content: Any) -> dict[str, VideoCues]:
+    wrong = CueError(
+        f'{path} is neither what `teso-deploy cues` writes nor the released form {{video: {{"f0": "guitar,"}}}}: '
+        "name a file of one of these"
+    )
+    if not isinstance(content, dict) or not content:
+        raise wrong
+    videos = {}
+    for name, frames in content.items():
+        if not isinstance(frames, dict):
+            raise wrong
+        spans = []
+        for key, words in frames.items():
+            frame = _FRAME_KEY.fullmatch(key)
+            if frame is None or not isinstance(words, str):
+                raise wrong
+            second = float(frame[1])
+            spans.append(
+                Span(start_seconds=second, end_seconds=second + 1, names=tuple(_split(words)), source="released")
+            )
+        videos[name] = VideoCues(spans=tuple(spans))
+    return videos
+
+
+def _split(words: str) -> list[str]:
+    return [word.strip() for word in words.split(",") if word.strip().lower() not in _NO_CUES]
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "") or "no video"

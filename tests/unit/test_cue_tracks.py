@@ -1,0 +1,115 @@
+"""Cues over time and the files that they are kept in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from teso_deploy.cues.source import CueAnswer
+from teso_deploy.cues.tracks import CueTrack, Span, VideoCues, cue_file_content, read_cue_file
+from teso_deploy.errors import CueError, InputNotFoundError
+from teso_deploy.sealed import sha256_of
+
+ANSWER = CueAnswer(("dog",), "llm", 1.5, (0.5,), ("dog", "man"), ("cat",), "a dög", "because")
+
+
+def names_at(track: CueTrack, seconds: float) -> tuple[str, ...] | None:
+    answer = track.at(seconds)
+    return None if answer is None else answer.names
+
+
+def test_a_track_tells_what_holds_when() -> None:
+    track = CueTrack(
+        [
+            Span(start_seconds=4, names=("bus",)),
+            Span(start_seconds=1, end_seconds=2, names=("dog",)),
+            Span(start_seconds=2, end_seconds=3, names=()),
+        ]
+    )
+    assert [names_at(track, at) for at in (0.9, 1, 1.99, 2, 3, 3.99, 4, 1e6)] == [
+        None, ("dog",), ("dog",), (), None, None, ("bus",), ("bus",),
+    ]  # fmt: skip
+    assert track.names == ("dog", "bus")
+    at = track.at(5)
+    assert at is not None and at.of_seconds == 4  # typed by a person: of the moment from which it holds
+
+
+def write(path: Path, content: object) -> Path:
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_ours_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    video = write(tmp_path / "a.mp4", "bytes of a video")
+    entry = VideoCues(sha256=sha256_of(video), duration_seconds=9.0, spans=(Span.of(ANSWER, 1.0, 4.0),))
+    file = read_cue_file(write(tmp_path / "cues.json", cue_file_content({"a": entry}, "llm", "identity")))
+    assert file.of(video).at(2.0) == ANSWER
+    renamed = write(tmp_path / "b.mp4", "bytes of a video")
+    assert file.of(renamed).at(2.0) == ANSWER
+
+
+def test_cues_of_another_video_are_refused(tmp_path: Path) -> None:
+    video = write(tmp_path / "a.mp4", "bytes of a video")
+    entry = VideoCues(sha256=sha256_of(video), spans=(Span.of(ANSWER, 0.0),))
+    file = read_cue_file(write(tmp_path / "cues.json", cue_file_content({"a": entry}, "llm", "identity")))
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(CueError, match="another video of the name a"):
+        file.of(write(other / "a.mp4", "other bytes"))
+    with pytest.raises(CueError, match="none of 'c'"):
+        file.of(write(tmp_path / "c.mp4", "more bytes"))
+    with pytest.raises(CueError, match="cues of a, none of 'x'"):
+        file.named("x")
+
+
+def test_the_released_form_has_a_frame_a_second(tmp_path: Path) -> None:
+    released = {"vid": {"f0": "guitar,", "f1": "guitar,man,", "f2": "None,", "f3": ""}}
+    track = read_cue_file(write(tmp_path / "text.json", released)).of(write(tmp_path / "vid.mp4", ""))
+    assert [names_at(track, at) for at in (0.9375, 1.9375, 2.9375, 3.5, 4.5)] == [
+        ("guitar",), ("guitar", "man"), (), (), None,
+    ]  # fmt: skip
+    first = track.at(0.5)
+    assert first is not None and first.source == "released"
+
+
+def test_words_hold_for_any_video(tmp_path: Path) -> None:
+    file = read_cue_file(write(tmp_path / "cues.txt", "# what is to be seen\ndog, bus\n\nman\n"))
+    assert file.is_words
+    assert names_at(file.of(tmp_path / "any.mp4"), 0) == ("dog", "bus", "man")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "no JSON"),
+        ("[" * 100_000, "no JSON|neither"),
+        ("[]", "neither"),
+        ({}, "neither"),
+        ({"vid": "guitar"}, "neither"),
+        ({"vid": {"second 0": "guitar"}}, "neither"),
+        ({"vid": {"f0": ["guitar"]}}, "neither"),
+        ({"videos": {}, "schema_version": 9}, "schema version 9"),
+        ({"videos": [], "schema_version": 1}, "by its name"),
+        ({"videos": {"a": {"spans": [{"start_seconds": -1, "names": []}]}}, "schema_version": 1}, "start_seconds"),
+        ({"videos": {"a": {"spans": [{"start_seconds": 0}]}}, "schema_version": 1}, "names"),
+        ({"videos": {"a": {"spans": [], "more": 1}}, "schema_version": 1}, "more"),
+        (
+            {"videos": {"a": {"spans": [{"start_seconds": 0, "names": ["a"], "confidences": [1, 2]}]}},
+             "schema_version": 1},
+            "one confidence for each name",
+        ),
+    ],
+)  # fmt: skip
+def test_another_form_is_refused_in_one_sentence(tmp_path: Path, content: object, said: str) -> None:
+    with pytest.raises(CueError, match=said) as caught:
+        read_cue_file(write(tmp_path / "cues.json", content))
+    assert "\n" not in str(caught.value).strip()
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cues.txt").write_bytes(b"\xff\xfe\x00\x80")
+    for path in (tmp_path / "cues.txt", tmp_path / "absent.json", tmp_path):
+        with pytest.raises(InputNotFoundError, match="can't be read"):
+            read_cue_file(path)
