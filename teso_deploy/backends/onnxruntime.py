@@ -88,6 +88,9 @@ class OnnxRuntimeEngine:
         # 12 %. Behind the run it would starve the sessions of the other graphs and whatever decodes the video.
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        # Without VNNI products of uint8 and int8 are added up in 16 bits, which they overflow: with this the
+        # library takes slower ones there, and on other processors none.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         # Memory patterns put a second plan of all activations beside what the first run has taken from
         # the arena: 190 MB more for Swin-B at 384 x 384, and no time won.
         options.enable_mem_pattern = False

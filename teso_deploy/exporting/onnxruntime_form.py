@@ -236,8 +236,10 @@ def integer_products(edit: Rewriter) -> None:
         if bias is None and adding is not None and added is not None and added.ndim == 1:
             output, bias = adding.outputs[0], adding.inputs[1]
         integers, scale, zero = taken.inputs
-        zeros = edit.constant(np.zeros(weights.shape[1], np.int8))
-        inputs = [integers, edit.constant(weights), scale, given.inputs[1], zero, zeros, bias]
+        # For processors without VNNI the library makes these uint8, and fails at one that two nodes share.
+        zeros = edit.constant(np.zeros(weights.shape[1], np.int8), of_one_node=True)
+        weights_value = edit.constant(weights, of_one_node=True)
+        inputs = [integers, weights_value, scale, given.inputs[1], zero, zeros, bias]
         product = edit.add(node, "MatMulIntegerToFloat", inputs, domain=MICROSOFT)[0]
         product.shape, product.type = output.shape, output.type
         edit.replace(output, product)

@@ -223,6 +223,19 @@ def sensitivities(path: Path, batches: Iterable[Feeds], ranges: Mapping[str, Ran
     return dict(sorted(relative.items(), key=lambda item: -item[1]))
 
 
+def _given(
+    edit: Rewriter, node: ir.Node, weights: NDArray[np.int8], scales: NDArray[np.float32], axis: int
+) -> ir.Value:
+    """Weights in int8 with one scale along ``axis``, as floats before ``node``.
+
+    Zero is written out, and nothing is another node's too: for processors without VNNI ONNX Runtime makes both uint8,
+    which fails for what two nodes share and for a zero of many scales that is not there.
+    """
+    stored = edit.constant(weights, of_one_node=True)
+    zeros = edit.constant(np.zeros(len(scales), np.int8), of_one_node=True)
+    return edit.add(node, "DequantizeLinear", [stored, edit.constant(scales), zeros], {"axis": axis})[0]
+
+
 def _quantize_convolution(
     edit: Rewriter,
     node: ir.Node,
@@ -233,8 +246,8 @@ def _quantize_convolution(
 ) -> None:
     """Its weights (K, N), its bias in units of the products' sums (``step``: of what it takes), and its output."""
     assert node.inputs[1] is not None and node.inputs[1].shape is not None
-    stored = edit.constant(quantized.T.reshape(node.inputs[1].shape.numpy()))
-    node.replace_input_with(1, edit.add(node, "DequantizeLinear", [stored, edit.constant(scales)], {"axis": 0})[0])
+    stored = quantized.T.reshape(node.inputs[1].shape.numpy())
+    node.replace_input_with(1, _given(edit, node, stored, scales, 0))
     bias = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
     if bias is not None and step is not None:
         units = (scales * step).astype(np.float32)
@@ -283,8 +296,8 @@ def quantize(
         is_turned = node.op_type == "Gemm" and bool(
             node.attributes["transB"].as_int() if "transB" in node.attributes else 0
         )
-        inputs = [edit.constant(quantized.T if is_turned else quantized), edit.constant(scales)]
-        node.replace_input_with(1, edit.add(node, "DequantizeLinear", inputs, {"axis": 0 if is_turned else 1})[0])
+        stored = quantized.T if is_turned else quantized
+        node.replace_input_with(1, _given(edit, node, stored, scales, 0 if is_turned else 1))
         count += 1
     edit.finish()
     return count

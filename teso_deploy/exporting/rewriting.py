@@ -42,11 +42,11 @@ class Rewriter:
         self.graph.insert_before(before, node)
         return list(node.outputs)
 
-    def constant(self, array: NDArray[Any]) -> ir.Value:
-        """An initialiser; equal ones are one."""
+    def constant(self, array: NDArray[Any], *, of_one_node: bool = False) -> ir.Value:
+        """An initialiser; equal ones are one, unless it is to be ``of_one_node``."""
         array = np.ascontiguousarray(array).reshape(array.shape)
         key = (str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).digest())
-        if key not in self._constants:
+        if key not in self._constants or of_one_node:
             self._number += 1
             name = f"ours_{self._number}_constant"
             tensor = ir.tensor(array, name=name)
