@@ -12,7 +12,6 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from teso_deploy.benchmarking.report import environment_of, publish
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import BundleError, TesoError
 from teso_deploy.evaluation.library import Library, read_library
-from teso_deploy.evaluation.protocol import ROWS, score_row, segmenter
+from teso_deploy.evaluation.protocol import ROWS, Trial, score_row, segmenter
 from teso_deploy.runtime.pipeline import Pipeline
 from teso_deploy.types import BLANK_PIXEL_RATE, Precision
 
@@ -67,8 +66,8 @@ def run_row(
     """The scores of one row, and the labels of each of its frames."""
     segment, labels = segmenter(pipeline, library, "visible", seed), Labels()
 
-    def kept(image: NDArray[np.uint8], samples: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.uint8]:
-        labels.append(segment(image, samples, names))
+    def kept(trial: Trial) -> NDArray[np.uint8]:
+        labels.append(segment(trial))
         return labels[-1]
 
     score = score_row(kept, library, pipeline.classes, row, scenes, seed)

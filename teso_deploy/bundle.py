@@ -103,14 +103,24 @@ class Postprocessing(_Table):
     threshold: float
 
 
+class TextEncoderEntry(_Table):
+    """What embeds words that the cue table has not: a graph (``input_ids`` (1, L) int64 → ``cue`` (1, d_T)), its
+    weights, and the tokenizer's file."""
+
+    graph: str
+    weights: str
+    tokenizer: str
+
+
 class CueEntry(_Table):
-    """How cues are made and handed over."""
+    """How cues are made and handed over. ``encoder``: for words beyond the table, where the bundle has one."""
 
     template: str
     max_cues: int
     dim: int
     padding: Literal["zeros+mask", "none-embedding"] = "zeros+mask"
     table: str | None = None
+    encoder: TextEncoderEntry | None = None
 
 
 class TaggerEntry(_Table):
@@ -179,7 +189,9 @@ class Bundle:
         wanted = {MANIFEST, REFERENCE} | {entry.file for entry in entries}
         wanted |= {entry.weights for entry in entries if entry.weights}
         wanted |= {entry.file for entry in self.manifest.engines}
-        wanted |= {self.manifest.cue.table} if self.manifest.cue.table else set()
+        cue = self.manifest.cue
+        wanted |= {cue.table} if cue.table else set()
+        wanted |= {cue.encoder.graph, cue.encoder.weights, cue.encoder.tokenizer} if cue.encoder else set()
         if unlisted := wanted - self.manifest.files.keys() - {MANIFEST}:
             raise BundleError(
                 f"{self.folder}: the manifest gives no hash of {sorted(unlisted)[0]}; export the bundle again"

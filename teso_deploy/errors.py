@@ -43,7 +43,14 @@ class CueError(TesoError, ValueError):
 
 
 class CueSourceError(TesoError, RuntimeError):
-    """A source of cues gave no answer: a server that can't be reached or refuses, a model's process that ended."""
+    """A source of cues gave no answer: a server that can't be reached or refuses, a model's process that ended.
+
+    ``retry_after_seconds``: when it may be asked again, where it says so.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class CheckpointError(TesoError, ValueError):

@@ -5,7 +5,7 @@ All are frozen and slotted, validated when made, and print shapes instead of dat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -133,6 +133,12 @@ class Segmentation(_Printed):
     def is_blank(self) -> bool:
         """True when under 0.2 % of the pixels are labelled."""
         return self.positive_pixel_rate < BLANK_PIXEL_RATE
+
+    def shown(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """Those of the bundle's classes whose masks are not blank."""
+        areas = np.bincount(self.labels.ravel(), minlength=1 + len(classes))[1:]
+        least = BLANK_PIXEL_RATE * self.labels.size
+        return tuple(name for name, area in zip(classes, areas, strict=True) if area >= least)
 
 
 #: A frame with a smaller share of labelled pixels counts as blank.

@@ -55,7 +55,7 @@ def equal_graphs_once(folder: Path) -> Iterator[None]:
 
     from teso_deploy.exporting import graphs
 
-    export = graphs._exported
+    export = graphs.exported
 
     def exported(module: Any, arguments: Any, inputs: Any, outputs: Any, shapes: Any) -> onnx.ModelProto:
         path = folder / f"{content_digest((module, list(arguments), list(inputs), list(outputs)))}.onnx"
@@ -63,5 +63,5 @@ def equal_graphs_once(folder: Path) -> Iterator[None]:
         return onnx.load(path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graphs, "_exported", exported)
+        patch.setattr(graphs, "exported", exported)
         yield

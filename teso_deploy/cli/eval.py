@@ -14,9 +14,10 @@ from rich.table import Table
 from teso_deploy.bundle import Bundle
 from teso_deploy.cli.loading import check_engine_options, check_tagger, load_pipeline
 from teso_deploy.cli.reports import check_json, write_json
+from teso_deploy.cues.tracks import CueFile, read_cue_file
 from teso_deploy.errors import RecipeError
 from teso_deploy.evaluation.library import read_library
-from teso_deploy.evaluation.protocol import CUES, FIGURES, ROWS, RowScore, over_seeds, score_row, segmenter
+from teso_deploy.evaluation.protocol import CUES, FIGURES, ROWS, RowScore, over_seeds, scene_name, score_row, segmenter
 from teso_deploy.outputs import write_text
 from teso_deploy.runtime.backends import BackendName
 from teso_deploy.runtime.pipeline import AUTO
@@ -59,6 +60,9 @@ def evaluate(
             "wrong: names of other things."
         ),
     ] = "visible",
+    cues_file: Annotated[
+        Path | None, typer.Option(help="In place of --cues: what `teso-deploy cues` wrote for this folder, or words.")
+    ] = None,
     precision: Annotated[Precision, typer.Option(help="Of the bundle's forms.")] = "fp32",
     backend: Annotated[BackendName, typer.Option(help="What runs the graphs, as for `run`.")] = "cpu",
     profile: Annotated[
@@ -78,6 +82,9 @@ def evaluate(
         raise RecipeError(f"unknown layout {layout!r}: this version reads --layout scenes")
     if cues not in CUES:
         raise RecipeError(f"unknown --cues {cues!r}: name one of {', '.join(CUES)}")
+    if cues_file is not None and cues != "visible":
+        raise typer.BadParameter("--cues and --cues-file exclude each other: give one")
+    offered = cues if cues_file is None else read_cue_file(cues_file)
     check_engine_options([backend], profile, rebuild_engines)
     check_json(json_out)
     check_json(markdown)
@@ -89,10 +96,14 @@ def evaluate(
     pipeline = load_pipeline(
         console, opened, backend, precision, threads=threads, profile=profile, rebuild_engines=rebuild_engines
     )
-    segment = segmenter(pipeline, library, cues, seed)
+    segment = segmenter(pipeline, library, offered, seed)
     found: list[RowScore] = []
     with Progress(console=console) as bar:
         task = bar.add_task(library.fingerprint, total=len(ROWS) * seeds)
+        if isinstance(offered, CueFile):  # before an hour of scenes is scored
+            for row in ROWS:
+                for number in range(seed, seed + seeds):
+                    offered.named(scene_name(row, number, scenes - 1))
         for row in ROWS:
             scores = []
             for number in range(seed, seed + seeds):
@@ -105,7 +116,7 @@ def evaluate(
         "bundle": pipeline.bundle.manifest.name,
         "weights_sha256": pipeline.bundle.manifest.provenance.get("weights_sha256"),
         "data": library.fingerprint,
-        "cues": cues,
+        "cues": cues if cues_file is None else str(cues_file),
         "precision": pipeline.precision,
         "backend": pipeline.backend,
         "rows": [score.as_dict() for score in found],
@@ -113,7 +124,7 @@ def evaluate(
     write_json(json_out, report)
     if markdown is not None:
         write_text(markdown, to_markdown(found))
-    table = Table(title=f"{report['bundle']}, {scenes} scenes a row, {seeds} seeds from {seed}, cues: {cues}")
+    table = Table(title=f"{report['bundle']}, {scenes} scenes a row, {seeds} seeds from {seed}, cues: {report['cues']}")
     for column in ("row", "mIoU", "names aside", "blank", "follows"):
         table.add_column(column, justify="left" if column == "row" else "right")
     for score in found:

@@ -234,6 +234,10 @@ def export(
             help=f"How engines are built: a shipped profile's name, or a TOML file. Default: {DEFAULT_PROFILE}.",
         ),
     ] = None,
+    text_encoder: Annotated[
+        bool,
+        typer.Option("--text-encoder", help="Put the encoder of cue words in the bundle: for words beyond its table."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how large every graph would be.")] = False,
     licence: Annotated[str, typer.Option(help="Licence of the weights, for the manifest.")] = "Apache-2.0",
     json_out: Annotated[
@@ -284,10 +288,20 @@ def export(
     began, videos = time.monotonic(), calibrate_on or ()
     with console.status("reading weights") as status:
         if source is not None:
-            done = ExportReport(*derive_bundle(source, out, precisions, videos, requests, shown_in(status)))
+            derived = derive_bundle(source, out, precisions, videos, requests, shown_in(status), text_encoder)
+            done = ExportReport(*derived)
         else:
             done = export_bundle(
-                chosen, out, files, random_weights, licence, shown_in(status), precisions, videos, requests
+                chosen,
+                out,
+                files,
+                random_weights,
+                licence,
+                shown_in(status),
+                precisions,
+                videos,
+                requests,
+                text_encoder,
             )
     manifest = done.bundle.manifest
     table = Table(title=escape(f"{manifest.name} → {out}"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -16,6 +16,9 @@ from rich.live import Live
 
 from teso_deploy.cli.live_view import rendered
 from teso_deploy.cli.reports import say
+from teso_deploy.cues.asking import AskingOptions
+from teso_deploy.cues.choosing import Chosen
+from teso_deploy.cues.worker import CueWorker
 from teso_deploy.errors import OutputError
 from teso_deploy.media.address import Address
 from teso_deploy.media.container import open_container
@@ -50,6 +53,8 @@ class LiveRequest:
     reconnect: bool = True
     seconds: float | None = None
     metrics: str | None = None
+    cue_source: Chosen | None = None
+    asking: AskingOptions = field(default_factory=AskingOptions)
 
 
 def check_live(request: LiveRequest) -> None:
@@ -110,6 +115,22 @@ def sinks_of(request: LiveRequest, classes: Sequence[str], readers: Sequence[Liv
     return sinks
 
 
+def cue_worker(chosen: Chosen, asking: AskingOptions, pipeline: Pipeline, runner: LiveRunner) -> CueWorker:
+    """What asks a source beside the frames of a runner, and offers it what was answered."""
+    none = pipeline.cues_of(None)
+    worker = CueWorker(
+        chosen.source,
+        pipeline.cue_names.of_answer,
+        runner.offer_cues,
+        none,
+        len(runner.accounting.inputs),
+        asking,
+        frames=chosen.frames,
+    )
+    runner.watch(worker.saw, tags=chosen.needs_tags, masks=chosen.needs_masks)
+    return worker
+
+
 def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, cues: Offered) -> dict[str, Any]:
     """Run streams until they end, or the user ends them; the report, as it goes to JSON.
 
@@ -144,7 +165,18 @@ def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, cues: O
             staleness_budget_seconds=request.staleness_seconds, lossless=lossless, fps=request.fps, mute=request.mute
         )
         sinks = sinks_of(request, pipeline.classes, readers)
-        runner = LiveRunner(pipeline, readers, sinks, options=options, cues=cues, accounting=accounting)
+        runner = LiveRunner(
+            pipeline,
+            readers,
+            sinks,
+            options=options,
+            cues=cues,
+            cue_ttl_seconds=request.asking.ttl_seconds,
+            accounting=accounting,
+        )
+        if request.cue_source is not None:
+            worker = stack.enter_context(closing(cue_worker(request.cue_source, request.asking, pipeline, runner)))
+            accounting.cue_health = worker.health
         if request.seconds is not None:
             timer = threading.Timer(request.seconds, runner.stop)
             timer.daemon = True

@@ -43,4 +43,11 @@ def rendered(snapshot: Mapping[str, Any]) -> Group:
         notes.append(Text("  " + ", ".join(parts)))
         notes += [Text(f"  {stream['error']}")] * bool(stream["error"])
     notes += [Text(f"{name}: {sink['error']}") for name, sink in snapshot["sinks"].items() if sink["error"]]
+    source = snapshot["cue_source"]
+    if source is not None:
+        busy = "" if source["asking_seconds"] is None else f", asking for {source['asking_seconds']:.0f} s"
+        notes.append(
+            Text(f"cues by {source['source']}: {source['answered']} answers, {source['failed']} failures{busy}")
+        )
+        notes += [Text(f"  {source['error']}")] * bool(source["error"])
     return Group(table, *notes)

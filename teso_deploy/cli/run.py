@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,12 +15,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from teso_deploy.bundle import Bundle
+from teso_deploy.cli.cue_options import SOURCE_HELP, ModelsOption, ServerModelOption, ServerOption
 from teso_deploy.cli.live import LiveRequest, check_live, run_live
 from teso_deploy.cli.live_view import rendered
-from teso_deploy.cli.loading import check_engine_options, check_tagger, load_pipeline
+from teso_deploy.cli.loading import check_engine_options, load_pipeline
 from teso_deploy.cli.reports import STDOUT, check_json, progress_bar, say, write_json
-from teso_deploy.cues.table import CueTable
-from teso_deploy.errors import InputNotFoundError, OutputError
+from teso_deploy.cli.run_cues import CueRequest, RunCues
+from teso_deploy.cues.timed import TimedCues
+from teso_deploy.errors import OutputError
 from teso_deploy.media.address import Address
 from teso_deploy.media.audio import read_audio
 from teso_deploy.media.reader import Hardware, VideoReader
@@ -28,19 +32,6 @@ from teso_deploy.runtime.offline import RunResult, run_source
 from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline, Size
 from teso_deploy.runtime.schedule import Source
 from teso_deploy.types import Precision
-
-
-def _words(cues: str, cues_file: Path | None) -> list[str]:
-    """The cue words that the options name; none for ``--cues none``."""
-    if cues_file is None:
-        return [] if cues == "none" else [word for word in cues.split(",") if word.strip()]
-    try:
-        lines = cues_file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputNotFoundError(
-            f"{cues_file} can't be read as text: name a file with a cue word on each line"
-        ) from error
-    return [word for line in lines if not line.startswith("#") for word in line.split(",") if word.strip()]
 
 
 def _size(text: str | None) -> Size:
@@ -145,7 +136,24 @@ def run(
     cues: Annotated[
         str, typer.Option(help="Words for what is to be seen, a,b; auto: what the model sees; none: its fallback.")
     ] = "none",
-    cues_file: Annotated[Path | None, typer.Option(help="Cue words in a text file, by line or comma.")] = None,
+    cues_file: Annotated[
+        Path | None,
+        typer.Option(help="Cues in a file: words, by line or comma; what `teso-deploy cues` wrote; the authors' JSON."),
+    ] = None,
+    cue_source: Annotated[
+        str | None,
+        typer.Option(help="Ask for cues: of files before they are run, of streams while they are. " + SOURCE_HELP),
+    ] = None,
+    models: ModelsOption = None,
+    server: ServerOption = None,
+    server_model: ServerModelOption = None,
+    cue_every: Annotated[
+        float, typer.Option(min=0, help="Ask again after so many seconds, and at each new scene; 0: at these alone.")
+    ] = 10.0,
+    cue_ttl: Annotated[
+        float | None, typer.Option(min=0.1, help="Cues that are older than so many seconds give way to the fallback.")
+    ] = None,
+    cue_budget: Annotated[int, typer.Option(min=1, help="Streams: so many questions a minute at most.")] = 12,
     mode: Annotated[
         Literal["auto", "file", "live", "paper"],
         typer.Option(
@@ -225,8 +233,9 @@ def run(
     """Segment what sounds in videos and streams: annotated video, masks, events, report."""
     if mute + (noise_dbfs is not None) + (sound_from is not None) > 1:
         raise typer.BadParameter("--mute, --noise-dbfs and --sound-from exclude each other: give one")
-    if cues_file is not None and cues != "none":
-        raise typer.BadParameter("--cues and --cues-file exclude each other: give one")
+    cue_request = CueRequest(
+        cues, cues_file, cue_source, models, server, server_model, cue_every or None, cue_ttl, cue_budget
+    )
     if mode == "paper" and fps is not None:
         raise typer.BadParameter("--mode paper looks at one frame a second: leave --fps away")
     check_engine_options([backend], profile, rebuild_engines)
@@ -248,11 +257,8 @@ def run(
             raise typer.BadParameter("--audio, --metrics and --seconds are for streams: add --mode live")
         _check_inputs(paths, sound_from)
         _check_outputs(paths, sound_from, out, masks, events, json_out)
-    words = [] if cues == AUTO else _words(cues, cues_file)
     opened = Bundle.open(bundle)
-    if cues == AUTO:
-        check_tagger(opened)
-    looked_up = CueTable.open(opened).lookup(words)
+    run_cues = RunCues(cue_request, opened, paths, has_streams=request is not None)
     console = Console(stderr=True)
     pipeline = load_pipeline(
         console,
@@ -265,9 +271,9 @@ def run(
         size=wanted_size,
         still_threshold=still_threshold,
     )
-    offered: Offered = AUTO if cues == AUTO else pipeline.cues_of(looked_up)
     if request is not None:
-        report = run_live(console, pipeline, request, offered)
+        asked = replace(request, cue_source=run_cues.chosen, asking=cue_request.asking)
+        report = run_live(console, pipeline, asked, run_cues.of_streams(pipeline))
         write_json(json_out, report)
         console.print(rendered(report))
         if report["errors"]:  # the others went on to the end, and their files are whole
@@ -282,11 +288,13 @@ def run(
     if decoder == "auto" and pipeline.backend != "cpu":
         hardware = "auto"
     results = []
-    for path, video, mask_folder in zip(paths, _places(paths, out, ".mp4"), _places(paths, masks, ""), strict=True):
-        source = Source(path, mode="paper" if mode == "paper" else "file", fps=fps, hardware=hardware, **sound)
-        if source.reader.decoder_note:
-            say(console, f"{path.name} is decoded in software: {source.reader.decoder_note}")
-        results.append(_run_one(console, pipeline, source, offered, video, mask_folder))
+    with closing(run_cues):
+        for path, video, mask_folder in zip(paths, _places(paths, out, ".mp4"), _places(paths, masks, ""), strict=True):
+            offered = run_cues.of_file(console, pipeline, path)
+            source = Source(path, mode="paper" if mode == "paper" else "file", fps=fps, hardware=hardware, **sound)
+            if source.reader.decoder_note:
+                say(console, f"{path.name} is decoded in software: {source.reader.decoder_note}")
+            results.append(_run_one(console, pipeline, source, offered, video, mask_folder))
     if events is not None:
         write_text(events, _event_lines(results))
     reports = [result.report for result in results]
@@ -295,7 +303,12 @@ def run(
 
 
 def _run_one(
-    console: Console, pipeline: Pipeline, source: Source, cues: Offered, video: Path | None, masks: Path | None
+    console: Console,
+    pipeline: Pipeline,
+    source: Source,
+    cues: Offered | TimedCues,
+    video: Path | None,
+    masks: Path | None,
 ) -> RunResult:
     if source.sound == "none":
         say(console, f"{source.path.name} has no sound: it is run as silence")

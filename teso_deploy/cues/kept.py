@@ -15,20 +15,22 @@ _NAMED = ("names", "confidences", "objects", "ungrounded")
 
 
 class KeptAnswers:
-    """A source whose answers are kept by its identity and the content of the moment (default: in the user's cache).
+    """A source whose answers are kept by its identity and the pictures of the moment (default: in the user's cache).
 
-    ``asked`` and ``found`` count the moments that the source was asked about, and those that it did not have to be.
+    For sources that go by pictures alone: tags and masks are not looked at. ``is_fresh``: answers that are there are
+    not taken. ``asked`` and ``found`` count the moments that the source was asked about, and those that it did not
+    have to be.
     """
 
-    def __init__(self, source: CueSource, folder: Path | None = None) -> None:
-        self._source, self._folder = source, folder or cache_folder("cues") / "answers"
+    def __init__(self, source: CueSource, folder: Path | None = None, *, is_fresh: bool = False) -> None:
+        self._source, self._folder, self._is_fresh = source, folder or cache_folder("cues") / "answers", is_fresh
         self.name, self.identity = source.name, source.identity
         self.asked = self.found = 0
 
     def ask(self, moment: Moment) -> CueAnswer | None:
         """The kept answer, of the time of this picture, or that of the source. Raises what the source raises."""
         path = self._folder / f"{self._key(moment)}.json"
-        if (content := read_vouched(path)) is not None:
+        if not self._is_fresh and (content := read_vouched(path)) is not None:
             self.found += 1
             kept = json.loads(content)
             if kept is None:
@@ -41,7 +43,7 @@ class KeptAnswers:
         return answer
 
     def _key(self, moment: Moment) -> str:
-        digest = hashlib.sha256(json.dumps([self.identity, moment.predicted, moment.tags]).encode())
+        digest = hashlib.sha256(self.identity.encode())
         for frame in (*moment.earlier, moment.frame):
             digest.update(str(frame.image.shape).encode())
             digest.update(frame.image.tobytes())

@@ -47,17 +47,19 @@ class DecoderEntry(_Table):
 
 
 class ChatEntry(_Table):
-    """How a conversation is written out: what stands before and behind each turn, taken from the chat template.
+    """How a conversation is written out: what stands between its turns, taken from the chat template.
 
-    ``system`` None: the template has no such turn, and its text goes in front of the first user's. ``special``: texts
-    that are single tokens; they are tokens in these strings only, never in what the turns say.
+    The turns are: perhaps a system's, then a user's and an assistant's in turn. ``before_system`` None: the template
+    has no system, whose text then goes in front of the first user's. ``before_user``: where there is no system's turn.
+    ``user_to_answer``: from the last user's turn to where the model goes on.
     """
 
-    start: str = ""
-    system: tuple[str, str] | None
-    user: tuple[str, str]
-    assistant: tuple[str, str]
-    generate: str = ""
+    before_system: str | None
+    system_to_user: str
+    before_user: str
+    user_to_assistant: str
+    assistant_to_user: str
+    user_to_answer: str
 
 
 class ImageEntry(_Table):

@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teso_deploy.bundle import Bundle, TaggerEntry
+from teso_deploy.cues.singulars import singular
 from teso_deploy.errors import BundleError, CueError
-from teso_deploy.types import Cues
+from teso_deploy.types import Cues, CueSourceName
 
 #: Other words for one that a table may have; looked at only where the table has not the word itself.
 SYNONYMS = {
     "aeroplane": "airplane", "plane": "airplane", "jet": "airplane", "automobile": "car", "lorry": "truck",
     "telephone": "phone", "cellphone": "phone", "mobile phone": "phone", "sax": "saxophone", "drums": "drum kit",
     "drum set": "drum kit", "keyboard": "piano", "guitar": "electric guitar", "hen": "chicken", "puppy": "dog",
-    "people": "person", "men": "man", "women": "woman", "children": "child", "geese": "goose", "mice": "mouse",
 }  # fmt: skip
-_PLURALS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", ""), ("s", ""))
 
 
 def variants(word: str) -> list[str]:
-    """A word as typed in lower case, the singulars it could be the plural of, and synonyms of these.
+    """A word as typed in lower case, its singular, and synonyms of these: what a table may have it as.
 
-    >>> variants("Dogs")
-    ['dogs', 'dog']
+    >>> variants("Hens")
+    ['hens', 'hen', 'chicken']
     """
     word = " ".join(word.lower().replace("_", " ").split())
-    found = [word]
-    for plural, singular in _PLURALS:
-        if word.endswith(plural) and len(word) > len(plural) + 1:
-            found.append(word[: -len(plural)] + singular)
+    found = list(dict.fromkeys((word, singular(word))))
     return found + [SYNONYMS[name] for name in found if name in SYNONYMS]
 
 
@@ -54,6 +50,7 @@ class CueTable:
         self.max_cues = max_cues
         self._embeddings = embeddings
         self._row = {name: row for row, name in enumerate(self.names)}
+        self._plural = {singular(name): name for name in self.names}
         self._pads = pads
         if pads and NO_CUE not in self._row:
             raise BundleError(f"the cue table has no {NO_CUE!r} to pad with: export the bundle again")
@@ -73,14 +70,16 @@ class CueTable:
         pads = cue.padding == "none-embedding"
         return cls(names.tolist(), embeddings.astype(np.float32), cue.max_cues, pads)
 
-    def known(self, word: str) -> str:
-        """The table's spelling of a word (singular for plural, its word for a synonym).
+    def find(self, word: str) -> str | None:
+        """The table's spelling of a word: singular for plural and plural for singular, its word for a synonym."""
+        found = variants(word)
+        name = next((name for name in found if name in self._row), None)
+        return name if name is not None else next((self._plural[name] for name in found if name in self._plural), None)
 
-        Raises :class:`CueError` that names the closest words.
-        """
-        for variant in variants(word):
-            if variant in self._row:
-                return variant
+    def known(self, word: str) -> str:
+        """:meth:`find`. Raises :class:`CueError` that names the closest words where the table has it not."""
+        if (name := self.find(word)) is not None:
+            return name
         close = difflib.get_close_matches(variants(word)[0], self.names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(repr(name) for name in close)}?" if close else f"it knows {self._examples()}"
         raise CueError(f"the bundle has no embedding for the cue {word!r}: {hint}")
@@ -89,17 +88,26 @@ class CueTable:
         more = f" and {len(self.names) - 8} more" if len(self.names) > 8 else ""
         return (", ".join(self.names[:8]) + more) or "no word at all; export it with a cue table"
 
+    def embedding_of(self, name: str) -> NDArray[np.float32]:
+        """The embedding (d_T,) of one of ``names``."""
+        row: NDArray[np.float32] = self._embeddings[self._row[name]]
+        return row
+
     def lookup(self, words: Sequence[str]) -> Cues:
         """Cues of the first N_T different words, as :meth:`none` when there is no word.
 
         Raises :class:`CueError` for a word that the table has not.
         """
-        names = tuple(dict.fromkeys(self.known(word) for word in words if word.strip()))[: self.max_cues]
-        cues = self.none()
+        names = dict.fromkeys(self.known(word) for word in words if word.strip())
+        return self.filled({name: self.embedding_of(name) for name in names}, "manual")
+
+    def filled(self, embedded: Mapping[str, NDArray[np.float32]], source: CueSourceName) -> Cues:
+        """Cues of the first N_T names with their embeddings (d_T,); as :meth:`none` without any."""
+        names, cues = tuple(embedded)[: self.max_cues], self.none()
         for slot, name in enumerate(names):
-            cues.embeddings[slot] = self._embeddings[self._row[name]]
+            cues.embeddings[slot] = embedded[name]
             cues.valid[slot] = True
-        return Cues(names, cues.embeddings, cues.valid, source="manual") if names else cues
+        return Cues(names, cues.embeddings, cues.valid, source=source) if names else cues
 
     def tagged(self, tags: NDArray[np.float32], tagger: TaggerEntry) -> Cues:
         """The N_T surest tags (K,) of those that reach the threshold, as cues; as :meth:`none` when none does."""

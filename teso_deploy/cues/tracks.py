@@ -112,15 +112,15 @@ class CueTrack:
 
 
 class TrackSource:
-    """A track as a source of cues: ``manual`` and ``released``."""
+    """A track as a source of cues: ``manual`` and ``released``. ``track`` may be another for the next video."""
 
     def __init__(self, track: CueTrack, name: CueSourceName = "manual") -> None:
-        self.name, self._track = name, track
+        self.name, self.track = name, track
         self.identity = name
 
     def ask(self, moment: Moment) -> CueAnswer | None:
         """What holds at the picture's time."""
-        return self._track.at(moment.frame.pts_seconds)
+        return self.track.at(moment.frame.pts_seconds)
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -133,9 +133,14 @@ class CueFile:
         self.path, self.videos, self._everywhere = path, dict(videos), everywhere
 
     @property
-    def is_words(self) -> bool:
-        """Whether it holds for any video."""
+    def is_of_any_video(self) -> bool:
+        """Whether it has words alone."""
         return self._everywhere is not None
+
+    @property
+    def everywhere(self) -> CueTrack:
+        """Its words, of any video; nothing where it has cues of single ones."""
+        return self._everywhere or CueTrack(())
 
     def named(self, name: str) -> CueTrack:
         """The cues of the video of a name. Raises :class:`CueError` where the file has none of it."""

@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from teso_deploy.cues.tracks import CueFile
 from teso_deploy.errors import DataError
 from teso_deploy.evaluation.library import Library
 from teso_deploy.evaluation.scenes import Picture, compose_picture, compose_sound
 from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline
 from teso_deploy.types import BLANK_PIXEL_RATE, WINDOW_SAMPLES
-
-#: (image (H, W, 3) uint8, samples (15600,) float32, cue names) → labels (H, W) uint8.
-Segmenter = Callable[[NDArray[np.uint8], NDArray[np.float32], Sequence[str]], NDArray[np.uint8]]
 
 #: Which cues are offered: names of all that is visible, the bundle's tagger's, none, names of other things.
 CUES = ("visible", AUTO, "none", "wrong")
@@ -35,17 +33,32 @@ ROWS = {
     "off-screen": "two objects, the sound of something else",
     "swapped": "two objects, the sound of one and then of the other",
 }
+#: Height and width of scenes.
+SCENE_SIZE = (360, 480)
 #: The rows in which nothing visible sounds.
 BLANK_ROWS = ("muted", "white noise", "off-screen")
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One call of the model: a picture, a window of sound, and the words that sound in it."""
+    """One call of the model: a picture, a window of sound, and the words that sound in it.
+
+    ``scene``: row/seed/number, by which files of cues know it.
+    """
 
     picture: Picture
     samples: NDArray[np.float32]
     heard: tuple[str, ...]
+    scene: str = ""
+
+    @property
+    def visible(self) -> tuple[str, ...]:
+        """Names of all that is to be seen."""
+        return tuple(dict.fromkeys(self.picture.words))
+
+
+#: A trial → labels (H, W) uint8.
+Segmenter = Callable[[Trial], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +110,27 @@ def intersection_over_union(predicted: NDArray[np.bool_], truth: NDArray[np.bool
     return np.count_nonzero(predicted & truth) / union if union else 1.0
 
 
-def segmenter(pipeline: Pipeline, library: Library, cues: str = "visible", seed: int = 0) -> Segmenter:
-    """A bundle as :func:`score_row` calls it, its cues chosen in one of the ways of ``CUES``."""
+def segmenter(pipeline: Pipeline, library: Library, cues: str | CueFile = "visible", seed: int = 0) -> Segmenter:
+    """A bundle as :func:`score_row` calls it, its cues chosen in one of the ways of ``CUES``, or those of a file.
+
+    Raises :class:`CueError` when it is called for a scene that the file has not.
+    """
     known = set(pipeline.cue_table.names)
     rng = np.random.default_rng(seed)
 
-    def segment(image: NDArray[np.uint8], samples: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.uint8]:
+    def segment(trial: Trial) -> NDArray[np.uint8]:
         offered: Offered = None
-        if cues == AUTO:
+        if isinstance(cues, CueFile):
+            answer = cues.named(trial.scene).at(0.0)
+            offered = None if answer is None else pipeline.cue_names.of_answer(answer)
+        elif cues == AUTO:
             offered = AUTO
         elif cues == "visible":
-            offered = [name for name in names if name in known]
+            offered = [name for name in trial.visible if name in known]
         elif cues == "wrong":
-            others = sorted((set(library.pictures) & known) - set(names))
-            offered = [str(name) for name in rng.choice(others, min(len(names), len(others)), replace=False)]
-        return pipeline.segment(image, samples, offered).labels
+            others = sorted((set(library.pictures) & known) - set(trial.visible))
+            offered = [str(name) for name in rng.choice(others, min(len(trial.visible), len(others)), replace=False)]
+        return pipeline.segment(trial.picture.image, trial.samples, offered).labels
 
     return segment
 
@@ -126,10 +145,16 @@ def testable_words(library: Library, classes: Sequence[str]) -> list[str]:
     return words
 
 
+def scene_name(row: str, seed: int, number: int) -> str:
+    """What a scene goes by in files of cues."""
+    return f"{row}/{seed}/{number}"
+
+
 def make_scene(
     library: Library, words: Sequence[str], row: str, seed: int, number: int, size: tuple[int, int]
 ) -> list[Trial]:
     """The trials of one scene: two for ``swapped``, one otherwise."""
+    scene = scene_name(row, seed, number)
     rng = np.random.default_rng((seed, list(ROWS).index(row), number))
     count = 1 if row == "one source" else 2
     chosen = [str(word) for word in rng.choice(words, count, replace=False)]
@@ -140,7 +165,7 @@ def make_scene(
             break
 
     def sound(names: Sequence[str]) -> Trial:
-        return Trial(picture, compose_sound(rng, library, names, noise_snr_db=20.0, vary=False), tuple(names))
+        return Trial(picture, compose_sound(rng, library, names, noise_snr_db=20.0, vary=False), tuple(names), scene)
 
     match row:
         case "one source" | "two sources":
@@ -150,14 +175,14 @@ def make_scene(
         case "swapped":
             return [sound(chosen[:1]), sound(chosen[1:])]
         case "muted":
-            return [Trial(picture, np.zeros(WINDOW_SAMPLES, np.float32), ())]
+            return [Trial(picture, np.zeros(WINDOW_SAMPLES, np.float32), (), scene)]
         case "white noise":
             noise = rng.standard_normal(WINDOW_SAMPLES) * 10 ** (rng.uniform(-40, -10) / 20)
-            return [Trial(picture, noise.clip(-1, 1).astype(np.float32), ())]
+            return [Trial(picture, noise.clip(-1, 1).astype(np.float32), (), scene)]
         case _:
             others = sorted(set(library.sounds) - set(chosen))
             other = str(rng.choice(others))
-            return [Trial(picture, compose_sound(rng, library, [other], 20.0, vary=False), ())]
+            return [Trial(picture, compose_sound(rng, library, [other], 20.0, vary=False), (), scene)]
 
 
 def score_row(
@@ -167,8 +192,7 @@ def score_row(
     row: str,
     scenes: int,
     seed: int = 0,
-    size: tuple[int, int] = (360, 480),
-    cues: Callable[[Picture], Sequence[str]] = lambda picture: tuple(dict.fromkeys(picture.words)),
+    size: tuple[int, int] = SCENE_SIZE,
 ) -> RowScore:
     """Run ``scenes`` scenes of a row and average. ``classes``: the bundle's, label k is the k-th."""
     ious: dict[str, list[float]] = {}
@@ -180,10 +204,10 @@ def score_row(
         trials = make_scene(library, words, row, seed, number, size)
         on_own: list[bool] = []
         for trial in trials:
-            labels = segment(trial.picture.image, trial.samples, cues(trial.picture))
+            labels = segment(trial)
             found = labels > 0
             blank.append(bool(np.count_nonzero(found) < BLANK_PIXEL_RATE * found.size))
-            truth = {word: trial.picture.mask_of([word]) > 127 for word in dict.fromkeys(trial.picture.words)}
+            truth = {word: trial.picture.mask_of([word]) > 127 for word in trial.visible}
             for word in trial.heard:
                 found_iou = intersection_over_union(labels == 1 + list(classes).index(word), truth[word])
                 ious.setdefault(word, []).append(found_iou)

@@ -154,3 +154,29 @@ def _from_merges(folder: Path) -> Any:
         [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     return tokenizer
+
+
+def sentence_tokenizer(beside: Path, recipe: ClipTextRecipe) -> Any:
+    """A tokenizer (of ``tokenizers``) that does all that :func:`clip_token_rows` does, but for padding.
+
+    Raises :class:`CheckpointError` where no vocabulary lies beside the checkpoint: the package's can't be written out.
+    """
+    folder = vocabulary_folder(beside)
+    if folder is None:
+        raise CheckpointError(
+            f"no vocabulary of CLIP beside {beside}: put its {TOKENIZER_FILE} there, a text encoder needs it"
+        )
+    from tokenizers import Regex, normalizers, processors
+
+    _of_folder(folder, recipe)  # checks that it is this model's
+    whole = folder / TOKENIZER_FILE
+    tokenizer = _whole(whole) if whole.is_file() else _from_merges(folder)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip(), normalizers.Lowercase()]
+    )
+    start, end = recipe.vocabulary - 2, recipe.vocabulary - 1
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(START, start), (END, end)]
+    )
+    tokenizer.enable_truncation(recipe.context)
+    return tokenizer

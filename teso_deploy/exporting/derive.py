@@ -15,6 +15,7 @@ from teso_deploy.exporting.engines import EngineRequest
 from teso_deploy.exporting.finishing import Wanted, finish
 from teso_deploy.exporting.forms import Forms, check_space
 from teso_deploy.exporting.frames import video_frames
+from teso_deploy.exporting.text_encoder import text_graph, write_text_encoder
 from teso_deploy.exporting.weights import WeightsFile, save_with_weights
 from teso_deploy.resources import shipped_path
 from teso_deploy.runtime.verify import VerifyReport
@@ -40,13 +41,16 @@ def derive_bundle(
     calibrate_on: Sequence[Path] = (),
     engines: Sequence[EngineRequest] = (),
     on_progress: Callable[[str], None] = lambda stage: None,
+    text_encoder: bool = False,
 ) -> tuple[Bundle, VerifyReport]:
     """Write ``source`` to ``out`` with the forms of ``precisions`` derived anew from its canonical graphs.
 
     ``out`` may be the source's own folder. ``calibrate_on``: as for :func:`export_bundle`. Weights, reference
-    and cue table stay; forms of other precisions and engines are left out, ``engines`` are built. Raises
+    and cue table stay; forms of other precisions and engines are left out, ``engines`` are built. ``text_encoder``:
+    MiniLM goes into the bundle, for words that are not in its table. Raises :class:`RecipeError` (cues of CLIP),
     :class:`OutputError`, :class:`PrecisionError`, :class:`CheckFailedError` (parity with the reference).
     """
+    encoder = text_graph(source.recipe, None) if text_encoder else None
     weights_bytes = sum(4 * entry.parameters for key, entry in source.manifest.graphs.items() if "@" not in key)
     check_space(weights_bytes, out, len(source.sizes), precisions)
     with KIND.staging(out) as folder:
@@ -74,6 +78,10 @@ def derive_bundle(
         forms = wanted.write_forms(writer)
         measured = {key: value for key, value in source.manifest.measured.items() if key not in ("parity", "int8")}
         update = {"graphs": graphs, "forms": forms, "engines": (), "measured": measured}
+        if encoder is not None:
+            on_progress("text encoder")
+            entry = write_text_encoder(folder, encoder, recipe, table)
+            update["cue"] = source.manifest.cue.model_copy(update={"encoder": entry})
         manifest = source.manifest.model_copy(update=update)
         manifest, parity = finish(folder, manifest, writer, wanted, on_progress)
     return Bundle(out, manifest), parity

@@ -36,6 +36,7 @@ from teso_deploy.exporting.forms import Forms, check_space
 from teso_deploy.exporting.frames import video_frames
 from teso_deploy.exporting.graphs import OPSET, export_graph
 from teso_deploy.exporting.reference import Size, clip_inputs, example_arguments, random_inputs, reference_arrays
+from teso_deploy.exporting.text_encoder import text_graph, write_text_encoder
 from teso_deploy.exporting.vocabulary import MINILM_DIM, build_cue_table, clip_embedder, cue_words
 from teso_deploy.exporting.weights import WeightsFile
 from teso_deploy.models.assembly import Source, assemble, text_tower
@@ -130,15 +131,18 @@ def export_bundle(
     precisions: Sequence[Precision] = ("fp32",),
     calibrate_on: Sequence[Path] = (),
     engines: Sequence[EngineRequest] = (),
+    text_encoder: bool = False,
 ) -> ExportReport:
     """Write a bundle to ``out``, whole or not at all.
 
     ``checkpoints``: a file, or (part or None, file) of several; what they don't give needs
     ``random_weights_seed``. ``precisions``: of the forms that are derived from the canonical graphs.
     ``calibrate_on``: videos whose frames and sounds set the ranges of int8, default the shipped clip.
-    ``engines``: what to build from the graphs, in the same precisions.
+    ``engines``: what to build from the graphs, in the same precisions. ``text_encoder``: whether the encoder of the
+    cue words goes into the bundle, for words that are not in its table.
     All graphs are checked against PyTorch with ONNX Runtime before the bundle takes its place. Raises
-    :class:`CheckpointError`, :class:`OutputError`, :class:`PrecisionError`, :class:`CheckFailedError` (parity).
+    :class:`CheckpointError`, :class:`OutputError`, :class:`PrecisionError`, :class:`CheckFailedError` (parity), and
+    what :func:`text_graph` raises.
     """
     KIND.check_target(out)
     files = [(None, checkpoints)] if isinstance(checkpoints, Path) else list(checkpoints or ())
@@ -149,6 +153,7 @@ def export_bundle(
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     check_space(weights, out, len(recipe.image.sizes), precisions)
     on_progress("cue words")
+    encoder = text_graph(recipe, built.text) if text_encoder else None
     words, embeddings, embedder = cue_table(recipe, built.text, random_weights_seed)
     is_trained = built.is_trained and embedder != RANDOM_EMBEDDINGS
     versions = {"teso-deploy": __version__, "torch": torch.__version__, "onnx": onnx.__version__}
@@ -159,6 +164,9 @@ def export_bundle(
         weights = {name: WeightsFile(folder / f"{name}.weights") for name in graph_specs(recipe)}
         graphs = _write_graphs(model, weights, metadata, on_progress)
         np.savez_compressed(folder / CUE_TABLE, names=np.array(words), embeddings=embeddings.astype(np.float16))
+        if encoder is not None:
+            on_progress("text encoder")
+        written = None if encoder is None else write_text_encoder(folder, encoder, recipe, table, versions)
         on_progress("reference outputs")
         from_clip = is_trained and clip.is_file()
 
@@ -195,6 +203,7 @@ def export_bundle(
                 dim=recipe.text.dim,
                 padding=recipe.text.padding,
                 table=CUE_TABLE,
+                encoder=written,
             ),
             tagger=TaggerEntry(words=recipe.tagger.words, threshold=recipe.tagger.threshold)
             if recipe.tagger.words

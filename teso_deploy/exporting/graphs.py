@@ -67,13 +67,14 @@ def multiply_adds(module: nn.Module, arguments: Sequence[Tensor]) -> int:
     return int(counter.get_total_flops() // 2 // len(arguments[0]))
 
 
-def _exported(
+def exported(
     module: nn.Module,
     arguments: Sequence[Tensor],
     inputs: Sequence[str],
     outputs: Sequence[str],
     shapes: tuple[Any, ...],
 ) -> onnx.ModelProto:
+    """A module as ONNX, small constants folded, without traces of where it was exported."""
     with _quiet(), _rarely_collecting(), torch.no_grad():
         program = torch.onnx.export(
             module,
@@ -118,7 +119,7 @@ def export_graph(
     shapes: tuple[Any, ...] = tuple(batch for _ in arguments)
     if len(spec.inputs) > 1 and spec.inputs[0] == "queries":  # the decoder's *memory is one argument
         shapes = (batch, tuple(batch for _ in arguments[1:]))
-    model = _exported(module, arguments, spec.inputs, spec.outputs, shapes)
+    model = exported(module, arguments, spec.inputs, spec.outputs, shapes)
     add_functions(model)
     for key, text in sorted(metadata.items()):
         model.metadata_props.add(key=key, value=text)

@@ -65,8 +65,8 @@ class MiniLM:
         from tokenizers import Tokenizer
 
         self._weights = load_file(folder / "model.safetensors")
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.no_padding()
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_padding()
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         from torch.nn import functional as F
@@ -92,27 +92,33 @@ class MiniLM:
         inner = F.gelu(self._linear(x, f"{name}.intermediate.dense"))
         return self._norm(x + self._linear(inner, f"{name}.output.dense"), f"{name}.output.LayerNorm")
 
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Ids (N, L) int64 without padding → (N, 384), each of length 1."""
+        from torch.nn import functional as F
+
+        word, position, kind = (
+            self._weights[f"embeddings.{table}_embeddings.weight"] for table in ("word", "position", "token_type")
+        )
+        embedded = word[input_ids] + position[: input_ids.shape[1]] + kind[0]
+        x = self._norm(embedded, "embeddings.LayerNorm")
+        for i in range(_LAYERS):
+            x = self._layer(x, f"encoder.layer.{i}")
+        return F.normalize(x.mean(dim=1), dim=1)
+
     def embed(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         """Sentences → (K, 384) float32, each of length 1. Those of equally many tokens go together: no padding."""
         import torch
 
-        tokens = [encoding.ids for encoding in self._tokenizer.encode_batch(list(sentences))]
+        tokens = [encoding.ids for encoding in self.tokenizer.encode_batch(list(sentences))]
         alike: dict[int, list[int]] = {}
         for row, ids in enumerate(tokens):
             alike.setdefault(len(ids), []).append(row)
-        word, position, kind = (
-            self._weights[f"embeddings.{table}_embeddings.weight"] for table in ("word", "position", "token_type")
-        )
         embedded = np.empty((len(tokens), MINILM_DIM), np.float32)
         with torch.inference_mode():
-            for length, rows in alike.items():
+            for rows in alike.values():
                 for first in range(0, len(rows), _BATCH):
                     batch = rows[first : first + _BATCH]
-                    ids = torch.tensor([tokens[row] for row in batch])
-                    x = self._norm(word[ids] + position[:length] + kind[0], "embeddings.LayerNorm")
-                    for i in range(_LAYERS):
-                        x = self._layer(x, f"encoder.layer.{i}")
-                    embedded[batch] = torch.nn.functional.normalize(x.mean(dim=1), dim=1).numpy()
+                    embedded[batch] = self.forward(torch.tensor([tokens[row] for row in batch])).numpy()
         return embedded
 
 

@@ -63,9 +63,11 @@ class Accounting:
 
     def __init__(self, inputs: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
         self._lock = threading.Lock()
-        self._inputs, self._clock, self._began = list(inputs), clock, clock()
+        self.inputs, self._clock, self._began = list(inputs), clock, clock()
         self._streams = [_StreamCounts() for _ in inputs]
         self._sinks: dict[str, dict[str, Any]] = {}
+        #: How the source of cues is that is asked beside the frames, if there is one.
+        self.cue_health: Callable[[], dict[str, Any]] | None = None
 
     def delivered(self, delivery: Delivery) -> None:
         """Count a result."""
@@ -98,7 +100,7 @@ class Accounting:
 
     def snapshot(self) -> dict[str, Any]:
         """All of it as JSON has it; times of stages and ages of frames in milliseconds."""
-        now = self._clock()
+        now, cue_source = self._clock(), self.cue_health() if self.cue_health else None
         with self._lock:
             streams = [self._stream(number, now) for number in range(len(self._streams))]
             return {
@@ -106,6 +108,7 @@ class Accounting:
                 "seconds": round(now - self._began, 3),
                 "streams": streams,
                 "sinks": self._sinks,
+                "cue_source": cue_source,
             }
 
     def _stream(self, number: int, now: float) -> dict[str, Any]:
@@ -115,7 +118,7 @@ class Accounting:
             drops.update(health.drops)
         decoded = health.frames_decoded if health else 0
         return {
-            "input": self._inputs[number],
+            "input": self.inputs[number],
             "state": health.state if health else "opening",
             "error": health.error if health else None,
             "frames": stream.frames,
@@ -214,5 +217,11 @@ def prometheus(snapshot: Mapping[str, Any]) -> str:
     metric(
         "sink_drops_total", "Results that a sink was too slow for.", "counter", [(n, s["dropped"]) for n, s in sinks]
     )
+    if (source := snapshot["cue_source"]) is not None:
+        label = f'source="{_label(source["source"])}"'
+        questions = [(f'{label},reason="{reason}"', count) for reason, count in source["asked"].items()]
+        metric("cue_questions_total", "Questions to the source of cues, by their cause.", "counter", questions)
+        answers = [(f'{label},answer="{name}"', source[name]) for name in ("answered", "no_answer", "failed")]
+        metric("cue_answers_total", "What became of them.", "counter", answers)
     metric("sink_up", "1 while a sink takes results.", "gauge", [(n, int(s["error"] is None)) for n, s in sinks])
     return "\n".join(lines) + "\n"

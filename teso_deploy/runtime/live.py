@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from teso_deploy.errors import TesoError
 from teso_deploy.media.decoding import LiveFrame
@@ -22,13 +23,19 @@ from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline, Stream
 from teso_deploy.runtime.scheduling import LiveOptions, Scheduler, StreamState
 from teso_deploy.runtime.sinks import Outbox, Sink
 from teso_deploy.runtime.slots import Encoded
-from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Cues
+from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Cues, Frame, Segmentation
 
 #: How long nothing happens before it is looked whether something should: a tenth of a hop.
 TICK_SECONDS = 0.02
 #: How long the end waits for a thread that is in the middle of a run.
 END_SECONDS = 60.0
 _State = StreamState[LiveFrame, Encoded]
+
+
+#: (stream, picture, audio features (d_A,), samples (N,), tags, classes shown), see :meth:`CueWorker.saw`.
+Watch = Callable[
+    [int, Frame, NDArray[np.float32], NDArray[np.float32], Mapping[str, float] | None, tuple[str, ...] | None], None
+]
 
 
 def silence(end_seconds: float) -> AudioWindow:
@@ -40,7 +47,8 @@ def silence(end_seconds: float) -> AudioWindow:
 class LiveRunner:
     """Runs opened readers through a pipeline until they end, or :meth:`stop`.
 
-    ``cues``: of all streams, as :meth:`Pipeline.segment` takes them, until :meth:`offer_cues`. ``sinks``: each gets
+    ``cues``: of all streams, as :meth:`Pipeline.segment` takes them, until :meth:`offer_cues`; ``cue_ttl_seconds``:
+    how old (of the stream's time) what was offered may become before the fallback takes its place. ``sinks``: each gets
     every delivery of every stream, through an outbox of its own.
     """
 
@@ -52,6 +60,7 @@ class LiveRunner:
         *,
         options: LiveOptions | None = None,
         cues: Offered = None,
+        cue_ttl_seconds: float | None = None,
         accounting: Accounting | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -62,6 +71,9 @@ class LiveRunner:
         self._streams: list[Stream] = [pipeline.open_stream() for _ in readers]
         offered = cues if isinstance(cues, str) and cues == AUTO else pipeline.cues_of(cues)
         self._cues: list[tuple[Offered, float | None]] = [(offered, None) for _ in readers]
+        self._cue_ttl_seconds = cue_ttl_seconds
+        self._watch: Watch | None = None
+        self._watches_tags = self._watches_masks = False
         self._outboxes = [Outbox(sink, lossless=self.options.lossless) for sink in sinks]
         self._work = threading.Condition()
         self._stopping = False
@@ -83,6 +95,16 @@ class LiveRunner:
             self._cues[stream] = offered, of_seconds
             self._scheduler.streams[stream].cues_version += 1
             self._work.notify_all()
+
+    def watch(self, saw: Watch, *, tags: bool = False, masks: bool = False) -> None:
+        """Let ``saw`` know of every decoded picture: :meth:`CueWorker.saw`. Before :meth:`run`.
+
+        ``tags``, ``masks``: with what the tagger finds, and the classes that the masks show. Raises :class:`CueError`
+        (there is no tagger).
+        """
+        if tags:
+            self._pipeline.check_tagger()
+        self._watch, self._watches_tags, self._watches_masks = saw, tags, masks
 
     def stop(self) -> None:
         """End the run: what is being worked on is delivered, files are finished. From any thread or signal."""
@@ -159,7 +181,10 @@ class LiveRunner:
                 encoded, until = self._scheduler.taken(stream, picture)
                 offered, of_seconds = self._cues[stream.number]
                 self._work.notify_all()
-            self._deliver(self._decoded(stream, picture, cause, encoded, until, offered, of_seconds))
+            delivery, sound = self._decoded(stream, picture, cause, encoded, until, offered, of_seconds)
+            self._deliver(delivery)
+            if self._watch is not None and cause != "cues":
+                self._tell(self._watch, stream.number, encoded, sound, delivery.segmentation)
 
     def _decoded(
         self,
@@ -170,12 +195,15 @@ class LiveRunner:
         until: float | None,
         offered: Offered,
         of_seconds: float | None,
-    ) -> Delivery:
+    ) -> tuple[Delivery, AudioWindow]:
         reader = self._readers[stream.number]
         began = self._clock()
         at = picture.pts_seconds if until is None else until
         is_mute = until is None or self.options.mute
         sound = silence(at) if is_mute else reader.ring.window(at)
+        if of_seconds is not None and self._cue_ttl_seconds is not None:
+            age_seconds = reader.now_seconds() - of_seconds
+            offered, of_seconds = (None, None) if age_seconds > self._cue_ttl_seconds else (offered, of_seconds)
         found = self._streams[stream.number].decode(encoded, sound, offered)
         delivered, now = self._clock(), reader.now_seconds()
         if of_seconds is not None:
@@ -192,7 +220,13 @@ class LiveRunner:
         )
         staleness = max(0.0, now - picture.pts_seconds)
         end = None if is_mute else until
-        return Delivery(stream.number, encoded.frame, found, cause, shown_at, staleness, end, stamps)
+        return Delivery(stream.number, encoded.frame, found, cause, shown_at, staleness, end, stamps), sound
+
+    def _tell(self, saw: Watch, number: int, encoded: Encoded, sound: AudioWindow, found: Segmentation) -> None:
+        stream = self._streams[number]
+        tags = stream.tags_of(encoded) if self._watches_tags else None
+        shown = found.shown(self._pipeline.classes) if self._watches_masks else None
+        saw(number, encoded.frame, stream.heard(), sound.samples, tags, shown)
 
     def _deliver(self, delivery: Delivery) -> None:
         for outbox in self._outboxes:

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from teso_deploy.cues.timed import TimedCues
 from teso_deploy.media.overlay import Overlay, save_mask
 from teso_deploy.media.writer import VideoWriter
 from teso_deploy.outputs import staged_mask_folder
 from teso_deploy.runtime.events import JOIN_SECONDS, Event, EventLog
 from teso_deploy.runtime.latency import LatencyLog
-from teso_deploy.runtime.pipeline import AUTO, GRAPHS, Offered, Pipeline, Stream
+from teso_deploy.runtime.pipeline import GRAPHS, Offered, Pipeline, Stream
 from teso_deploy.runtime.schedule import Moment, Source
 from teso_deploy.types import Segmentation
 
@@ -93,7 +94,7 @@ def timed(source: Source) -> Iterator[tuple[Moment, float]]:
 def run_source(
     pipeline: Pipeline,
     source: Source,
-    cues: Offered,
+    cues: Offered | TimedCues,
     *,
     video: Path | None = None,
     masks: Path | None = None,
@@ -101,18 +102,17 @@ def run_source(
 ) -> RunResult:
     """Segment all of an opened source; ``video`` and ``masks`` appear only when all went well.
 
-    ``cues`` as :meth:`Pipeline.segment` takes them. ``progress`` is called with the seconds
+    ``cues`` as :meth:`Pipeline.segment` takes them, or by time. ``progress`` is called with the seconds
     of the file that are done. Raises :class:`MediaError` (damaged beyond decoding), :class:`OutputError`.
     """
     tally = _Tally(pipeline.classes, max(JOIN_SECONDS, 1.5 / source.shown_fps))
-    cues = cues if isinstance(cues, str) and cues == AUTO else pipeline.cues_of(cues)
-    stream, began = pipeline.open_stream(), time.monotonic()
+    cues_at, stream, began = pipeline.cues_by_time(cues), pipeline.open_stream(), time.monotonic()
     with ExitStack() as stack:
         mask_folder = stack.enter_context(staged_mask_folder(masks)) if masks else None
         sink = VideoSink(stack, video, source) if video else None
         overlay = Overlay(pipeline.classes, source.track, source.info.duration_seconds) if video else None
         for moment, asked in timed(source):
-            segmentation = stream.segment(moment.frame, moment.sound, cues)
+            segmentation = stream.segment(moment.frame, moment.sound, cues_at(moment.frame.pts_seconds))
             if sink and overlay:
                 sink.write(overlay.draw(moment.frame, segmentation), moment.shown_at_seconds)
             if mask_folder:

@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from teso_deploy.backends.cuda.tensors import DeviceTensor
 from teso_deploy.backends.engine import Engine, EngineFactory
 from teso_deploy.bundle import Bundle, TaggerEntry
+from teso_deploy.cues.names import CueNames
 from teso_deploy.cues.table import CueTable
+from teso_deploy.cues.text_encoder import TextEncoder
+from teso_deploy.cues.timed import TimedCues
 from teso_deploy.errors import BundleError, CueError
 from teso_deploy.runtime.backends import BackendName, load_backend
 from teso_deploy.runtime.operators import HostOperators, Operators, OperatorsFactory
@@ -63,6 +66,7 @@ class Pipeline:
         self.bundle, self.still_threshold = bundle, still_threshold
         self.size: tuple[int, int] | Literal["auto"] = bundle.sizes[0] if size is None else size
         self.cue_table = CueTable.open(bundle)
+        self.cue_names = CueNames(self.cue_table, TextEncoder.open(bundle))
         self.runs: Counter[str] = Counter()
         self.encoder_skips: Counter[str] = Counter()
         self.engines: dict[str, Engine] = {}
@@ -153,13 +157,20 @@ class Pipeline:
         Raises :class:`CueError` for a word without embedding, or cues of another bundle's shape.
         """
         cues = cues.split(",") if isinstance(cues, str) else cues
-        cues = cues if isinstance(cues, Cues) else self.cue_table.lookup(cues or ())
+        cues = cues if isinstance(cues, Cues) else self.cue_names.of_words(cues or ())
         cue = self.bundle.manifest.cue
         if cues.embeddings.shape != (cue.max_cues, cue.dim):
             raise CueError(
                 f"cues are {cues.embeddings.shape}, the bundle takes {(cue.max_cues, cue.dim)}: look them up in it"
             )
         return cues if cues.valid.any() else replace(cues, source="fallback")
+
+    def cues_by_time(self, cues: Offered | TimedCues) -> Callable[[float], Offered]:
+        """Time of a frame (seconds) → what is offered with it. Raises :class:`CueError`, see :meth:`cues_of`."""
+        if isinstance(cues, TimedCues):
+            return cues.at
+        looked_up = cues if isinstance(cues, str) and cues == AUTO else self.cues_of(cues)
+        return lambda seconds: looked_up
 
     def open_stream(self) -> Stream:
         """A stream that keeps what it needs apart from the others: for each video, where several are run in turn."""
@@ -183,7 +194,7 @@ class Pipeline:
     def stream(
         self,
         path: str | Path,
-        cues: Offered = None,
+        cues: Offered | TimedCues = None,
         *,
         mode: Mode = "file",
         mute: bool = False,
@@ -191,12 +202,11 @@ class Pipeline:
         sound_from: str | Path | None = None,
         fps: float | None = None,
     ) -> Iterator[Segmentation]:
-        """Segment a file frame by frame; the options are those of :class:`Source`, which names the errors."""
-        looked_up = cues if isinstance(cues, str) and cues == AUTO else self.cues_of(cues)
-        stream = self.open_stream()
+        """Segment a file frame by frame; the other options are those of :class:`Source`, which names the errors."""
+        cues_at, stream = self.cues_by_time(cues), self.open_stream()
         with Source(path, mode=mode, mute=mute, noise_dbfs=noise_dbfs, sound_from=sound_from, fps=fps) as source:
             for moment in source:
-                yield stream.segment(moment.frame, moment.sound, looked_up)
+                yield stream.segment(moment.frame, moment.sound, cues_at(moment.frame.pts_seconds))
 
     def _segment(
         self,
@@ -337,6 +347,20 @@ class Stream:
     ) -> Segmentation:
         """What sounds in one frame, as :meth:`Pipeline.segment`."""
         return self.pipeline._segment(self._kept, frame, sound, cues)
+
+    def tags(self, frame: Frame | NDArray[np.uint8]) -> dict[str, float]:
+        """How sure the bundle's tagger is (0 … 1) of each of its words. Raises :class:`CueError` (it has none)."""
+        return self.tags_of(self.pipeline._encode(self._kept, frame))
+
+    def tags_of(self, encoded: Encoded) -> dict[str, float]:
+        """The same, of a picture that is encoded already."""
+        words = self.pipeline.check_tagger().words
+        return dict(zip(words, encoded.graph.outputs["tags"].numpy()[0].tolist(), strict=True))
+
+    def heard(self) -> NDArray[np.float32]:
+        """What the audio encoder found (d_A,) in the window that was segmented last."""
+        audio: NDArray[np.float32] = self._kept.graphs["audio_encoder"].outputs["audio"].numpy()[0]
+        return audio.reshape(-1)
 
     def encode(self, frame: Frame | NDArray[np.uint8]) -> Encoded:
         """The half of :meth:`segment` that depends on the picture alone, for one thread; :meth:`decode` for another.

@@ -76,7 +76,7 @@ def test_the_released_form_has_a_frame_a_second(tmp_path: Path) -> None:
 
 def test_words_hold_for_any_video(tmp_path: Path) -> None:
     file = read_cue_file(write(tmp_path / "cues.txt", "# what is to be seen\ndog, bus\n\nman\n"))
-    assert file.is_words
+    assert file.is_of_any_video
     assert names_at(file.of(tmp_path / "any.mp4"), 0) == ("dog", "bus", "man")
 
 

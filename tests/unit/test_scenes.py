@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from teso_deploy.evaluation.library import Library, Recording, read_library, wor
 from teso_deploy.evaluation.protocol import (
     ROWS,
     RowScore,
+    Trial,
     intersection_over_union,
     make_scene,
     over_seeds,
@@ -98,10 +99,9 @@ def test_scenes_of_a_row_come_from_seed_and_number(library: Library, row: str) -
     assert not np.array_equal(first[0].picture.image, make_scene(library, WORDS, row, 1, 7, (48, 64))[0].picture.image)
 
 
-def by_colour_and_tone(
-    image: NDArray[np.uint8], samples: NDArray[np.float32], cues: Sequence[str]
-) -> NDArray[np.uint8]:
+def by_colour_and_tone(trial: Trial) -> NDArray[np.uint8]:
     """A segmenter that knows how the library is made: an object is its colour, a sound its tone."""
+    image, samples = trial.picture.image, trial.samples
     spectrum = np.abs(np.fft.rfft(samples))
     labels = np.zeros(image.shape[:2], np.uint8)
     for index, hz in enumerate((500, 1000, 2000)):
@@ -121,9 +121,9 @@ def test_a_segmenter_that_listens_scores_well_in_every_row(library: Library) -> 
 
 
 def test_a_deaf_segmenter_is_found_out(library: Library) -> None:
-    def deaf(image: NDArray[np.uint8], samples: NDArray[np.float32], cues: Sequence[str]) -> NDArray[np.uint8]:
+    def deaf(trial: Trial) -> NDArray[np.uint8]:
         tone = np.sin(2 * np.pi * np.arange(WINDOW_SAMPLES) / 16_000 * np.array([[500], [1000], [2000]])).sum(axis=0)
-        return by_colour_and_tone(image, tone.astype(np.float32) / 3, cues)
+        return by_colour_and_tone(replace(trial, samples=tone.astype(np.float32) / 3))
 
     assert score_row(deaf, library, WORDS, "muted", 8, size=(64, 64)).blank_rate == 0.0
     assert score_row(deaf, library, WORDS, "swapped", 8, size=(64, 64)).follows_rate == 0.0

@@ -1,0 +1,228 @@
+"""Sources of cues against each other on scenes never seen: what they name, what the sound lets through, and the masks.
+
+    python benchmarks/cue_sources.py DATA [--models FOLDER] [--scenes 50] [--bundle B] [--out FOLDER]
+
+Rows are those of ``teso-deploy eval`` in which something sounds. There is no captioner small enough to be tried here,
+so two stand in for one: "written" is a sentence about everything that is in the scene, as a captioner without fault
+would write it, with a background that is not in the words; "tagged" is a sentence about what the bundle's own tagger
+sees, which is all that a deployed model of this size knows. ``nouns`` and ``llm`` read those sentences.
+
+Precision and recall of the cues are against what sounds: REC#1 as they are offered, REC#2 as the dynamic mask leaves
+them (gate > 0), as in table 3 of the paper. ``filter`` is the paper's baseline: no cue is offered, and masks of classes
+that the source does not name are taken away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from teso_deploy.cues.process import ModelProcess
+
+from teso_deploy.benchmarking.report import environment_of, publish
+from teso_deploy.bundle import Bundle
+from teso_deploy.cues.model_bundle import CueModels
+from teso_deploy.cues.prompts import Prompt
+from teso_deploy.cues.source import CueAnswer, CueSource, Moment
+from teso_deploy.cues.sources import FilterSource, NounSource, ReasonedSource, TaggerSource
+from teso_deploy.errors import TesoError
+from teso_deploy.evaluation.library import Library, read_library
+from teso_deploy.evaluation.protocol import (
+    ROWS,
+    SCENE_SIZE,
+    Trial,
+    intersection_over_union,
+    make_scene,
+    testable_words,
+)
+from teso_deploy.runtime.cue_video import Seen
+from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.types import AudioWindow, Cues, Frame
+
+RESULTS = Path(__file__).parent / "results"
+SOUNDING_ROWS = ("one source", "two sources", "silent distractor")
+BACKGROUNDS = ("a brick wall", "a green field", "a wooden floor", "a cloudy sky", "a garden fence", "an empty street")
+SENTENCES = {
+    1: ("a {0} in front of {back}", "The image shows a {0}, with {back} behind it.", "a close up of a {0} and {back}"),
+    2: ("a {0} next to a {1} in front of {back}", "The image shows a {0} and a {1}, with {back} behind them."),
+}
+
+
+def written_caption(words: tuple[str, ...], seed: tuple[int, ...]) -> str:
+    """A sentence about what is there."""
+    rng = np.random.default_rng(seed)
+    names = list(dict.fromkeys(words))
+    sentence = str(rng.choice(SENTENCES[len(names)]))
+    return sentence.format(*rng.permutation(names), back=rng.choice(BACKGROUNDS))
+
+
+class Sentence:
+    """A captioner whose caption is known: of the scene that is being looked at."""
+
+    def __init__(self, kind: str) -> None:
+        self.identity, self.text = f"sentence:{kind}", ""
+
+    def caption(self, moment: Moment) -> str:
+        """The sentence."""
+        return self.text
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class Visible:
+    """What a person would type who looks at the picture: all that is there."""
+
+    name = identity = "manual"
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+
+    def ask(self, moment: Moment) -> CueAnswer:
+        """Names of all that is to be seen."""
+        return CueAnswer(self.names, "manual", objects=self.names)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+@dataclass
+class Score:
+    """Of one source: IoU of each word that sounded, and counts of cues against what sounded."""
+
+    ious: list[float] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    no_answer: int = 0
+    trials: int = 0
+
+    def add_cues(self, when: str, named: set[str], heard: set[str]) -> None:
+        """``when``: offered, accepted."""
+        self.counts[f"{when} hit"] += len(named & heard)
+        self.counts[f"{when} named"] += len(named)
+        self.counts["heard"] += len(heard) if when == "offered" else 0
+
+    def row(self, name: str) -> dict[str, Any]:
+        """As it goes into the report."""
+
+        def share(hits: int, of: int) -> float | None:
+            return round(hits / of, 3) if of else None
+
+        counts, row = self.counts, {"name": name, "miou": round(float(np.mean(self.ious)), 3)}
+        for when, column in (("offered", "rec1"), ("accepted", "rec2")):
+            row[f"{column}_precision"] = share(counts[f"{when} hit"], counts[f"{when} named"])  # type: ignore[assignment]
+            row[f"{column}_recall"] = share(counts[f"{when} hit"], counts["heard"])  # type: ignore[assignment]
+        row["no_answer_rate"] = round(self.no_answer / self.trials, 3)
+        return row
+
+
+def trials_of(library: Library, words: list[str], scenes: int, seed: int) -> Iterator[tuple[Trial, tuple[int, ...]]]:
+    """All trials, each with the seed of its sentence."""
+    for row in SOUNDING_ROWS:
+        for number in range(scenes):
+            for trial in make_scene(library, words, row, seed, number, SCENE_SIZE):
+                yield trial, (seed, list(ROWS).index(row), number, 1)
+
+
+def kept_classes(labels: NDArray[np.uint8], classes: tuple[str, ...], names: tuple[str, ...]) -> NDArray[np.uint8]:
+    """Labels of named classes; the others become background."""
+    named = [k + 1 for k, name in enumerate(classes) if name in names]
+    return np.where(np.isin(labels, named), labels, 0).astype(np.uint8)
+
+
+def measure(pipeline: Pipeline, library: Library, models: Path | None, scenes: int, seed: int) -> list[dict[str, Any]]:
+    """A row a source."""
+    written, tagged, visible = Sentence("written"), Sentence("tagged"), Visible()
+    tagger, classes, known = pipeline.check_tagger(), pipeline.classes, pipeline.cue_table.names
+    sources: dict[str, CueSource] = {"manual: all that is visible": visible, "tagger": TaggerSource(tagger)}
+    for kind, sentence in (("written", written), ("tagged", tagged)):
+        sources[f"nouns of the {kind} caption"] = NounSource(sentence, known, classes)
+    process: ModelProcess | None = None
+    if models is not None:
+        process = ModelProcess(CueModels.open(models), threads=2, nice=0, timeout_seconds=600)
+        for kind, sentence in (("written", written), ("tagged", tagged)):
+            for style in ("few-shot-cot", "few-shot-direct"):
+                prompt = Prompt.load(style)
+                source = ReasonedSource("llm", sentence, process.reasoner(reasons=prompt.reasons), prompt)
+                sources[f"llm ({style}) of the {kind} caption"] = source
+    sources["filter: manual"] = FilterSource(visible)
+    scores = {name: Score() for name in ("no cue", *sources)}
+    words = testable_words(library, classes)
+    for trial, caption_seed in trials_of(library, words, scenes, seed):
+        heard = set(trial.heard)
+        frame = Frame(trial.picture.image, 0.0)
+        seen = Seen.by(pipeline.open_stream(), frame, AudioWindow(trial.samples), tags=True, masks=True)
+        visible.names = trial.visible
+        written.text = written_caption(trial.picture.words, caption_seed)
+        sure = [
+            word
+            for word, tag in sorted((seen.tags or {}).items(), key=lambda item: -item[1])
+            if tag >= tagger.threshold
+        ]
+        tagged.text = "The image shows " + (", ".join(f"a {word}" for word in sure[:4]) or "nothing") + "."
+        moment = Moment(frame, tags=seen.tags, predicted=seen.predicted)
+        for name, score in scores.items():
+            answer = None if name == "no cue" else sources[name].ask(moment)
+            score.trials += 1
+            score.no_answer += answer is None and name != "no cue"
+            if name.startswith("filter"):
+                assert seen.labels is not None
+                labels = kept_classes(seen.labels, classes, () if answer is None else answer.names)
+                offered: set[str] = set(() if answer is None else answer.names)
+                accepted = offered
+            else:
+                cues: Cues = pipeline.cue_names.of_answer(answer) if answer else pipeline.cue_table.none()
+                found = pipeline.segment(frame, trial.samples, cues)
+                labels, offered = found.labels, set(cues.names)
+                accepted = {cue for cue, gate in zip(cues.names, found.cue_gate, strict=False) if gate > 0}
+            score.add_cues("offered", offered, heard)
+            score.add_cues("accepted", accepted, heard)
+            for word in trial.heard:
+                truth = trial.picture.mask_of([word]) > 127
+                score.ious.append(intersection_over_union(labels == 1 + classes.index(word), truth))
+    if process is not None:
+        process.close()
+    return [score.row(name) for name, score in scores.items()]
+
+
+def main() -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--models", type=Path, help="of `teso-deploy export-cues`, with a reasoner")
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--scenes", type=int, default=50, help="per row")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    try:
+        bundle = Bundle.open(given.bundle)
+        pipeline = Pipeline.load(bundle.folder, threads=given.threads)
+        library = read_library(given.data, "test")
+        rows = measure(pipeline, library, given.models, given.scenes, given.seed)
+    except TesoError as error:
+        print(f"benchmarks/cue_sources.py: {error}", file=sys.stderr)
+        return error.exit_code
+    more: dict[str, Any] = {"data": library.fingerprint, "scenes_per_row": given.scenes, "seed": given.seed}
+    if given.models is not None and (entry := CueModels.open(given.models).manifest.reasoner) is not None:
+        more |= {"reasoner": entry.name, "reasoner_precision": entry.precision}
+    report = {
+        "schema_version": 1,
+        "rows": rows,
+        "bound_by": f"Scenes of the rows {', '.join(SOUNDING_ROWS)}. REC#1: cues as offered against what sounds; "
+        "REC#2: those that the dynamic mask lets through.",
+        "environment": environment_of(given.threads, bundle, **more),
+    }
+    publish(f"cue-sources-{bundle.manifest.name}", f"{bundle.manifest.name} by its source of cues", report, given.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

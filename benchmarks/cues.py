@@ -1,0 +1,250 @@
+"""A reasoner on captions of known answers: what it names, prompt by prompt, and how fast it is.
+
+    python benchmarks/cues.py MODELS [--int8 MODELS] [--int4 MODELS] [--captions FILE] [--timed 8] [--threads 2]
+
+``MODELS``: folders of ``teso-deploy export-cues`` with a reasoner, the first in fp32. Each of the captions says what is
+to be seen; ``captions.toml`` has with it what sounds. Names are compared as the field does: plurals, synonyms and a
+more exact name ("acoustic guitar" for "guitar") count as the same.
+
+``precision`` and ``recall`` are of all names together; ``silent``: of the captions in which nothing sounds, the share
+that was answered so; ``valid``: answers that could be read. An answer that could not be read names nothing. "grounded"
+are names that the caption has, as sources offer them. ``nouns`` is the parser of TeSOn, which names all that it sees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from teso_deploy.benchmarking.report import environment_of, publish
+from teso_deploy.bundle import Bundle
+from teso_deploy.cues.answers import read_answer
+from teso_deploy.cues.language.reasoner import LocalReasoner
+from teso_deploy.cues.model_bundle import CueModels
+from teso_deploy.cues.nouns import find_nouns, mentions
+from teso_deploy.cues.prompts import DEFAULT_PROMPT, Prompt, prompt_names
+from teso_deploy.cues.table import CueTable, variants
+from teso_deploy.errors import CueSourceError, TesoError
+
+HERE = Path(__file__).parent
+#: Prompts that are answered in every precision.
+IN_EVERY_PRECISION = (DEFAULT_PROMPT, "few-shot-direct")
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """What a captioner wrote of a picture, and the truth."""
+
+    text: str
+    objects: tuple[str, ...]
+    sounding: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What was answered; None: it could not be read."""
+
+    sounding: tuple[str, ...] | None
+
+
+def read_captions(path: Path) -> list[Caption]:
+    """Of a TOML file."""
+    found = tomllib.loads(path.read_text(encoding="utf-8"))["caption"]
+    return [Caption(entry["text"], tuple(entry["objects"]), tuple(entry["sounding"])) for entry in found]
+
+
+def is_same(one: str, other: str) -> bool:
+    """Whether two names mean one thing."""
+    ones, others = variants(one), variants(other)
+    return any(a == b or a.endswith(f" {b}") or b.endswith(f" {a}") for a in ones for b in others)
+
+
+def score(captions: Sequence[Caption], answers: Sequence[Named]) -> dict[str, Any]:
+    """Precision, recall and F1 over all names; silence; validity."""
+    hits = named = heard = silent = silent_right = 0
+    for caption, answer in zip(captions, answers, strict=True):
+        names = answer.sounding or ()
+        hits += sum(any(is_same(name, true) for true in caption.sounding) for name in names)
+        named += len(names)
+        heard += sum(any(is_same(name, true) for name in names) for true in caption.sounding)
+        if not caption.sounding:
+            silent += 1
+            silent_right += answer.sounding == ()
+    wanted = sum(len(caption.sounding) for caption in captions)
+    precision, recall = hits / named if named else 0.0, heard / wanted
+    f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return {
+        "precision": round(precision, 3),
+        "recall": round(recall, 3),
+        "f1": round(f1, 3),
+        "silent": round(silent_right / silent, 3),
+        "valid": round(sum(answer.sounding is not None for answer in answers) / len(answers), 3),
+        "names_per_caption": round(named / len(captions), 2),
+    }
+
+
+def grounded(captions: Iterable[Caption], answers: Iterable[Named]) -> list[Named]:
+    """Answers without the names that their caption has not."""
+    return [
+        answer if answer.sounding is None else Named(tuple(n for n in answer.sounding if mentions(caption.text, n)))
+        for caption, answer in zip(captions, answers, strict=True)
+    ]
+
+
+def answered(
+    reasoner: LocalReasoner,
+    prompt: Prompt,
+    captions: Sequence[Caption],
+    constrained: bool,
+    progress: Callable[[str], None],
+) -> list[Named]:
+    """Ask about every caption."""
+    answers = []
+    for number, caption in enumerate(captions, 1):
+        text = reasoner.answer(prompt.messages(caption.text), reasons=prompt.reasons, constrained=constrained)
+        answers.append(Named(read_answer(text).sounding))
+        progress(f"{prompt.name} {number}/{len(captions)}")
+    return answers
+
+
+def timings(models: CueModels, captions: Sequence[Caption], threads: int, style: str) -> list[dict[str, Any]]:
+    """One prompt with the prefix kept and without, taking turns."""
+    prompt = Prompt.load(style)
+    reasoners = {name: opened(models, threads, keep_prefix=name == "kept") for name in ("kept", "not kept")}
+    seconds: dict[str, list[tuple[float, ...]]] = {name: [] for name in reasoners}
+    prompts = {}
+    for reasoner in reasoners.values():  # loaded, warm, and the prefix computed where it is kept
+        reasoner.answer(prompt.messages("a quiet room"), reasons=prompt.reasons)
+    for caption in captions:
+        for name, reasoner in reasoners.items():
+            began = time.perf_counter()
+            reasoner.answer(prompt.messages(caption.text), reasons=prompt.reasons)
+            whole, stats = time.perf_counter() - began, reasoner.last_stats
+            speed = (stats.new_tokens - 1) / stats.decode_seconds if stats.new_tokens > 1 else float("nan")
+            seconds[name].append((stats.first_token_seconds, whole, speed))
+            prompts[name] = stats.prompt_tokens, stats.kept_tokens
+    rows = []
+    for name, found in seconds.items():
+        first, whole, speed = np.nanmedian(np.array(found), axis=0)
+        rows.append(
+            {
+                "name": f"{style}, prefix {name}",
+                "prompt_tokens": prompts[name][0],
+                "kept_tokens": prompts[name][1],
+                "first_token_s": round(float(first), 3),
+                "to_first_cue_s": round(float(whole), 3),
+                "tokens_per_second": round(float(speed), 1),
+            }
+        )
+    for reasoner in reasoners.values():
+        reasoner.close()
+    return rows
+
+
+def opened(models: CueModels, threads: int, *, keep_prefix: bool = True) -> LocalReasoner:
+    """The reasoner of a folder."""
+    entry = models.manifest.reasoner
+    if entry is None:
+        raise CueSourceError(f"{models.folder} has no reasoner: export one with --reasoner")
+    return LocalReasoner(models.folder, entry, models.identity(entry), threads, keep_prefix=keep_prefix)
+
+
+def measure(
+    folders: dict[str, Path], captions: Sequence[Caption], timed: int, threads: int, with_answers: bool
+) -> dict[str, Any]:
+    """The report."""
+    models = {precision: CueModels.open(folder) for precision, folder in folders.items()}
+    entry = models["fp32"].manifest.reasoner
+    assert entry is not None, "opened() says so"
+    environment = environment_of(threads, model=entry.name, architecture=entry.architecture, captions=len(captions))
+    speeds = []
+    if timed:
+        for precision, of in models.items():
+            for style in IN_EVERY_PRECISION:
+                found = timings(of, captions[:timed], threads, style)
+                speeds += [{"precision": precision, **row} for row in found]
+                print(*found, sep="\n", file=sys.stderr)
+    known = CueTable.open(bundle := Bundle.open(None)).names
+    nouns = [Named(tuple(find_nouns(caption.text, known, bundle.classes))) for caption in captions]
+    rows = [{"name": "nouns", "precision_of_weights": None, **score(captions, nouns)}]
+
+    def progress(text: str) -> None:
+        print(f"\r{text}   ", end="", file=sys.stderr, flush=True)
+
+    for precision, of in models.items() if with_answers else ():
+        reasoner = opened(of, threads)
+        for style in prompt_names() if precision == "fp32" else IN_EVERY_PRECISION:
+            prompt = Prompt.load(style)
+            for constrained in (True, False) if style in IN_EVERY_PRECISION and precision == "fp32" else (True,):
+                answers = answered(reasoner, prompt, captions, constrained, progress)
+                name = style if constrained else f"{style}, free"
+                for suffix, these in (("", answers), (", grounded", grounded(captions, answers))):
+                    row = {"name": name + suffix, "precision_of_weights": precision, **score(captions, these)}
+                    rows.append(row)
+                    print(f"\r{row}", file=sys.stderr)
+        reasoner.close()
+    return {"environment": environment, "answers": rows if with_answers else [], "speed": speeds}
+
+
+def published(report: dict[str, Any], folder: Path) -> None:
+    """As two pages."""
+    environment = report["environment"]
+    of = environment["model"].lower().replace(" ", "-")
+    pages = {
+        f"cues-{of}": (
+            f"What {environment['model']} names in {environment['captions']} captions",
+            "answers",
+            "Constrained to JSON unless free; grounded: without names that the caption has not.",
+        ),
+        f"cue-speed-{of}": (
+            f"How fast {environment['model']} answers",
+            "speed",
+            "Medians over captions, taking turns. first_token: from the question to the first word of the answer; "
+            "to_first_cue: to the end of it.",
+        ),
+    }
+    for name, (title, rows, note) in pages.items():
+        if report[rows]:
+            page = {"schema_version": 1, "rows": report[rows], "bound_by": note, "environment": environment}
+            publish(name, title, page, folder)
+
+
+def main() -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path)
+    parser.add_argument("--int8", type=Path)
+    parser.add_argument("--int4", type=Path)
+    parser.add_argument("--captions", type=Path, default=HERE / "captions.toml")
+    parser.add_argument("--first", type=int, help="so many captions alone")
+    parser.add_argument("--timed", type=int, default=8, help="captions that are timed; 0: none")
+    parser.add_argument("--speed-alone", action="store_true", help="nothing but the times")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    given = parser.parse_args()
+    folders = {"fp32": given.models, "int8": given.int8, "int4": given.int4}
+    try:
+        report = measure(
+            {name: folder for name, folder in folders.items() if folder is not None},
+            read_captions(given.captions)[: given.first],
+            given.timed,
+            given.threads,
+            with_answers=not given.speed_alone,
+        )
+    except TesoError as error:
+        print(f"benchmarks/cues.py: {error}", file=sys.stderr)
+        return error.exit_code
+    published(report, given.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""``teso-deploy export-cues``: captioner and reasoner become ONNX."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from teso_deploy.cli.reports import check_json, shown_in, write_json
+from teso_deploy.cues.model_bundle import KIND
+
+
+def export_cues(
+    out: Annotated[Path, typer.Option(help="Folder to write, for --models of `cues` and `run`.")],
+    captioner: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder of a vision-encoder-decoder, a pix2struct or a LLaVA-1.5.")
+    ] = None,
+    reasoner: Annotated[
+        Path | None,
+        typer.Option(help="Hugging Face folder of a language model (LLaMA, Qwen …) or a .gguf file; or that LLaVA."),
+    ] = None,
+    precision: Annotated[
+        Literal["fp32", "int8", "int4"], typer.Option(help="Of the weights of products; they are computed as floats.")
+    ] = "fp32",
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")
+    ] = None,
+) -> None:
+    """Export captioner and reasoner with Optimum, LLaVA in three parts: what `cues` and `run` ask off the frames."""
+    check_json(json_out)
+    KIND.check_target(out)
+    from teso_deploy.exporting.cue_models import export_cue_models
+
+    console, began = Console(stderr=True), time.monotonic()
+    with console.status("loading") as status:
+        manifest = export_cue_models(captioner, reasoner, out, precision, shown_in(status))
+    sizes = {name: entry.bytes for name, entry in manifest.files.items()}
+    models: dict[str, Any] = {
+        role: {
+            "name": entry.name,
+            "architecture": entry.architecture,
+            "precision": entry.precision,
+            "licence": entry.licence,
+            "bytes": sum(size for name, size in sizes.items() if name.startswith(f"{entry.folder}/")),
+        }
+        for role, entry in (("captioner", manifest.captioner), ("reasoner", manifest.reasoner))
+        if entry is not None
+    }
+    seconds = round(time.monotonic() - began, 1)
+    write_json(json_out, {"schema_version": 1, "out": str(out), "models": models, "seconds": seconds})
+    table = Table("", "model", "architecture", "weights", "licence", "MB")
+    for role, model in models.items():
+        table.add_row(
+            role, escape(model["name"]), model["architecture"], model["precision"], escape(model["licence"]),
+            f"{model['bytes'] / 1e6:.1f}",
+        )  # fmt: skip
+    console.print(table)

@@ -1,0 +1,129 @@
+"""Whether a picture shows another scene, or a sound is of another kind: cheap enough to be asked of every one.
+
+Both say so once, when it has lasted for some pictures or windows: a flash or a click is no news.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Cells (rows, columns) whose mean grey is compared, and pixels of each that are looked at (rows, columns).
+_CELLS, _SAMPLES = (12, 16), (4, 4)
+#: Grey levels squared: beside this noise and faint contrasts count for nothing (the second constant of SSIM).
+_FAINT_VARIANCE = (0.03 * 255) ** 2
+#: Of two pictures, see :meth:`_Look.distance`: from here on they are of two scenes. 1.3 % of pairs of photographs that
+#: have nothing in common are below, and so is a picture beside itself, panned by a tenth or half as bright again.
+SCENE_DISTANCE = 0.9
+#: Pictures that a new scene must last, with no more than this between them: it stands still after a dissolve or a pan.
+SCENE_PICTURES, SETTLED_DISTANCE = 3, 0.2
+
+#: Cosine distance between two windows of sound from which on they are of two kinds. In windows of one recording that
+#: follow each other 1 % have more than 0.2 between them, of recordings of two kinds 5 % less than 0.46.
+SOUND_DISTANCE = 0.4
+#: Windows that a new kind must last.
+SOUND_WINDOWS = 3
+#: A window that is fainter (RMS) is silent, whatever the encoder makes of it.
+SILENCE_DBFS = -50.0
+#: So many kinds are remembered, those that were heard last.
+KNOWN_SOUNDS = 8
+#: Share of a window in what is remembered of its kind.
+_SHARE = 0.1
+
+
+class _Look:
+    """What is kept of a picture (H, W, 3): where it is bright, and how its pixels spread over 64 colours."""
+
+    def __init__(self, image: NDArray[np.uint8]) -> None:
+        rows, columns = (
+            np.linspace(0, length - 1, cells * samples).astype(np.intp)
+            for length, cells, samples in zip(image.shape[:2], _CELLS, _SAMPLES, strict=True)
+        )
+        pixels = image[rows[:, None], columns]
+        tops = (pixels >> 6) @ np.array([16, 4, 1], np.uint8)
+        self._colours = np.bincount(tops.ravel(), minlength=64) / tops.size
+        grey = pixels.sum(axis=2, dtype=np.float32).reshape(_CELLS[0], _SAMPLES[0], _CELLS[1], _SAMPLES[1])
+        cells = grey.sum(axis=(1, 3)).ravel() / (3 * _SAMPLES[0] * _SAMPLES[1])
+        self._grey = cells - cells.mean()
+
+    def distance(self, other: _Look) -> float:
+        """0 (equal) to 2 or a little more.
+
+        What SSIM's contrast and structure lack of 1, over cells, so that brightness alone is no change; and the share
+        of pixels whose colours are not in the other picture, so that movement alone is little.
+        """
+        mine, others = self._grey, other._grey
+        alike = (2 * float(mine @ others) / mine.size + _FAINT_VARIANCE) / (
+            float(mine @ mine + others @ others) / mine.size + _FAINT_VARIANCE
+        )
+        return 1 - alike + 1 - float(np.minimum(self._colours, other._colours).sum())
+
+
+class SceneChange:
+    """Compares each picture of a stream with the first one of its scene."""
+
+    def __init__(self) -> None:
+        self._scene: _Look | None = None
+        self._next: _Look | None = None
+        self._lasted = 0
+
+    def changed(self, image: NDArray[np.uint8]) -> bool:
+        """Whether with this picture (H, W, 3) it is sure that a new scene has begun. The first one is no change."""
+        look = _Look(image)
+        if self._scene is None:
+            self._scene = look
+        if look.distance(self._scene) < SCENE_DISTANCE:
+            self._next, self._lasted = None, 0
+            return False
+        if self._next is None or look.distance(self._next) > SETTLED_DISTANCE:
+            self._next, self._lasted = look, 0
+        self._lasted += 1
+        if self._lasted < SCENE_PICTURES:
+            return False
+        self._scene, self._next, self._lasted = look, None, 0
+        return True
+
+
+class SoundChange:
+    """Compares what an audio encoder finds in each window of a stream with the kinds of sound that it met lately."""
+
+    def __init__(self) -> None:
+        self._known: deque[NDArray[np.float32]] = deque(maxlen=KNOWN_SOUNDS)
+        self._next: NDArray[np.float32] | None = None
+        self._lasted = 0
+
+    def changed(self, features: NDArray[np.float32], samples: NDArray[np.float32]) -> bool:
+        """Whether with this window (N,) it is sure that a kind of sound has begun that was not heard lately.
+
+        ``features`` (d_A,): what the encoder found in it. The first sound of a stream is new, silence never is.
+        """
+        length = float(np.linalg.norm(features))
+        if float(np.dot(samples, samples)) < len(samples) * 10 ** (SILENCE_DBFS / 10) or not 0 < length < np.inf:
+            self._next, self._lasted = None, 0
+            return False
+        window = features / np.float32(length)
+        distances = [_distance(window, known) for known in self._known]
+        if distances and min(distances) < SOUND_DISTANCE:
+            nearest = int(np.argmin(distances))
+            known = (1 - _SHARE) * self._known[nearest] + _SHARE * window
+            del self._known[nearest]
+            self._known.append(known)
+            self._next, self._lasted = None, 0
+            return False
+        if self._next is None or _distance(window, self._next) > SOUND_DISTANCE:
+            self._next, self._lasted = window, 0
+        else:
+            self._next = self._next + (window - self._next) / np.float32(self._lasted + 1)
+        self._lasted += 1
+        if self._lasted < SOUND_WINDOWS:
+            return False
+        self._known.append(self._next)
+        self._next, self._lasted = None, 0
+        return True
+
+
+def _distance(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """Cosine distance, 0 to 2."""
+    return 1 - float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))

@@ -1,0 +1,32 @@
+"""A conversation as the token ids that a model was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from teso_deploy.cues.model_bundle import ChatEntry
+from teso_deploy.cues.source import Message
+from teso_deploy.cues.tokens import Tokens
+from teso_deploy.errors import CueSourceError
+
+
+def written_out(messages: Sequence[Message], chat: ChatEntry, tokens: Tokens) -> str:
+    """Up to where the model goes on. What the turns say is data: no special token is read in it.
+
+    ``messages``: perhaps a system's, then user and assistant in turn, the last one a user's. Raises
+    :class:`CueSourceError` for others.
+    """
+    turns = [Message(role, tokens.plain(content)) for role, content in messages]
+    system = turns.pop(0).content if turns and turns[0].role == "system" else None
+    if [turn.role for turn in turns] != ["user" if k % 2 == 0 else "assistant" for k in range(len(turns))]:
+        raise CueSourceError("a conversation goes user, assistant, user: give the turns in this order")
+    if len(turns) % 2 == 0:
+        raise CueSourceError("a conversation that is to be answered ends with a user's turn: add the question")
+    if system is not None and chat.before_system is None:  # in front of what the user says
+        turns[0] = Message("user", f"{system}\n\n{turns[0].content}")
+        system = None
+    text = chat.before_user if system is None else f"{chat.before_system}{system}{chat.system_to_user}"
+    for number, turn in enumerate(turns):
+        behind = chat.user_to_assistant if turn.role == "user" else chat.assistant_to_user
+        text += turn.content + (chat.user_to_answer if number == len(turns) - 1 else behind)
+    return text

@@ -1,0 +1,91 @@
+"""A decoder with a cache of keys and values, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from teso_deploy.cues.model_bundle import DecoderEntry
+from teso_deploy.errors import BundleError
+
+_PAST, _PRESENT = "past_key_values.", "present."
+
+
+def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    """A graph on the CPU. Raises :class:`BundleError` for a file that is none."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.enable_mem_pattern = False  # lengths differ from step to step
+    # See OnnxRuntimeEngine: without VNNI, products of uint8 and int8 overflow.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own exceptions share no base class
+        raise BundleError(f"ONNX Runtime can't load {path} ({error}); export the cue models again") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Keys and values of so many ``tokens``. Never written to: any number of continuations may start from it."""
+
+    tokens: int
+    values: Mapping[str, onnxruntime.OrtValue]
+
+
+class Decoder:
+    """One sequence at a time; keys and values stay where ONNX Runtime put them, from one step to the next."""
+
+    def __init__(self, path: Path, entry: DecoderEntry, threads: int) -> None:
+        self.entry = entry
+        self._session = open_session(path, threads)
+        self._inputs = {value.name for value in self._session.get_inputs()}
+        self._given = "inputs_embeds" if "inputs_embeds" in self._inputs else "input_ids"
+        self._outputs = [value.name for value in self._session.get_outputs() if value.name.startswith(_PRESENT)]
+        # Those that it gives back: keys and values of a picture it is given, always the same.
+        self._pasts = [_PAST + name.removeprefix(_PRESENT) for name in self._outputs]
+        if not self._pasts or not self._inputs >= set(self._pasts):
+            raise BundleError(f"{path} takes no keys and values: export the cue models again")
+
+    def empty(self) -> Cache:
+        """Of no token."""
+        nothing = np.zeros((1, self.entry.heads, 0, self.entry.head_dim), np.float32)
+        return Cache(0, {name: onnxruntime.OrtValue.ortvalue_from_numpy(nothing) for name in self._pasts})
+
+    def step(
+        self,
+        cache: Cache,
+        tokens: NDArray[np.int64] | NDArray[np.float32],
+        extras: Mapping[str, onnxruntime.OrtValue] = {},
+    ) -> tuple[NDArray[np.float32], Cache]:
+        """Logits (V,) behind the last of ``tokens`` ((N,) ids, or (N, d) where the graph takes embeddings), and the
+        cache with them. ``extras``: what else the graph takes, of a picture."""
+        seen = cache.tokens + len(tokens)
+        feeds: dict[str, NDArray[Any]] = {
+            self._given: tokens[None],
+            "attention_mask": np.ones((1, seen), np.int64),
+            "position_ids": np.arange(cache.tokens, seen, dtype=np.int64)[None],
+        }
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            if name in self._inputs:
+                binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name, value in [*cache.values.items(), *extras.items()]:
+            binding.bind_ortvalue_input(name, value)
+        for name in ("logits", *self._outputs):
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        logits, *present = binding.get_outputs()
+        # What a graph takes and does not give back (keys and values of a picture) stays as it was.
+        values = {
+            _PAST + name.removeprefix(_PRESENT): value for name, value in zip(self._outputs, present, strict=True)
+        }
+        last: NDArray[np.float32] = logits.numpy()[0, -1]
+        return last, Cache(seen, {**cache.values, **values})

@@ -1,0 +1,57 @@
+"""Greedy decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teso_deploy.cues.language.decoder import Cache
+
+#: A model that has said the same in so many tokens, with a period of at most so many, will say nothing else.
+LOOP_TOKENS, LOOP_PERIOD = 96, 33
+
+Step = Callable[[Cache, NDArray[np.int64]], tuple[NDArray[np.float32], Cache]]
+
+
+class Constraint(Protocol):
+    """Says which token comes next."""
+
+    def choose(self, logits: NDArray[np.float32], tokens_left: int) -> int | None:
+        """The surest token (of (V,)) that is allowed, of as many as are left; None: the answer is whole."""
+
+
+def is_looping(tokens: Sequence[int]) -> bool:
+    """Whether the end of a sequence goes round in circles."""
+    if len(tokens) < LOOP_TOKENS:
+        return False
+    tail = tokens[-LOOP_TOKENS:]
+    return any(all(tail[k] == tail[k - period] for k in range(period, LOOP_TOKENS)) for period in range(1, LOOP_PERIOD))
+
+
+def generate(
+    step: Step,
+    logits: NDArray[np.float32],
+    cache: Cache,
+    *,
+    end: Collection[int],
+    max_new_tokens: int,
+    constraint: Constraint | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[int]:
+    """The surest token each time, up to one of ``end`` (left out), a limit, or a loop.
+
+    ``logits`` (V,) and ``cache``: behind the prompt.
+    """
+    tokens: list[int] = []
+    while len(tokens) < max_new_tokens and not should_stop():
+        left = max_new_tokens - len(tokens)
+        token = int(np.argmax(logits)) if constraint is None else constraint.choose(logits, left)
+        if token is None or (constraint is None and (token in end or is_looping(tokens))):
+            break
+        tokens.append(token)
+        if len(tokens) < max_new_tokens:
+            logits, cache = step(cache, np.array([token], np.int64))
+    return tokens

@@ -1,0 +1,138 @@
+"""A language model that is asked the same thing about one caption after the other."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teso_deploy.cues.language.constraint import ObjectConstraint
+from teso_deploy.cues.language.conversation import written_out
+from teso_deploy.cues.language.decoder import Cache, Decoder, open_session
+from teso_deploy.cues.language.generation import generate
+from teso_deploy.cues.model_bundle import TOKENIZER_FILE, ModelEntry
+from teso_deploy.cues.source import Message
+from teso_deploy.cues.tokens import Tokens
+from teso_deploy.errors import BundleError, CueSourceError
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerStats:
+    """Of one answer. ``kept_tokens``: those of the prompt whose keys and values were there.
+
+    ``prefill_seconds``: the prompt's others; ``first_token_seconds``: from the question to the first word;
+    ``decode_seconds``: all words behind it.
+    """
+
+    prompt_tokens: int
+    kept_tokens: int
+    new_tokens: int
+    prefill_seconds: float
+    first_token_seconds: float
+    decode_seconds: float
+
+
+class LocalReasoner:
+    """An exported decoder. Of a conversation all but the last turn is computed once, while it stays the same.
+
+    ``folder``: of the manifest. ``keep_prefix`` False: it is computed each time. Raises :class:`BundleError`,
+    :class:`MissingExtraError`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        entry: ModelEntry,
+        identity: str,
+        threads: int,
+        *,
+        keep_prefix: bool = True,
+        max_new_tokens: int = 400,
+    ) -> None:
+        if entry.chat is None:
+            raise BundleError(f"{entry.name} has no way to write out a conversation: export it as a reasoner")
+        self.identity = identity
+        self._entry, self._chat, self._keeps, self._limit = entry, entry.chat, keep_prefix, max_new_tokens
+        base = folder / entry.folder
+        self._tokens = Tokens(base / TOKENIZER_FILE)
+        self._decoder = Decoder(base / entry.graphs["decoder"], entry.decoder, threads)
+        embeddings = entry.graphs.get("embeddings")
+        self._embeddings = None if embeddings is None else open_session(base / embeddings, threads)
+        self._empty = self._decoder.empty()
+        self._kept: tuple[list[int], Cache] = ([], self._empty)
+        self._is_closed = threading.Event()
+        self.last_stats = AnswerStats(0, 0, 0, 0.0, 0.0, 0.0)
+
+    @cached_property
+    def _pieces(self) -> list[str]:
+        return self._tokens.pieces()
+
+    def answer(self, messages: Sequence[Message], *, reasons: bool = True, constrained: bool = True) -> str:
+        """What the model says next.
+
+        ``constrained``: it ends with ``{"objects": […], "sounding": […]}``, before which it may say what it likes if it
+        ``reasons``. Raises :class:`CueSourceError` (a conversation that is longer than the model's context).
+        """
+        ids = self._tokens.ids(written_out(messages, self._chat, self._tokens))
+        context = self._entry.decoder.context
+        if len(ids) >= context:
+            raise CueSourceError(
+                f"the prompt has {len(ids)} tokens, {self._entry.name} holds {context}: take a prompt with fewer shots"
+            )
+        began = time.perf_counter()
+        kept_before = self._kept
+        self._keep_prefix(ids, messages)
+        prefix, cache = self._kept
+        logits, cache = self._step(cache, np.array(ids[len(prefix) :], np.int64))
+        prefilled = time.perf_counter()
+        constraint = None
+        if constrained:
+            constraint = ObjectConstraint(self._pieces, self._entry.decoder.end, reasons, self._tokens.ids("\n"))
+        first = list[float]()
+
+        def step(cache: Cache, tokens: NDArray[np.int64]) -> tuple[NDArray[np.float32], Cache]:
+            if not first:  # called with the first word, which is known by now
+                first.append(time.perf_counter())
+            return self._step(cache, tokens)
+
+        said = generate(
+            step,
+            logits,
+            cache,
+            end=self._entry.decoder.end,
+            max_new_tokens=min(self._limit, context - len(ids)),
+            constraint=constraint,
+            should_stop=self._is_closed.is_set,
+        )
+        ended = time.perf_counter()
+        told = first[0] if first else ended
+        kept = len(prefix) if self._kept is kept_before else 0
+        self.last_stats = AnswerStats(len(ids), kept, len(said), prefilled - began, told - began, ended - told)
+        return self._tokens.text(said)
+
+    def _keep_prefix(self, ids: list[int], messages: Sequence[Message]) -> None:
+        """Compute what comes before the last turn, where it is not what is kept."""
+        kept, _ = self._kept
+        if not self._keeps or (kept and ids[: len(kept)] == kept and len(kept) < len(ids)):
+            return
+        # What two conversations have in common that differ in their last turn alone is before it.
+        other = self._tokens.ids(written_out([*messages[:-1], Message("user", "…")], self._chat, self._tokens))
+        common = next((k for k, pair in enumerate(zip(ids, other, strict=False)) if pair[0] != pair[1]), 0)
+        _, cache = self._step(self._empty, np.array(ids[:common], np.int64)) if common else (None, self._empty)
+        self._kept = ids[:common], cache
+
+    def _step(self, cache: Cache, tokens: NDArray[np.int64]) -> tuple[NDArray[np.float32], Cache]:
+        if self._embeddings is None:
+            return self._decoder.step(cache, tokens)
+        embedded = self._embeddings.run(None, {"input_ids": tokens[None]})[0][0]
+        return self._decoder.step(cache, embedded)
+
+    def close(self) -> None:
+        """End an answer under way. From any thread, more than once."""
+        self._is_closed.set()

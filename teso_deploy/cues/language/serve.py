@@ -1,0 +1,91 @@
+"""The models' process: ``python -m teso_deploy.cues.language.serve FOLDER THREADS NICE``; see :mod:`..process`.
+
+Questions come by standard input, answers go to what was standard output; it ends with its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from teso_deploy.backends.onnxruntime import available_cores
+from teso_deploy.cues.language.captioner import LocalCaptioner
+from teso_deploy.cues.language.reasoner import LocalReasoner
+from teso_deploy.cues.model_bundle import CueModels
+from teso_deploy.cues.process import HEAD
+from teso_deploy.cues.source import Message
+from teso_deploy.errors import TesoError
+
+#: How often it is looked whether the parent is still there.
+LOOK_SECONDS = 1.0
+
+
+class Models:
+    """Loaded when they are first asked."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self._models, self._threads = CueModels.open(folder), threads
+
+    @cached_property
+    def _captioner(self) -> LocalCaptioner:
+        entry = self._models.manifest.captioner
+        assert entry is not None, "the parent has checked that"
+        return LocalCaptioner(self._models.folder, entry, self._models.identity(entry), self._threads)
+
+    @cached_property
+    def _reasoner(self) -> LocalReasoner:
+        entry = self._models.manifest.reasoner
+        assert entry is not None, "the parent has checked that"
+        return LocalReasoner(self._models.folder, entry, self._models.identity(entry), self._threads)
+
+    def answered(self, question: dict[str, Any], content: bytes) -> str:
+        """The text that answers a question."""
+        if question["do"] == "caption":
+            image = np.frombuffer(content, np.uint8).reshape(question["shape"])
+            return self._captioner.caption(image, question["prompt"])
+        messages = [Message(role, text) for role, text in question["messages"]]
+        return self._reasoner.answer(messages, reasons=question["reasons"])
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK_SECONDS)
+    os._exit(1)
+
+
+def serve(folder: Path, threads: int, questions: BinaryIO, answers: BinaryIO) -> None:
+    """Answer until there are no more questions. A fault of the user's is an answer; any other ends the process."""
+    models: Models | None = None
+    while head := questions.read(HEAD.size):
+        length, behind = HEAD.unpack(head)
+        question, content = json.loads(questions.read(length)), questions.read(behind)
+        try:
+            models = models or Models(folder, threads)
+            answer = {"text": models.answered(question, content)}
+        except TesoError as error:
+            answer = {"error": str(error)}
+        text = json.dumps(answer).encode()
+        answers.write(HEAD.pack(len(text), 0) + text)
+        answers.flush()
+
+
+def main() -> None:
+    """See the module."""
+    folder, threads, nice = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    os.nice(nice)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    serve(folder, threads or available_cores(), sys.stdin.buffer, answers)
+
+
+if __name__ == "__main__":
+    main()

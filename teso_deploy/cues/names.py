@@ -1,0 +1,78 @@
+"""From names to F_T: what the fusion takes of what a person, a tagger or a language model names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teso_deploy.bundle import Bundle
+from teso_deploy.cues.singulars import singular
+from teso_deploy.cues.source import CueAnswer
+from teso_deploy.cues.table import CueTable
+from teso_deploy.cues.text_encoder import TextEncoder
+from teso_deploy.types import Cues
+
+#: A name as the table or the encoder has it, and its embedding (d_T,).
+_Named = tuple[str, NDArray[np.float32]]
+
+
+class CueNames:
+    """A bundle's words, and its text encoder for all others."""
+
+    def __init__(self, table: CueTable, encoder: TextEncoder | None = None) -> None:
+        self._table, self._encoder = table, encoder
+
+    @classmethod
+    def open(cls, bundle: Bundle) -> CueNames:
+        """Of a bundle. Raises :class:`BundleError` for a damaged table."""
+        return cls(CueTable.open(bundle), TextEncoder.open(bundle))
+
+    def of_words(self, words: Sequence[str]) -> Cues:
+        """Cues of the first N_T different words that a person typed; without any, as :meth:`CueTable.none`.
+
+        Raises :class:`CueError`, naming the closest ones, for a word without embedding where the bundle has no encoder,
+        and what :meth:`TextEncoder.embed` raises.
+        """
+        if self._encoder is None:
+            return self._table.lookup(words)
+        found: dict[str, NDArray[np.float32]] = {}
+        for word in words:
+            if word.strip() and len(found) < self._table.max_cues:
+                found.setdefault(*(self._in_table(word) or self._encoded(word, self._encoder)))
+        return self._table.filled(found, "manual")
+
+    def of_answer(self, answer: CueAnswer) -> Cues:
+        """Cues of the N_T surest names of an answer, in its order where it says not how sure it is.
+
+        Without encoder a name that the table has not goes by the noun that it ends in ("red fire truck", "fire truck",
+        "truck"), or is left out. Names that come to the same one take one slot, by the surest of them. Raises what
+        :meth:`TextEncoder.embed` raises.
+        """
+        names = answer.names
+        if answer.confidences:
+            names = tuple(names[k] for k in np.argsort(-np.array(answer.confidences), kind="stable"))
+        found: dict[str, NDArray[np.float32]] = {}
+        for name in names:
+            if len(found) == self._table.max_cues:
+                break
+            named = self._in_table(name)
+            if named is None and name.strip():
+                named = self._by_its_end(name) if self._encoder is None else self._encoded(name, self._encoder)
+            if named is not None:
+                found.setdefault(*named)
+        return self._table.filled(found, answer.source)
+
+    def _in_table(self, word: str) -> _Named | None:
+        name = self._table.find(word)
+        return None if name is None else (name, self._table.embedding_of(name))
+
+    def _encoded(self, word: str, encoder: TextEncoder) -> _Named:
+        name = singular(" ".join(word.lower().replace("_", " ").split()))
+        return name, encoder.embed(name)
+
+    def _by_its_end(self, name: str) -> _Named | None:
+        words = name.replace("_", " ").split()
+        ends = (self._in_table(" ".join(words[start:])) for start in range(1, len(words)))
+        return next((named for named in ends if named is not None), None)

@@ -1,0 +1,216 @@
+"""Captioner and reasoner in a process of their own: their weights and their crashes stay there."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from teso_deploy.cues.model_bundle import CueModels, ModelEntry
+from teso_deploy.cues.source import Captioner, Message, Moment, Reasoner
+from teso_deploy.errors import CueSourceError
+
+WORKER = "teso_deploy.cues.language.serve"
+#: Lengths of the JSON and of the bytes behind it, both ways.
+HEAD = struct.Struct(">II")
+#: An answer that is longer is none.
+MAX_ANSWER_BYTES = 10_000_000
+#: A process that ended twice in a row is started again after so long, then after twice as long, up to the last.
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
+END_SECONDS = 2.0
+
+
+class ModelProcess:
+    """The process of a folder of models, started when it is first asked. One question at a time.
+
+    ``threads`` None: all cores. ``nice``: what it adds to its niceness, so that frames come first.
+    ``timeout_seconds``: of a question; a process that takes longer is ended. ``command``: in place of our worker.
+    """
+
+    def __init__(
+        self,
+        models: CueModels,
+        *,
+        threads: int | None = 1,
+        nice: int = 19,
+        timeout_seconds: float = 120.0,
+        command: Sequence[str] | None = None,
+    ) -> None:
+        self._models, self._timeout_seconds = models, timeout_seconds
+        worker = [sys.executable, "-m", WORKER, str(models.folder), str(threads or 0), str(nice)]
+        self._command = worker if command is None else list(command)
+        self._asking, self._lock = threading.Lock(), threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._said: deque[str] = deque(maxlen=5)
+        self._failures, self._not_before = 0, 0.0
+        self._is_closed = False
+
+    def captioner(self, prompt: str) -> Captioner:
+        """The folder's captioner. Raises :class:`CueSourceError` where it has none."""
+        return _ProcessCaptioner(self, self._identity(self._models.manifest.captioner, "captioner"), prompt)
+
+    def reasoner(self, *, reasons: bool) -> Reasoner:
+        """The folder's reasoner; ``reasons``: it thinks aloud first. Raises :class:`CueSourceError` for none."""
+        return _ProcessReasoner(self, self._identity(self._models.manifest.reasoner, "reasoner"), reasons)
+
+    def _identity(self, entry: ModelEntry | None, role: str) -> str:
+        if entry is None:
+            raise CueSourceError(f"{self._models.folder} has no {role}: export one with `export-cues --{role}`")
+        return self._models.identity(entry)
+
+    def ask(self, question: Mapping[str, Any], content: bytes = b"") -> str:
+        """A question and the text that answers it. Raises :class:`CueSourceError`."""
+        with self._asking:
+            process = self._running()
+            deadline = time.monotonic() + self._timeout_seconds
+            try:
+                text = json.dumps(question).encode()
+                _write(process, HEAD.pack(len(text), len(content)) + text + content, deadline)
+                answer = self._read(process, deadline)
+            except (OSError, ValueError, TimeoutError) as error:
+                raise self._ended(process, error) from None
+            self._failures = 0
+            if "error" in answer:
+                raise CueSourceError(str(answer["error"]))
+            return str(answer.get("text", ""))
+
+    def close(self) -> None:
+        """End the process, and a question under way. From any thread, more than once."""
+        with self._lock:
+            self._is_closed = True
+            process = self._process
+        if process is not None:
+            _end(process)
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        with self._lock:
+            if self._is_closed:
+                raise CueSourceError("the models' process was ended")
+            if self._process is not None and self._process.poll() is None:
+                return self._process
+            wait = self._not_before - time.monotonic()
+            if wait > 0:
+                raise CueSourceError(
+                    f"the models' process has ended {self._failures} times: it is tried again in {wait:.0f} s", wait
+                )
+            self._said.clear()
+            try:
+                self._process = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    bufsize=0,
+                )
+            except OSError as error:
+                raise CueSourceError(f"the models' process can't be started ({error.strerror})") from error
+            threading.Thread(target=self._listen, args=(self._process,), name="teso-cue-models", daemon=True).start()
+            return self._process
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        """Keep the last that the process says of itself."""
+        assert process.stderr is not None
+        with suppress(ValueError, OSError), process.stderr as file:
+            for line in file:
+                if text := line.decode("utf-8", "replace").strip():
+                    self._said.append(text[:300])
+
+    def _read(self, process: subprocess.Popen[bytes], deadline: float) -> dict[str, Any]:
+        assert process.stdout is not None
+        length, behind = HEAD.unpack(_take(process.stdout.fileno(), HEAD.size, deadline))
+        if behind or length > MAX_ANSWER_BYTES:
+            raise ValueError("no answer")
+        answer = json.loads(_take(process.stdout.fileno(), length, deadline))
+        if not isinstance(answer, dict):
+            raise ValueError("no answer")
+        return answer
+
+    def _ended(self, process: subprocess.Popen[bytes], error: BaseException) -> CueSourceError:
+        """What is to be said of a process that is of no use any more; it is ended."""
+        _end(process)
+        if self._is_closed:
+            return CueSourceError("the models' process was ended")
+        self._failures += 1
+        if self._failures > 1:
+            pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (self._failures - 2))
+            self._not_before = time.monotonic() + pause
+        if isinstance(error, TimeoutError):
+            return CueSourceError(
+                f"the model gave no answer in {self._timeout_seconds:g} s: give it longer with --timeout, or take a "
+                "smaller one"
+            )
+        time.sleep(0.05)  # what it said last is still on its way
+        said = f" ({self._said[-1]})" if self._said else ""
+        return CueSourceError(
+            f"the models' process ended with code {process.returncode}{said}: it will be started again"
+        )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill, and leave nothing of it."""
+    with suppress(OSError):
+        process.kill()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(END_SECONDS)
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
+
+
+def _take(file: int, count: int, deadline: float) -> bytes:
+    """So many bytes. Raises :class:`TimeoutError`, :class:`OSError` (the end)."""
+    taken = b""
+    while len(taken) < count:
+        if not select.select([file], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            raise TimeoutError
+        piece = os.read(file, min(65536, count - len(taken)))
+        if not piece:
+            raise OSError("the process has ended")
+        taken += piece
+    return taken
+
+
+def _write(process: subprocess.Popen[bytes], content: bytes, deadline: float) -> None:
+    """All of it. Raises :class:`TimeoutError`, :class:`OSError`."""
+    assert process.stdin is not None
+    file, view = process.stdin.fileno(), memoryview(content)
+    while view:
+        if not select.select([], [file], [], max(0.0, deadline - time.monotonic()))[1]:
+            raise TimeoutError
+        view = view[os.write(file, view[: select.PIPE_BUF]) :]
+
+
+class _ProcessCaptioner:
+    def __init__(self, process: ModelProcess, identity: str, prompt: str) -> None:
+        self._process, self._prompt = process, prompt
+        self.identity = f"{identity}:{prompt}"
+
+    def caption(self, moment: Moment) -> str:
+        image = moment.frame.image
+        question = {"do": "caption", "prompt": self._prompt, "shape": image.shape}
+        return self._process.ask(question, image.tobytes()).strip()
+
+    def close(self) -> None:
+        self._process.close()
+
+
+class _ProcessReasoner:
+    def __init__(self, process: ModelProcess, identity: str, reasons: bool) -> None:
+        self._process, self._reasons = process, reasons
+        self.identity = f"{identity}:{reasons}"
+
+    def answer(self, messages: Sequence[Message]) -> str:
+        return self._process.ask({"do": "answer", "messages": list(messages), "reasons": self._reasons})
+
+    def close(self) -> None:
+        self._process.close()

@@ -1,0 +1,66 @@
+"""Embeddings of words that a bundle's table has not, by the text encoder that made the table."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
+from teso_deploy.bundle import Bundle, TextEncoderEntry
+from teso_deploy.cues.tokens import Tokens
+from teso_deploy.errors import BundleError
+from teso_deploy.outputs import read_vouched, write_vouched
+from teso_deploy.resources import cache_folder
+
+
+class TextEncoder:
+    """Loaded at the first word that nobody asked for before: embeddings are kept on disk, by text and encoder.
+
+    ``folder``: where they are kept, default in the user's cache.
+    """
+
+    def __init__(self, bundle: Bundle, entry: TextEncoderEntry, folder: Path | None = None) -> None:
+        self._bundle, self._entry = bundle, entry
+        self._folder = folder or cache_folder("cues") / "embeddings"
+        files = bundle.manifest.files
+        hashes = [files[name].sha256 for name in (entry.graph, entry.weights, entry.tokenizer)]
+        self._identity = ":".join(hashes)
+        #: Words that the graph has run for.
+        self.computed = 0
+
+    @classmethod
+    def open(cls, bundle: Bundle) -> TextEncoder | None:
+        """The bundle's; None where it has none."""
+        entry = bundle.manifest.cue.encoder
+        return None if entry is None else cls(bundle, entry)
+
+    @cached_property
+    def _tokens(self) -> Tokens:
+        return Tokens(self._bundle.path(self._entry.tokenizer))
+
+    @cached_property
+    def _engine(self) -> OnnxRuntimeEngine:
+        return OnnxRuntimeEngine(self._bundle.path(self._entry.graph), threads=1)
+
+    def embed(self, word: str) -> NDArray[np.float32]:
+        """(d_T,) of a word in the bundle's template. Raises :class:`MissingExtraError`, :class:`BundleError`."""
+        cue = self._bundle.manifest.cue
+        sentence = cue.template.replace("{cue}", word)
+        path = self._folder / f"{hashlib.sha256(f'{self._identity}:{sentence}'.encode()).hexdigest()}.f32"
+        kept = read_vouched(path)
+        if kept is not None and len(kept) == 4 * cue.dim:
+            return np.frombuffer(kept, "<f4").astype(np.float32)
+        ids = np.array([self._tokens.sentence(sentence)], np.int64)
+        found: NDArray[np.float32] = self._engine.run({"input_ids": ids})["cue"][0]
+        if found.shape != (cue.dim,):
+            raise BundleError(
+                f"{self._bundle.folder}: the text encoder gives {found.size} numbers, the bundle's cues have "
+                f"{cue.dim}; export the bundle again"
+            )
+        self.computed += 1
+        write_vouched(path, found.astype("<f4").tobytes())
+        return found

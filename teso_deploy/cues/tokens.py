@@ -1,0 +1,100 @@
+"""A tokenizer's file, and the text of each of its tokens. The only place that needs the library ``tokenizers``."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teso_deploy.errors import BundleError, MissingExtraError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as _Library
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def _library() -> type[_Library]:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise MissingExtraError(
+            'models of language need the package tokenizers: install it with `pip install "teso-deploy[cues]"`'
+        ) from error
+    return Tokenizer
+
+
+class Tokens:
+    """A tokenizer. Raises :class:`MissingExtraError`, :class:`BundleError` (not a tokenizer's file)."""
+
+    def __init__(self, path: Path) -> None:
+        library = _library()
+        try:
+            self._tokenizer = library.from_file(str(path))
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises bare exceptions
+            raise BundleError(f"{path} is no tokenizer ({error}): export the model again") from error
+        self._is_bytes = "ByteLevel" in _types_of(content.get("decoder"))
+        added = self._tokenizer.get_added_tokens_decoder()
+        #: Texts that are one token wherever they stand.
+        self.added = tuple(token.content for token in added.values() if len(token.content.strip()) > 1)
+        self._special = {number for number, token in added.items() if token.special}
+
+    def ids(self, text: str) -> list[int]:
+        """Of a text in which the added tokens count; nothing is put before or behind it."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def sentence(self, text: str) -> list[int]:
+        """Of a text, with what the tokenizer puts before and behind it."""
+        ids: list[int] = self._tokenizer.encode(text).ids
+        return ids
+
+    def token(self, number: int) -> str:
+        """The token of an id, as it stands in a text."""
+        return self._tokenizer.id_to_token(number) or ""
+
+    def plain(self, text: str) -> str:
+        """A text in which no added token stands: what it says is data."""
+        while found := next((token for token in self.added if token in text), None):
+            text = text.replace(found, f"{found[0]} {found[1:]}")
+        return text
+
+    def text(self, ids: list[int]) -> str:
+        """What ids say, special tokens left out."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    def pieces(self) -> list[str]:
+        """The text of every token, by id, as it stands within a sentence; "" for special ones and parts of letters."""
+        unicode_bytes = _byte_of_character()
+        found = []
+        for number in range(self._tokenizer.get_vocab_size(with_added_tokens=True)):
+            token = self._tokenizer.id_to_token(number)
+            if token is None or number in self._special:
+                found.append("")
+            elif self._is_bytes:
+                try:
+                    found.append(bytes(unicode_bytes[c] for c in token).decode())
+                except (KeyError, UnicodeDecodeError):
+                    found.append("")
+            else:
+                byte = _BYTE_TOKEN.fullmatch(token)
+                found.append(bytes([int(byte[1], 16)]).decode("ascii", "ignore") if byte else token.replace("▁", " "))
+        return found
+
+
+def _types_of(part: Any) -> set[str]:
+    """Types in a (nested) part of a tokenizer's file."""
+    if not isinstance(part, dict):
+        return set()
+    inner = [name for step in part.get("decoders", []) for name in _types_of(step)]
+    return {str(part.get("type")), *inner}
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's letters for bytes (the mapping of byte-level BPE): printable ones stand for themselves."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {**{chr(byte): byte for byte in shown}, **{chr(256 + n): byte for n, byte in enumerate(hidden)}}

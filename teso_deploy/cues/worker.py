@@ -1,0 +1,175 @@
+"""A thread that asks a source of cues, beside the frames: nobody waits for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teso_deploy.cues.asking import Allowance, AskingOptions, Reason, Wish
+from teso_deploy.cues.changes import SceneChange, SoundChange
+from teso_deploy.cues.source import CueAnswer, CueSource, Moment
+from teso_deploy.errors import CueSourceError
+from teso_deploy.types import Cues, Frame
+
+#: Pictures that a captioner of videos is shown lie so far apart.
+EARLIER_SECONDS = 1.0
+END_SECONDS = 1.0
+TICK_SECONDS = 0.25
+
+
+class _Watched:
+    """What is known of a stream."""
+
+    def __init__(self, options: AskingOptions, frames: int) -> None:
+        self.wish = Wish(options)
+        self.scenes, self.sounds = SceneChange(), SoundChange()
+        self.newest: Moment | None = None
+        self.asked_at = float("-inf")
+        self._earlier: deque[Frame] = deque(maxlen=max(0, frames - 1))
+
+    def shown(self, frame: Frame, is_new_scene: bool) -> tuple[Frame, ...]:
+        """The pictures before this one that are of its scene; it is kept for the next."""
+        if is_new_scene or (self._earlier and frame.pts_seconds < self._earlier[-1].pts_seconds):
+            self._earlier.clear()
+        before = tuple(self._earlier)
+        if not before or frame.pts_seconds - before[-1].pts_seconds >= EARLIER_SECONDS:
+            self._earlier.append(frame)
+        return before
+
+
+class CueWorker:
+    """Asks about the newest picture of that stream that has waited longest; one question at a time.
+
+    ``to_cues``: an answer as the fusion takes it. ``offer``: called with a stream's number, cues, and the time of the
+    picture that they are of (seconds of the stream), from the worker's thread; without an answer the cues are none.
+    ``none``: those. ``frames``: pictures that the source is shown at a time.
+    """
+
+    def __init__(
+        self,
+        source: CueSource,
+        to_cues: Callable[[CueAnswer], Cues],
+        offer: Callable[[int, Cues, float], None],
+        none: Cues,
+        streams: int,
+        options: AskingOptions | None = None,
+        *,
+        frames: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.options = options or AskingOptions()
+        self._source, self._to_cues, self._offer, self._none, self._clock = source, to_cues, offer, none, clock
+        self._streams = [_Watched(self.options, frames) for _ in range(streams)]
+        self._allowance = Allowance(self.options.budget_per_minute)
+        self._work = threading.Condition()
+        self._counts: Counter[str] = Counter()
+        self._asking_since: float | None = None
+        self._last_error: str | None = None
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._loop, name="teso-cues", daemon=True)
+        self._thread.start()
+
+    def saw(
+        self,
+        stream: int,
+        frame: Frame,
+        features: NDArray[np.float32],
+        samples: NDArray[np.float32],
+        tags: Mapping[str, float] | None = None,
+        predicted: tuple[str, ...] | None = None,
+    ) -> None:
+        """A picture of a stream, what the audio encoder found (d_A,) in the window (N,) that was heard with it.
+
+        Called on the frames' path: it compares two small pictures, and waits for nobody.
+        """
+        watched = self._streams[stream]
+        is_new_scene = self.options.on_scene and watched.scenes.changed(frame.image)
+        is_new_sound = self.options.on_sound and watched.sounds.changed(features, samples)
+        moment = Moment(frame, watched.shown(frame, is_new_scene), tags, predicted)
+        with self._work:
+            watched.newest = moment
+            wanted = watched.wish.reason
+            watched.wish.saw(frame.pts_seconds, is_new_scene=is_new_scene, is_new_sound=is_new_sound)
+            if watched.wish.reason != wanted:
+                self._work.notify_all()
+
+    def health(self) -> dict[str, Any]:
+        """How the source is, as JSON has it."""
+        with self._work:
+            now = self._clock()
+            return {
+                "source": self._source.name,
+                "asked": {reason: self._counts[reason] for reason in ("start", "scene", "sound", "interval")},
+                **{name: self._counts[name] for name in ("answered", "no_answer", "failed")},
+                "asking_seconds": None if self._asking_since is None else round(now - self._asking_since, 3),
+                "wait_seconds": round(self._allowance.wait_seconds(now), 3),
+                "error": self._last_error,
+            }
+
+    def close(self) -> None:
+        """End it within a second or so, whatever the source does. From any thread, more than once."""
+        with self._work:
+            self._is_closed = True
+            self._work.notify_all()
+        self._source.close()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(END_SECONDS)
+
+    def _loop(self) -> None:
+        while (chosen := self._next()) is not None:
+            number, moment, reason = chosen
+            try:
+                answer = self._source.ask(moment)
+                cues = self._none if answer is None else self._to_cues(answer)
+            except Exception as error:  # whatever a source does, the frames go on
+                self._failed(number, reason, error)
+                continue
+            with self._work:
+                self._asking_since, self._last_error = None, None
+                self._allowance.answered()
+                self._counts["no_answer" if answer is None else "answered"] += 1
+                if self._is_closed:
+                    return
+            self._offer(number, cues, moment.frame.pts_seconds)
+
+    def _next(self) -> tuple[int, Moment, Reason] | None:
+        """The next question, when it may be put; None: it is over."""
+        with self._work:
+            while not self._is_closed:
+                now = self._clock()
+                waiting = [
+                    (watched.asked_at, number)
+                    for number, watched in enumerate(self._streams)
+                    if watched.wish.reason is not None and watched.newest is not None
+                ]
+                wait = self._allowance.wait_seconds(now)
+                if not waiting or wait > 0:
+                    self._work.wait(min(TICK_SECONDS, wait) if waiting else TICK_SECONDS)
+                    continue
+                number = min(waiting)[1]
+                watched = self._streams[number]
+                moment, reason = watched.newest, watched.wish.reason
+                assert moment is not None and reason is not None
+                watched.wish.asked(moment.frame.pts_seconds)
+                watched.asked_at = self._asking_since = now
+                self._allowance.asked(now)
+                self._counts[reason] += 1
+                return number, moment, reason
+            return None
+
+    def _failed(self, number: int, reason: Reason, error: Exception) -> None:
+        with self._work:
+            if self._is_closed:
+                return
+            after = error.retry_after_seconds if isinstance(error, CueSourceError) else None
+            self._asking_since = None
+            self._last_error = str(error) or type(error).__name__
+            self._counts["failed"] += 1
+            self._allowance.failed(self._clock(), after)
+            self._streams[number].wish.failed(reason)

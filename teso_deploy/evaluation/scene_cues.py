@@ -1,0 +1,41 @@
+"""Cues of the scenes of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from teso_deploy.cues.source import CueSource, Moment
+from teso_deploy.cues.tracks import Span, VideoCues
+from teso_deploy.evaluation.library import Library
+from teso_deploy.evaluation.protocol import ROWS, SCENE_SIZE, make_scene, testable_words
+from teso_deploy.runtime.cue_video import Seen, Watch, ask_patiently
+from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.types import AudioWindow, Frame
+
+
+def cues_of_scenes(
+    source: CueSource,
+    library: Library,
+    classes: Sequence[str],
+    scenes: int,
+    seeds: Iterable[int],
+    watch: Watch,
+    pipeline: Pipeline | None = None,
+    size: tuple[int, int] = SCENE_SIZE,
+) -> Iterator[tuple[str, VideoCues]]:
+    """Name (row/seed/number) and cues of each scene of :func:`score_row`, which are of its picture.
+
+    ``pipeline``: where ``watch`` wants tags or masks (those with the scene's first sound). Raises what the source
+    raises.
+    """
+    words = testable_words(library, classes)
+    for row in ROWS:
+        for seed in seeds:
+            for number in range(scenes):
+                trial = make_scene(library, words, row, seed, number, size)[0]
+                frame, seen = Frame(trial.picture.image, 0.0), Seen()
+                if pipeline is not None:
+                    sound = AudioWindow(trial.samples)
+                    seen = Seen.by(pipeline.open_stream(), frame, sound, tags=watch.tags, masks=watch.masks)
+                answer = ask_patiently(source, Moment(frame, tags=seen.tags, predicted=seen.predicted))
+                yield trial.scene, VideoCues(spans=() if answer is None else (Span.of(answer, 0.0),))

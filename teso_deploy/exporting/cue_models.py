@@ -1,0 +1,63 @@
+"""Captioner and reasoner out of PyTorch, as one folder that :class:`CueModels` opens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from teso_deploy.cues.model_bundle import KIND, CueModels, CueModelsManifest, ModelEntry, WeightPrecision
+from teso_deploy.errors import CheckpointError
+from teso_deploy.exporting.captioners import CAPTIONERS, export_captioner
+from teso_deploy.exporting.cue_decoders import check_architecture, cue_libraries, export_decoder, read_config
+from teso_deploy.exporting.llava import LLAVA, export_llava
+
+
+def export_cue_models(
+    captioner: Path | None,
+    reasoner: Path | None,
+    out: Path,
+    precision: WeightPrecision = "fp32",
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> CueModelsManifest:
+    """Write the folder ``out``, whole or not at all.
+
+    ``captioner``: a Hugging Face folder of a vision-encoder-decoder, a pix2struct or a LLaVA. ``reasoner``: one of a
+    language model that Optimum exports with a cache, a ``.gguf`` file, or the LLaVA again, which is then written once.
+    ``precision``: of the weights of products.
+
+    Raises :class:`InputNotFoundError`, :class:`CheckpointError` (what the model is can't be exported, with what can),
+    :class:`MissingExtraError`, :class:`OutputError`.
+    """
+    if captioner is None and reasoner is None:
+        raise CheckpointError("there is nothing to export: give --captioner, --reasoner or both")
+    cue_libraries()
+    is_llava = {path: _model_type(path) == LLAVA for path in (captioner, reasoner) if path is not None}
+    if captioner is not None:
+        check_architecture(_model_type(captioner), [*CAPTIONERS, LLAVA], "a captioner")
+    with KIND.staging(out) as folder:
+        written: dict[Path, ModelEntry] = {}
+        for name, source in (("captioner", captioner), ("reasoner", reasoner)):
+            if source is None or (source in written and is_llava[source]):
+                continue
+            on_progress(f"{name}: {source.name}")
+            export = export_llava if is_llava[source] else export_captioner if name == "captioner" else export_decoder
+            (place := folder / name).mkdir()
+            written[source] = export(source, place, precision)
+        manifest = CueModelsManifest(
+            captioner=None if captioner is None else written[captioner],
+            reasoner=None if reasoner is None else written[reasoner],
+            provenance={
+                name: version(name) for name in ("teso-deploy", "torch", "transformers", "optimum-onnx", "onnx")
+            },
+            files=KIND.hashed(folder),
+        )
+        KIND.write(folder, manifest)
+        on_progress("checking what was written")
+        CueModels.open(folder)
+    return manifest
+
+
+def _model_type(source: Path) -> str:
+    """Of a Hugging Face folder; of a file, its ending."""
+    return source.suffix.lower() if source.is_file() else str(read_config(source)["model_type"])

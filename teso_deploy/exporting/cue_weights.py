@@ -1,0 +1,59 @@
+"""Weights of a language model in 8 or 4 bits; what is computed with them stays float."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+
+from teso_deploy.cues.model_bundle import WeightPrecision
+
+#: Numbers that share a scale.
+BLOCK = 32
+
+
+def weights_quantized(path_in: Path, path_out: Path, precision: Literal["int8", "int4"]) -> None:
+    """Products with constant matrices as MatMulNBits: a scale for every ``BLOCK`` weights, symmetric.
+
+    ``path_in``: a graph, its external data beside it. ``path_out``: where it goes, with its own beside it.
+    """
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+    # 8 bits are fast with rounded inputs alone (a token: 43 ms, 310 ms without), 4 bits without (42 ms, 59 ms with).
+    bits, accuracy_level = (8, 4) if precision == "int8" else (4, 1)
+    config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, accuracy_level=accuracy_level, bits=bits)
+    quantizer = MatMulNBitsQuantizer(onnx.load(str(path_in)), algo_config=config)
+    quietly(quantizer.process)
+    save_graph(quantizer.model.model, path_out)
+
+
+def save_graph(model: onnx.ModelProto, path: Path) -> None:
+    """One file for the graph, one for its weights beside it."""
+    data = f"{path.name}.data"
+    (path.parent / data).unlink(missing_ok=True)  # the library would append
+    onnx.save_model(model, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=data)
+    (path.parent / data).chmod(path.stat().st_mode)  # the library makes it readable by its owner alone
+
+
+def stored_as(graph: Path, out: Path, precision: WeightPrecision) -> None:
+    """A graph where it stays, its weights in a precision."""
+    if precision == "fp32":
+        save_graph(onnx.load(str(graph)), out)
+    else:
+        weights_quantized(graph, out, precision)
+
+
+def quietly(function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+    """Call an exporter or a quantiser, which tell of every tensor."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            return function(*arguments, **more)
+        finally:
+            logging.disable(before)
