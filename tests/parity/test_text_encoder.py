@@ -205,13 +205,17 @@ def test_clip_from_a_bundle_is_that_of_transformers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(cues.embeddings[1], found["kazoo"])
 
 
-def test_the_encoder_of_another_table_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
-    bundle = Bundle.open(tiny_bundle)
-    table = CueTable.open(bundle)
-    shuffled = np.stack([table.embedding_of(name) for name in table.names])[::-1]
-    other = CueTable(table.names, shuffled, table.max_cues)
-    with pytest.raises(CheckpointError, match=r"gives '.*' another embedding than the bundle's table has"):
-        write_text_encoder(tmp_path, text_graph(bundle.recipe, None), bundle.recipe, other)
+def test_the_encoder_of_another_table_is_refused(tmp_path: Path) -> None:
+    recipe = small_clip()
+    reference = clip_folder(tmp_path, recipe)
+    words = ("bark", "dog")
+    rows = np.stack([reference_of(reference, recipe, TEMPLATE.replace("{cue}", word)) for word in words])
+    graph = text_graph(recipe, recognised(tmp_path, "text"))
+    with pytest.raises(CheckpointError, match="gives 'bark' another embedding than the bundle's table has"):
+        write_text_encoder(tmp_path, graph, recipe, CueTable(words, rows[::-1], 2))
+    other = recipe.model_copy(update={"text": recipe.text.model_copy(update={"template": "{cue}"})})
+    with pytest.raises(CheckpointError, match="another embedding"):
+        write_text_encoder(tmp_path, graph, other, CueTable(words, rows, 2))
 
 
 def test_an_encoder_that_can_not_be_written_out_is_refused_first(tmp_path: Path) -> None:

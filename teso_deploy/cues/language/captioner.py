@@ -54,11 +54,13 @@ class LocalCaptioner:
         shown = prepared(image, self._image)
         hidden = self._graphs["encoder"].run(["last_hidden_state"], shown)[0]
         start = np.array(self._entry.decoder.start, np.int64)
-        extras = _values(self._graphs["picture"], {"encoder_hidden_states": hidden, "input_ids": start[None]})
+        # All that a decoder takes at its first word; of some it needs the shape alone.
+        given = {"encoder_hidden_states": hidden, "input_ids": start[None], "attention_mask": np.ones_like(start[None])}
         if "attention_mask" in shown:
-            extras["encoder_attention_mask"] = onnxruntime.OrtValue.ortvalue_from_numpy(
-                shown["attention_mask"]
-            )
+            given["encoder_attention_mask"] = shown["attention_mask"]
+        extras = _values(self._graphs["picture"], given)
+        if "attention_mask" in shown:
+            extras["encoder_attention_mask"] = onnxruntime.OrtValue.ortvalue_from_numpy(shown["attention_mask"])
 
         def step(cache: Cache, tokens: NDArray[np.int64]) -> tuple[NDArray[np.float32], Cache]:
             return self._decoder.step(cache, tokens, extras)
