@@ -35,8 +35,8 @@ from teso_deploy.cues.table import CueTable, variants
 from teso_deploy.errors import CueSourceError, TesoError
 
 HERE = Path(__file__).parent
-#: Prompts that are answered in every precision.
-IN_EVERY_PRECISION = (DEFAULT_PROMPT, "few-shot-direct")
+#: What is timed, and what is answered in every precision and without a constraint too.
+TIMED, IN_EVERY_WAY = (DEFAULT_PROMPT, "few-shot-direct"), "few-shot-direct"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ def measure(
     speeds = []
     if timed:
         for precision, of in models.items():
-            for style in IN_EVERY_PRECISION:
+            for style in TIMED:
                 found = timings(of, captions[:timed], threads, style)
                 speeds += [{"precision": precision, **row} for row in found]
                 print(*found, sep="\n", file=sys.stderr)
@@ -181,9 +181,9 @@ def measure(
 
     for precision, of in models.items() if with_answers else ():
         reasoner = opened(of, threads)
-        for style in prompt_names() if precision == "fp32" else IN_EVERY_PRECISION:
+        for style in prompt_names() if precision == "fp32" else (IN_EVERY_WAY,):
             prompt = Prompt.load(style)
-            for constrained in (True, False) if style in IN_EVERY_PRECISION and precision == "fp32" else (True,):
+            for constrained in (True, False) if style == IN_EVERY_WAY and precision == "fp32" else (True,):
                 answers = answered(reasoner, prompt, captions, constrained, progress)
                 name = style if constrained else f"{style}, free"
                 for suffix, these in (("", answers), (", grounded", grounded(captions, answers))):

@@ -256,7 +256,8 @@ def chat_of(tokenizer: Any, tokens: Tokens) -> ChatEntry:
         assistant_to_user=to_again,
         user_to_answer=to_answer,
     )
-    trial = [("system", "Be brief."), ("user", "A dog?"), ("assistant", "Yes."), ("user", "A cat?")]
+    turns = [("user", "A dog?"), ("assistant", "Yes."), ("user", "A cat?"), ("assistant", "No."), ("user", "A cow?")]
+    trial = [("system", "Be brief."), *turns]
     trial = trial if before_system is not None else trial[1:]
     ours = tokens.ids(written_out([Message(*turn) for turn in trial], chat, tokens))  # type: ignore[arg-type]
     theirs = tokenizer.apply_chat_template(_turns(trial), add_generation_prompt=True)

@@ -86,7 +86,9 @@ class Shape:
             whole = name and not name.endswith((" ", "-", "'"))
             return Shape("", self.field, None, (*self.names, name), True, self.is_closing) if whole else None
         is_letter = character.isalpha() or (name != "" and character.isdecimal())
-        joins = character in " -'" and name != "" and name[-1] not in " -'"
+        joins = character in " -'" and name != "" and name[-1] not in " -'" and len(name) < MAX_NAME_CHARACTERS - 1
+        if self.is_closing and name and name[-1] not in " -'":
+            return None
         too_long = len(name) >= MAX_NAME_CHARACTERS or (character == " " and name.count(" ") + 1 >= MAX_NAME_WORDS)
         if not (is_letter or joins) or too_long:
             return None
@@ -109,9 +111,10 @@ class ObjectConstraint:
     _said: list[int] = field(default_factory=list)
     _queue: deque[int] = field(default_factory=deque)
     _shape: Shape | None = None
+    _is_first: bool = False
 
     def __post_init__(self) -> None:
-        self._shape = None if self.reasons else Shape()
+        self._shape, self._is_first = (None, False) if self.reasons else (Shape(), True)
 
     def choose(self, logits: NDArray[np.float32], tokens_left: int) -> int | None:
         """See :class:`Constraint`."""
@@ -143,9 +146,10 @@ class ObjectConstraint:
         first = np.argpartition(-logits, min(_FIRST, len(logits) - 1))[:_FIRST]
         for candidates in (first[np.argsort(-logits[first], kind="stable")], np.argsort(-logits, kind="stable")):
             for token in candidates:
-                if token < len(self.pieces) and self.pieces[token]:
-                    shape = self._shape.after(self.pieces[token])
-                    if shape is not None:
-                        self._shape = shape
-                        return int(token)
+                piece = self.pieces[token] if token < len(self.pieces) else ""
+                # Of tokenizers that begin every text with a blank, the first token has it.
+                shape = self._shape.after(piece.removeprefix(" ") if self._is_first else piece) if piece else None
+                if shape is not None:
+                    self._shape, self._is_first = shape, False
+                    return int(token)
         return None  # a vocabulary without the letters of the object

@@ -1,0 +1,194 @@
+"""Tiny captioners and language models of Hugging Face, with random weights, and a tokenizer that knows a few words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+CHAT = (
+    "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TEXT = ['the dog barks at a man who plays the guitar: {"objects": ["dog", "man"], "sounding": ["dog"]}'] * 8
+#: Reasoners: architecture → the classes of its configuration and its model.
+REASONERS = {"llama": ("LlamaConfig", "LlamaForCausalLM"), "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
+             "qwen3": ("Qwen3Config", "Qwen3ForCausalLM")}  # fmt: skip
+
+
+def byte_tokenizer(*more_special: str, template: str | None = CHAT) -> Any:
+    """Byte-level BPE with turns as ChatML has them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=[*SPECIAL, *more_special], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        bos_token="<|im_start|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(more_special),
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    fast.chat_template = template
+    return fast
+
+
+def sentencepiece_tokenizer() -> Any:
+    """BPE with "▁" for blanks and bytes for what is unknown, with the turns of LLaMA-2."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefghijklmnopqrstuvwxyz"]
+    pieces += ["▁a", "▁d", "og", "▁dog", "in", "st"]
+    merges = [("▁", "a"), ("▁", "d"), ("o", "g"), ("▁d", "og"), ("i", "n"), ("s", "t")]
+    model = models.BPE({piece: k for k, piece in enumerate(pieces)}, merges, byte_fallback=True, unk_token="<unk>")
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in ("<unk>", "<s>", "</s>")])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+    fast.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{% set system = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' "
+        "%}{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
+        "{% for m in messages %}{% set said = system + m['content'] if loop.first else m['content'] %}"
+        "{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + said + ' [/INST]' }}"
+        "{% else %}{{ ' ' + said + ' ' + eos_token }}{% endif %}{% endfor %}"
+    )
+    return fast
+
+
+def widened(model: Any, seed: int = 1) -> Any:
+    """Weights so large that tokens differ: as they are drawn, a tiny model says the same thing for ever."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5 * 1.1)
+    return model.eval()
+
+
+def text_sizes(vocabulary: int) -> dict[str, Any]:
+    """Of a tiny language model."""
+    return {
+        "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 2048,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    }  # fmt: skip
+
+
+def save_reasoner(folder: Path, architecture: str, tokenizer: Any | None = None) -> Any:
+    """A language model in a folder."""
+    import transformers
+
+    tokenizer = byte_tokenizer() if tokenizer is None else tokenizer
+    config, kind = (getattr(transformers, name) for name in REASONERS[architecture])
+    torch.manual_seed(0)
+    model = widened(kind(config(**text_sizes(len(tokenizer)))))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def save_vision_encoder_decoder(folder: Path) -> Any:
+    """ViT and GPT-2."""
+    from transformers import (
+        GPT2Config,
+        ViTConfig,
+        ViTImageProcessor,
+        VisionEncoderDecoderConfig,
+        VisionEncoderDecoderModel,
+    )
+
+    tokenizer = byte_tokenizer(template=None)
+    seen = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=32, patch_size=8
+    )
+    said = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=4, add_cross_attention=True,
+        is_decoder=True, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
+    )  # fmt: skip
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(seen, said, tie_word_embeddings=False)
+    torch.manual_seed(0)
+    model = widened(VisionEncoderDecoderModel(config))
+    for of in (model.config, model.generation_config):
+        of.decoder_start_token_id, of.eos_token_id, of.pad_token_id = 1, 2, 0
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return model
+
+
+def save_pix2struct(folder: Path) -> Any:
+    """Pix2struct on a grid of at most 24 squares."""
+    from transformers import Pix2StructConfig, Pix2StructForConditionalGeneration, Pix2StructImageProcessor
+
+    tokenizer = byte_tokenizer(template=None)
+    said = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
+        "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 0,
+    }  # fmt: skip
+    seen = {
+        "hidden_size": 32, "patch_embed_hidden_size": 48, "d_ff": 48, "d_kv": 8, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "seq_len": 24,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = Pix2StructConfig(text_config=said, vision_config=seen, is_vqa=False)
+    model = widened(Pix2StructForConditionalGeneration(config))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    processor = Pix2StructImageProcessor(max_patches=24, patch_size={"height": 4, "width": 4})
+    processor.save_pretrained(folder)
+    return model
+
+
+def save_llava(folder: Path) -> Any:
+    """CLIP and LLaMA."""
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    tokenizer = byte_tokenizer("<image>")
+    seen = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8
+    )
+    config = LlavaConfig(
+        vision_config=seen,
+        text_config=LlamaConfig(**text_sizes(len(tokenizer))),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=16,
+    )
+    torch.manual_seed(0)
+    model = widened(LlavaForConditionalGeneration(config))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return model
+
+
+def photograph(height: int = 40, width: int = 60, seed: int = 0) -> NDArray[np.uint8]:
+    """A smooth picture (H, W, 3)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / rng.uniform(3, 20) + y / rng.uniform(3, 20)) for _ in range(3)]
+    return ((np.stack(waves, axis=-1) + 1) * 127).astype(np.uint8)

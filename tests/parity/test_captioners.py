@@ -1,0 +1,192 @@
+"""Exported captioners are those of Hugging Face: what they are shown, logits, tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from teso_deploy.cues.language.captioner import LocalCaptioner
+from teso_deploy.cues.language.pictures import prepared
+from teso_deploy.cues.language.reasoner import LocalReasoner
+from teso_deploy.cues.model_bundle import ModelEntry
+from teso_deploy.cues.prompts import Prompt
+from teso_deploy.exporting.captioners import export_captioner
+from teso_deploy.exporting.llava import export_llava
+from tests.language_models import (
+    byte_tokenizer,
+    photograph,
+    save_llava,
+    save_pix2struct,
+    save_vision_encoder_decoder,
+)
+
+TOKENS = 24
+
+
+class Made(NamedTuple):
+    """A model in PyTorch, its folder, and where it was exported."""
+
+    model: Any
+    source: Path
+    folder: Path
+    entry: ModelEntry
+
+    def captioner(self) -> LocalCaptioner:
+        return LocalCaptioner(self.folder, self.entry, "x", 1, max_new_tokens=TOKENS)
+
+    def shown(self, image: Any) -> Any:
+        """By the model's own image processor."""
+        from transformers import AutoImageProcessor
+
+        processor = AutoImageProcessor.from_pretrained(self.source, use_fast=False)
+        return processor(Image.fromarray(image), return_tensors="pt")
+
+
+def make(factory: pytest.TempPathFactory, save: Callable[[Path], Any], export: Callable[..., ModelEntry]) -> Made:
+    folder = factory.mktemp("captioner")
+    (folder / "out").mkdir()
+    model = save(folder / "source")
+    return Made(model, folder / "source", folder, export(folder / "source", folder / "out", "fp32"))
+
+
+@pytest.fixture(scope="module")
+def vision_encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make(tmp_path_factory, save_vision_encoder_decoder, export_captioner)
+
+
+@pytest.fixture(scope="module")
+def pix2struct(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make(tmp_path_factory, save_pix2struct, export_captioner)
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make(tmp_path_factory, save_llava, export_llava)
+
+
+@pytest.mark.parametrize("kind", ["vision_encoder_decoder", "pix2struct"])
+@pytest.mark.parametrize("size", [(40, 60), (64, 31)])
+def test_captions_are_those_of_hugging_face(kind: str, size: tuple[int, int], request: pytest.FixtureRequest) -> None:
+    made: Made = request.getfixturevalue(kind)
+    image = photograph(*size)
+    ids = made.model.generate(**made.shown(image), max_new_tokens=TOKENS, do_sample=False, num_beams=1)[0]
+    captioner = made.captioner()
+    ours = captioner._of_encoder(image)
+    expected = [token for token in ids.tolist()[1:] if token != 2]
+    assert ours == expected[: len(ours)] and len(ours) >= min(TOKENS, len(expected))
+    assert len(set(ours)) > 3, "it says one thing for ever, which would show nothing"
+    text = byte_tokenizer(template=None).decode(ours, skip_special_tokens=True)
+    assert captioner.caption(image, "never heard of") == " ".join(text.split())
+
+
+@pytest.mark.parametrize("kind", ["vision_encoder_decoder", "pix2struct"])
+def test_logits_with_a_past_and_without(kind: str, request: pytest.FixtureRequest) -> None:
+    """Word by word from nothing, against all words at once in PyTorch."""
+    made: Made = request.getfixturevalue(kind)
+    image, ids = photograph(), [made.entry.decoder.start[0], *np.random.default_rng(0).integers(3, 300, 12).tolist()]
+    shown = made.shown(image)
+    with torch.no_grad():
+        expected = made.model(**shown, decoder_input_ids=torch.tensor([ids])).logits[0].numpy()
+    captioner = made.captioner()
+    found: list[Any] = []
+    step = captioner._decoder.step
+
+    def noted(cache: Any, tokens: Any, extras: Any = {}) -> Any:
+        for token in ids:  # in place of what it would say
+            logits, cache = step(cache, np.array([token]), extras)
+            found.append(logits)
+        raise StopIteration
+
+    captioner._decoder.step = noted  # type: ignore[method-assign]
+    with pytest.raises(StopIteration):
+        captioner._of_encoder(image)
+    np.testing.assert_allclose(np.array(found), expected, atol=1e-4)
+
+
+def test_the_picture_is_looked_at_once(vision_encoder_decoder: Made, pix2struct: Made) -> None:
+    """Keys and values of the picture come from a graph of their own: no step of a decoder takes the picture."""
+    for made in (vision_encoder_decoder, pix2struct):
+        taken = {
+            name: {value.name for value in onnxruntime.InferenceSession(made.folder / "out" / file).get_inputs()}
+            for name, file in made.entry.graphs.items()
+        }
+        assert "encoder_hidden_states" in taken["picture"] and "encoder_hidden_states" not in taken["decoder"]
+
+
+def test_llava_sees_and_says_what_hugging_face_does(llava: Made) -> None:
+    image, prompt = photograph(50, 41), "What is to be seen?"
+    tokenizer, shown = byte_tokenizer("<image>"), llava.shown(image)
+    turn = [{"role": "user", "content": f"<image>\n{prompt}"}]
+    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    text = text.replace("<image>", "<image>" * 16)
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+    pixels = shown["pixel_values"]
+    captioner = llava.captioner()
+    features = captioner._graphs["vision"].run(None, prepared(image, captioner._image))[0]
+    with torch.no_grad():
+        seen = torch.stack(list(llava.model.get_image_features(pixels))).numpy()
+        expected = llava.model(input_ids=ids, pixel_values=pixels).logits[0, -1].numpy()
+        mask = torch.ones_like(ids)
+        said = llava.model.generate(
+            input_ids=ids, attention_mask=mask, pixel_values=pixels, max_new_tokens=TOKENS, do_sample=False
+        )
+    np.testing.assert_allclose(features, seen, atol=1e-4)
+    assert features.shape[1] == llava.entry.image_tokens
+    logits: list[Any] = []
+    step = captioner._decoder.step
+
+    def noted(cache: Any, tokens: Any, extras: Any = {}) -> Any:
+        found = step(cache, tokens, extras)
+        logits.append(found[0])
+        return found
+
+    captioner._decoder.step = noted  # type: ignore[method-assign]
+    ours = captioner._of_llava(image, prompt)
+    np.testing.assert_allclose(logits[0], expected, atol=1e-4)
+    theirs = said[0, ids.shape[1] :].tolist()
+    assert ours == [token for token in theirs if token not in llava.entry.decoder.end][: len(ours)]
+    assert len(set(ours)) > 3
+    # With the past: the words so far, each by itself, give what all of them give at once.
+    with torch.no_grad():
+        whole = torch.cat([ids, torch.tensor([ours])], dim=1)
+        at_once = llava.model(input_ids=whole, pixel_values=pixels).logits[0, ids.shape[1] - 1 :].numpy()
+    np.testing.assert_allclose(np.array(logits), at_once[: len(logits)], atol=1e-4)
+
+
+def test_a_prompt_can_not_bring_a_picture_of_its_own(llava: Made) -> None:
+    """What is a token in a prompt is text."""
+    image, captioner = photograph(), llava.captioner()
+    lengths: list[int] = []
+    step = captioner._decoder.step
+
+    def noted(cache: Any, tokens: Any, extras: Any = {}) -> Any:
+        lengths.append(len(tokens))
+        return step(cache, tokens, extras)
+
+    captioner._decoder.step = noted  # type: ignore[method-assign]
+    captioner.caption(image, "<image><|im_end|>")
+    plain = byte_tokenizer("<image>").encode("< image>< |im_end|>", add_special_tokens=False)
+    captioner.caption(image, "")
+    prefills = [length for length in lengths if length > 1]
+    assert prefills[0] == prefills[1] + len(plain)
+
+
+def test_llava_as_a_reasoner(llava: Made) -> None:
+    messages = Prompt.load("one-shot-direct").messages("a dog barks at a man")
+    turns = [{"role": role, "content": content} for role, content in messages]
+    ids = byte_tokenizer("<image>").apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt")
+    said = llava.model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False
+    )[0, ids.shape[1] :]
+    reasoner = LocalReasoner(llava.folder, llava.entry, "x", 1, max_new_tokens=TOKENS)
+    answer = reasoner.answer(messages, reasons=False, constrained=False)
+    kept = [token for token in said.tolist() if token not in llava.entry.decoder.end]
+    assert answer == byte_tokenizer("<image>").decode(kept, skip_special_tokens=True)
+    assert reasoner.answer(messages, reasons=False).startswith('{"objects": [')
