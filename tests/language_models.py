@@ -65,8 +65,9 @@ def sentencepiece_tokenizer() -> Any:
         model_input_names=["input_ids", "attention_mask"],
     )  # fmt: skip
     fast.chat_template = (
-        "{% if messages[0]['role'] == 'system' %}{% set system = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' "
-        "%}{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
+        "{% if messages[0]['role'] == 'system' %}"
+        "{% set system = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}"
+        "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
         "{% for m in messages %}{% set said = system + m['content'] if loop.first else m['content'] %}"
         "{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + said + ' [/INST]' }}"
         "{% else %}{{ ' ' + said + ' ' + eos_token }}{% endif %}{% endfor %}"
@@ -110,10 +111,10 @@ def save_vision_encoder_decoder(folder: Path) -> Any:
     """ViT and GPT-2."""
     from transformers import (
         GPT2Config,
-        ViTConfig,
-        ViTImageProcessor,
         VisionEncoderDecoderConfig,
         VisionEncoderDecoderModel,
+        ViTConfig,
+        ViTImageProcessor,
     )
 
     tokenizer = byte_tokenizer(template=None)

@@ -158,8 +158,12 @@ class ChatServer:
             else:
                 whole = response.read(MAX_BODY_BYTES).decode("utf-8", "replace")
                 yield self._content(self._parsed(whole))[0]
-        except (OSError, http.client.HTTPException, UnicodeError) as error:
-            raise self._failure(error, time.monotonic() - began, connection is not None) from None
+        except (OSError, http.client.HTTPException, UnicodeError, CueSourceError) as error:
+            seconds = time.monotonic() - began
+            # What was cut off at the deadline looks like an answer that ends too early.
+            if isinstance(error, CueSourceError) and not self._is_closed and seconds < self._timeout_seconds:
+                raise
+            raise self._failure(error, seconds, connection is not None) from None
         finally:
             timer.cancel()
             with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,7 +99,7 @@ def test_logits_with_a_past_and_without(kind: str, request: pytest.FixtureReques
     found: list[Any] = []
     step = captioner._decoder.step
 
-    def noted(cache: Any, tokens: Any, extras: Any = {}) -> Any:
+    def noted(cache: Any, tokens: Any, extras: Any = MappingProxyType({})) -> Any:
         for token in ids:  # in place of what it would say
             logits, cache = step(cache, np.array([token]), extras)
             found.append(logits)
@@ -142,7 +143,7 @@ def test_llava_sees_and_says_what_hugging_face_does(llava: Made) -> None:
     logits: list[Any] = []
     step = captioner._decoder.step
 
-    def noted(cache: Any, tokens: Any, extras: Any = {}) -> Any:
+    def noted(cache: Any, tokens: Any, extras: Any = MappingProxyType({})) -> Any:
         found = step(cache, tokens, extras)
         logits.append(found[0])
         return found
@@ -166,7 +167,7 @@ def test_a_prompt_can_not_bring_a_picture_of_its_own(llava: Made) -> None:
     lengths: list[int] = []
     step = captioner._decoder.step
 
-    def noted(cache: Any, tokens: Any, extras: Any = {}) -> Any:
+    def noted(cache: Any, tokens: Any, extras: Any = MappingProxyType({})) -> Any:
         lengths.append(len(tokens))
         return step(cache, tokens, extras)
 

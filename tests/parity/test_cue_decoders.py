@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,7 @@ def test_a_prefix_is_computed_once(models: Callable[[str], Model]) -> None:
     stepped: list[int] = []
     step = kept._decoder.step
 
-    def counted(cache: Cache, tokens: NDArray[Any], extras: Any = {}) -> Any:
+    def counted(cache: Cache, tokens: NDArray[Any], extras: Any = MappingProxyType({})) -> Any:
         stepped.append(len(tokens))
         return step(cache, tokens, extras)
 

@@ -106,7 +106,7 @@ def test_a_template_that_counts_turns_is_refused(tmp_path: Path) -> None:
 )
 def test_turns_in_another_order_are_refused(chat: Made, roles: tuple[Any, ...]) -> None:
     _, tokens, entry = chat
-    with pytest.raises(CueSourceError, match="turn|question"):
+    with pytest.raises(CueSourceError, match=r"turn|question"):
         written_out([Message(role, "x") for role in roles], entry, tokens)
 
 

@@ -1,0 +1,310 @@
+"""Servers that are slow, wrong, rude or gone: a text or one sentence, in time, and never the key."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from teso_deploy.cues.chat_server import (
+    KEY_VARIABLE,
+    MAX_ANSWER_CHARACTERS,
+    ChatServer,
+    ServerCaptioner,
+    ServerReasoner,
+)
+from teso_deploy.cues.prompts import Prompt
+from teso_deploy.cues.source import Moment
+from teso_deploy.cues.sources import NounSource, ReasonedSource
+from teso_deploy.errors import CueSourceError
+from teso_deploy.types import Frame
+from tests.chat_server import Answer, Request, chat_server, event, failing, saying, streaming, timed
+from tests.leaks import nothing_left
+
+KEY = "sk-very-secret-0123456789"
+USER = [{"role": "user", "content": "hello"}]
+
+
+def moment(count: int = 1, size: tuple[int, int] = (30, 40)) -> Moment:
+    frames = [Frame(np.full((*size, 3), 40 * k, np.uint8), pts_seconds=float(k)) for k in range(count)]
+    return Moment(frames[-1], tuple(frames[:-1]))
+
+
+def said(*script: Answer, seconds: float = 5.0, **more: Any) -> Any:
+    """What a server is taken to say, or the error."""
+    with chat_server(*script) as server:
+        chat = ChatServer(server.url, "m", timeout_seconds=seconds, **more)
+        return timed(lambda: chat.complete(USER, 50))[0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (saying("a dog"), "a dog"),
+        (streaming("a ", "dog ", "barks"), "a dog barks"),
+        (streaming("a dog", role=False), "a dog"),
+        (streaming("ein Hünd", "chen 🐕"), "ein Hündchen 🐕"),
+        (streaming(), ""),
+        (saying(""), ""),
+        (lambda r: r.send(200, {"choices": [{"message": {"content": [{"type": "text", "text": "a dog"}]}}]}), "a dog"),
+        (lambda r: r.send(200, {"choices": [{"message": {"content": None}}]}), ""),
+        (lambda r: r.send(200, {"choices": []}), ""),
+    ],
+    ids=["whole", "stream", "no-role", "letters", "nothing", "empty", "parts", "null", "no-choice"],
+)
+def test_answers_of_every_form(answer: Answer, text: str) -> None:
+    assert said(answer) == text
+
+
+def raw_events(*events: bytes) -> Answer:
+    def answer(request: Request) -> None:
+        request.head(200, "text/event-stream")
+        for part in events:
+            request.write(part)
+        request.hang_up()
+
+    return answer
+
+
+def cut_off(request: Request) -> None:
+    request.head(200, "application/json", {"Content-Length": "1000"})
+    request.write(b'{"choices": [{"mess')
+    request.hang_up()
+
+
+def no_headers(request: Request) -> None:
+    request.write(b"\x00\x01\x02 this is no HTTP\r\n\r\n")
+    request.hang_up()
+
+
+def hang_up(request: Request) -> None:
+    request.hang_up()
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (failing(500), "answered 500 (the model is on fire)"),
+        (failing(500, "<html>\n<b>oops</b>\x1b[31m</html>"), "answered 500 (<html> <b>oops</b>"),
+        (failing(502, ""), "answered 502 (it does not say why)"),
+        (failing(301, "", {"Location": "http://elsewhere/"}), "answered 301"),
+        (failing(404), "has no model 'm'"),
+        (failing(401), KEY_VARIABLE),
+        (failing(403), KEY_VARIABLE),
+        (failing(429), "is busy (429"),
+        (failing(503), "is busy (503"),
+        (failing(400, {"error": "no pictures, please"}), "no pictures, please"),
+        (lambda r: r.send(200, '{"choices": [{'), "no JSON"),
+        (lambda r: r.send(200, "<html>login</html>"), "no JSON"),
+        (lambda r: r.send(200, [1, 2]), "no answer of OpenAI's protocol"),
+        (lambda r: r.send(200, {"result": "dog"}), "no answer of OpenAI's protocol"),
+        (lambda r: r.send(200, {"error": {"message": "out of memory"}}), "failed: out of memory"),
+        (raw_events(event("a"), b"data: {broken\n\n"), "no JSON"),
+        (raw_events(event("a"), b'data: {"error": {"message": "out of memory"}}\n\n'), "failed: out of memory"),
+        (raw_events(event("a dog")), "broke off in the middle"),
+        (cut_off, "no JSON|broke off"),
+        (no_headers, "broke off|gave no"),
+        (hang_up, "broke off"),
+    ],
+)
+def test_faults_are_one_sentence(answer: Answer, says: str) -> None:
+    error = said(answer)
+    assert isinstance(error, CueSourceError), error
+    assert any(part in str(error) for part in says.split("|")) and "\n" not in str(error) and "\x1b" not in str(error)
+    assert "127.0.0.1" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("7", 7.0), ("0", 0.0), ("-3", 0.0), ("soon", None), (None, None), ("1.5", 1.5)]
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_when_to_ask_again(header: str | None, seconds: float | None, status: int) -> None:
+    error = said(failing(status, headers={} if header is None else {"Retry-After": header}))
+    assert isinstance(error, CueSourceError) and error.retry_after_seconds == seconds
+
+
+def test_when_to_ask_again_by_the_clock() -> None:
+    at = format_datetime(datetime.now(UTC) + timedelta(seconds=40), usegmt=True)
+    error = said(failing(429, headers={"Retry-After": at}))
+    assert error.retry_after_seconds == pytest.approx(39, abs=2)
+
+
+def drip_body(request: Request) -> None:
+    request.head(200, "text/event-stream")
+    while not request.over.is_set():
+        request.write(event("x"))
+        request.wait(0.05)
+
+
+def drip_headers(request: Request) -> None:
+    request.write(b"HTTP/1.1 200 OK\r\n")
+    for k in range(1000):
+        request.write(f"X-{k}: y\r\n".encode())
+        request.wait(0.1)
+
+
+def silent(request: Request) -> None:
+    request.wait(30)
+
+
+@pytest.mark.parametrize("answer", [drip_body, drip_headers, silent])
+def test_a_request_ends_by_its_deadline(answer: Answer) -> None:
+    with chat_server(answer) as server:
+        error, seconds = timed(lambda: ChatServer(server.url, "m", timeout_seconds=0.5).complete(USER, 50))
+    assert isinstance(error, CueSourceError) and "gave no whole answer in 0.5 s" in str(error)
+    assert seconds < 2
+
+
+@pytest.mark.parametrize("answer", [drip_body, silent])
+def test_closing_ends_a_request_under_way(answer: Answer) -> None:
+    with chat_server(answer) as server:
+        chat = ChatServer(server.url, "m", timeout_seconds=30)
+        threading.Timer(0.3, chat.close).start()
+        error, seconds = timed(lambda: chat.complete(USER, 50))
+        assert isinstance(error, CueSourceError) and "was ended" in str(error) and seconds < 2
+        again, _ = timed(lambda: chat.complete(USER, 50))
+        assert isinstance(again, CueSourceError) and "was ended" in str(again)
+        chat.close()
+
+
+def test_a_ramble_is_cut() -> None:
+    def ramble(request: Request) -> None:
+        request.head(200, "text/event-stream")
+        while not request.over.is_set():
+            request.write(event("word " * 200))
+
+    text = said(ramble)
+    assert isinstance(text, str) and len(text) == MAX_ANSWER_CHARACTERS
+
+
+def test_nobody_there() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    error, seconds = timed(lambda: ChatServer(f"http://127.0.0.1:{port}", "m", timeout_seconds=5).complete(USER, 5))
+    assert isinstance(error, CueSourceError) and "can't be reached" in str(error) and seconds < 2
+    error, _ = timed(lambda: ChatServer("http://no-such-host.invalid", "m", timeout_seconds=5).complete(USER, 5))
+    assert isinstance(error, CueSourceError) and "can't be reached" in str(error)
+    with chat_server() as server:  # speaks no TLS
+        chat = ChatServer(server.url.replace("http", "https"), "m", timeout_seconds=5)
+        error, _ = timed(lambda: chat.complete(USER, 5))
+    assert isinstance(error, CueSourceError) and "can't be" in str(error)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/", "http://", "", "http://host:port", "http://[::1"])
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(CueSourceError, match="no server's address"):
+        ChatServer(url)
+
+
+def test_a_password_in_the_address_is_refused_and_not_shown() -> None:
+    with pytest.raises(CueSourceError) as caught:
+        ChatServer(f"http://user:{KEY}@host/v1")
+    assert KEY not in str(caught.value) and KEY_VARIABLE in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
+def test_addresses_with_and_without_their_path(path: str) -> None:
+    with chat_server() as server:
+        assert ChatServer(server.url + path, "m").complete(USER, 5) == "fine"
+        assert server.requests[0].path == "/v1/chat/completions"
+
+
+def test_the_key_is_sent_and_never_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    with chat_server(saying("fine"), key=KEY) as server:
+        assert ChatServer(server.url).complete(USER, 5) == "fine"
+    errors: list[object] = []
+    with chat_server(key="another") as server:
+        chat = ChatServer(server.url, "m")
+        errors += [timed(lambda: chat.complete(USER, 5))[0], repr(chat), chat.identity]
+    for status in (400, 404, 429, 500):
+        errors.append(said(failing(status, {"error": {"message": f"Bearer {KEY} and\n{KEY}"}})))
+    errors.append(said(lambda r: r.send(200, {"error": {"message": f"{KEY} is spent"}})))
+    assert all(KEY not in str(error) and KEY not in repr(error) for error in errors)
+    assert KEY not in caplog.text and KEY not in "".join(capsys.readouterr())
+    assert "***" in str(errors[-1])
+
+
+def test_the_first_model_is_taken_where_none_is_named() -> None:
+    with chat_server() as server:
+        chat = ChatServer(server.url)
+        assert chat.complete(USER, 5) == "fine"
+        assert server.asked[0]["model"] == "seer-7b" and chat.identity.endswith("#seer-7b")
+        chat.complete(USER, 5)
+        assert [request.path for request in server.requests].count("/v1/models") == 1
+
+
+def test_an_answer_is_held_to_its_schema_where_the_server_can() -> None:
+    prompt = Prompt.load("zero-shot-sounding")
+    with chat_server() as server:
+        reasoner = ServerReasoner(ChatServer(server.url, "m"), reasons=False)
+        reasoner.answer(prompt.messages("a dog"))
+        form = server.asked[0]["response_format"]
+        assert form["type"] == "json_schema" and form["json_schema"]["schema"]["required"] == ["objects", "sounding"]
+        assert server.asked[0]["temperature"] == 0
+        ServerReasoner(ChatServer(server.url, "m"), reasons=True).answer(prompt.messages("a dog"))
+        assert "response_format" not in server.asked[1]
+    for status in (400, 422):
+        with chat_server(failing(status), saying("first"), saying("second")) as server:
+            reasoner = ServerReasoner(ChatServer(server.url, "m"), reasons=False)
+            assert [reasoner.answer(prompt.messages("a dog")) for _ in range(2)] == ["first", "second"]
+            assert ["response_format" in body for body in server.asked] == [True, False, False]
+    with chat_server(failing(400)) as server:  # it was not the schema
+        error, _ = timed(lambda: ServerReasoner(ChatServer(server.url, "m"), reasons=False).answer(prompt.fixed))
+        assert isinstance(error, CueSourceError) and len(server.asked) == 2
+
+
+def test_pictures_are_sent_as_jpeg() -> None:
+    with chat_server() as server:
+        captioner = ServerCaptioner(ChatServer(server.url, "m"), "What is there?", frames=3)
+        assert captioner.caption(moment(5, (1000, 2000))) == "fine"
+    content = server.asked[0]["messages"][0]["content"]
+    assert [part["type"] for part in content] == ["image_url"] * 3 + ["text"]
+    pictures = [
+        Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].partition("base64,")[2])))
+        for part in content[:3]
+    ]
+    assert all(picture.size == (768, 384) and picture.format == "JPEG" for picture in pictures)
+    greys = [int(np.asarray(picture).mean()) for picture in pictures]
+    assert greys == pytest.approx([80, 120, 160], abs=2), "the last ones, oldest first"
+
+
+def test_from_a_picture_to_cues() -> None:
+    answer = 'The dog barks.\n{"objects": ["dog", "sofa"], "sounding": ["dog", "ghost"]}'
+    with chat_server(streaming("A dog", " on a sofa."), streaming(answer)) as server:
+        chat = ChatServer(server.url, "m")
+        source = ReasonedSource("openai", ServerCaptioner(chat, "What?"), ServerReasoner(chat), Prompt.load())
+        found = source.ask(moment())
+    assert found is not None and found.names == ("dog",) and found.ungrounded == ("ghost",)
+    assert found.caption == "A dog on a sofa." and found.reasoning == answer
+    with chat_server(saying("A dog on a sofa.")) as server:
+        nouns = NounSource(ServerCaptioner(ChatServer(server.url, "m"), "What?"), {"dog", "sofa", "car"}, ["dog"])
+        named = nouns.ask(moment())
+    assert named is not None and named.names == ("dog", "sofa")
+
+
+def test_nothing_is_left_of_many_requests() -> None:
+    scripts: list[Callable[[Request], None]] = [saying("fine"), streaming("a", "b"), failing(500), cut_off, hang_up]
+    with chat_server(*scripts) as server:
+        chat = ChatServer(server.url, "m", timeout_seconds=5)
+        timed(lambda: chat.complete(USER, 5))
+        with nothing_left():
+            for _ in range(30):
+                timed(lambda: chat.complete(USER, 5))
+            chat.close()
+            time.sleep(0.1)

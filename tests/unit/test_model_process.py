@@ -1,0 +1,234 @@
+"""The models' process: questions and answers, crashes, hangs, and that nothing of it is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from teso_deploy.cues import process as module
+from teso_deploy.cues.model_bundle import KIND, CueModels, CueModelsManifest
+from teso_deploy.cues.process import ModelProcess
+from teso_deploy.cues.prompts import Prompt
+from teso_deploy.cues.source import Message, Moment
+from teso_deploy.cues.sources import ReasonedSource
+from teso_deploy.errors import CueSourceError
+from teso_deploy.exporting.captioners import export_captioner
+from teso_deploy.exporting.cue_decoders import export_decoder
+from teso_deploy.types import Frame
+from tests.chat_server import timed
+from tests.language_models import photograph, save_reasoner, save_vision_encoder_decoder
+from tests.leaks import nothing_left
+
+#: Speaks the protocol; what it is told decides what it does.
+CHILD = textwrap.dedent("""
+    import json, os, struct, sys, time
+    head = struct.Struct(">II")
+    def say(answer):
+        text = json.dumps(answer).encode()
+        sys.stdout.buffer.write(head.pack(len(text), 0) + text)
+        sys.stdout.buffer.flush()
+    print("loading", file=sys.stderr, flush=True)
+    while True:
+        got = sys.stdin.buffer.read(head.size)
+        if not got:
+            sys.exit(0)
+        length, behind = head.unpack(got)
+        question, content = json.loads(sys.stdin.buffer.read(length)), sys.stdin.buffer.read(behind)
+        told = question["messages"][-1][1] if question["do"] == "answer" else question["prompt"]
+        if told == "crash":
+            print("Traceback: the weights are gone", file=sys.stderr, flush=True)
+            os._exit(7)
+        elif told == "hang":
+            time.sleep(60)
+        elif told == "garbage":
+            sys.stdout.buffer.write(b"Loading checkpoint shards: 100%")
+            sys.stdout.buffer.flush()
+            time.sleep(60)
+        elif told == "no json":
+            sys.stdout.buffer.write(head.pack(3, 0) + b"xyz")
+            sys.stdout.buffer.flush()
+        elif told == "half":
+            sys.stdout.buffer.write(head.pack(100, 0) + b"{")
+            sys.stdout.buffer.flush()
+            os._exit(0)
+        elif told == "error":
+            say({"error": "the prompt is too long: shorten it"})
+        elif told == "noise":
+            sys.stderr.write("x" * 300_000 + "\\n")
+            sys.stderr.flush()
+            say({"text": "quiet again"})
+        elif told == "who":
+            say({"text": str(os.getpid())})
+        else:
+            say({"text": f"{told} {len(content)} {question.get('shape')}"})
+""")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> CueModels:
+    """A captioner and a reasoner, as small as they come."""
+    base = tmp_path_factory.mktemp("models")
+    save_vision_encoder_decoder(base / "captioner")
+    save_reasoner(base / "reasoner", "llama")
+    with KIND.staging(base / "out") as folder:
+        for name in ("captioner", "reasoner"):
+            (folder / name).mkdir()
+        manifest = CueModelsManifest(
+            captioner=export_captioner(base / "captioner", folder / "captioner", "fp32"),
+            reasoner=export_decoder(base / "reasoner", folder / "reasoner", "fp32"),
+            files=KIND.hashed(folder),
+        )
+        KIND.write(folder, manifest)
+    return CueModels.open(base / "out")
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    path = tmp_path / "child.py"
+    path.write_text(CHILD)
+    return [sys.executable, str(path)]
+
+
+def moment(size: tuple[int, int] = (40, 60)) -> Moment:
+    return Moment(Frame(photograph(*size), pts_seconds=2.0))
+
+
+def told(process: ModelProcess, text: str) -> str:
+    return process.reasoner(reasons=True).answer([Message("system", "x"), Message("user", text)])
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_the_real_one_captions_and_reasons(models: CueModels) -> None:
+    process = ModelProcess(models, nice=5)
+    prompt = Prompt.load("one-shot-direct")
+    try:
+        captioner, reasoner = process.captioner("What?"), process.reasoner(reasons=prompt.reasons)
+        caption = captioner.caption(moment())
+        assert caption and caption == captioner.caption(moment()) != captioner.caption(moment((61, 33)))
+        answer = reasoner.answer(prompt.messages("a dog barks at a man"))
+        assert answer.startswith('{"objects": [') and answer == reasoner.answer(prompt.messages("a dog barks at a man"))
+        assert models.identity(models.manifest.captioner) in captioner.identity  # type: ignore[arg-type]
+        assert captioner.identity != reasoner.identity
+        source = ReasonedSource("llm", captioner, reasoner, prompt)
+        found = source.ask(moment())
+        assert found is not None and found.caption == caption
+        assert process._process is not None and os.getpriority(os.PRIO_PROCESS, process._process.pid) >= 5
+        with pytest.raises(CueSourceError, match="fewer shots"):
+            reasoner.answer([Message("user", "dog " * 5000)])
+        assert reasoner.answer(prompt.messages("a dog barks at a man")) == answer  # the same process
+    finally:
+        process.close()
+
+
+def test_what_is_not_there_is_said(models: CueModels) -> None:
+    alone = CueModels(models.folder, models.manifest.model_copy(update={"captioner": None}))
+    with pytest.raises(CueSourceError, match="has no captioner"):
+        ModelProcess(alone).captioner("x")
+
+
+def test_questions_and_answers(models: CueModels, command: list[str]) -> None:
+    process = ModelProcess(models, command=command)
+    big = Moment(Frame(np.zeros((700, 900, 3), np.uint8), pts_seconds=0.0))
+    assert process.captioner("What?").caption(big) == f"What? {700 * 900 * 3} [700, 900, 3]"
+    assert told(process, "ein Hündchen 🐕").startswith("ein Hündchen 🐕 0")
+    assert told(process, "who") == told(process, "who"), "one process"
+    with pytest.raises(CueSourceError, match="too long"):
+        told(process, "error")
+    assert told(process, "noise") == "quiet again"
+    process.close()
+
+
+def test_it_is_started_when_it_is_asked(models: CueModels, command: list[str]) -> None:
+    process = ModelProcess(models, command=command)
+    assert process._process is None
+    process.close()
+    with pytest.raises(CueSourceError, match="was ended"):
+        told(process, "who")
+
+
+@pytest.mark.parametrize("fault", ["crash", "half", "no json", "hang", "garbage"])
+def test_a_fault_ends_it_and_the_next_question_starts_it_again(
+    models: CueModels, command: list[str], fault: str
+) -> None:
+    process = ModelProcess(models, command=command, timeout_seconds=0.6 if fault in ("hang", "garbage") else 20)
+    with nothing_left():
+        if fault not in ("hang", "garbage"):
+            first = told(process, "who")
+        error, seconds = timed(lambda: told(process, fault))
+        assert isinstance(error, CueSourceError) and seconds < 3, error
+        if fault == "crash":
+            assert "code 7" in str(error) and "the weights are gone" in str(error)
+        if fault == "hang":
+            assert "no answer in 0.6 s" in str(error)
+        process._timeout_seconds = 20
+        second = told(process, "who")
+        if fault not in ("hang", "garbage"):
+            assert second != first and not is_alive(int(first))
+        process.close()
+        assert not is_alive(int(second))
+
+
+def test_it_is_not_started_again_and_again(
+    models: CueModels, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE_SECONDS", 0.3)
+    process = ModelProcess(models, command=command)
+    for _ in range(2):
+        assert "code 7" in str(timed(lambda: told(process, "crash"))[0])
+    error, seconds = timed(lambda: told(process, "crash"))
+    assert isinstance(error, CueSourceError) and "tried again" in str(error) and seconds < 0.2
+    assert error.retry_after_seconds is not None and 0 < error.retry_after_seconds <= 0.3
+    time.sleep(0.35)
+    assert told(process, "fine").startswith("fine")
+    assert "code 7" in str(timed(lambda: told(process, "crash"))[0]), "it has recovered: no pause behind the first"
+    process.close()
+
+
+def test_closing_ends_a_question_under_way(models: CueModels, command: list[str]) -> None:
+    process = ModelProcess(models, command=command, timeout_seconds=60)
+    with nothing_left():
+        threading.Timer(0.3, process.close).start()
+        error, seconds = timed(lambda: told(process, "hang"))
+        assert isinstance(error, CueSourceError) and "was ended" in str(error) and seconds < 2
+        process.close()
+
+
+def test_a_command_that_is_not_there(models: CueModels) -> None:
+    error, _ = timed(lambda: told(ModelProcess(models, command=["/no/such/python"]), "x"))
+    assert isinstance(error, CueSourceError) and "can't be started" in str(error)
+
+
+def test_it_ends_with_its_parent(models: CueModels, tmp_path: Path) -> None:
+    """A parent that is killed can't close anything."""
+    code = (
+        "import sys, time; from teso_deploy.cues.process import ModelProcess;"
+        "from teso_deploy.cues.model_bundle import CueModels; from teso_deploy.cues.source import Message;"
+        f"p = ModelProcess(CueModels.open({str(models.folder)!r}));"
+        "p.reasoner(reasons=False).answer([Message('user', 'a dog')]);"
+        "print(p._process.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert is_alive(child)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 5
+    while is_alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(child)
