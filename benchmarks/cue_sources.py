@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from teso_deploy.cues.process import ModelProcess
 
 from teso_deploy.benchmarking.report import environment_of, publish
 from teso_deploy.bundle import Bundle
 from teso_deploy.cues.model_bundle import CueModels
+from teso_deploy.cues.process import ModelProcess
 from teso_deploy.cues.prompts import Prompt
 from teso_deploy.cues.source import CueAnswer, CueSource, Moment
 from teso_deploy.cues.sources import FilterSource, NounSource, ReasonedSource, TaggerSource

@@ -114,7 +114,7 @@ def image_entry(processor: Any) -> ImageEntry:
         if side != processor.patch_size["width"]:
             raise CheckpointError("its patches are no squares: take a captioner whose patches are")
         return ImageEntry(size=(0, 0), patch=side, max_patches=processor.max_patches)
-    size, crop = dict(processor.size), getattr(processor, "crop_size", None)
+    size, crop = dict(processor.size), getattr(processor, "crop_size", None) or {}
     crops = getattr(processor, "do_center_crop", False)
     if "shortest_edge" in size and crops:
         fit, shape = "shortest-side-then-crop", (int(crop["height"]), int(crop["width"]))

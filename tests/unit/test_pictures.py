@@ -15,8 +15,8 @@ SIZES = [(40, 60), (61, 33), (32, 32), (7, 200), (240, 320)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("resample", [0, 1, 2, 3])
-def test_as_vit_and_clip(size: tuple[int, int], resample: int) -> None:
+@pytest.mark.parametrize("resample", [Image.Resampling(number) for number in range(4)])
+def test_as_vit_and_clip(size: tuple[int, int], resample: Image.Resampling) -> None:
     from transformers import CLIPImageProcessor, ViTImageProcessor
 
     image = photograph(*size)

@@ -43,7 +43,7 @@ HEAVY = {
     "instant_clip_tokenizer",
 }
 #: Run in processes of their own; nobody imports them.
-WORKERS = {"benchmarking.hugging_face"}
+WORKERS = {"benchmarking.hugging_face", "cues.language.serve"}
 #: Imports `tokenizers`, in a function: what takes words to ids at run time goes through it.
 TOKENIZING = {"cues.tokens"}
 SMALL = {"types", "errors", "resources", "outputs", "recipe_tables", "sealed"}
@@ -139,6 +139,7 @@ import numpy as np
 import teso_deploy
 import teso_deploy.cli, teso_deploy.cli.run, teso_deploy.cli.demo, teso_deploy.cli.doctor, teso_deploy.cli.verify
 import teso_deploy.cli.export, teso_deploy.cli.eval, teso_deploy.cli.train
+import teso_deploy.cli.cues, teso_deploy.cli.export_cues, teso_deploy.cues.choosing
 pipeline = teso_deploy.load({bundle!r}, threads=1)
 image = np.zeros((60, 80, 3), np.uint8)
 found = pipeline.segment(image, np.zeros(15600, np.float32), pipeline.cue_table.names[:1])
