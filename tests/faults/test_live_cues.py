@@ -1,0 +1,123 @@
+"""A live run beside a source of cues that is slow, dead or wrong: frames come as they did."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from teso_deploy.cli.live import cue_worker
+from teso_deploy.cues.asking import AskingOptions
+from teso_deploy.cues.choosing import Chosen
+from teso_deploy.cues.source import CueAnswer
+from teso_deploy.cues.worker import CueWorker
+from teso_deploy.errors import CueError, CueSourceError
+from teso_deploy.media.live import LiveReader
+from teso_deploy.runtime.accounting import Accounting, prometheus
+from teso_deploy.runtime.delivery import Delivery
+from teso_deploy.runtime.live import LiveRunner
+from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.runtime.sinks import CallbackSink
+from tests.leaks import nothing_left
+from tests.unit.test_cue_worker import Scripted
+from tests.unit.test_live_runner import Camera
+
+DOG = CueAnswer(("dog", "a thing that nobody knows"), "llm")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_bundle: Path) -> Pipeline:
+    return Pipeline.load(tiny_bundle, threads=1)
+
+
+def ran(
+    pipeline: Pipeline, source: Any, seconds: float = 1.5, *, needs_tags: bool = False, needs_masks: bool = False,
+    streams: int = 1, **asking: Any,
+) -> tuple[list[Delivery], dict[str, Any]]:  # fmt: skip
+    """What a run delivers beside a source, and how it went."""
+    cameras, found = [Camera(seconds) for _ in range(streams)], list[Delivery]()
+    accounting = Accounting([camera.address.shown for camera in cameras])
+    options = AskingOptions(**{"every_seconds": 0.2, "budget_per_minute": 1000, **asking})
+    readers = cast(list[LiveReader], cameras)
+    runner = LiveRunner(
+        pipeline, readers, [CallbackSink(found.append)], accounting=accounting, cue_ttl_seconds=options.ttl_seconds
+    )
+    worker: CueWorker = cue_worker(Chosen(source, needs_tags, needs_masks), options, pipeline, runner)
+    accounting.cue_health = worker.health
+    try:
+        runner.run()
+        return found, accounting.snapshot()
+    finally:
+        worker.close()
+
+
+def test_cues_are_used_as_soon_as_they_are_there(pipeline: Pipeline) -> None:
+    arrived: list[float] = []
+
+    class Slow(Scripted):
+        def ask(self, moment: Any) -> CueAnswer | None:
+            time.sleep(0.4)
+            arrived.append(time.monotonic())
+            return super().ask(moment)
+
+    found, snapshot = ran(pipeline, Slow(DOG), every_seconds=None, on_sound=False, on_scene=False)
+    with_cues = [one for one in found if one.segmentation.cues.names == ("dog",)]
+    first = with_cues[0]
+    assert first.segmentation.cues.source == "llm"
+    begun = [one.stamps.get("began", one.stamps.get("encoded", 0.0)) for one in found]
+    later = [one for one, at in zip(found, begun, strict=True) if at >= arrived[0]]
+    assert found.index(first) <= found.index(later[0]) + 1, "within one result of their arrival"
+    assert any(one.cause == "cues" for one in found), "the last picture is decoded again at once"
+    ages = [one.segmentation.cues.age_seconds for one in with_cues]
+    assert 0.3 < ages[0] < 1.2 and ages[-1] > ages[0]
+    assert {one.segmentation.cues.source for one in found[: found.index(first)]} == {"fallback"}
+    assert snapshot["cue_source"]["answered"] == 1 and snapshot["streams"][0]["cues"]["source"] == "llm"
+    text = prometheus(snapshot)
+    assert 'teso_cue_questions_total{source="scripted",reason="start"} 1' in text
+    assert 'teso_cue_answers_total{source="scripted",answer="answered"} 1' in text
+
+
+def test_frames_come_while_a_source_hangs(pipeline: Pipeline) -> None:
+    hold = threading.Event()
+    began = time.monotonic()
+    with nothing_left("teso-encode"):
+        found, snapshot = ran(pipeline, Scripted(DOG, hold=hold), seconds=1.5)
+    assert time.monotonic() - began < 4, "its end waits for nobody either"
+    hold.set()
+    frames = [one for one in found if one.cause == "frame"]
+    assert len(frames) >= 8 and all(one.segmentation.cues.source == "fallback" for one in frames)
+    assert snapshot["cue_source"]["asking_seconds"] > 0.5
+
+
+@pytest.mark.parametrize("fault", [CueSourceError("gone: start it"), ZeroDivisionError("x"), CueError("no such word")])
+def test_frames_come_while_a_source_fails(pipeline: Pipeline, fault: Exception) -> None:
+    found, snapshot = ran(pipeline, Scripted(fault))
+    assert len([one for one in found if one.cause == "frame"]) >= 8
+    assert snapshot["cue_source"]["failed"] >= 1 and snapshot["cue_source"]["error"] == str(fault)
+
+
+def test_cues_that_are_too_old_give_way(pipeline: Pipeline) -> None:
+    found, _ = ran(pipeline, Scripted(DOG), every_seconds=None, on_sound=False, on_scene=False, ttl_seconds=0.6)
+    sources = [one.segmentation.cues.source for one in found]
+    assert "llm" in sources and sources[-1] == "fallback"
+    ages = [one.segmentation.cues.age_seconds for one in found if one.segmentation.cues.source == "llm"]
+    assert max(ages) < 0.9
+
+
+def test_no_answer_takes_the_cues_away(pipeline: Pipeline) -> None:
+    found, snapshot = ran(pipeline, Scripted(DOG, None), every_seconds=0.5, on_sound=False, on_scene=False)
+    sources = [one.segmentation.cues.source for one in found]
+    assert "llm" in sources and sources[-1] == "fallback" and snapshot["cue_source"]["no_answer"] >= 1
+
+
+def test_what_the_model_finds_is_told_to_sources_that_go_by_it(pipeline: Pipeline) -> None:
+    source = Scripted(DOG)
+    ran(pipeline, source, needs_tags=True, needs_masks=True, streams=2)
+    assert source.moments and all(set(moment.tags or {}) == {"car", "cow", "dog"} for moment in source.moments)
+    assert all(moment.predicted is not None for moment in source.moments)
+    plain = Scripted(DOG)
+    ran(pipeline, plain)
+    assert all(moment.tags is None and moment.predicted is None for moment in plain.moments)

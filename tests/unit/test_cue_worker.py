@@ -1,0 +1,227 @@
+"""The worker: nobody waits for a source, whatever it does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from teso_deploy.cues import asking
+from teso_deploy.cues.asking import AskingOptions
+from teso_deploy.cues.source import CueAnswer, Moment
+from teso_deploy.cues.worker import CueWorker
+from teso_deploy.errors import CueSourceError
+from teso_deploy.types import Cues, Frame
+from tests.leaks import nothing_left
+
+NONE = Cues((), np.zeros((4, 8), np.float32), np.zeros(4, np.bool_), source="none")
+FEATURES, SAMPLES = np.ones(16, np.float32), np.full(15_600, 0.1, np.float32)
+DOG, CAT = CueAnswer(("dog",), "llm"), CueAnswer(("cat",), "llm")
+
+
+def as_cues(answer: CueAnswer) -> Cues:
+    valid = np.arange(4) < len(answer.names)
+    return Cues(answer.names, np.ones((4, 8), np.float32) * valid[:, None], valid, source=answer.source)
+
+
+class Scripted:
+    """Answers, or raises, in the order of a script, the last again and again. ``hold``: waits until it is set."""
+
+    name = identity = "scripted"
+
+    def __init__(self, *script: Any, hold: threading.Event | None = None) -> None:
+        self._script, self._hold = list(script), hold
+        self.moments: list[Moment] = []
+        self.at_once = self.most_at_once = self.closed = 0
+
+    def ask(self, moment: Moment) -> CueAnswer | None:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        self.moments.append(moment)
+        try:
+            if self._hold is not None:
+                self._hold.wait(20)
+            answer = self._script.pop(0) if len(self._script) > 1 else self._script[0]
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer  # type: ignore[no-any-return]
+        finally:
+            self.at_once -= 1
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Offers(list[tuple[int, tuple[str, ...], float]]):
+    def offer(self, stream: int, cues: Cues, of_seconds: float) -> None:
+        self.append((stream, cues.names, of_seconds))
+
+
+def frame(seconds: float, grey: int = 100) -> Frame:
+    image = np.full((48, 64, 3), grey, np.uint8)
+    image[::7] = np.random.default_rng(grey).integers(0, 255, (7, 64, 3), np.uint8)
+    return Frame(image, pts_seconds=seconds)
+
+
+def worker_of(source: Any, offers: Offers, streams: int = 1, frames: int = 1, **options: Any) -> CueWorker:
+    more = {"every_seconds": 1.0, "budget_per_minute": 1000, "on_sound": False, **options}
+    return CueWorker(source, as_cues, offers.offer, NONE, streams, AskingOptions(**more), frames=frames)
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.005)
+
+
+def saw(worker: CueWorker, seconds: float, stream: int = 0, grey: int = 100) -> float:
+    """How long it took."""
+    began = time.perf_counter()
+    worker.saw(stream, frame(seconds, grey), FEATURES, SAMPLES)
+    return time.perf_counter() - began
+
+
+def test_answers_are_offered_with_the_time_of_their_picture() -> None:
+    source, offers = Scripted(DOG, None, CAT), Offers()
+    worker = worker_of(source, offers)
+    for seconds in (5.0, 6.5, 8.0):
+        saw(worker, seconds)
+        count = len(offers)
+        until(lambda before=count: len(offers) > before)  # type: ignore[misc]
+    assert offers == [(0, ("dog",), 5.0), (0, (), 6.5), (0, ("cat",), 8.0)]
+    health = worker.health()
+    assert health["answered"] == 2 and health["no_answer"] == 1 and health["failed"] == 0
+    assert health["asked"] == {"start": 1, "scene": 0, "sound": 0, "interval": 2} and health["source"] == "scripted"
+    worker.close()
+
+
+def test_frames_do_not_wait_for_a_source_that_hangs() -> None:
+    hold = threading.Event()
+    source, offers = Scripted(DOG, hold=hold), Offers()
+    worker = worker_of(source, offers)
+    took = [saw(worker, 0.04 * k) for k in range(200)]
+    assert np.median(took) < 0.005 and offers == [] and len(source.moments) == 1
+    assert worker.health()["asking_seconds"] is not None
+    hold.set()
+    until(lambda: len(offers) >= 2)
+    assert offers[0] == (0, ("dog",), 0.0) and source.most_at_once == 1
+    assert source.moments[1].frame.pts_seconds == pytest.approx(199 * 0.04), "the newest, not the one that waited"
+    worker.close()
+
+
+def test_a_source_that_fails_is_told_of_and_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "FIRST_PAUSE_SECONDS", 0.02)
+    faults = [CueSourceError("the server is gone: start it"), ZeroDivisionError(), MemoryError("much"), KeyError("x")]
+    source, offers = Scripted(*faults, DOG), Offers()
+    worker = worker_of(source, offers)
+    saw(worker, 0.0)
+    until(lambda: worker.health()["failed"] == 1)
+    assert worker.health()["error"] == "the server is gone: start it"
+    until(lambda: offers == [(0, ("dog",), 0.0)])
+    health = worker.health()
+    assert health["failed"] == 4 and health["error"] is None and health["asked"]["start"] == 5
+    worker.close()
+
+
+def test_answers_that_can_not_be_used_are_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(answer: CueAnswer) -> Cues:
+        raise ValueError("no such embedding")
+
+    source = Scripted(DOG)
+    worker = CueWorker(source, broken, Offers().offer, NONE, 1)
+    saw(worker, 0.0)
+    until(lambda: worker.health()["failed"] == 1)
+    assert "no such embedding" in worker.health()["error"]
+    worker.close()
+
+
+def test_a_source_says_when_it_may_be_asked_again() -> None:
+    source, offers = Scripted(CueSourceError("busy", 0.5), DOG), Offers()
+    worker = worker_of(source, offers)
+    began = time.monotonic()
+    saw(worker, 0.0)
+    until(lambda: worker.health()["failed"] == 1)
+    assert worker.health()["wait_seconds"] > 0.3
+    until(lambda: len(offers) == 1)
+    assert time.monotonic() - began >= 0.5
+    worker.close()
+
+
+def test_a_budget_is_kept() -> None:
+    source, offers = Scripted(DOG), Offers()
+    worker = worker_of(source, offers, budget_per_minute=3, every_seconds=0.001)
+    for k in range(100):
+        saw(worker, 0.04 * k)
+        time.sleep(0.003)
+    assert len(source.moments) == 3 and worker.health()["wait_seconds"] > 50
+    worker.close()
+
+
+def test_streams_are_served_in_turn() -> None:
+    hold = threading.Event()
+    source, offers = Scripted(DOG, hold=hold), Offers()
+    worker = worker_of(source, offers, streams=3, every_seconds=0.001)
+    for k in range(4):
+        for stream in range(3):
+            saw(worker, 1.0 + k, stream, grey=50 * stream + 20)
+    hold.set()
+    until(lambda: len(offers) >= 3)
+    assert {stream for stream, _, _ in offers[:3]} == {0, 1, 2}
+    worker.close()
+
+
+def test_captioners_of_videos_see_what_was_before() -> None:
+    source, offers = Scripted(DOG), Offers()
+    worker = worker_of(source, offers, frames=3, every_seconds=4.0, on_scene=False)
+    for k in range(40):
+        saw(worker, 0.25 * k)
+        time.sleep(0.002)
+    until(lambda: len(source.moments) == 3)
+    earlier = [[one.pts_seconds for one in moment.earlier] for moment in source.moments]
+    assert earlier[0] == [] and earlier[1] == pytest.approx([2.0, 3.0], abs=0.5)
+    worker.close()
+
+
+def test_a_new_scene_and_a_new_sound_are_causes() -> None:
+    source, offers = Scripted(DOG), Offers()
+    worker = worker_of(source, offers, every_seconds=None, on_sound=True)
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 255, (12, 16, 3), np.uint8).repeat(8, 0).repeat(8, 1) for _ in range(2)]
+    for k in range(12):
+        worker.saw(0, Frame(pictures[k // 6], pts_seconds=k / 25), FEATURES, SAMPLES)
+        time.sleep(0.01)
+    until(lambda: len(offers) == 3)
+    other = np.concatenate([np.ones(8), -np.ones(8)]).astype(np.float32)
+    for k in range(12, 20):
+        worker.saw(0, Frame(pictures[1], pts_seconds=k / 25), other, SAMPLES)
+    until(lambda: len(offers) == 4)
+    assert worker.health()["asked"] == {"start": 1, "scene": 1, "sound": 2, "interval": 0}
+    worker.close()
+
+
+def test_closing_does_not_wait_for_a_source() -> None:
+    hold = threading.Event()
+    source, offers = Scripted(DOG, hold=hold), Offers()
+    worker = worker_of(source, offers)
+    saw(worker, 0.0)
+    until(lambda: len(source.moments) == 1)
+    began = time.monotonic()
+    worker.close()
+    assert time.monotonic() - began < 3 and source.closed == 1
+    hold.set()
+    time.sleep(0.05)
+    assert offers == [], "what comes too late is not offered"
+    worker.close()
+
+
+def test_nothing_is_left() -> None:
+    with nothing_left("teso-cues"):
+        for _ in range(5):
+            worker = worker_of(Scripted(DOG), Offers())
+            saw(worker, 0.0)
+            worker.close()
