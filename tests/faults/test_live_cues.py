@@ -64,16 +64,17 @@ def test_cues_are_used_as_soon_as_they_are_there(pipeline: Pipeline) -> None:
             return super().ask(moment)
 
     found, snapshot = ran(pipeline, Slow(DOG), every_seconds=None, on_sound=False, on_scene=False)
-    with_cues = [one for one in found if one.segmentation.cues.names == ("dog",)]
+    places = [k for k, one in enumerate(found) if one.segmentation.cues.names == ("dog",)]
+    with_cues = [found[k] for k in places]
     first = with_cues[0]
     assert first.segmentation.cues.source == "llm"
     begun = [one.stamps.get("began", one.stamps.get("encoded", 0.0)) for one in found]
-    later = [one for one, at in zip(found, begun, strict=True) if at >= arrived[0]]
-    assert found.index(first) <= found.index(later[0]) + 1, "within one result of their arrival"
+    later = next(k for k, at in enumerate(begun) if at >= arrived[0])
+    assert places[0] <= later + 1 and places == list(range(places[0], len(found))), "within one result of their arrival"
     assert any(one.cause == "cues" for one in found), "the last picture is decoded again at once"
     ages = [one.segmentation.cues.age_seconds for one in with_cues]
     assert 0.3 < ages[0] < 1.2 and ages[-1] > ages[0]
-    assert {one.segmentation.cues.source for one in found[: found.index(first)]} == {"fallback"}
+    assert {one.segmentation.cues.source for one in found[: places[0]]} == {"fallback"}
     assert snapshot["cue_source"]["answered"] == 1 and snapshot["streams"][0]["cues"]["source"] == "llm"
     text = prometheus(snapshot)
     assert 'teso_cue_questions_total{source="scripted",reason="start"} 1' in text
