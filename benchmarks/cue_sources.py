@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,9 @@ def kept_classes(labels: NDArray[np.uint8], classes: tuple[str, ...], names: tup
     return np.where(np.isin(labels, named), labels, 0).astype(np.uint8)
 
 
-def measure(pipeline: Pipeline, library: Library, models: Path | None, scenes: int, seed: int) -> list[dict[str, Any]]:
+def measure(
+    pipeline: Pipeline, library: Library, models: Path | None, styles: Sequence[str], scenes: int, seed: int
+) -> list[dict[str, Any]]:
     """A row a source."""
     written, tagged, visible = Sentence("written"), Sentence("tagged"), Visible()
     tagger, classes, known = pipeline.check_tagger(), pipeline.classes, pipeline.cue_table.names
@@ -147,7 +149,7 @@ def measure(pipeline: Pipeline, library: Library, models: Path | None, scenes: i
     if models is not None:
         process = ModelProcess(CueModels.open(models), threads=2, nice=0, timeout_seconds=600)
         for kind, sentence in (("written", written), ("tagged", tagged)):
-            for style in ("few-shot-cot", "few-shot-direct"):
+            for style in styles:
                 prompt = Prompt.load(style)
                 source = ReasonedSource("llm", sentence, process.reasoner(reasons=prompt.reasons), prompt)
                 sources[f"llm ({style}) of the {kind} caption"] = source
@@ -196,6 +198,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--models", type=Path, help="of `teso-deploy export-cues`, with a reasoner")
+    parser.add_argument("--prompt", action="append", help="of the reasoner; default: few-shot-direct")
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--scenes", type=int, default=50, help="per row")
     parser.add_argument("--seed", type=int, default=0)
@@ -206,7 +209,8 @@ def main() -> int:
         bundle = Bundle.open(given.bundle)
         pipeline = Pipeline.load(bundle.folder, threads=given.threads)
         library = read_library(given.data, "test")
-        rows = measure(pipeline, library, given.models, given.scenes, given.seed)
+        styles = given.prompt or ["few-shot-direct"]
+        rows = measure(pipeline, library, given.models, styles, given.scenes, given.seed)
     except TesoError as error:
         print(f"benchmarks/cue_sources.py: {error}", file=sys.stderr)
         return error.exit_code
