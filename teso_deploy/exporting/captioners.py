@@ -91,9 +91,9 @@ def _loaded(source: Path, architecture: str) -> tuple[Any, Any, Any]:
 
     kind = Pix2StructForConditionalGeneration if architecture == "pix2struct" else VisionEncoderDecoderModel
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True)
-        processor = AutoImageProcessor.from_pretrained(str(source), local_files_only=True, use_fast=False)
-        model = kind.from_pretrained(str(source), local_files_only=True, torch_dtype="float32").eval()
+        tokenizer = quietly(AutoTokenizer.from_pretrained, str(source), local_files_only=True)
+        processor = quietly(AutoImageProcessor.from_pretrained, str(source), local_files_only=True, use_fast=False)
+        model = quietly(kind.from_pretrained, str(source), local_files_only=True, dtype="float32").eval()
     except Exception as error:  # transformers raises what it likes
         raise CheckpointError(f"{source} can't be read as a captioner ({first_line(error)}): check it") from error
     return model, tokenizer, processor

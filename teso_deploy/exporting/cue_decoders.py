@@ -106,7 +106,7 @@ def _loaded(source: Path) -> tuple[Any, Any, str]:
     """Model, tokenizer, licence."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    arguments: dict[str, Any] = {"torch_dtype": "float32", "attn_implementation": "sdpa"}
+    arguments: dict[str, Any] = {"dtype": "float32", "attn_implementation": "sdpa"}
     folder = source
     if source.is_file():
         if source.suffix.lower() != ".gguf":
@@ -122,8 +122,8 @@ def _loaded(source: Path) -> tuple[Any, Any, str]:
         check_architecture(str(read_config(source)["model_type"]), supported(TASK), "a reasoner")
     try:
         tokens = {"gguf_file": source.name} if source.is_file() else {}
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, **tokens)
-        model = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True, **arguments).eval()
+        tokenizer = quietly(AutoTokenizer.from_pretrained, str(folder), local_files_only=True, **tokens)
+        model = quietly(AutoModelForCausalLM.from_pretrained, str(folder), local_files_only=True, **arguments).eval()
     except Exception as error:  # transformers and its readers raise what they like
         raise CheckpointError(
             f"{source} can't be read as a language model ({first_line(error)}): check its files"

@@ -115,10 +115,14 @@ def _loaded(source: Path) -> tuple[Any, Any, Any]:
     from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True)
-        processor = AutoImageProcessor.from_pretrained(str(source), local_files_only=True, use_fast=False)
-        model = LlavaForConditionalGeneration.from_pretrained(
-            str(source), local_files_only=True, torch_dtype="float32", attn_implementation="sdpa"
+        tokenizer = quietly(AutoTokenizer.from_pretrained, str(source), local_files_only=True)
+        processor = quietly(AutoImageProcessor.from_pretrained, str(source), local_files_only=True, use_fast=False)
+        model = quietly(
+            LlavaForConditionalGeneration.from_pretrained,
+            str(source),
+            local_files_only=True,
+            dtype="float32",
+            attn_implementation="sdpa",
         ).eval()
     except Exception as error:  # transformers raises what it likes
         raise CheckpointError(f"{source} can't be read as a LLaVA ({first_line(error)}): check its files") from error
