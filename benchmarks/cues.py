@@ -158,7 +158,7 @@ def opened(models: CueModels, threads: int, *, keep_prefix: bool = True) -> Loca
 
 
 def measure(
-    folders: dict[str, Path], captions: Sequence[Caption], timed: int, threads: int, with_answers: bool
+    folders: dict[str, Path], captions: Sequence[Caption], timed: int, threads: int, prompts: Sequence[str]
 ) -> dict[str, Any]:
     """The report."""
     models = {precision: CueModels.open(folder) for precision, folder in folders.items()}
@@ -179,9 +179,9 @@ def measure(
     def progress(text: str) -> None:
         print(f"\r{text}   ", end="", file=sys.stderr, flush=True)
 
-    for precision, of in models.items() if with_answers else ():
+    for precision, of in models.items() if prompts else ():
         reasoner = opened(of, threads)
-        for style in prompt_names() if precision == "fp32" else (IN_EVERY_WAY,):
+        for style in prompts if precision == "fp32" else {IN_EVERY_WAY} & set(prompts):
             prompt = Prompt.load(style)
             for constrained in (True, False) if style == IN_EVERY_WAY and precision == "fp32" else (True,):
                 answers = answered(reasoner, prompt, captions, constrained, progress)
@@ -191,7 +191,7 @@ def measure(
                     rows.append(row)
                     print(f"\r{row}", file=sys.stderr)
         reasoner.close()
-    return {"environment": environment, "answers": rows if with_answers else [], "speed": speeds}
+    return {"environment": environment, "answers": rows if prompts else [], "speed": speeds}
 
 
 def published(report: dict[str, Any], folder: Path) -> None:
@@ -226,6 +226,7 @@ def main() -> int:
     parser.add_argument("--captions", type=Path, default=HERE / "captions.toml")
     parser.add_argument("--first", type=int, help="so many captions alone")
     parser.add_argument("--timed", type=int, default=8, help="captions that are timed; 0: none")
+    parser.add_argument("--prompt", action="append", choices=prompt_names(), help="default: all")
     parser.add_argument("--speed-alone", action="store_true", help="nothing but the times")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HERE / "results")
@@ -237,7 +238,7 @@ def main() -> int:
             read_captions(given.captions)[: given.first],
             given.timed,
             given.threads,
-            with_answers=not given.speed_alone,
+            () if given.speed_alone else given.prompt or prompt_names(),
         )
     except TesoError as error:
         print(f"benchmarks/cues.py: {error}", file=sys.stderr)

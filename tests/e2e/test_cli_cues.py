@@ -155,6 +155,33 @@ def test_cues_grow_old(clip: Path, bold: Path, tmp_path: Path) -> None:
     assert done(*arguments, "--cue-ttl", 0.5)["cues"]["offered_rate"]["dog"] == pytest.approx(7 / 24, abs=0.05)
 
 
+def test_a_source_beside_a_live_run(clip: Path, bold: Path, tmp_path: Path) -> None:
+    """A file at its own pace: the tagger is asked at the start and every so often, and a dead server before it."""
+    events = tmp_path / "e.jsonl"
+    arguments = ("run", clip, "--bundle", bold, "--mode", "live", "--fps", 8, "--events", events, "--cue-every", 0.5)
+    code, out, err = teso(
+        *arguments, "--cue-source", "openai,tagger", "--server", "http://127.0.0.1:9", "--threads", 1, "--json", "-"
+    )
+    assert code == 0, err
+    report = json.loads(out)
+    told = report["cue_source"]
+    assert told["source"] == "openai,tagger" and told["asked"]["start"] == 1 and told["answered"] >= 2
+    assert report["streams"][0]["cues"]["source"] == "tagger" and report["streams"][0]["redecodes"]["cues"] >= 1
+    with chat_server(saying("A dog beside a car."), saying(ANSWER)) as server:
+        code, out, err = teso(
+            *arguments, "--cue-source", "openai", "--server", server.url, "--cue-budget", 1, "--json", "-",
+            "--masks", tmp_path / "m.jsonl",
+        )  # fmt: skip
+        assert code == 0, err
+        assert len(server.asked) == 2, "one question, of a captioner and a reasoner"
+    lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert lines[-1]["cues"]["source"] == "openai" and lines[-1]["cues"]["age_seconds"] > 0.5
+    words = tmp_path / "words.txt"
+    words.write_text("dog\n")
+    code, out, err = teso(*arguments[:-2], "--cues-file", words, "--json", "-")
+    assert code == 0 and json.loads(out)["streams"][0]["cues"]["source"] == "manual", err
+
+
 def test_cues_of_the_scenes_that_eval_makes(media_folder: Path, bold: Path, tmp_path: Path) -> None:
     out = tmp_path / "cues.json"
     common = (media_folder, "--bundle", bold, "--scenes", 2, "--seeds", 2)
