@@ -147,7 +147,7 @@ def measure(
         sources[f"nouns of the {kind} caption"] = NounSource(sentence, known, classes)
     process: ModelProcess | None = None
     if models is not None:
-        process = ModelProcess(CueModels.open(models), threads=2, nice=0, timeout_seconds=600)
+        process = ModelProcess(CueModels.open(models), threads=2, in_background=False, timeout_seconds=600)
         for kind, sentence in (("written", written), ("tagged", tagged)):
             for style in styles:
                 prompt = Prompt.load(style)

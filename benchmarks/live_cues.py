@@ -3,8 +3,8 @@
     python benchmarks/live_cues.py [--seconds 30] [--turns 3] [--fps 6] [--threads 2] [--out FOLDER]
 
 The camera is that of ``live.py``; ``--fps`` pictures of it are looked at a second, so that the cores have room. A
-source "waiting" sleeps, as one on a server does; one "working" reads 200 MB again and again in a process of its own at
-niceness 19, as a language model does there. A question is put as soon as the last is answered. Frames: from their
+source "waiting" sleeps, as one on a server does; one "working" reads 200 MB again and again in a process of its own in
+the background, as a language model does there. A question is put as soon as the last is answered. Frames: from their
 arrival to their masks.
 
 "used after" is how many results are delivered without the new cues, though they were begun behind their arrival.
@@ -29,6 +29,7 @@ from teso_deploy.benchmarking.report import environment_of, publish
 from teso_deploy.cli.live import cue_worker
 from teso_deploy.cues.asking import AskingOptions
 from teso_deploy.cues.choosing import Chosen
+from teso_deploy.cues.process import step_back
 from teso_deploy.cues.source import CueAnswer, Moment
 from teso_deploy.errors import TesoError
 from teso_deploy.media.address import Address
@@ -42,7 +43,7 @@ from teso_deploy.runtime.sinks import CallbackSink
 HERE = Path(__file__).parent
 SOURCE_SECONDS = 20.0
 WORK = (
-    "import os, sys, time; os.nice(19); import numpy as np; m = np.ones((7000, 7000), np.float32);"
+    "import sys, time, numpy as np; m = np.ones((7000, 7000), np.float32);"
     "v = np.ones(7000, np.float32); end = time.monotonic() + float(sys.argv[1])\n"
     "while time.monotonic() < end: m @ v"
 )
@@ -65,6 +66,7 @@ class Slow:
         if self.name == "working":
             environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             self._process = subprocess.Popen([sys.executable, "-c", WORK, str(self._seconds)], env=environment)
+            step_back(self._process.pid)
             self._process.wait()
         else:
             self._is_over.wait(self._seconds)

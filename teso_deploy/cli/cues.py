@@ -107,7 +107,7 @@ def cues(
         cue_file=None if cues_file is None else read_cue_file(cues_file),
         timeout_seconds=timeout,
         threads=threads,
-        nice=0,
+        in_background=False,
         keep="anew" if fresh else "yes",
     )
     library = read_library(inputs[0], "test") if inputs[0].is_dir() else None

@@ -87,7 +87,7 @@ class RunCues:
                 server=request.server,
                 server_model=request.server_model,
                 cue_file=self.file,
-                nice=19 if has_streams else 0,
+                in_background=has_streams,
                 threads=1 if has_streams else None,
                 keep="no" if has_streams else "yes",
             )

@@ -29,8 +29,8 @@ class SourceOptions:
 
     ``models``: a folder of ``teso-deploy export-cues``. ``server``: address of an OpenAI-compatible server;
     ``server_model``: what it calls its model. ``frames``: pictures that a captioner on a server is shown.
-    ``cue_file``: of ``manual`` and ``released``. ``threads``, ``nice``: of the models' process. ``keep``: whether
-    answers of models are kept on disk, and those that are there are taken ("anew": they are not).
+    ``cue_file``: of ``manual`` and ``released``. ``threads``, ``in_background``: of the models' process. ``keep``:
+    whether answers of models are kept on disk, and those that are there are taken ("anew": they are not).
     """
 
     models: Path | None = None
@@ -41,7 +41,7 @@ class SourceOptions:
     cue_file: CueFile | None = None
     timeout_seconds: float = 120.0
     threads: int | None = 1
-    nice: int = 19
+    in_background: bool = True
     keep: Literal["yes", "anew", "no"] = "yes"
 
 
@@ -184,7 +184,10 @@ class _Maker:
         if self._process is None:
             options = self.options
             self._process = ModelProcess(
-                self._models, threads=options.threads, nice=options.nice, timeout_seconds=options.timeout_seconds
+                self._models,
+                threads=options.threads,
+                in_background=options.in_background,
+                timeout_seconds=options.timeout_seconds,
             )
         return self._process
 

@@ -32,7 +32,7 @@ END_SECONDS = 2.0
 class ModelProcess:
     """The process of a folder of models, started when it is first asked. One question at a time.
 
-    ``threads`` None: all cores. ``nice``: what it adds to its niceness, so that frames come first.
+    ``threads`` None: all cores. ``in_background``: it runs when nothing else wants to, so that frames come first.
     ``timeout_seconds``: of a question; a process that takes longer is ended. ``command``: in place of our worker.
     """
 
@@ -41,12 +41,12 @@ class ModelProcess:
         models: CueModels,
         *,
         threads: int | None = 1,
-        nice: int = 19,
+        in_background: bool = True,
         timeout_seconds: float = 120.0,
         command: Sequence[str] | None = None,
     ) -> None:
-        self._models, self._timeout_seconds = models, timeout_seconds
-        worker = [sys.executable, "-m", WORKER, str(models.folder), str(threads or 0), str(nice)]
+        self._models, self._in_background, self._timeout_seconds = models, in_background, timeout_seconds
+        worker = [sys.executable, "-m", WORKER, str(models.folder), str(threads or 0)]
         self._command = worker if command is None else list(command)
         self._asking, self._lock = threading.Lock(), threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -113,6 +113,8 @@ class ModelProcess:
                 )
             except OSError as error:
                 raise CueSourceError(f"the models' process can't be started ({error.strerror})") from error
+            if self._in_background:
+                step_back(self._process.pid)
             threading.Thread(target=self._listen, args=(self._process,), name="teso-cue-models", daemon=True).start()
             return self._process
 
@@ -153,6 +155,14 @@ class ModelProcess:
         return CueSourceError(
             f"the models' process ended with code {process.returncode}{said}: it will be started again"
         )
+
+
+def step_back(pid: int) -> None:
+    """Let a process run when nothing else wants to: a nice one may hold a core for milliseconds, an idle one not."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, 19)
+        if hasattr(os, "SCHED_IDLE"):
+            os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -113,7 +113,7 @@ def is_alive(pid: int) -> bool:
 
 
 def test_the_real_one_captions_and_reasons(models: CueModels) -> None:
-    process = ModelProcess(models, nice=5)
+    process = ModelProcess(models)
     prompt = Prompt.load("one-shot-direct")
     try:
         captioner, reasoner = process.captioner("What?"), process.reasoner(reasons=prompt.reasons)
@@ -126,7 +126,8 @@ def test_the_real_one_captions_and_reasons(models: CueModels) -> None:
         source = ReasonedSource("llm", captioner, reasoner, prompt)
         found = source.ask(moment())
         assert found is not None and found.caption == caption
-        assert process._process is not None and os.getpriority(os.PRIO_PROCESS, process._process.pid) >= 5
+        assert process._process is not None and os.getpriority(os.PRIO_PROCESS, process._process.pid) == 19
+        assert os.sched_getscheduler(process._process.pid) == os.SCHED_IDLE
         with pytest.raises(CueSourceError, match="fewer shots"):
             reasoner.answer([Message("user", "dog " * 5000)])
         assert reasoner.answer(prompt.messages("a dog barks at a man")) == answer  # the same process

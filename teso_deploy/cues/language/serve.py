@@ -1,4 +1,4 @@
-"""The models' process: ``python -m teso_deploy.cues.language.serve FOLDER THREADS NICE``; see :mod:`..process`.
+"""The models' process: ``python -m teso_deploy.cues.language.serve FOLDER THREADS``; see :mod:`..process`.
 
 Questions come by standard input, answers go to what was standard output; it ends with its parent.
 """
@@ -79,9 +79,8 @@ def serve(folder: Path, threads: int, questions: BinaryIO, answers: BinaryIO) ->
 
 def main() -> None:
     """See the module."""
-    folder, threads, nice = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    folder, threads = Path(sys.argv[1]), int(sys.argv[2])
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    os.nice(nice)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is no answer
     serve(folder, threads or available_cores(), sys.stdin.buffer, answers)
