@@ -104,7 +104,9 @@ def test_frames_do_not_wait_for_a_source_that_hangs() -> None:
     hold = threading.Event()
     source, offers = Scripted(DOG, hold=hold), Offers()
     worker = worker_of(source, offers)
-    took = [saw(worker, 0.04 * k) for k in range(200)]
+    saw(worker, 0.0)
+    until(lambda: len(source.moments) == 1)
+    took = [saw(worker, 0.04 * k) for k in range(1, 200)]
     assert np.median(took) < 0.005 and offers == [] and len(source.moments) == 1
     assert worker.health()["asking_seconds"] is not None
     hold.set()
