@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -19,6 +21,7 @@ from teso_deploy.cues.language.reasoner import LocalReasoner
 from teso_deploy.cues.model_bundle import ModelEntry
 from teso_deploy.cues.prompts import Prompt
 from teso_deploy.exporting.captioners import export_captioner
+from teso_deploy.exporting.cue_weights import gemms_split, weights_quantized
 from teso_deploy.exporting.llava import export_llava
 from tests.language_models import (
     byte_tokenizer,
@@ -87,15 +90,8 @@ def test_captions_are_those_of_hugging_face(kind: str, size: tuple[int, int], re
     assert captioner.caption(image, "never heard of") == " ".join(text.split())
 
 
-@pytest.mark.parametrize("kind", ["vision_encoder_decoder", "pix2struct"])
-def test_logits_with_a_past_and_without(kind: str, request: pytest.FixtureRequest) -> None:
-    """Word by word from nothing, against all words at once in PyTorch."""
-    made: Made = request.getfixturevalue(kind)
-    image, ids = photograph(), [made.entry.decoder.start[0], *np.random.default_rng(0).integers(3, 300, 12).tolist()]
-    shown = made.shown(image)
-    with torch.no_grad():
-        expected = made.model(**shown, decoder_input_ids=torch.tensor([ids])).logits[0].numpy()
-    captioner = made.captioner()
+def logits_of(captioner: LocalCaptioner, image: Any, ids: list[int]) -> Any:
+    """What its decoder makes of words that are put into its mouth one by one, (tokens, V)."""
     found: list[Any] = []
     step = captioner._decoder.step
 
@@ -108,7 +104,63 @@ def test_logits_with_a_past_and_without(kind: str, request: pytest.FixtureReques
     captioner._decoder.step = noted  # type: ignore[method-assign]
     with pytest.raises(StopIteration):
         captioner._of_encoder(image)
-    np.testing.assert_allclose(np.array(found), expected, atol=1e-4)
+    return np.array(found)
+
+
+@pytest.mark.parametrize("kind", ["vision_encoder_decoder", "pix2struct"])
+def test_logits_with_a_past_and_without(kind: str, request: pytest.FixtureRequest) -> None:
+    """Word by word from nothing, against all words at once in PyTorch."""
+    made: Made = request.getfixturevalue(kind)
+    image, ids = photograph(), [made.entry.decoder.start[0], *np.random.default_rng(0).integers(3, 300, 12).tolist()]
+    shown = made.shown(image)
+    with torch.no_grad():
+        expected = made.model(**shown, decoder_input_ids=torch.tensor([ids])).logits[0].numpy()
+    np.testing.assert_allclose(logits_of(made.captioner(), image, ids), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["vision_encoder_decoder", "pix2struct"])
+def test_every_weight_of_a_product_has_few_bits(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """GPT-2's too, which are in Gemm, and the words are nearly as likely as in fp32."""
+    made: Made = request.getfixturevalue(kind)
+    (tmp_path / "out").mkdir()
+    for graph in made.entry.graphs.values():
+        weights_quantized(made.folder / "out" / graph, tmp_path / "out" / graph, "int8")
+        found = onnx.load(tmp_path / "out" / graph, load_external_data=False).graph
+        constants = {tensor.name for tensor in found.initializer}
+        products = [node for node in found.node if node.op_type in ("Gemm", "MatMul") and node.input[1] in constants]
+        assert not products and sum(node.op_type == "MatMulNBits" for node in found.node) >= 2
+    shutil.copy(made.folder / "out" / "tokenizer.json", tmp_path / "out")
+    image, ids = photograph(), [made.entry.decoder.start[0], *np.random.default_rng(0).integers(3, 300, 12).tolist()]
+    few_bits = LocalCaptioner(tmp_path, made.entry, "x", 1, max_new_tokens=TOKENS)
+    found, exact = (logits_of(captioner, image, ids) for captioner in (few_bits, made.captioner()))
+    assert 0.98 < np.corrcoef(found.ravel(), exact.ravel())[0, 1] < 0.99999
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_gemm_is_split_into_what_it_is(turned: bool) -> None:
+    rng = np.random.default_rng(0)
+    weights, bias = rng.normal(size=(5, 3)).astype(np.float32), rng.normal(size=3).astype(np.float32)
+    taken = rng.normal(size=(4, 5)).astype(np.float32)
+    make_node, values = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [
+            make_node("Gemm", ["x", "w", "b"], ["y"], name="with", transB=int(turned)),
+            make_node("Gemm", ["x", "w"], ["z"], name="without", transB=int(turned)),
+            make_node("Gemm", ["x", "w"], ["twice"], name="scaled", transB=int(turned), alpha=2.0),
+        ],
+        "g",
+        [values("x", 1, [4, 5])],
+        [values(name, 1, [4, 3]) for name in ("y", "z", "twice")],
+        [onnx.numpy_helper.from_array(np.ascontiguousarray(weights.T) if turned else weights, "w"),
+         onnx.numpy_helper.from_array(bias, "b")],
+    )  # fmt: skip
+    gemms_split(graph)
+    assert [node.op_type for node in graph.node] == ["MatMul", "Add", "MatMul", "Gemm"]
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model)
+    found = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": taken})
+    expected = [taken @ weights + bias, taken @ weights, 2 * taken @ weights]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_picture_is_looked_at_once(vision_encoder_decoder: Made, pix2struct: Made) -> None:
