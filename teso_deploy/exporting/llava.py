@@ -156,7 +156,9 @@ def _export_decoder(language: Any, out: Path) -> None:
     from optimum.exporters.onnx.convert import export
     from optimum.exporters.tasks import TasksManager
 
-    constructor = TasksManager.get_exporter_config_constructor("onnx", model=language, task=TASK)
+    constructor = TasksManager.get_exporter_config_constructor(
+        "onnx", model=language, task=TASK, library_name="transformers"
+    )
     base = constructor.func
 
     class Embedded(base):  # type: ignore[misc,valid-type]

@@ -1,0 +1,87 @@
+"""How fast captioners caption here, weights and all: a picture's first word, and the words behind it.
+
+    python benchmarks/captioners.py MODELS [MODELS ...] [--pictures 9] [--threads 2]
+
+``MODELS``: folders of ``teso-deploy export-cues --captioner``. What the weights are does not matter, so they may be
+random: every caption is as long as every other. All take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from teso_deploy.benchmarking.report import environment_of, publish
+from teso_deploy.cues.language.captioner import LocalCaptioner
+from teso_deploy.cues.model_bundle import CueModels
+from teso_deploy.errors import CueSourceError, TesoError
+
+PROMPT = "Describe what is to be seen."
+#: Of a caption: as many as those of COCO have, with room.
+TOKENS = 17
+
+
+def measure(folders: list[Path], pictures: int, threads: int) -> list[dict[str, Any]]:
+    """A row a folder."""
+    captioners = []
+    for folder in folders:
+        models = CueModels.open(folder)
+        entry = models.manifest.captioner
+        if entry is None:
+            raise CueSourceError(f"{folder} has no captioner: export one with --captioner")
+        entry = entry.model_copy(update={"decoder": entry.decoder.model_copy(update={"end": ()})})
+        captioners.append([LocalCaptioner(folder, entry, "x", threads, max_new_tokens=n) for n in (1, TOKENS)])
+    seconds: dict[tuple[int, int], list[float]] = {}
+    images = np.random.default_rng(0).integers(0, 256, (pictures + 1, 360, 640, 3), dtype=np.uint8)
+    for image in images:
+        for k, pair in enumerate(captioners):
+            for which, captioner in enumerate(pair):
+                began = time.perf_counter()
+                captioner.caption(image, PROMPT)
+                seconds.setdefault((k, which), []).append(time.perf_counter() - began)
+    rows = []
+    for k, folder in enumerate(folders):
+        entry = CueModels.open(folder).manifest.captioner
+        assert entry is not None
+        first, whole = (float(np.median(seconds[k, which][1:])) for which in (0, 1))  # the first warms up
+        rows.append(
+            {
+                "name": entry.name,
+                "architecture": entry.architecture,
+                "precision": entry.precision,
+                "megabytes": round(sum(p.stat().st_size for p in (folder / entry.folder).iterdir()) / 1e6),
+                "first_token_s": round(first, 3),
+                "caption_s": round(whole, 3),
+                "tokens_per_second": round((TOKENS - 1) / (whole - first), 1),
+            }
+        )
+    return rows
+
+
+def main() -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("--pictures", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    given = parser.parse_args()
+    try:
+        environment = environment_of(given.threads, weights="random")
+        rows = measure(given.models, given.pictures, given.threads)
+    except TesoError as error:
+        print(f"benchmarks/captioners.py: {error}", file=sys.stderr)
+        return error.exit_code
+    note = f"Medians over {given.pictures} pictures of 640 x 360, taking turns; captions of {TOKENS} tokens."
+    report = {"schema_version": 1, "rows": rows, "bound_by": note, "environment": environment}
+    publish("captioners-cpu", "How fast captioners of real size caption", report, given.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
