@@ -18,6 +18,8 @@ TEXT = ['the dog barks at a man who plays the guitar: {"objects": ["dog", "man"]
 #: Reasoners: architecture → the classes of its configuration and its model.
 REASONERS = {"llama": ("LlamaConfig", "LlamaForCausalLM"), "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
              "qwen3": ("Qwen3Config", "Qwen3ForCausalLM")}  # fmt: skip
+#: One that has no scaled_dot_product_attention, and one that caps its logits and looks back through windows.
+OTHERS = {"bloom": ("BloomConfig", "BloomForCausalLM"), "gemma2": ("Gemma2Config", "Gemma2ForCausalLM")}
 
 
 def byte_tokenizer(*more_special: str, template: str | None = CHAT) -> Any:
@@ -99,18 +101,22 @@ def save_reasoner(folder: Path, architecture: str, tokenizer: Any | None = None)
     import transformers
 
     tokenizer = byte_tokenizer() if tokenizer is None else tokenizer
-    config, kind = (getattr(transformers, name) for name in REASONERS[architecture])
+    config, kind = (getattr(transformers, name) for name in (REASONERS | OTHERS)[architecture])
     torch.manual_seed(0)
-    model = widened(kind(config(**text_sizes(len(tokenizer)))))
+    sizes = text_sizes(len(tokenizer))
+    sizes |= {"n_layer": 2, "n_head": 4} if architecture == "bloom" else {}
+    model = widened(kind(config(**sizes)))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model
 
 
-def save_vision_encoder_decoder(folder: Path) -> Any:
-    """ViT and GPT-2."""
+def save_vision_encoder_decoder(folder: Path, decoder: str = "gpt2") -> Any:
+    """ViT and GPT-2, TrOCR's decoder or BERT."""
     from transformers import (
+        BertConfig,
         GPT2Config,
+        TrOCRConfig,
         VisionEncoderDecoderConfig,
         VisionEncoderDecoderModel,
         ViTConfig,
@@ -121,9 +127,17 @@ def save_vision_encoder_decoder(folder: Path) -> Any:
     seen = ViTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=32, patch_size=8
     )
-    said = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=4, add_cross_attention=True,
-        is_decoder=True, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
+    of_gpt2 = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    of_trocr = {
+        "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48,
+        "cross_attention_hidden_size": 32, "max_position_embeddings": 64,
+    }  # fmt: skip
+    of_bert = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    kinds = {"gpt2": (GPT2Config, of_gpt2), "trocr": (TrOCRConfig, of_trocr), "bert": (BertConfig, of_bert)}
+    kind, sizes = kinds[decoder]
+    said = kind(
+        vocab_size=len(tokenizer), add_cross_attention=True, is_decoder=True, bos_token_id=1, eos_token_id=2,
+        tie_word_embeddings=False, **sizes,
     )  # fmt: skip
     config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(seen, said, tie_word_embeddings=False)
     torch.manual_seed(0)

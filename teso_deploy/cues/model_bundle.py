@@ -66,7 +66,7 @@ class ImageEntry(_Table):
     """How a picture is prepared. ``patches``: pix2struct's variable grid, otherwise resize, crop, (x - mean) / std."""
 
     size: tuple[int, int]
-    fit: Literal["stretch", "shortest-side-then-crop", "pad-to-square"] = "stretch"
+    fit: Literal["stretch", "shortest-side-then-crop"] = "stretch"
     resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)

@@ -27,6 +27,8 @@ MAX_ANSWER_BYTES = 10_000_000
 #: A process that ended twice in a row is started again after so long, then after twice as long, up to the last.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 END_SECONDS = 2.0
+#: For loading a model, which does not count as a question's time.
+LOAD_SECONDS = 900.0
 
 
 class ModelProcess:
@@ -46,11 +48,13 @@ class ModelProcess:
         command: Sequence[str] | None = None,
     ) -> None:
         self._models, self._in_background, self._timeout_seconds = models, in_background, timeout_seconds
-        worker = [sys.executable, "-m", WORKER, str(models.folder), str(threads or 0)]
+        # -P: nothing is imported from the folder that the user happens to be in.
+        worker = [sys.executable, "-P", "-m", WORKER, str(models.folder), str(threads or 0)]
         self._command = worker if command is None else list(command)
         self._asking, self._lock = threading.Lock(), threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._said: deque[str] = deque(maxlen=5)
+        self._loaded = set[str]()
         self._failures, self._not_before = 0, 0.0
         self._is_closed = False
 
@@ -71,17 +75,10 @@ class ModelProcess:
         """A question and the text that answers it. Raises :class:`CueSourceError`."""
         with self._asking:
             process = self._running()
-            deadline = time.monotonic() + self._timeout_seconds
-            try:
-                text = json.dumps(question).encode()
-                _write(process, HEAD.pack(len(text), len(content)) + text + content, deadline)
-                answer = self._read(process, deadline)
-            except (OSError, ValueError, TimeoutError) as error:
-                raise self._ended(process, error) from None
-            self._failures = 0
-            if "error" in answer:
-                raise CueSourceError(str(answer["error"]))
-            return str(answer.get("text", ""))
+            if question["do"] not in self._loaded:  # beside busy frames that takes its time
+                self._told(process, {"do": "load", "model": question["do"]}, b"", LOAD_SECONDS)
+                self._loaded.add(question["do"])
+            return self._told(process, question, content, self._timeout_seconds)
 
     def close(self) -> None:
         """End the process, and a question under way. From any thread, more than once."""
@@ -90,6 +87,29 @@ class ModelProcess:
             process = self._process
         if process is not None:
             _end(process)
+
+    def _told(
+        self, process: subprocess.Popen[bytes], question: Mapping[str, Any], content: bytes, limit_seconds: float
+    ) -> str:
+        deadline = time.monotonic() + limit_seconds
+        try:
+            text = json.dumps(question).encode()
+            _write(process, HEAD.pack(len(text), len(content)) + text + content, deadline)
+            answer = self._read(process, deadline)
+        except TimeoutError:
+            if question["do"] == "load":
+                said = f"the model was not loaded in {limit_seconds:g} s: take a smaller one"
+            else:
+                said = f"the model gave no answer in {limit_seconds:g} s: give it longer with --timeout, or take a "
+                said += "smaller one"
+            raise self._ended(process, said) from None
+        except (OSError, ValueError):
+            raise self._ended(process) from None
+        if question["do"] != "load":
+            self._failures = 0
+        if "error" in answer:
+            raise CueSourceError(str(answer["error"]))
+        return str(answer.get("text", ""))
 
     def _running(self) -> subprocess.Popen[bytes]:
         with self._lock:
@@ -103,6 +123,7 @@ class ModelProcess:
                     f"the models' process has ended {self._failures} times: it is tried again in {wait:.0f} s", wait
                 )
             self._said.clear()
+            self._loaded.clear()
             try:
                 self._process = subprocess.Popen(
                     self._command,
@@ -136,7 +157,7 @@ class ModelProcess:
             raise ValueError("no answer")
         return answer
 
-    def _ended(self, process: subprocess.Popen[bytes], error: BaseException) -> CueSourceError:
+    def _ended(self, process: subprocess.Popen[bytes], too_slow: str = "") -> CueSourceError:
         """What is to be said of a process that is of no use any more; it is ended."""
         _end(process)
         if self._is_closed:
@@ -145,11 +166,8 @@ class ModelProcess:
         if self._failures > 1:
             pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (self._failures - 2))
             self._not_before = time.monotonic() + pause
-        if isinstance(error, TimeoutError):
-            return CueSourceError(
-                f"the model gave no answer in {self._timeout_seconds:g} s: give it longer with --timeout, or take a "
-                "smaller one"
-            )
+        if too_slow:
+            return CueSourceError(too_slow)
         time.sleep(0.05)  # what it said last is still on its way
         said = f" ({self._said[-1]})" if self._said else ""
         return CueSourceError(
@@ -177,12 +195,19 @@ def _end(process: subprocess.Popen[bytes]) -> None:
                 pipe.close()
 
 
+def _wait_for(file: int, event: int, deadline: float) -> None:
+    """By poll: select takes no file of a number beyond 1,023. Raises :class:`TimeoutError`."""
+    poll = select.poll()
+    poll.register(file, event)
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1e3):
+        raise TimeoutError
+
+
 def _take(file: int, count: int, deadline: float) -> bytes:
     """So many bytes. Raises :class:`TimeoutError`, :class:`OSError` (the end)."""
     taken = b""
     while len(taken) < count:
-        if not select.select([file], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            raise TimeoutError
+        _wait_for(file, select.POLLIN, deadline)
         piece = os.read(file, min(65536, count - len(taken)))
         if not piece:
             raise OSError("the process has ended")
@@ -195,8 +220,7 @@ def _write(process: subprocess.Popen[bytes], content: bytes, deadline: float) ->
     assert process.stdin is not None
     file, view = process.stdin.fileno(), memoryview(content)
     while view:
-        if not select.select([], [file], [], max(0.0, deadline - time.monotonic()))[1]:
-            raise TimeoutError
+        _wait_for(file, select.POLLOUT, deadline)
         view = view[os.write(file, view[: select.PIPE_BUF]) :]
 
 

@@ -25,7 +25,7 @@ _SHOTS, _CAPTIONER = "shots", "captioner"
 #: A longer caption is cut: what a picture shows is said by then.
 MAX_CAPTION_CHARACTERS = 4000
 _BRACKETS = str.maketrans({"<": "(", ">": ")", "[": "(", "]": ")", "{": "(", "}": ")", "|": " ", "#": " ", "`": "'"})
-_ROLES = re.compile(r"\b(system|user|assistant|human|instruction|response|answer|ai)\s*:", re.IGNORECASE)
+_ROLES = re.compile(r"\b(system|user|assistant|human|instruction|response|answer|ai)\s*(?:[:：]\s*)+", re.IGNORECASE)
 
 
 class _Table(BaseModel):
@@ -97,7 +97,7 @@ def as_data(text: str) -> str:
     'a dog(/caption) SYSTEM say ( im_end ) cat'
     """
     text = " ".join(text[: 2 * MAX_CAPTION_CHARACTERS].translate(_BRACKETS).split())
-    return _ROLES.sub(r"\1", "".join(c for c in text if c.isprintable()))[:MAX_CAPTION_CHARACTERS]
+    return _ROLES.sub(r"\1 ", "".join(c for c in text if c.isprintable())).strip()[:MAX_CAPTION_CHARACTERS]
 
 
 class Prompt:

@@ -12,10 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from PIL import Image
 
+from teso_deploy.cues.language.pictures import prepared
 from teso_deploy.cues.model_bundle import ImageEntry, ModelEntry, WeightPrecision
 from teso_deploy.errors import CheckpointError
 from teso_deploy.exporting.cue_decoders import (
@@ -32,6 +35,8 @@ from teso_deploy.exporting.cue_weights import quietly, stored_as
 TASK = "image-to-text-with-past"
 CAPTIONERS = ("vision-encoder-decoder", "pix2struct")
 _HIDDEN = "encoder_hidden_states"
+#: Of what an encoder takes: a processor that rounds a picture to 8 bits differs by less from one that does not.
+MOST_OF_A_PIXEL = 0.05
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -47,6 +52,8 @@ def export_captioner(source: Path, out: Path, precision: WeightPrecision) -> Mod
     model, tokenizer, processor = _loaded(source, architecture)
     tokenizer_to(tokenizer, out)
     config = model.generation_config
+    image = image_entry(processor)
+    check_pictures(processor, image)
     start = _first(config.decoder_start_token_id, model.config.decoder_start_token_id, tokenizer.bos_token_id)
     ends = _first(config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id)
     with tempfile.TemporaryDirectory(dir=out) as folder:
@@ -60,7 +67,8 @@ def export_captioner(source: Path, out: Path, precision: WeightPrecision) -> Mod
         )  # fmt: skip
         encoder, past = work / "encoder_model.onnx", work / "decoder_with_past_model.onnx"
         picture, decoder = work / "picture.onnx", work / "decoder.onnx"
-        if architecture == "pix2struct":
+        taken = onnx.load(str(past), load_external_data=False).graph.input
+        if any(".encoder.key" in value.name for value in taken):
             keep_outputs(work / "decoder_model.onnx", picture)
             decoder = past
         else:
@@ -75,7 +83,7 @@ def export_captioner(source: Path, out: Path, precision: WeightPrecision) -> Mod
         precision=precision,
         graphs={name: f"{name}.onnx" for name in ("encoder", "picture", "decoder")},
         decoder=decoder_entry(out / "decoder.onnx", model.config, ends, start[:1]),
-        image=image_entry(processor),
+        image=image,
         licence=licence_of(source),
     )
 
@@ -134,6 +142,20 @@ def image_entry(processor: Any) -> ImageEntry:
         mean=tuple(processor.image_mean) if scales else (0.0, 0.0, 0.0),
         std=tuple(processor.image_std) if scales else (1.0, 1.0, 1.0),
     )
+
+
+def check_pictures(processor: Any, entry: ImageEntry) -> None:
+    """Refuse an image processor that does anything else than we will (:class:`CheckpointError`)."""
+    for size in ((61, 97), (97, 61)):
+        image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+        theirs = quietly(processor, Image.fromarray(image), return_tensors="np")
+        for name, ours in prepared(image, entry).items():
+            other = np.asarray(theirs[name]) if name in theirs else np.zeros(0)
+            if other.shape != ours.shape or not np.allclose(other, ours, atol=MOST_OF_A_PIXEL):
+                raise CheckpointError(
+                    f"its pictures are prepared in a way that is not known ({type(processor).__name__} with these "
+                    "settings): take another captioner"
+                )
 
 
 def keep_outputs(graph: Path, out: Path) -> None:

@@ -106,7 +106,7 @@ def _loaded(source: Path) -> tuple[Any, Any, str]:
     """Model, tokenizer, licence."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    arguments: dict[str, Any] = {"dtype": "float32", "attn_implementation": "sdpa"}
+    arguments: dict[str, Any] = {"dtype": "float32", "local_files_only": True}
     folder = source
     if source.is_file():
         if source.suffix.lower() != ".gguf":
@@ -123,7 +123,12 @@ def _loaded(source: Path) -> tuple[Any, Any, str]:
     try:
         tokens = {"gguf_file": source.name} if source.is_file() else {}
         tokenizer = quietly(AutoTokenizer.from_pretrained, str(folder), local_files_only=True, **tokens)
-        model = quietly(AutoModelForCausalLM.from_pretrained, str(folder), local_files_only=True, **arguments).eval()
+        arguments["attn_implementation"] = "sdpa"
+        try:
+            model = quietly(AutoModelForCausalLM.from_pretrained, str(folder), **arguments).eval()
+        except ValueError:  # GPT-J, BLOOM and others know nothing but this
+            arguments["attn_implementation"] = "eager"
+            model = quietly(AutoModelForCausalLM.from_pretrained, str(folder), **arguments).eval()
     except Exception as error:  # transformers and its readers raise what they like
         raise CheckpointError(
             f"{source} can't be read as a language model ({first_line(error)}): check its files"
@@ -183,8 +188,15 @@ def logits_of_last_token(path: Path) -> None:
     model = ir.load(path)
     logits = next(value for value in model.graph.outputs if value.name == "logits")
     node = logits.producer()
-    if node is None or node.op_type not in ("MatMul", "Gemm") or node.inputs[0] is None:
-        return  # something comes behind the product: all of it stays
+    behind = [logits]
+    while node is not None and node.op_type in _ELEMENTWISE:  # caps, scales, biases
+        varying = [value for value in node.inputs if value is not None and not _is_constant(value)]
+        if len(varying) != 1:
+            return
+        behind.append(varying[0])
+        node = varying[0].producer()
+    if node is None or node.op_type != "MatMul" or node.inputs[0] is None:
+        return  # something else comes behind the product: all of it stays
     last = ir.tensor([-1], dtype=ir.DataType.INT64, name="last_token")
     index = ir.Value(name="last_token", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64), const_value=last)
     model.graph.register_initializer(index)
@@ -192,9 +204,21 @@ def logits_of_last_token(path: Path) -> None:
     taken.outputs[0].name = "hidden_of_last_token"
     model.graph.insert_before(node, taken)
     node.replace_input_with(0, taken.outputs[0])
-    if logits.shape is not None:
-        logits.shape = ir.Shape([logits.shape[0], 1, logits.shape[2]])
+    for value in behind:
+        if value.shape is not None:
+            value.shape = ir.Shape([value.shape[0], 1, value.shape[2]])
     ir.save(model, path, external_data=f"{path.name}.last.data")
+
+
+_ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Tanh", "Cast", "Identity"})
+
+
+def _is_constant(value: ir.Value) -> bool:
+    """Whether it is made of nothing that the graph is given."""
+    node = value.producer()
+    if node is None:
+        return value.const_value is not None
+    return all(_is_constant(taken) for taken in node.inputs if taken is not None)
 
 
 def decoder_entry(graph: Path, config: Any, end: Sequence[int], start: Sequence[int] = ()) -> DecoderEntry:
@@ -225,13 +249,13 @@ def chat_of(tokenizer: Any, tokens: Tokens) -> ChatEntry:
     Raises :class:`CheckpointError` for a template that does not write turns out one after the other.
     """
     if not getattr(tokenizer, "chat_template", None):
-        bos = tokenizer.bos_token if getattr(tokenizer, "add_bos_token", False) else None
-        begin = {} if not bos else {"before_system": bos, "before_user": f"{bos}User: "}
-        return _PLAIN.model_copy(update=begin)
+        return begun(_PLAIN, tokenizer)
     marks = ["MARKONE", "MARKTWO", "MARKTHREE", "MARKFOUR"]
 
+    in_parts = _takes_parts(tokenizer)
+
     def rendered(*messages: tuple[str, str], answer: bool = False) -> str:
-        turns = [{"role": role, "content": content} for role, content in messages]
+        turns = _turns(messages, in_parts)
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer))
 
     system, user, assistant, again = zip(("system", "user", "assistant", "user"), marks, strict=True)
@@ -260,14 +284,36 @@ def chat_of(tokenizer: Any, tokens: Tokens) -> ChatEntry:
     trial = [("system", "Be brief."), *turns]
     trial = trial if before_system is not None else trial[1:]
     ours = tokens.ids(written_out([Message(*turn) for turn in trial], chat, tokens))  # type: ignore[arg-type]
-    theirs = tokenizer.apply_chat_template(_turns(trial), add_generation_prompt=True)
+    theirs = tokenizer.apply_chat_template(_turns(trial, in_parts), add_generation_prompt=True)
     if ours != theirs:
         raise CheckpointError("its chat template writes turns out by their place: export it with a plainer one")
     return chat
 
 
-def _turns(messages: Sequence[tuple[str, str]]) -> list[Mapping[str, str]]:
-    return [{"role": role, "content": content} for role, content in messages]
+def begun(chat: ChatEntry, tokenizer: Any) -> ChatEntry:
+    """With the token that the tokenizer puts before every text, which a template may leave to it."""
+    bos = tokenizer.bos_token
+    if not bos or tokenizer("x").input_ids[:1] != [tokenizer.bos_token_id]:
+        return chat
+    texts = {name: getattr(chat, name) for name in ("before_system", "before_user")}
+    return chat.model_copy(
+        update={name: bos + text for name, text in texts.items() if text is not None and not text.startswith(bos)}
+    )
+
+
+def _takes_parts(tokenizer: Any) -> bool:
+    """Whether a template takes what is said as a list of typed parts, as those of models that see do."""
+    try:
+        return "MARK" not in tokenizer.apply_chat_template(_turns([("user", "MARK")], False), tokenize=False)
+    except Exception:  # a template says so as it likes
+        return True
+
+
+def _turns(messages: Sequence[tuple[str, str]], in_parts: bool) -> list[Mapping[str, Any]]:
+    return [
+        {"role": role, "content": [{"type": "text", "text": content}] if in_parts else content}
+        for role, content in messages
+    ]
 
 
 def _between(text: str, marks: Sequence[str]) -> list[str]:

@@ -6,10 +6,22 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
+from teso_deploy.backends.onnxruntime import available_cores
+from teso_deploy.cues.language.captioner import LocalCaptioner
+from teso_deploy.cues.language.reasoner import LocalReasoner
 from teso_deploy.cues.model_bundle import KIND, CueModels, CueModelsManifest, ModelEntry, WeightPrecision
-from teso_deploy.errors import CheckpointError
+from teso_deploy.cues.source import Message
+from teso_deploy.errors import CheckpointError, TesoError
 from teso_deploy.exporting.captioners import CAPTIONERS, export_captioner
-from teso_deploy.exporting.cue_decoders import check_architecture, cue_libraries, export_decoder, read_config
+from teso_deploy.exporting.cue_decoders import (
+    check_architecture,
+    cue_libraries,
+    export_decoder,
+    first_line,
+    read_config,
+)
 from teso_deploy.exporting.llava import LLAVA, export_llava
 
 
@@ -43,7 +55,7 @@ def export_cue_models(
             on_progress(f"{name}: {source.name}")
             export = export_llava if is_llava[source] else export_captioner if name == "captioner" else export_decoder
             (place := folder / name).mkdir()
-            written[source] = export(source, place, precision)
+            written[source] = _exported(export, source, place, precision, name)
         manifest = CueModelsManifest(
             captioner=None if captioner is None else written[captioner],
             reasoner=None if reasoner is None else written[reasoner],
@@ -53,9 +65,44 @@ def export_cue_models(
             files=KIND.hashed(folder),
         )
         KIND.write(folder, manifest)
+        on_progress("asking them")
+        _try_out(folder, manifest)
         on_progress("checking what was written")
         CueModels.open(folder)
     return manifest
+
+
+def _exported(
+    export: Callable[[Path, Path, WeightPrecision], ModelEntry],
+    source: Path,
+    place: Path,
+    precision: WeightPrecision,
+    role: str,
+) -> ModelEntry:
+    try:
+        return export(source, place, precision)
+    except (TesoError, OSError):
+        raise
+    except Exception as error:  # exporters raise what they like
+        raise CheckpointError(f"{source} can't be exported ({first_line(error)}): take another {role}") from error
+
+
+def _try_out(folder: Path, manifest: CueModelsManifest) -> None:
+    """A caption and an answer of two words: what was exported runs. Raises :class:`CheckpointError`."""
+    for role, entry in (("captioner", manifest.captioner), ("reasoner", manifest.reasoner)):
+        if entry is None:
+            continue
+        try:
+            if role == "captioner":
+                picture = np.full((61, 97, 3), 127, np.uint8)
+                LocalCaptioner(folder, entry, role, available_cores(), max_new_tokens=2).caption(picture, "What?")
+            else:
+                reasoner = LocalReasoner(folder, entry, role, available_cores(), max_new_tokens=2)
+                reasoner.answer([Message("user", "A dog?")], constrained=False)
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            raise CheckpointError(
+                f"{entry.name} was exported, but does not run ({first_line(error)}): take another {role}"
+            ) from error
 
 
 def _model_type(source: Path) -> str:

@@ -66,7 +66,8 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
     data = f"{path.name}.data"
     (path.parent / data).unlink(missing_ok=True)  # the library would append
     onnx.save_model(model, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=data)
-    (path.parent / data).chmod(path.stat().st_mode)  # the library makes it readable by its owner alone
+    if (path.parent / data).is_file():
+        (path.parent / data).chmod(path.stat().st_mode)  # the library makes it readable by its owner alone
 
 
 def stored_as(graph: Path, out: Path, precision: WeightPrecision) -> None:

@@ -6,6 +6,7 @@ projector); "embeddings": ids → embeddings; "decoder": embeddings → logits, 
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from teso_deploy.cues.model_bundle import TOKENIZER_FILE, ModelEntry, WeightPrecision
 from teso_deploy.cues.tokens import Tokens
 from teso_deploy.errors import CheckpointError
-from teso_deploy.exporting.captioners import image_entry
+from teso_deploy.exporting.captioners import check_pictures, image_entry
 from teso_deploy.exporting.cue_decoders import (
+    begun,
     chat_of,
     check_architecture,
     cue_libraries,
@@ -78,6 +80,7 @@ def export_llava(source: Path, out: Path, precision: WeightPrecision) -> ModelEn
     check_architecture(text_type, supported(TASK), "the language model of a LLaVA")
     tokenizer_to(tokenizer, out)
     image = image_entry(processor)
+    check_pictures(processor, image)
     pixels = torch.zeros(1, 3, *image.size)
     with torch.no_grad():
         features = _Vision(model)(pixels)
@@ -102,7 +105,7 @@ def export_llava(source: Path, out: Path, precision: WeightPrecision) -> ModelEn
         precision=precision,
         graphs={name: f"{name}.onnx" for name in ("vision", "embeddings", "decoder")},
         decoder=decoder_entry(out / "decoder.onnx", model.config, ends_of(model, tokenizer)),
-        chat=chat_of(tokenizer, Tokens(out / TOKENIZER_FILE)),
+        chat=begun(chat_of(tokenizer, Tokens(out / TOKENIZER_FILE)), tokenizer),
         image=image,
         image_token=int(model.config.image_token_id),
         image_tokens=int(features.shape[1]),
@@ -127,9 +130,19 @@ def _loaded(source: Path) -> tuple[Any, Any, Any]:
     except Exception as error:  # transformers raises what it likes
         raise CheckpointError(f"{source} can't be read as a LLaVA ({first_line(error)}): check its files") from error
     if not getattr(tokenizer, "chat_template", None):
-        template = source / "chat_template.jinja"
-        tokenizer.chat_template = template.read_text(encoding="utf-8") if template.is_file() else _TEMPLATE
+        tokenizer.chat_template = _template_of(source)
     return model, tokenizer, processor
+
+
+def _template_of(source: Path) -> str:
+    """That of the checkpoint's processor, whichever way it was saved. Raises :class:`CheckpointError`."""
+    text, table = source / "chat_template.jinja", source / "chat_template.json"
+    try:
+        if text.is_file():
+            return text.read_text(encoding="utf-8")
+        return str(json.loads(table.read_text(encoding="utf-8"))["chat_template"]) if table.is_file() else _TEMPLATE
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the chat template of {source} can't be read ({error}): check its files") from error
 
 
 #: Of LLaVA-1.5 (Vicuna), where the checkpoint has none.

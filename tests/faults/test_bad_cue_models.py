@@ -126,3 +126,20 @@ def test_a_llava_for_both_is_written_once(tmp_path: Path) -> None:
     assert manifest.captioner == manifest.reasoner and manifest.reasoner is not None
     assert {name.split("/")[0] for name in manifest.files} == {manifest.reasoner.folder}
     assert json.loads(said)["models"]["captioner"]["architecture"] == "llava-llama"
+
+
+def test_what_an_exporter_says_of_a_model_it_can_not_take(tmp_path: Path) -> None:
+    save_vision_encoder_decoder(tmp_path / "bert", "bert")
+    sentence = refused("export-cues", "--captioner", tmp_path / "bert", "--out", tmp_path / "out", names="bert")
+    assert "can't be exported" in sentence and not (tmp_path / "out").exists()
+
+
+def test_what_was_exported_is_tried_out(tmp_path: Path, reasoner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that can't be run is told of now, and not at the first question."""
+
+    def broken(*arguments: Any, **more: Any) -> Any:
+        raise RuntimeError("Got invalid dimensions for past_key_values.0.value")
+
+    monkeypatch.setattr("teso_deploy.cues.language.decoder.Decoder.step", broken)
+    sentence = refused("export-cues", "--reasoner", reasoner, "--out", tmp_path / "out", names="does not run")
+    assert "invalid dimensions" in sentence and not (tmp_path / "out").exists()

@@ -20,7 +20,8 @@ from teso_deploy.cues.language.pictures import prepared
 from teso_deploy.cues.language.reasoner import LocalReasoner
 from teso_deploy.cues.model_bundle import ModelEntry
 from teso_deploy.cues.prompts import Prompt
-from teso_deploy.exporting.captioners import export_captioner
+from teso_deploy.errors import CheckpointError
+from teso_deploy.exporting.captioners import check_pictures, export_captioner, image_entry
 from teso_deploy.exporting.cue_weights import gemms_split, weights_quantized
 from teso_deploy.exporting.llava import export_llava
 from tests.language_models import (
@@ -32,6 +33,8 @@ from tests.language_models import (
 )
 
 TOKENS = 24
+#: Captioners whose decoder looks at an encoder's output.
+ENCODED = ("vision_encoder_decoder", "trocr", "pix2struct")
 
 
 class Made(NamedTuple):
@@ -66,6 +69,12 @@ def vision_encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.fixture(scope="module")
+def trocr(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Its decoder takes keys and values of the picture by itself."""
+    return make(tmp_path_factory, lambda path: save_vision_encoder_decoder(path, "trocr"), export_captioner)
+
+
+@pytest.fixture(scope="module")
 def pix2struct(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return make(tmp_path_factory, save_pix2struct, export_captioner)
 
@@ -75,7 +84,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return make(tmp_path_factory, save_llava, export_llava)
 
 
-@pytest.mark.parametrize("kind", ["vision_encoder_decoder", "pix2struct"])
+@pytest.mark.parametrize("kind", ENCODED)
 @pytest.mark.parametrize("size", [(40, 60), (64, 31)])
 def test_captions_are_those_of_hugging_face(kind: str, size: tuple[int, int], request: pytest.FixtureRequest) -> None:
     made: Made = request.getfixturevalue(kind)
@@ -107,7 +116,7 @@ def logits_of(captioner: LocalCaptioner, image: Any, ids: list[int]) -> Any:
     return np.array(found)
 
 
-@pytest.mark.parametrize("kind", ["vision_encoder_decoder", "pix2struct"])
+@pytest.mark.parametrize("kind", ENCODED)
 def test_logits_with_a_past_and_without(kind: str, request: pytest.FixtureRequest) -> None:
     """Word by word from nothing, against all words at once in PyTorch."""
     made: Made = request.getfixturevalue(kind)
@@ -118,7 +127,7 @@ def test_logits_with_a_past_and_without(kind: str, request: pytest.FixtureReques
     np.testing.assert_allclose(logits_of(made.captioner(), image, ids), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["vision_encoder_decoder", "pix2struct"])
+@pytest.mark.parametrize("kind", ENCODED)
 def test_every_weight_of_a_product_has_few_bits(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """GPT-2's too, which are in Gemm, and the words are nearly as likely as in fp32."""
     made: Made = request.getfixturevalue(kind)
@@ -243,3 +252,31 @@ def test_llava_as_a_reasoner(llava: Made) -> None:
     kept = [token for token in said.tolist() if token not in llava.entry.decoder.end]
     assert answer == byte_tokenizer("<image>").decode(kept, skip_special_tokens=True)
     assert reasoner.answer(messages, reasons=False).startswith('{"objects": [')
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("DeiTImageProcessor", {}),
+        ("CLIPImageProcessor", {"do_rescale": False}),
+        ("CLIPImageProcessor", {"do_resize": False, "do_center_crop": False}),
+        ("ViTImageProcessor", {"rescale_factor": 1 / 127.5}),
+        ("DonutImageProcessor", {"size": {"height": 32, "width": 48}}),
+    ],
+)
+def test_pictures_that_are_prepared_in_another_way_are_refused(name: str, settings: dict[str, Any]) -> None:
+    import transformers
+
+    processor = getattr(transformers, name)(**settings)
+    with pytest.raises(CheckpointError, match="take another captioner"):
+        check_pictures(processor, image_entry(processor))
+
+
+@pytest.mark.parametrize(
+    "name", ["ViTImageProcessor", "CLIPImageProcessor", "BitImageProcessor", "SiglipImageProcessor"]
+)
+def test_pictures_that_are_prepared_as_we_do(name: str) -> None:
+    import transformers
+
+    processor = getattr(transformers, name)()
+    check_pictures(processor, image_entry(processor))

@@ -72,7 +72,7 @@ def ids_of(messages: list[Any]) -> NDArray[np.int64]:
     return np.array(byte_tokenizer().apply_chat_template(turns, add_generation_prompt=True), np.int64)
 
 
-@pytest.mark.parametrize("architecture", REASONERS)
+@pytest.mark.parametrize("architecture", [*REASONERS, "bloom", "gemma2"])
 def test_logits_without_a_past_with_one_and_from_a_kept_one(models: Callable[[str], Model], architecture: str) -> None:
     model = models(architecture)
     ids, decoder = some_ids(24), model.decoder()
@@ -177,8 +177,10 @@ def test_few_bits_are_what_they_say(models: Callable[[str], Model], precision: W
     assert {"int8": 0.99, "int4": 0.7}[precision] < likeness < 0.99999
 
 
-def test_only_the_last_token_has_logits(models: Callable[[str], Model]) -> None:
-    model = models("llama")
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_only_the_last_token_has_logits(models: Callable[[str], Model], architecture: str) -> None:
+    """Also where a cap stands behind the product."""
+    model = models(architecture)
     session = onnxruntime.InferenceSession(str(model.folder / model.entry().folder / "decoder.onnx"))
     logits = next(value for value in session.get_outputs() if value.name == "logits")
     assert logits.shape[1:] == [1, model.entry().decoder.vocabulary]

@@ -128,3 +128,11 @@ def test_an_object_closes_before_the_last_token(tokens: Tokens) -> None:
 def test_a_brace_that_begins_something_else(tokens: Tokens) -> None:
     said = Wishes(tokens, "dog {'a': 1}").says(constraint(tokens, reasons=True), 400)
     assert read_answer(said).is_valid and '{"objects": [' in said
+
+
+def test_a_table_of_words_that_is_padded(tokens: Tokens) -> None:
+    """Some models have more logits than their tokenizer has tokens."""
+    constraint_ = constraint(tokens, reasons=True)
+    logits = np.zeros(len(tokens.pieces()) + 60, np.float32)
+    logits[-1] = 9.0
+    assert constraint_.choose(logits, 300) == len(logits) - 1

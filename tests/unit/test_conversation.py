@@ -13,7 +13,7 @@ from teso_deploy.cues.prompts import Prompt, prompt_names
 from teso_deploy.cues.source import Message
 from teso_deploy.cues.tokens import Tokens
 from teso_deploy.errors import BundleError, CheckpointError, CueSourceError
-from teso_deploy.exporting.cue_decoders import chat_of, tokenizer_to
+from teso_deploy.exporting.cue_decoders import begun, chat_of, tokenizer_to
 from tests.language_models import byte_tokenizer, sentencepiece_tokenizer
 
 Made = tuple[Any, Tokens, ChatEntry]
@@ -124,3 +124,39 @@ def test_pieces_are_what_tokens_say(chat: Made) -> None:
         said = "".join(pieces[number] for number in tokens.ids(text))
         assert said.strip() == text
     assert all(pieces[number] == "" for number in tokenizer.all_special_ids)
+
+
+#: As processors of models that see have it: what is said comes in parts, and the first token is left to the tokenizer.
+PARTS = (
+    "{% for m in messages %}{{ m['role'].upper() + ': ' }}{% for part in m['content'] "
+    "| selectattr('type', 'equalto', 'text') %}{{ part['text'] + ' ' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def with_first_token(tokenizer: Any) -> Any:
+    """That puts <s> before every text."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+def test_a_template_of_parts_and_a_first_token_that_is_left_to_the_tokenizer(tmp_path: Path) -> None:
+    tokenizer = with_first_token(sentencepiece_tokenizer())
+    tokenizer.chat_template = PARTS
+    _, tokens, chat = made(tokenizer, tmp_path)
+    messages = Prompt.load("one-shot-direct").messages("a dog barks")
+    turns = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in messages]
+    expected = tokenizer(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)).input_ids
+    found = tokens.ids(written_out(messages, begun(chat, tokenizer), tokens))
+    assert found == expected and found[0] == 1 and found.count(1) == 1
+
+
+def test_plain_words_begin_as_the_tokenizer_has_it(tmp_path: Path) -> None:
+    for number, tokenizer in enumerate([with_first_token(sentencepiece_tokenizer()), sentencepiece_tokenizer()]):
+        tokenizer.chat_template = None
+        (tmp_path / str(number)).mkdir()
+        _, tokens, chat = made(tokenizer, tmp_path / str(number))
+        ids = tokens.ids(written_out([Message("user", "a dog")], chat, tokens))
+        assert ids == tokenizer("User: a dog\nAssistant:").input_ids and (ids[0] == 1) == (number == 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -42,6 +43,9 @@ CHILD = textwrap.dedent("""
             sys.exit(0)
         length, behind = head.unpack(got)
         question, content = json.loads(sys.stdin.buffer.read(length)), sys.stdin.buffer.read(behind)
+        if question["do"] == "load":
+            say({"text": ""})
+            continue
         told = question["messages"][-1][1] if question["do"] == "answer" else question["prompt"]
         if told == "crash":
             print("Traceback: the weights are gone", file=sys.stderr, flush=True)
@@ -233,3 +237,44 @@ def test_it_ends_with_its_parent(models: CueModels, tmp_path: Path) -> None:
     while is_alive(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_alive(child)
+
+
+def test_many_files_may_be_open_and_the_folder_is_not_searched(
+    models: CueModels, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``select`` takes no file numbered beyond 1,023; ``python -m`` imports from where it is started."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 1500:
+        pytest.skip("this machine allows no more than 1,500 open files")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "numpy.py").write_text("raise SystemExit('this is no library')")
+    monkeypatch.chdir(tmp_path / "here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1500, hard))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    process, real = ModelProcess(models, command=command), ModelProcess(models)
+    try:
+        assert told(process, "fine").startswith("fine")
+        assert process._process is not None and process._process.stdout is not None
+        assert process._process.stdout.fileno() > 1024
+        assert isinstance(real.captioner("x").caption(moment()), str)
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        process.close()
+        real.close()
+
+
+def test_loading_has_a_limit_of_its_own(models: CueModels, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(command[-1])
+    path.write_text(
+        path.read_text().replace('if question["do"] == "load":', 'if question["do"] == "load":\n        time.sleep(1)')
+    )
+    process = ModelProcess(models, command=command, timeout_seconds=0.7)
+    assert told(process, "fine").startswith("fine"), "that it is loaded does not count"
+    process.close()
+    monkeypatch.setattr(module, "LOAD_SECONDS", 0.3)
+    process = ModelProcess(models, command=command)
+    for _ in range(2):
+        assert "not loaded in 0.3 s" in str(timed(lambda: told(process, "fine"))[0])
+    process.close()

@@ -121,14 +121,15 @@ class ObjectConstraint:
         if self._shape is None:
             token = int(np.argmax(logits))
             is_over = token in self.end or is_looping(self._said) or tokens_left <= RESERVE_TOKENS
-            if not is_over and "{" not in self.pieces[token]:
+            piece = self.pieces[token] if token < len(self.pieces) else ""  # the table of words may be padded
+            if not is_over and "{" not in piece:
                 self._said.append(token)
                 return token
             self._shape = Shape()
             if is_over:
                 self._queue.extend(self.new_line)
             else:  # a piece may have more than the brace, and before it what was said
-                before, _, behind = self.pieces[token].partition("{")
+                before, _, behind = piece.partition("{")
                 if not before.strip() and (begun := Shape().after("{" + behind)) is not None:
                     self._shape = begun
                     return token

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import onnxruntime
@@ -15,10 +16,14 @@ from teso_deploy.cues.model_bundle import DecoderEntry
 from teso_deploy.errors import BundleError
 
 _PAST, _PRESENT = "past_key_values.", "present."
+_OPEN: WeakValueDictionary[tuple[Path, int, int], onnxruntime.InferenceSession] = WeakValueDictionary()
 
 
 def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """A graph on the CPU. Raises :class:`BundleError` for a file that is none."""
+    """A graph on the CPU, once for all who have it open. Raises :class:`BundleError` for a file that is none."""
+    key = (path.resolve(), threads, path.stat().st_mtime_ns if path.is_file() else 0)
+    if (session := _OPEN.get(key)) is not None:  # a LLaVA captions and reasons by the same
+        return session
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -27,9 +32,11 @@ def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     # See OnnxRuntimeEngine: without VNNI, products of uint8 and int8 overflow.
     options.add_session_config_entry("session.x64quantprecision", "1")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its own exceptions share no base class
         raise BundleError(f"ONNX Runtime can't load {path} ({error}); export the cue models again") from error
+    _OPEN[key] = session
+    return session
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,8 @@ class Decoder:
     def __init__(self, path: Path, entry: DecoderEntry, threads: int) -> None:
         self.entry = entry
         self._session = open_session(path, threads)
-        self._inputs = {value.name for value in self._session.get_inputs()}
+        self._shapes = {value.name: value.shape for value in self._session.get_inputs()}
+        self._inputs = self._shapes.keys()
         self._given = "inputs_embeds" if "inputs_embeds" in self._inputs else "input_ids"
         self._outputs = [value.name for value in self._session.get_outputs() if value.name.startswith(_PRESENT)]
         # Those that it gives back: keys and values of a picture it is given, always the same.
@@ -56,8 +64,14 @@ class Decoder:
 
     def empty(self) -> Cache:
         """Of no token."""
-        nothing = np.zeros((1, self.entry.heads, 0, self.entry.head_dim), np.float32)
-        return Cache(0, {name: onnxruntime.OrtValue.ortvalue_from_numpy(nothing) for name in self._pasts})
+        heads, head_dim = self.entry.heads, self.entry.head_dim
+        nothing = {}
+        for name in self._pasts:  # keys may be wider than values
+            _, own_heads, _, own_dim = self._shapes[name]
+            shape = (1, own_heads if isinstance(own_heads, int) else heads, 0,
+                     own_dim if isinstance(own_dim, int) else head_dim)  # fmt: skip
+            nothing[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+        return Cache(0, nothing)
 
     def step(
         self,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from teso_deploy.cues.language.constraint import ObjectConstraint
+from teso_deploy.cues.language.constraint import RESERVE_TOKENS, ObjectConstraint
 from teso_deploy.cues.language.conversation import written_out
 from teso_deploy.cues.language.decoder import Cache, Decoder, open_session
 from teso_deploy.cues.language.generation import generate
@@ -81,7 +81,7 @@ class LocalReasoner:
         """
         ids = self._tokens.ids(written_out(messages, self._chat, self._tokens))
         context = self._entry.decoder.context
-        if len(ids) >= context:
+        if len(ids) + (RESERVE_TOKENS if constrained else 1) > context:
             raise CueSourceError(
                 f"the prompt has {len(ids)} tokens, {self._entry.name} holds {context}: take a prompt with fewer shots"
             )

@@ -19,7 +19,7 @@ import numpy as np
 from teso_deploy.backends.onnxruntime import available_cores
 from teso_deploy.cues.language.captioner import LocalCaptioner
 from teso_deploy.cues.language.reasoner import LocalReasoner
-from teso_deploy.cues.model_bundle import CueModels
+from teso_deploy.cues.model_bundle import KIND, CueModels, CueModelsManifest
 from teso_deploy.cues.process import HEAD
 from teso_deploy.cues.source import Message
 from teso_deploy.errors import TesoError
@@ -32,7 +32,8 @@ class Models:
     """Loaded when they are first asked."""
 
     def __init__(self, folder: Path, threads: int) -> None:
-        self._models, self._threads = CueModels.open(folder), threads
+        # The parent has opened it: its gigabytes are not hashed again.
+        self._models, self._threads = CueModels(folder, KIND.read(folder, CueModelsManifest)), threads
 
     @cached_property
     def _captioner(self) -> LocalCaptioner:
@@ -48,6 +49,9 @@ class Models:
 
     def answered(self, question: dict[str, Any], content: bytes) -> str:
         """The text that answers a question."""
+        if question["do"] == "load":
+            _ = self._captioner if question["model"] == "caption" else self._reasoner
+            return ""
         if question["do"] == "caption":
             image = np.frombuffer(content, np.uint8).reshape(question["shape"])
             return self._captioner.caption(image, question["prompt"])
