@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +36,13 @@ from teso_deploy.runtime.cue_video import Watch, cues_of_video
 from teso_deploy.runtime.pipeline import Pipeline
 
 
-def _check_inputs(inputs: list[Path], out: Path, json_out: Path | None) -> None:
+def _check_inputs(inputs: list[Path], out: Path, json_out: Path | None, more: list[Path]) -> None:
+    """``more``: other files that are read."""
+    for path in inputs:
+        try:
+            path.name.encode()
+        except UnicodeEncodeError as error:
+            raise OutputError(f"the name {path.name!a} is no text, so its cues can't go by it: rename it") from error
     if any(path.is_dir() for path in inputs):
         if len(inputs) > 1:
             raise typer.BadParameter("a folder of test scenes goes alone: name it, or videos")
@@ -48,7 +55,7 @@ def _check_inputs(inputs: list[Path], out: Path, json_out: Path | None) -> None:
     check_file(out)
     check_json(json_out)
     places = [path.resolve() for path in (out, json_out) if path is not None and path != STDOUT]
-    if len(set(places)) < len(places) or {path.resolve() for path in inputs} & set(places):
+    if len(set(places)) < len(places) or {path.resolve() for path in (*inputs, *more)} & set(places):
         raise OutputError("an output has the name of an input or of another output: give each its own")
 
 
@@ -61,6 +68,9 @@ def _print_summary(console: Console, chosen: Chosen, videos: dict[str, VideoCues
     if len(videos) > 20:
         table.add_row(f"and {len(videos) - 20} more", "", "")
     console.print(table)
+    if chosen.passed_over:
+        told = "; ".join(chosen.troubles) or "they have answered since"
+        console.print(f"a source failed and was passed over {chosen.passed_over} times: {escape(told)}")
     if chosen.kept:
         console.print(f"{chosen.asked} answers were asked for, {chosen.found} known from before")
 
@@ -96,7 +106,7 @@ def cues(
     json_out: Annotated[Path | None, typer.Option("--json", help="Write a report to a file, or - for stdout.")] = None,
 ) -> None:
     """Ask a source for the cues of videos, caption and reasoning with them, and keep them in a file."""
-    _check_inputs(inputs, out, json_out)
+    _check_inputs(inputs, out, json_out, [*([cues_file] if cues_file else []), Path(prompt)])
     opened, console = Bundle.open(bundle), Console(stderr=True)
     options = SourceOptions(
         models=models,
@@ -140,6 +150,8 @@ def cues(
         "videos": {name: len(entry.spans) for name, entry in videos.items()},
         "asked": chosen.asked,
         "kept": chosen.found,
+        "passed_over": chosen.passed_over,
+        "troubles": chosen.troubles,
     }
     write_json(json_out, report)
     _print_summary(console, chosen, videos)
@@ -150,6 +162,7 @@ def _of_video(bar: Any, chosen: Chosen, path: Path, watch: Watch, pipeline: Pipe
     with VideoReader(path) as reader:
         total = reader.info.duration_seconds or None
     task = bar.add_task(escape(path.name), total=total)
+    watch = replace(watch, times=chosen.times)
     return cues_of_video(
         chosen.source, path, watch, pipeline, progress=lambda seconds: bar.update(task, completed=seconds)
     )

@@ -14,10 +14,23 @@ from rich.table import Table
 from teso_deploy.bundle import Bundle
 from teso_deploy.cli.loading import check_engine_options, check_tagger, load_pipeline
 from teso_deploy.cli.reports import check_json, write_json
+from teso_deploy.cues.timed import TimedCues
 from teso_deploy.cues.tracks import CueFile, read_cue_file
 from teso_deploy.errors import RecipeError
 from teso_deploy.evaluation.library import read_library
-from teso_deploy.evaluation.protocol import CUES, FIGURES, ROWS, RowScore, over_seeds, scene_name, score_row, segmenter
+from teso_deploy.evaluation.protocol import (
+    CUES,
+    FIGURES,
+    ROWS,
+    SCENE_SIZE,
+    RowScore,
+    make_scene,
+    over_seeds,
+    scene_digest,
+    score_row,
+    segmenter,
+    testable_words,
+)
 from teso_deploy.outputs import write_text
 from teso_deploy.runtime.backends import BackendName
 from teso_deploy.runtime.pipeline import AUTO
@@ -101,9 +114,12 @@ def evaluate(
     with Progress(console=console) as bar:
         task = bar.add_task(library.fingerprint, total=len(ROWS) * seeds)
         if isinstance(offered, CueFile):  # before an hour of scenes is scored
+            TimedCues(pipeline.cue_names, offered.everywhere).check()
+            words = testable_words(library, pipeline.classes)
             for row in ROWS:
                 for number in range(seed, seed + seeds):
-                    offered.named(scene_name(row, number, scenes - 1))
+                    last = make_scene(library, words, row, number, scenes - 1, SCENE_SIZE)[0]
+                    offered.of_scene(last.scene, scene_digest(library, last))
         for row in ROWS:
             scores = []
             for number in range(seed, seed + seeds):

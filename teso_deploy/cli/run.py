@@ -21,6 +21,7 @@ from teso_deploy.cli.live_view import rendered
 from teso_deploy.cli.loading import check_engine_options, load_pipeline
 from teso_deploy.cli.reports import STDOUT, check_json, progress_bar, say, write_json
 from teso_deploy.cli.run_cues import CueRequest, RunCues
+from teso_deploy.cues.prompts import DEFAULT_PROMPT
 from teso_deploy.cues.timed import TimedCues
 from teso_deploy.errors import OutputError
 from teso_deploy.media.address import Address
@@ -154,6 +155,13 @@ def run(
         float | None, typer.Option(min=0.1, help="Cues that are older than so many seconds give way to the fallback.")
     ] = None,
     cue_budget: Annotated[int, typer.Option(min=1, help="Streams: so many questions a minute at most.")] = 12,
+    cue_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that a model or a server may take for an answer.")
+    ] = 120.0,
+    cue_prompt: Annotated[
+        str, typer.Option(help="Of llm and openai: a shipped prompt by name, or a TOML file.")
+    ] = DEFAULT_PROMPT,
+    cue_frames: Annotated[int, typer.Option(min=1, max=16, help="Of openai: pictures that it is shown at a time.")] = 1,
     mode: Annotated[
         Literal["auto", "file", "live", "paper"],
         typer.Option(
@@ -234,8 +242,9 @@ def run(
     if mute + (noise_dbfs is not None) + (sound_from is not None) > 1:
         raise typer.BadParameter("--mute, --noise-dbfs and --sound-from exclude each other: give one")
     cue_request = CueRequest(
-        cues, cues_file, cue_source, models, server, server_model, cue_every or None, cue_ttl, cue_budget
-    )
+        cues, cues_file, cue_source, models, server, server_model, cue_every or None, cue_ttl, cue_budget,
+        cue_timeout, cue_prompt, cue_frames,
+    )  # fmt: skip
     if mode == "paper" and fps is not None:
         raise typer.BadParameter("--mode paper looks at one frame a second: leave --fps away")
     check_engine_options([backend], profile, rebuild_engines)
@@ -290,7 +299,7 @@ def run(
     results = []
     with closing(run_cues):
         for path, video, mask_folder in zip(paths, _places(paths, out, ".mp4"), _places(paths, masks, ""), strict=True):
-            offered = run_cues.of_file(console, pipeline, path)
+            offered = run_cues.of_file(console, pipeline, path, sound)
             source = Source(path, mode="paper" if mode == "paper" else "file", fps=fps, hardware=hardware, **sound)
             if source.reader.decoder_note:
                 say(console, f"{path.name} is decoded in software: {source.reader.decoder_note}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -11,10 +13,11 @@ from rich.markup import escape
 
 from teso_deploy.bundle import Bundle
 from teso_deploy.cli.loading import check_tagger
-from teso_deploy.cli.reports import progress_bar
+from teso_deploy.cli.reports import progress_bar, say
 from teso_deploy.cues.asking import AskingOptions
 from teso_deploy.cues.choosing import Chosen, SourceOptions, choose_source
 from teso_deploy.cues.names import CueNames
+from teso_deploy.cues.prompts import DEFAULT_PROMPT
 from teso_deploy.cues.timed import TimedCues
 from teso_deploy.cues.tracks import CueFile, CueTrack, read_cue_file
 from teso_deploy.errors import CueError
@@ -36,6 +39,9 @@ class CueRequest:
     every_seconds: float | None = 10.0
     ttl_seconds: float | None = None
     budget_per_minute: int = 12
+    timeout_seconds: float = 120.0
+    prompt: str = DEFAULT_PROMPT
+    frames: int = 1
 
     def __post_init__(self) -> None:
         """Raises :class:`typer.BadParameter` for options that exclude each other or mean nothing."""
@@ -86,6 +92,9 @@ class RunCues:
                 models=request.models,
                 server=request.server,
                 server_model=request.server_model,
+                frames=request.frames,
+                prompt=request.prompt,
+                timeout_seconds=request.timeout_seconds,
                 cue_file=self.file,
                 in_background=has_streams,
                 threads=1 if has_streams else None,
@@ -101,20 +110,26 @@ class RunCues:
             return pipeline.cue_names.of_words(self.file.everywhere.names)
         return pipeline.cues_of(self._words)
 
-    def of_file(self, console: Console, pipeline: Pipeline, path: Path) -> Offered | TimedCues:
-        """Offered with each frame of a file; its source is asked now."""
+    def of_file(
+        self, console: Console, pipeline: Pipeline, path: Path, sound: Mapping[str, Any]
+    ) -> Offered | TimedCues:
+        """Offered with each frame of a file; its source is asked now. ``sound``: in place of the file's own."""
         request, names = self.request, pipeline.cue_names
         if self.chosen is not None:
             chosen = self.chosen
             chosen.look_at(path)
-            watch = Watch(request.every_seconds, tags=chosen.needs_tags, masks=chosen.needs_masks)
+            watch = Watch(
+                request.every_seconds, chosen.frames, chosen.needs_tags, chosen.needs_masks, times=chosen.times
+            )
             with VideoReader(path) as reader:
                 total = reader.info.duration_seconds or None
             with progress_bar(console) as bar:
                 task = bar.add_task(f"cues of {escape(path.name)}", total=total)
                 found = cues_of_video(
-                    chosen.source, path, watch, pipeline, lambda seconds: bar.update(task, completed=seconds)
+                    chosen.source, path, watch, pipeline, lambda seconds: bar.update(task, completed=seconds), sound
                 )
+            if chosen.passed_over:
+                say(console, f"a source of cues failed and was passed over: {'; '.join(chosen.troubles)}")
             return TimedCues(names, CueTrack(found.spans), request.ttl_seconds)
         if self.file is not None:
             return TimedCues(names, self.file.of(path), request.ttl_seconds)

@@ -87,6 +87,6 @@ class Allowance:
 
     def failed(self, now: float, retry_after_seconds: float | None) -> None:
         """It was not; the source may say when it may be asked again."""
-        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**self.failures)
+        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(self.failures, 10))
         self.failures += 1
         self._not_before = now + max(pause, retry_after_seconds or 0.0)

@@ -7,6 +7,7 @@ The key is read from the environment and is in no message.
 from __future__ import annotations
 
 import base64
+import hashlib
 import http.client
 import io
 import json
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,10 +28,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from teso_deploy.cues.source import Message, Moment
+from teso_deploy.cues.source import LONGER, Message, Moment
 from teso_deploy.errors import CueSourceError
+from teso_deploy.outputs import read_vouched, write_vouched
+from teso_deploy.resources import cache_folder
 
 KEY_VARIABLE = "TESO_CUES_API_KEY"
+#: What a server asks for beyond this (``Retry-After``) is a mistake of its own.
+LONGEST_WAIT_SECONDS = 86_400.0
 #: Of an answer no more is read: what counts has been said, or never will be.
 MAX_ANSWER_CHARACTERS, MAX_BODY_BYTES = 20_000, 2_000_000
 #: Tokens that a model is granted for a caption, an answer, and an answer that thinks aloud first.
@@ -62,13 +68,18 @@ class ChatServer:
         if parts.username or parts.password:
             raise CueSourceError(f"the server's address has a password in it: give the key in {KEY_VARIABLE}")
         if parts.scheme not in ("http", "https") or not host:
-            raise CueSourceError(f"{url!r} is no server's address: give one like http://localhost:8000/v1")
+            shown = "what was given" if "@" in url else repr(url[:100])  # there may be a password in it
+            raise CueSourceError(f"{shown} is no server's address: give one like http://localhost:8000/v1")
         path = parts.path.rstrip("/").removesuffix("/chat/completions")
         self._base = path or "/v1"
         self._is_safe, self._host, self._port = parts.scheme == "https", host, port
         #: As it is shown.
         self.address = f"{parts.scheme}://{host}{f':{port}' if port else ''}{self._base}"
-        self._model, self._key = model, os.environ.get(KEY_VARIABLE, "") if key is None else key
+        self._model, self._key = model, (os.environ.get(KEY_VARIABLE, "") if key is None else key).strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise CueSourceError(f"the key in {KEY_VARIABLE} has characters that no key has: set it again")
+        self._failure_to_name: CueSourceError | None = None
+        self._has_asked_for_name = False
         self._timeout_seconds = timeout_seconds
         self._takes_schema = True
         self._asking, self._lock = threading.Lock(), threading.Lock()
@@ -80,20 +91,28 @@ class ChatServer:
 
     @property
     def identity(self) -> str:
-        """Its address and model; the server is asked for the model where none was named."""
-        try:
-            return f"{self.address}#{self.model}"
-        except CueSourceError:
-            return f"{self.address}#?"
+        """Its address and model. Where none was named the server is asked once; one that is off goes by its last."""
+        if self._model is None and not self._has_asked_for_name:
+            self._has_asked_for_name = True
+            try:
+                return f"{self.address}#{self.model}"
+            except CueSourceError as error:
+                self._failure_to_name = error
+        return f"{self.address}#{self._model or _last_model(self.address) or '?'}"
 
     @property
     def model(self) -> str:
         """The model's name, or the first of the server's. Raises :class:`CueSourceError`."""
         if self._model is None:
+            if self._failure_to_name is not None:  # it has just been asked, and a question is to fail once
+                error, self._failure_to_name = self._failure_to_name, None
+                raise error
             names = self._models()
             if not names:
                 raise CueSourceError(f"{self.address} names no model: name one with --server-model")
             self._model = names[0]
+            with suppress(OSError):
+                write_vouched(_last_model_file(self.address), self._model.encode("utf-8", "replace"))
         return self._model
 
     def complete(self, messages: Sequence[Mapping[str, Any]], max_tokens: int, *, as_object: bool = False) -> str:
@@ -125,7 +144,8 @@ class ChatServer:
                 text += piece
                 if len(text) > MAX_ANSWER_CHARACTERS:
                     break
-        return text[:MAX_ANSWER_CHARACTERS]
+        # Halves of a letter may come in two pieces; one without its other half is no text.
+        return text[:MAX_ANSWER_CHARACTERS].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
     def _models(self) -> list[str]:
         with self._asking:
@@ -158,7 +178,7 @@ class ChatServer:
             else:
                 whole = response.read(MAX_BODY_BYTES).decode("utf-8", "replace")
                 yield self._content(self._parsed(whole))[0]
-        except (OSError, http.client.HTTPException, UnicodeError, CueSourceError) as error:
+        except (OSError, ValueError, http.client.HTTPException, CueSourceError) as error:
             seconds = time.monotonic() - began
             # What was cut off at the deadline looks like an answer that ends too early.
             if isinstance(error, CueSourceError) and not self._is_closed and seconds < self._timeout_seconds:
@@ -265,7 +285,7 @@ class ChatServer:
             return CueSourceError(f"the request to {self.address} was ended")
         if seconds >= self._timeout_seconds or isinstance(error, TimeoutError):
             return CueSourceError(
-                f"{self.address} gave no whole answer in {self._timeout_seconds:g} s: give it longer with --timeout"
+                f"{self.address} gave no whole answer in {self._timeout_seconds:g} s: give it longer ({LONGER})"
             )
         if isinstance(error, ssl.SSLError):
             return CueSourceError(f"{self.address} can't be trusted ({error.reason}): check its certificate")
@@ -285,7 +305,7 @@ def _seconds_of(header: str | None) -> float | None:
     if header is None:
         return None
     try:
-        return max(0.0, float(header))
+        return min(max(0.0, float(header)), LONGEST_WAIT_SECONDS)
     except ValueError:
         pass
     try:
@@ -293,7 +313,16 @@ def _seconds_of(header: str | None) -> float | None:
     except (TypeError, ValueError):
         return None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return max(0.0, (at - datetime.now(UTC)).total_seconds())
+    return min(max(0.0, (at - datetime.now(UTC)).total_seconds()), LONGEST_WAIT_SECONDS)
+
+
+def _last_model_file(address: str) -> Path:
+    return cache_folder("cues") / "servers" / f"{hashlib.sha256(address.encode()).hexdigest()}.txt"
+
+
+def _last_model(address: str) -> str | None:
+    content = read_vouched(_last_model_file(address))
+    return None if content is None else content.decode("utf-8", "replace")
 
 
 def as_data_url(image: NDArray[np.uint8]) -> str:

@@ -21,6 +21,7 @@ from teso_deploy.types import CueSourceName
 
 SOURCES = ("manual", "released", "tagger", "nouns", "llm", "openai", "filter:SOURCE")
 _FILTER = "filter:"
+MAX_TIMEOUT_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,11 @@ class SourceOptions:
     threads: int | None = 1
     in_background: bool = True
     keep: Literal["yes", "anew", "no"] = "yes"
+
+    def __post_init__(self) -> None:
+        """Raises :class:`CueError` for a timeout that is none."""
+        if not 0 < self.timeout_seconds <= MAX_TIMEOUT_SECONDS:
+            raise CueError(f"an answer may take up to {MAX_TIMEOUT_SECONDS:g} s, not {self.timeout_seconds:g}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,11 @@ class Chosen:
         return bool(self.tracks)
 
     @property
+    def times(self) -> tuple[float, ...]:
+        """When a file of cues says something else about the video that is looked at."""
+        return tuple(sorted({time for source in self.tracks for time in source.track.times}))
+
+    @property
     def looks_at_model(self) -> bool:
         """Whether the segmentation model has to be there."""
         return self.needs_tags or self.needs_masks
@@ -80,6 +91,16 @@ class Chosen:
     def found(self) -> int:
         """Answers that were known from before."""
         return sum(kept.found for kept in self.kept)
+
+    @property
+    def passed_over(self) -> int:
+        """How often a source of the chain failed where a later one did not."""
+        return self.source.passed_over if isinstance(self.source, ChainSource) else 0
+
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """What the sources of the chain say that fail now."""
+        return self.source.troubles if isinstance(self.source, ChainSource) else ()
 
     def look_at(self, video: Path) -> None:
         """Take the cues of this video where a file has them. Raises :class:`CueError`, see :meth:`CueFile.of`."""
@@ -108,6 +129,7 @@ def choose_source(spec: str, options: SourceOptions, bundle: Bundle) -> Chosen:
     """
     parts, maker = parts_of(spec), _Maker(options, bundle)
     sources = [maker.make(part) for part in parts]
+    maker.check_all_is_used()
     return Chosen(
         sources[0] if len(sources) == 1 else ChainSource(sources),
         needs_tags=any(part.removeprefix(_FILTER) == "tagger" for part in parts),
@@ -133,6 +155,17 @@ class _Maker:
         self._models = None if self.options.models is None else CueModels.open(self.options.models)
         self._process: ModelProcess | None = None
         self._server: ChatServer | None = None
+
+    def check_all_is_used(self) -> None:
+        """Refuse what no source of the chain takes: it was meant for one. Raises :class:`CueError`."""
+        given = {"--cues-file": self.options.cue_file, "--models": self._models, "--server": self.options.server}
+        used = {"--cues-file": self.tracks, "--models": self._process, "--server": self._server}
+        of = {"--cues-file": "manual and released", "--models": "nouns, llm and openai", "--server": "openai and nouns"}
+        for option, value in given.items():
+            if value is not None and not used[option]:
+                raise CueError(
+                    f"{option} is not used by these sources: it is of {of[option]}, name one or leave it away"
+                )
 
     def make(self, part: str) -> CueSource:
         if part.startswith(_FILTER):

@@ -24,13 +24,17 @@ class KeptAnswers:
 
     def __init__(self, source: CueSource, folder: Path | None = None, *, is_fresh: bool = False) -> None:
         self._source, self._folder, self._is_fresh = source, folder or cache_folder("cues") / "answers", is_fresh
-        self.name, self.identity = source.name, source.identity
+        self.name = source.name
         self.asked = self.found = 0
+
+    @property
+    def identity(self) -> str:
+        """Of the source; of one on a server it may change with the first answer, when the model is known."""
+        return self._source.identity
 
     def ask(self, moment: Moment) -> CueAnswer | None:
         """The kept answer, of the time of this picture, or that of the source. Raises what the source raises."""
-        path = self._folder / f"{self._key(moment)}.json"
-        if not self._is_fresh and (content := read_vouched(path)) is not None:
+        if not self._is_fresh and (content := read_vouched(self._path(moment))) is not None:
             self.found += 1
             kept = json.loads(content)
             if kept is None:
@@ -39,15 +43,17 @@ class KeptAnswers:
             return CueAnswer(**kept | {"of_seconds": moment.frame.pts_seconds})
         self.asked += 1
         answer = self._source.ask(moment)
-        write_vouched(path, json.dumps(None if answer is None else asdict(answer), ensure_ascii=False).encode())
+        write_vouched(
+            self._path(moment), json.dumps(None if answer is None else asdict(answer), ensure_ascii=False).encode()
+        )
         return answer
 
-    def _key(self, moment: Moment) -> str:
+    def _path(self, moment: Moment) -> Path:
         digest = hashlib.sha256(self.identity.encode())
         for frame in (*moment.earlier, moment.frame):
             digest.update(str(frame.image.shape).encode())
             digest.update(frame.image.tobytes())
-        return digest.hexdigest()
+        return self._folder / f"{digest.hexdigest()}.json"
 
     def close(self) -> None:
         """Of the source."""

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from teso_deploy.cues.model_bundle import CueModels, ModelEntry
-from teso_deploy.cues.source import Captioner, Message, Moment, Reasoner
+from teso_deploy.cues.source import LONGER, Captioner, Message, Moment, Reasoner
 from teso_deploy.errors import CueSourceError
 
 WORKER = "teso_deploy.cues.language.serve"
@@ -100,8 +100,7 @@ class ModelProcess:
             if question["do"] == "load":
                 said = f"the model was not loaded in {limit_seconds:g} s: take a smaller one"
             else:
-                said = f"the model gave no answer in {limit_seconds:g} s: give it longer with --timeout, or take a "
-                said += "smaller one"
+                said = f"the model gave no answer in {limit_seconds:g} s: give it longer ({LONGER}), or a smaller one"
             raise self._ended(process, said) from None
         except (OSError, ValueError):
             raise self._ended(process) from None
@@ -164,7 +163,7 @@ class ModelProcess:
             return CueSourceError("the models' process was ended")
         self._failures += 1
         if self._failures > 1:
-            pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (self._failures - 2))
+            pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(self._failures - 2, 10))
             self._not_before = time.monotonic() + pause
         if too_slow:
             return CueSourceError(too_slow)

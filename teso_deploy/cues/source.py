@@ -11,6 +11,9 @@ from typing import Literal, NamedTuple, Protocol
 
 from teso_deploy.types import CueSourceName, Frame
 
+#: Where a user gives a source more time.
+LONGER = "`cues --timeout`, `run --cue-timeout`"
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:

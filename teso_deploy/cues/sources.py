@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import hashlib
+import json
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from teso_deploy.bundle import TaggerEntry
 from teso_deploy.cues.answers import read_answer
+from teso_deploy.cues.asking import Allowance
 from teso_deploy.cues.nouns import find_nouns, mentions
 from teso_deploy.cues.prompts import Prompt
 from teso_deploy.cues.source import Captioner, CueAnswer, CueSource, Moment, Reasoner
@@ -49,7 +53,13 @@ class NounSource:
 
     def __init__(self, captioner: Captioner, known: Collection[str], classes: Sequence[str] = ()) -> None:
         self._captioner, self._known, self._classes = captioner, frozenset(known), frozenset(classes)
-        self.identity = f"nouns:{captioner.identity}"
+        words = json.dumps([sorted(self._known), sorted(self._classes)])
+        self._words = hashlib.sha256(words.encode()).hexdigest()[:16]
+
+    @property
+    def identity(self) -> str:
+        """Of its captioner, and of the words that it looks for."""
+        return f"nouns:{self._captioner.identity}:{self._words}"
 
     def ask(self, moment: Moment) -> CueAnswer | None:
         """Nouns of the caption; no answer where it has none that is known."""
@@ -73,7 +83,11 @@ class ReasonedSource:
 
     def __init__(self, name: CueSourceName, captioner: Captioner, reasoner: Reasoner, prompt: Prompt) -> None:
         self.name, self._captioner, self._reasoner, self._prompt = name, captioner, reasoner, prompt
-        self.identity = f"{name}:{captioner.identity}:{reasoner.identity}:{prompt.identity}"
+
+    @property
+    def identity(self) -> str:
+        """Of captioner, reasoner and prompt."""
+        return f"{self.name}:{self._captioner.identity}:{self._reasoner.identity}:{self._prompt.identity}"
 
     def ask(self, moment: Moment) -> CueAnswer | None:
         """What sounds, by the reasoner; no answer where what it wrote can't be read as one."""
@@ -110,7 +124,11 @@ class FilterSource:
 
     def __init__(self, inner: CueSource) -> None:
         self._inner = inner
-        self.identity = f"filter:{inner.identity}"
+
+    @property
+    def identity(self) -> str:
+        """Of the inner source."""
+        return f"filter:{self._inner.identity}"
 
     def ask(self, moment: Moment) -> CueAnswer | None:
         """Predicted classes among the inner source's names; no answer where that has none, or nothing was predicted."""
@@ -131,27 +149,49 @@ class FilterSource:
 class ChainSource:
     """The first of several sources that answers. One that fails is passed over; where all do, the first tells why.
 
-    An answer that nothing sounds is an answer.
+    An answer that nothing sounds is an answer. One that failed is not asked again before its pause is over.
+    ``passed_over``: how often a source failed where a later one did not, ``troubles``: what those that fail now say.
     """
 
-    def __init__(self, sources: Sequence[CueSource]) -> None:
-        self._sources = tuple(sources)
+    def __init__(self, sources: Sequence[CueSource], clock: Callable[[], float] = time.monotonic) -> None:
+        self._sources, self._clock = tuple(sources), clock
+        self._allowances = [Allowance(budget_per_minute=1) for _ in sources]  # of which the pauses alone are used
+        self._failures: dict[int, CueSourceError] = {}
         self.name = ",".join(source.name for source in sources)
-        self.identity = "chain:" + ",".join(source.identity for source in sources)
+        self.passed_over = 0
+
+    @property
+    def identity(self) -> str:
+        """Of all of them."""
+        return "chain:" + ",".join(source.identity for source in self._sources)
+
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """See the class."""
+        return tuple(f"{self._sources[k].name}: {error}" for k, error in sorted(self._failures.items()))
 
     def ask(self, moment: Moment) -> CueAnswer | None:
         """See the class."""
         failures: list[CueSourceError] = []
-        for source in self._sources:
+        for number, (source, allowance) in enumerate(zip(self._sources, self._allowances, strict=True)):
+            if allowance.wait_seconds(self._clock()) > 0:
+                failures.append(self._failures[number])
+                continue
             try:
                 answer = source.ask(moment)
             except CueSourceError as error:
+                allowance.failed(self._clock(), error.retry_after_seconds)
+                self._failures = self._failures | {number: error}
                 failures.append(error)
                 continue
+            allowance.answered()
+            self._failures = {k: failure for k, failure in self._failures.items() if k != number}
             if answer is not None:
+                self.passed_over += len(failures)
                 return answer
         if failures and len(failures) == len(self._sources):
             raise failures[0]
+        self.passed_over += len(failures)
         return None
 
     def close(self) -> None:

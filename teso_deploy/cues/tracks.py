@@ -50,6 +50,8 @@ class Span(_Table):
     def _one_confidence_each(self) -> Span:
         if self.confidences and len(self.confidences) != len(self.names):
             raise ValueError("give one confidence for each name, or none")
+        if self.end_seconds is not None and self.end_seconds <= self.start_seconds:
+            raise ValueError("give an end_seconds that is behind start_seconds, or none")
         return self
 
     @classmethod
@@ -78,7 +80,7 @@ class Span(_Table):
 
 
 class VideoCues(_Table):
-    """The cues of one video. ``sha256``: of its file, where it is known which."""
+    """The cues of one video. ``sha256``: of its file, where it is known which; of a test scene what it shows."""
 
     sha256: str | None = None
     duration_seconds: float | None = None
@@ -86,11 +88,16 @@ class VideoCues(_Table):
 
 
 class CueTrack:
-    """Answers by time; between two spans, and before the first, there is none."""
+    """Answers by time; where no span holds there is none, where several do the one that began last."""
 
     def __init__(self, spans: Iterable[Span]) -> None:
         self.spans = sorted(spans, key=lambda span: span.start_seconds)
         self._starts = [span.start_seconds for span in self.spans]
+        following = [*self._starts[1:], math.inf]
+        self._ends = [
+            behind if span.end_seconds is None else span.end_seconds
+            for span, behind in zip(self.spans, following, strict=False)
+        ]
 
     @classmethod
     def constant(cls, names: Iterable[str], source: CueSourceName = "manual") -> CueTrack:
@@ -104,11 +111,15 @@ class CueTrack:
 
     def at(self, seconds: float) -> CueAnswer | None:
         """What holds at a time of the video."""
-        place = bisect_right(self._starts, seconds) - 1
-        if place < 0:
-            return None
-        span = self.spans[place]
-        return span.answer() if seconds < (math.inf if span.end_seconds is None else span.end_seconds) else None
+        for place in reversed(range(bisect_right(self._starts, seconds))):
+            if seconds < self._ends[place]:
+                return self.spans[place].answer()
+        return None
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """When spans begin and end."""
+        return tuple(sorted({*self._starts, *(end for end in self._ends if math.isfinite(end))}))
 
 
 class TrackSource:
@@ -152,6 +163,13 @@ class CueFile:
             )
         return CueTrack(self.videos[name].spans)
 
+    def of_scene(self, name: str, digest: str) -> CueTrack:
+        """The cues of a test scene. Raises :class:`CueError` where they are of another one, or there are none."""
+        track = self.named(name)
+        if name in self.videos and self.videos[name].sha256 not in (None, digest):
+            raise CueError(f"{self.path} has cues of another folder's scenes, or classes: make them anew for this one")
+        return track
+
     def of(self, video: Path) -> CueTrack:
         """The cues of a video's file: by its content where the cues say of which, otherwise by its name.
 
@@ -178,7 +196,7 @@ def read_cue_file(path: Path) -> CueFile:
     Raises :class:`InputNotFoundError` (can't be read as text), :class:`CueError` (JSON of another form).
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # as editors of Windows write it
     except (OSError, UnicodeDecodeError) as error:
         raise InputNotFoundError(
             f"{path} can't be read as text: name a file with a cue word on each line, or what `teso-deploy cues` wrote"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from teso_deploy.cues.asking import Allowance, AskingOptions, Reason, Wish
 from teso_deploy.cues.changes import SceneChange, SoundChange
 from teso_deploy.cues.source import CueAnswer, CueSource, Moment
+from teso_deploy.cues.sources import ChainSource
 from teso_deploy.errors import CueSourceError
 from teso_deploy.types import Cues, Frame
 
@@ -30,6 +31,7 @@ class _Watched:
         self.wish = Wish(options)
         self.scenes, self.sounds = SceneChange(), SoundChange()
         self.newest: Moment | None = None
+        self.heard: NDArray[np.float32] | None = None
         self.asked_at = float("-inf")
         self._earlier: deque[Frame] = deque(maxlen=max(0, frames - 1))
 
@@ -47,7 +49,8 @@ class CueWorker:
     """Asks about the newest picture of that stream that has waited longest; one question at a time.
 
     ``to_cues``: an answer as the fusion takes it. ``offer``: called with a stream's number, cues, and the time of the
-    picture that they are of (seconds of the stream), from the worker's thread; without an answer the cues are none.
+    picture that they are of (seconds of the stream; None: typed ones, which do not age), from the worker's thread;
+    without an answer the cues are none.
     ``none``: those. ``frames``: pictures that the source is shown at a time.
     """
 
@@ -55,7 +58,7 @@ class CueWorker:
         self,
         source: CueSource,
         to_cues: Callable[[CueAnswer], Cues],
-        offer: Callable[[int, Cues, float], None],
+        offer: Callable[[int, Cues, float | None], None],
         none: Cues,
         streams: int,
         options: AskingOptions | None = None,
@@ -89,8 +92,12 @@ class CueWorker:
         Called on the frames' path: it compares two small pictures, and waits for nobody.
         """
         watched = self._streams[stream]
-        is_new_scene = self.options.on_scene and watched.scenes.changed(frame.image)
-        is_new_sound = self.options.on_sound and watched.sounds.changed(features, samples)
+        # Pictures are seen again with a new window, windows are heard with several pictures: each counts once.
+        is_other = watched.newest is None or frame is not watched.newest.frame
+        is_new_scene = self.options.on_scene and is_other and watched.scenes.changed(frame.image)
+        is_other = watched.heard is None or not np.array_equal(samples, watched.heard)
+        is_new_sound = self.options.on_sound and is_other and watched.sounds.changed(features, samples)
+        watched.heard = samples
         moment = Moment(frame, watched.shown(frame, is_new_scene), tags, predicted)
         with self._work:
             watched.newest = moment
@@ -101,15 +108,18 @@ class CueWorker:
 
     def health(self) -> dict[str, Any]:
         """How the source is, as JSON has it."""
+        chain = self._source if isinstance(self._source, ChainSource) else None
+        trouble = next(iter(chain.troubles), None) if chain else None
         with self._work:
             now = self._clock()
             return {
                 "source": self._source.name,
                 "asked": {reason: self._counts[reason] for reason in ("start", "scene", "sound", "interval")},
-                **{name: self._counts[name] for name in ("answered", "no_answer", "failed")},
+                **{name: self._counts[name] for name in ("answered", "no_answer")},
+                "failed": self._counts["failed"] + (chain.passed_over if chain else 0),
                 "asking_seconds": None if self._asking_since is None else round(now - self._asking_since, 3),
                 "wait_seconds": round(self._allowance.wait_seconds(now), 3),
-                "error": self._last_error,
+                "error": self._last_error or trouble,
             }
 
     def close(self) -> None:
@@ -136,7 +146,8 @@ class CueWorker:
                 self._counts["no_answer" if answer is None else "answered"] += 1
                 if self._is_closed:
                     return
-            self._offer(number, cues, moment.frame.pts_seconds)
+            is_typed = answer is not None and answer.source in ("manual", "released")  # which does not age
+            self._offer(number, cues, None if is_typed else moment.frame.pts_seconds)
 
     def _next(self) -> tuple[int, Moment, Reason] | None:
         """The next question, when it may be put; None: it is over."""

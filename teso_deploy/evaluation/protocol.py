@@ -7,6 +7,8 @@ sound can tell.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -55,6 +57,11 @@ class Trial:
     def visible(self) -> tuple[str, ...]:
         """Names of all that is to be seen."""
         return tuple(dict.fromkeys(self.picture.words))
+
+
+def scene_digest(library: Library, trial: Trial) -> str:
+    """Of what was read for a scene and what it shows: the same on every machine, another for another folder."""
+    return hashlib.sha256(json.dumps([library.fingerprint, *trial.picture.words]).encode()).hexdigest()
 
 
 #: A trial → labels (H, W) uint8.
@@ -121,7 +128,7 @@ def segmenter(pipeline: Pipeline, library: Library, cues: str | CueFile = "visib
     def segment(trial: Trial) -> NDArray[np.uint8]:
         offered: Offered = None
         if isinstance(cues, CueFile):
-            answer = cues.named(trial.scene).at(0.0)
+            answer = cues.of_scene(trial.scene, scene_digest(library, trial)).at(0.0)
             offered = None if answer is None else pipeline.cue_names.of_answer(answer)
         elif cues == AUTO:
             offered = AUTO

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from teso_deploy.cues.source import CueSource, Moment
 from teso_deploy.cues.tracks import Span, VideoCues
 from teso_deploy.evaluation.library import Library
-from teso_deploy.evaluation.protocol import ROWS, SCENE_SIZE, make_scene, testable_words
+from teso_deploy.evaluation.protocol import ROWS, SCENE_SIZE, make_scene, scene_digest, testable_words
 from teso_deploy.runtime.cue_video import Seen, Watch, ask_patiently
 from teso_deploy.runtime.pipeline import Pipeline
 from teso_deploy.types import AudioWindow, Frame
@@ -38,4 +38,9 @@ def cues_of_scenes(
                     sound = AudioWindow(trial.samples)
                     seen = Seen.by(pipeline.open_stream(), frame, sound, tags=watch.tags, masks=watch.masks)
                 answer = ask_patiently(source, Moment(frame, tags=seen.tags, predicted=seen.predicted))
-                yield trial.scene, VideoCues(spans=() if answer is None else (Span.of(answer, 0.0),))
+                yield (
+                    trial.scene,
+                    VideoCues(
+                        sha256=scene_digest(library, trial), spans=() if answer is None else (Span.of(answer, 0.0),)
+                    ),
+                )

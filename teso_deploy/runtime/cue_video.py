@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,8 @@ from teso_deploy.types import AudioWindow, Frame
 
 #: How often a source that asks for patience (HTTP 429) is asked again about one picture.
 MAX_RETRIES = 3
+#: Who wants to be left alone for longer has failed.
+MAX_PATIENCE_SECONDS = 120.0
 #: Pictures that a captioner of videos is shown lie so far apart.
 EARLIER_SECONDS = 1.0
 
@@ -54,7 +58,8 @@ class Seen:
 class Watch:
     """When a file's pictures are asked about: the first, each new scene, and ``every_seconds`` (None: not again).
 
-    ``frames``: pictures that the source is shown at a time, the last at its moment. ``tags``, ``masks``: whether the
+    ``times``: when a file of cues says something else. ``frames``: pictures that the source is shown at a time, the
+    last at its moment. ``tags``, ``masks``: whether the
     source goes by them, see :class:`Seen`.
     """
 
@@ -62,6 +67,7 @@ class Watch:
     frames: int = 1
     tags: bool = False
     masks: bool = False
+    times: tuple[float, ...] = ()
 
 
 @dataclass
@@ -87,7 +93,7 @@ def ask_patiently(source: CueSource, moment: Moment, sleep: Callable[[float], No
         try:
             return source.ask(moment)
         except CueSourceError as error:
-            if error.retry_after_seconds is None:
+            if error.retry_after_seconds is None or error.retry_after_seconds > MAX_PATIENCE_SECONDS:
                 raise
             sleep(error.retry_after_seconds)
     return source.ask(moment)
@@ -99,20 +105,25 @@ def cues_of_video(
     watch: Watch,
     pipeline: Pipeline | None = None,
     progress: Callable[[float], None] = lambda seconds: None,
+    sound: Mapping[str, Any] = MappingProxyType({}),
 ) -> VideoCues:
     """Look through a file and ask ``source`` when ``watch`` says so.
 
     An answer holds until the next. Where the source has none, none holds: the model then falls back. ``pipeline``:
-    where tags or masks are wanted. ``progress`` is called with the seconds that are done. Raises
-    :class:`InputNotFoundError`, :class:`MediaError`, :class:`CueError`, :class:`CueSourceError`.
+    where tags or masks are wanted. ``progress`` is called with the seconds that are done. ``sound``: what
+    :class:`Source` takes in place of the file's own.
+
+    Raises :class:`InputNotFoundError`, :class:`MediaError`, :class:`CueError`, :class:`CueSourceError`.
     """
     spans: list[Span] = []
-    with Source(path) as file:
+    with Source(path, **sound) as file:
         for moment in _moments(file, watch, pipeline, progress):
             answer = ask_patiently(source, moment)
             seconds = max(0.0, moment.frame.pts_seconds)
             if spans and spans[-1].end_seconds is None:
                 spans[-1] = spans[-1].model_copy(update={"end_seconds": seconds})
+                if seconds <= spans[-1].start_seconds:
+                    spans.pop()
             if answer is not None:
                 spans.append(Span.of(answer, seconds))
         duration = file.info.duration_seconds
@@ -127,11 +138,16 @@ def _moments(
         raise ValueError("tags and masks come from a pipeline: give one")
     stream = None if pipeline is None else pipeline.open_stream()
     scenes, earlier, asked_seconds = SceneChange(), _Earlier(watch.frames - 1), None
+    times = deque(sorted(watch.times))
     for frame, sound, _ in file:
         before = earlier.seen(frame)
         is_new = scenes.changed(frame.image)
         waited = None if asked_seconds is None else frame.pts_seconds - asked_seconds
-        if is_new or waited is None or (watch.every_seconds is not None and waited >= watch.every_seconds):
+        is_due = False
+        while times and times[0] <= frame.pts_seconds:
+            times.popleft()
+            is_due = True
+        if is_new or is_due or waited is None or (watch.every_seconds is not None and waited >= watch.every_seconds):
             asked_seconds = frame.pts_seconds
             seen = Seen() if stream is None else Seen.by(stream, frame, sound, tags=watch.tags, masks=watch.masks)
             yield Moment(frame, () if is_new else before, seen.tags, seen.predicted)

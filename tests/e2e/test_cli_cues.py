@@ -138,13 +138,11 @@ def test_words_spans_and_the_released_file(clip: Path, tiny_bundle: Path, tmp_pa
         "--out",
         out,
         "--every",
-        1,
+        0,
     )
     names = [span["names"] for span in content(out)["videos"]["clip.mp4"]["spans"]]
     assert names == [["dog"], ["nothing that is known", "cow"]]
-    done(
-        "cues", clip, "--bundle", tiny_bundle, "--source", "manual", "--cues-file", spans, "--out", out, "--every", 0.5
-    )
+    done("cues", clip, "--bundle", tiny_bundle, "--source", "manual", "--cues-file", spans, "--out", out, "--every", 0)
     (span,) = content(out)["videos"]["clip.mp4"]["spans"]
     assert (span["start_seconds"], span["end_seconds"]) == (0.5, 1.0), "no answer ends the one before"
 
@@ -192,7 +190,14 @@ def test_cues_of_the_scenes_that_eval_makes(media_folder: Path, bold: Path, tmp_
     assert by_file["rows"] == by_tagger["rows"] and by_file["cues"] == str(out)
     done("cues", *common, "--source", "filter:tagger", "--out", out)
     assert refused("eval", *common[:3], "--scenes", 9, "--cues-file", out, names="none of 'one source/0/8'")
+    moved = content(out)
+    for entry in moved["videos"].values():
+        entry["sha256"] = "0" * 64
+    out.write_text(json.dumps(moved))
+    refused("eval", *common[:3], "--scenes", 2, "--cues-file", out, names="another folder's scenes")
     words = tmp_path / "words.txt"
+    words.write_text("dgo\n")
+    refused("eval", *common[:3], "--scenes", 2, "--cues-file", words, names="'dgo'")
     words.write_text("dog\n")
     assert done("eval", *common, "--cues-file", words)["cues"] == str(words)
 
@@ -222,6 +227,8 @@ def test_several_videos(clip: Path, bold: Path, tmp_path: Path) -> None:
         (("--source", "openai", "--server", "http://127.0.0.1:9", "--prompt", "no-such"), "no prompt 'no-such'"),
         (("--source", "openai", "--server", "http://127.0.0.1:9"), "can't be reached"),
         (("--source", "manual"), "--cues-file"),
+        (("--source", "tagger", "--server", "http://127.0.0.1:9"), "--server is not used"),
+        (("--source", "tagger", "--timeout", "inf"), "an answer may take"),
         (("--source", "llm", "--models", "nowhere"), "no cue models nowhere"),
         (("--source", "tagger", "--bundle", "nowhere"), "no bundle nowhere"),
     ],
@@ -242,6 +249,14 @@ def test_what_can_not_be_read(clip: Path, tiny_bundle: Path, tmp_path: Path) -> 
     refused("cues", text, "--out", tmp_path / "c.json", names="text.mp4")
     refused("cues", clip, "--out", tmp_path / "no" / "c.json", names="no folder")
     refused("cues", clip, "--out", clip, names="name of an input")
+    words = tmp_path / "words.txt"
+    words.write_text("dog")
+    refused("cues", clip, "--source", "manual", "--cues-file", words, "--out", words, names="name of an input")
+    assert words.read_text() == "dog"
+    refused("cues", clip, "--source", "tagger", "--cues-file", words, "--out", tmp_path / "c.json", names="is not used")
+    strange = tmp_path / "bad\udcff.mp4"
+    shutil.copyfile(clip, strange)
+    refused("cues", strange, "--out", tmp_path / "c.json", names="rename it")
     without = tmp_path / "without"
     shutil.copytree(tiny_bundle, without)
     write_manifest(without, Bundle.open(without).manifest.model_copy(update={"tagger": None}))
@@ -282,6 +297,7 @@ def test_a_chain_goes_on_where_a_server_is_gone(clip: Path, bold: Path, tmp_path
         "--out", tmp_path / "c.json",
     )  # fmt: skip
     assert report["videos"] == {"clip.mp4": 2}
+    assert report["passed_over"] == 2 and "can't be reached" in report["troubles"][0]
     spans = content(tmp_path / "c.json")["videos"]["clip.mp4"]["spans"]
     assert {span["source"] for span in spans} == {"tagger"}
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,13 @@ from PIL import Image
 
 from teso_deploy.cues.chat_server import (
     KEY_VARIABLE,
+    LONGEST_WAIT_SECONDS,
     MAX_ANSWER_CHARACTERS,
     ChatServer,
     ServerCaptioner,
     ServerReasoner,
 )
+from teso_deploy.cues.kept import KeptAnswers
 from teso_deploy.cues.prompts import Prompt
 from teso_deploy.cues.source import Moment
 from teso_deploy.cues.sources import NounSource, ReasonedSource
@@ -34,6 +37,11 @@ from tests.leaks import nothing_left
 
 KEY = "sk-very-secret-0123456789"
 USER = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def moment(count: int = 1, size: tuple[int, int] = (30, 40)) -> Moment:
@@ -308,3 +316,53 @@ def test_nothing_is_left_of_many_requests() -> None:
                 timed(lambda: chat.complete(USER, 5))
             chat.close()
             time.sleep(0.1)
+
+
+def test_a_key_from_a_file_with_line_ends() -> None:
+    with chat_server(saying("a dog"), key=KEY) as server:
+        assert ChatServer(server.url, "m", key=f"{KEY}\r\n").complete(USER, 5) == "a dog"
+    for key in (f"{KEY}\rX", f"{KEY}\N{EURO SIGN}"):
+        with pytest.raises(CueSourceError, match=KEY_VARIABLE) as caught:
+            ChatServer("http://127.0.0.1:9", "m", key=key)
+        assert "secret" not in str(caught.value)
+
+
+def test_a_password_in_an_address_without_scheme_is_not_shown() -> None:
+    with pytest.raises(CueSourceError, match="no server's address") as caught:
+        ChatServer("user:pass-word@host/v1")
+    assert "pass-word" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (
+            lambda r: r.send(200, '{"choices": [{"message": {"content": "a dog \\ud83d."}}]}'),
+            "a dog \N{REPLACEMENT CHARACTER}.",
+        ),
+        (streaming("a dog \ud83d", "\udc15"), "a dog \N{DOG}"),
+    ],
+)
+def test_halves_of_letters(answer: Answer, text: str) -> None:
+    found = said(answer)
+    assert found == text and found.encode()
+
+
+@pytest.mark.parametrize("seconds", ["1e300", "inf"])
+def test_patience_has_an_end(seconds: str) -> None:
+    error = said(failing(429, headers={"Retry-After": seconds}))
+    assert error.retry_after_seconds == LONGEST_WAIT_SECONDS
+
+
+def test_a_server_is_asked_for_its_model_when_it_is_first_asked_and_its_last_one_is_remembered(tmp_path: Path) -> None:
+    with chat_server(saying("a dog")) as server:
+        chat = ChatServer(server.url, timeout_seconds=5)
+        source = KeptAnswers(NounSource(ServerCaptioner(chat, "What?"), {"dog"}), tmp_path / "answers")
+        assert not server.asked, "nothing waits for it when it is made"
+        first = source.ask(moment())
+        assert first is not None and first.names == ("dog",) and "seer-7b" in source.identity
+    off = ChatServer(server.url, timeout_seconds=5)
+    again = KeptAnswers(NounSource(ServerCaptioner(off, "What?"), {"dog"}), tmp_path / "answers")
+    assert again.ask(moment()) == first and again.asked == 0, "also when the server is off"
+    with pytest.raises(CueSourceError, match="can't be reached"):
+        again.ask(moment(2))

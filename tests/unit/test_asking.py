@@ -103,3 +103,10 @@ def test_a_source_may_ask_for_a_longer_pause() -> None:
 def test_no_budget_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         AskingOptions(budget_per_minute=0)
+
+
+def test_a_source_that_is_gone_for_days() -> None:
+    allowance = Allowance(12)
+    for minute in range(3000):
+        allowance.failed(60.0 * minute, None)
+    assert allowance.wait_seconds(60.0 * 2999) == 60.0

@@ -201,6 +201,28 @@ def test_a_chain_asks_until_one_answers() -> None:
     assert broken.closed and last.closed
 
 
+def test_a_source_that_failed_is_passed_over_until_its_pause_is_over() -> None:
+    now = [0.0]
+    first, last = Scripted(CueSourceError("busy", 20.0), DOG), Scripted(CueAnswer(("bus",), "tagger"))
+    chain = ChainSource([first, last], clock=lambda: now[0])
+    for seconds in (0.0, 5.0, 19.0):
+        now[0] = seconds
+        found = chain.ask(moment())
+        assert found is not None and found.source == "tagger" and len(first.asked) == 1
+    assert chain.passed_over == 3 and chain.troubles == (f"{first.name}: busy",)
+    now[0] = 21.0
+    assert chain.ask(moment()) == DOG
+    assert not chain.troubles
+
+
+def test_nouns_of_another_bundle_are_other_answers(tmp_path: Path) -> None:
+    """A cache that is shared by bundles of other words."""
+    for word in ("dog", "man"):
+        kept = KeptAnswers(NounSource(Saying("A dog and a man."), {word}, [word]), tmp_path)
+        found = kept.ask(moment())
+        assert found is not None and found.names == (word,)
+
+
 def test_answers_are_kept_by_picture_and_source(tmp_path: Path) -> None:
     full = CueAnswer(("dog",), "llm", 3.0, (0.5,), ("dog", "man"), ("cat",), "a dög", "because")
     inner = Scripted(full, None)

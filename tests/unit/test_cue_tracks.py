@@ -113,3 +113,24 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "cues.txt", tmp_path / "absent.json", tmp_path):
         with pytest.raises(InputNotFoundError, match="can't be read"):
             read_cue_file(path)
+
+
+def test_the_span_that_began_last_holds_and_then_the_one_around_it(tmp_path: Path) -> None:
+    around = Span(start_seconds=0, end_seconds=10, names=("car",))
+    track = CueTrack([around, Span(start_seconds=3, end_seconds=4, names=("cow",))])
+    named = {seconds: answer.names if (answer := track.at(seconds)) else () for seconds in (1.0, 3.5, 6.0, 11.0)}
+    assert named == {1.0: ("car",), 3.5: ("cow",), 6.0: ("car",), 11.0: ()}
+    assert track.times == (0, 3, 4, 10)
+    path = tmp_path / "spans.json"
+    wrong = {"spans": [{"start_seconds": 3, "end_seconds": 1, "names": ["cow"]}]}
+    path.write_text(json.dumps({"schema_version": 1, "videos": {"a": wrong}}))
+    with pytest.raises(CueError, match="behind start_seconds"):
+        read_cue_file(path)
+
+
+@pytest.mark.parametrize("text", ["car\ncow\n", '{"a": {"f0": "car, cow"}}'])
+def test_files_of_windows_editors(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "cues.json" if text.startswith("{") else tmp_path / "cues.txt"
+    path.write_text(text, encoding="utf-8-sig")
+    found = read_cue_file(path).named("a").at(0.5)
+    assert found is not None and found.names == ("car", "cow")

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from teso_deploy.cues import asking
 from teso_deploy.cues.asking import AskingOptions
 from teso_deploy.cues.source import CueAnswer, Moment
+from teso_deploy.cues.sources import ChainSource
 from teso_deploy.cues.worker import CueWorker
 from teso_deploy.errors import CueSourceError
 from teso_deploy.types import Cues, Frame
@@ -56,8 +58,8 @@ class Scripted:
         self.closed += 1
 
 
-class Offers(list[tuple[int, tuple[str, ...], float]]):
-    def offer(self, stream: int, cues: Cues, of_seconds: float) -> None:
+class Offers(list[tuple[int, tuple[str, ...], float | None]]):
+    def offer(self, stream: int, cues: Cues, of_seconds: float | None) -> None:
         self.append((stream, cues.names, of_seconds))
 
 
@@ -77,6 +79,11 @@ def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.005)
+
+
+def window(k: int) -> NDArray[np.float32]:
+    """One that is no other."""
+    return SAMPLES * np.float32(1 + 0.01 * k)
 
 
 def saw(worker: CueWorker, seconds: float, stream: int = 0, grey: int = 100) -> float:
@@ -195,14 +202,53 @@ def test_a_new_scene_and_a_new_sound_are_causes() -> None:
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 255, (12, 16, 3), np.uint8).repeat(8, 0).repeat(8, 1) for _ in range(2)]
     for k in range(12):
-        worker.saw(0, Frame(pictures[k // 6], pts_seconds=k / 25), FEATURES, SAMPLES)
+        worker.saw(0, Frame(pictures[k // 6], pts_seconds=k / 25), FEATURES, window(k))
         time.sleep(0.01)
     until(lambda: len(offers) == 3)
     other = np.concatenate([np.ones(8), -np.ones(8)]).astype(np.float32)
     for k in range(12, 20):
-        worker.saw(0, Frame(pictures[1], pts_seconds=k / 25), other, SAMPLES)
+        worker.saw(0, Frame(pictures[1], pts_seconds=k / 25), other, window(k))
     until(lambda: len(offers) == 4)
     assert worker.health()["asked"] == {"start": 1, "scene": 1, "sound": 2, "interval": 0}
+    worker.close()
+
+
+def test_what_is_seen_or_heard_again_is_no_news() -> None:
+    """A picture is decoded again with each window, and a window is heard with several pictures."""
+    source, offers = Scripted(DOG), Offers()
+    worker = worker_of(source, offers, every_seconds=None, on_sound=True)
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 255, (12, 16, 3), np.uint8).repeat(8, 0).repeat(8, 1) for _ in range(2)]
+    for k in range(6):
+        worker.saw(0, Frame(pictures[0], pts_seconds=k / 25), FEATURES, window(k))
+    until(lambda: len(offers) == 2)
+    flash, other = Frame(pictures[1], pts_seconds=0.3), np.concatenate([np.ones(8), -np.ones(8)]).astype(np.float32)
+    for k in range(6):
+        worker.saw(0, flash, FEATURES, window(10 + k))
+    for k in range(6):
+        worker.saw(0, Frame(pictures[0], pts_seconds=0.4 + k / 25), other, window(20))
+    time.sleep(0.1)
+    assert worker.health()["asked"] == {"start": 1, "scene": 0, "sound": 1, "interval": 0}
+    worker.close()
+
+
+def test_what_a_person_typed_does_not_age() -> None:
+    offers = Offers()
+    worker = worker_of(Scripted(CueAnswer(("dog",), "manual", 3.0)), offers)
+    saw(worker, 3.0)
+    until(lambda: offers == [(0, ("dog",), None)])
+    worker.close()
+
+
+def test_a_chain_tells_what_is_wrong_and_heeds_its_pauses() -> None:
+    busy, offers = Scripted(CueSourceError("busy (429)", 20.0)), Offers()
+    worker = worker_of(ChainSource([busy, Scripted(DOG)]), offers, every_seconds=0.5)
+    for k in range(4):
+        saw(worker, float(k))
+        until(lambda before=k: len(offers) > before)  # type: ignore[misc]
+    health = worker.health()
+    assert len(busy.moments) == 1, "not asked again before its time"
+    assert health["failed"] == 4 and health["answered"] == 4 and "busy (429)" in health["error"]
     worker.close()
 
 
