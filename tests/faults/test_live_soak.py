@@ -25,7 +25,7 @@ from tests.leaks import nothing_left
 from tests.recordings import click_track, record
 from tests.streams import Sender, corrupted, free_port, lost, serving, tcp, untouched
 
-SECONDS = float(os.environ.get("TESO_SOAK_SECONDS", "120"))
+SECONDS = float(os.environ.get("TESO_SOAK_SECONDS", "80"))
 FAULT_SECONDS = float(os.environ.get("TESO_SOAK_FAULT_SECONDS", "10"))
 CLIP_SECONDS = 5.0
 #: Before this nothing is compared: allocators take what they will need.
