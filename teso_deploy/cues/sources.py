@@ -159,6 +159,7 @@ class ChainSource:
         self._failures: dict[int, CueSourceError] = {}
         self.name = ",".join(source.name for source in sources)
         self.passed_over = 0
+        self._is_closed = False
 
     @property
     def identity(self) -> str:
@@ -180,6 +181,8 @@ class ChainSource:
             try:
                 answer = source.ask(moment)
             except CueSourceError as error:
+                if self._is_closed:  # which ended the question
+                    raise
                 allowance.failed(self._clock(), error.retry_after_seconds)
                 self._failures = self._failures | {number: error}
                 failures.append(error)
@@ -196,5 +199,6 @@ class ChainSource:
 
     def close(self) -> None:
         """Of all of them."""
+        self._is_closed = True
         for source in self._sources:
             source.close()
