@@ -195,19 +195,21 @@ def test_captioners_of_videos_see_what_was_before() -> None:
     worker.close()
 
 
+#: Of two scenes, and what an encoder makes of another kind of sound.
+PICTURES = np.random.default_rng(0).integers(0, 255, (2, 12, 16, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+OTHER = np.concatenate([np.ones(8), -np.ones(8)]).astype(np.float32)
+
+
 def test_a_new_scene_and_a_new_sound_are_causes() -> None:
-    source, offers = Scripted(DOG), Offers()
-    worker = worker_of(source, offers, every_seconds=None, on_sound=True)
-    rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 255, (12, 16, 3), np.uint8).repeat(8, 0).repeat(8, 1) for _ in range(2)]
+    offers = Offers()
+    worker = worker_of(Scripted(DOG), offers, every_seconds=None, on_sound=True)
     for k in range(12):
-        worker.saw(0, Frame(pictures[k // 6], pts_seconds=k / 25), FEATURES, window(k))
+        worker.saw(0, Frame(PICTURES[k // 6], pts_seconds=k / 25), FEATURES, window(k))
         if k in (0, 5):  # a cause that comes while another waits is not told
             until(lambda count=1 + k // 5: len(offers) == count)  # type: ignore[misc]
     until(lambda: len(offers) == 3)
-    other = np.concatenate([np.ones(8), -np.ones(8)]).astype(np.float32)
     for k in range(12, 20):
-        worker.saw(0, Frame(pictures[1], pts_seconds=k / 25), other, window(k))
+        worker.saw(0, Frame(PICTURES[1], pts_seconds=k / 25), OTHER, window(k))
     until(lambda: len(offers) == 4)
     assert worker.health()["asked"] == {"start": 1, "scene": 1, "sound": 2, "interval": 0}
     worker.close()
@@ -215,19 +217,17 @@ def test_a_new_scene_and_a_new_sound_are_causes() -> None:
 
 def test_what_is_seen_or_heard_again_is_no_news() -> None:
     """A picture is decoded again with each window, and a window is heard with several pictures."""
-    source, offers = Scripted(DOG), Offers()
-    worker = worker_of(source, offers, every_seconds=None, on_sound=True)
-    rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 255, (12, 16, 3), np.uint8).repeat(8, 0).repeat(8, 1) for _ in range(2)]
+    offers = Offers()
+    worker = worker_of(Scripted(DOG), offers, every_seconds=None, on_sound=True)
     for k in range(6):
-        worker.saw(0, Frame(pictures[0], pts_seconds=k / 25), FEATURES, window(k))
+        worker.saw(0, Frame(PICTURES[0], pts_seconds=k / 25), FEATURES, window(k))
         until(lambda: len(offers) >= 1)
     until(lambda: len(offers) == 2)
-    flash, other = Frame(pictures[1], pts_seconds=0.3), np.concatenate([np.ones(8), -np.ones(8)]).astype(np.float32)
+    flash = Frame(PICTURES[1], pts_seconds=0.3)
     for k in range(6):
         worker.saw(0, flash, FEATURES, window(10 + k))
     for k in range(6):
-        worker.saw(0, Frame(pictures[0], pts_seconds=0.4 + k / 25), other, window(20))
+        worker.saw(0, Frame(PICTURES[0], pts_seconds=0.4 + k / 25), OTHER, window(20))
     time.sleep(0.1)
     assert worker.health()["asked"] == {"start": 1, "scene": 0, "sound": 1, "interval": 0}
     worker.close()
