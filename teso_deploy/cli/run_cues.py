@@ -128,8 +128,8 @@ class RunCues:
                 found = cues_of_video(
                     chosen.source, path, watch, pipeline, lambda seconds: bar.update(task, completed=seconds), sound
                 )
-            if chosen.passed_over:
-                say(console, f"a source of cues failed and was passed over: {'; '.join(chosen.troubles)}")
+            for trouble in chosen.troubles:
+                say(console, f"passed over for the cues of {path.name}: {trouble}")
             return TimedCues(names, CueTrack(found.spans), request.ttl_seconds)
         if self.file is not None:
             return TimedCues(names, self.file.of(path), request.ttl_seconds)

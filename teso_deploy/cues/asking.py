@@ -11,6 +11,11 @@ BUDGET_SECONDS = 60.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 
 
+def pause_seconds(failures: int, first: float, longest: float) -> float:
+    """Behind so many failures before this one: twice as long each time."""
+    return min(longest, first * 2 ** min(failures, 32))  # days of failures are no number of its own
+
+
 @dataclass(frozen=True, slots=True)
 class AskingOptions:
     """``every_seconds``: of a stream's time; None: not without a cause. ``budget_per_minute``: questions about all
@@ -87,6 +92,6 @@ class Allowance:
 
     def failed(self, now: float, retry_after_seconds: float | None) -> None:
         """It was not; the source may say when it may be asked again."""
-        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(self.failures, 10))
+        pause = pause_seconds(self.failures, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
         self.failures += 1
         self._not_before = now + max(pause, retry_after_seconds or 0.0)

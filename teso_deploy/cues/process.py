@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from teso_deploy.cues.asking import pause_seconds
 from teso_deploy.cues.model_bundle import CueModels, ModelEntry
 from teso_deploy.cues.source import LONGER, Captioner, Message, Moment, Reasoner
 from teso_deploy.errors import CueSourceError
@@ -163,7 +164,7 @@ class ModelProcess:
             return CueSourceError("the models' process was ended")
         self._failures += 1
         if self._failures > 1:
-            pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(self._failures - 2, 10))
+            pause = pause_seconds(self._failures - 2, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
             self._not_before = time.monotonic() + pause
         if too_slow:
             return CueSourceError(too_slow)

@@ -52,6 +52,11 @@ class CueAnswer:
         if self.confidences and len(self.confidences) != len(self.names):
             raise ValueError(f"{len(self.confidences)} confidences for {len(self.names)} names: give one each, or none")
 
+    @property
+    def is_typed(self) -> bool:
+        """Whether a person wrote it: it holds for as long as it says, and does not age."""
+        return self.source in ("manual", "released")
+
 
 class CueSource(Protocol):
     """Where text cues come from.

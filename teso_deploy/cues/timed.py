@@ -32,7 +32,7 @@ class TimedCues:
         if answer is None:
             return None
         cues = self._cues_of(answer)
-        if answer.source in ("manual", "released"):
+        if answer.is_typed:
             return cues
         age_seconds = max(0.0, seconds - answer.of_seconds)
         if self._ttl_seconds is not None and age_seconds > self._ttl_seconds:

@@ -146,8 +146,7 @@ class CueWorker:
                 self._counts["no_answer" if answer is None else "answered"] += 1
                 if self._is_closed:
                     return
-            is_typed = answer is not None and answer.source in ("manual", "released")  # which does not age
-            self._offer(number, cues, None if is_typed else moment.frame.pts_seconds)
+            self._offer(number, cues, None if answer and answer.is_typed else moment.frame.pts_seconds)
 
     def _next(self) -> tuple[int, Moment, Reason] | None:
         """The next question, when it may be put; None: it is over."""

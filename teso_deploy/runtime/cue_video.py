@@ -59,8 +59,7 @@ class Watch:
     """When a file's pictures are asked about: the first, each new scene, and ``every_seconds`` (None: not again).
 
     ``times``: when a file of cues says something else. ``frames``: pictures that the source is shown at a time, the
-    last at its moment. ``tags``, ``masks``: whether the
-    source goes by them, see :class:`Seen`.
+    last at its moment. ``tags``, ``masks``: whether the source goes by them, see :class:`Seen`.
     """
 
     every_seconds: float | None = 10.0
