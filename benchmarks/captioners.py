@@ -1,9 +1,11 @@
 """How fast captioners caption here, weights and all: a picture's first word, and the words behind it.
 
+    python benchmarks/captioners.py --write FOLDER
     python benchmarks/captioners.py MODELS [MODELS ...] [--pictures 9] [--threads 2]
 
 ``MODELS``: folders of ``teso-deploy export-cues --captioner``. What the weights are does not matter, so they may be
-random: every caption is as long as every other. All take turns.
+random: every caption is as long as every other. All take turns. ``--write`` makes such checkpoints, to be exported:
+ViT-B with GPT-2, and a LLaVA of CLIP-L/336 and 0.27 billion of LLaMA.
 """
 
 from __future__ import annotations
@@ -63,14 +65,57 @@ def measure(folders: list[Path], pictures: int, threads: int) -> list[dict[str, 
     return rows
 
 
+def write_checkpoints(folder: Path) -> None:
+    """Two of Hugging Face's form, of real sizes and random weights."""
+    import transformers as hf
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = {letter: k + 4 for k, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    library = Tokenizer(models.BPE({"<pad>": 0, "<s>": 1, "</s>": 2, "<image>": 3, **letters}, []))
+    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=library, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        additional_special_tokens=["<image>"],
+    )  # fmt: skip
+    gpt2 = hf.GPT2Config(add_cross_attention=True, is_decoder=True, bos_token_id=1, eos_token_id=2)
+    both = hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(hf.ViTConfig(), gpt2)
+    captioner: Any = hf.VisionEncoderDecoderModel(both)
+    for of in (captioner.config, captioner.generation_config):
+        of.decoder_start_token_id, of.eos_token_id, of.pad_token_id = 1, 2, 0
+    clip = hf.CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
+        patch_size=14,
+    )  # fmt: skip
+    llama = hf.LlamaConfig(
+        vocab_size=32064, hidden_size=1024, intermediate_size=2816, num_hidden_layers=16, num_attention_heads=16,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0, max_position_embeddings=4096,
+    )  # fmt: skip
+    seeing = hf.LlavaForConditionalGeneration(
+        hf.LlavaConfig(vision_config=clip, text_config=llama, image_token_index=3, image_seq_length=576)
+    )
+    cut = hf.CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    for name, parts in (
+        ("vit-gpt2", (captioner, tokenizer, hf.ViTImageProcessor())),
+        ("llava-clip-l", (seeing, tokenizer, cut)),
+    ):
+        for part in parts:
+            part.save_pretrained(folder / name)
+
+
 def main() -> int:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("models", type=Path, nargs="*")
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="write random checkpoints there, and end")
     parser.add_argument("--pictures", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()
+    if given.write is not None:
+        write_checkpoints(given.write)
+        return 0
+    if not given.models:
+        parser.error("give folders of models, or --write")
     try:
         environment = environment_of(given.threads, weights="random")
         rows = measure(given.models, given.pictures, given.threads)
