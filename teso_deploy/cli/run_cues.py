@@ -49,6 +49,8 @@ class CueRequest:
             raise typer.BadParameter("--cues excludes --cues-file and --cue-source: give one")
         if self.source is None and (self.models or self.server or self.server_model):
             raise typer.BadParameter("--models and --server are asked for cues: add --cue-source")
+        if self.source is None and (self.timeout_seconds, self.prompt, self.frames) != (120.0, DEFAULT_PROMPT, 1):
+            raise typer.BadParameter("--cue-timeout, --cue-prompt and --cue-frames are of a source: add --cue-source")
         if self.ttl_seconds is not None and not (self.source or self.cues_file):
             raise typer.BadParameter("--cue-ttl is of cues that are asked for: add --cue-source or --cues-file")
 

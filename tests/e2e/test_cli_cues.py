@@ -320,7 +320,12 @@ def test_cues_of_another_video_are_refused(clip: Path, bold: Path, tmp_path: Pat
 
 
 def test_options_that_exclude_each_other(clip: Path, tmp_path: Path) -> None:
-    for more in (("--cues", "dog", "--cue-source", "tagger"), ("--server", "http://x"), ("--cue-ttl", 3)):
+    for more in (
+        ("--cues", "dog", "--cue-source", "tagger"),
+        ("--server", "http://x"),
+        ("--cue-ttl", 3),
+        ("--cue-prompt", "x"),
+    ):
         code, _, err = teso("run", clip, "--events", tmp_path / "e", *more)
         assert code == 2 and "cue-source" in err
 
