@@ -131,6 +131,13 @@ class AudioTrack:
         return self._last
 
 
+def mean_of_channels(frame: AudioFrame) -> NDArray[np.float32]:
+    """The plain average (N,) of the channels of a packed float frame."""
+    channels = frame.layout.nb_channels
+    mean: NDArray[np.float32] = frame.to_ndarray().reshape(-1, channels).mean(axis=1, dtype=np.float32)
+    return mean
+
+
 class Mono16k:
     """Decoded audio frames → pieces of 16 kHz mono, the mean of the channels, a new piece wherever the clock leaps.
 
@@ -161,7 +168,7 @@ class Mono16k:
         return found
 
     def _keep(self, frames: Sequence[AudioFrame]) -> None:
-        self.pieces[-1][1].extend(frame.to_ndarray().mean(axis=0, dtype=np.float32) for frame in frames)
+        self.pieces[-1][1].extend(mean_of_channels(frame) for frame in frames)
 
     def flush(self) -> None:
         """Take out what the resampler still holds."""
@@ -200,7 +207,8 @@ class Mono16k:
         if leapt or kind != self._format:
             self.flush()
             # The channels stay: FFmpeg would make mono of stereo at 1/√2 each, 3 dB too loud and beyond full scale.
-            self._resampler = AudioResampler(format="fltp", rate=SAMPLE_RATE_HZ)
+            # Packed samples are one plane. PyAV reads beyond the end of a frame that has 8 planes or more.
+            self._resampler = AudioResampler(format="flt", rate=SAMPLE_RATE_HZ)
             self._format = kind
             if leapt:
                 self.pieces.append((now, []))
