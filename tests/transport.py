@@ -69,3 +69,38 @@ def _later(stamp: bytearray, ticks: int) -> bytes:
     value = (value + ticks) % _WRAP
     high, middle, low = value >> 30, value >> 15 & 0x7FFF, value & 0x7FFF
     return struct.pack(">BHH", stamp[0] & 0xF0 | high << 1 | 1, middle << 1 | 1, low << 1 | 1)
+
+
+def merge_programmes(*streams: bytes) -> bytes:
+    """Interleave transport streams of one programme each, with PIDs of their own, into one of several programmes."""
+    entries = b""
+    queues = []
+    for stream in streams:
+        packets = list(packets_of(stream))
+        table = next(packet for packet in packets if track_of(packet) == 0)
+        begin = payload_start(table) + 1  # after the pointer
+        entries += table[begin + 8 : begin + 12]  # of the one programme: its number, the PID of its table
+        queues.append([packet for packet in packets if track_of(packet) not in (0, 0x11)])
+    section = struct.pack(">BHHBBB", 0, 0xB000 | (5 + len(entries) + 4), 1, 0xC1, 0, 0) + entries
+    section += _crc(section).to_bytes(4, "big")
+    first = b"\x47\x40\x00\x10\x00" + section
+    merged = [first + b"\xff" * (PACKET_BYTES - len(first))]
+    total = sum(map(len, queues))
+    done = [0] * len(queues)
+    for _ in range(total):  # each goes on in proportion to its length
+        behind = min(
+            (i for i in range(len(queues)) if done[i] < len(queues[i])), key=lambda i: done[i] / len(queues[i])
+        )
+        merged.append(bytes(queues[behind][done[behind]]))
+        done[behind] += 1
+    return b"".join(merged)
+
+
+def _crc(data: bytes) -> int:
+    """The checksum of a table's section: CRC-32/MPEG-2."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value ^= byte << 24
+        for _ in range(8):
+            value = (value << 1 ^ (0x04C11DB7 if value & 0x80000000 else 0)) & 0xFFFFFFFF
+    return value

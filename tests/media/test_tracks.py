@@ -1,0 +1,129 @@
+"""Which tracks are taken: players' choice, one programme together, or what the user names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from av.packet import Packet
+from av.stream import Disposition
+
+from teso_deploy.errors import MediaError
+from teso_deploy.media.tracks import audio_candidates, choose_video_track
+from tests.clips import make_clip
+from tests.transport import merge_programmes
+
+NONE = Disposition(0)
+
+
+def mux_tracks(path: Path, tracks: Sequence[tuple[Path, Disposition, str]], **options: str) -> Path:
+    """Copy the one track of each file into a container, with a disposition and a language."""
+    with av.open(str(path), "w", options=options) as out:
+        given: list[tuple[Any, list[Packet[Any]]]] = []
+        for source, disposition, language in tracks:
+            with av.open(str(source)) as container:
+                (stream,) = container.streams
+                track: Any = out.add_stream_from_template(stream)
+                packets = [packet for packet in container.demux(stream) if packet.dts is not None]
+                track.disposition = disposition
+                track.metadata["language"] = language
+                given.append((track, packets))
+        for track, packets in given:
+            for packet in packets:
+                packet.stream = track
+        for packet in sorted((p for _, packets in given for p in packets), key=lambda p: p.dts * p.time_base):
+            out.mux(packet)
+    return path
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files of one track each."""
+    folder = tmp_path_factory.mktemp("parts")
+    return {
+        "small": make_clip(folder / "small.mp4", has_audio=False, size=(72, 96)),
+        "large": make_clip(folder / "large.mp4", has_audio=False, size=(144, 192)),
+        "sound": make_clip(folder / "sound.mp4", has_video=False),
+    }
+
+
+def numbers(path: Path, wanted: int | None = None) -> tuple[int, list[int]]:
+    """The chosen picture and the candidates of sound, as indices among all tracks."""
+    with av.open(str(path)) as container:
+        video = choose_video_track(container, "a.mkv")
+        return video.index, [stream.index for stream in audio_candidates(container, "a.mkv", wanted, video)]
+
+
+def test_default_tracks_come_first_then_the_largest_picture_and_the_order(
+    parts: dict[str, Path], tmp_path: Path
+) -> None:
+    small, large, sound = parts["small"], parts["large"], parts["sound"]
+    plain = [(small, NONE, "und"), (large, NONE, "und"), (sound, NONE, "eng"), (sound, NONE, "ger")]
+    assert numbers(mux_tracks(tmp_path / "plain.mkv", plain)) == (1, [2, 3])
+    default = Disposition.default
+    flagged = [
+        (small, default, "und"), (large, NONE, "und"), (sound, Disposition.comment, "eng"),
+        (sound, NONE, "eng"), (sound, default, "ger"),
+    ]  # fmt: skip
+    assert numbers(mux_tracks(tmp_path / "flagged.mkv", flagged)) == (0, [4, 3, 2])
+    assert numbers(tmp_path / "flagged.mkv", wanted=1) == (0, [3]), "the number counts tracks of sound alone"
+
+
+def test_a_cover_picture_is_chosen_only_by_its_number(parts: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as out, av.open(str(parts["sound"])) as sound:
+        cover = out.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        track = out.add_stream_from_template(sound.streams.audio[0])
+        frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24").reformat(format="yuvj420p")
+        frame.pts, frame.time_base = 0, Fraction(1)
+        out.mux(cover.encode(frame))
+        out.mux(cover.encode(None))
+        for packet in sound.demux():
+            if packet.dts is not None:
+                packet.stream = track
+                out.mux(packet)
+    with av.open(str(path)) as container:
+        with pytest.raises(MediaError, match="only sound"):
+            choose_video_track(container, "song.mp4")
+        assert choose_video_track(container, "song.mp4", 0).disposition & Disposition.attached_pic
+        assert len(audio_candidates(container, "song.mp4")) == 1
+
+
+def test_a_track_that_does_not_exist_is_refused_with_the_list_of_those_that_do(
+    parts: dict[str, Path], tmp_path: Path
+) -> None:
+    tracks = [(parts["small"], NONE, "und"), (parts["sound"], NONE, "eng"), (parts["sound"], NONE, "ger")]
+    path = mux_tracks(tmp_path / "a.mkv", tracks)
+    with av.open(str(path)) as container:
+        with pytest.raises(MediaError, match=r"no audio track 2, it has 0 \(aac eng\), 1 \(aac ger\): give --audio"):
+            audio_candidates(container, "a.mkv", 2)
+        with pytest.raises(MediaError, match=r"no video track -1, it has 0 \(h264 96x72\): give --video-track"):
+            choose_video_track(container, "a.mkv", -1)
+    with av.open(str(parts["small"])) as container:
+        with pytest.raises(MediaError, match="has no audio track 0, it has no audio tracks"):
+            audio_candidates(container, "small.mp4", 0)
+        assert audio_candidates(container, "small.mp4") == []
+
+
+def test_picture_and_sound_are_of_one_programme(parts: dict[str, Path], tmp_path: Path) -> None:
+    """A multiplex with a radio programme first, whose sound also has the lower number."""
+    radio = mux_tracks(tmp_path / "radio.ts", [(parts["sound"], NONE, "und")], mpegts_service_id="1")
+    tv = mux_tracks(
+        tmp_path / "tv.ts",
+        [(parts["small"], NONE, "und"), (parts["sound"], NONE, "eng"), (parts["sound"], NONE, "ger")],
+        mpegts_service_id="2", mpegts_start_pid="512", mpegts_pmt_start_pid="4200",
+    )  # fmt: skip
+    both = tmp_path / "both.ts"
+    both.write_bytes(merge_programmes(radio.read_bytes(), tv.read_bytes()))
+    with av.open(str(both)) as container:
+        video = choose_video_track(container, "both.ts")
+        ids = [stream.id for stream in audio_candidates(container, "both.ts", None, video)]
+        assert {stream.id for stream in container.streams.audio} == {256, 513, 514}
+    assert (video.id, ids) == (512, [513, 514])
