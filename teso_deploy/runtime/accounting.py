@@ -7,12 +7,13 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from teso_deploy.media.live import SourceHealth
 from teso_deploy.runtime.delivery import Delivery
-from teso_deploy.runtime.latency import WHOLE_FRAME, Histogram
+from teso_deploy.runtime.latency import WHOLE_FRAME, BoundedCounts, Histogram
 
 SCHEMA_VERSION = 1
 #: Rates are of the last so many seconds.
@@ -53,6 +54,15 @@ class _StreamCounts:
         self.cue_source = "none"
         self.health: SourceHealth | None = None
         self.drops: dict[str, int] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class StreamDurations:
+    """Durations of one stream: of each stage of its frames, of its re-decodes, and how old its frames were."""
+
+    stages: Mapping[str, BoundedCounts]
+    redecode: BoundedCounts
+    staleness: BoundedCounts
 
 
 class Accounting:
@@ -111,6 +121,18 @@ class Accounting:
                 "cue_source": cue_source,
             }
 
+    def durations(self) -> list[StreamDurations]:
+        """How long things took in each stream, as counts that can be added up over streams and runs."""
+        with self._lock:
+            return [
+                StreamDurations(
+                    {stage: histogram.bounded() for stage, histogram in stream.stages.items()},
+                    stream.redecode.bounded(),
+                    stream.staleness.bounded(),
+                )
+                for stream in self._streams
+            ]
+
     def _stream(self, number: int, now: float) -> dict[str, Any]:
         stream, health = self._streams[number], self._streams[number].health
         drops = Counter(stream.drops)
@@ -152,76 +174,3 @@ class Accounting:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, 4)
-
-
-#: Name → (what it is, its kind, where it stands in a stream's part of a snapshot).
-_METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "frames_total": ("Frames whose masks were delivered.", "counter", ("frames",)),
-    "frames_decoded_total": ("Frames that were decoded.", "counter", ("frames_decoded",)),
-    "frames_per_second": ("Frames delivered a second, lately.", "gauge", ("fps",)),
-    "corrupt_packets_total": ("Damaged packets.", "counter", ("corrupt_packets",)),
-    "corrupt_frames_total": ("Damaged frames.", "counter", ("corrupt_frames",)),
-    "discontinuities_total": ("Leaps of the time stamps.", "counter", ("discontinuities",)),
-    "format_changes_total": ("Changes of size, rotation or sample rate.", "counter", ("format_changes",)),
-    "reconnects_total": ("Times that the source was opened again.", "counter", ("reconnects",)),
-    "audio_seconds_total": ("Sound that was recorded.", "counter", ("audio", "seconds")),
-    "audio_gap_seconds_total": ("Sound that nobody recorded.", "counter", ("audio", "gap_seconds")),
-    "av_offset_seconds": ("How far the sound has come beyond the picture.", "gauge", ("audio", "av_offset_seconds")),
-    "cue_age_seconds": ("Age of the text cues in use.", "gauge", ("cues", "age_seconds")),
-}
-
-
-def _label(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-
-
-def prometheus(snapshot: Mapping[str, Any]) -> str:
-    """A snapshot in Prometheus's text format."""
-    lines: list[str] = []
-    streams = [(f'stream="{i}",input="{_label(s["input"])}"', s) for i, s in enumerate(snapshot["streams"])]
-
-    def metric(name: str, what: str, kind: str, values: Sequence[tuple[str, Any]]) -> None:
-        lines.extend([f"# HELP teso_{name} {what}", f"# TYPE teso_{name} {kind}"])
-        lines.extend(f"teso_{name}{{{labels}}} {value}" for labels, value in values if value is not None)
-
-    for name, (what, kind, path) in _METRICS.items():
-        values = []
-        for labels, stream in streams:
-            value: Any = stream
-            for part in path:
-                value = value[part]
-            values.append((labels, value))
-        metric(name, what, kind, values)
-    up = [(labels, int(stream["state"] == "running")) for labels, stream in streams]
-    metric("source_up", "1 while frames come.", "gauge", up)
-    metric("drops_total", "Frames and packets that were dropped, by cause.", "counter", [
-        (f'{labels},cause="{_label(cause)}"', count) for labels, s in streams for cause, count in s["drops"].items()
-    ])  # fmt: skip
-    metric("redecodes_total", "Decodes of the last picture with new sound or cues.", "counter", [
-        (f'{labels},cause="{cause}"', count) for labels, s in streams for cause, count in s["redecodes"].items()
-    ])  # fmt: skip
-    for name, key, what in (
-        ("stage_seconds", "latency_ms", "Time of a frame's stages."),
-        ("staleness_seconds", "staleness_ms", "Age of frames when they were delivered."),
-    ):
-        values = []
-        for labels, stream in streams:
-            of = stream[key] if key == "latency_ms" else {"": stream[key]}
-            for stage, percentiles in of.items():
-                more = f',stage="{stage}"' if stage else ""
-                values += [
-                    (f'{labels}{more},quantile="{int(p[1:]) / 100:g}"', ms / 1e3) for p, ms in percentiles.items()
-                ]
-        metric(name, what, "gauge", values)
-    sinks = [(f'sink="{_label(name)}"', s) for name, s in snapshot["sinks"].items()]
-    metric(
-        "sink_drops_total", "Results that a sink was too slow for.", "counter", [(n, s["dropped"]) for n, s in sinks]
-    )
-    if (source := snapshot["cue_source"]) is not None:
-        label = f'source="{_label(source["source"])}"'
-        questions = [(f'{label},reason="{reason}"', count) for reason, count in source["asked"].items()]
-        metric("cue_questions_total", "Questions to the source of cues, by their cause.", "counter", questions)
-        answers = [(f'{label},answer="{name}"', source[name]) for name in ("answered", "no_answer", "failed")]
-        metric("cue_answers_total", "What became of them.", "counter", answers)
-    metric("sink_up", "1 while a sink takes results.", "gauge", [(n, int(s["error"] is None)) for n, s in sinks])
-    return "\n".join(lines) + "\n"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 
 PERCENTILES = (50, 90, 95, 99)
 #: From the first stamp of a frame to its last.
 WHOLE_FRAME = "frame"
+#: Upper bounds in seconds of the buckets for Prometheus: the same for every stream and run, so that they can be added.
+BOUNDS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
@@ -20,6 +24,14 @@ def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
         return {}
     values = np.percentile(np.asarray(seconds, np.float64) * 1e3, PERCENTILES)
     return {f"p{percent}": round(float(value), 4) for percent, value in zip(PERCENTILES, values, strict=True)}
+
+
+@dataclass(frozen=True, slots=True)
+class BoundedCounts:
+    """How many durations were at most each of :data:`BOUNDS_SECONDS` long; the last count is of all of them."""
+
+    at_most: tuple[int, ...]
+    sum_seconds: float
 
 
 class Histogram:
@@ -31,12 +43,20 @@ class Histogram:
 
     def __init__(self) -> None:
         self._buckets: Counter[int] = Counter()
+        self._bounded = [0] * (len(BOUNDS_SECONDS) + 1)
+        self._sum_seconds = 0.0
         self.count = 0
 
     def add(self, seconds: float) -> None:
         """Count a duration."""
         self._buckets[round(math.log(max(seconds, self._LEAST_SECONDS)) / self._GROWTH)] += 1
+        self._bounded[bisect_left(BOUNDS_SECONDS, seconds)] += 1
+        self._sum_seconds += max(seconds, 0.0)  # a sum that fell would look like a restart
         self.count += 1
+
+    def bounded(self) -> BoundedCounts:
+        """The counts for Prometheus, as they are now."""
+        return BoundedCounts(tuple(accumulate(self._bounded)), self._sum_seconds)
 
     def percentiles_ms(self) -> dict[str, float]:
         """``p50`` … ``p99`` in milliseconds, to one per cent; empty without a value."""

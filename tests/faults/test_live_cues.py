@@ -16,10 +16,11 @@ from teso_deploy.cues.source import CueAnswer
 from teso_deploy.cues.worker import CueWorker
 from teso_deploy.errors import CueError, CueSourceError
 from teso_deploy.media.live import LiveReader
-from teso_deploy.runtime.accounting import Accounting, prometheus
+from teso_deploy.runtime.accounting import Accounting
 from teso_deploy.runtime.delivery import Delivery
 from teso_deploy.runtime.live import LiveRunner
 from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.runtime.prometheus import render_metrics
 from teso_deploy.runtime.sinks import CallbackSink
 from tests.leaks import nothing_left
 from tests.unit.test_cue_worker import Scripted
@@ -37,7 +38,7 @@ def ran(
     pipeline: Pipeline, source: Any, seconds: float = 1.5, *, needs_tags: bool = False, needs_masks: bool = False,
     streams: int = 1, **asking: Any,
 ) -> tuple[list[Delivery], dict[str, Any]]:  # fmt: skip
-    """What a run delivers beside a source, and how it went."""
+    """What a run delivers beside a source, and how it went; ``metrics`` is what Prometheus reads of it."""
     cameras, found = [Camera(seconds) for _ in range(streams)], list[Delivery]()
     accounting = Accounting([camera.address.shown for camera in cameras])
     options = AskingOptions(**{"every_seconds": 0.2, "budget_per_minute": 1000, **asking})
@@ -49,7 +50,7 @@ def ran(
     accounting.cue_health = worker.health
     try:
         runner.run()
-        return found, accounting.snapshot()
+        return found, accounting.snapshot() | {"metrics": render_metrics(accounting)[0].decode()}
     finally:
         worker.close()
 
@@ -75,9 +76,8 @@ def test_cues_are_used_as_soon_as_they_are_there(pipeline: Pipeline) -> None:
     assert 0.3 < ages[0] < 2.0 and ages[-1] > ages[0]
     assert {one.segmentation.cues.source for one in found[: places[0]]} == {"fallback"}
     assert snapshot["cue_source"]["answered"] == 1 and snapshot["streams"][0]["cues"]["source"] == "llm"
-    text = prometheus(snapshot)
-    assert 'teso_cue_questions_total{source="scripted",reason="start"} 1' in text
-    assert 'teso_cue_answers_total{source="scripted",answer="answered"} 1' in text
+    assert 'teso_cue_questions_total{reason="start",source="scripted"} 1.0' in snapshot["metrics"]
+    assert 'teso_cue_answers_total{answer="answered",source="scripted"} 1.0' in snapshot["metrics"]
 
 
 def test_frames_come_while_a_source_hangs(pipeline: Pipeline) -> None:

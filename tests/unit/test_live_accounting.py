@@ -1,12 +1,9 @@
-"""Numbers of a live run: bounded, within one per cent, for people, for JSON and for Prometheus."""
+"""Numbers of a live run: bounded, within one per cent, for people and for JSON."""
 
 from __future__ import annotations
 
 import io
 import json
-import re
-import urllib.error
-import urllib.request
 
 import numpy as np
 import pytest
@@ -15,10 +12,10 @@ from rich.console import Console
 from teso_deploy.cli.live_view import rendered
 from teso_deploy.errors import OutputError
 from teso_deploy.media.live import SourceHealth
-from teso_deploy.runtime.accounting import Accounting, prometheus
+from teso_deploy.runtime.accounting import Accounting
 from teso_deploy.runtime.delivery import Delivery
 from teso_deploy.runtime.latency import Histogram
-from teso_deploy.runtime.metrics_server import MetricsServer, parsed_place
+from teso_deploy.runtime.metrics_server import parse_place
 from teso_deploy.types import Cues, Frame, Segmentation
 
 HEALTH = SourceHealth("running", 30, 2, 1, {"superseded": 3}, 1, 0, 2, 0.5, 9.5, True, 0.04, 2, None, None)
@@ -66,44 +63,8 @@ def test_what_a_snapshot_says() -> None:
     assert "rtsp://***@cam/live" in (text := console.export_text()) and "full [bold]disk" in text
 
 
-def test_prometheus_can_read_it() -> None:
-    accounting = Accounting(['a "quoted"\\ name'])
-    accounting.delivered(delivery())
-    accounting.source(0, HEALTH, {})
-    accounting.sinks({"out": {"delivered": 1, "dropped": 0, "error": None}})
-    text = prometheus(accounting.snapshot())
-    names: dict[str, str] = {}
-    for line in text.splitlines():
-        if line.startswith("# TYPE"):
-            _, _, name, kind = line.split(" ")
-            assert name not in names and (kind != "counter" or name.endswith("_total"))
-            names[name] = kind
-        elif not line.startswith("#"):
-            match = re.fullmatch(r'(\w+)\{((?:\w+="(?:[^"\\\n]|\\["\\n])*",?)*)\} (-?[\d.e+-]+)', line)
-            assert match and match[1] in names, line
-    assert names["teso_staleness_seconds"] == "gauge" and 'cause="superseded"} 3' in text
-    assert 'teso_staleness_seconds{stream="0",input="a \\"quoted\\"\\\\ name",quantile="0.95"} 0.1' in text
-
-
-def test_it_is_served() -> None:
-    accounting = Accounting(["cam"])
-    with MetricsServer(":0", accounting.snapshot) as server:
-        with urllib.request.urlopen(f"http://{server.address}/metrics") as answer:
-            assert b"# TYPE teso_frames_total counter" in answer.read()
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(f"http://{server.address}/health")
-        assert refused.value.code == 503, "still opening"
-        accounting.source(0, HEALTH, {})
-        with urllib.request.urlopen(f"http://{server.address}/health") as answer:
-            assert json.load(answer)["streams"][0]["state"] == "running"
-        with pytest.raises(OutputError, match="name another port"):
-            MetricsServer(server.address, accounting.snapshot)
-    with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen(f"http://{server.address}/metrics", timeout=1)
-
-
 @pytest.mark.parametrize("text", ["", "9090x", ":70000", "host"])
 def test_no_place_for_metrics(text: str) -> None:
     with pytest.raises(OutputError, match="give :PORT"):
-        parsed_place(text)
-    assert parsed_place("9090") == ("127.0.0.1", 9090) and parsed_place("0.0.0.0:1") == ("0.0.0.0", 1)
+        parse_place(text)
+    assert parse_place("9090") == ("127.0.0.1", 9090) and parse_place("0.0.0.0:1") == ("0.0.0.0", 1)
