@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from teso_deploy.errors import OutputError, TesoError
+from teso_deploy.text import replace_undecodable
 
 _MASK_NAME = re.compile(r"\d{6,}\.png")
 
@@ -132,4 +133,4 @@ def write_text(path: Path, text: str) -> None:
 
 def as_json(report: Any) -> str:
     """Indented JSON with a closing newline."""
-    return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    return replace_undecodable(json.dumps(report, indent=1, ensure_ascii=False)) + "\n"

@@ -29,6 +29,15 @@ def to_printable(text: str) -> str:
     return re.sub(r"\n+", " ", re.sub(r" *\n[ \n]*", "\n", "".join(characters))).strip()
 
 
+def replace_undecodable(text: str) -> str:
+    """Return text that can be written as UTF-8: a byte that is not text in the name of a file becomes ``�``.
+
+    >>> replace_undecodable("caf\\udce9.mp4")
+    'caf�.mp4'
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def to_one_line(text: object, limit: int = LIMIT) -> str:
     """Return foreign text as one printable line of at most ``limit`` characters, without runs of spaces.
 

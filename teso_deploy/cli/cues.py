@@ -34,15 +34,11 @@ from teso_deploy.media.reader import VideoReader
 from teso_deploy.outputs import as_json, check_file, write_text
 from teso_deploy.runtime.cue_video import Watch, cues_of_video
 from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.text import replace_undecodable
 
 
 def _check_inputs(inputs: list[Path], out: Path, json_out: Path | None, more: list[Path]) -> None:
     """``more``: other files that are read."""
-    for path in inputs:
-        try:
-            path.name.encode()
-        except UnicodeEncodeError as error:
-            raise OutputError(f"the name {path.name!a} is no text, so its cues can't go by it: rename it") from error
     if any(path.is_dir() for path in inputs):
         if len(inputs) > 1:
             raise typer.BadParameter("a folder of test scenes goes alone: name it, or videos")
@@ -50,7 +46,7 @@ def _check_inputs(inputs: list[Path], out: Path, json_out: Path | None, more: li
         for path in inputs:
             with VideoReader(path):
                 pass
-        if len({path.name for path in inputs}) < len(inputs):
+        if len({replace_undecodable(path.name) for path in inputs}) < len(inputs):
             raise OutputError("two inputs have the same name, so their cues would too: ask for them one by one")
     check_file(out)
     check_json(json_out)
@@ -138,7 +134,7 @@ def cues(
                     videos[name] = entry
                     bar.advance(task)
             for path in inputs if library is None else ():
-                videos[path.name] = _of_video(bar, chosen, path, watch, pipeline)
+                videos[replace_undecodable(path.name)] = _of_video(bar, chosen, path, watch, pipeline)
     finally:
         chosen.source.close()
     write_text(out, as_json(cue_file_content(videos, source, chosen.source.identity)))

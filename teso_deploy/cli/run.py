@@ -32,6 +32,7 @@ from teso_deploy.runtime.backends import BackendName
 from teso_deploy.runtime.offline import RunResult, run_source
 from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline, Size
 from teso_deploy.runtime.schedule import Source
+from teso_deploy.text import replace_undecodable
 from teso_deploy.types import Precision
 
 
@@ -118,7 +119,7 @@ def _event_lines(results: Sequence[RunResult]) -> str:
         for result in results
         for event in result.events
     ]
-    return "".join(f"{line}\n" for line in lines)
+    return replace_undecodable("".join(f"{line}\n" for line in lines))
 
 
 def run(

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from teso_deploy.errors import DataError, InputNotFoundError
+from teso_deploy.media.container import opened
 from teso_deploy.types import SAMPLE_RATE_HZ
 
 #: ``calibration``: the pictures of ``train``, and those of its sounds that training leaves out.
@@ -92,7 +93,7 @@ class Library:
 
 def read_recording(path: Path) -> Recording:
     """Decode a whole sound file to 16 kHz mono and mark where it is heard."""
-    with av.open(str(path)) as container:
+    with opened(path) as container:
         resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
         parts = [out.to_ndarray()[0] for frame in container.decode(audio=0) for out in resampler.resample(frame)]
         parts += [out.to_ndarray()[0] for out in resampler.resample(None)]

@@ -114,6 +114,9 @@ def open_options(address: Address) -> dict[str, str]:
     if address.kind == "file":
         return {}
     options = {"probesize": "1000000", "analyzeduration": "1500000"}
+    # What comes may be a playlist. FFmpeg lets one that came by a pipe or by TCP name any local file.
+    if address.kind in ("pipe", "mpegts"):
+        options["protocol_whitelist"] = "pipe" if address.kind == "pipe" else "tcp,udp"
     if address.kind == "rtsp":
         options |= {"rtsp_transport": "tcp", "max_delay": "200000"}
     elif address.kind == "mpegts" and address.url.lower().startswith("udp"):

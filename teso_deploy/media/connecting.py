@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 
 from teso_deploy.errors import InputNotFoundError, MediaError, TesoError
 from teso_deploy.media.address import Address, open_options
-from teso_deploy.media.container import open_container
+from teso_deploy.media.container import METADATA_ERRORS, open_container
 
 #: Asking again would not help: who asks is not let in, or there is nothing.
 REFUSED = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError, av.error.HTTPNotFoundError)
@@ -47,10 +47,13 @@ def open_stream(address: Address, timeout_seconds: float, is_closed: Callable[[]
     if address.kind == "file":
         assert address.path is not None
         return open_container(address.path)
+    options = open_options(address)
     if address.kind == "pipe":
-        return av.open(_Pipe(sys.stdin.buffer, timeout_seconds, is_closed), "r", options=open_options(address))
+        pipe = _Pipe(sys.stdin.buffer, timeout_seconds, is_closed)
+        return av.open(pipe, "r", options=options, metadata_errors=METADATA_ERRORS)
     # Opening and looking into it are allowed as much each by PyAV.
-    return av.open(address.url, "r", options=open_options(address), timeout=(timeout_seconds / 2, timeout_seconds))
+    timeout = (timeout_seconds / 2, timeout_seconds)
+    return av.open(address.url, "r", options=options, metadata_errors=METADATA_ERRORS, timeout=timeout)
 
 
 def sentence(address: Address, error: Exception, timeout_seconds: float, waited_seconds: float = 0.0) -> TesoError:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import av
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 
 from teso_deploy.errors import InputNotFoundError, MediaError
@@ -15,6 +17,8 @@ from teso_deploy.errors import InputNotFoundError, MediaError
 #: What reading on raises where a file breaks off. IndexError: PyAV at the end of a file in
 #: which a damaged packet looked like a new stream.
 BROKEN_OFF = (av.error.FFmpegError, IndexError)
+#: Titles that are not UTF-8 (old AVI, MP3 and MOV files have such) are read without the bytes that are wrong.
+METADATA_ERRORS = "ignore"
 #: A step back of the clock, or a leap ahead, by more than this is a discontinuity.
 BACK_SECONDS, AHEAD_SECONDS = 0.5, 10.0
 #: Leaps that are remembered: a stream that is damaged for hours must not slow down.
@@ -34,21 +38,51 @@ def opened(path: Path) -> Iterator[InputContainer]:
         container.close()
 
 
-def open_container(path: Path) -> InputContainer:
-    """See :func:`opened`; the caller closes."""
-    if not path.exists():
-        raise InputNotFoundError(f"no file {path}: check the path")
-    if path.is_dir():
-        raise MediaError(f"{path} is a folder: give a video file")
-    if path.stat().st_size == 0:
-        raise MediaError(f"{path} is empty: copy or record it again")
+def open_container(path: Path, hwaccel: HWAccel | None = None) -> InputContainer:
+    """See :func:`opened`; the caller closes. ``hwaccel``: what decodes its video."""
+    check_readable(path)
     try:
-        return av.open(str(path), "r")
-    except av.error.FFmpegError as error:
+        return open_unchecked(path, hwaccel)
+    except av.error.PermissionError as error:
+        raise MediaError(f"{path} may not be read ({error.strerror}): change its permissions") from error
+    except (av.error.FFmpegError, ValueError) as error:  # ValueError: a track that PyAV can't make anything of
         raise MediaError(
-            f"{path} is no video or sound that can be read ({error.strerror}): it is of another kind, or was cut off "
-            "while it was written; convert or copy it again"
+            f"{path} is no video or sound that can be read ({getattr(error, 'strerror', error)}): it is of another "
+            "kind, or was cut off while it was written; convert or copy it again"
         ) from error
+
+
+def check_readable(path: Path) -> None:
+    """Check what a path names. Raises :class:`InputNotFoundError`, :class:`MediaError` (a folder, a pipe, empty)."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
+        raise InputNotFoundError(f"no file {path}: check the path") from None
+    except OSError as error:  # a link to itself, a folder that may not be entered, a name that is too long
+        raise InputNotFoundError(f"{path} can't be reached ({error.strerror}): check the path") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise MediaError(f"{path} is a folder: give a video file")
+    if not stat.S_ISREG(status.st_mode):
+        raise MediaError(f"{path} is a pipe or a device, not a file: feed it to standard input, and give - as input")
+    if status.st_size == 0:
+        raise MediaError(f"{path} is empty: copy or record it again")
+
+
+def open_unchecked(path: Path, hwaccel: HWAccel | None = None) -> InputContainer:
+    """Open a local file. Everything that reads local media comes through here.
+
+    FFmpeg would take ``12:30.mp4`` for an address of a protocol "12", but never an absolute path. Without
+    ``pattern_type`` it would take ``a%03d.png`` for a series of pictures.
+
+    Raises what :func:`open_container` makes sentences of.
+    """
+    return av.open(
+        str(path.absolute()),
+        "r",
+        options={"pattern_type": "none"},
+        metadata_errors=METADATA_ERRORS,
+        hwaccel=hwaccel,
+    )
 
 
 def seconds_of(value: int | None, time_base: Any) -> float | None:

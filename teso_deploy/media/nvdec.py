@@ -14,6 +14,7 @@ from av.container import InputContainer
 
 from teso_deploy.backends.machine import DRIVER_LIBRARIES, can_load
 from teso_deploy.errors import DeviceError
+from teso_deploy.media.container import open_unchecked
 
 #: Format of a frame that lies on the GPU.
 ON_GPU = "cuda"
@@ -35,7 +36,7 @@ def open_on_gpu(path: Path) -> InputContainer:
     try:
         # A context of its own: FFmpeg refuses the primary one where another library has opened it with other flags.
         accelerator = HWAccel(ON_GPU, options={"primary_ctx": "0"}, is_hw_owned=True)
-        return av.open(str(path), "r", hwaccel=accelerator)
+        return open_unchecked(path, accelerator)
     except TypeError as error:
         raise DeviceError("this PyAV can't leave frames on the GPU: pip install --upgrade av") from error
     # RuntimeError: none of the file's streams can be decoded there.

@@ -20,6 +20,7 @@ from teso_deploy.media.writer import VideoWriter
 from teso_deploy.outputs import check_mask_folder
 from teso_deploy.runtime.delivery import Delivery
 from teso_deploy.runtime.events import Event, EventLog
+from teso_deploy.text import replace_undecodable
 
 #: Results that wait for a sink; of a live run the oldest gives way.
 MOST_WAITING = 16
@@ -191,7 +192,7 @@ class _LineFile:
 
     def write(self, line: object) -> None:
         try:
-            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._file.write(replace_undecodable(json.dumps(line, ensure_ascii=False)) + "\n")
             self._file.flush()
         except OSError as error:
             raise OutputError(f"{self._path} can't be written ({error.strerror}): name another place") from error

@@ -16,6 +16,7 @@ import pytest
 from teso_deploy.backends.machine import can_load
 from teso_deploy.errors import DeviceError
 from teso_deploy.media import nvdec
+from teso_deploy.media.container import open_unchecked
 from teso_deploy.media.reader import VideoReader
 from tests.clips import make_clip
 from tests.commands import teso
@@ -102,9 +103,9 @@ class Gpu:
         self.accelerators.append((device, options))
         return self
 
-    def open(self, path: str, mode: str, hwaccel: Any) -> Any:
+    def open(self, path: Path, hwaccel: Any) -> Any:
         assert hwaccel is self
-        return GpuContainer(av.container.open(path, "r"), self)
+        return GpuContainer(open_unchecked(path), self)
 
 
 @pytest.fixture
@@ -112,8 +113,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     made_up = Gpu()
     monkeypatch.setattr(nvdec, "can_load", lambda library: True)
     monkeypatch.setattr(nvdec, "HWAccel", made_up.accelerator)
-    fake = SimpleNamespace(open=made_up.open, error=av.error, VideoFrame=av.VideoFrame)
-    monkeypatch.setattr(nvdec, "av", fake)
+    monkeypatch.setattr(nvdec, "open_unchecked", made_up.open)
     return made_up
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from teso_deploy.text import LIMIT, to_one_line, to_printable
+from teso_deploy.text import LIMIT, replace_undecodable, to_one_line, to_printable
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,7 @@ def test_what_is_long_is_cut() -> None:
     assert to_one_line("x" * LIMIT) == "x" * LIMIT
     assert to_one_line("x" * 10**7) == "x" * (LIMIT - 1) + "…"
     assert to_one_line(ValueError("abcdef"), 4) == "abc…"
+
+
+def test_names_that_are_not_text_can_be_written() -> None:
+    assert replace_undecodable("a\udce9\udc80.mp4 größe 🐶\n") == "a��.mp4 größe 🐶\n"
