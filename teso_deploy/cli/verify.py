@@ -138,6 +138,13 @@ def _tables(report: VerifyReport) -> list[Table]:
             figures = (*masks, f"{found.cosine:.5f}", f"{found.max_abs_error:.0e}")
             table.add_row(check.graph, check.against, *figures, "✗" if check.failure else "")
         tables.append(table)
+    if report.not_run:
+        table = Table(title="not run")
+        for column in ("form", "why"):
+            table.add_column(column)
+        for form, reason in report.not_run.items():
+            table.add_row(form, reason)
+        tables.append(table)
     if report.heard:
         control = Table(title="audio control: labelled pixels by what is heard")
         sounds = dict.fromkeys(heard.sound for heard in report.heard)
@@ -217,8 +224,6 @@ def verify(
         _first_differences(opened, report, sizes or opened.sizes)
     for table in _tables(report):
         console.print(table)
-    for name, reason in report.not_run.items():
-        say(console, f"not run: {name}, {reason}")
     if contact_sheet is not None:
         _save_contact_sheet(contact_sheet, opened, report.worst(SHEET_ROWS))
         say(console, f"contact sheet: {contact_sheet}")
@@ -226,4 +231,5 @@ def verify(
     if not report.passed:
         told = "; ".join((*report.failures, *(f"{name}: {text}" for name, text in report.first_difference.items())))
         raise CheckFailedError(f"{opened.folder} failed: {told}")
-    console.print(f"passed: {', '.join(report.forms)}")
+    left_out = f"; not run: {', '.join(report.not_run)}" if report.not_run else ""
+    say(console, f"passed: {', '.join(report.forms)}{left_out}")

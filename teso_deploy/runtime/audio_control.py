@@ -22,12 +22,21 @@ SOUNDS = (*STORED, *(f"noise {level} dBFS" for level in NOISE_DBFS))
 BLANK_SOUNDS = tuple(name for name in SOUNDS if name.startswith(("muted", "noise")))
 
 
-def control_sounds(reference: Arrays) -> NDArray[np.float32]:
-    """(S, 15600), in the order of :data:`SOUNDS`; the noise is the same each time."""
+def control_inputs(reference: Arrays) -> dict[str, NDArray[Any]]:
+    """Sounds (S, 15600) in the order of :data:`SOUNDS`, each with the cues that go with it.
+
+    A stored sound keeps the cues of its own row, since PyTorch's masks of that row were made with them.
+    The noise is the same each time. It goes with the cues of the row "own".
+    """
     rng = np.random.default_rng(0)
     noise = [rng.standard_normal(WINDOW_SAMPLES) * 10 ** (level / 20) for level in NOISE_DBFS]
     stored = [reference["waveform"][row] for row in STORED.values()]
-    return np.stack([*stored, *noise]).clip(-1, 1).astype(np.float32)
+    rows = [*STORED.values(), *(STORED["own"] for _ in NOISE_DBFS)]
+    return {
+        "waveform": np.stack([*stored, *noise]).clip(-1, 1).astype(np.float32),
+        "cues": reference["cues"][rows],
+        "cue_valid": reference["cue_valid"][rows],
+    }
 
 
 @dataclass(frozen=True, slots=True)

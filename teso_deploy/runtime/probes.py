@@ -132,12 +132,9 @@ class Observed:
     heard: NDArray[Any] | None
 
 
-def observe(engines: Engines, reference: Arrays, sounds: NDArray[np.float32] | None) -> Observed:
-    """Run everything but the batches. ``sounds`` (S, 15600): heard with the picture's cues."""
+def observe(engines: Engines, reference: Arrays, heard: Arrays | None) -> Observed:
+    """Run everything but the batches. ``heard``: sounds (S, 15600) of the audio control, each with its cues."""
     graphs = graph_outputs(engines, reference)
     memory = graphs["visual_encoder"]
     masks = hear(engines, memory, _rows(reference, range(len(ROWS))))["masks"]
-    if sounds is None:
-        return Observed(graphs, masks, None)
-    heard = {**_rows(reference, [0] * len(sounds)), "waveform": sounds}
-    return Observed(graphs, masks, hear(engines, memory, heard)["masks"])
+    return Observed(graphs, masks, None if heard is None else hear(engines, memory, heard)["masks"])

@@ -18,7 +18,7 @@ from teso_deploy.backends.engine import EngineFactory
 from teso_deploy.bundle import REFERENCE, Bundle, sized_name
 from teso_deploy.errors import BundleError
 from teso_deploy.runtime import probes
-from teso_deploy.runtime.audio_control import SOUNDS, STORED, Heard, control, control_sounds
+from teso_deploy.runtime.audio_control import SOUNDS, STORED, Heard, control, control_inputs
 from teso_deploy.runtime.parity import LIMITS, MEASURED_ONLY, GraphParity, Thresholds, parity_of, row_agreement
 from teso_deploy.runtime.pipeline import GRAPHS
 from teso_deploy.runtime.probes import Engines, Observed, Size
@@ -29,7 +29,9 @@ CANONICAL = "canonical"
 #: In place of a graph: all of them in a row, from picture and sound to masks.
 WHOLE = "frame"
 #: What can't run here, and why.
-CANNOT_RUN: Mapping[str, str] = {"bf16": "ONNX Runtime has no bfloat16 operators on the CPU"}
+CANNOT_RUN: Mapping[str, str] = {
+    "bf16": "ONNX Runtime has no bfloat16 operators on the CPU; check it on a GPU with --backend and --precision bf16"
+}
 Against = Literal["pytorch", "canonical", "batch 2", "batch 3"]
 
 
@@ -69,12 +71,17 @@ class Compared:
 
 @dataclass
 class VerifyReport:
-    """Everything that was compared. ``not_run``: forms that can't run here, and why."""
+    """Everything that was compared.
+
+    ``not_run``: forms that can't run here, and why. ``required``: forms that were named by the caller; one of these
+    that was not run is a failure.
+    """
 
     checks: list[Check] = field(default_factory=list)
     heard: list[Heard] = field(default_factory=list)
     compared: list[Compared] = field(default_factory=list)
     not_run: dict[str, str] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
     first_difference: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -84,14 +91,19 @@ class VerifyReport:
 
     @property
     def failures(self) -> list[str]:
-        """Everything that failed, the most severe first: masks, what is heard, cosines, errors."""
+        """Everything that failed, the most severe first: masks, what is heard, cosines, errors, what was not run."""
         found = [failure for check in self.checks if (failure := check.failure)]
         found += [(1, reason) for heard in self.heard if (reason := heard.failure)]
+        found += [
+            (4, f"{form} was asked for and not run: {reason}")
+            for form, reason in self.not_run.items()
+            if form in self.required
+        ]
         return [reason for _, reason in sorted(found, key=lambda failure: failure[0])]
 
     @property
     def passed(self) -> bool:
-        """True when nothing failed."""
+        """True when nothing failed, and everything that was asked for was run."""
         return not self.failures
 
     def parity(self, graph: str, form: str = CANONICAL, against: Against = "pytorch") -> GraphParity | None:
@@ -171,9 +183,10 @@ def verify_bundle(
     ``is_thorough``: with batches of 2 and 3 and the audio control. ``pytorch``: the model itself, asked again
     in place of what the reference holds of it; the reference is held against it as form ``reference.npz``.
     ``backends``: engines of another kind by a name of theirs, held to the same as forms of that precision.
+    A form that is named in ``forms`` and can't run here is a failure of the report.
     Raises :class:`BundleError` for an unknown form or size and for a reference that lacks a tensor.
     """
-    report = VerifyReport()
+    report = VerifyReport(required=tuple(forms))
     candidates: dict[str, tuple[Precision, EngineFactory]] = {}
     for form in chosen_forms(bundle, forms):
         precision = _precision_of(bundle, form)
@@ -200,7 +213,7 @@ def _verify_size(
     is_trained, is_first = bundle.manifest.trained, size == bundle.sizes[0]
     keys = {graph: bundle.graph_at(graph, size) for graph in GRAPHS}
     keys[WHOLE] = WHOLE if is_first else sized_name(WHOLE, size)
-    sounds = control_sounds(reference) if is_thorough else None
+    sounds = control_inputs(reference) if is_thorough else None
     model: Observed | None = None
     if pytorch is not None:
         model = probes.observe(pytorch, reference, sounds)

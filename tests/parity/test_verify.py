@@ -20,7 +20,7 @@ from teso_deploy.models.teso import build
 from teso_deploy.recipe import Recipe
 from teso_deploy.resources import shipped_path
 from teso_deploy.runtime import probes
-from teso_deploy.runtime.audio_control import Heard
+from teso_deploy.runtime.audio_control import SOUNDS, STORED, Heard, control, control_inputs
 from teso_deploy.runtime.parity import LIMITS, GraphParity, Thresholds, compare, compare_masks
 from teso_deploy.runtime.verify import CANONICAL, Check, VerifyReport, verify_bundle
 from tests.commands import refused, teso
@@ -113,6 +113,35 @@ def test_a_form_that_ignores_the_sound_fails_the_control(tmp_path: Path) -> None
     assert not any("(canonical)" in failure for failure in report.failures)
 
 
+def test_each_sound_of_the_control_goes_with_the_cues_of_its_own_row(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    reference = probes.reference_at(bundle, bundle.sizes[0])
+    assert not np.array_equal(reference["cues"][0], reference["cues"][2]), "random weights: each row has other cues"
+    given = control_inputs(reference)
+    for sound, row in STORED.items():
+        for name in ("waveform", "cues", "cue_valid"):
+            np.testing.assert_array_equal(given[name][SOUNDS.index(sound)], reference[name][row])
+    report = report_of(bundle, CANONICAL)
+    assert report.passed, report.failures
+    stored = [found for found in report.heard if found.sound in STORED]
+    assert len(stored) == 3 and all(found.mask_iou == 1.0 for found in stored)
+
+
+def test_the_control_fails_a_form_that_mixes_up_its_rows(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    size, threshold = bundle.sizes[0], bundle.manifest.postprocessing.threshold
+    reference = probes.reference_at(bundle, size)
+    engines = {graph: onnxruntime_factory(1)(bundle, graph) for graph in probes.GRAPHS}
+    given = control_inputs(reference)
+    expected = [reference["masks"][STORED[sound]] if sound in STORED else None for sound in SOUNDS]
+    limits = LIMITS["fp32"]
+    for cues, fails in ((given["cues"], False), (given["cues"][[2, 0, 1, 3, 4, 5]], True)):
+        found = probes.observe(engines, reference, {**given, "cues": cues}).heard
+        assert found is not None
+        rows = control(CANONICAL, size, True, found, expected, threshold, False, limits, limits.pytorch.mask_iou)
+        assert any(row.failure for row in rows) == fails
+
+
 def heard(rate: float, model_rate: float | None = None, iou: float | None = None, blank: bool = False) -> Heard:
     limits = LIMITS["int8"]
     return Heard("f", (64, 64), True, "muted", rate, model_rate, iou, blank, limits.pixel_rate, limits.pytorch.mask_iou)
@@ -189,6 +218,9 @@ def test_the_command(full_bundle: Path, tmp_path: Path) -> None:
     with Image.open(sheet) as image:
         assert image.width > 4 * 200 and image.height >= 8 * 200
     refused("verify", full_bundle, "--form", "fp4", names="no form 'fp4'")
+    asked = teso("verify", full_bundle, "--form", "onnx-bf16", "--size", "64", "--json", "-", "--threads", 1)
+    assert asked.code == 1 and "onnx-bf16 was asked for and not run" in asked.err
+    assert json.loads(asked.out)["passed"] is False and list(json.loads(asked.out)["not_run"]) == ["onnx-bf16"]
     refused("verify", full_bundle, "--size", "32", names="64x96")
     refused("verify", full_bundle, "--random-weights", 1, names="other weights")
 
