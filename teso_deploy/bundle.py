@@ -7,158 +7,66 @@ in whole.
 
 from __future__ import annotations
 
-import zipfile
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from teso_deploy.array_files import Expected, read_arrays
+from teso_deploy.bundle_tables import (
+    SCHEMA_VERSION,
+    BundleManifest,
+    CueEntry,
+    EngineEntry,
+    FormEntry,
+    GraphEntry,
+    Postprocessing,
+    Preprocessing,
+    TaggerEntry,
+    TensorSpec,
+    TextEncoderEntry,
+    sized_name,
+)
 from teso_deploy.errors import BundleError, InputNotFoundError
+from teso_deploy.external_data import check_graph
+from teso_deploy.hub import hub_snapshot
 from teso_deploy.recipe import Recipe
 from teso_deploy.resources import shipped_path
-from teso_deploy.sealed import FileEntry, Kind
-from teso_deploy.types import Precision
+from teso_deploy.sealed import Kind
+from teso_deploy.text import to_one_line
 
-SCHEMA_VERSION = 1
+__all__ = [
+    "CUE_TABLE",
+    "DEFAULT_BUNDLE",
+    "KIND",
+    "MANIFEST",
+    "REFERENCE",
+    "SCHEMA_VERSION",
+    "Bundle",
+    "BundleManifest",
+    "CueEntry",
+    "EngineEntry",
+    "FormEntry",
+    "GraphEntry",
+    "Postprocessing",
+    "Preprocessing",
+    "TaggerEntry",
+    "TensorSpec",
+    "TextEncoderEntry",
+    "read_manifest",
+    "sized_name",
+    "write_manifest",
+]
+
 MANIFEST = "bundle.json"
 REFERENCE = "reference.npz"
 CUE_TABLE = "cues.npz"
 DEFAULT_BUNDLE = "teso-nano"
 KIND = Kind(MANIFEST, SCHEMA_VERSION, frozenset({"schema_version", "graphs", "files"}), "teso-deploy export",
             "export the bundle again")  # fmt: skip
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TensorSpec(_Table):
-    """Name, ONNX element type and shape of a graph's input or output; "B" is the batch."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-class GraphEntry(_Table):
-    """One graph: its file (and the one that holds its weights, where they are not inside), its tensors, its size."""
-
-    file: str
-    weights: str | None = None
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    parameters: int
-    multiply_adds: int
-    nodes: int
-
-
-class FormEntry(_Table):
-    """A form of one graph, derived from its canonical file: for which runtime, and in which precision.
-
-    ``shares``: of the tensors that are computed, by element type, as read back from the file.
-    ``source_sha256``: of the canonical file that it was derived from.
-    """
-
-    file: str
-    weights: str | None = None
-    target: str
-    precision: Precision
-    shares: dict[str, float]
-    nodes: int
-    source_sha256: str
-
-
-class EngineEntry(_Table):
-    """An engine that travels with the bundle: its file, beside which its sidecar lies, and what it is for.
-
-    ``architecture``: ``sm89``, or ``portable``.
-    """
-
-    file: str
-    graph: str
-    target: str
-    precision: Precision
-    architecture: str
-
-
-class Preprocessing(_Table):
-    """From an RGB picture of any size to ``image``: one resize, (x - mean) / std, zeros to the bucket's size."""
-
-    sizes: tuple[tuple[int, int], ...]
-    fit: Literal["stretch", "pad"] = "stretch"
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    resize: Literal["antialiased-bilinear"] = "antialiased-bilinear"
-    color: Literal["rgb"] = "rgb"
-
-
-class Postprocessing(_Table):
-    """From ``masks`` to labels: bilinear to the source, 1 + argmax where the maximum ≥ threshold."""
-
-    activation: Literal["probability"] = "probability"
-    resize: Literal["bilinear"] = "bilinear"
-    threshold: float
-
-
-class TextEncoderEntry(_Table):
-    """What embeds words that the cue table has not: a graph (``input_ids`` (1, L) int64 → ``cue`` (1, d_T)), its
-    weights, and the tokenizer's file."""
-
-    graph: str
-    weights: str
-    tokenizer: str
-
-
-class CueEntry(_Table):
-    """How cues are made and handed over. ``encoder``: for words beyond the table, where the bundle has one."""
-
-    template: str
-    max_cues: int
-    dim: int
-    padding: Literal["zeros+mask", "none-embedding"] = "zeros+mask"
-    table: str | None = None
-    encoder: TextEncoderEntry | None = None
-
-
-class TaggerEntry(_Table):
-    """What the ``tags`` of the visual encoder name, and from where on a name is offered as a cue."""
-
-    words: tuple[str, ...]
-    threshold: float
-
-
-class BundleManifest(_Table):
-    """The content of ``bundle.json``.
-
-    ``graphs``: a graph that depends on the picture's size has an entry a bucket: that of the first
-    under its plain name, others as ``name@HxW``. ``forms``: name of the form → graph → entry.
-    ``engines``: built from them for GPUs.
-    """
-
-    schema_version: int = SCHEMA_VERSION
-    name: str
-    trained: bool
-    recipe: dict[str, Any]
-    graphs: dict[str, GraphEntry]
-    forms: dict[str, dict[str, FormEntry]] = {}
-    engines: tuple[EngineEntry, ...] = ()
-    preprocessing: Preprocessing
-    postprocessing: Postprocessing
-    classes: tuple[str, ...]
-    cue: CueEntry
-    tagger: TaggerEntry | None = None
-    provenance: dict[str, str]
-    licence: str
-    measured: dict[str, Any] = {}
-    files: dict[str, FileEntry] = {}
-
-
-def sized_name(graph: str, size: tuple[int, int]) -> str:
-    """A graph's name in the manifest at a bucket that is not the first: ``decoder@288x512``."""
-    return f"{graph}@{size[0]}x{size[1]}"
 
 
 class Bundle:
@@ -172,12 +80,16 @@ class Bundle:
     def open(cls, path: str | Path | None = None) -> Bundle:
         """Open a bundle's folder (default: the shipped one) and check every file.
 
+        A model's root in the cache of the Hugging Face hub stands for the folder that holds its files.
         Raises :class:`InputNotFoundError` (no such folder), :class:`BundleError` (no or
         another manifest, a file that is missing, changed or outside the folder).
         """
         folder = Path(path) if path is not None else shipped_path(f"engines/bundles/{DEFAULT_BUNDLE}")
-        if not folder.is_dir():
-            raise InputNotFoundError(f"no bundle {folder}: give the folder that `teso-deploy export` wrote")
+        if not os.path.isdir(folder):  # Path.is_dir raises where a folder may not be looked into
+            raise InputNotFoundError(
+                f"no bundle {to_one_line(folder)}: give the folder that `teso-deploy export` wrote"
+            )
+        folder = hub_snapshot(folder)
         bundle = cls(folder, read_manifest(folder))
         bundle._check_files()
         return bundle
@@ -194,8 +106,12 @@ class Bundle:
         wanted |= {cue.encoder.graph, cue.encoder.weights, cue.encoder.tokenizer} if cue.encoder else set()
         if unlisted := wanted - self.manifest.files.keys() - {MANIFEST}:
             raise BundleError(
-                f"{self.folder}: the manifest gives no hash of {sorted(unlisted)[0]}; export the bundle again"
+                f"{self.folder}: the manifest gives no hash of {to_one_line(sorted(unlisted)[0])}; "
+                "export the bundle again"
             )
+        graphs = {entry.file for entry in entries} | ({cue.encoder.graph} if cue.encoder else set())
+        for name in sorted(graphs):
+            check_graph(self.folder, name, self.manifest.files)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -248,15 +164,9 @@ class Bundle:
         sized = sized_name(graph, size)
         return sized if sized in self.manifest.graphs else graph
 
-    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
-        """Everything in one of the bundle's .npz files; pickled objects are refused."""
-        try:
-            with np.load(self.path(name), allow_pickle=False) as archive:
-                return {key: archive[key] for key in archive.files}
-        except (ValueError, zipfile.BadZipFile) as error:
-            raise BundleError(
-                f"{self.folder}: {name} holds no plain arrays ({error}); export the bundle again"
-            ) from error
+    def arrays(self, name: str, wanted: Mapping[str, Expected] | None = None) -> dict[str, NDArray[Any]]:
+        """The arrays of one of the bundle's .npz files; see :func:`read_arrays`. Raises :class:`BundleError`."""
+        return read_arrays(self.path(name), wanted)
 
     def reference(self) -> dict[str, NDArray[Any]]:
         """``reference.npz``: what inputs and outputs of the graphs were in PyTorch."""

@@ -5,19 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from teso_deploy.errors import BundleError, OutputError
+from teso_deploy.errors import BundleError, InputNotFoundError, OutputError
+from teso_deploy.small_files import parse_json, read_text
+from teso_deploy.text import to_one_line
 
 M = TypeVar("M", bound=BaseModel)
+
+
+#: Larger than any manifest that was written, which have tens of kilobytes.
+MANIFEST_BYTES = 16 << 20
 
 
 class FileEntry(BaseModel):
@@ -25,7 +33,7 @@ class FileEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     sha256: str
-    bytes: int
+    bytes: Annotated[int, Field(ge=0)]
 
 
 def sha256_of(path: Path) -> str:
@@ -34,16 +42,37 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+#: Names that Windows gives to devices, in any folder and with any ending.
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+_MOST_LETTERS = 255
+
+
 def inside(folder: Path, name: str) -> Path:
-    """The path of a folder's file; :class:`BundleError` when it would leave the folder."""
+    """The path of a folder's file; :class:`BundleError` for a name that leads out of it or is not a file's name.
+
+    A link is followed, wherever it leads: a download of the Hugging Face hub is a folder of links. What is read
+    through it is the file whose hash the manifest has.
+    """
     pure = PurePosixPath(name)
-    path = folder / name
     strange = pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name
-    if strange or not path.resolve().is_relative_to(folder.resolve()):
+    if strange or PureWindowsPath(name).drive:
         raise BundleError(
-            f"{folder}: the manifest names {name!r}, which lies outside the bundle; do not use this bundle"
+            f"{folder}: the manifest names {to_one_line(repr(name))}, which lies outside the bundle; "
+            "do not use this bundle"
         )
-    return path
+    is_device = any(_DEVICE.fullmatch(part) for part in pure.parts)
+    if is_device or not pure.parts or not name.isprintable() or max(map(len, pure.parts)) > _MOST_LETTERS:
+        raise BundleError(
+            f"{folder}: the manifest names {to_one_line(repr(name))}, which can't be a file; do not use this bundle"
+        )
+    return folder / name
+
+
+def first_fault(error: ValidationError) -> str:
+    """Where a table is wrong first and how, as one line that can be printed."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = to_one_line(".".join(map(str, first["loc"])))
+    return f"{where}: ".removeprefix(": ") + to_one_line(first["msg"].removeprefix("Value error, "))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,32 +88,43 @@ class Kind:
     def read(self, folder: Path, model: type[M]) -> M:
         """The manifest; :class:`BundleError` names what is wrong with it."""
         path = folder / self.manifest
-        if not path.is_file():
-            raise BundleError(f"{folder} has no {self.manifest}: give the folder that `{self.command}` wrote")
+        what = f"a folder that `{self.command}` wrote"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            text = read_text(path, what, limit_bytes=MANIFEST_BYTES, error=BundleError)
+            content = parse_json(text, path, error=BundleError)
+        except InputNotFoundError:
+            raise BundleError(
+                f"{to_one_line(folder)} has no {self.manifest}: give the folder that `{self.command}` wrote"
+            ) from None
+        except BundleError as error:
             raise BundleError(f"{path} is damaged ({error}); {self.again}") from error
         version = content.get("schema_version") if isinstance(content, dict) else None
-        if version != self.schema_version:
+        if version != self.schema_version or isinstance(version, bool):
             raise BundleError(
-                f"{path} has schema version {version}, this package reads {self.schema_version}: "
+                f"{path} has schema version {to_one_line(version)}, this package reads {self.schema_version}: "
                 f"{self.again} with this version of teso-deploy"
             )
         try:
             return model.model_validate(content)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise BundleError(f"{path}: {where}: {first['msg']}; {self.again}") from error
+            raise BundleError(f"{path}: {first_fault(error)}; {self.again}") from error
 
     def check_files(self, folder: Path, files: Mapping[str, FileEntry]) -> None:
         """Every file is there, inside, and what was written (:class:`BundleError`)."""
         for name, entry in files.items():
             path = inside(folder, name)
-            if not path.is_file():
-                raise BundleError(f"{folder}: {name} is missing; {self.again}")
-            if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
+            try:
+                status = path.stat()
+                is_whole = stat.S_ISREG(status.st_mode) and status.st_size == entry.bytes
+                is_ours = is_whole and sha256_of(path) == entry.sha256
+            except (FileNotFoundError, NotADirectoryError):
+                raise BundleError(f"{folder}: {name} is missing; {self.again}") from None
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise BundleError(
+                    f"{folder}: {name} can't be read ({reason}): give yourself the right, or {self.again}"
+                ) from error
+            if not is_ours:
                 raise BundleError(f"{folder}: {name} is not the file that was exported (another hash); {self.again}")
 
     def hashed(self, folder: Path) -> dict[str, FileEntry]:

@@ -16,7 +16,6 @@ from teso_deploy.benchmarking.processes import WorkerProcess
 from teso_deploy.benchmarking.report import environment_of, percentile_row
 from teso_deploy.benchmarking.schedule import LEAST_ROUNDS, Key, Timings, Turn, TurnFailedError, interleaved
 from teso_deploy.bundle import Bundle
-from teso_deploy.recipe import Recipe
 
 OURS = "teso_deploy.benchmarking.ours:ours"
 PARTS_BEHIND = ("visual_encoder", "audio_encoder", "fusion", "decoder", "preprocess", "postprocess")
@@ -57,7 +56,7 @@ def entrants(
     told = common | {"bundle": str(bundle.folder.absolute()), "clip": str(clip.absolute())}
     found = [Entrant(f"ours-{name}", name, OURS, told | {"precision": name}) for name in precisions]
     if contenders:
-        sizes = mask2former_sizes(Recipe.model_validate(bundle.manifest.recipe))
+        sizes = mask2former_sizes(bundle.recipe)
         for contender in contenders:
             settings = common | {"sizes": sizes, "precision": contender.precision}
             found.append(Entrant(contender.name, contender.precision, contender.subject, settings))

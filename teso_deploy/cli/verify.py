@@ -22,7 +22,6 @@ from teso_deploy.cli.reports import check_json, say, shown_in, write_json
 from teso_deploy.errors import BundleError, CheckFailedError
 from teso_deploy.media.contact_sheet import difference, save_sheet, with_labels
 from teso_deploy.outputs import check_file
-from teso_deploy.recipe import Recipe
 from teso_deploy.runtime import probes
 from teso_deploy.runtime.backends import GPU_BACKENDS, load_backend
 from teso_deploy.runtime.parity import LIMITS
@@ -45,7 +44,7 @@ def _pytorch(bundle: Bundle, files: Sequence[tuple[str | None, Path]], seed: int
     from teso_deploy.exporting.pytorch_engine import pytorch_engines
     from teso_deploy.models.assembly import assemble
 
-    model = assemble(Recipe.model_validate(bundle.manifest.recipe), files, seed).model
+    model = assemble(bundle.recipe, files, seed).model
     exported = bundle.manifest.provenance.get("weights_sha256")
     if exported is not None and weights_digest(model) != exported:
         raise BundleError(f"{bundle.folder} was exported from other weights than these: give those, or export again")

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from teso_deploy.errors import BundleError, InputNotFoundError
+from teso_deploy.external_data import check_graph
+from teso_deploy.hub import hub_snapshot
 from teso_deploy.sealed import FileEntry, Kind
+from teso_deploy.text import to_one_line
 
 MANIFEST = "cues.json"
 SCHEMA_VERSION = 1
@@ -115,13 +119,21 @@ class CueModels:
     def open(cls, path: str | Path) -> CueModels:
         """Open it and check every file. Raises :class:`InputNotFoundError`, :class:`BundleError`."""
         folder = Path(path)
-        if not folder.is_dir():
-            raise InputNotFoundError(f"no cue models {folder}: give the folder that `{KIND.command}` wrote")
+        if not os.path.isdir(folder):
+            raise InputNotFoundError(
+                f"no cue models {to_one_line(folder)}: give the folder that `{KIND.command}` wrote"
+            )
+        folder = hub_snapshot(folder)
         models = cls(folder, KIND.read(folder, CueModelsManifest))
         KIND.check_files(folder, models.manifest.files)
-        for entry in (models.manifest.captioner, models.manifest.reasoner):
-            if entry and (absent := set(models._files(entry)) - models.manifest.files.keys()):
-                raise BundleError(f"{folder}: the manifest gives no hash of {sorted(absent)[0]}; {KIND.again}")
+        entries = [entry for entry in (models.manifest.captioner, models.manifest.reasoner) if entry is not None]
+        for entry in entries:
+            if absent := set(models._files(entry)) - models.manifest.files.keys():
+                raise BundleError(
+                    f"{folder}: the manifest gives no hash of {to_one_line(sorted(absent)[0])}; {KIND.again}"
+                )
+            for name in entry.graphs.values():
+                check_graph(folder, f"{entry.folder}/{name}", models.manifest.files)
         return models
 
     @staticmethod

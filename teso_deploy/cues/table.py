@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from teso_deploy.array_files import Expected
 from teso_deploy.bundle import Bundle, TaggerEntry
 from teso_deploy.cues.singulars import singular
 from teso_deploy.errors import BundleError, CueError
@@ -37,6 +38,17 @@ def variants(word: str) -> list[str]:
 NO_CUE = "none"
 
 
+def _words_of(names: NDArray[np.str_], what: str) -> list[str]:
+    """The words of a table's file (:class:`BundleError`: one that can't be printed)."""
+    try:
+        words: list[str] = names.tolist()
+    except (ValueError, SystemError):  # numbers beyond the last character
+        words = [""]
+    if unprintable := [word for word in words if not word or not word.isprintable()]:
+        raise BundleError(f"{what} has a word that can't be printed ({unprintable[0]!a:.60}); export the bundle again")
+    return words
+
+
 class CueTable:
     """Words (K) and their embeddings (K, d_T) float32, handed out N_T at a time.
 
@@ -61,14 +73,18 @@ class CueTable:
         cue = bundle.manifest.cue
         if cue.table is None:
             return cls((), np.zeros((0, cue.dim), np.float32), cue.max_cues)
-        arrays = bundle.arrays(cue.table)
+        wanted = {"names": Expected("U", (None,)), "embeddings": Expected("f", (None, cue.dim))}
+        arrays = bundle.arrays(cue.table, wanted)
         names, embeddings = arrays.get("names"), arrays.get("embeddings")
-        if names is None or embeddings is None or embeddings.shape != (len(names), cue.dim):
+        if names is None or embeddings is None or len(embeddings) != len(names):
             raise BundleError(
                 f"{bundle.folder}: {cue.table} is not {cue.dim} numbers for each name; export the bundle again"
             )
+        words = _words_of(names, f"{bundle.folder}: {cue.table}")
+        if not np.isfinite(embeddings).all():
+            raise BundleError(f"{bundle.folder}: {cue.table} has numbers that are not finite; export the bundle again")
         pads = cue.padding == "none-embedding"
-        return cls(names.tolist(), embeddings.astype(np.float32), cue.max_cues, pads)
+        return cls(words, embeddings.astype(np.float32), cue.max_cues, pads)
 
     def find(self, word: str) -> str | None:
         """The table's spelling of a word: singular for plural and plural for singular, its word for a synonym."""

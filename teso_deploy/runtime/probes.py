@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from teso_deploy.bundle import REFERENCE, Bundle, sized_name
+from teso_deploy.array_files import Expected
+from teso_deploy.bundle import REFERENCE, Bundle, TensorSpec, sized_name
 from teso_deploy.errors import BundleError
 from teso_deploy.runtime.parity import Arrays
 from teso_deploy.runtime.pipeline import GRAPHS
@@ -49,20 +50,27 @@ def reference_at(bundle: Bundle, size: Size) -> dict[str, NDArray[Any]]:
 
     Raises :class:`BundleError` when it lacks one of their tensors.
     """
-    stored = bundle.arrays(REFERENCE)
     is_first = size == bundle.sizes[0]
-    found = {}
+    stored_names, wanted = {}, {}
     for graph in GRAPHS:
-        key = bundle.graph_at(graph, size)
-        entry = bundle.manifest.graphs[key]
-        seen = [*entry.inputs, *entry.outputs] if graph in ("visual_encoder", "fusion") else entry.outputs
-        for name in ("waveform", *(tensor.name for tensor in seen)):
-            depends_on_size = graph in ("visual_encoder", "decoder") and name != "waveform"
-            stored_name = name if is_first or not depends_on_size else sized_name(name, size)
-            if stored_name not in stored:
-                raise BundleError(f"{bundle.folder}: {REFERENCE} lacks {stored_name}; export the bundle again")
-            found[name] = stored[stored_name]
-    return found
+        entry = bundle.manifest.graphs[bundle.graph_at(graph, size)]
+        seen = [*entry.inputs, *entry.outputs] if graph in ("visual_encoder", "fusion") else list(entry.outputs)
+        seen += [tensor for tensor in entry.inputs if tensor.name == "waveform"]
+        for tensor in seen:
+            depends_on_size = graph in ("visual_encoder", "decoder") and tensor.name != "waveform"
+            stored = tensor.name if is_first or not depends_on_size else sized_name(tensor.name, size)
+            stored_names[tensor.name] = stored
+            wanted[stored] = _expected(tensor, 1 if graph == "visual_encoder" else len(ROWS))
+    arrays = bundle.arrays(REFERENCE, wanted)
+    if absent := [stored for stored in stored_names.values() if stored not in arrays]:
+        raise BundleError(f"{bundle.folder}: {REFERENCE} lacks {absent[0]}; export the bundle again")
+    return {name: arrays[stored] for name, stored in stored_names.items()}
+
+
+def _expected(tensor: TensorSpec, rows: int) -> Expected:
+    """What the reference holds of a graph's tensor; the one side that has a name is the batch."""
+    kind = "b" if tensor.dtype == "bool" else "f"
+    return Expected(kind, tuple(side if isinstance(side, int) else rows for side in tensor.shape))
 
 
 def repeated(memory: Arrays, names: Sequence[str], count: int) -> dict[str, NDArray[Any]]:

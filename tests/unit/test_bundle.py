@@ -22,9 +22,10 @@ from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import BundleError, InputNotFoundError, OutputError
 from teso_deploy.recipe import Recipe
 from teso_deploy.sealed import sha256_of
+from tests.graph_files import empty_graph
 
 
-def write_bundle(out: Path, recipe: Recipe, graph: bytes = b"a graph") -> None:
+def write_bundle(out: Path, recipe: Recipe, note: str = "a graph") -> None:
     """A bundle of one file that is called a graph, with a cue table and a reference."""
     tensor = TensorSpec(name="masks", dtype="float", shape=("B", 3, 16, 16))
     manifest = BundleManifest(
@@ -44,7 +45,7 @@ def write_bundle(out: Path, recipe: Recipe, graph: bytes = b"a graph") -> None:
         licence="none",
     )
     with KIND.staging(out) as folder:
-        (folder / "decoder.onnx").write_bytes(graph)
+        (folder / "decoder.onnx").write_bytes(empty_graph(note))
         np.savez(folder / "reference.npz", masks=np.ones((1, 3, 16, 16), np.float32))
         np.savez(folder / "cues.npz", names=np.array(["dog", "cow"]), embeddings=np.eye(2, dtype=np.float32))
         write_manifest(folder, manifest, {"cosine": 1.0})
@@ -90,8 +91,8 @@ def test_a_folder_that_is_none_or_holds_none(tmp_path: Path) -> None:
 
 def test_a_bundle_is_replaced_and_nothing_else_is_left(folder: Path, tiny_recipe: Recipe) -> None:
     (folder / "stale.txt").write_text("of the old one")
-    write_bundle(folder, tiny_recipe, b"another graph")
-    assert Bundle.open(folder).graph_path("decoder").read_bytes() == b"another graph"
+    write_bundle(folder, tiny_recipe, "another graph")
+    assert Bundle.open(folder).graph_path("decoder").read_bytes() == empty_graph("another graph")
     assert not (folder / "stale.txt").exists()
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
 
@@ -106,9 +107,9 @@ def test_an_empty_folder_and_missing_parents_are_taken(tmp_path: Path, tiny_reci
 def test_a_link_to_a_bundle_stays_a_link(folder: Path, tiny_recipe: Recipe) -> None:
     link = folder.parent / "current"
     link.symlink_to(folder)
-    write_bundle(link, tiny_recipe, b"newer")
+    write_bundle(link, tiny_recipe, "newer")
     assert link.is_symlink()
-    assert Bundle.open(folder).graph_path("decoder").read_bytes() == b"newer"
+    assert Bundle.open(folder).graph_path("decoder").read_bytes() == empty_graph("newer")
 
 
 @pytest.mark.parametrize("manifest", [None, "{}", "[]", "not json", '{"name": "some other program\'s"}'])
