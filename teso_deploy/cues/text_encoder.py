@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from functools import cached_property
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class TextEncoder:
         files = bundle.manifest.files
         hashes = [files[name].sha256 for name in (entry.graph, entry.weights, entry.tokenizer)]
         self._identity = ":".join(hashes)
+        self._lock = threading.Lock()  # threads share a pipeline: the encoder is loaded once
         #: Words that the graph has run for.
         self.computed = 0
 
@@ -54,13 +56,15 @@ class TextEncoder:
         kept = read_vouched(path)
         if kept is not None and len(kept) == 4 * cue.dim:
             return np.frombuffer(kept, "<f4").astype(np.float32)
-        ids = np.array([self._tokens.sentence(sentence)], np.int64)
-        found: NDArray[np.float32] = self._engine.run({"input_ids": ids})["cue"][0]
+        with self._lock:
+            ids = np.array([self._tokens.sentence(sentence)], np.int64)
+            found: NDArray[np.float32] = self._engine.run({"input_ids": ids})["cue"][0]
         if found.shape != (cue.dim,):
             raise BundleError(
                 f"{self._bundle.folder}: the text encoder gives {found.size} numbers, the bundle's cues have "
                 f"{cue.dim}; export the bundle again"
             )
-        self.computed += 1
+        with self._lock:
+            self.computed += 1
         write_vouched(path, found.astype("<f4").tobytes())
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -47,7 +48,10 @@ class Pipeline:
     size are loaded at once, those of another one when a frame needs it (``size`` "auto").
     ``runs`` counts how often each graph ran for any stream, ``encoder_skips`` how often the
     encoder did not have to, because the picture was the "same" as or as "still" as the one that
-    was encoded last. Not to be shared between threads, nor are its streams.
+    was encoded last.
+
+    Threads may share a pipeline: :meth:`segment` takes them one by one. To run in parallel, give each thread a stream
+    of its own (:meth:`open_stream`): streams share the weights and the counts, and nothing else.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Pipeline:
         self.runs: Counter[str] = Counter()
         self.encoder_skips: Counter[str] = Counter()
         self.engines: dict[str, Engine] = {}
+        self._loading, self._counting = threading.Lock(), threading.Lock()
         self._factory, self._operators = factory, operators
         first = bundle.sizes[0] if self.size == AUTO else self.size
         self._first = {name: self.engine(bundle.graph_at(name, first)) for name in GRAPHS}
@@ -116,9 +121,11 @@ class Pipeline:
         return cls(opened, chosen.engines, size=size, still_threshold=still_threshold, operators=chosen.operators)
 
     def engine(self, graph: str) -> Engine:
-        """The engine of a graph, by its name in the manifest; loaded when it is first asked for."""
+        """The engine of a graph, by its name in the manifest; loaded once, when a thread first needs it."""
         if graph not in self.engines:
-            self.engines[graph] = self._factory(self.bundle, graph)
+            with self._loading:
+                if graph not in self.engines:
+                    self.engines[graph] = self._factory(self.bundle, graph)
         return self.engines[graph]
 
     @property
@@ -173,7 +180,7 @@ class Pipeline:
         return lambda seconds: looked_up
 
     def open_stream(self) -> Stream:
-        """A stream that keeps what it needs apart from the others: for each video, where several are run in turn."""
+        """A stream that keeps its outputs apart from the others: one for each video, and one for each thread."""
         return Stream(self)
 
     def segment(
@@ -187,7 +194,8 @@ class Pipeline:
         ``frame``: a picture (H, W, 3) uint8 RGB. ``sound``: the window (15600,) float32 at
         16 kHz around it. ``cues``: words of the bundle's table for what is to be seen, or
         "auto" for what its tagger sees; without any the model falls back to "something that
-        sounds". Raises :class:`CueError`.
+        sounds". Threads that call this wait for each other; with a stream each they do not. Raises
+        :class:`CueError`.
         """
         return self._segment(self._kept, frame, sound, cues)
 
@@ -215,7 +223,10 @@ class Pipeline:
         sound: AudioWindow | NDArray[np.float32],
         cues: Offered,
     ) -> Segmentation:
-        return self._decode(kept, self._encode(kept, frame), sound, cues)
+        with kept.encoding:  # until the masks are there: the next picture goes into the same buffers
+            encoded = self._encode(kept, frame)
+            with kept.decoding:
+                return self._decode(kept, encoded, sound, cues)
 
     def _encode(self, kept: Kept, frame: Frame | NDArray[np.uint8], is_ahead: bool = False) -> Encoded:
         frame = frame if isinstance(frame, Frame) else Frame(frame, pts_seconds=0.0)
@@ -278,8 +289,12 @@ class Pipeline:
 
     def _run(self, kept: Kept, name: str, graph: KeptGraph, of: Of, feeds: Feeds) -> None:
         graph.run(of, feeds)
-        kept.runs[name] += 1
-        self.runs[name] += 1
+        self._count(name, kept.runs, self.runs)
+
+    def _count(self, what: str, *counters: Counter[str]) -> None:
+        with self._counting:  # += reads before it writes, and streams of other threads count here too
+            for counter in counters:
+                counter[what] += 1
 
     def _encoded(
         self, kept: Kept, image: NDArray[np.uint8], fitted: tuple[int, int], bucket: tuple[int, int], is_ahead: bool
@@ -289,8 +304,7 @@ class Pipeline:
         # By the frame itself where nobody needs it resized on the host.
         picture = image if operators.compares_frames and not self.still_threshold else resized(image, fitted)
         if alike := likeness(picture, encoder.of[0] if encoder.of else None, self.still_threshold):
-            kept.encoder_skips[alike] += 1
-            self.encoder_skips[alike] += 1
+            self._count(alike, kept.encoder_skips, self.encoder_skips)
         else:
             if is_ahead:
                 kept.turn = 1 - kept.turn
@@ -303,7 +317,8 @@ class Pipeline:
 
     def _operators_of(self, kept: Kept) -> Operators:
         if kept.operators is None:
-            kept.operators = self._operators(self.bundle.manifest)
+            with self._loading:  # one thread may encode while another decodes
+                kept.operators = kept.operators or self._operators(self.bundle.manifest)
         return kept.operators
 
     def _heard(self, kept: Kept, samples: NDArray[np.float32]) -> KeptGraph:
@@ -323,7 +338,11 @@ class Pipeline:
 
 
 class Stream:
-    """One video in a pipeline, with its own kept outputs; the engines are the pipeline's."""
+    """One video in a pipeline, with its own kept outputs; the engines are the pipeline's.
+
+    Streams of one pipeline run in parallel, each in its own thread. Within a stream one thread may encode while
+    another decodes; all other calls wait for each other.
+    """
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
@@ -350,7 +369,8 @@ class Stream:
 
     def tags(self, frame: Frame | NDArray[np.uint8]) -> dict[str, float]:
         """How sure the bundle's tagger is (0 … 1) of each of its words. Raises :class:`CueError` (it has none)."""
-        return self.tags_of(self.pipeline._encode(self._kept, frame))
+        with self._kept.encoding:
+            return self.tags_of(self.pipeline._encode(self._kept, frame))
 
     def tags_of(self, encoded: Encoded) -> dict[str, float]:
         """The same, of a picture that is encoded already."""
@@ -359,8 +379,9 @@ class Stream:
 
     def heard(self) -> NDArray[np.float32]:
         """What the audio encoder found (d_A,) in the window that was segmented last."""
-        audio: NDArray[np.float32] = self._kept.graphs["audio_encoder"].outputs["audio"].numpy()[0]
-        return audio.reshape(-1)
+        with self._kept.decoding:
+            audio: NDArray[np.float32] = self._kept.graphs["audio_encoder"].outputs["audio"].numpy()[0]
+            return audio.reshape(-1).copy()
 
     def encode(self, frame: Frame | NDArray[np.uint8]) -> Encoded:
         """The half of :meth:`segment` that depends on the picture alone, for one thread; :meth:`decode` for another.
@@ -368,8 +389,10 @@ class Stream:
         Two pictures have room, in turn: one stays as it is until the second one behind it is begun, so that the last
         can be decoded again while the next is encoded.
         """
-        return self.pipeline._encode(self._kept, frame, is_ahead=True)
+        with self._kept.encoding:
+            return self.pipeline._encode(self._kept, frame, is_ahead=True)
 
     def decode(self, encoded: Encoded, sound: AudioWindow | NDArray[np.float32], cues: Offered = None) -> Segmentation:
         """The other half: what sounds in an encoded picture. Its stamps begin with those of the picture."""
-        return self.pipeline._decode(self._kept, encoded, sound, cues)
+        with self._kept.decoding:
+            return self.pipeline._decode(self._kept, encoded, sound, cues)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,9 +71,13 @@ class Kept:
     ``encoders`` are two of a graph where pictures are encoded ahead, in turn; ``turn`` is the one that ran last.
     ``encoder_skips``: how often the encoder did not have to, by :data:`Likeness`. ``operators``: made when a
     frame first needs them.
+
+    ``encoding`` guards what encoders write, ``decoding`` what the other graphs write. A thread that needs both takes
+    ``encoding`` first. One thread may encode while another decodes.
     """
 
     def __init__(self) -> None:
+        self.encoding, self.decoding = threading.Lock(), threading.Lock()
         self.graphs: dict[str, KeptGraph] = {}
         self.encoders: dict[tuple[str, int], KeptGraph] = {}
         self.turn = 0
