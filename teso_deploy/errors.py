@@ -53,6 +53,10 @@ class CueSourceError(TesoError, RuntimeError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class NoCueAnswerError(CueSourceError):
+    """A source was asked and answered nothing about this picture: empty, refused, or not to be read as an answer."""
+
+
 class CheckpointError(TesoError, ValueError):
     """A checkpoint has missing, unexpected or mis-shaped keys, or is not a checkpoint."""
 

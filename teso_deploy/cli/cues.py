@@ -32,7 +32,7 @@ from teso_deploy.evaluation.protocol import ROWS
 from teso_deploy.evaluation.scene_cues import cues_of_scenes
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.outputs import as_json, check_file, write_text
-from teso_deploy.runtime.cue_video import Watch, cues_of_video
+from teso_deploy.runtime.cue_video import Unanswered, Watch, cues_of_video
 from teso_deploy.runtime.pipeline import Pipeline
 from teso_deploy.text import replace_undecodable
 
@@ -55,7 +55,7 @@ def _check_inputs(inputs: list[Path], out: Path, json_out: Path | None, more: li
         raise OutputError("an output has the name of an input or of another output: give each its own")
 
 
-def _print_summary(console: Console, chosen: Chosen, videos: dict[str, VideoCues]) -> None:
+def _print_summary(console: Console, chosen: Chosen, videos: dict[str, VideoCues], unanswered: Unanswered) -> None:
     table = Table("video", "answers", "cues")
     for name, entry in list(videos.items())[:20]:
         words = dict.fromkeys(word for span in entry.spans for word in span.names)
@@ -67,6 +67,8 @@ def _print_summary(console: Console, chosen: Chosen, videos: dict[str, VideoCues
     if chosen.passed_over:
         told = "; ".join(chosen.troubles) or "they have answered since"
         console.print(f"a source failed and was passed over {chosen.passed_over} times: {escape(told)}")
+    if unanswered.count:
+        console.print(f"{unanswered.count} pictures have no cues: {escape(unanswered.reason)}")
     if chosen.kept:
         console.print(f"{chosen.asked} answers were asked for, {chosen.found} known from before")
 
@@ -121,7 +123,7 @@ def cues(
     try:
         pipeline = load_pipeline(console, opened, "cpu", "fp32", threads=threads) if chosen.looks_at_model else None
         watch = Watch(every or None, frames, tags=chosen.needs_tags, masks=chosen.needs_masks)
-        videos: dict[str, VideoCues] = {}
+        videos, unanswered = dict[str, VideoCues](), Unanswered()
         with progress_bar(console) as bar:
             if library is not None:
                 if chosen.needs_track:
@@ -129,12 +131,13 @@ def cues(
                 task = bar.add_task(library.fingerprint, total=len(ROWS) * scenes * seeds)
                 every_seed = range(seed, seed + seeds)
                 for name, entry in cues_of_scenes(
-                    chosen.source, library, opened.classes, scenes, every_seed, watch, pipeline
+                    chosen.source, library, opened.classes, scenes, every_seed, watch, pipeline, unanswered=unanswered
                 ):
                     videos[name] = entry
                     bar.advance(task)
             for path in inputs if library is None else ():
-                videos[replace_undecodable(path.name)] = _of_video(bar, chosen, path, watch, pipeline)
+                name = replace_undecodable(path.name)
+                videos[name] = _of_video(bar, chosen, path, watch, pipeline, unanswered)
     finally:
         chosen.source.close()
     write_text(out, as_json(cue_file_content(videos, source, chosen.source.identity)))
@@ -147,18 +150,26 @@ def cues(
         "asked": chosen.asked,
         "kept": chosen.found,
         "passed_over": chosen.passed_over,
+        "unanswered": unanswered.count,
         "troubles": chosen.troubles,
     }
     write_json(json_out, report)
-    _print_summary(console, chosen, videos)
+    _print_summary(console, chosen, videos, unanswered)
 
 
-def _of_video(bar: Any, chosen: Chosen, path: Path, watch: Watch, pipeline: Pipeline | None) -> VideoCues:
+def _of_video(
+    bar: Any, chosen: Chosen, path: Path, watch: Watch, pipeline: Pipeline | None, unanswered: Unanswered
+) -> VideoCues:
     chosen.look_at(path)
     with VideoReader(path) as reader:
         total = reader.info.duration_seconds or None
     task = bar.add_task(escape(path.name), total=total)
     watch = replace(watch, times=chosen.times)
     return cues_of_video(
-        chosen.source, path, watch, pipeline, progress=lambda seconds: bar.update(task, completed=seconds)
+        chosen.source,
+        path,
+        watch,
+        pipeline,
+        progress=lambda seconds: bar.update(task, completed=seconds),
+        unanswered=unanswered,
     )

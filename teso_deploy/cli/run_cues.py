@@ -22,7 +22,7 @@ from teso_deploy.cues.timed import TimedCues
 from teso_deploy.cues.tracks import CueFile, CueTrack, read_cue_file
 from teso_deploy.errors import CueError
 from teso_deploy.media.reader import VideoReader
-from teso_deploy.runtime.cue_video import Watch, cues_of_video
+from teso_deploy.runtime.cue_video import Unanswered, Watch, cues_of_video
 from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline
 
 
@@ -127,9 +127,13 @@ class RunCues:
                 total = reader.info.duration_seconds or None
             with progress_bar(console) as bar:
                 task = bar.add_task(f"cues of {escape(path.name)}", total=total)
+                unanswered = Unanswered()
                 found = cues_of_video(
-                    chosen.source, path, watch, pipeline, lambda seconds: bar.update(task, completed=seconds), sound
-                )
+                    chosen.source, path, watch, pipeline, lambda seconds: bar.update(task, completed=seconds), sound,
+                    unanswered,
+                )  # fmt: skip
+            if unanswered.count:
+                say(console, f"{unanswered.count} pictures of {path.name} have no cues: {unanswered.reason}")
             for trouble in chosen.troubles:
                 say(console, f"passed over for the cues of {path.name}: {trouble}")
             return TimedCues(names, CueTrack(found.spans), request.ttl_seconds)

@@ -12,34 +12,40 @@ import http.client
 import io
 import json
 import os
+import re
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from teso_deploy.cues.chat_protocol import MAX_ANSWER_CHARACTERS as MAX_ANSWER_CHARACTERS
+from teso_deploy.cues.chat_protocol import AnswerReader, ServerAnswer, read_error, read_lines
 from teso_deploy.cues.source import LONGER, Message, Moment
-from teso_deploy.errors import CueSourceError
+from teso_deploy.errors import CueSourceError, NoCueAnswerError
 from teso_deploy.outputs import read_vouched, write_vouched
+from teso_deploy.redaction import HIDDEN, RedactedUrl
 from teso_deploy.resources import cache_folder
+from teso_deploy.small_files import parse_json
+from teso_deploy.text import to_one_line
 
 KEY_VARIABLE = "TESO_CUES_API_KEY"
 #: What a server asks for beyond this (``Retry-After``) is a mistake of its own.
 LONGEST_WAIT_SECONDS = 86_400.0
-#: Of an answer no more is read: what counts has been said, or never will be.
-MAX_ANSWER_CHARACTERS, MAX_BODY_BYTES = 20_000, 2_000_000
 #: Tokens that a model is granted for a caption, an answer, and an answer that thinks aloud first.
 CAPTION_TOKENS, ANSWER_TOKENS, REASONING_TOKENS = 160, 200, 800
+#: And to one that spent all of these on thinking, when it is asked again.
+THINKING_TOKENS = 4000
 #: Pictures are sent no larger than this, as JPEG.
 MAX_PICTURE_SIDE, JPEG_QUALITY = 768, 90
 _SCHEMA = {
@@ -68,16 +74,23 @@ class ChatServer:
         if parts.username or parts.password:
             raise CueSourceError(f"the server's address has a password in it: give the key in {KEY_VARIABLE}")
         if parts.scheme not in ("http", "https") or not host:
-            shown = "what was given" if "@" in url else repr(url[:100])  # there may be a password in it
-            raise CueSourceError(f"{shown} is no server's address: give one like http://localhost:8000/v1")
+            # There may be a password in what was given.
+            shown = repr(to_one_line(url, 100)) if re.fullmatch(r"[\w.:/-]*", url) else "what was given"
+            raise CueSourceError(f"there is no server's address in {shown}: give one like http://localhost:8000/v1")
+        if not url.isascii() or not url.isprintable() or " " in url:
+            raise CueSourceError("the server's address has a character that no address has: write it again")
         path = parts.path.rstrip("/").removesuffix("/chat/completions")
         self._base = path or "/v1"
+        #: Of hosted servers, as ``?api-version=…``.
+        self._query = f"?{parts.query}" if parts.query else ""
         self._is_safe, self._host, self._port = parts.scheme == "https", host, port
+        self._redacted = RedactedUrl.parse(urlunsplit((parts.scheme, parts.netloc, self._base, parts.query, "")))
         #: As it is shown.
-        self.address = f"{parts.scheme}://{host}{f':{port}' if port else ''}{self._base}"
+        self.address = self._redacted.shown
         self._model, self._key = model, (os.environ.get(KEY_VARIABLE, "") if key is None else key).strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise CueSourceError(f"the key in {KEY_VARIABLE} has characters that no key has: set it again")
+        self._room_to_think = 0
         self._failure_to_name: CueSourceError | None = None
         self._has_asked_for_name = False
         self._timeout_seconds = timeout_seconds
@@ -95,10 +108,10 @@ class ChatServer:
         if self._model is None and not self._has_asked_for_name:
             self._has_asked_for_name = True
             try:
-                return f"{self.address}#{self.model}"
+                return f"{self.address}#{to_one_line(self.model)}"
             except CueSourceError as error:
                 self._failure_to_name = error
-        return f"{self.address}#{self._model or _last_model(self.address) or '?'}"
+        return f"{self.address}#{to_one_line(self._model or _last_model(self.address) or '?')}"
 
     @property
     def model(self) -> str:
@@ -138,46 +151,60 @@ class ChatServer:
         self._abort()
 
     def _said(self, body: Mapping[str, Any]) -> str:
-        text = ""
-        with self._asking:
-            for piece in self._request("POST", "/chat/completions", body):
-                text += piece
-                if len(text) > MAX_ANSWER_CHARACTERS:
+        """The answer's text. Raises :class:`NoCueAnswerError` where the server says why there is none."""
+        answer = self._answer(body)
+        if answer.is_thought_alone and answer.finish == "length" and not self._room_to_think:
+            self._room_to_think = THINKING_TOKENS
+            answer = self._answer(body)
+        if (why := answer.why_empty) is not None:
+            raise NoCueAnswerError(f"{self.address} answered nothing ({self._clean(why)})")
+        if answer.is_thought_alone and answer.finish == "length":
+            raise NoCueAnswerError(
+                f"{self.address} answered nothing (the model used up its tokens while it was thinking): switch "
+                "thinking off on the server, or name another model with --server-model"
+            )
+        return answer.text
+
+    def _answer(self, body: Mapping[str, Any]) -> ServerAnswer:
+        reader, is_whole = AnswerReader(self.address, self._clean), True
+        body = {**body, "max_tokens": body["max_tokens"] + self._room_to_think}
+        with self._asking, self._request("POST", "/chat/completions", body) as response:
+            for line in read_lines(_pieces(response), response.headers.get("Content-Encoding", "")):
+                reader.feed(line)
+                if reader.is_over:
                     break
-        # Halves of a letter may come in two pieces; one without its other half is no text.
-        return text[:MAX_ANSWER_CHARACTERS].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            else:
+                is_whole = response.length == 0 or response.chunked
+            return reader.finish(is_whole=is_whole)
 
     def _models(self) -> list[str]:
-        with self._asking:
-            content = self._parsed("".join(self._request("GET", "/models", None)))
-        listed = content.get("data") if isinstance(content, dict) else None
-        names = [entry.get("id") for entry in listed or [] if isinstance(entry, dict)]
-        return [name for name in names if isinstance(name, str)]
+        with self._asking, self._request("GET", "/models", None) as response:
+            text = _body_of(response)
+        content = parse_json(text, f"the list of models of {self.address}", error=CueSourceError)
+        listed = content.get("data") if isinstance(content, dict) else content
+        entries = listed if isinstance(listed, list) else []
+        names = [entry.get("id") for entry in entries if isinstance(entry, dict)]
+        return [name for name in names if isinstance(name, str) and name.strip()]
 
-    def _request(self, method: str, path: str, body: Mapping[str, Any] | None) -> Iterator[str]:
-        """The text of an answer, in pieces; of a GET, its body."""
+    @contextmanager
+    def _request(self, method: str, path: str, body: Mapping[str, Any] | None) -> Iterator[http.client.HTTPResponse]:
+        """Send a request, and give its response for as long as the block reads. Raises :class:`CueSourceError`."""
         began = time.monotonic()
         connection: http.client.HTTPConnection | None = None
         timer = threading.Timer(self._timeout_seconds, self._abort)
         timer.daemon = True
+        timer.start()
         try:
-            connection = self._connected()
-            timer.start()
+            connection = self._connected(began + self._timeout_seconds)
             headers = {"Content-Type": "application/json", "Accept": "text/event-stream, application/json"}
             if self._key:
                 headers["Authorization"] = f"Bearer {self._key}"
             content = None if body is None else json.dumps(body).encode()
-            connection.request(method, self._base + path, content, headers)
+            connection.request(method, self._base + path + self._query, content, headers)
             response = connection.getresponse()
             if response.status != 200:
                 raise self._refusal(response, body)
-            if body is None:
-                yield response.read(MAX_BODY_BYTES).decode("utf-8", "replace")
-            elif "event-stream" in response.headers.get("Content-Type", ""):
-                yield from self._events(response)
-            else:
-                whole = response.read(MAX_BODY_BYTES).decode("utf-8", "replace")
-                yield self._content(self._parsed(whole))[0]
+            yield response
         except (OSError, ValueError, http.client.HTTPException, CueSourceError) as error:
             seconds = time.monotonic() - began
             # What was cut off at the deadline looks like an answer that ends too early.
@@ -191,14 +218,26 @@ class ChatServer:
             if connection is not None:
                 connection.close()
 
-    def _connected(self) -> http.client.HTTPConnection:
-        kind = http.client.HTTPSConnection if self._is_safe else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=self._timeout_seconds)
-        connection.connect()
-        with self._lock:
-            self._socket = connection.sock
-            if self._is_closed:
-                raise OSError("closed")
+    def _connected(self, deadline: float) -> http.client.HTTPConnection:
+        """A connection whose socket :meth:`_abort` can end from its first byte on, the handshake of TLS included."""
+        port = self._port or (443 if self._is_safe else 80)
+        connection = http.client.HTTPConnection(self._host, port, timeout=self._timeout_seconds)
+        opened = socket.create_connection((self._host, port), self._timeout_seconds)
+        try:
+            if self._is_safe:
+                context = ssl.create_default_context()
+                opened = context.wrap_socket(opened, server_hostname=self._host, do_handshake_on_connect=False)
+            with self._lock:
+                self._socket = connection.sock = opened
+                if self._is_closed:
+                    raise OSError("closed")
+            if time.monotonic() >= deadline:
+                raise TimeoutError
+            if isinstance(opened, ssl.SSLSocket):
+                opened.do_handshake()
+        except BaseException:
+            opened.close()
+            raise
         return connection
 
     def _abort(self) -> None:
@@ -208,63 +247,16 @@ class ChatServer:
                 with suppress(OSError):
                     self._socket.shutdown(socket.SHUT_RDWR)
 
-    def _events(self, response: http.client.HTTPResponse) -> Iterator[str]:
-        """Pieces of text of a stream of server-sent events."""
-        read, is_whole = 0, False
-        while line := response.readline(MAX_BODY_BYTES):
-            read += len(line)
-            if read > MAX_BODY_BYTES:
-                return
-            data = line.strip()
-            if not data.startswith(b"data:"):
-                continue
-            data = data.removeprefix(b"data:").strip()
-            if data == b"[DONE]":
-                return
-            piece, ends = self._content(self._parsed(data.decode("utf-8", "replace")))
-            is_whole = is_whole or ends
-            yield piece
-        if not is_whole:
-            raise http.client.IncompleteRead(b"")
-
-    def _parsed(self, text: str) -> Any:
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            raise CueSourceError(
-                f"{self.address} sent what is no JSON: check that it speaks OpenAI's protocol"
-            ) from None
-
-    def _content(self, content: Any) -> tuple[str, bool]:
-        """The text of a (part of an) answer, and whether it is the last."""
-        if not isinstance(content, dict):
-            raise CueSourceError(f"{self.address} sent no answer of OpenAI's protocol: check the address")
-        if content.get("error"):
-            raise CueSourceError(f"{self.address} failed: {self._told(content)}")
-        choices = content.get("choices")
-        if not isinstance(choices, list):
-            raise CueSourceError(f"{self.address} sent no answer of OpenAI's protocol: check the address")
-        if not choices or not isinstance(choices[0], dict):  # a part that has counts alone
-            return "", False
-        said = choices[0].get("delta") or choices[0].get("message") or {}
-        text = said.get("content") if isinstance(said, dict) else None
-        if isinstance(text, list):
-            text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
-        return text if isinstance(text, str) else "", choices[0].get("finish_reason") is not None
-
-    def _told(self, content: Any) -> str:
-        """What a server says of its failure, in one line and without the key."""
-        error = content.get("error", content) if isinstance(content, dict) else content
-        text = str(error.get("message", "")) if isinstance(error, dict) else str(error)
-        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-        return (text.replace(self._key, "***") if self._key else text)[:200] or "it does not say why"
+    def _clean(self, text: str) -> str:
+        """A server's text without the key and what is secret in the address."""
+        return self._redacted.clean(text.replace(self._key, HIDDEN) if self._key else text)
 
     def _refusal(self, response: http.client.HTTPResponse, body: Mapping[str, Any] | None) -> CueSourceError:
-        status, raw = response.status, response.read(20_000).decode("utf-8", "replace")
+        status, raw = response.status, _body_of(response)
         try:
-            told = self._told(json.loads(raw))
+            told = read_error(json.loads(raw), self._clean)
         except (ValueError, RecursionError):
-            told = self._told(raw)
+            told = read_error(raw, self._clean)
         if status in (401, 403):
             return CueSourceError(f"{self.address} does not take the key: set {KEY_VARIABLE} to one that it knows")
         if status in (400, 422) and body is not None and "response_format" in body:
@@ -274,9 +266,10 @@ class ChatServer:
             when = "later" if wait is None else f"in {wait:.0f} s"
             return CueSourceError(f"{self.address} is busy ({status}: {told}): ask again {when}", wait)
         if status == 404 and body is not None:
+            name = to_one_line(body["model"], 100)
             return CueSourceError(
-                f"{self.address} has no model {body['model']!r} ({told}): see what it has at {self.address}/models and "
-                "name it with --server-model"
+                f"{self.address} has no model {name!r} ({told}): see what it has at {self.address}/models and name it "
+                "with --server-model"
             )
         return CueSourceError(f"{self.address} answered {status} ({told}): check the address and the server's log")
 
@@ -294,6 +287,16 @@ class ChatServer:
             why = getattr(error, "strerror", None) or why
             return CueSourceError(f"{self.address} can't be reached ({why}): start the server, or check the address")
         return CueSourceError(f"{self.address} broke off in the middle of an answer: see the server's log")
+
+
+def _pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    while piece := response.read1(65536):
+        yield piece
+
+
+def _body_of(response: http.client.HTTPResponse) -> str:
+    lines = read_lines(_pieces(response), response.headers.get("Content-Encoding", ""))
+    return b"\n".join(lines).decode("utf-8-sig", "replace")
 
 
 class _RefusedError(CueSourceError):
@@ -372,7 +375,7 @@ class ServerReasoner:
         """See :class:`Reasoner`."""
         turns = [{"role": role, "content": content} for role, content in messages]
         tokens = REASONING_TOKENS if self._reasons else ANSWER_TOKENS
-        return self._server.complete(turns, tokens, as_object=not self._reasons)
+        return self._server.complete(turns, tokens, as_object=not self._reasons).strip()
 
     def close(self) -> None:
         """Of the server."""

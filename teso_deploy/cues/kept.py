@@ -34,18 +34,18 @@ class KeptAnswers:
 
     def ask(self, moment: Moment) -> CueAnswer | None:
         """The kept answer, of the time of this picture, or that of the source. Raises what the source raises."""
-        if not self._is_fresh and (content := read_vouched(self._path(moment))) is not None:
-            self.found += 1
-            kept = json.loads(content)
-            if kept is None:
-                return None
-            kept |= {name: tuple(kept[name]) for name in _NAMED}
-            return CueAnswer(**kept | {"of_seconds": moment.frame.pts_seconds})
+        if not self._is_fresh and (stored := read_vouched(self._path(moment))) is not None:
+            kept = json.loads(stored)
+            if kept is not None:  # earlier versions wrote "null" also where a server's answer was not understood
+                self.found += 1
+                if not kept:
+                    return None
+                kept |= {name: tuple(kept[name]) for name in _NAMED}
+                return CueAnswer(**kept | {"of_seconds": moment.frame.pts_seconds})
         self.asked += 1
         answer = self._source.ask(moment)
-        write_vouched(
-            self._path(moment), json.dumps(None if answer is None else asdict(answer), ensure_ascii=False).encode()
-        )
+        content = {} if answer is None else asdict(answer)
+        write_vouched(self._path(moment), json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"))
         return answer
 
     def _path(self, moment: Moment) -> Path:

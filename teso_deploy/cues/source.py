@@ -72,7 +72,11 @@ class CueSource(Protocol):
     def identity(self) -> str: ...
 
     def ask(self, moment: Moment) -> CueAnswer | None:
-        """What may sound; None where it has no answer. Raises :class:`CueSourceError`. By one thread at a time."""
+        """What may sound; None where it sees nothing. By one thread at a time.
+
+        Raises :class:`NoCueAnswerError` where it says nothing about this picture, :class:`CueSourceError` where it
+        fails.
+        """
 
     def close(self) -> None:
         """Let go of processes and connections; an :meth:`ask` under way ends soon. From any thread, more than once."""

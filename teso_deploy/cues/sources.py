@@ -15,8 +15,12 @@ from teso_deploy.cues.nouns import find_nouns, mentions
 from teso_deploy.cues.prompts import Prompt
 from teso_deploy.cues.source import Captioner, CueAnswer, CueSource, Moment, Reasoner
 from teso_deploy.cues.table import variants
-from teso_deploy.errors import CueSourceError
+from teso_deploy.errors import CueSourceError, NoCueAnswerError
+from teso_deploy.text import to_one_line
 from teso_deploy.types import CueSourceName
+
+#: Of what a model wrote, a message shows so much.
+SHOWN_CHARACTERS = 120
 
 
 class TaggerSource:
@@ -63,7 +67,7 @@ class NounSource:
 
     def ask(self, moment: Moment) -> CueAnswer | None:
         """Nouns of the caption; no answer where it has none that is known."""
-        caption = self._captioner.caption(moment)
+        caption = _caption_of(self._captioner, moment)
         names = tuple(find_nouns(caption, self._known, self._classes))
         if not names:
             return None
@@ -90,14 +94,16 @@ class ReasonedSource:
         return f"{self.name}:{self._captioner.identity}:{self._reasoner.identity}:{self._prompt.identity}"
 
     def ask(self, moment: Moment) -> CueAnswer | None:
-        """What sounds, by the reasoner; no answer where what it wrote can't be read as one."""
-        caption = self._captioner.caption(moment)
-        if not caption.strip():
-            return None
+        """What sounds, by the reasoner. Raises :class:`NoCueAnswerError` where it wrote nothing that can be read."""
+        caption = _caption_of(self._captioner, moment)
         reasoning = self._reasoner.answer(self._prompt.messages(caption))
         read = read_answer(reasoning)
         if read.sounding is None:
-            return None
+            said = to_one_line(reasoning, SHOWN_CHARACTERS)
+            raise NoCueAnswerError(
+                f"the language model named no objects ({f'it wrote {said!r}' if said else 'it wrote nothing'}): take "
+                "another model or prompt"
+            )
         surest = dict(zip(read.sounding, read.confidences, strict=False))
         names = tuple(name for name in read.sounding if mentions(caption, name))
         return CueAnswer(
@@ -115,6 +121,14 @@ class ReasonedSource:
         """Of captioner and reasoner."""
         self._captioner.close()
         self._reasoner.close()
+
+
+def _caption_of(captioner: Captioner, moment: Moment) -> str:
+    """A caption. Raises :class:`NoCueAnswerError` where it is empty."""
+    caption = captioner.caption(moment)
+    if not caption.strip():
+        raise NoCueAnswerError("the captioner wrote nothing: take a model that sees pictures")
+    return caption
 
 
 class FilterSource:
@@ -149,7 +163,8 @@ class FilterSource:
 class ChainSource:
     """The first of several sources that answers. One that fails is passed over; where all do, the first tells why.
 
-    An answer that nothing sounds is an answer. One that failed is not asked again before its pause is over.
+    An answer that nothing sounds is an answer. One that failed is not asked again before its pause is over; one that
+    answered nothing about a picture is asked about the next.
     ``passed_over``: how often a source failed where a later one did not, ``troubles``: what those that fail now say.
     """
 
@@ -183,7 +198,10 @@ class ChainSource:
             except CueSourceError as error:
                 if self._is_closed:  # which ended the question
                     raise
-                allowance.failed(self._clock(), error.retry_after_seconds)
+                if isinstance(error, NoCueAnswerError):
+                    allowance.answered()
+                else:
+                    allowance.failed(self._clock(), error.retry_after_seconds)
                 self._failures = self._failures | {number: error}
                 failures.append(error)
                 continue

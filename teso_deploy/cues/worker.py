@@ -15,7 +15,8 @@ from teso_deploy.cues.asking import Allowance, AskingOptions, Reason, Wish
 from teso_deploy.cues.changes import SceneChange, SoundChange
 from teso_deploy.cues.source import CueAnswer, CueSource, Moment
 from teso_deploy.cues.sources import ChainSource
-from teso_deploy.errors import CueSourceError
+from teso_deploy.errors import CueSourceError, NoCueAnswerError
+from teso_deploy.text import to_printable
 from teso_deploy.types import Cues, Frame
 
 #: Pictures that a captioner of videos is shown lie so far apart.
@@ -134,14 +135,18 @@ class CueWorker:
     def _loop(self) -> None:
         while (chosen := self._next()) is not None:
             number, moment, reason = chosen
+            trouble = None
             try:
-                answer = self._source.ask(moment)
+                try:
+                    answer = self._source.ask(moment)
+                except NoCueAnswerError as error:
+                    answer, trouble = None, to_printable(str(error))
                 cues = self._none if answer is None else self._to_cues(answer)
             except Exception as error:  # whatever a source does, the frames go on
                 self._failed(number, reason, error)
                 continue
             with self._work:
-                self._asking_since, self._last_error = None, None
+                self._asking_since, self._last_error = None, trouble
                 self._allowance.answered()
                 self._counts["no_answer" if answer is None else "answered"] += 1
                 if self._is_closed:
@@ -179,7 +184,7 @@ class CueWorker:
                 return
             after = error.retry_after_seconds if isinstance(error, CueSourceError) else None
             self._asking_since = None
-            self._last_error = str(error) or type(error).__name__
+            self._last_error = to_printable(str(error)) or type(error).__name__
             self._counts["failed"] += 1
             self._allowance.failed(self._clock(), after)
             self._streams[number].wish.failed(reason)

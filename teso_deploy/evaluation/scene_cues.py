@@ -8,7 +8,7 @@ from teso_deploy.cues.source import CueSource, Moment
 from teso_deploy.cues.tracks import Span, VideoCues
 from teso_deploy.evaluation.library import Library
 from teso_deploy.evaluation.protocol import ROWS, SCENE_SIZE, make_scene, scene_digest, testable_words
-from teso_deploy.runtime.cue_video import Seen, Watch, ask_patiently
+from teso_deploy.runtime.cue_video import Seen, Unanswered, Watch
 from teso_deploy.runtime.pipeline import Pipeline
 from teso_deploy.types import AudioWindow, Frame
 
@@ -22,12 +22,16 @@ def cues_of_scenes(
     watch: Watch,
     pipeline: Pipeline | None = None,
     size: tuple[int, int] = SCENE_SIZE,
+    unanswered: Unanswered | None = None,
 ) -> Iterator[tuple[str, VideoCues]]:
     """Name (row/seed/number) and cues of each scene of :func:`score_row`, which are of its picture.
 
-    ``pipeline``: where ``watch`` wants tags or masks (those with the scene's first sound). Raises what the source
-    raises.
+    ``pipeline``: where ``watch`` wants tags or masks (those with the scene's first sound). ``unanswered``: counts the
+    scenes about which the source answered nothing. Raises what the source raises, and :class:`CueSourceError` where it
+    answered nothing at all.
     """
+    unanswered = Unanswered() if unanswered is None else unanswered
+    unanswered.begin()
     words = testable_words(library, classes)
     for row in ROWS:
         for seed in seeds:
@@ -37,10 +41,11 @@ def cues_of_scenes(
                 if pipeline is not None:
                     sound = AudioWindow(trial.samples)
                     seen = Seen.by(pipeline.open_stream(), frame, sound, tags=watch.tags, masks=watch.masks)
-                answer = ask_patiently(source, Moment(frame, tags=seen.tags, predicted=seen.predicted))
+                answer = unanswered.ask(source, Moment(frame, tags=seen.tags, predicted=seen.predicted))
                 yield (
                     trial.scene,
                     VideoCues(
                         sha256=scene_digest(library, trial), spans=() if answer is None else (Span.of(answer, 0.0),)
                     ),
                 )
+    unanswered.check("the folder")

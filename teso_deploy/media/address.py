@@ -6,9 +6,11 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 from teso_deploy.errors import MediaError
+from teso_deploy.redaction import RedactedUrl
+from teso_deploy.text import to_one_line
 
 Kind = Literal["file", "pipe", "http", "rtsp", "rtmp", "mpegts"]
 SCHEMES: dict[str, Kind] = {
@@ -23,14 +25,7 @@ SCHEMES: dict[str, Kind] = {
     "udp": "mpegts",
 }
 STDIN = "-"
-HIDDEN = "***"
 _HAS_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
-#: Parameters whose values open doors; cameras take them in the path, too.
-_SECRET = re.compile(
-    r"([^=&;#/?]*(?:key|token|secret|pass|pwd|auth|sig|credential|session)[^=&;#/?]*=)([^&;#/?]+)", re.IGNORECASE
-)
-#: Shorter ones would blank out half of every message.
-_LEAST_SECRET = 3
 _HOW_TO_PIPE = "read it with another program and pipe it: ffmpeg -i URL -c copy -f mpegts - | teso-deploy run -"
 
 
@@ -45,6 +40,7 @@ class Address:
     url: str = field(repr=False)
     shown: str
     path: Path | None = None
+    _redacted: RedactedUrl | None = field(default=None, repr=False)
 
     @classmethod
     def parse(cls, text: str | Path) -> Address:
@@ -71,11 +67,14 @@ class Address:
         except ValueError:
             raise MediaError(f"the {scheme}:// address is malformed: write {scheme}://HOST[:PORT]/PATH") from None
         if kind == "file":
+            if parts.netloc.lower() not in ("", "localhost"):
+                raise MediaError("the file:// address names a host: write file:///PATH, or the path alone")
             path = unquote(parts.path)
             return cls("file", path, path, Path(path))
         if not host and kind != "mpegts":  # udp://:1234 listens on every address
             raise MediaError(f"the {scheme}:// address names no host: write {scheme}://HOST[:PORT]/PATH")
-        return cls(kind, given, _without_secrets(parts))
+        redacted = RedactedUrl.parse(given)
+        return cls(kind, given, redacted.shown, None, redacted)
 
     @property
     def is_live(self) -> bool:
@@ -83,26 +82,8 @@ class Address:
         return self.kind != "file"
 
     def cleaned(self, message: str) -> str:
-        """A message of someone else without this address's credentials, however they are written in it."""
-        cleaned = message.replace(self.url, self.shown)
-        for secret in sorted(self._secrets(), key=len, reverse=True):
-            cleaned = cleaned.replace(secret, HIDDEN)
-        return cleaned
-
-    def _secrets(self) -> set[str]:
-        if self.kind in ("file", "pipe"):
-            return set()
-        parts = urlsplit(self.url)
-        found = {parts.password or "", parts.username or "", parts.netloc.rpartition("@")[0]}
-        found |= {match[2] for match in _SECRET.finditer(urlunsplit(("", "", *parts[2:])))}
-        written = {form for secret in found for form in (secret, unquote(secret), quote(unquote(secret), safe=""))}
-        return {secret for secret in written if len(secret) >= _LEAST_SECRET}
-
-
-def _without_secrets(parts: SplitResult) -> str:
-    _, at, host = parts.netloc.rpartition("@")
-    path, query = (_SECRET.sub(rf"\1{HIDDEN}", part) for part in (parts.path, parts.query))
-    return urlunsplit((parts.scheme, f"{HIDDEN}@{host}" if at else host, path, query, ""))
+        """Return a message of someone else without this address's secrets, as one printable line."""
+        return to_one_line(message) if self._redacted is None else self._redacted.clean(message)
 
 
 def open_options(address: Address) -> dict[str, str]:

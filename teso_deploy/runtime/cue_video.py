@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from teso_deploy.cues.changes import SceneChange
 from teso_deploy.cues.source import CueAnswer, CueSource, Moment
 from teso_deploy.cues.tracks import Span, VideoCues
-from teso_deploy.errors import CueSourceError
+from teso_deploy.errors import CueSourceError, NoCueAnswerError
 from teso_deploy.runtime.pipeline import Pipeline, Stream
 from teso_deploy.runtime.schedule import Source
 from teso_deploy.sealed import sha256_of
@@ -98,6 +98,41 @@ def ask_patiently(source: CueSource, moment: Moment, sleep: Callable[[float], No
     return source.ask(moment)
 
 
+@dataclass
+class Unanswered:
+    """Asks a source, and keeps count of the pictures about which it answered nothing.
+
+    Attributes:
+        count: How many these were, of all videos.
+        reason: What the source said of the last one.
+    """
+
+    count: int = 0
+    reason: str = ""
+    _is_answered: bool = False
+    _count_before: int = 0
+
+    def begin(self) -> None:
+        """Begin another video."""
+        self._is_answered, self._count_before = False, self.count
+
+    def ask(self, source: CueSource, moment: Moment) -> CueAnswer | None:
+        """Ask patiently. None where the source answered nothing. Raises :class:`CueSourceError` where it failed."""
+        try:
+            answer = ask_patiently(source, moment)
+        except NoCueAnswerError as error:
+            self.count, self.reason = self.count + 1, str(error)
+            return None
+        self._is_answered = self._is_answered or answer is not None
+        return answer
+
+    def check(self, name: str) -> None:
+        """Raise :class:`CueSourceError` where every question about a video was asked in vain."""
+        count = self.count - self._count_before
+        if count and not self._is_answered:
+            raise CueSourceError(f"{name} has no cues after {count} questions: {self.reason}")
+
+
 def cues_of_video(
     source: CueSource,
     path: Path,
@@ -105,19 +140,24 @@ def cues_of_video(
     pipeline: Pipeline | None = None,
     progress: Callable[[float], None] = lambda seconds: None,
     sound: Mapping[str, Any] = MappingProxyType({}),
+    unanswered: Unanswered | None = None,
 ) -> VideoCues:
     """Look through a file and ask ``source`` when ``watch`` says so.
 
     An answer holds until the next. Where the source has none, none holds: the model then falls back. ``pipeline``:
     where tags or masks are wanted. ``progress`` is called with the seconds that are done. ``sound``: what
-    :class:`Source` takes in place of the file's own.
+    :class:`Source` takes in place of the file's own. ``unanswered``: counts the pictures about which the source
+    answered nothing.
 
-    Raises :class:`InputNotFoundError`, :class:`MediaError`, :class:`CueError`, :class:`CueSourceError`.
+    Raises :class:`InputNotFoundError`, :class:`MediaError`, :class:`CueError`, :class:`CueSourceError`, the last also
+    where the source answered nothing at all.
     """
     spans: list[Span] = []
+    unanswered = Unanswered() if unanswered is None else unanswered
+    unanswered.begin()
     with Source(path, **sound) as file:
         for moment in _moments(file, watch, pipeline, progress):
-            answer = ask_patiently(source, moment)
+            answer = unanswered.ask(source, moment)
             seconds = max(0.0, moment.frame.pts_seconds)
             if spans and spans[-1].end_seconds is None:
                 spans[-1] = spans[-1].model_copy(update={"end_seconds": seconds})
@@ -126,6 +166,7 @@ def cues_of_video(
             if answer is not None:
                 spans.append(Span.of(answer, seconds))
         duration = file.info.duration_seconds
+    unanswered.check(path.name)
     return VideoCues(sha256=sha256_of(path), duration_seconds=duration or None, spans=tuple(spans))
 
 

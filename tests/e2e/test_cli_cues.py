@@ -13,7 +13,7 @@ from teso_deploy.bundle import Bundle, write_manifest
 from teso_deploy.cues.model_bundle import KIND, CueModelsManifest
 from teso_deploy.cues.tracks import read_cue_file
 from teso_deploy.exporting.cue_decoders import export_decoder
-from tests.chat_server import chat_server, failing, saying
+from tests.chat_server import Answer, chat_server, failing, saying
 from tests.clips import make_clip
 from tests.commands import names_in, refused, teso
 from tests.language_models import save_reasoner, save_vision_encoder_decoder
@@ -289,6 +289,28 @@ def test_a_server_that_asks_for_patience(clip: Path, tiny_bundle: Path, tmp_path
             "--out", tmp_path / "c.json",
         )  # fmt: skip
     assert report["videos"] == {"clip.mp4": 1}
+
+
+def test_a_server_that_answers_nothing(clip: Path, bold: Path, tmp_path: Path) -> None:
+    """An error with its reason, also for `run`; one of several pictures, or a chain's first source, is told of."""
+    refusing: Answer = lambda r: r.send(200, {"choices": [{"message": {"content": None, "refusal": "I can't help."}}]})  # noqa: E731
+    out = tmp_path / "c.json"
+    with chat_server(refusing) as server:
+        asked = ("--bundle", bold, "--server", server.url, "--server-model", "m")
+        names = "clip.mp4 has no cues after 4 questions"
+        said = refused("cues", clip, *asked, "--source", "openai", "--every", 0.5, "--out", out, names=names)
+        assert "the model refused: I can't help." in said and not out.exists()
+        run = ("run", clip, *asked, "--events", tmp_path / "e", "--cue-every", 0)
+        refused(*run, "--cue-source", "nouns", names="the model refused")
+        assert done(*run, "--cue-source", "nouns,tagger")["cues"]["source"] == "tagger"
+        report = done("cues", clip, *asked, "--source", "openai,tagger", "--out", out, "--every", 1)
+        assert report["passed_over"] == 2 and report["unanswered"] == 0 and "refused" in report["troubles"][0]
+    with chat_server(saying("A dog."), saying(ANSWER), refusing) as server:
+        asked = ("--bundle", bold, "--server", server.url, "--server-model", "m")
+        report = done("cues", clip, *asked, "--source", "openai", "--every", 0.5, "--out", out)
+    assert report["videos"] == {"clip.mp4": 1} and report["unanswered"] == 3
+    (span,) = content(out)["videos"]["clip.mp4"]["spans"]
+    assert span["end_seconds"] == pytest.approx(0.5, abs=0.1), "what was not answered is not what was said before"
 
 
 def test_a_chain_goes_on_where_a_server_is_gone(clip: Path, bold: Path, tmp_path: Path) -> None:

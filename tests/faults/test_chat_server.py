@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import logging
 import socket
@@ -30,9 +31,9 @@ from teso_deploy.cues.kept import KeptAnswers
 from teso_deploy.cues.prompts import Prompt
 from teso_deploy.cues.source import Moment
 from teso_deploy.cues.sources import NounSource, ReasonedSource
-from teso_deploy.errors import CueSourceError
+from teso_deploy.errors import CueSourceError, NoCueAnswerError
 from teso_deploy.types import Frame
-from tests.chat_server import Answer, Request, chat_server, event, failing, saying, streaming, timed
+from tests.chat_server import Answer, Request, ScriptedServer, chat_server, event, failing, saying, streaming, timed
 from tests.leaks import nothing_left
 
 KEY = "sk-very-secret-0123456789"
@@ -366,3 +367,97 @@ def test_a_server_is_asked_for_its_model_when_it_is_first_asked_and_its_last_one
     assert again.ask(moment()) == first and again.asked == 0, "also when the server is off"
     with pytest.raises(CueSourceError, match="can't be reached"):
         again.ask(moment(2))
+
+
+def thinking(finish: str, content: str = "") -> Answer:
+    message = {"content": content, "reasoning": "Let me see."}
+    return lambda request: request.send(200, {"choices": [{"message": message, "finish_reason": finish}]})
+
+
+def test_a_model_that_thinks_is_given_room() -> None:
+    with chat_server(thinking("length"), thinking("stop", "a dog")) as server:
+        chat = ChatServer(server.url, "m")
+        assert [chat.complete(USER, 50) for _ in range(2)] == ["a dog", "a dog"]
+        assert [body["max_tokens"] for body in server.asked] == [50, 4050, 4050], "it is remembered"
+    error = said(thinking("length"))
+    assert isinstance(error, NoCueAnswerError) and "switch thinking off" in str(error)
+    assert said(thinking("stop")) == "Let me see."
+
+
+def test_a_refusal_is_said_in_one_line() -> None:
+    refusal = {"content": None, "refusal": f"I can't\nhelp with {KEY}"}
+    error = said(lambda r: r.send(200, {"choices": [{"message": refusal, "finish_reason": "stop"}]}), key=KEY)
+    assert isinstance(error, NoCueAnswerError) and str(error).endswith("(the model refused: I can't help with ***)")
+
+
+def chunked(*parts: bytes, ends: bool = True) -> Answer:
+    def answer(request: Request) -> None:
+        request.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for part in parts:
+            request.write(b"%x\r\n%s\r\n" % (len(part), part))
+        request.write(b"0\r\n\r\n" if ends else b"")
+        request.hang_up()
+
+    return answer
+
+
+def test_chunks_and_their_end() -> None:
+    whole = event("a dog 🐕")
+    assert said(chunked(whole[:30], whole[30:31], whole[31:])) == "a dog 🐕", "no [DONE], and no reason to end"
+    error = said(chunked(whole, ends=False))
+    assert isinstance(error, CueSourceError) and "broke off" in str(error)
+
+
+def packed(request: Request) -> None:
+    body = gzip.compress(event("a dog", "stop"))
+    request.head(200, "text/event-stream", {"Content-Encoding": "gzip", "Content-Length": str(len(body))})
+    request.write(body)
+
+
+def test_a_proxy_that_compresses() -> None:
+    assert said(packed) == "a dog"
+    refused = said(lambda r: r.send(500, "x", {"Content-Encoding": "br"}))
+    assert isinstance(refused, CueSourceError) and "compressed by 'br'" in str(refused)
+
+
+def test_a_redirect_does_not_carry_the_key_elsewhere() -> None:
+    with chat_server() as other, chat_server(failing(307, "", {"Location": f"{other.url}/v1/chat"})) as server:
+        error, _ = timed(lambda: ChatServer(server.url, "m", key=KEY).complete(USER, 5))
+    assert isinstance(error, CueSourceError) and "answered 307" in str(error) and not other.requests
+
+
+@pytest.mark.parametrize("query", ["api-version=2024-02-01", "key=CANARYs3cr3tQ7", "key=ab"])
+def test_a_query_is_sent_and_its_secrets_are_not_shown(query: str) -> None:
+    secret = query.partition("=")[2] if query.startswith("key") else "nothing"
+    echo: Answer = lambda r: r.send(500, {"error": f"can't serve {r.path}"})  # noqa: E731
+    with chat_server(saying("fine"), echo) as server:
+        chat = ChatServer(f"{server.url}/v1/chat/completions?{query}#fragment", "m")
+        assert chat.complete(USER, 5) == "fine"
+        error, _ = timed(lambda: chat.complete(USER, 5))
+    assert server.requests[0].path == f"/v1/chat/completions?{query}"
+    for text in (str(error), chat.address, chat.identity, repr(chat)):
+        assert f"={secret}" not in text and "CANARY" not in text
+    assert chat.address.endswith("/v1?" + (query if secret == "nothing" else "key=***"))
+
+
+@pytest.mark.parametrize("listed", [None, 3, {}, [], [None, {"id": 3}, {"id": " "}], "x"])
+def test_a_list_of_models_without_one(listed: object) -> None:
+    class Listing(ScriptedServer):
+        def _refuses(self, request: Request) -> bool:
+            request.send(200, {"data": listed})
+            return True
+
+    server = Listing([])
+    try:
+        error, _ = timed(lambda: ChatServer(server.url).complete(USER, 5))
+    finally:
+        server.close()
+    assert isinstance(error, CueSourceError) and "names no model" in str(error)
+
+
+def test_the_name_of_a_model_is_shown_as_one_line() -> None:
+    chat = ChatServer("http://127.0.0.1:9", "m\x1b[2J\n" + "x" * 1000)
+    assert chat.identity.isprintable() and len(chat.identity) < 350
+    with chat_server(failing(404)) as server:
+        error, _ = timed(lambda: ChatServer(server.url, "m\n\x1b[31m" + "x" * 1000).complete(USER, 5))
+    assert isinstance(error, CueSourceError) and str(error).isprintable() and len(str(error)) < 350

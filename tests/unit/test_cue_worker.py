@@ -16,7 +16,7 @@ from teso_deploy.cues.asking import AskingOptions
 from teso_deploy.cues.source import CueAnswer, Moment
 from teso_deploy.cues.sources import ChainSource
 from teso_deploy.cues.worker import CueWorker
-from teso_deploy.errors import CueSourceError
+from teso_deploy.errors import CueSourceError, NoCueAnswerError
 from teso_deploy.types import Cues, Frame
 from tests.leaks import nothing_left
 
@@ -134,6 +134,19 @@ def test_a_source_that_fails_is_told_of_and_asked_again(monkeypatch: pytest.Monk
     until(lambda: offers == [(0, ("dog",), 0.0)])
     health = worker.health()
     assert health["failed"] == 4 and health["error"] is None and health["asked"]["start"] == 5
+    worker.close()
+
+
+def test_a_source_that_answers_nothing_is_named_and_asked_again_without_a_pause() -> None:
+    source, offers = Scripted(DOG, NoCueAnswerError("refused:\n\x1b[31mno"), CAT), Offers()
+    worker = worker_of(source, offers)
+    for seconds, error in ((5.0, None), (6.5, "refused: no"), (8.0, None)):
+        saw(worker, seconds)
+        count = len(offers)
+        until(lambda before=count: len(offers) > before)  # type: ignore[misc]
+        assert worker.health()["error"] == error
+    assert offers == [(0, ("dog",), 5.0), (0, (), 6.5), (0, ("cat",), 8.0)]
+    assert worker.health()["no_answer"] == 1 and worker.health()["failed"] == 0
     worker.close()
 
 
