@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -43,6 +42,9 @@ from teso_deploy.models.keymaps.mask2former import MASK2FORMER
 from teso_deploy.models.pixel_decoder import LEVELS
 from teso_deploy.models.teso import Teso, build
 from teso_deploy.recipe import Recipe, load_recipe
+
+# isort: split
+import onnxruntime  # last: the package switches its telemetry off first
 
 Arrays = Mapping[str, NDArray[Any]]
 

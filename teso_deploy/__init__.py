@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from teso_deploy.telemetry import switch_off_telemetry
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from teso_deploy.types import Precision
 
 __all__ = ["__version__", "load"]
+
+# Here, so that it comes before any module of ours imports ONNX Runtime, in every process.
+switch_off_telemetry()
 
 
 def load(

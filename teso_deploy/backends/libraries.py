@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import NamedTuple
 
+from teso_deploy.redaction import child_environment
+
 TIMEOUT_SECONDS = 120.0
 #: An ONNX model of one Identity, opset 17.
 IDENTITY = (
@@ -127,6 +129,7 @@ def _start(program: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
+        env=child_environment(),
     )
 
 

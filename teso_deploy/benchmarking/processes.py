@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from teso_deploy.benchmarking.schedule import TurnFailedError
+from teso_deploy.redaction import child_environment
 
 #: A worker whose stdin is closed ends by itself, and so do the processes that it has started.
 GRACE_SECONDS = 10
@@ -28,7 +29,13 @@ class WorkerProcess:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         command = [sys.executable, "-m", "teso_deploy.benchmarking.worker", subject, json.dumps(settings)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, encoding="utf-8"
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            encoding="utf-8",
+            env=child_environment(),
         )
 
     def stages(self) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teso_deploy.benchmarking.schedule import TurnFailedError
+from teso_deploy.redaction import child_environment
 from teso_deploy.resources import cache_folder
 from teso_deploy.runtime.parity import compare_masks
 
@@ -53,7 +54,14 @@ def exported(settings: dict[str, Any]) -> Path:
     staged = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
     try:
         command = [sys.executable, "-m", "teso_deploy.benchmarking.hugging_face", json.dumps(settings), str(staged)]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=child_environment(),
+        )
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines()
             raise TurnFailedError(f"the export failed: {lines[-1] if lines else f'code {done.returncode}'}")

@@ -19,6 +19,8 @@ from teso_deploy.cues.asking import pause_seconds
 from teso_deploy.cues.model_bundle import CueModels, ModelEntry
 from teso_deploy.cues.source import LONGER, Captioner, Message, Moment, Reasoner
 from teso_deploy.errors import CueSourceError
+from teso_deploy.redaction import child_environment
+from teso_deploy.text import to_one_line, to_printable
 
 WORKER = "teso_deploy.cues.language.serve"
 #: Lengths of the JSON and of the bytes behind it, both ways.
@@ -108,7 +110,7 @@ class ModelProcess:
         if question["do"] != "load":
             self._failures = 0
         if "error" in answer:
-            raise CueSourceError(str(answer["error"]))
+            raise CueSourceError(to_printable(str(answer["error"])))
         return str(answer.get("text", ""))
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -131,6 +133,7 @@ class ModelProcess:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     bufsize=0,
+                    env=child_environment(),
                 )
             except OSError as error:
                 raise CueSourceError(f"the models' process can't be started ({error.strerror})") from error
@@ -144,8 +147,8 @@ class ModelProcess:
         assert process.stderr is not None
         with suppress(ValueError, OSError), process.stderr as file:
             for line in file:
-                if text := line.decode("utf-8", "replace").strip():
-                    self._said.append(text[:300])
+                if text := to_one_line(line.decode("utf-8", "replace")):
+                    self._said.append(text)
 
     def _read(self, process: subprocess.Popen[bytes], deadline: float) -> dict[str, Any]:
         assert process.stdout is not None

@@ -69,6 +69,8 @@ CHILD = textwrap.dedent("""
             sys.stderr.write("x" * 300_000 + "\\n")
             sys.stderr.flush()
             say({"text": "quiet again"})
+        elif told == "environment":
+            say({"text": " ".join(os.environ)})
         elif told == "who":
             say({"text": str(os.getpid())})
         else:
@@ -114,6 +116,18 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_no_key_is_in_its_environment(models: CueModels, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TESO_CUES_API_KEY", "OPENAI_API_KEY", "HF_TOKEN"):
+        monkeypatch.setenv(name, "sk-secret")
+    process = ModelProcess(models, command=command)
+    try:
+        names = told(process, "environment").split()
+    finally:
+        process.close()
+    assert "PATH" in names and "ORT_DISABLE_TELEMETRY" in names
+    assert not {"TESO_CUES_API_KEY", "OPENAI_API_KEY", "HF_TOKEN"} & set(names)
 
 
 def test_the_real_one_captions_and_reasons(models: CueModels) -> None:
