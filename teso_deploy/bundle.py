@@ -69,6 +69,11 @@ KIND = Kind(MANIFEST, SCHEMA_VERSION, frozenset({"schema_version", "graphs", "fi
             "export the bundle again")  # fmt: skip
 
 
+def bundle_folder(path: str | Path | None) -> Path:
+    """The folder that :meth:`Bundle.open` opens; None: the shipped bundle's."""
+    return Path(path) if path is not None else shipped_path(f"engines/bundles/{DEFAULT_BUNDLE}")
+
+
 class Bundle:
     """An opened, checked bundle."""
 
@@ -84,7 +89,7 @@ class Bundle:
         Raises :class:`InputNotFoundError` (no such folder), :class:`BundleError` (no or
         another manifest, a file that is missing, changed or outside the folder).
         """
-        folder = Path(path) if path is not None else shipped_path(f"engines/bundles/{DEFAULT_BUNDLE}")
+        folder = bundle_folder(path)
         if not os.path.isdir(folder):  # Path.is_dir raises where a folder may not be looked into
             raise InputNotFoundError(
                 f"no bundle {to_one_line(folder)}: give the folder that `teso-deploy export` wrote"

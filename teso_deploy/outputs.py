@@ -1,83 +1,317 @@
-"""Writing results so that a file is either whole or not there."""
+"""Writing results so that a file is either whole or not there, and nothing else is touched."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
+import io
 import json
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 from teso_deploy.errors import OutputError, TesoError
+from teso_deploy.staging import clear_leftovers, create_file
 from teso_deploy.text import replace_undecodable
 
-_MASK_NAME = re.compile(r"\d{6,}\.png")
+#: ``--json -`` and what it means.
+STDOUT = Path("-")
+_STDOUT_FILE = Path("/dev/stdout")
+_MOST_LINKS = 40
+_DESCRIPTOR = re.compile(r"(?:/proc/(?P<process>\d+)(?:/task/\d+)?|/dev)/fd/(?P<number>\d+)")
 
 
-def _check_parent(path: Path) -> None:
-    parent = path.absolute().parent
-    if not os.path.isdir(parent):  # Path.is_dir raises where a folder may not be looked into
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What an output's name stands for.
+
+    ``path``: after all links. ``stream``: a device, a pipe, or an open descriptor. It is written to, and never
+    replaced. ``descriptor``: its number, if the name is one such as ``/dev/stdout``.
+    """
+
+    path: Path
+    kind: Literal["missing", "file", "folder", "stream"]
+    descriptor: int | None = None
+
+
+def show_path(path: str | Path) -> str:
+    """Return a path as text that can go into a report: bytes that are not UTF-8 become ``�``."""
+    return replace_undecodable(str(path))
+
+
+def _explain(path: Path, error: OSError) -> OutputError:
+    """What an error of the system means for someone who named ``path`` as an output."""
+    if error.errno == errno.ENAMETOOLONG:
+        return OutputError(f"{path} can't be written: the name is too long for this file system; give a shorter one")
+    if error.errno == errno.ELOOP:
+        return OutputError(f"{path} can't be written: its links lead in a circle; name a file")
+    reason = error.strerror or str(error) or type(error).__name__
+    return OutputError(f"{path} can't be written ({reason}): name another place")
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn the system's errors of a block into an :class:`OutputError` about ``path``."""
+    try:
+        yield
+    except TesoError:
+        raise
+    except OSError as error:
+        raise _explain(path, error) from error
+
+
+def _check_name(path: Path) -> None:
+    try:
+        can_be = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        can_be = False
+    if not can_be:
+        raise OutputError(f"{str(path)!a} can't be the name of a file: name another")
+
+
+def find_target(path: Path) -> Target:
+    """Follow an output's links to what would be written.
+
+    Raises :class:`OutputError` for names that can't be followed, sockets, disks, and descriptors that are not open
+    for writing.
+    """
+    _check_name(path)
+    with explained(path):
+        here = path
+        for _ in range(_MOST_LINKS):
+            here = Path(os.path.realpath(here.parent)) / here.name
+            match = _DESCRIPTOR.fullmatch(str(here))
+            if match and match["process"] in (None, str(os.getpid())):
+                return _descriptor_target(path, here, int(match["number"]))
+            if not os.path.islink(here):
+                break
+            here = here.parent / os.readlink(here)
+        else:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        try:
+            mode = os.stat(here).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return Target(here, "missing")
+    if stat.S_ISDIR(mode):
+        return Target(here, "folder")
+    if stat.S_ISREG(mode):
+        return Target(here, "file")
+    if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):
+        return Target(here, "stream")
+    raise OutputError(f"{path} can't be written: it is neither a file nor a pipe; name a file")
+
+
+def _descriptor_target(path: Path, here: Path, descriptor: int) -> Target:
+    try:
+        is_writable = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+    except OSError:
+        is_writable = False
+    if not is_writable:
+        raise OutputError(f"{path} can't be written: it is not open for writing; name a file")
+    return Target(here, "stream", descriptor)
+
+
+def _check_parent(path: Path, target: Path) -> None:
+    parent = target.parent
+    try:
+        is_folder = stat.S_ISDIR(os.stat(parent).st_mode)
+    except PermissionError:
+        raise OutputError(f"{path} can't be written: you may not look into its folder; name another place") from None
+    except OSError:
+        is_folder = False
+    if not is_folder:
         raise OutputError(f"{path} can't be written: there is no folder {parent}; make it first")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{path} can't be written: you may not write to {parent}; name another place")
 
 
-def check_file(path: Path, suffix: str = "") -> None:
-    """Refuse, before work starts, a file that can't be written or ends otherwise (:class:`OutputError`)."""
+def check_file(path: Path, suffix: str = "") -> Target:
+    """Refuse, before work starts, a file that can't be written.
+
+    Args:
+        path: The file. A link to one stays a link.
+        suffix: How its name must end, if a suffix is given; then a device or a pipe is refused as well.
+
+    Returns:
+        What is written.
+
+    Raises:
+        OutputError: With the reason.
+    """
     if suffix and path.suffix.lower() != suffix:
         raise OutputError(f"{path} can't be written: its name must end in {suffix}")
-    if os.path.isdir(path):
+    target = find_target(path)
+    if target.kind == "folder":
         raise OutputError(f"{path} can't be written: it is a folder; name a file in it")
-    _check_parent(path)
-
-
-def check_mask_folder(path: Path) -> None:
-    """Refuse a folder for masks that can't be written or holds anything but masks (:class:`OutputError`)."""
-    _check_parent(path)
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"{path} can't be written: it is a file; name a folder")
-    if path.is_dir() and any(not _MASK_NAME.fullmatch(entry.name) for entry in path.iterdir()):
-        raise OutputError(f"{path} holds something else than masks of an earlier run: name a new or an empty folder")
+    if target.kind == "stream":
+        if suffix:
+            raise OutputError(f"{path} can't be written: a {suffix} file can't go to a device or a pipe; name a file")
+    else:
+        _check_parent(path, target.path)
+    if target.kind != "missing" and target.descriptor is None and not os.access(target.path, os.W_OK):
+        raise OutputError(f"{path} can't be written: you may not write to it; name another file")
+    return target
 
 
 def check_folder(path: Path) -> None:
     """Refuse a folder that neither exists nor can be made in one that does (:class:`OutputError`)."""
-    if path.exists() and not path.is_dir():
+    target = find_target(path)
+    if target.kind not in ("folder", "missing"):
         raise OutputError(f"{path} can't be written: it is a file; name a folder")
-    if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
+    if target.kind == "missing":
+        _check_parent(path, target.path)
+    elif not os.access(target.path, os.W_OK | os.X_OK):
         raise OutputError(f"{path} can't be written: you may not write to it; name another folder")
-    if not path.exists():
-        _check_parent(path)
 
 
 def make_folder(path: Path) -> None:
     """Make a folder, its parent being there (:class:`OutputError`)."""
     try:
-        path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path} can't be made ({error.strerror}): name another folder") from error
-
-
-@contextmanager
-def staged_file(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` that takes its name when the block ends well, and vanishes otherwise."""
-    check_file(path)
-    staged = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield staged
-        os.replace(staged, path)
+        find_target(path).path.mkdir(exist_ok=True)
     except OSError as error:
         if isinstance(error, TesoError):
             raise
-        raise OutputError(f"{path} can't be written ({error.strerror}): name another place") from error
-    finally:
-        with suppress(OSError):
-            staged.unlink(missing_ok=True)
+        raise OutputError(f"{path} can't be made ({error.strerror}): name another folder") from error
+
+
+#: Device and number of the closest existing file or folder, then the names below it that do not exist.
+_Place = tuple[int | str, ...]
+
+
+def _place(path: Path) -> _Place | None:
+    """What is equal for two names of the same place; None for a device such as ``/dev/null``."""
+    path = _STDOUT_FILE if path == STDOUT else path
+    _check_name(path)
+    below: list[str] = []
+    here = path
+    with explained(path):
+        while True:
+            try:
+                found = os.stat(here)
+            except (FileNotFoundError, NotADirectoryError):
+                here = find_target(here).path
+                below.insert(0, here.name)
+                here = here.parent
+                continue
+            if stat.S_ISCHR(found.st_mode):
+                return None
+            return (found.st_dev, found.st_ino, *below)
+
+
+def _folders_around(path: Path) -> set[_Place]:
+    """The places of the folders that a file or folder lies in, existing or not."""
+    path = _STDOUT_FILE if path == STDOUT else path
+    with explained(path):
+        parents = list(Path(os.path.realpath(path)).parents)
+    places: set[_Place] = set()
+    for parent in parents:
+        with suppress(OutputError):  # a folder that may not be looked at
+            places.add(_place(parent) or ())
+    return places
+
+
+def check_apart(
+    inputs: Iterable[str | Path | None],
+    files: Iterable[Path | None] = (),
+    folders: Iterable[Path | None] = (),
+) -> None:
+    """Refuse outputs that would overwrite an input or each other, whatever name or link leads there.
+
+    Args:
+        inputs: Files and folders that are read. None and names of files that do not exist are skipped.
+        files: Files that are written. None is skipped.
+        folders: Folders that are replaced as a whole. None is skipped.
+
+    Raises:
+        OutputError: An output is an input or another output, lies in a folder that is an input or another output, or
+            is a folder that holds an input.
+    """
+    read = [Path(path) for path in inputs if path is not None]
+    places = [(path, place) for path in read if os.path.lexists(path) and (place := _place(path))]
+    around = [(path, _folders_around(path)) for path, _ in places]
+    replaced: list[tuple[Path, _Place]] = []
+    written: dict[_Place, Path] = {}
+    for is_folder, outputs in ((True, folders), (False, files)):
+        for out in outputs:
+            place = None if out is None else _place(out)
+            if out is None or place is None:
+                continue
+            here = _folders_around(out)
+            for path, other in places:
+                if other == place:
+                    raise OutputError(f"{out} is read, so it can't be written as well: name another output")
+                if other in here:
+                    raise OutputError(f"{out} lies in {path}, which is read: name an output outside of it")
+            for path, parents in around:
+                if is_folder and place in parents:
+                    raise OutputError(f"{path} is read and lies in {out}: name another folder for the output")
+            if place in written:
+                raise OutputError(f"{written[place]} and {out} are the same output: give each its own")
+            for path, other in replaced:
+                if other in here:
+                    raise OutputError(f"{out} lies in {path}, which is an output itself: name another place")
+            if is_folder:
+                for path in written.values():
+                    if place in _folders_around(path):
+                        raise OutputError(f"{path} lies in {out}, which is an output itself: name another place")
+                replaced.append((out, place))
+            written[place] = out
+
+
+@contextmanager
+def staged_file(path: Path) -> Iterator[BinaryIO]:
+    """A file, open for reading and writing, that takes the name ``path`` when the block ends well.
+
+    Otherwise it vanishes. A link stays, and what it leads to is replaced. For a device or a pipe the content is kept
+    in memory, and written when the block ends well. Raises :class:`OutputError`.
+    """
+    target = check_file(path)
+    with explained(path):
+        if target.kind == "stream":
+            content = io.BytesIO()
+            yield content
+            with open_stream(target) as stream:
+                stream.write(content.getvalue())
+            return
+        clear_leftovers(target.path.parent)
+        file = create_file(target.path.parent)
+        try:
+            yield file
+            finish_file(file, target.path)
+        finally:
+            with suppress(OSError):
+                os.unlink(file.name)
+            with suppress(OSError):  # what it could not write has been raised before
+                file.close()
+
+
+def finish_file(file: BinaryIO, place: Path) -> None:
+    """Give a staged file its name, once all of it is on the disk. Raises OSError."""
+    file.flush()
+    os.fsync(file.fileno())
+    with suppress(OSError):  # the mode of what is replaced stays
+        os.fchmod(file.fileno(), stat.S_IMODE(os.stat(place).st_mode))
+    os.replace(file.name, place)
+
+
+def open_stream(target: Target) -> BinaryIO:
+    """Open a device, a pipe or a descriptor to write to it. Raises OSError."""
+    if target.descriptor is not None:
+        return open(os.dup(target.descriptor), "wb")
+    return open(os.open(target.path, os.O_WRONLY | os.O_CLOEXEC), "wb")
+
+
+def open_growing(path: Path) -> BinaryIO:
+    """Open a file that can be read while it is written: it is emptied now. Raises :class:`OutputError`."""
+    target = check_file(path)
+    with explained(path):
+        return open_stream(target) if target.kind == "stream" else open(target.path, "wb")
 
 
 def _digest_of(path: Path) -> Path:
@@ -100,35 +334,32 @@ def write_vouched(path: Path, content: bytes) -> None:
     """
     with suppress(OSError):  # OutputError is one
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        clear_leftovers(path.parent)
         for place, data in ((path, content), (_digest_of(path), hashlib.sha256(content).hexdigest().encode())):
-            with staged_file(place) as staged:
-                staged.write_bytes(data)
+            write_whole(place, data)
 
 
-@contextmanager
-def staged_mask_folder(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` that takes its place when the block ends well; masks that were there go."""
-    check_mask_folder(path)
-    try:
-        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
-    except OSError as error:
-        raise OutputError(f"{path} can't be written ({error.strerror}): name another place") from error
-    try:
-        new = work / "new"
-        new.mkdir()
-        yield new
-        check_mask_folder(path)
-        if path.exists():
-            os.replace(path, work / "old")
-        os.replace(new, path)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+def write_whole(path: Path, content: bytes) -> None:
+    """Write one of many small files whole: it does not wait for the disk, and nothing else is looked at.
+
+    Raises :class:`OutputError`.
+    """
+    with explained(path):
+        file = create_file(path.parent)
+        try:
+            with file:
+                file.write(content)
+            os.replace(file.name, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(file.name)
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole (:class:`OutputError`)."""
     with staged_file(path) as staged:
-        staged.write_text(text, encoding="utf-8")
+        staged.write(replace_undecodable(text).encode())
 
 
 def as_json(report: Any) -> str:

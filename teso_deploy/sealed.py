@@ -6,9 +6,7 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +16,9 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from teso_deploy.errors import BundleError, InputNotFoundError, OutputError
+from teso_deploy.outputs import Target, explained, find_target
 from teso_deploy.small_files import parse_json, read_text
+from teso_deploy.staging import clear_leftovers, created_folder, is_staged, put_in_place
 from teso_deploy.text import to_one_line
 
 M = TypeVar("M", bound=BaseModel)
@@ -140,29 +140,48 @@ class Kind:
         text = json.dumps(manifest.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False)
         (folder / self.manifest).write_text(text + "\n", encoding="utf-8")
 
-    def _may_be_replaced(self, out: Path) -> bool:
-        """True for nothing, an empty folder, and one of this kind, of whichever version."""
-        if not out.exists():
-            return not out.is_symlink()
-        if not out.is_dir():
-            return False
+    def _check_replaceable(self, out: Path, folder: Path) -> None:
+        """Refuse a folder that is not empty and not one of this kind, or that holds files which its manifest lacks."""
+        with explained(out):
+            found = {
+                path.relative_to(folder).as_posix()
+                for path in folder.rglob("*")
+                if (path.is_symlink() or not path.is_dir()) and not is_staged(path.relative_to(folder).parts[0])
+            }
+        if not found:
+            return
         try:
-            content = json.loads((out / self.manifest).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return not any(out.iterdir())
-        except (OSError, ValueError):
-            return False
-        return isinstance(content, dict) and self.keys <= content.keys()
+            text = read_text(folder / self.manifest, "a manifest", limit_bytes=MANIFEST_BYTES)
+            content = parse_json(text, self.manifest, error=OutputError)
+        except (InputNotFoundError, OutputError):
+            content = None
+        if not (isinstance(content, dict) and self.keys <= content.keys()):
+            raise OutputError(f"{out} exists and is not a bundle: give another --out, nothing was changed")
+        listed = content.get("files")
+        if more := sorted(found - {self.manifest} - set(listed if isinstance(listed, dict) else ())):
+            raise OutputError(
+                f"{out} holds {more[0]}, which is not of the bundle: move it away, or give another --out; nothing was "
+                "changed"
+            )
 
-    def check_target(self, out: Path) -> None:
-        """Refuse, before work starts, a place where such a folder can't be written (:class:`OutputError`)."""
-        if not self._may_be_replaced(out):
-            raise OutputError(f"{out} exists and is no bundle: give another --out, nothing was changed")
-        parent = out.absolute().parent
-        while not parent.exists():
+    def check_target(self, out: Path) -> Target:
+        """Refuse, before work starts, a place where such a folder can't be written (:class:`OutputError`).
+
+        A folder of this kind is replaced, of whichever version, also through a link to it.
+        """
+        target = find_target(out)
+        if target.kind in ("file", "stream"):
+            raise OutputError(f"{out} exists and is not a bundle: give another --out, nothing was changed")
+        if target.kind == "folder":
+            self._check_replaceable(out, target.path)
+        parent = target.path.parent
+        while not os.path.lexists(parent):
             parent = parent.parent
-        if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        if not (os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK)):
             raise OutputError(f"{out} can't be written: {parent} is not a folder that you may write to")
+        if target.kind == "folder" and os.path.ismount(target.path):
+            raise OutputError(f"{out} can't be replaced: it is a mount point; name a folder in it")
+        return target
 
     @contextmanager
     def staging(self, out: Path) -> Iterator[Path]:
@@ -170,31 +189,11 @@ class Kind:
 
         Raises :class:`OutputError` when ``out`` can't be written or is something else than such a folder.
         """
-        self.check_target(out)
-        out = out.resolve()  # through a link to the folder, so that the link stays one
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        except OSError as error:
-            raise OutputError(f"{out} can't be written ({error.strerror}): give another --out") from error
-        new, old = work / "new", work / "old"
-        try:
-            new.mkdir()
-            yield new
-            self._swap(new, out, old)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-
-    def _swap(self, new: Path, out: Path, old: Path) -> None:
-        """Put ``new`` in the place of ``out``; what was there comes back if that fails."""
-        self.check_target(out)
-        try:
-            if out.exists():
-                os.replace(out, old)
-            os.replace(new, out)
-        except BaseException as error:  # an interrupt between the two as well
-            if old.exists() and not out.exists():
-                os.replace(old, out)
-            if isinstance(error, OSError):
-                raise OutputError(f"{out} can't be written ({error.strerror}): give another --out") from error
-            raise
+        place = self.check_target(out).path
+        with explained(out):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            clear_leftovers(place.parent)
+            with created_folder(place.parent) as new:
+                yield new
+                self.check_target(out)
+                put_in_place(new, place)

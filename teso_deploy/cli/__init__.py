@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import sys
 import threading
+import traceback
+from contextlib import suppress
 from importlib import import_module
+from itertools import takewhile
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from teso_deploy import __version__
+from teso_deploy.cli.signals import end_by_exception, printing
 from teso_deploy.errors import TesoError
+from teso_deploy.text import to_one_line, to_printable
 
+#: An address of a server, which a library's error may quote with its credentials.
+_ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)\S+")
+_LEAST_SECRET = 8
 #: Command → its module in this package and the function in it.
 COMMANDS = {
     "doctor": ("doctor", "doctor"),
@@ -66,21 +76,78 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error came from; also if TESO_TRACEBACK is set.")
+    ] = False,
 ) -> None:
     pass
 
 
-def _end(number: int, frame: object) -> None:
-    # As an exception, so that whatever is half written vanishes on the way out.
-    sys.exit(128 + number)
+def _hold_standard_streams() -> None:
+    """Open what is closed of descriptors 0 to 2: a result that got such a number would receive what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.set_inheritable(number, True)
+
+
+def _print_error(text: str) -> None:
+    with suppress(OSError):  # stderr is a pipe that ended
+        if sys.stderr is not None:
+            print(f"teso-deploy: {to_printable(text)}", file=sys.stderr, flush=True)
+
+
+def _describe_fault(error: BaseException) -> str:
+    """One sentence about an error that was not foreseen, without what may be secret."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory: close other programs, or run less at a time (--size, --threads)"
+    text = _ADDRESS.sub(r"\1***", str(error))
+    for name, value in os.environ.items():
+        if name.endswith(("KEY", "TOKEN", "SECRET", "PASSWORD")) and len(value) >= _LEAST_SECRET:
+            text = text.replace(value, "***")
+    told = to_one_line(f"{type(error).__name__}: {text}" if text else type(error).__name__, 160)
+    return f"this went wrong unexpectedly: {told}; please report it with what `teso-deploy --traceback ...` shows"
+
+
+def _report_error(error: BaseException, shows_all: bool) -> int:
+    """Print an error as one sentence; the exit code."""
+    if shows_all:
+        traceback.print_exception(error)
+    _print_error(str(error) if isinstance(error, TesoError) else _describe_fault(error))
+    return error.exit_code if isinstance(error, TesoError) else 1
+
+
+def _run() -> int:
+    """Run the command that the arguments name; the exit code."""
+    options = takewhile(lambda argument: argument.startswith("-"), sys.argv[1:])
+    shows_all = "--traceback" in options or bool(os.environ.get("TESO_TRACEBACK"))
+
+    def report_thread(failed: threading.ExceptHookArgs) -> None:
+        if failed.exc_value is not None:
+            _report_error(failed.exc_value, shows_all)
+
+    before, threading.excepthook = threading.excepthook, report_thread
+    try:
+        try:
+            app(prog_name="teso-deploy")
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        with printing():  # what is left in the buffer
+            pass
+        return code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except Exception as error:
+        return _report_error(error, shows_all)
+    finally:
+        threading.excepthook = before
 
 
 def main() -> None:
-    """Entry point. An error that the user can mend is one sentence on stderr, and its exit code."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _end)
-    try:
-        app(prog_name="teso-deploy")
-    except TesoError as error:
-        print(f"teso-deploy: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    """Entry point. An error is one sentence on stderr, and its exit code; ``--traceback`` shows where it came from."""
+    _hold_standard_streams()
+    end_by_exception()
+    sys.exit(_run())

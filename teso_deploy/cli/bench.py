@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -14,12 +15,12 @@ from teso_deploy.backends.onnxruntime import available_cores, form_of
 from teso_deploy.benchmarking.contenders import CONTENDERS, chosen
 from teso_deploy.benchmarking.harness import compare, entrants
 from teso_deploy.benchmarking.report import markdown, save_bars
-from teso_deploy.bundle import Bundle
+from teso_deploy.bundle import Bundle, bundle_folder
 from teso_deploy.cli.export import parsed_precision, parsed_size
 from teso_deploy.cli.reports import check_json, say, shown_in, write_json
 from teso_deploy.errors import BundleError, CheckFailedError
 from teso_deploy.media.reader import VideoReader
-from teso_deploy.outputs import check_folder, make_folder, write_text
+from teso_deploy.outputs import check_apart, check_file, check_folder, make_folder, write_text
 from teso_deploy.resources import shipped_path
 from teso_deploy.types import Precision
 
@@ -84,8 +85,12 @@ def bench(
     contenders = chosen(against or ())
     wanted = parsed_size(size) if size else None
     check_json(json_out)
+    reports = [] if report_folder is None else [report_folder / f"bench.{kind}" for kind in ("json", "md", "png")]
     if report_folder is not None:
         check_folder(report_folder)
+    for path in reports if report_folder is not None and os.path.isdir(report_folder) else ():
+        check_file(path)
+    check_apart([bundle_folder(bundle), clip], [*reports, json_out])
     opened = Bundle.open(bundle)
     wanted = wanted or opened.sizes[0]
     opened.graph_at("decoder", wanted)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from teso_deploy.cli.reports import check_json, write_json
 from teso_deploy.cli.train import check_extra, embedded_words, show_calibration
+from teso_deploy.outputs import check_apart, check_file, show_path
 
 
 def calibrate(
@@ -27,6 +28,8 @@ def calibrate(
     """
     check_extra()
     check_json(json_out)
+    check_file(checkpoint)
+    check_apart([checkpoint, data], [json_out])
     from teso_deploy.models import checkpoints
     from teso_deploy.training.calibration import calibrate_checkpoint
 
@@ -35,4 +38,4 @@ def calibrate(
     with console.status("calibrating"):
         found = calibrate_checkpoint(checkpoint, data, table, scenes, seed)
     show_calibration(console, found)
-    write_json(json_out, {"schema_version": 1, "checkpoint": str(checkpoint), **found.model_dump(mode="json")})
+    write_json(json_out, {"schema_version": 1, "checkpoint": show_path(checkpoint), **found.model_dump(mode="json")})

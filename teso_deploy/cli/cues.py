@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from teso_deploy.bundle import Bundle
+from teso_deploy.bundle import Bundle, bundle_folder
 from teso_deploy.cli.cue_options import (
     SOURCE_HELP,
     ModelsOption,
@@ -22,7 +23,7 @@ from teso_deploy.cli.cue_options import (
     SourceTimeoutOption,
 )
 from teso_deploy.cli.loading import load_pipeline
-from teso_deploy.cli.reports import STDOUT, check_json, progress_bar, write_json
+from teso_deploy.cli.reports import check_json, progress_bar, toml_file, write_json
 from teso_deploy.cues.choosing import Chosen, SourceOptions, choose_source
 from teso_deploy.cues.prompts import DEFAULT_PROMPT
 from teso_deploy.cues.tracks import VideoCues, cue_file_content, read_cue_file
@@ -31,15 +32,14 @@ from teso_deploy.evaluation.library import read_library
 from teso_deploy.evaluation.protocol import ROWS
 from teso_deploy.evaluation.scene_cues import cues_of_scenes
 from teso_deploy.media.reader import VideoReader
-from teso_deploy.outputs import as_json, check_file, write_text
+from teso_deploy.outputs import as_json, check_apart, check_file, show_path, write_text
 from teso_deploy.runtime.cue_video import Unanswered, Watch, cues_of_video
 from teso_deploy.runtime.pipeline import Pipeline
 from teso_deploy.text import replace_undecodable
 
 
-def _check_inputs(inputs: list[Path], out: Path, json_out: Path | None, more: list[Path]) -> None:
-    """``more``: other files that are read."""
-    if any(path.is_dir() for path in inputs):
+def _check_inputs(inputs: list[Path], out: Path, json_out: Path | None) -> None:
+    if any(os.path.isdir(path) for path in inputs):
         if len(inputs) > 1:
             raise typer.BadParameter("a folder of test scenes goes alone: name it, or videos")
     else:
@@ -50,9 +50,6 @@ def _check_inputs(inputs: list[Path], out: Path, json_out: Path | None, more: li
             raise OutputError("two inputs have the same name, so their cues would too: ask for them one by one")
     check_file(out)
     check_json(json_out)
-    places = [path.resolve() for path in (out, json_out) if path is not None and path != STDOUT]
-    if len(set(places)) < len(places) or {path.resolve() for path in (*inputs, *more)} & set(places):
-        raise OutputError("an output has the name of an input or of another output: give each its own")
 
 
 def _print_summary(console: Console, chosen: Chosen, videos: dict[str, VideoCues], unanswered: Unanswered) -> None:
@@ -104,7 +101,8 @@ def cues(
     json_out: Annotated[Path | None, typer.Option("--json", help="Write a report to a file, or - for stdout.")] = None,
 ) -> None:
     """Ask a source for the cues of videos, caption and reasoning with them, and keep them in a file."""
-    _check_inputs(inputs, out, json_out, [*([cues_file] if cues_file else []), Path(prompt)])
+    _check_inputs(inputs, out, json_out)
+    check_apart([*inputs, cues_file, models, toml_file(prompt), bundle_folder(bundle)], [out, json_out])
     opened, console = Bundle.open(bundle), Console(stderr=True)
     options = SourceOptions(
         models=models,
@@ -118,7 +116,7 @@ def cues(
         in_background=False,
         keep="anew" if fresh else "yes",
     )
-    library = read_library(inputs[0], "test") if inputs[0].is_dir() else None
+    library = read_library(inputs[0], "test") if os.path.isdir(inputs[0]) else None
     chosen = choose_source(source, options, opened)
     try:
         pipeline = load_pipeline(console, opened, "cpu", "fp32", threads=threads) if chosen.looks_at_model else None
@@ -145,7 +143,7 @@ def cues(
         "schema_version": 1,
         "source": source,
         "identity": chosen.source.identity,
-        "out": str(out),
+        "out": show_path(out),
         "videos": {name: len(entry.spans) for name, entry in videos.items()},
         "asked": chosen.asked,
         "kept": chosen.found,

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
+from teso_deploy.bundle import bundle_folder
 from teso_deploy.cli.reports import check_json, progress_bar, say, write_json
 from teso_deploy.errors import CheckFailedError, InputNotFoundError
 from teso_deploy.media.audio import AudioTrack
 from teso_deploy.media.overlay import Overlay
-from teso_deploy.outputs import check_file, check_folder, make_folder, staged_file
+from teso_deploy.outputs import check_apart, check_file, check_folder, make_folder, show_path, staged_file
 from teso_deploy.resources import shipped_path
 from teso_deploy.runtime.latency import LatencyLog
 from teso_deploy.runtime.offline import VideoSink
@@ -102,8 +103,8 @@ def _write_demo(
             Image.fromarray(np.concatenate(columns, axis=1)).save(staged, "PNG")
     return {
         "schema_version": 1,
-        "video": str(video),
-        "contact_sheet": str(sheet),
+        "video": show_path(video),
+        "contact_sheet": show_path(sheet),
         "frames": frames,
         "nonblank_rate": {half: nonblank[half] / frames for half in HALVES},
         "cues": list(cues.names),
@@ -130,6 +131,7 @@ def demo(
     video, sheet = out / "demo.mp4", out / "contact-sheet.png"
     check_folder(out)
     check_json(json_out)
+    check_apart([clip, bundle_folder(None)], [video, sheet, json_out])
     pipeline = Pipeline.load(threads=threads)
     make_folder(out)
     for path in (video, sheet):

@@ -16,8 +16,9 @@ from rich.text import Text
 
 from teso_deploy import __version__
 from teso_deploy.backends import availability, libraries, machine
-from teso_deploy.cli.reports import STDOUT, check_json, write_json
+from teso_deploy.cli.reports import check_json, write_json
 from teso_deploy.errors import TesoError
+from teso_deploy.outputs import STDOUT
 from teso_deploy.resources import shipped_path
 
 BASE = ("numpy", "onnxruntime", "av", "pillow", "typer", "rich", "pydantic", "prometheus_client")

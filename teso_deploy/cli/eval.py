@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from teso_deploy.bundle import Bundle
+from teso_deploy.bundle import Bundle, bundle_folder
 from teso_deploy.cli.loading import check_engine_options, check_tagger, load_pipeline
-from teso_deploy.cli.reports import check_json, write_json
+from teso_deploy.cli.reports import check_json, toml_file, write_json
 from teso_deploy.cues.timed import TimedCues
 from teso_deploy.cues.tracks import CueFile, read_cue_file
 from teso_deploy.errors import RecipeError
@@ -31,7 +31,7 @@ from teso_deploy.evaluation.protocol import (
     segmenter,
     testable_words,
 )
-from teso_deploy.outputs import write_text
+from teso_deploy.outputs import check_apart, check_file, show_path, write_text
 from teso_deploy.runtime.backends import BackendName
 from teso_deploy.runtime.pipeline import AUTO
 from teso_deploy.types import Precision
@@ -100,7 +100,9 @@ def evaluate(
     offered = cues if cues_file is None else read_cue_file(cues_file)
     check_engine_options([backend], profile, rebuild_engines)
     check_json(json_out)
-    check_json(markdown)
+    if markdown is not None:
+        check_file(markdown)
+    check_apart([dataset, cues_file, toml_file(profile), bundle_folder(bundle)], [json_out, markdown])
     opened = Bundle.open(bundle)
     if cues == AUTO:
         check_tagger(opened)
@@ -132,7 +134,7 @@ def evaluate(
         "bundle": pipeline.bundle.manifest.name,
         "weights_sha256": pipeline.bundle.manifest.provenance.get("weights_sha256"),
         "data": library.fingerprint,
-        "cues": cues if cues_file is None else str(cues_file),
+        "cues": cues if cues_file is None else show_path(cues_file),
         "precision": pipeline.precision,
         "backend": pipeline.backend,
         "rows": [score.as_dict() for score in found],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,10 @@ from rich.table import Table
 from teso_deploy.backends.tensorrt.library import TARGETS, Target, check_installed
 from teso_deploy.backends.tensorrt.profiles import DEFAULT_PROFILE, load_profile
 from teso_deploy.bundle import KIND, MANIFEST, Bundle, BundleManifest
-from teso_deploy.cli.reports import check_json, say, shown_in, write_json
+from teso_deploy.cli.reports import check_json, say, shown_in, toml_file, write_json
 from teso_deploy.errors import BundleError, InputNotFoundError, MissingExtraError, RecipeError
 from teso_deploy.media.reader import VideoReader
+from teso_deploy.outputs import check_apart, show_path
 from teso_deploy.recipe import Recipe, load_recipe
 from teso_deploy.types import Precision
 
@@ -57,7 +59,7 @@ def report(manifest: BundleManifest, out: Path, random: tuple[str, ...], seconds
     """The JSON of an export."""
     return {
         "schema_version": 1,
-        "bundle": str(out),
+        "bundle": show_path(out),
         "name": manifest.name,
         "trained": manifest.trained,
         "random_keys": list(random),
@@ -98,13 +100,13 @@ def part_and_file(text: str) -> tuple[str | None, Path]:
     Raises :class:`InputNotFoundError`, and :class:`typer.BadParameter` for a part that there is not.
     """
     part, separator, name = text.partition("=")
-    if separator and not Path(text).exists():
+    if separator and not os.path.exists(text):
         if part not in _PARTS:
             raise typer.BadParameter(f"no part {part!r}: one of {', '.join(_PARTS)}", param_hint="--checkpoint")
     else:
         part, name = "", text
     path = Path(name)
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputNotFoundError(f"no checkpoint {path}: check the path")
     return part or None, path
 
@@ -245,7 +247,7 @@ def export(
     ] = None,
 ) -> None:
     """Export a recipe to ONNX graphs with their reference outputs and cue words, checked against PyTorch."""
-    is_bundle = (Path(recipe) / MANIFEST).is_file()
+    is_bundle = os.path.isfile(Path(recipe) / MANIFEST)
     if is_bundle and (checkpoint or random_weights is not None or size or dry_run):
         raise BundleError(
             f"{recipe} is a bundle, which has its weights and sizes: "
@@ -269,13 +271,20 @@ def export(
     check_json(json_out)
     files = [part_and_file(text) for text in checkpoint or ()]
     console = Console(stderr=True)
+    named = Path(recipe) if is_bundle else toml_file(recipe)
+    read = [toml_file(profile), *(calibrate_on or ()), *(path for _, path in files)]
     if dry_run:
+        check_apart([named, *read], [json_out])
         check_extra()
         show_plan(console, chosen, json_out)
         return
     if out is None:
         raise typer.BadParameter("name the bundle's folder, or ask for --dry-run", param_hint="--out")
     KIND.check_target(out)
+    check_apart([named, *read], [json_out])
+    # A bundle may be replaced by itself with other forms: it is read before that.
+    is_itself = is_bundle and os.path.realpath(out) == os.path.realpath(recipe)
+    check_apart(read if is_itself else [named, *read], [json_out], [out])
     check_extra()
     for library in targets:
         check_installed(library)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from teso_deploy.cli.reports import check_json, shown_in, write_json
 from teso_deploy.cues.model_bundle import KIND
+from teso_deploy.outputs import check_apart, show_path
 
 
 def export_cues(
@@ -34,6 +35,7 @@ def export_cues(
     """Export captioner and reasoner with Optimum, LLaVA in three parts: what `cues` and `run` ask off the frames."""
     check_json(json_out)
     KIND.check_target(out)
+    check_apart([captioner, reasoner], [json_out], [out])
     from teso_deploy.exporting.cue_models import export_cue_models
 
     console, began = Console(stderr=True), time.monotonic()
@@ -52,7 +54,7 @@ def export_cues(
         if entry is not None
     }
     seconds = round(time.monotonic() - began, 1)
-    write_json(json_out, {"schema_version": 1, "out": str(out), "models": models, "seconds": seconds})
+    write_json(json_out, {"schema_version": 1, "out": show_path(out), "models": models, "seconds": seconds})
     table = Table("", "model", "architecture", "weights", "licence", "MB")
     for role, model in models.items():
         table.add_row(

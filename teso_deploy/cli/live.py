@@ -16,6 +16,7 @@ from rich.live import Live
 
 from teso_deploy.cli.live_view import rendered
 from teso_deploy.cli.reports import say
+from teso_deploy.cli.signals import ENDING_SIGNALS, leave_terminal
 from teso_deploy.cues.asking import AskingOptions
 from teso_deploy.cues.choosing import Chosen
 from teso_deploy.cues.worker import CueWorker
@@ -23,7 +24,8 @@ from teso_deploy.errors import OutputError
 from teso_deploy.media.address import Address
 from teso_deploy.media.container import open_container
 from teso_deploy.media.live import LiveReader, start_all
-from teso_deploy.outputs import check_file, check_mask_folder
+from teso_deploy.media.mask_folder import check_mask_folder, describe_masks
+from teso_deploy.outputs import check_file
 from teso_deploy.runtime.accounting import Accounting
 from teso_deploy.runtime.live import LiveRunner
 from teso_deploy.runtime.metrics_server import MetricsServer, parse_place
@@ -56,6 +58,11 @@ class LiveRequest:
     cue_source: Chosen | None = None
     asking: AskingOptions = field(default_factory=AskingOptions)
 
+    @property
+    def masks_are_a_folder(self) -> bool:
+        """Whether ``masks`` names a folder, and not a file of lines."""
+        return self.masks is not None and self.masks.suffix != ".jsonl"
+
 
 def check_live(request: LiveRequest) -> None:
     """Refuse what can't be, before the model is loaded (:class:`InputNotFoundError`, :class:`OutputError`)."""
@@ -71,25 +78,27 @@ def check_live(request: LiveRequest) -> None:
     if request.out is not None:
         check_file(request.out, ".mp4")
     if request.masks is not None:
-        if request.masks.suffix == ".jsonl":
-            check_file(request.masks)
-        else:
+        if request.masks_are_a_folder:
             check_mask_folder(request.masks)
+        else:
+            check_file(request.masks)
     if request.events is not None:
         check_file(request.events)
 
 
 @contextmanager
 def ended_by_signals(runner: LiveRunner) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run well: files are finished. A second one ends it at once."""
+    """Ctrl-C, SIGTERM and SIGHUP end the run well: files are finished. A second one ends it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # nohup
 
     def end(number: int, frame: FrameType | None) -> None:
         for one, handler in before.items():
             signal.signal(one, handler)
+        leave_terminal(number)
         runner.stop()
 
     for number in before:
@@ -101,15 +110,18 @@ def ended_by_signals(runner: LiveRunner) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def sinks_of(request: LiveRequest, classes: Sequence[str], readers: Sequence[LiveReader]) -> list[Sink]:
-    """Where results go."""
+def sinks_of(request: LiveRequest, classes: Sequence[str], readers: Sequence[LiveReader], bundle: str) -> list[Sink]:
+    """Where results go. ``bundle``: its name."""
     sinks: list[Sink] = []
     if request.out is not None:
         (reader,) = readers
         sinks.append(OverlaySink(request.out, classes, None if request.mute else reader.ring, reader.info.fps))
     if request.masks is not None:
-        is_lines = request.masks.suffix == ".jsonl"
-        sinks.append(MaskLinesSink(request.masks, classes) if is_lines else MaskFolderSink(request.masks))
+        if request.masks_are_a_folder:
+            marker = describe_masks(classes, request.inputs[0].shown, bundle)
+            sinks.append(MaskFolderSink(request.masks, marker))
+        else:
+            sinks.append(MaskLinesSink(request.masks, classes))
     if request.events is not None:
         sinks.append(EventSink(request.events, classes, [address.shown for address in request.inputs]))
     return sinks
@@ -164,7 +176,7 @@ def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, cues: O
         options = LiveOptions(
             staleness_budget_seconds=request.staleness_seconds, lossless=lossless, fps=request.fps, mute=request.mute
         )
-        sinks = sinks_of(request, pipeline.classes, readers)
+        sinks = sinks_of(request, pipeline.classes, readers, pipeline.bundle.manifest.name)
         runner = LiveRunner(
             pipeline,
             readers,

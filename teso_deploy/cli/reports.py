@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,23 +13,40 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.status import Status
 from rich.text import Text
 
-from teso_deploy.outputs import as_json, check_file, write_text
+from teso_deploy.cli.signals import printing
+from teso_deploy.errors import OutputError
+from teso_deploy.outputs import STDOUT, as_json, check_file, write_text
 
-STDOUT = Path("-")
+
+def toml_file(name: str | None) -> Path | None:
+    """The file that an option names which also takes the name of something shipped; None for the latter."""
+    return Path(name) if name is not None and name.endswith(".toml") else None
 
 
 def check_json(target: Path | None) -> None:
     """Refuse a file that can't be written, before work starts (:class:`OutputError`)."""
+    if target == STDOUT and sys.stdout is None:
+        raise OutputError("the report can't go to -: standard output is closed; name a file")
     if target is not None and target != STDOUT:
         check_file(target)
 
 
 def write_json(target: Path | None, report: Any) -> None:
-    """Write a report to a file, to stdout (``-``), or nowhere."""
+    """Write a report to a file, to stdout (``-``), or nowhere. Raises :class:`OutputError`."""
     if target == STDOUT:
-        sys.stdout.write(as_json(report))
+        _print_json(report)
     elif target is not None:
         write_text(target, as_json(report))
+
+
+def _print_json(report: Any) -> None:
+    text = as_json(report)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a terminal that knows few letters
+        text = json.dumps(report, indent=1) + "\n"
+    with printing():
+        sys.stdout.write(text)
 
 
 def shown_in(status: Status) -> Callable[[str], None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -14,26 +16,30 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from teso_deploy.bundle import Bundle
+from teso_deploy.bundle import Bundle, bundle_folder
 from teso_deploy.cli.cue_options import SOURCE_HELP, ModelsOption, ServerModelOption, ServerOption
 from teso_deploy.cli.live import LiveRequest, check_live, run_live
 from teso_deploy.cli.live_view import rendered
 from teso_deploy.cli.loading import check_engine_options, load_pipeline
-from teso_deploy.cli.reports import STDOUT, check_json, progress_bar, say, write_json
+from teso_deploy.cli.reports import check_json, progress_bar, say, toml_file, write_json
 from teso_deploy.cli.run_cues import CueRequest, RunCues
 from teso_deploy.cues.prompts import DEFAULT_PROMPT
 from teso_deploy.cues.timed import TimedCues
-from teso_deploy.errors import OutputError
+from teso_deploy.errors import MediaError, OutputError
 from teso_deploy.media.address import Address
 from teso_deploy.media.audio import read_audio
+from teso_deploy.media.mask_folder import check_mask_folder
 from teso_deploy.media.reader import Hardware, VideoReader
-from teso_deploy.outputs import check_file, check_folder, check_mask_folder, make_folder, write_text
+from teso_deploy.outputs import check_apart, check_file, check_folder, make_folder, write_text
 from teso_deploy.runtime.backends import BackendName
 from teso_deploy.runtime.offline import RunResult, run_source
 from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline, Size
 from teso_deploy.runtime.schedule import Source
 from teso_deploy.text import replace_undecodable
 from teso_deploy.types import Precision
+
+#: What ``-`` reads.
+STDIN_FILE = Path("/dev/stdin")
 
 
 def _size(text: str | None) -> Size:
@@ -63,7 +69,6 @@ def _places(inputs: Sequence[Path], target: Path | None, suffix: str) -> list[Pa
 
 def _check_outputs(
     inputs: Sequence[Path],
-    sound_from: Path | None,
     out: Path | None,
     masks: Path | None,
     events: Path | None,
@@ -77,23 +82,18 @@ def _check_outputs(
         for folder in (out, masks):
             if folder is not None:
                 check_folder(folder)
-    elif out is not None and out.is_dir():
+    elif out is not None and os.path.isdir(out):
         raise OutputError(f"{out} is a folder: name a .mp4 file in it, a folder is for several inputs")
     many = len(inputs) > 1
     for video in _places(inputs, out, ".mp4"):
-        if video is not None and (not many or video.parent.is_dir()):
+        if video is not None and (not many or os.path.isdir(video.parent)):
             check_file(video, ".mp4")
     for folder in _places(inputs, masks, ""):
-        if folder is not None and (not many or folder.parent.is_dir()):
+        if folder is not None and (not many or os.path.isdir(folder.parent)):
             check_mask_folder(folder)
     if events is not None:
         check_file(events)
     check_json(json_out)
-    files = [path for path in (*_places(inputs, out, ".mp4"), events, json_out) if path is not None and path != STDOUT]
-    places = [path.resolve() for path in files]
-    read = {path.resolve() for path in (*inputs, *([sound_from] if sound_from else []))}
-    if len(set(places)) < len(places) or read & set(places):
-        raise OutputError("an output has the name of an input or of another output: give each its own")
 
 
 def _print_summary(console: Console, results: Sequence[RunResult]) -> None:
@@ -101,7 +101,7 @@ def _print_summary(console: Console, results: Sequence[RunResult]) -> None:
     for result in results:
         report, latency = result.report, result.report["latency_ms"].get("frame", {})
         table.add_row(
-            escape(Path(report["input"]).name),
+            escape(report["input"].rpartition("/")[2]),
             str(report["frames"]),
             str(report["masks_nonblank"]),
             f"{report['positive_pixel_rate']:.1%}",
@@ -251,8 +251,11 @@ def run(
     check_engine_options([backend], profile, rebuild_engines)
     wanted_size = _size(size)
     addresses = [Address.parse(text) for text in inputs]
+    if sys.stdin is None and any(address.kind == "pipe" for address in addresses):
+        raise MediaError("- can't be read: standard input is closed; pipe a stream into it, or name a file")
     request: LiveRequest | None = None
     paths = [address.path for address in addresses if address.path is not None]
+    read = [*paths, bundle_folder(bundle), *cue_request.files, toml_file(profile)]
     if mode == "live" or len(paths) < len(addresses):
         if mode == "paper" or noise_dbfs is not None or sound_from is not None:
             raise typer.BadParameter("--mode paper, --noise-dbfs and --sound-from are for files: leave them away")
@@ -262,11 +265,19 @@ def run(
         )  # fmt: skip
         check_live(request)
         check_json(json_out)
+        has_folder = request.masks_are_a_folder
+        piped = [STDIN_FILE for address in addresses if address.kind == "pipe"]
+        check_apart(
+            [*read, *piped, request.audio.path if request.audio else None],
+            [out, events, json_out, None if has_folder else masks],
+            [masks if has_folder else None],
+        )
     else:
         if audio is not None or metrics is not None or seconds is not None:
             raise typer.BadParameter("--audio, --metrics and --seconds are for streams: add --mode live")
         _check_inputs(paths, sound_from)
-        _check_outputs(paths, sound_from, out, masks, events, json_out)
+        _check_outputs(paths, out, masks, events, json_out)
+        check_apart([*read, sound_from], [*_places(paths, out, ".mp4"), events, json_out], _places(paths, masks, ""))
     opened = Bundle.open(bundle)
     run_cues = RunCues(cue_request, opened, paths, has_streams=request is not None)
     console = Console(stderr=True)

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from teso_deploy.bundle import Bundle
 from teso_deploy.cli.loading import check_tagger
-from teso_deploy.cli.reports import progress_bar, say
+from teso_deploy.cli.reports import progress_bar, say, toml_file
 from teso_deploy.cues.asking import AskingOptions
 from teso_deploy.cues.choosing import Chosen, SourceOptions, choose_source
 from teso_deploy.cues.names import CueNames
@@ -53,6 +53,11 @@ class CueRequest:
             raise typer.BadParameter("--cue-timeout, --cue-prompt and --cue-frames are of a source: add --cue-source")
         if self.ttl_seconds is not None and not (self.source or self.cues_file):
             raise typer.BadParameter("--cue-ttl is of cues that are asked for: add --cue-source or --cues-file")
+
+    @property
+    def files(self) -> list[Path | None]:
+        """Files and folders that are read for cues."""
+        return [self.cues_file, self.models, toml_file(self.prompt)]
 
     @property
     def asking(self) -> AskingOptions:

@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from teso_deploy.cli.export import part_and_file
-from teso_deploy.cli.reports import say
+from teso_deploy.cli.reports import say, toml_file
 from teso_deploy.errors import DataError, MissingExtraError
+from teso_deploy.outputs import check_apart
 from teso_deploy.recipe import Calibration, Recipe, load_recipe
 from teso_deploy.resources import cache_folder
 
@@ -126,6 +127,13 @@ def train_videos(
         return finetune.train_on_videos(built, batches, out, device, _shower(bar, recipe.name), every)
 
 
+def _check_apart(read: list[Path | None], out: Path) -> None:
+    """Refuse a folder in which training would overwrite what it reads (:class:`OutputError`)."""
+    from teso_deploy.training.loop import CURVES, LOG, STATE, WEIGHTS
+
+    check_apart(read, [out / name for name in (STATE, WEIGHTS, LOG, CURVES)])
+
+
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a TOML file.")],
     data: Annotated[
@@ -159,10 +167,11 @@ def train(
     if layout not in (None, "s4", "ms3", "avss"):
         raise typer.BadParameter(f"no layout {layout!r}: s4, ms3 or avss", param_hint="--layout")
     out = out or cache_folder("train") / chosen.name
+    files = [part_and_file(text) for text in checkpoint or ()]
+    _check_apart([data, start, cues_file, toml_file(recipe), *(path for _, path in files)], out)
     # Of several processes the first one speaks.
     console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
     if on_videos:
-        files = [part_and_file(text) for text in checkpoint or ()]
         weights = train_videos(
             console, chosen, data, out, layout, files, random_weights, cues_file, device, save_every_steps
         )

@@ -15,13 +15,13 @@ from rich.table import Table
 from teso_deploy.backends.engine import EngineFactory
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
 from teso_deploy.backends.tensorrt.library import TARGETS
-from teso_deploy.bundle import Bundle, sized_name
+from teso_deploy.bundle import Bundle, bundle_folder, sized_name
 from teso_deploy.cli.export import check_extra, parsed_precision, parsed_size, part_and_file
 from teso_deploy.cli.loading import check_engine_options
-from teso_deploy.cli.reports import check_json, say, shown_in, write_json
+from teso_deploy.cli.reports import check_json, say, shown_in, toml_file, write_json
 from teso_deploy.errors import BundleError, CheckFailedError
 from teso_deploy.media.contact_sheet import difference, save_sheet, with_labels
-from teso_deploy.outputs import check_file
+from teso_deploy.outputs import check_apart, check_file
 from teso_deploy.runtime import probes
 from teso_deploy.runtime.backends import GPU_BACKENDS, load_backend
 from teso_deploy.runtime.parity import LIMITS
@@ -198,6 +198,7 @@ def verify(
         check_file(contact_sheet, ".png")
     sizes = [parsed_size(text) for text in size or ()]
     files = [part_and_file(text) for text in checkpoint or ()]
+    check_apart([bundle_folder(bundle), toml_file(profile), *(path for _, path in files)], [json_out, contact_sheet])
     opened = Bundle.open(bundle)
     for wanted in sizes:
         opened.graph_at("decoder", wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import functools
+import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from teso_deploy.media.audio import WINDOW_SECONDS, Sound
-from teso_deploy.outputs import staged_file
+from teso_deploy.outputs import write_whole
 from teso_deploy.types import Frame, Segmentation
 
 Color = tuple[int, int, int]
@@ -41,8 +42,9 @@ def save_mask(path: Path, labels: NDArray[np.uint8]) -> None:
     """Write labels (H, W) as an 8-bit PNG with the palette; :class:`OutputError` when that fails."""
     image = Image.fromarray(labels, mode="P")
     image.putpalette(palette().tobytes())
-    with staged_file(path) as staged:
-        image.save(staged, "PNG", compress_level=1)
+    content = io.BytesIO()
+    image.save(content, "PNG", compress_level=1)
+    write_whole(path, content.getvalue())
 
 
 @functools.lru_cache(maxsize=8)

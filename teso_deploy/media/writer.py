@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -15,7 +17,8 @@ from numpy.typing import NDArray
 
 from teso_deploy.errors import OutputError
 from teso_deploy.media.audio import Sound
-from teso_deploy.outputs import check_file
+from teso_deploy.outputs import check_file, explained, finish_file, open_growing
+from teso_deploy.staging import clear_leftovers, create_file
 from teso_deploy.types import SAMPLE_RATE_HZ
 
 _TICKS_PER_SECOND = 90_000
@@ -24,6 +27,42 @@ _CHUNK_SAMPLES = 4096
 _PIECE_SECONDS = 1.0
 #: Sound that is later than this is silence in a growing file: whole pieces need both tracks.
 _LATE_SOUND_SECONDS = 1.0
+
+
+class _Output:
+    """The file that FFmpeg writes to, as PyAV takes it.
+
+    The first error is kept: FFmpeg forgets those of its last writes. A file of Python has any name: FFmpeg would take
+    ``12:30.mp4`` for an address.
+    """
+
+    name = "video.mp4"
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            self._file.write(content)
+            self._file.flush()
+        except OSError as error:
+            self.error = self.error or error
+            raise
+        return len(content)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def open_again(self, url: str, flags: int, options: dict[str, str]) -> BinaryIO:
+        """Open it to read, which moves the index of a finished file to its front."""
+        return open(self._file.name, "rb", buffering=0)
 
 
 class VideoWriter:
@@ -49,8 +88,10 @@ class VideoWriter:
         is_growing: bool = False,
     ) -> None:
         self.path, self._is_growing = Path(path), is_growing
-        check_file(self.path)
-        self._staged = self.path if is_growing else self.path.with_name(f".{self.path.stem}.{os.getpid()}.mp4")
+        target = check_file(self.path)
+        if target.kind == "stream":
+            raise OutputError(f"{self.path} can't be written: a video can't go to a device or a pipe; name a file")
+        self._place = target.path
         self._begin_seconds = None if is_growing else 0.0
         self._width, self._height = width, height
         self._frame_seconds = float(1 / fps)
@@ -58,24 +99,36 @@ class VideoWriter:
         self._sent_samples = 0
         self._last_tick = -1
         self._next_piece_seconds = 0.0
+        options = {"movflags": "+faststart"}
+        if is_growing:
+            options = {"movflags": "+frag_keyframe+delay_moov+default_base_moof", "flush_packets": "1"}
+        with explained(self.path):
+            if not is_growing:
+                clear_leftovers(self._place.parent)
+            self._file = open_growing(self.path) if is_growing else create_file(self._place.parent)
+        self._output = _Output(self._file)
         try:
-            options = {"movflags": "+faststart"}
-            if is_growing:
-                options = {"movflags": "+frag_keyframe+delay_moov+default_base_moof", "flush_packets": "1"}
-            self._container: OutputContainer = av.open(str(self._staged), "w", format="mp4", options=options)
-        except (OSError, av.error.FFmpegError) as error:
-            raise OutputError(f"{self.path} can't be written ({error.strerror}): name another place") from error
+            self._container: OutputContainer = av.open(
+                self._output, "w", format="mp4", options=options, io_open=self._output.open_again
+            )
+            self._add_streams(fps)
+        except BaseException:
+            self._discard()
+            raise
+
+    def _add_streams(self, fps: float | Fraction) -> None:
+        width, height = self._width, self._height
         self._video = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         # H.264 with 4:2:0 colour has even sides: an odd one is padded.
         self._video.width, self._video.height = width + width % 2, height + height % 2
         self._video.pix_fmt = "yuv420p"
         self._video.options = {"crf": "20", "preset": "veryfast"}
-        if is_growing:
+        if self._is_growing:
             # A piece begins with a key frame: of these there is one when it is due by time, whatever the frame rate.
             self._video.options |= {"preset": "ultrafast", "tune": "zerolatency", "g": "9999", "forced-idr": "1"}
         self._video.codec_context.time_base = Fraction(1, _TICKS_PER_SECOND)
         self._sound = None
-        if audio is not None:
+        if self._track is not None:
             self._sound = self._container.add_stream("aac", rate=SAMPLE_RATE_HZ)
             self._sound.codec_context.layout = "mono"
             self._sound.codec_context.bit_rate = 96_000
@@ -103,11 +156,19 @@ class VideoWriter:
         if self._is_growing and pts_seconds >= self._next_piece_seconds:
             frame.pict_type = av.video.frame.PictureType.I
             self._next_piece_seconds = pts_seconds + _PIECE_SECONDS
-        try:
+        with self._explained():
             self._container.mux(self._video.encode(frame))
             self._write_sound(pts_seconds)
-        except (OSError, av.error.FFmpegError) as error:
-            raise OutputError(f"{self.path} can't be written ({error.strerror}): name another place") from error
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        with explained(self.path):
+            try:
+                yield
+            except av.error.FFmpegError as error:
+                raise OSError(error.errno, error.strerror) from error
+            if self._output.error is not None:
+                raise self._output.error
 
     def _write_sound(self, until_seconds: float) -> None:
         """Send the sound up to a time of the file, so that both tracks lie close together in it."""
@@ -134,19 +195,30 @@ class VideoWriter:
         if self._sound is not None:
             self._container.mux(self._sound.encode(None))
         self._container.close()
-        if not self._is_growing:
-            os.replace(self._staged, self.path)
+        if self._output.error is not None:
+            raise self._output.error
+        if self._is_growing:
+            os.fsync(self._file.fileno())
+            self._file.close()
+        else:
+            finish_file(self._file, self._place)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
             if kind is None:
-                self._finish()
-        except (OSError, av.error.FFmpegError) as failure:
-            raise OutputError(f"{self.path} can't be written ({failure.strerror}): name another place") from failure
+                with self._explained():
+                    self._finish()
         finally:
             with contextlib.suppress(OSError, av.error.FFmpegError, ValueError):
                 self._container.close()
-            if not self._is_growing:
-                self._staged.unlink(missing_ok=True)
+            self._discard()
+
+    def _discard(self) -> None:
+        """Close the file; one that has not taken its name vanishes."""
+        if not self._is_growing:
+            with contextlib.suppress(OSError):
+                os.unlink(self._file.name)
+        with contextlib.suppress(OSError):
+            self._file.close()

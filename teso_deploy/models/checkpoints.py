@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import nn
 
 from teso_deploy.errors import CheckpointError
 from teso_deploy.models.weight_files import read
+from teso_deploy.outputs import staged_file
 from teso_deploy.recipe import Calibration, Recipe
 
 #: Where a checkpoint's metadata keep its calibration.
@@ -45,9 +45,9 @@ class KeyReport:
 def save(model: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write a model's weights as safetensors, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, partial, dict(metadata or {}))
-    os.replace(partial, path)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with staged_file(path) as file:
+        save_file(tensors, file.name, dict(metadata or {}))
 
 
 def recipe_of(path: Path) -> Recipe:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from teso_deploy.cues.timed import TimedCues
+from teso_deploy.media.mask_folder import describe_masks, staged_mask_folder
 from teso_deploy.media.overlay import Overlay, save_mask
 from teso_deploy.media.writer import VideoWriter
-from teso_deploy.outputs import staged_mask_folder
+from teso_deploy.outputs import show_path
 from teso_deploy.runtime.events import JOIN_SECONDS, Event, EventLog
 from teso_deploy.runtime.latency import LatencyLog
 from teso_deploy.runtime.pipeline import GRAPHS, Offered, Pipeline, Stream
@@ -107,8 +108,9 @@ def run_source(
     """
     tally = _Tally(pipeline.classes, max(JOIN_SECONDS, 1.5 / source.shown_fps))
     cues_at, stream, began = pipeline.cues_by_time(cues), pipeline.open_stream(), time.monotonic()
+    marker = describe_masks(pipeline.classes, show_path(source.path), pipeline.bundle.manifest.name)
     with ExitStack() as stack:
-        mask_folder = stack.enter_context(staged_mask_folder(masks)) if masks else None
+        mask_folder = stack.enter_context(staged_mask_folder(masks, marker)) if masks else None
         sink = VideoSink(stack, video, source) if video else None
         overlay = Overlay(pipeline.classes, source.track, source.info.duration_seconds) if video else None
         for moment, asked in timed(source):
@@ -130,7 +132,7 @@ def _report(stream: Stream, source: Source, tally: _Tally, seconds: float) -> di
     pipeline, manifest = stream.pipeline, stream.pipeline.bundle.manifest
     return {
         "schema_version": SCHEMA_VERSION,
-        "input": str(source.path),
+        "input": show_path(source.path),
         "mode": source.mode,
         "frames": tally.frames,
         "masks_nonblank": tally.masks_nonblank,

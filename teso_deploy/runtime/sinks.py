@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,10 @@ from PIL import Image
 
 from teso_deploy.errors import OutputError, TesoError
 from teso_deploy.media.audio import Sound
+from teso_deploy.media.mask_folder import open_mask_folder
 from teso_deploy.media.overlay import RollingOverlay, save_mask
 from teso_deploy.media.writer import VideoWriter
-from teso_deploy.outputs import check_mask_folder
+from teso_deploy.outputs import explained, open_growing
 from teso_deploy.runtime.delivery import Delivery
 from teso_deploy.runtime.events import Event, EventLog
 from teso_deploy.text import replace_undecodable
@@ -184,21 +185,16 @@ class _LineFile:
     """A text file of JSON lines, each there as soon as it is written."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self._file: IO[str] = path.open("w", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"{path} can't be written ({error.strerror}): name another place") from error
+        self._path, self._file = path, open_growing(path)
 
     def write(self, line: object) -> None:
-        try:
-            self._file.write(replace_undecodable(json.dumps(line, ensure_ascii=False)) + "\n")
+        with explained(self._path):
+            self._file.write(replace_undecodable(json.dumps(line, ensure_ascii=False)).encode() + b"\n")
             self._file.flush()
-        except OSError as error:
-            raise OutputError(f"{self._path} can't be written ({error.strerror}): name another place") from error
 
     def close(self) -> None:
-        self._file.close()
+        with explained(self._path):
+            self._file.close()
 
 
 class MaskLinesSink:
@@ -219,18 +215,12 @@ class MaskLinesSink:
 class MaskFolderSink:
     """Masks as ``{index:06d}.png`` in a folder, the latest of each picture; earlier runs' masks are replaced.
 
-    Raises :class:`OutputError`, also for a folder that holds anything else.
+    ``marker``: what its ``masks.json`` says, see :func:`describe_masks`. Raises :class:`OutputError`, also for a
+    folder that holds anything else.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.name, self._folder = folder.name, folder
-        check_mask_folder(folder)
-        try:
-            folder.mkdir(exist_ok=True)
-            for old in folder.glob("*.png"):
-                old.unlink()
-        except OSError as error:
-            raise OutputError(f"{folder} can't be written ({error.strerror}): name another folder") from error
+    def __init__(self, folder: Path, marker: dict[str, Any]) -> None:
+        self.name, self._folder = folder.name, open_mask_folder(folder, marker)
 
     def take(self, delivery: Delivery) -> None:
         """See :class:`Sink`."""

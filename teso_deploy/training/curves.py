@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from teso_deploy.outputs import staged_file
+
 PANELS = (
     ("teachers", ("picture_teacher", "sound_teacher")),
     ("masks", ("bce", "dice", "class")),
@@ -44,6 +46,5 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(frameon=False)
-    partial = path.with_name(path.stem + ".partial.png")
-    figure.savefig(partial, dpi=110)
-    partial.replace(path)
+    with staged_file(path) as file:
+        figure.savefig(file, dpi=110, format="png")

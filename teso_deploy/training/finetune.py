@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from teso_deploy.errors import CheckpointError, DataError, RecipeError
 from teso_deploy.models import checkpoints
 from teso_deploy.models.assembly import Assembly
 from teso_deploy.models.teso import Teso
+from teso_deploy.outputs import staged_file
 from teso_deploy.recipe import Recipe, TrainRecipe
 from teso_deploy.training.batches import Batch
 from teso_deploy.training.curves import draw_curves
@@ -164,9 +164,8 @@ class FineTuning:
             "learning": {name: named[name] for name in self.learning},
             "optimizer": self.optimizer.state_dict(),
         }
-        partial = self.out / (STATE + ".partial")
-        torch.save(state, partial)
-        os.replace(partial, self.out / STATE)
+        with staged_file(self.out / STATE) as file:
+            torch.save(state, file)
         metadata = {"recipe": self.recipe.model_dump_json(by_alias=True), "step": str(self.step)}
         checkpoints.save(self.model, self.out / WEIGHTS, metadata)
 

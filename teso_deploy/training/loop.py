@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from teso_deploy.errors import CheckpointError, RecipeError
 from teso_deploy.evaluation.library import read_library
 from teso_deploy.models import build, checkpoints
 from teso_deploy.models.decoder import segmentation_scores
+from teso_deploy.outputs import staged_file
 from teso_deploy.recipe import Recipe, TrainPhase, TrainRecipe
 from teso_deploy.training.batches import Batch, Lesson, SceneBatches
 from teso_deploy.training.curves import draw_curves
@@ -140,9 +140,8 @@ class Trainer:
     def save(self) -> None:
         """Write the state to go on from, and the averaged weights."""
         self.out.mkdir(parents=True, exist_ok=True)
-        partial = self.out / (STATE + ".partial")
-        torch.save(self._state(), partial)
-        os.replace(partial, self.out / STATE)
+        with staged_file(self.out / STATE) as file:
+            torch.save(self._state(), file)
         metadata = {"recipe": self.recipe.model_dump_json(by_alias=True), "step": str(self.step)}
         checkpoints.save(self.average.module, self.out / WEIGHTS, metadata)
 

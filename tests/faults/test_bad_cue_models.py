@@ -110,7 +110,7 @@ def test_what_was_there_before_stays(tmp_path: Path, reasoner: Path) -> None:
     assert CueModels.open(out).manifest == before
     assert {name.split("/")[0] for name in names_in(tmp_path)} == {"out", "broken"}
     other = tmp_path / "broken"
-    refused("export-cues", "--reasoner", reasoner, "--out", other, names="is no bundle")
+    refused("export-cues", "--reasoner", reasoner, "--out", other, names="is not a bundle")
     code, _, err = teso("export-cues", "--reasoner", reasoner, "--out", out)
     assert code == 0 and CueModels.open(out).manifest.reasoner.precision == "fp32", err  # type: ignore[union-attr]
 

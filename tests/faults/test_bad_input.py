@@ -130,7 +130,7 @@ def test_outputs_that_can_t_be_written(clip: Path, tiny_bundle: Path, tmp_path: 
         ("--out", tmp_path, "is a folder"),
         ("--out", tmp_path / "out.avi", ".mp4"),
         ("--out", tmp_path / "a file" / "out.mp4", "no folder"),
-        ("--masks", tmp_path / "photos", "something else"),
+        ("--masks", tmp_path / "photos", "mine.jpg"),
         ("--masks", tmp_path / "a file", "it is a file"),
         ("--masks", tmp_path / "nowhere" / "masks", "no folder"),
         ("--events", tmp_path / "nowhere" / "events.jsonl", "no folder"),
@@ -147,11 +147,11 @@ def test_an_input_is_never_overwritten(clip: Path, tiny_bundle: Path, tmp_path: 
     mine = tmp_path / "mine.mp4"
     shutil.copy(clip, mine)
     before = mine.read_bytes()
-    refused("run", mine, "--bundle", tiny_bundle, "--out", mine, names="name of an input")
+    refused("run", mine, "--bundle", tiny_bundle, "--out", mine, names="is read")
     sound = ("--sound-from", mine, "--out", mine)
-    refused("run", clip, "--bundle", tiny_bundle, *sound, names="name of an input")
+    refused("run", clip, "--bundle", tiny_bundle, *sound, names="is read")
     both = ("--events", tmp_path / "x", "--json", tmp_path / "x")
-    refused("run", clip, "--bundle", tiny_bundle, *both, names="another output")
+    refused("run", clip, "--bundle", tiny_bundle, *both, names="the same output")
     assert mine.read_bytes() == before
 
 

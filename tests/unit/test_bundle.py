@@ -90,10 +90,20 @@ def test_a_folder_that_is_none_or_holds_none(tmp_path: Path) -> None:
 
 
 def test_a_bundle_is_replaced_and_nothing_else_is_left(folder: Path, tiny_recipe: Recipe) -> None:
-    (folder / "stale.txt").write_text("of the old one")
     write_bundle(folder, tiny_recipe, "another graph")
     assert Bundle.open(folder).graph_path("decoder").read_bytes() == empty_graph("another graph")
-    assert not (folder / "stale.txt").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+
+
+def test_files_of_the_user_in_a_bundle_are_named_and_kept(folder: Path, tiny_recipe: Recipe) -> None:
+    graph = (folder / "decoder.onnx").read_bytes()
+    (folder / "notes").mkdir()
+    (folder / "notes" / "mine.txt").write_text("keep me")
+    for check in (KIND.check_target, lambda out: write_bundle(out, tiny_recipe, "another graph")):
+        with pytest.raises(OutputError, match=r"notes/mine\.txt"):
+            check(folder)
+    assert (folder / "notes" / "mine.txt").read_text() == "keep me"
+    assert Bundle.open(folder).graph_path("decoder").read_bytes() == graph
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
 
 
@@ -120,7 +130,7 @@ def test_anything_that_is_no_bundle_is_refused_and_kept(
     precious.write_text("keep me")
     if manifest is not None:
         (tmp_path / "bundle.json").write_text(manifest)
-    with pytest.raises(OutputError, match="is no bundle"):
+    with pytest.raises(OutputError, match="is not a bundle"):
         write_bundle(tmp_path, tiny_recipe)
     assert precious.read_text() == "keep me"
 

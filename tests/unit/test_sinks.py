@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from teso_deploy.errors import OutputError
+from teso_deploy.media.mask_folder import describe_masks
 from teso_deploy.media.ring import AudioRing
 from teso_deploy.runtime.delivery import Cause, Delivery
 from teso_deploy.runtime.sinks import (
@@ -102,9 +103,11 @@ def test_run_lengths(seed: int) -> None:
 
 def test_masks_as_lines_and_as_pictures(tmp_path: Path) -> None:
     lines, folder = MaskLinesSink(tmp_path / "m.jsonl", CLASSES), tmp_path / "masks"
+    marker = describe_masks(CLASSES, "rtsp://camera", "tiny")
     folder.mkdir()
+    (folder / "masks.json").write_text(json.dumps(marker))
     (folder / "000099.png").write_bytes(b"old")
-    pictures = MaskFolderSink(folder)
+    pictures = MaskFolderSink(folder, marker)
     given = [delivery(0, 1), delivery(1, 2), delivery(1, 0, at=0.3)]
     for one in given:
         lines.take(one)
@@ -115,7 +118,8 @@ def test_masks_as_lines_and_as_pictures(tmp_path: Path) -> None:
     assert thing["name"] == "dog" and thing["score"] == 0.8
     mask = decoded(thing["segmentation"]["counts"], tuple(thing["segmentation"]["size"]))
     np.testing.assert_array_equal(mask, given[1].segmentation.labels == 2)
-    assert sorted(path.name for path in folder.iterdir()) == ["000000.png", "000001.png"]
+    assert sorted(path.name for path in folder.iterdir()) == ["000000.png", "000001.png", "masks.json"]
+    assert json.loads((folder / "masks.json").read_text())["input"] == "rtsp://camera"
     assert not np.asarray(Image.open(folder / "000001.png")).any(), "the latest of a picture"
 
 
@@ -160,6 +164,7 @@ import sys, time
 import numpy as np
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
+from teso_deploy.media.mask_folder import describe_masks
 from teso_deploy.media.ring import AudioRing
 from teso_deploy.runtime.sinks import OverlaySink
 from tests.unit.test_sinks import CLASSES, delivery
@@ -190,11 +195,11 @@ def test_what_a_killed_run_leaves_can_be_played(tmp_path: Path, step: int, heard
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="name another place"):
+    with pytest.raises(OutputError, match="no folder"):
         MaskLinesSink(tmp_path / "none" / "m.jsonl", CLASSES)
     with pytest.raises(OutputError, match="no folder"):
-        MaskFolderSink(tmp_path / "none" / "masks")
+        MaskFolderSink(tmp_path / "none" / "masks", describe_masks(CLASSES, "-", "tiny"))
     (tmp_path / "holiday.png").write_bytes(b"mine")
-    with pytest.raises(OutputError, match="something else than masks"):
-        MaskFolderSink(tmp_path)
+    with pytest.raises(OutputError, match="holiday"):
+        MaskFolderSink(tmp_path, describe_masks(CLASSES, "-", "tiny"))
     assert (tmp_path / "holiday.png").exists()

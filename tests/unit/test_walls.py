@@ -17,7 +17,7 @@ PACKAGE = Path(teso_deploy.__file__).parent
 LEVELS = {
     "errors": 0, "types": 0, "resources": 0, "outputs": 0, "recipe": 0, "recipe_tables": 0, "sealed": 0,
     "array_files": 0, "external_data": 0, "hub": 0,
-    "text": 0, "small_files": 0, "redaction": 0, "telemetry": 0,
+    "text": 0, "small_files": 0, "redaction": 0, "staging": 0, "telemetry": 0,
     "bundle": 1, "bundle_tables": 1,
     "backends": 2, "media": 2, "cues": 2,
     "runtime": 3, "evaluation": 3,
@@ -50,7 +50,7 @@ WORKERS = {"benchmarking.hugging_face", "cues.language.serve"}
 TOKENIZING = {"cues.tokens"}
 SMALL = {
     "types", "errors", "resources", "outputs", "recipe_tables", "sealed", "small_files", "text", "hub", "redaction",
-    "telemetry",
+    "telemetry", "staging",
 }  # fmt: skip
 
 

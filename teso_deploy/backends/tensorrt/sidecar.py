@@ -90,10 +90,10 @@ def write_engine(path: Path, content: bytes, sidecar: Sidecar) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with staged_file(path) as staged:
-            staged.write_bytes(content)
+            staged.write(content)
             sidecar_path(path).unlink(missing_ok=True)  # an older engine's: nobody may read it with the new one
         with staged_file(sidecar_path(path)) as staged:
-            staged.write_text(sidecar.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            staged.write(sidecar.model_dump_json(indent=1).encode() + b"\n")
     except OutputError:
         raise
     except OSError as error:
