@@ -19,6 +19,7 @@ import pytest
 
 from teso_deploy.errors import OutputError
 from teso_deploy.media.live import LiveReader
+from teso_deploy.media.mask_folder import describe_masks
 from teso_deploy.runtime.accounting import Accounting
 from teso_deploy.runtime.live import LiveRunner
 from teso_deploy.runtime.metrics_server import MOST_REQUEST_BYTES, MetricsServer
@@ -194,7 +195,8 @@ def test_the_oldest_gives_way_to_the_newest(server: MetricsServer) -> None:
 
 def test_a_run_loses_nothing_to_slow_clients(tiny_bundle: Path, tmp_path: Path) -> None:
     pipeline = Pipeline.load(tiny_bundle, threads=1)
-    camera, sink = Camera(1.5), MaskFolderSink(tmp_path / "masks")
+    marker = describe_masks(pipeline.classes, "cam", "tiny")
+    camera, sink = Camera(1.5), MaskFolderSink(tmp_path / "masks", marker)
     accounting = Accounting(["cam"])
     runner = LiveRunner(pipeline, cast(list[LiveReader], [camera]), [sink], accounting=accounting)
     before = len(os.listdir("/proc/self/fd"))
