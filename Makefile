@@ -1,5 +1,6 @@
 # make demo   the base install into .venv, then the shipped model on the shipped clip
 # make test   completes .venv (export, train, cues, bench, tensorrt-rtx, dev), then every test that needs no GPU
+# make fuzz   odd inputs, CASES of them from SEED; a line for each that does not end well
 # make check  linters and types        make format   put the code in order
 
 PYTHON ?= python3
@@ -10,7 +11,10 @@ BASE := $(VENV)/.base
 FULL := $(VENV)/.full
 INSTALL_FILES := pyproject.toml constraints.txt
 
-.PHONY: demo test check format clean
+CASES ?= 2000
+SEED ?= 1
+
+.PHONY: demo test fuzz check format clean
 
 demo: $(BASE)
 	$(BIN)/teso-deploy demo
@@ -19,6 +23,9 @@ demo: $(BASE)
 # their names the slow files are first: by their number of tests they would be last, with one core idle.
 test: $(FULL)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+fuzz: $(FULL)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
 
 check: $(FULL)
 	$(BIN)/ruff check .
