@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from teso_deploy.recipe_tables import Scale, Text
 from teso_deploy.sealed import FileEntry
 from teso_deploy.types import Precision
 
@@ -13,21 +14,11 @@ SCHEMA_VERSION = 1
 #: Labels are uint8, and 0 is the background.
 MOST_CLASSES = 255
 #: Far above what any model has: what is allocated by these numbers stays small.
-MOST_SIDE, MOST_CUES, MOST_NUMBERS, MOST_LETTERS = 8192, 1024, 65_536, 1000
+MOST_SIDE, MOST_CUES, MOST_NUMBERS = 8192, 1024, 65_536
 
 
-def _check_printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("characters that can't be printed")
-    return text
-
-
-#: A name that messages and tables show.
-Text = Annotated[str, Field(max_length=MOST_LETTERS), AfterValidator(_check_printable)]
 Count = Annotated[int, Field(ge=0)]
 Side = Annotated[int, Field(gt=0, le=MOST_SIDE)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Threshold = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -37,9 +28,9 @@ def sized_name(graph: str, size: tuple[int, int]) -> str:
 
 
 class Table(BaseModel):
-    """A table of the manifest: frozen, and no other field than its own."""
+    """A table of the manifest: frozen, no other field than its own, and every number is finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TensorSpec(Table):
@@ -73,7 +64,7 @@ class FormEntry(Table):
     weights: Text | None = None
     target: Text
     precision: Precision
-    shares: dict[Text, Finite]
+    shares: dict[Text, float]
     nodes: Count
     source_sha256: Text
 
@@ -96,7 +87,7 @@ class Preprocessing(Table):
 
     sizes: Annotated[tuple[tuple[Side, Side], ...], Field(min_length=1, max_length=256)]
     fit: Literal["stretch", "pad"] = "stretch"
-    mean: tuple[Finite, Finite, Finite]
+    mean: tuple[float, float, float]
     std: tuple[Scale, Scale, Scale]
     resize: Literal["antialiased-bilinear"] = "antialiased-bilinear"
     color: Literal["rgb"] = "rgb"

@@ -8,13 +8,12 @@ code with other recipes.
 from __future__ import annotations
 
 import difflib
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from teso_deploy.errors import InputNotFoundError, RecipeError
+from teso_deploy.errors import RecipeError
 from teso_deploy.recipe_tables import (
     AdapterPlace,
     AudioRecipe,
@@ -32,12 +31,15 @@ from teso_deploy.recipe_tables import (
     Table,
     TaggerRecipe,
     TeacherRecipe,
+    Text,
     TextRecipe,
     TrainPhase,
     TrainRecipe,
     VideoPhase,
 )
 from teso_deploy.resources import shipped_path
+from teso_deploy.small_files import parse_toml, read_text
+from teso_deploy.text import to_one_line
 
 __all__ = [
     "AdapterPlace",
@@ -67,11 +69,16 @@ __all__ = [
 ]
 
 
+#: Larger than any recipe: the shipped ones have 2 KB, vocabularies of classes some 10.
+MOST_BYTES = 4 << 20
+MOST_EXTENDED = 32
+
+
 class Recipe(Table):
     """A whole model variant. See ``export/recipes/`` for the shipped ones."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
-    summary: str = ""
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=200)]
+    summary: Text = ""
     foundation: Literal["mask2former", "sam"] = "mask2former"
     image: ImageRecipe = ImageRecipe()
     swin: SwinRecipe = SwinRecipe()
@@ -166,8 +173,9 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     say is as there. Raises :class:`RecipeError` (unknown name, bad content), :class:`InputNotFoundError`.
     """
     path = _recipe_path(name_or_path)
+    tables = _tables(path)
     try:
-        return _recipe_of(_tables(path))
+        return _recipe_of(tables)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
 
@@ -177,26 +185,33 @@ def _recipe_path(name_or_path: str | Path, beside: Path | None = None) -> Path:
     path = shipped.get(str(name_or_path), Path(name_or_path))
     if path.suffix != ".toml":
         raise RecipeError(
-            f"unknown recipe {str(name_or_path)!r}: name one of {', '.join(shipped) or 'none shipped'}, or a .toml file"
+            f"unknown recipe {to_one_line(repr(str(name_or_path)))}: "
+            f"name one of {', '.join(shipped) or 'none shipped'}, or a .toml file"
         )
-    if beside is not None and not path.is_absolute():
-        path = beside / path
-    if not path.is_file():
-        raise InputNotFoundError(f"no recipe file {path}: check the path, or name one of {', '.join(shipped)}")
-    return path
+    return path if beside is None or path.is_absolute() else beside / path
 
 
 def _tables(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The TOML of a recipe, upon that of the recipe which it extends."""
-    content = _toml(path.read_text(encoding="utf-8"))
+    what = f"a recipe's TOML file, or one of {', '.join(shipped_recipes())}"
+    text = read_text(path, what, limit_bytes=MOST_BYTES, error=RecipeError)
+    content = parse_toml(text, path, error=RecipeError)
     base = content.pop("extends", None)
     if base is None:
         return content
     if not isinstance(base, str):
-        raise RecipeError("extends: name one recipe")
-    if path in seen:
-        raise RecipeError(f"extends: {' extends '.join(other.stem for other in (*seen, path))}, in a circle")
-    return _merged(_tables(_recipe_path(base, path.parent), (*seen, path)), content)
+        raise RecipeError(f"{path}: extends: name one recipe")
+    real = path.resolve()
+    if real in seen:
+        circle = " extends ".join(to_one_line(other.stem) for other in (*seen, real))
+        raise RecipeError(f"{path}: extends: {circle}, in a circle")
+    if len(seen) == MOST_EXTENDED:
+        raise RecipeError(f"{path}: extends: more than {MOST_EXTENDED} recipes, one upon the other")
+    try:
+        below = _recipe_path(base, path.parent)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: extends: {error}") from error
+    return _merged(_tables(below, (*seen, real)), content)
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -208,25 +223,18 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _toml(text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"not TOML: {error}") from error
-
-
 def _recipe_of(content: dict[str, Any]) -> Recipe:
     """Validate; the first field that is wrong is named, a misspelt one with what it could be."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "recipe"
+        field = to_one_line(".".join(str(part) for part in first["loc"])) or "recipe"
         if first["type"] == "extra_forbidden":
             close = difflib.get_close_matches(str(first["loc"][-1]), _known_fields(), n=1)
             hint = f"did you mean {close[0]!r}?" if close else "take it out"
             raise RecipeError(f"{field} is no field of a recipe: {hint}") from error
-        raise RecipeError(f"{field}: {first['msg']}") from error
+        raise RecipeError(f"{field}: {to_one_line(first['msg'])}") from error
 
 
 def _known_fields() -> list[str]:
@@ -243,4 +251,4 @@ def _known_fields() -> list[str]:
 
 def parse_recipe(text: str) -> Recipe:
     """A recipe from TOML text; :class:`RecipeError` names the first field that is wrong."""
-    return _recipe_of(_toml(text))
+    return _recipe_of(parse_toml(text, "the recipe", error=RecipeError))

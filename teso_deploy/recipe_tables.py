@@ -4,17 +4,34 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 AdapterPlace = Literal["swin", "msda", "cross_attention", "self_attention", "sam_encoder", "sam_decoder"]
 FusionPart = Literal["sedam", "pmqs", "dynamic_mask", "text", "audio"]
-Positive = Annotated[int, Field(gt=0)]
+
+
+def _check_printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("characters that can't be printed")
+    return text
+
+
+#: A name that messages and tables show.
+Text = Annotated[str, Field(max_length=1000), AfterValidator(_check_printable)]
+# The bounds are far above what any model has. They keep a mistyped number from taking all memory.
+Positive = Annotated[int, Field(gt=0, le=65_536)]
+Scale = Annotated[float, Field(gt=0)]
+Steps = Annotated[int, Field(gt=0, le=10**9)]
+Layers = Annotated[int, Field(gt=0, le=256)]
+Window = Annotated[int, Field(gt=0, le=64)]
+#: Of a picture, in pixels.
+Side = Annotated[int, Field(gt=0, le=4096)]
 
 
 class Table(BaseModel):
-    """A table of a recipe: frozen, and no other field than its own."""
+    """A table of a recipe: frozen, no other field than its own, and every number is finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ImageRecipe(Table):
@@ -24,10 +41,10 @@ class ImageRecipe(Table):
     the right (with the mean, which is 0 behind the normalisation).
     """
 
-    sizes: tuple[tuple[Positive, Positive], ...] = ((384, 384),)
+    sizes: Annotated[tuple[tuple[Side, Side], ...], Field(min_length=1, max_length=64)] = ((384, 384),)
     fit: Literal["stretch", "pad"] = "stretch"
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    std: tuple[Scale, Scale, Scale] = (58.395, 57.12, 57.375)
 
     @model_validator(mode="after")
     def _multiple_of_32(self) -> ImageRecipe:
@@ -47,10 +64,10 @@ class SwinRecipe(Table):
     """
 
     embed_dim: Positive = 128
-    depths: tuple[Positive, Positive, Positive, Positive] = (2, 2, 18, 2)
+    depths: tuple[Layers, Layers, Layers, Layers] = (2, 2, 18, 2)
     heads: tuple[Positive, Positive, Positive, Positive] = (4, 8, 16, 32)
-    window: Positive = 12
-    mlp_ratio: float = 4.0
+    window: Window = 12
+    mlp_ratio: Annotated[float, Field(gt=0, le=64)] = 4.0
     shift_covered: bool = False
     convolutions: bool = False
 
@@ -59,9 +76,9 @@ class PixelDecoderRecipe(Table):
     """Multi-scale deformable attention pixel decoder of Mask2Former (three levels, 8 … 32)."""
 
     dim: Positive = 256
-    layers: Positive = 6
+    layers: Layers = 6
     heads: Positive = 8
-    points: Positive = 4
+    points: Annotated[int, Field(gt=0, le=64)] = 4
     ffn_dim: Positive = 1024
     mask_dim: Positive = 256
 
@@ -69,8 +86,8 @@ class PixelDecoderRecipe(Table):
 class DecoderRecipe(Table):
     """Masked-attention transformer decoder of Mask2Former; its width is the pixel decoder's."""
 
-    queries: Positive = 100
-    layers: Positive = 9
+    queries: Annotated[int, Field(gt=0, le=4096)] = 100
+    layers: Layers = 9
     heads: Positive = 8
     ffn_dim: Positive = 2048
 
@@ -83,14 +100,14 @@ class SamRecipe(Table):
     """
 
     embed_dim: Positive = 768
-    layers: Positive = 12
+    layers: Layers = 12
     heads: Positive = 12
     mlp_dim: Positive = 3072
     patch: Positive = 16
-    window: Positive = 14
+    window: Window = 14
     global_layers: tuple[int, ...] = (2, 5, 8, 11)
     dim: Positive = 256
-    decoder_layers: Positive = 2
+    decoder_layers: Layers = 2
     decoder_heads: Positive = 8
     decoder_mlp_dim: Positive = 2048
     attention_downsample: Positive = 2
@@ -106,7 +123,7 @@ class BeatsRecipe(Table):
 
     embed_dim: Positive = 512
     dim: Positive = 768
-    layers: Positive = 12
+    layers: Layers = 12
     heads: Positive = 12
     ffn_dim: Positive = 3072
     patch: Positive = 16
@@ -141,11 +158,11 @@ class ClipTextRecipe(Table):
     """
 
     width: Positive = 1024
-    layers: Positive = 24
+    layers: Layers = 24
     heads: Positive = 16
     mlp_dim: Positive = 4096
     context: Positive = 77
-    vocabulary: Positive = 49408
+    vocabulary: Annotated[int, Field(gt=0, le=1_000_000)] = 49408
     activation: Literal["gelu", "quick_gelu"] = "gelu"
     normalised: bool = True
 
@@ -158,9 +175,9 @@ class TextRecipe(Table):
     """
 
     encoder: Literal["minilm", "clip"] = "minilm"
-    dim: Positive = 1024
-    max_cues: Positive = 4
-    template: str = "This is a {cue}."
+    dim: Annotated[int, Field(gt=0, le=16_384)] = 1024
+    max_cues: Annotated[int, Field(gt=0, le=256)] = 4
+    template: Text = "This is a {cue}."
     padding: Literal["zeros+mask", "none-embedding"] = "zeros+mask"
 
 
@@ -180,8 +197,8 @@ class FusionRecipe(Table):
     dim: Positive = 256
     heads: Positive = 4
     latents: Positive = 4
-    sedam_layers: Positive = 4
-    pmqs_layers: Positive = 4
+    sedam_layers: Layers = 4
+    pmqs_layers: Layers = 4
     ffn_dim: Positive = 1024
     gate_threshold: float = 0.0
     without: tuple[FusionPart, ...] = ()
@@ -196,8 +213,8 @@ class HeadRecipe(Table):
 
     kind: Literal["binary", "semantic"] = "semantic"
     masks: Literal["sigmoid", "raw"] = "sigmoid"
-    resize_chain: tuple[Positive, ...] = ()
-    classes: tuple[str, ...] = ("sounding object",)
+    resize_chain: Annotated[tuple[Side, ...], Field(max_length=16)] = ()
+    classes: tuple[Text, ...] = ("sounding object",)
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
     @model_validator(mode="after")
@@ -212,15 +229,15 @@ class HeadRecipe(Table):
 class TaggerRecipe(Table):
     """A head of the visual encoder that names what is visible (ours); without words there is none."""
 
-    words: tuple[str, ...] = ()
+    words: Annotated[tuple[Text, ...], Field(max_length=10_000)] = ()
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
 
 class EncoderPhase(Table):
     """The stretch before the scenes: each encoder by itself, from labels and from its teacher."""
 
-    size: tuple[Positive, Positive]
-    steps: Positive
+    size: tuple[Side, Side]
+    steps: Steps
     pictures_per_step: Positive = 48
     windows_per_step: Positive = 24
     learning_rate: float = 1e-3
@@ -242,8 +259,8 @@ class TeacherRecipe(Table):
 class TrainPhase(Table):
     """A stretch of training at one picture size; ``scale``: of what is pasted, as a share of the frame."""
 
-    size: tuple[Positive, Positive]
-    steps: Positive
+    size: tuple[Side, Side]
+    steps: Steps
     scale: tuple[float, float] = (0.25, 0.75)
 
 
@@ -255,10 +272,10 @@ class VideoPhase(Table):
     weights move once, is ``accumulation_steps`` of these on every process.
     """
 
-    epochs: Positive = 60
+    epochs: Steps = 60
     adapter_learning_rate: float = 1e-4
     frames_per_batch: Positive = 2
-    accumulation_steps: Positive = 1
+    accumulation_steps: Steps = 1
 
 
 class TrainRecipe(Table):
@@ -282,7 +299,7 @@ class TrainRecipe(Table):
     learning_rate: float = 5e-4
     encoder_rate: float = 1.0
     weight_decay: float = 0.02
-    warmup_steps: Positive = 200
+    warmup_steps: Steps = 200
     gradient_clip: float = 1.0
     loss_points: Positive = 784
     bce: float = 5.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from teso_deploy.backends.engine import EngineFactory, Tensor
 from teso_deploy.backends.huge_pages import huge_pages
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import BundleError
+from teso_deploy.text import to_one_line
 
 
 def available_cores() -> int:
@@ -28,13 +29,50 @@ SLOW_FUSIONS = ("SkipLayerNormFusion",)
 SPIN_US = 1000
 
 
+def check_declared(bundle: Bundle, graph: str, session: onnxruntime.InferenceSession) -> None:
+    """Hold a loaded graph to the tensors that the manifest says it has.
+
+    What is allocated and indexed later goes by the manifest. Every form of a graph has the same tensors.
+
+    Raises:
+        BundleError: A name, an element type, or a side of a shape is another one.
+    """
+    entry = bundle.manifest.graphs[graph]
+    for said, found in ((entry.inputs, session.get_inputs()), (entry.outputs, session.get_outputs())):
+        expected = {spec.name: _description(f"tensor({spec.dtype})", spec.shape) for spec in said}
+        loaded = {value.name: _description(value.type, value.shape) for value in found}
+        if expected != loaded:
+            name = next(name for name in (*expected, *loaded) if expected.get(name) != loaded.get(name))
+            raise BundleError(
+                f"{bundle.folder}: the graph {graph} has {to_one_line(loaded.get(name, 'no tensor'))} for "
+                f"{to_one_line(name)}, the manifest says {expected.get(name, 'nothing of it')}; export the bundle again"
+            )
+
+
+def _description(kind: str, shape: Sequence[int | str | None]) -> str:
+    """A tensor's type and shape, as text; a side without a fixed length is the batch."""
+    return f"{kind} of {' x '.join(str(side) if isinstance(side, int) else 'B' for side in shape) or 'one number'}"
+
+
+def run_failure(name: str, error: Exception) -> BundleError:
+    """What to raise for a graph that ONNX Runtime loads and can't run: it does not fit the inputs."""
+    return BundleError(f"ONNX Runtime can't run {name} ({to_one_line(error)}); export the bundle again")
+
+
 class OnnxRuntimeSlot:
     """See :class:`Slot`: an IO binding whose outputs are bound once. Its tensors are ``OrtValue``."""
 
     def __init__(
-        self, session: onnxruntime.InferenceSession, inputs: tuple[str, ...], outputs: tuple[str, ...]
+        self,
+        name: str,
+        session: onnxruntime.InferenceSession,
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
+        check_shapes: Callable[[Sequence[Sequence[int]]], None],
     ) -> None:
-        self._session, self._inputs, self._outputs = session, inputs, outputs
+        """``check_shapes``: refuses those of the outputs where they are not what the graph declares."""
+        self._name, self._session, self._inputs, self._outputs = name, session, inputs, outputs
+        self._check_shapes = check_shapes
         self._binding = session.io_binding()
         self._bound: dict[str, Tensor] = {}
         self._values: dict[str, Tensor] = {}
@@ -52,14 +90,22 @@ class OnnxRuntimeSlot:
                 self._binding.bind_ortvalue_input(name, value)
                 self._bound[name] = value
         if self._values:
-            self._session.run_with_iobinding(self._binding)
+            self._run()
         else:
             with huge_pages():  # the session's activations are allocated now
-                self._session.run_with_iobinding(self._binding)
+                self._run()
             self._values = dict(zip(self._outputs, self._binding.get_outputs(), strict=True))
             for name, value in self._values.items():
                 self._binding.bind_ortvalue_output(name, value)
         return self._values
+
+    def _run(self) -> None:
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # its own exceptions share no base class
+            raise run_failure(self._name, error) from error
+        if not self._values:
+            self._check_shapes([value.shape() for value in self._binding.get_outputs()])
 
 
 class OnnxRuntimeEngine:
@@ -83,7 +129,7 @@ class OnnxRuntimeEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or available_cores()
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its errors come as exceptions, and their text may be a stranger's
         # A graph has a thousand places where its threads meet: waiting for the next by spinning saves 4 to
         # 12 %. Behind the run it would starve the sessions of the other graphs and whatever decodes the video.
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
@@ -96,23 +142,40 @@ class OnnxRuntimeEngine:
         options.enable_mem_pattern = False
         try:
             with huge_pages():
-                self._session = onnxruntime.InferenceSession(
+                self.session = onnxruntime.InferenceSession(
                     str(path), options, providers=list(providers), disabled_optimizers=list(SLOW_FUSIONS)
                 )
         except Exception as error:  # its own exceptions share no base class
-            raise BundleError(f"ONNX Runtime can't load {path} ({error}); export the bundle again") from error
+            raise BundleError(
+                f"ONNX Runtime can't load {path} ({to_one_line(error)}); export the bundle again"
+            ) from error
         self.name = path.stem
-        self.inputs = tuple(value.name for value in self._session.get_inputs())
-        self.outputs = tuple(value.name for value in self._session.get_outputs())
+        self.inputs = tuple(value.name for value in self.session.get_inputs())
+        self.outputs = tuple(value.name for value in self.session.get_outputs())
+        self._declared = tuple(tuple(value.shape) for value in self.session.get_outputs())
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """See :meth:`Engine.run`."""
-        values = self._session.run(self.outputs, {name: feeds[name] for name in self.inputs})
+        try:
+            values = self.session.run(self.outputs, {name: feeds[name] for name in self.inputs})
+        except Exception as error:  # its own exceptions share no base class
+            raise run_failure(self.name, error) from error
+        self._check_shapes([value.shape for value in values])
         return dict(zip(self.outputs, values, strict=True))
 
     def slot(self) -> OnnxRuntimeSlot:
         """See :meth:`Engine.slot`."""
-        return OnnxRuntimeSlot(self._session, self.inputs, self.outputs)
+        return OnnxRuntimeSlot(self.name, self.session, self.inputs, self.outputs, self._check_shapes)
+
+    def _check_shapes(self, shapes: Sequence[Sequence[int]]) -> None:
+        """Outputs of a run have the shapes that the file declares. ONNX Runtime itself only warns."""
+        for name, declared, shape in zip(self.outputs, self._declared, shapes, strict=True):
+            sides = zip(declared, shape, strict=False)
+            if len(declared) != len(shape) or any(a != b for a, b in sides if isinstance(a, int)):
+                raise BundleError(
+                    f"{self.name} gives {to_one_line(name)} of shape {tuple(shape)}, its file declares "
+                    f"{to_one_line(declared)}; export the bundle again"
+                )
 
 
 #: The target of forms that are derived for this library.
@@ -141,6 +204,8 @@ def onnxruntime_factory(threads: int | None = None, form: str | None = None) -> 
     def make(bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
         path = bundle.graph_path(graph, form)
         precision = "fp32" if form is None else bundle.manifest.forms[form][graph].precision
-        return OnnxRuntimeEngine(path, threads, precision=precision, form=form)
+        engine = OnnxRuntimeEngine(path, threads, precision=precision, form=form)
+        check_declared(bundle, graph, engine.session)
+        return engine
 
     return make

@@ -12,8 +12,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from teso_deploy.backends.engine import EngineFactory, Tensor
+from teso_deploy.backends.onnxruntime import check_declared
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import BundleError, DeviceError, DeviceMemoryError, EngineError, MissingExtraError, TesoError
+from teso_deploy.text import to_one_line
 from teso_deploy.types import Precision
 
 PROVIDER = "CUDAExecutionProvider"
@@ -146,39 +148,41 @@ class OnnxRuntimeCudaEngine:
         self.backend = device
         self._device, self._index = device, index
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its errors come as exceptions, and their text may be a stranger's
         providers: list[Any] = ["CPUExecutionProvider"]
         if device == "cuda":
             with contextlib.suppress(AttributeError):  # finds the CUDA and cuDNN of pip's packages
                 onnxruntime.preload_dlls()
             providers.insert(0, (PROVIDER, {"device_id": index, "use_tf32": 0}))
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # its own exceptions share no base class
             if device == "cuda" and _is_out_of_memory(str(error)):
                 raise _device_error(error) from error
-            raise BundleError(f"ONNX Runtime can't load {path} ({error}); export the bundle again") from error
-        if device == "cuda" and PROVIDER not in self._session.get_providers():
+            raise BundleError(
+                f"ONNX Runtime can't load {path} ({to_one_line(error)}); export the bundle again"
+            ) from error
+        if device == "cuda" and PROVIDER not in self.session.get_providers():
             raise DeviceError(
                 "ONNX Runtime could not use the GPU and would go on on the CPU: run `teso-deploy doctor`, or take "
                 "--backend cpu"
             )
         self.name = path.stem
-        self._input_types = {value.name: value.type for value in self._session.get_inputs()}
+        self._input_types = {value.name: value.type for value in self.session.get_inputs()}
         self.inputs = tuple(self._input_types)
-        self.outputs = tuple(value.name for value in self._session.get_outputs())
+        self.outputs = tuple(value.name for value in self.session.get_outputs())
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """See :meth:`Engine.run`."""
         try:
-            values = self._session.run(self.outputs, {name: feeds[name] for name in self.inputs})
+            values = self.session.run(self.outputs, {name: feeds[name] for name in self.inputs})
         except Exception as error:
             raise _device_error(error) from error
         return dict(zip(self.outputs, values, strict=True))
 
     def slot(self) -> OnnxRuntimeCudaSlot:
         """See :meth:`Engine.slot`."""
-        return OnnxRuntimeCudaSlot(self.name, self._session, self._input_types, self.outputs, self._device, self._index)
+        return OnnxRuntimeCudaSlot(self.name, self.session, self._input_types, self.outputs, self._device, self._index)
 
 
 def onnxruntime_cuda_factory(bundle: Bundle, precision: Precision = "fp32", index: int = 0) -> EngineFactory:
@@ -195,6 +199,8 @@ def onnxruntime_cuda_factory(bundle: Bundle, precision: Precision = "fp32", inde
         )
 
     def make(bundle: Bundle, graph: str) -> OnnxRuntimeCudaEngine:
-        return OnnxRuntimeCudaEngine(bundle.graph_path(graph, form), precision, form, "cuda", index)
+        engine = OnnxRuntimeCudaEngine(bundle.graph_path(graph, form), precision, form, "cuda", index)
+        check_declared(bundle, graph, engine.session)
+        return engine
 
     return make

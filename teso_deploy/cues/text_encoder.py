@@ -46,7 +46,13 @@ class TextEncoder:
 
     @cached_property
     def _engine(self) -> OnnxRuntimeEngine:
-        return OnnxRuntimeEngine(self._bundle.path(self._entry.graph), threads=1)
+        engine = OnnxRuntimeEngine(self._bundle.path(self._entry.graph), threads=1)
+        if engine.inputs != ("input_ids",) or "cue" not in engine.outputs:
+            raise BundleError(
+                f"{self._bundle.folder}: {self._entry.graph} does not take input_ids and give cue; "
+                "export the bundle again"
+            )
+        return engine
 
     def embed(self, word: str) -> NDArray[np.float32]:
         """(d_T,) of a word in the bundle's template. Raises :class:`MissingExtraError`, :class:`BundleError`."""
@@ -58,7 +64,7 @@ class TextEncoder:
             return np.frombuffer(kept, "<f4").astype(np.float32)
         with self._lock:
             ids = np.array([self._tokens.sentence(sentence)], np.int64)
-            found: NDArray[np.float32] = self._engine.run({"input_ids": ids})["cue"][0]
+            found: NDArray[np.float32] = self._engine.run({"input_ids": ids})["cue"].reshape(-1)
         if found.shape != (cue.dim,):
             raise BundleError(
                 f"{self._bundle.folder}: the text encoder gives {found.size} numbers, the bundle's cues have "

@@ -27,6 +27,7 @@ from teso_deploy.cues.names import CueNames
 from teso_deploy.cues.source import CueAnswer
 from teso_deploy.errors import BundleError, MissingExtraError
 from teso_deploy.recipe import Recipe
+from tests.graph_files import empty_graph
 
 FILES = {"graph": "text_encoder.onnx", "weights": "text_encoder.onnx.data", "tokenizer": "text_encoder.tokenizer.json"}
 
@@ -121,10 +122,14 @@ def test_a_file_that_is_missing_or_that_nothing_vouches_for(folder: Path, name: 
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [(FILES["graph"], "is not an ONNX graph"), (FILES["tokenizer"], "is no tokenizer")]
+    ("name", "content", "message"),
+    [
+        (FILES["graph"], empty_graph("no nodes"), "ONNX Runtime can't load"),
+        (FILES["tokenizer"], b"{}", "is no tokenizer"),
+    ],
 )
-def test_files_that_are_none_of_their_kind(folder: Path, name: str, message: str) -> None:
-    (folder / name).write_text("{}", encoding="utf-8")
+def test_files_that_are_none_of_their_kind(folder: Path, name: str, content: bytes, message: str) -> None:
+    (folder / name).write_bytes(content)
     vouch(folder)
     names = CueNames.open(Bundle.open(folder))
     with pytest.raises(BundleError, match=message):
