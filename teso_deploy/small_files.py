@@ -29,7 +29,8 @@ _KINDS = {
 
 def _check_regular(mode: int, path: Path, what: str, error: type[TesoError]) -> None:
     if not stat.S_ISREG(mode):
-        raise error(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'not a regular file')}: name {what}")
+        kind = _KINDS.get(stat.S_IFMT(mode), "not a regular file")
+        raise error(f"{path} can't be read (it is {kind}): name {what}")
 
 
 def read_text(
@@ -53,11 +54,11 @@ def read_text(
     """
     content = read_bytes(path, what, limit_bytes=limit_bytes, error=error)
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise error(f"{path} is UTF-16: save it as UTF-8")
+        raise error(f"{path} can't be read (it is UTF-16): save it as UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as decoding:
-        raise error(f"{path} is not UTF-8 (byte {decoding.start}): name {what}") from None
+        raise error(f"{path} can't be read (byte {decoding.start} is not UTF-8): name {what}") from None
 
 
 def read_bytes(
@@ -74,13 +75,13 @@ def read_bytes(
     except TesoError:  # ours are also an OSError or a ValueError
         raise
     except (FileNotFoundError, NotADirectoryError):
-        raise InputNotFoundError(f"{path} does not exist: name {what}") from None
+        raise InputNotFoundError(f"{path} can't be read (it does not exist): name {what}") from None
     except OSError as failure:
         raise error(f"{path} can't be read ({failure.strerror}): name {what}") from None
     except ValueError:  # a zero byte, or a character that the file system can't have
         raise InputNotFoundError(f"{str(path)!a} can't be the name of a file: name {what}") from None
     if status.st_size > limit_bytes or len(content) > limit_bytes:
-        raise error(f"{path} is too large (more than {limit_bytes:,} bytes): name {what}")
+        raise error(f"{path} can't be read (it has more than {limit_bytes:,} bytes): name {what}")
     return content
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +14,7 @@ from rich.console import Console
 
 from teso_deploy.bundle import bundle_folder
 from teso_deploy.cli.reports import check_json, progress_bar, say, write_json
-from teso_deploy.errors import CheckFailedError, InputNotFoundError
+from teso_deploy.errors import CheckFailedError, InputNotFoundError, MediaError
 from teso_deploy.media.audio import AudioTrack
 from teso_deploy.media.overlay import Overlay
 from teso_deploy.outputs import check_apart, check_file, check_folder, make_folder, show_path, staged_file
@@ -24,6 +23,7 @@ from teso_deploy.runtime.latency import LatencyLog
 from teso_deploy.runtime.offline import VideoSink
 from teso_deploy.runtime.pipeline import Pipeline
 from teso_deploy.runtime.schedule import Source
+from teso_deploy.small_files import parse_json, read_text
 
 Picture = NDArray[np.uint8]
 #: Name → spans [start, end] in seconds in which it is heard.
@@ -63,7 +63,7 @@ def _read_script(path: Path) -> tuple[Spans, list[str]]:
     """What is heard when, and what is visible all along."""
     if not path.is_file():
         raise InputNotFoundError(f"no {path}: the installation lacks the demo clip; install teso-deploy again")
-    script = json.loads(path.read_text(encoding="utf-8"))
+    script = parse_json(read_text(path, "the script of a clip", error=MediaError), path, error=MediaError)
     return script["heard"], script["visible"]
 
 

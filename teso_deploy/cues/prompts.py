@@ -19,7 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from teso_deploy.cues.source import Message
 from teso_deploy.errors import CueSourceError, InputNotFoundError
+from teso_deploy.small_files import parse_toml, read_text
+from teso_deploy.text import to_one_line
 
+#: The longest shipped prompt has 3 kB, its examples 12 kB.
+MAX_PROMPT_BYTES = 1_000_000
 DEFAULT_PROMPT = "few-shot-cot"
 _SHOTS, _CAPTIONER = "shots", "captioner"
 #: A longer caption is cut: what a picture shows is said by then.
@@ -119,10 +123,7 @@ class Prompt:
         """
         if isinstance(name, Path) or name.endswith(".toml"):
             path = Path(name)
-            try:
-                text = path.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise InputNotFoundError(f"{path} can't be read as text: name a prompt's TOML file") from error
+            text = read_text(path, "a prompt's TOML file", limit_bytes=MAX_PROMPT_BYTES)
             return cls(path.stem, _parsed(path.name, text), _shipped_shots())
         if name not in prompt_names():
             raise InputNotFoundError(
@@ -185,12 +186,10 @@ def _shipped_shots() -> tuple[Shot, ...]:
 
 def _parsed(name: str, text: str) -> _PromptFile:
     try:
-        return _PromptFile.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise CueSourceError(f"prompt {name} is not TOML ({error}): mend it") from error
+        return _PromptFile.model_validate(parse_toml(text, f"prompt {name}", error=CueSourceError))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = to_one_line(".".join(str(part) for part in first["loc"]), 100)
         raise CueSourceError(
             f"prompt {name}: {place}: {first['msg']}; it has shots, reasoning, system, user"
         ) from error

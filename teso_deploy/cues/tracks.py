@@ -7,7 +7,6 @@ frame k is of second k.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from bisect import bisect_right
@@ -18,8 +17,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from teso_deploy.cues.source import CueAnswer, Moment
-from teso_deploy.errors import CueError, InputNotFoundError
+from teso_deploy.errors import CueError
 from teso_deploy.sealed import sha256_of
+from teso_deploy.small_files import parse_json, read_text
+from teso_deploy.text import to_one_line
 from teso_deploy.types import CueSourceName
 
 SCHEMA_VERSION = 1
@@ -195,19 +196,11 @@ def read_cue_file(path: Path) -> CueFile:
 
     Raises :class:`InputNotFoundError` (can't be read as text), :class:`CueError` (JSON of another form).
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # as editors of Windows write it
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputNotFoundError(
-            f"{path} can't be read as text: name a file with a cue word on each line, or what `teso-deploy cues` wrote"
-        ) from error
+    text = read_text(path, "a file with a cue word on each line, or what `teso-deploy cues` wrote")
     if path.suffix.lower() != ".json" and not text.lstrip().startswith("{"):
         lines = [line for line in text.splitlines() if not line.startswith("#")]
         return CueFile(path, {}, CueTrack.constant(_split(",".join(lines))))
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CueError(f"{path} is no JSON ({error}): make it anew with `teso-deploy cues`") from error
+    content = parse_json(text, path, error=CueError)
     if isinstance(content, dict) and "videos" in content:
         return CueFile(path, _ours(path, content))
     return CueFile(path, _released(path, content))
@@ -227,8 +220,8 @@ def _ours(path: Path, content: Mapping[str, Any]) -> dict[str, VideoCues]:
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
         raise CueError(
-            f"{path} has schema version {version}, this package reads {SCHEMA_VERSION}: make it anew with "
-            "`teso-deploy cues`"
+            f"{path} has schema version {to_one_line(version, 40)}, this package reads {SCHEMA_VERSION}: make it again "
+            "with `teso-deploy cues`"
         )
     if not isinstance(content["videos"], dict):
         raise CueError(f"{path}: videos: give each video's cues by its name")
@@ -238,8 +231,10 @@ def _ours(path: Path, content: Mapping[str, Any]) -> dict[str, VideoCues]:
             videos[name] = VideoCues.model_validate(entry)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise CueError(f"{path}: {name}: {where}: {first['msg']}; make it anew with `teso-deploy cues`") from error
+            where = to_one_line(".".join(str(part) for part in first["loc"]), 100)
+            raise CueError(
+                f"{path}: {to_one_line(name, 100)}: {where}: {first['msg']}; make it anew with `teso-deploy cues`"
+            ) from error
     return videos
 
 
@@ -273,4 +268,8 @@ def _split(words: str) -> list[str]:
 
 def _some(names: Iterable[str]) -> str:
     listed = list(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "") or "no video"
+    return (
+        ", ".join(to_one_line(name, 100) for name in listed[:3])
+        + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+        or "no video"
+    )

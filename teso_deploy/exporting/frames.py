@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teso_deploy.cues.table import CueTable
+from teso_deploy.errors import DataError, TesoError
 from teso_deploy.media.audio import read_audio
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.recipe import Recipe
 from teso_deploy.runtime.preprocess import fitted_size, normalised, resized
+from teso_deploy.small_files import parse_json, read_text
 
 FRAMES_PER_VIDEO = 12
+
+
+def _visible_in(script: Path) -> list[str]:
+    """The words that the script of a clip calls visible; none where the file beside a video is of another kind."""
+    try:
+        content = parse_json(read_text(script, "the script of a clip"), script, error=DataError)
+    except TesoError:
+        return []
+    visible = content.get("visible") if isinstance(content, dict) else None
+    return [word for word in visible if isinstance(word, str)] if isinstance(visible, list) else []
 
 
 def video_frames(
@@ -29,9 +40,7 @@ def video_frames(
     """
     found = []
     for video in videos:
-        script = video.with_suffix(".json")
-        visible = json.loads(script.read_text(encoding="utf-8")).get("visible") if script.is_file() else None
-        words = list(visible or table.names)[: recipe.text.max_cues]
+        words = list(_visible_in(video.with_suffix(".json")) or table.names)[: recipe.text.max_cues]
         cues = table.lookup(words)
         with VideoReader(video) as reader:
             track, seconds = read_audio(video), reader.info.duration_seconds or 1.0

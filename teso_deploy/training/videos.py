@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teso_deploy.errors import DataError, InputNotFoundError
+from teso_deploy.errors import DataError
 from teso_deploy.evaluation.datasets import Layout, VideoSample, avss_classes, load_frame, load_mask, second_of
 from teso_deploy.recipe import Recipe
 from teso_deploy.runtime.preprocess import normalised, resized
+from teso_deploy.small_files import parse_json, read_text
 from teso_deploy.training.batches import STRIDE, Batch, coverage
 
 #: uid or vid → frame ("f0" …) → words; the format that the authors released theirs in.
@@ -26,12 +26,7 @@ def read_cue_file(path: Path) -> CueFile:
 
     Raises :class:`InputNotFoundError`, :class:`DataError` for anything else than that.
     """
-    if not path.is_file():
-        raise InputNotFoundError(f"no cue file {path}: check the path")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}): write it again") from error
+    content = parse_json(read_text(path, "a cue file", error=DataError), path, error=DataError)
     fits = isinstance(content, dict) and all(
         isinstance(frames, dict) and all(isinstance(words, str) for words in frames.values())
         for frames in content.values()

@@ -335,7 +335,7 @@ def test_cues_of_another_video_are_refused(clip: Path, bold: Path, tmp_path: Pat
     refused("run", same_name, "--bundle", bold, "--cues-file", out, "--events", events, names="another video")
     refused("run", "tcp://127.0.0.1:9", "--cues-file", out, "--events", events, names="a stream has no such time")
     out.write_text(out.read_text()[:-20])
-    refused("run", clip, "--bundle", bold, "--cues-file", out, "--events", events, names="no JSON")
+    refused("run", clip, "--bundle", bold, "--cues-file", out, "--events", events, names="is not JSON")
     unknown = tmp_path / "words.txt"
     unknown.write_text("dgo\n")
     refused("run", clip, "--bundle", bold, "--cues-file", unknown, "--events", events, names="'dgo'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -83,8 +84,8 @@ def test_words_hold_for_any_video(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", "no JSON"),
-        ("[" * 100_000, "no JSON|neither"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "nested too deeply"),
         ("[]", "neither"),
         ({}, "neither"),
         ({"vid": "guitar"}, "neither"),
@@ -110,7 +111,8 @@ def test_another_form_is_refused_in_one_sentence(tmp_path: Path, content: object
 
 def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cues.txt").write_bytes(b"\xff\xfe\x00\x80")
-    for path in (tmp_path / "cues.txt", tmp_path / "absent.json", tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    for path in (tmp_path / "cues.txt", tmp_path / "absent.json", tmp_path, tmp_path / "pipe.txt", Path("/dev/zero")):
         with pytest.raises(InputNotFoundError, match="can't be read"):
             read_cue_file(path)
 

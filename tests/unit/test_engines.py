@@ -404,7 +404,8 @@ def test_every_shipped_profile_is_one() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("summary = ", "is no TOML"),
+        ("summary = ", "is not TOML"),
+        ("a = " + "[" * 50_000, "nested too deeply"),
         ("batch = {}", "summary: Field required"),
         ('summary = "x"\nworkspce_mib = 1', "workspce_mib: Extra inputs"),
         ('summary = "x"\n[batch]\nmin = 4', "min <= opt <= max does not hold"),

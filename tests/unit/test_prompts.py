@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from teso_deploy.cues.answers import read_answer
 from teso_deploy.cues.prompts import (
     DEFAULT_PROMPT,
     MAX_CAPTION_CHARACTERS,
+    MAX_PROMPT_BYTES,
     Prompt,
     Shot,
     as_data,
@@ -111,6 +113,12 @@ def test_a_prompt_of_one_s_own(tmp_path: Path) -> None:
     ("text", "names"),
     [
         ("shots = ", "TOML"),
+        ("a = " + "[" * 50_000, "nested too deeply"),
+        ("a = " + "9" * 6000, "digits"),
+        (
+            'shots = 0\nreasoning = false\nsystem = ""\nuser = "{caption}"\n"a\\n\\u001b[31mteso-deploy: well" = 1',
+            "a teso-deploy: well",
+        ),
         ('shots = 0\nreasoning = false\nsystem = ""\nuser = "no place"', "caption"),
         ('shots = 0\nreasoning = false\nsystem = ""\nuser = "{caption} {caption}"', "once"),
         ('shots = 99\nreasoning = false\nsystem = ""\nuser = "{caption}"', "99"),
@@ -122,8 +130,9 @@ def test_a_prompt_of_one_s_own(tmp_path: Path) -> None:
 def test_a_file_that_is_no_prompt(text: str, names: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(text)
-    with pytest.raises(CueSourceError, match=names):
+    with pytest.raises(CueSourceError, match=names) as raised:
         Prompt.load(path)
+    assert str(raised.value).isprintable()
 
 
 def test_prompts_that_are_not_there(tmp_path: Path) -> None:
@@ -131,6 +140,14 @@ def test_prompts_that_are_not_there(tmp_path: Path) -> None:
         Prompt.load("no-such-prompt")
     with pytest.raises(InputNotFoundError, match="nowhere"):
         Prompt.load(tmp_path / "nowhere.toml")
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "bytes.toml").write_bytes(b"a = '\xff'")
+    (tmp_path / "long.toml").write_bytes(b"#" * (MAX_PROMPT_BYTES + 1))
+    for name, said in (("pipe", "it is a pipe"), ("bytes", "not UTF-8"), ("long", "more than 1,000,000 bytes")):
+        with pytest.raises(InputNotFoundError, match=said):
+            Prompt.load(tmp_path / f"{name}.toml")
+    with pytest.raises(InputNotFoundError, match="it is a device"):
+        Prompt.load(Path("/dev/zero"))
     for hidden in ("shots", "captioner", "../prompts/shots"):
         with pytest.raises(InputNotFoundError):
             Prompt.load(hidden)

@@ -30,9 +30,9 @@ def _socket(path: Path) -> None:
         (_socket, "is a socket"),
         (lambda path: path.symlink_to("/dev/zero"), "is a device"),
         (lambda path: path.symlink_to(path), "can't be read"),
-        (lambda path: path.write_bytes(b"a" * 101), "too large"),
-        (lambda path: path.write_bytes(b"a\xff"), r"not UTF-8 \(byte 1\)"),
-        (lambda path: path.write_bytes("a".encode("utf-16")), "UTF-16: save it as UTF-8"),
+        (lambda path: path.write_bytes(b"a" * 101), "more than 100 bytes"),
+        (lambda path: path.write_bytes(b"a\xff"), r"byte 1 is not UTF-8"),
+        (lambda path: path.write_bytes("a".encode("utf-16")), r"UTF-16\): save it as UTF-8"),
     ],
 )
 def test_what_is_not_a_small_text_file(make: Callable[[Path], object], said: str, tmp_path: Path) -> None:

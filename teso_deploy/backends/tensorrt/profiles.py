@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from teso_deploy.errors import EngineError, InputNotFoundError
 from teso_deploy.resources import shipped_path
+from teso_deploy.small_files import parse_toml, read_text
 
 FOLDER = "engines/profiles"
 DEFAULT_PROFILE = "live"
@@ -76,14 +76,8 @@ def load_profile(name: str = DEFAULT_PROFILE) -> BuildProfile:
     if not os.path.isfile(path):  # Path.is_file raises where a folder may not be looked into
         raise InputNotFoundError(f"no build profile {name}: give a TOML file, or one of {', '.join(profile_names())}")
     try:
-        return BuildProfile.model_validate({"name": path.stem, **tomllib.loads(path.read_text(encoding="utf-8"))})
-    except OSError as error:
-        raise InputNotFoundError(
-            f"build profile {path} can't be read ({error.strerror}): give one that you may read, "
-            f"or one of {', '.join(profile_names())}"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise EngineError(f"{path} is no TOML ({error})") from error
+        text = read_text(path, f"a build profile that you may read, or one of {', '.join(profile_names())}")
+        return BuildProfile.model_validate({"name": path.stem, **parse_toml(text, path, error=EngineError)})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

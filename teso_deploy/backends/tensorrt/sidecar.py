@@ -116,7 +116,7 @@ def read_sidecar(path: Path) -> Sidecar:
         raise EngineError(
             f"{beside} can't be read ({error.strerror}): give yourself the right, or {REBUILD}"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EngineError(f"{beside} is damaged, so nothing vouches for the engine: {REBUILD}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
