@@ -172,7 +172,9 @@ def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, cues: O
             start_all(readers)
         for address, reader in zip(request.inputs, readers, strict=True):
             if not reader.info.has_audio and not request.mute:
-                say(console, f"{address.shown} has no sound: it is run as silence until some comes")
+                note = reader.health().audio_note
+                why = f" ({note})" if note else ""
+                say(console, f"{address.shown} has no sound{why}: it is run as silence until some comes")
         options = LiveOptions(
             staleness_budget_seconds=request.staleness_seconds, lossless=lossless, fps=request.fps, mute=request.mute
         )

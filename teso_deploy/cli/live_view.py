@@ -42,6 +42,7 @@ def rendered(snapshot: Mapping[str, Any]) -> Group:
         parts += [f"cues {stream['cues']['age_seconds']:.1f} s old"] * bool(stream["cues"]["age_seconds"])
         notes.append(Text("  " + ", ".join(parts)))
         notes += [Text(f"  {stream['error']}")] * bool(stream["error"])
+        notes += [Text(f"  sound: {sound['note']}")] * bool(sound["note"])
     notes += [Text(f"{name}: {sink['error']}") for name, sink in snapshot["sinks"].items() if sink["error"]]
     source = snapshot["cue_source"]
     if source is not None:

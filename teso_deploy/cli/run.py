@@ -27,7 +27,7 @@ from teso_deploy.cues.prompts import DEFAULT_PROMPT
 from teso_deploy.cues.timed import TimedCues
 from teso_deploy.errors import MediaError, OutputError
 from teso_deploy.media.address import Address
-from teso_deploy.media.audio import read_audio
+from teso_deploy.media.audio import check_sound
 from teso_deploy.media.mask_folder import check_mask_folder
 from teso_deploy.media.reader import Hardware, VideoReader
 from teso_deploy.outputs import check_apart, check_file, check_folder, make_folder, write_text
@@ -57,7 +57,7 @@ def _check_inputs(inputs: Sequence[Path], sound_from: Path | None) -> None:
         with VideoReader(path):
             pass
     if sound_from is not None:
-        read_audio(sound_from)
+        check_sound(sound_from)
 
 
 def _places(inputs: Sequence[Path], target: Path | None, suffix: str) -> list[Path | None]:
@@ -332,7 +332,10 @@ def _run_one(
     masks: Path | None,
 ) -> RunResult:
     if source.sound == "none":
-        say(console, f"{source.path.name} has no sound: it is run as silence")
+        what = f"no sound that can be decoded, {source.sound_note}" if source.info.has_audio else "no sound"
+        say(console, f"{source.path.name} has {what}: it is run as silence")
+    elif source.sound_note:
+        say(console, f"the sound of {source.path.name}: {source.sound_note}")
     with source, progress_bar(console) as bar:
         task = bar.add_task(escape(source.path.name), total=source.info.duration_seconds or None)
         result = run_source(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import DataError, TesoError
-from teso_deploy.media.audio import read_audio
+from teso_deploy.media.audio import find_sound, no_sound
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.recipe import Recipe
 from teso_deploy.runtime.preprocess import fitted_size, normalised, resized
@@ -43,7 +43,9 @@ def video_frames(
         words = list(_visible_in(video.with_suffix(".json")) or table.names)[: recipe.text.max_cues]
         cues = table.lookup(words)
         with VideoReader(video) as reader:
-            track, seconds = read_audio(video), reader.info.duration_seconds or 1.0
+            sound, seconds = find_sound(video), reader.info.duration_seconds or 1.0
+            if sound.track is None:
+                raise no_sound(video, sound)
             wanted = list(np.linspace(0, seconds, count, endpoint=False))
             for frame in reader:
                 if not wanted or frame.pts_seconds < wanted[0]:
@@ -53,7 +55,7 @@ def video_frames(
                 found.append(
                     {
                         "image": normalised(picture, recipe.image.mean, recipe.image.std, size),
-                        "waveform": track.window(frame.pts_seconds, "centred").samples[None],
+                        "waveform": sound.track.window(frame.pts_seconds, "centred").samples[None],
                         "cues": cues.embeddings[None],
                         "cue_valid": cues.valid[None],
                     }

@@ -17,6 +17,7 @@ from av.video.stream import VideoStream
 from teso_deploy.errors import InputNotFoundError, MediaError, TesoError
 from teso_deploy.media.address import Address, open_options
 from teso_deploy.media.container import METADATA_ERRORS, open_container
+from teso_deploy.media.tracks import audio_candidates, choose_video_track
 
 #: Asking again would not help: who asks is not let in, or there is nothing.
 REFUSED = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError, av.error.HTTPNotFoundError)
@@ -76,17 +77,29 @@ def sentence(address: Address, error: Exception, timeout_seconds: float, waited_
     return MediaError(f"{address.shown} can't be read ({told}): check that it runs and can be reached")
 
 
-def tracks(container: InputContainer, address: Address, wants_audio: bool) -> tuple[VideoStream, AudioStream | None]:
-    """The picture and, where it is wanted and there is any, the sound. Raises :class:`MediaError`."""
-    pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    if not pictures:
-        kind = "only sound" if container.streams.audio else "neither picture nor sound"
-        raise MediaError(f"{address.shown} holds {kind}: give a stream with a video track")
-    return pictures[0], container.streams.audio[0] if wants_audio and container.streams.audio else None
+def choose_tracks(
+    container: InputContainer, address: Address, wants_audio: bool
+) -> tuple[VideoStream, list[AudioStream]]:
+    """The picture, and the tracks of sound that FFmpeg has a decoder for, the best first.
+
+    Args:
+        container: An open stream.
+        address: Where it comes from.
+        wants_audio: Whether its sound is wanted; if not there are no tracks.
+
+    Raises:
+        MediaError: The stream has no picture.
+    """
+    video = choose_video_track(container, address.shown)
+    found = audio_candidates(container, address.shown, video=video) if wants_audio else []
+    return video, [stream for stream in found if stream.codec_context is not None]
 
 
-def sound_track(container: InputContainer, address: Address) -> AudioStream:
-    """The sound, of an address that is read for nothing else. Raises :class:`MediaError`."""
-    if not container.streams.audio:
-        raise MediaError(f"{address.shown} has no sound: give a stream with an audio track")
-    return container.streams.audio[0]
+def choose_sound(container: InputContainer, address: Address) -> list[AudioStream]:
+    """As :func:`choose_tracks`, of an address that is read for its sound alone. Raises :class:`MediaError`."""
+    streams = audio_candidates(container, address.shown)
+    found = [stream for stream in streams if stream.codec_context is not None]
+    if not found:
+        why = "no sound that FFmpeg can decode here" if streams else "no sound"
+        raise MediaError(f"{address.shown} has {why}: give a stream with an audio track")
+    return found

@@ -16,9 +16,9 @@ from av.audio.stream import AudioStream
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from teso_deploy.media.audio import Mono16k
 from teso_deploy.media.clock import LiveClock
 from teso_deploy.media.container import SteadyClock, frame_seconds, seconds_of
+from teso_deploy.media.mono import Mono16k, SoundCounts
 from teso_deploy.media.reader import upright
 from teso_deploy.media.ring import AudioRing
 from teso_deploy.types import Frame
@@ -31,6 +31,9 @@ MOST_PACKETS = 256
 LOSSLESS_SECONDS = 2.0
 #: However long they last.
 LEAST_LOSSLESS_PACKETS = 8
+#: A track of sound that has given nothing makes way for the next after this many packets of another one, four seconds
+#: of AAC. One of its own packets that can't be decoded counts as ``FAILED_PACKETS`` of these.
+MOST_MISSED_PACKETS, FAILED_PACKETS = 192, 12
 #: Decoded frames that wait where none may be lost.
 MOST_FRAMES = 4
 
@@ -304,44 +307,89 @@ class VideoDecoder(DecoderThread):
 
 
 class AudioDecoder(DecoderThread):
-    """See :class:`DecoderThread`: what it hears goes to a ring."""
+    """Decodes the sound of a stream into a ring. Whatever happens to the sound, the picture goes on.
+
+    Args:
+        streams: Tracks of sound, the best first. Until a track was heard the next one gets its turn if this one
+            can't be decoded, or if nothing comes of it while others come.
+        origin_seconds: Zero of the stream's stamps.
+        shift_seconds: Where this zero lies on the reader's clock.
+        clock: Of the sound.
+        ring: Takes the sound.
+        counts: Of the source.
+        sound_counts: Of its sound.
+        lossless: Whether the packets wait for this decoder.
+        on_sound: Called after new sound.
+    """
 
     def __init__(
         self,
-        stream: AudioStream,
+        streams: Sequence[AudioStream],
         origin_seconds: float,
         shift_seconds: float,
         clock: SteadyClock,
         ring: AudioRing,
         counts: Counts,
+        sound_counts: SoundCounts,
         *,
         lossless: bool,
         on_sound: Callable[[], None],
     ) -> None:
-        self._stream, self._origin, self._shift, self._ring = stream, origin_seconds, shift_seconds, ring
-        self._mono, self._on_sound = Mono16k(clock, self._picture_seconds), on_sound
+        self._streams, self._origin, self._shift, self._ring = list(streams), origin_seconds, shift_seconds, ring
+        self._sound_counts = sound_counts
+        self._mono, self._on_sound = Mono16k(clock, self._picture_seconds, sound_counts), on_sound
         self._format: tuple[str, str, int] | None = None
+        self._was_heard, self._missed = False, 0
         super().__init__("audio", lossless, counts)
+
+    def put(self, packet: Packet[Any], arrived: float) -> None:
+        """See :meth:`DecoderThread.put`. Packets of other tracks are left out once one was heard."""
+        if not self._was_heard or packet.stream.index == self._streams[0].index:
+            super().put(packet, arrived)
 
     def _picture_seconds(self) -> float:
         return max(self._shift, self._counts.latest_video_seconds or self._shift)
 
     def _decode(self, packet: Packet[Any] | None, arrived: float | None) -> Sequence[AudioFrame]:
-        self._counts.corrupt_packets += packet is not None and bool(packet.is_corrupt)
-        frames = self._stream.codec_context.decode(packet)
-        for frame in frames:
-            kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-            self._counts.format_changes += self._format is not None and kind != self._format
-            self._format = kind
-            stamp = seconds_of(frame.pts, frame.time_base)
-            self._mono.add(frame, None if stamp is None else stamp - self._origin + self._shift)
+        current = self._streams[0]
+        if packet is not None and packet.stream.index != current.index:
+            self._miss(1)
+            return ()
+        frames: list[AudioFrame] = []
+        try:
+            self._counts.corrupt_packets += packet is not None and bool(packet.is_corrupt)
+            frames = current.codec_context.decode(packet)
+            for frame in frames:
+                self._add(frame)
+        except Exception as error:  # PyAV raises several kinds, and none may end the picture
+            if packet is not None:
+                self._counts.corrupt_packets += 1
+                self._sound_counts.count_damage(error)
+        if frames:
+            self._was_heard = True
+        else:
+            self._miss(FAILED_PACKETS)
         return frames
+
+    def _add(self, frame: AudioFrame) -> None:
+        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        self._counts.format_changes += self._format is not None and kind != self._format
+        self._format = kind
+        stamp = seconds_of(frame.pts, frame.time_base)
+        self._mono.add(frame, None if stamp is None else stamp - self._origin + self._shift)
+
+    def _miss(self, count: int) -> None:
+        """Let the next track have its turn after enough packets that gave nothing."""
+        self._missed += count
+        if not self._was_heard and len(self._streams) > 1 and self._missed >= MOST_MISSED_PACKETS:
+            self._streams.append(self._streams.pop(0))
+            self._missed = 0
 
     def _pass_on(self, frames: Sequence[Any], arrived: float | None) -> None:
         if arrived is None:
             self._mono.flush()
         pieces = self._mono.drain()
-        for at_seconds, samples in pieces:
-            self._ring.add(at_seconds, samples)
+        for piece in pieces:
+            self._ring.add(piece.start_seconds, piece.samples)
         if pieces:
             self._on_sound()

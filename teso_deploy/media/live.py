@@ -23,9 +23,10 @@ from teso_deploy.errors import MediaError, TesoError
 from teso_deploy.media.address import Address
 from teso_deploy.media.backoff import Backoff
 from teso_deploy.media.clock import LiveClock, Pace, fastest
-from teso_deploy.media.connecting import REFUSED, open_stream, sentence, sound_track, tracks
+from teso_deploy.media.connecting import REFUSED, choose_sound, choose_tracks, open_stream, sentence
 from teso_deploy.media.container import SteadyClock, frame_seconds, origin_seconds, seconds_of
-from teso_deploy.media.decoding import AudioDecoder, Corrupt, Counts, LiveFrame, Mailbox, VideoDecoder
+from teso_deploy.media.decoding import AudioDecoder, Corrupt, Counts, DecoderThread, LiveFrame, Mailbox, VideoDecoder
+from teso_deploy.media.mono import SoundCounts
 from teso_deploy.media.ring import AudioRing
 
 State = Literal["opening", "running", "reconnecting", "ended", "failed"]
@@ -58,6 +59,7 @@ class SourceHealth:
     ``drops``: frames by cause ("superseded" by a newer one, "corrupt"), packets ("overflow"). ``gap_seconds`` of
     sound that nobody recorded, ``av_offset_seconds``: how far the sound has come beyond the picture, ``delay_frames``:
     that the decoder of the picture holds back. ``audio_error``: why sound from elsewhere is not asked for any more.
+    ``audio_note``: what is wrong with the sound, in words. ``invalid_samples``: samples that were NaN or infinite.
     """
 
     state: State
@@ -75,6 +77,8 @@ class SourceHealth:
     delay_frames: int
     audio_error: str | None
     error: str | None
+    audio_note: str | None = None
+    invalid_samples: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -121,14 +125,14 @@ class LiveReader:
         self.ring = AudioRing()
         self._timeout = max(timeout_seconds, LEAST_TIMEOUT_SECONDS)
         self._corrupt, self._reconnect, self._backoff, self._clock = corrupt, reconnect, backoff, clock
-        self._live, self._counts = LiveClock(), Counts()
+        self._live, self._counts, self._sound_counts = LiveClock(), Counts(), SoundCounts()
         self._mailbox = Mailbox(lossless, self._counts)
         self._state: State = "opening"
         self._closing = threading.Event()
         self._ready = threading.Event()
         self._threads: list[threading.Thread] = []
         self._info: LiveInfo | None = None
-        self._has_audio_stream = False
+        self._has_audio_stream = self._has_unknown_sound = False
         self._segment = 0
         self._latest_frame: float | None = None
         self._changing = threading.Lock()
@@ -198,7 +202,14 @@ class LiveReader:
             delay_frames=counts.delay_frames,
             audio_error=None if self._audio_error is None else str(self._audio_error),
             error=None if self.error is None else str(self.error),
+            audio_note=self._describe_sound(),
+            invalid_samples=self._sound_counts.invalid_samples,
         )
+
+    def _describe_sound(self) -> str | None:
+        if self._has_unknown_sound:
+            return "its sound has a codec that FFmpeg can't decode here"
+        return self._sound_counts.describe()
 
     def stop(self) -> None:
         """Let it end; what was decoded can still be taken."""
@@ -277,9 +288,10 @@ class LiveReader:
 
     def _session(self, container: InputContainer, shift: float) -> bool:
         """Read one connection to its end; whether that is the end of all. Its origin is ``shift`` on our clock."""
-        video, audio = tracks(container, self.address, wants_audio=self.audio_address is None)
+        video, audios = choose_tracks(container, self.address, wants_audio=self.audio_address is None)
         video.thread_type = "AUTO" if self.lossless else "SLICE"
-        self._has_audio_stream = audio is not None
+        self._has_audio_stream = bool(audios)
+        self._has_unknown_sound = self.audio_address is None and bool(container.streams.audio) and not audios
         origin, clock = origin_seconds(container), SteadyClock()
         is_finite = self.address.kind in ("file", "pipe") or (container.duration or 0) > 0
         is_paced = self.realtime or (is_finite and self.address.kind == "http" and not self.lossless)
@@ -288,18 +300,17 @@ class LiveReader:
             corrupt=self._corrupt, segment=self._segment, now=self._clock,
             on_frame=lambda: self._on_picture(video, pictures),
         )  # fmt: skip
-        sounds = None
-        if audio is not None:
-            sounds = self._sounds(audio, origin, shift, SteadyClock(beside=clock))
-        streams = [video] if audio is None else [video, audio]
-        decoders = {video.index: pictures} | ({audio.index: sounds} if audio is not None and sounds else {})
+        decoders: dict[int, DecoderThread] = {video.index: pictures}
+        if audios:
+            sounds = self._sounds(audios, origin, shift, SteadyClock(beside=clock))
+            decoders |= {audio.index: sounds for audio in audios}
         failed = True
         try:
-            for packet in self._packets(container, streams, Pace() if is_paced else None):
+            for packet in self._packets(container, [video, *audios], Pace() if is_paced else None):
                 decoders[packet.stream.index].put(packet, self._clock())
             failed = False
         finally:
-            for decoder in decoders.values():
+            for decoder in dict.fromkeys(decoders.values()):
                 if failed or not self._closing.is_set():
                     decoder.finish(JOIN_SECONDS if not self.lossless else 3600.0)
                 else:
@@ -367,21 +378,21 @@ class LiveReader:
             self._counts.reconnects += 1
 
     def _audio_session(self, container: InputContainer, address: Address) -> None:
-        stream, is_file = sound_track(container, address), address.kind == "file"
+        streams, is_file = choose_sound(container, address), address.kind == "file"
         self._ready.wait(self._timeout)
         decoder: AudioDecoder | None = None
         if is_file and self.address.kind == "file":
-            decoder = self._sounds(stream, origin_seconds(container), 0.0, SteadyClock())
+            decoder = self._sounds(streams, origin_seconds(container), 0.0, SteadyClock())
         held: list[tuple[Packet[Any], float]] = []
         ways: list[float] = []
 
         def settled() -> AudioDecoder:
-            found = self._sounds(stream, 0.0, self._live.now_seconds(fastest(ways)), SteadyClock())
+            found = self._sounds(streams, 0.0, self._live.now_seconds(fastest(ways)), SteadyClock())
             for packet, arrived in held:
                 found.put(packet, arrived)
             return found
 
-        for packet in self._packets(container, [stream], Pace() if is_file and not self.lossless else None):
+        for packet in self._packets(container, streams, Pace() if is_file and not self.lossless else None):
             stamp, arrived = seconds_of(packet.pts, packet.time_base), self._clock()
             if self._state in ("ended", "failed"):
                 break
@@ -406,8 +417,8 @@ class LiveReader:
                 return
             self._closing.wait(0.02)
 
-    def _sounds(self, stream: AudioStream, origin: float, shift: float, clock: SteadyClock) -> AudioDecoder:
+    def _sounds(self, streams: Sequence[AudioStream], origin: float, shift: float, clock: SteadyClock) -> AudioDecoder:
         return AudioDecoder(
-            stream, origin, shift, clock, self.ring, self._counts, lossless=self.lossless,
+            streams, origin, shift, clock, self.ring, self._counts, self._sound_counts, lossless=self.lossless,
             on_sound=lambda: self.on_sound(),
         )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import colorsys
 import functools
 import io
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,9 +85,7 @@ class Overlay:
     def _waveform(self, width: int, height: int) -> NDArray[np.uint8]:
         strip = np.full((height, width, 3), _DARK, np.uint8)
         if self._track is not None and self._track.end_seconds is not None:
-            samples = self._track.read(self._from_seconds, self._from_seconds + self._seconds)
-            edges = np.linspace(0, len(samples), width + 1).round().astype(int)
-            peaks = np.array([np.abs(samples[a:b]).max(initial=0) for a, b in itertools.pairwise(edges)])
+            peaks = self._track.peaks(self._from_seconds, self._from_seconds + self._seconds, width)
             reach = np.maximum((peaks**0.6 * (height / 2 - 2)).round(), 0.5)
             rows = np.abs(np.arange(height) - (height - 1) / 2)[:, None]
             strip[rows <= reach[None]] = _WAVE

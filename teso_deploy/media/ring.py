@@ -9,7 +9,7 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from teso_deploy.media.audio import SILENT_PEAK
+from teso_deploy.media.windows import SILENT_PEAK, peaks_of
 from teso_deploy.types import SAMPLE_RATE_HZ, WINDOW_SAMPLES, AudioWindow
 
 CAPACITY_SECONDS = 30.0
@@ -102,6 +102,10 @@ class AudioRing:
         """Samples between two times, zeros where there are none."""
         with self._grown:
             return self._read(round(from_seconds * SAMPLE_RATE_HZ), round(to_seconds * SAMPLE_RATE_HZ))
+
+    def peaks(self, from_seconds: float, to_seconds: float, count: int) -> NDArray[np.float32]:
+        """See :meth:`Sound.peaks`."""
+        return peaks_of(self.read(from_seconds, to_seconds), count)
 
     def window(self, end_seconds: float) -> AudioWindow:
         """The 0.975 s before a time. What is not there yet, or no more, counts as a gap."""

@@ -182,6 +182,7 @@ class VideoWriter:
         while self._sent_samples < until:
             last = min(self._sent_samples + _CHUNK_SAMPLES, until)
             part = self._track.read(begin + self._sent_samples / SAMPLE_RATE_HZ, begin + last / SAMPLE_RATE_HZ)
+            part = np.nan_to_num(part, nan=0.0, posinf=0.0, neginf=0.0)  # the encoder refuses these
             frame = av.AudioFrame.from_ndarray(part[None].clip(-1, 1), format="fltp", layout="mono")
             frame.sample_rate = SAMPLE_RATE_HZ
             frame.time_base = Fraction(1, SAMPLE_RATE_HZ)

@@ -160,6 +160,8 @@ class Accounting:
                 "seconds": round(health.audio_seconds, 3) if health else 0.0,
                 "gap_seconds": round(health.gap_seconds, 3) if health else 0.0,
                 "error": health.audio_error if health else None,
+                "note": health.audio_note if health else None,
+                "invalid_samples": health.invalid_samples if health else 0,
                 "av_offset_seconds": _rounded(health.av_offset_seconds if health else None),
             },
             "decoder_delay_frames": health.delay_frames if health else 0,

@@ -155,7 +155,8 @@ def cues_of_video(
     spans: list[Span] = []
     unanswered = Unanswered() if unanswered is None else unanswered
     unanswered.begin()
-    with Source(path, **sound) as file:
+    # Only masks depend on the sound: without them the file's sound need not be decoded.
+    with Source(path, **(sound if watch.masks else {"mute": True})) as file:
         for moment in _moments(file, watch, pipeline, progress):
             answer = unanswered.ask(source, moment)
             seconds = max(0.0, moment.frame.pts_seconds)

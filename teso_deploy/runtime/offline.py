@@ -149,6 +149,10 @@ def _report(stream: Stream, source: Source, tally: _Tally, seconds: float) -> di
             "window": source.window_kind,
             "gap_seconds": source.track.gap_seconds,
             "silent": tally.silent == tally.frames,
+            "note": source.sound_note,
+            "invalid_samples": source.sound_counts.invalid_samples,
+            "clipped_samples": source.sound_counts.clipped_samples,
+            "damaged_packets": source.sound_counts.damaged,
         },
         "cues": {
             "names": [name for name, _ in tally.offered.most_common()],

@@ -13,12 +13,13 @@ from types import TracebackType
 from typing import Literal, NamedTuple
 
 from teso_deploy.errors import MediaError
-from teso_deploy.media.audio import AudioTrack, read_audio
+from teso_deploy.media.audio import HELD_SECONDS, AudioTrack, SoundTrack, StreamedTrack, find_sound, no_sound
+from teso_deploy.media.mono import SoundCounts
 from teso_deploy.media.reader import Hardware, VideoReader
 from teso_deploy.types import AudioWindow, Frame
 
 Mode = Literal["file", "paper"]
-#: Where the sound came from; ``none``: the file has no sound, so silence was heard.
+#: Where the sound came from; ``none``: the file has no sound that can be decoded, so silence was heard.
 SoundName = Literal["own", "mute", "noise", "other file", "none"]
 
 #: The place of a second's frame in the AVS data sets.
@@ -58,6 +59,9 @@ class Source:
     sound; at most one of them. ``fps``: frames a second to look at, mode ``file`` only.
     ``hardware``: see :class:`VideoReader`.
 
+    ``track``: the sound, of which ``sound`` says where it came from, ``sound_note`` what is wrong with it in words
+    (None: nothing), ``sound_counts`` what was counted.
+
     Raises :class:`InputNotFoundError` and :class:`MediaError` for either file,
     :class:`ValueError` for options that exclude each other.
     """
@@ -82,6 +86,8 @@ class Source:
         try:
             self.info = self.reader.info
             self.sound: SoundName = "own"
+            self.sound_note: str | None = None
+            self.sound_counts = SoundCounts()
             self.track = self._track(mute, noise_dbfs, sound_from)
         except BaseException:
             self.reader.close()
@@ -90,20 +96,25 @@ class Source:
         self.shown_fps = 1.0 if mode == "paper" else min(fps, own_fps) if fps else own_fps
         self.window_kind: Literal["centred", "second"] = "second" if mode == "paper" else "centred"
 
-    def _track(self, mute: bool, noise_dbfs: float | None, sound_from: str | Path | None) -> AudioTrack:
+    def _track(self, mute: bool, noise_dbfs: float | None, sound_from: str | Path | None) -> SoundTrack:
         duration = self.info.duration_seconds
-        if sound_from is not None:
-            self.sound = "other file"
-            return read_audio(Path(sound_from))
+        is_long = duration > HELD_SECONDS
         if noise_dbfs is not None:
             if not duration:
                 raise MediaError(f"{self.path} does not say how long it is, so how much noise to make: copy it to MP4")
             self.sound = "noise"
-            return AudioTrack.white_noise(duration, noise_dbfs, NOISE_SEED)
-        if mute or not self.info.has_audio:
-            self.sound = "mute" if mute else "none"
-            return AudioTrack.silence(duration)
-        return read_audio(self.path)
+            made = StreamedTrack.white_noise if is_long else AudioTrack.white_noise
+            return made(duration, noise_dbfs, NOISE_SEED)
+        if not mute:
+            self.sound = "own" if sound_from is None else "other file"
+            found = find_sound(self.path if sound_from is None else Path(sound_from))
+            self.sound_note, self.sound_counts = found.note, found.counts
+            if found.track is not None:
+                return found.track
+            if sound_from is not None:
+                raise no_sound(Path(sound_from), found)
+        self.sound = "mute" if mute else "none"
+        return (StreamedTrack if is_long else AudioTrack).silence(duration)
 
     def __enter__(self) -> Source:
         return self

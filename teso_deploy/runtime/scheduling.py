@@ -15,6 +15,8 @@ from teso_deploy.runtime.delivery import Cause
 
 #: Sound that is late by more than this is not waited for: what is heard is then what there is, zeros included.
 LATE_SOUND_SECONDS = 1.0
+#: This many pictures wait so long for the first sound of a source. The others do not wait until there is some.
+MOST_VAIN_WAITS = 3
 #: A hop that is this near counts as reached.
 _NEAR_SECONDS = 1e-6
 
@@ -86,6 +88,7 @@ class StreamState(Generic[P, E]):
     """One stream: ``pending`` is encoded and waits to be decoded, ``shown`` was decoded last.
 
     ``drops``: frames by cause. ``heard_until``: end of the last window, and the ``heard_segment`` that it was of.
+    ``vain_waits``: pictures that waited for the first sound while none came.
     """
 
     number: int
@@ -102,6 +105,7 @@ class StreamState(Generic[P, E]):
     cues_version: int = 0
     cues_used: int = 0
     pending_since: float = 0.0
+    vain_waits: int = 0
     due: float = -math.inf
     drops: Counter[str] = field(default_factory=Counter)
 
@@ -204,7 +208,11 @@ class Scheduler(Generic[P, E]):
         until = self.heard(stream, picture)
         if self.options.mute or stream.feed.ended or (end is not None and until is not None and end >= until):
             return True
-        return at_seconds - stream.pending_since > LATE_SOUND_SECONDS
+        if end is None and stream.vain_waits >= MOST_VAIN_WAITS:
+            return True
+        is_late = at_seconds - stream.pending_since > LATE_SOUND_SECONDS
+        stream.vain_waits += is_late and end is None
+        return is_late
 
     def taken(self, stream: StreamState[P, E], picture: P) -> tuple[E, float | None]:
         """A decode of a picture begins: (what its encoder found, the end of the window that it hears)."""

@@ -57,7 +57,10 @@ def test_everything_at_once(clip: Path, tiny_bundle: Path, tmp_path: Path) -> No
     found = json.loads(report.read_text())
     assert found["frames"] == 24 and found["mode"] == "file"
     assert found["cues"]["names"] == ["dog", "cow"] and found["cues"]["source"] == "manual"
-    assert found["audio"] == {"source": "own", "window": "centred", "gap_seconds": 0, "silent": False}
+    assert found["audio"] == {
+        "source": "own", "window": "centred", "gap_seconds": 0, "silent": False,
+        "note": None, "invalid_samples": 0, "clipped_samples": 0, "damaged_packets": 0,
+    }  # fmt: skip
     assert found["backend"] == "cpu" and found["bundle"]["trained"] is False
     assert found["drops"] == {} and found["corrupt_frames"] == 0
     assert list(found["latency_ms"]) == [

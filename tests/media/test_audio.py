@@ -11,7 +11,8 @@ import pytest
 from av.audio.stream import AudioStream
 
 from teso_deploy.errors import MediaError
-from teso_deploy.media.audio import HOP_SECONDS, WINDOW_SECONDS, AudioTrack, assemble, read_audio
+from teso_deploy.media.audio import HOP_SECONDS, WINDOW_SECONDS, AudioTrack, Timeline, read_audio
+from teso_deploy.media.mono import Piece
 from teso_deploy.types import WINDOW_SAMPLES
 from tests.clips import make_clip
 
@@ -98,11 +99,23 @@ def test_gaps_are_filled_and_counted(tmp_path: Path) -> None:
     assert track.window(0.5, hop_seconds=0).gap_seconds == 0
 
 
-def test_overlaps_are_cut() -> None:
-    ones, twos = np.full(1600, 0.1, np.float32), np.full(1600, 0.2, np.float32)
-    track = assemble([(0.0, ones), (0.05, twos)])
-    assert len(track.samples) == 1600 + 800 and track.gaps == ()
-    assert (track.samples[:1600] == np.float32(0.1)).all() and (track.samples[1600:] == np.float32(0.2)).all()
+def test_overlaps_are_cut_and_gaps_noted() -> None:
+    ones, twos, threes = (np.full(1600, loud, np.float32) for loud in (0.1, 0.2, 0.3))
+    timeline = Timeline()
+    placed = [
+        timeline.place(piece)
+        for piece in (
+            Piece(5.0, 0, ones[:800]),
+            Piece(5.0, 800, ones[800:]),
+            Piece(5.05, 0, twos[:600]),  # overlaps by 800 samples, so that all of this part is old
+            Piece(5.05, 600, twos[600:]),
+            Piece(5.25, 0, threes),
+        )
+    ]
+    lengths = [(place, len(samples)) for place, samples in placed]
+    assert lengths == [(0, 800), (800, 800), (1600, 0), (1600, 800), (4000, 1600)]
+    assert timeline.length == 5600 and timeline.start_seconds == 5.0
+    np.testing.assert_allclose(timeline.gaps, [(5.15, 5.25)])
 
 
 def test_a_change_of_rate_and_channels_mid_stream(tmp_path: Path) -> None:

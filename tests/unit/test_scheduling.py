@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teso_deploy.runtime.scheduling import LATE_SOUND_SECONDS, LiveOptions, Scheduler
+from teso_deploy.runtime.scheduling import LATE_SOUND_SECONDS, MOST_VAIN_WAITS, LiveOptions, Scheduler
 
 HOP = 0.24
 
@@ -178,6 +178,17 @@ def test_lossless_frames_wait_for_their_sound_but_not_for_ever() -> None:
     assert [one.until for one in done] == pytest.approx([0.24 * i for i in range(1, 6)])
     _, done, _ = simulate([FakeFeed(times, lossless=True, sound_delay=None)], LiveOptions(lossless=True), 0.001, 0.001)
     assert len(done) == 5
+
+
+def test_lossless_frames_do_not_wait_for_sound_that_never_comes() -> None:
+    times = [(0.01 * i, 0.24 * i) for i in range(1, 41)]
+    _, done, _ = simulate([FakeFeed(times, lossless=True, sound_delay=None)], LiveOptions(lossless=True), 0.001, 0.001)
+    assert len(done) == 40 and done[-1].at < (MOST_VAIN_WAITS + 1) * LATE_SOUND_SECONDS
+    # Once there is sound they wait for it again.
+    late = FakeFeed(times, lossless=True, sound_delay=6.0)
+    late.arrivals = [*times, (6.5, 9.84), (6.5, 10.08)]
+    _, done, _ = simulate([late], LiveOptions(lossless=True), 0.001, 0.001)
+    assert done[-2].until == pytest.approx(9.84) and done[-1].at - done[-2].at > 0.9 * LATE_SOUND_SECONDS
 
 
 def test_new_cues_decode_the_last_picture_again() -> None:

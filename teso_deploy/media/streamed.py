@@ -1,0 +1,160 @@
+"""Sound of any length in little memory: it is decoded, or made, again where it is read."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teso_deploy.media.ring import AudioRing
+from teso_deploy.media.windows import SoundTrack
+from teso_deploy.types import SAMPLE_RATE_HZ
+
+#: (place of the first sample, counted from the first of the track; samples (N,) float32), in order of place.
+Chunk = tuple[int, NDArray[np.float32]]
+#: A reader may go back this far before its sound is decoded again from the start.
+KEPT_SECONDS = 60.0
+#: Places that are read by turns: the windows of the frames, the sound of the written video, and one more.
+MOST_CURSORS = 3
+#: What is read at a time, and what a cursor takes from the decoder at a time.
+_BLOCK_SAMPLES = 10 * SAMPLE_RATE_HZ
+#: An envelope has blocks of 10 ms, and longer ones once there would be more than this many.
+_ENVELOPE_SAMPLES = SAMPLE_RATE_HZ // 100
+_ENVELOPE_BLOCKS = 1 << 17
+
+
+class Envelope:
+    """Peaks of a track of any length, in half a megabyte."""
+
+    def __init__(self) -> None:
+        self._block = _ENVELOPE_SAMPLES
+        self._peaks = np.zeros(_ENVELOPE_BLOCKS, np.float32)
+
+    def add(self, place: int, samples: NDArray[np.float32]) -> None:
+        """Take in samples (N,) from a place on."""
+        if not len(samples):
+            return
+        last = place + len(samples) - 1
+        while last // self._block >= _ENVELOPE_BLOCKS:
+            pairs = np.maximum(self._peaks[0::2], self._peaks[1::2])
+            self._peaks[: len(pairs)], self._peaks[len(pairs) :] = pairs, 0
+            self._block *= 2
+        blocks = np.arange(place // self._block, last // self._block + 1)
+        edges = np.maximum(blocks * self._block - place, 0)
+        found = self._peaks[blocks[0] : blocks[-1] + 1]
+        np.maximum(found, np.maximum.reduceat(np.abs(samples), edges), out=found)
+
+    def peaks(self, first: int, last: int, count: int) -> NDArray[np.float32]:
+        """The peak (count,) of each of ``count`` equal parts of [first, last), to the length of a block."""
+        edges = np.linspace(first, last, count + 1)
+        lows = np.maximum(edges[:-1] // self._block, 0).astype(int)
+        highs = np.maximum(-(-edges[1:] // self._block), 0).astype(int)
+        return np.array([self._peaks[a:b].max(initial=0) for a, b in zip(lows, highs, strict=True)], np.float32)
+
+
+class _Cursor:
+    """Goes through chunks once and keeps the last ones."""
+
+    def __init__(self, chunks: Iterator[Chunk]) -> None:
+        self._chunks = chunks
+        self._ring = AudioRing(KEPT_SECONDS + 2 * _BLOCK_SAMPLES / SAMPLE_RATE_HZ)
+        self._rest: Chunk | None = None
+        self.end = 0
+
+    @property
+    def begin(self) -> int:
+        """The first place that it still can tell."""
+        return 0 if self.end == 0 else max(0, self.end - round(KEPT_SECONDS * SAMPLE_RATE_HZ))
+
+    def copy(self, low: int, high: int) -> NDArray[np.float32]:
+        """[low, high), not before :attr:`begin`; zeros where nothing was recorded."""
+        while self.end < high:
+            self._advance(high)
+        return self._ring.read(low / SAMPLE_RATE_HZ, high / SAMPLE_RATE_HZ)
+
+    def _advance(self, high: int) -> None:
+        chunk, self._rest = self._rest or next(self._chunks, None), None
+        if chunk is None or chunk[0] >= high:  # a gap, of which no more is passed than is read
+            self._rest, self.end = chunk, high
+            return
+        place, samples = chunk
+        if len(samples) > _BLOCK_SAMPLES:
+            self._rest = place + _BLOCK_SAMPLES, samples[_BLOCK_SAMPLES:]
+            samples = samples[:_BLOCK_SAMPLES]
+        self._ring.add(place / SAMPLE_RATE_HZ, samples)
+        self.end = place + len(samples)
+
+
+class StreamedTrack(SoundTrack):
+    """A track that is decoded where it is read. Any thread may read; to go on is cheap, to go far back is not.
+
+    Args:
+        open_chunks: Gives the chunks of the track from its start, always the same ones.
+        length: How many samples it has, gaps included.
+        start_seconds: The time of the first sample. Default: 0.
+        gaps: See :class:`SoundTrack`.
+        envelope: Its peaks. Default: they are made from the chunks when they are asked for.
+    """
+
+    def __init__(
+        self,
+        open_chunks: Callable[[], Iterator[Chunk]],
+        length: int,
+        start_seconds: float = 0.0,
+        gaps: Sequence[tuple[float, float]] = (),
+        envelope: Envelope | None = None,
+    ) -> None:
+        super().__init__(length, start_seconds, gaps)
+        self._open_chunks, self._envelope = open_chunks, envelope
+        #: The one that was read last is the last.
+        self._cursors: list[_Cursor] = []
+        self._lock = threading.Lock()
+
+    @classmethod
+    def silence(cls, duration_seconds: float) -> StreamedTrack:
+        """Digital silence."""
+        return cls(lambda: iter(()), round(max(duration_seconds, 0) * SAMPLE_RATE_HZ), envelope=Envelope())
+
+    @classmethod
+    def white_noise(cls, duration_seconds: float, dbfs: float, seed: int = 0) -> StreamedTrack:
+        """The same samples as those of :meth:`AudioTrack.white_noise`."""
+        length = round(max(duration_seconds, 0) * SAMPLE_RATE_HZ)
+
+        def make() -> Iterator[Chunk]:
+            generator = np.random.default_rng(seed)
+            for place in range(0, length, SAMPLE_RATE_HZ):
+                noise = generator.standard_normal(min(SAMPLE_RATE_HZ, length - place))
+                yield place, (noise * 10 ** (dbfs / 20)).clip(-1, 1).astype(np.float32)
+
+        return cls(make, length)
+
+    def _copy(self, low: int, high: int) -> NDArray[np.float32]:
+        with self._lock:
+            steps = [*range(low, high, _BLOCK_SAMPLES), high]
+            parts = [self._cursor(a).copy(a, b) for a, b in itertools.pairwise(steps)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _cursor(self, low: int) -> _Cursor:
+        """The cursor that has the shortest way to a place; a new one if all have passed it."""
+        able = [cursor for cursor in self._cursors if cursor.begin <= low]
+        if able:
+            found = max(able, key=lambda cursor: cursor.end)
+            self._cursors.remove(found)
+        else:
+            found = _Cursor(self._open_chunks())
+            del self._cursors[: max(0, len(self._cursors) - MOST_CURSORS + 1)]
+        self._cursors.append(found)
+        return found
+
+    def peaks(self, from_seconds: float, to_seconds: float, count: int) -> NDArray[np.float32]:
+        """See :meth:`Sound.peaks`; to about 10 ms."""
+        with self._lock:
+            if self._envelope is None:
+                self._envelope = Envelope()
+                for place, samples in self._open_chunks():
+                    self._envelope.add(place, samples)
+            first, last = (round((t - self.start_seconds) * SAMPLE_RATE_HZ) for t in (from_seconds, to_seconds))
+            return self._envelope.peaks(first, last, count)

@@ -1,0 +1,154 @@
+"""Tracks of sound on the frames' clock, and windows of them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teso_deploy.types import SAMPLE_RATE_HZ, WINDOW_SAMPLES, AudioWindow
+
+WindowKind = Literal["centred", "causal", "second"]
+HOP_SECONDS = 0.24
+WINDOW_SECONDS = WINDOW_SAMPLES / SAMPLE_RATE_HZ
+#: Below this peak (-80 dBFS) a window counts as silent.
+SILENT_PEAK = 1e-4
+
+
+class Sound(Protocol):
+    """16 kHz mono on the clock of the frames: all of a file's, or the last of a stream's."""
+
+    @property
+    def end_seconds(self) -> float | None:
+        """The end of the newest sample; None before there is any."""
+
+    def read(self, from_seconds: float, to_seconds: float) -> NDArray[np.float32]:
+        """Samples (N,) between two times, zeros where there are none."""
+
+    def peaks(self, from_seconds: float, to_seconds: float, count: int) -> NDArray[np.float32]:
+        """The loudest sample (count,) of each of ``count`` equal parts of the time between, without its sign."""
+
+
+def peaks_of(samples: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """The largest absolute value (count,) of each of ``count`` equal parts of samples (N,)."""
+    edges = np.linspace(0, len(samples), count + 1).round().astype(int)
+    return np.array([np.abs(samples[a:b]).max(initial=0) for a, b in itertools.pairwise(edges)], np.float32)
+
+
+class SoundTrack(ABC):
+    """16 kHz mono of a known length, whose windows belong to frames.
+
+    Args:
+        length: How many samples it has, gaps included.
+        start_seconds: The time of the first sample. Default: 0.
+        gaps: (start, end) in seconds of stretches that were not recorded, which are zeros. In order of time.
+    """
+
+    def __init__(self, length: int, start_seconds: float = 0.0, gaps: Sequence[tuple[float, float]] = ()) -> None:
+        self.length, self.start_seconds, self.gaps = length, start_seconds, tuple(gaps)
+        self._gap_ends = [end for _, end in self.gaps]
+        self._last: AudioWindow | None = None
+
+    @property
+    def duration_seconds(self) -> float:
+        """From the first sample to the end of the last."""
+        return self.length / SAMPLE_RATE_HZ
+
+    @property
+    def end_seconds(self) -> float:
+        """The end of the last sample."""
+        return self.start_seconds + self.duration_seconds
+
+    @property
+    def gap_seconds(self) -> float:
+        """How much of the track was filled in."""
+        return sum(end - start for start, end in self.gaps)
+
+    @abstractmethod
+    def _copy(self, low: int, high: int) -> NDArray[np.float32]:
+        """Samples [low, high) of the track, counted from its first; the caller keeps within it."""
+
+    def _read(self, first: int, last: int) -> NDArray[np.float32]:
+        found = np.zeros(max(last - first, 0), np.float32)
+        low, high = max(first, 0), min(last, self.length)
+        if high > low:
+            found[low - first : high - first] = self._copy(low, high)
+        return found
+
+    def read(self, from_seconds: float, to_seconds: float) -> NDArray[np.float32]:
+        """Samples between two times, zeros outside of the track."""
+        first, last = (round((t - self.start_seconds) * SAMPLE_RATE_HZ) for t in (from_seconds, to_seconds))
+        return self._read(first, last)
+
+    def peaks(self, from_seconds: float, to_seconds: float, count: int) -> NDArray[np.float32]:
+        """See :meth:`Sound.peaks`."""
+        return peaks_of(self.read(from_seconds, to_seconds), count)
+
+    def _unrecorded(self, start: float, end: float) -> float:
+        """Seconds between two times that were not recorded: gaps, and what lies outside the track."""
+        first, last = self.start_seconds, self.start_seconds + self.duration_seconds
+        missing = (end - start) - max(0.0, min(end, last) - max(start, first))
+        for number in range(bisect_right(self._gap_ends, start), len(self.gaps)):
+            a, b = self.gaps[number]
+            if a >= end:
+                break
+            missing += min(end, b) - max(start, a)
+        return missing
+
+    def window(self, at_seconds: float, kind: WindowKind = "centred", hop_seconds: float = HOP_SECONDS) -> AudioWindow:
+        """The 0.975 s that belong to a frame: around it, before it, or from the start of its second.
+
+        Except for ``second`` the window moves in hops: frames within one hop get the same
+        object, so that nothing is computed twice for them. ``centred`` takes the nearest
+        hop; ``causal`` the one before, as it must not hear what is to come. Outside the
+        track there are zeros.
+        """
+        if kind == "second":
+            start = float(np.floor(at_seconds))
+        else:
+            hops = at_seconds / hop_seconds if hop_seconds else 0.0
+            hops = round(hops) if kind == "centred" else math.floor(hops + 1e-6)
+            snapped = hops * hop_seconds if hop_seconds else at_seconds
+            start = snapped - (WINDOW_SECONDS / 2 if kind == "centred" else WINDOW_SECONDS)
+        last = self._last
+        if last is not None and last.start_seconds == start:
+            return last
+        first = round((start - self.start_seconds) * SAMPLE_RATE_HZ)
+        samples = self._read(first, first + WINDOW_SAMPLES)
+        gap = self._unrecorded(start, start + WINDOW_SECONDS)
+        silent = float(np.abs(samples).max()) < SILENT_PEAK
+        found = AudioWindow(samples, start, gap if gap > 1 / SAMPLE_RATE_HZ else 0.0, silent)
+        self._last = found
+        return found
+
+
+class AudioTrack(SoundTrack):
+    """A track whose ``samples`` (N,) float32 in [-1, 1] are in memory."""
+
+    def __init__(
+        self, samples: NDArray[np.float32], start_seconds: float = 0.0, gaps: Sequence[tuple[float, float]] = ()
+    ) -> None:
+        if samples.ndim != 1 or samples.dtype != np.float32:
+            raise ValueError(f"samples must be (N,) float32, got {samples.dtype}{list(samples.shape)}")
+        super().__init__(len(samples), start_seconds, gaps)
+        self.samples = samples
+
+    @classmethod
+    def silence(cls, duration_seconds: float) -> AudioTrack:
+        """Digital silence."""
+        return cls(np.zeros(round(max(duration_seconds, 0) * SAMPLE_RATE_HZ), np.float32))
+
+    @classmethod
+    def white_noise(cls, duration_seconds: float, dbfs: float, seed: int = 0) -> AudioTrack:
+        """White Gaussian noise of an RMS in dB below full scale, clipped at full scale."""
+        noise = np.random.default_rng(seed).standard_normal(round(max(duration_seconds, 0) * SAMPLE_RATE_HZ))
+        return cls((noise * 10 ** (dbfs / 20)).clip(-1, 1).astype(np.float32))
+
+    def _copy(self, low: int, high: int) -> NDArray[np.float32]:
+        return self.samples[low:high]
