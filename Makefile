@@ -1,6 +1,7 @@
 # make demo   the base install into .venv, then the shipped model on the shipped clip
 # make test   completes .venv (export, train, cues, bench, tensorrt-rtx, dev), then every test that needs no GPU
 # make fuzz   odd inputs, CASES of them from SEED; a line for each that does not end well
+# make test-lowest   the tests that need the base install alone, with its lowest versions, in .venv-lowest
 # make check  linters and types        make format   put the code in order
 
 PYTHON ?= python3
@@ -9,12 +10,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 BASE := $(VENV)/.base
 FULL := $(VENV)/.full
+LOWEST := .venv-lowest
 INSTALL_FILES := pyproject.toml constraints.txt
 
 CASES ?= 2000
 SEED ?= 1
 
-.PHONY: demo test fuzz check format clean
+.PHONY: demo test test-lowest fuzz check format clean
 
 demo: $(BASE)
 	$(BIN)/teso-deploy demo
@@ -27,6 +29,9 @@ test: $(FULL)
 fuzz: $(FULL)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
 
+test-lowest: $(LOWEST)/.base
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --base-install -n 2 --dist loadfile --no-loadscope-reorder
+
 check: $(FULL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,11 +42,16 @@ format: $(FULL)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) build dist .pytest_cache .mypy_cache .ruff_cache
 
 $(BASE): $(INSTALL_FILES)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt -e .
+	touch $@
+
+$(LOWEST)/.base: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip --disable-pip-version-check install -q -c constraints-lowest.txt -e . pytest pytest-xdist hypothesis
 	touch $@
 
 # torch first and exactly: a looser range would bring gigabytes of CUDA packages.

@@ -34,6 +34,7 @@ from teso_deploy.benchmarking.report import environment_of, percentile_row
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import MissingExtraError, TesoError
 from teso_deploy.outputs import as_json, check_file, write_text
+from teso_deploy.requirements import write_install_command
 from teso_deploy.runtime.pipeline import Pipeline
 from teso_deploy.types import Precision
 
@@ -175,7 +176,7 @@ def with_half(bundle: Bundle, precisions: Sequence[Precision], folder: Path) -> 
     if "fp16" not in precisions or "onnx-fp16" in bundle.manifest.forms:
         return bundle
     if importlib.util.find_spec("onnx_ir") is None:
-        raise MissingExtraError("half precision is derived by onnx-ir: pip install 'teso-deploy[export]'")
+        raise MissingExtraError(f"half precision is derived by onnx-ir: {write_install_command('export')}")
     from teso_deploy.exporting.derive import derive_bundle
 
     return derive_bundle(bundle, folder / "half", ("fp32", "fp16"))[0]

@@ -13,7 +13,30 @@ from PIL import Image, ImageDraw
 
 from teso_deploy.evaluation.library import Library, read_library
 from teso_deploy.recipe import Recipe
+from tests.imports import find_absent_packages
 from tests.sharing import equal_graphs_once, made_once, shared_folder
+
+#: Import names of what every install has, and of what runs the tests.
+ALWAYS_INSTALLED = {
+    "numpy", "onnxruntime", "av", "PIL", "typer", "rich", "pydantic", "prometheus_client", "pytest", "hypothesis",
+}  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--base-install", action="store_true", help="leave out the test files whose imports need an extra")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files that need an extra; the absence of a base package is an error as ever."""
+    if not config.getoption("base_install") or collection_path.suffix != ".py":
+        return None
+    return bool(find_absent_packages(collection_path) - ALWAYS_INSTALLED) or None
+
+
+def need_export() -> None:
+    """Skip a test of the base install whose bundle has to be exported by torch."""
+    pytest.importorskip("torch", reason="its bundle is exported by torch")
+
 
 TINY = {
     "name": "tiny",
@@ -108,6 +131,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_recipe: Recipe, shared: Path) -> Path:
     """The tiny model with random weights as a bundle; read it, don't write to it."""
+    need_export()
     from teso_deploy.exporting.export import export_bundle
 
     with equal_graphs_once(shared):
@@ -117,6 +141,7 @@ def tiny_bundle(tiny_recipe: Recipe, shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def full_bundle(tiny_recipe: Recipe, shared: Path) -> Path:
     """The tiny model at two picture sizes, one of them not square, in every precision; read it, don't write to it."""
+    need_export()
     from teso_deploy.exporting.export import export_bundle
 
     image = tiny_recipe.image.model_copy(update={"sizes": ((64, 64), (64, 96))})

@@ -15,6 +15,7 @@ from teso_deploy.backends.engine import EngineFactory, Tensor
 from teso_deploy.backends.onnxruntime import check_declared
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import BundleError, DeviceError, DeviceMemoryError, EngineError, MissingExtraError, TesoError
+from teso_deploy.requirements import write_install_command
 from teso_deploy.text import to_one_line
 from teso_deploy.types import Precision
 
@@ -31,7 +32,7 @@ def check_available() -> None:
     if PROVIDER not in onnxruntime.get_available_providers():
         raise MissingExtraError(
             "this ONNX Runtime has no CUDA: pip uninstall -y onnxruntime onnxruntime-gpu, then "
-            "pip install 'teso-deploy[onnxruntime-gpu]'"
+            f"{write_install_command('onnxruntime-gpu')}"
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from teso_deploy.errors import BundleError, InputNotFoundError, MissingExtraError
 from teso_deploy.recipe import Recipe
+from teso_deploy.requirements import write_install_command
 
 _TORCH = ("torch", "transformers", "scipy")
 _EXPORT = (*_TORCH, "onnx", "onnxscript", "onnxruntime")
@@ -52,7 +53,7 @@ def chosen(names: Sequence[str]) -> list[Contender]:
     for contender in contenders:
         if absent := [module for module in contender.needs if importlib.util.find_spec(module) is None]:
             raise MissingExtraError(
-                f"--against {contender.name} needs {', '.join(absent)}: pip install 'teso-deploy[bench]'"
+                f"--against {contender.name} needs {', '.join(absent)}: {write_install_command('bench')}"
             )
         compiler = os.environ.get("CXX", "g++")
         if contender.needs_compiler and shutil.which(compiler) is None:

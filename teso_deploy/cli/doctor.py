@@ -19,6 +19,7 @@ from teso_deploy.backends import availability, libraries, machine
 from teso_deploy.cli.reports import check_json, write_json
 from teso_deploy.errors import TesoError
 from teso_deploy.outputs import STDOUT
+from teso_deploy.requirements import TORCH, find_lower_bounds, is_older, read_requirements, write_install_command
 from teso_deploy.resources import shipped_path
 
 BASE = ("numpy", "onnxruntime", "av", "pillow", "typer", "rich", "pydantic", "prometheus_client")
@@ -72,14 +73,29 @@ def _missing(has_gpu: bool) -> dict[str, list[str]]:
     return {extra: [module for module in modules if not _is_there(module)] for extra, modules in extras.items()}
 
 
+def _find_outdated() -> dict[str, tuple[str, str]]:
+    """Package → its version, and the lowest one that this package runs with; of what is installed and older."""
+    bounds = find_lower_bounds(read_requirements())
+    versions = {package: libraries.version_of(package) for package in bounds}
+    return {
+        package: (version, bounds[package])
+        for package, version in versions.items()
+        if version is not None and is_older(version, bounds[package])
+    }
+
+
+def _upgrade_command(package: str, bound: str) -> str:
+    return f"pip install {TORCH}" if package == "torch" else f"pip install --upgrade '{package}>={bound}'"
+
+
 def _gpu_advice(found: machine.Machine, missing: Mapping[str, list[str]]) -> list[str]:
     """The command that gets the GPU to work; none where nothing is missing, or the driver comes first."""
     driver = found.driver
     if not found.gpus or found.problem or (driver and not availability.knows_cuda(driver, availability.OUR_CUDA)):
         return []
     if missing["tensorrt"] and missing["tensorrt-rtx"]:
-        return ["pip install 'teso-deploy[tensorrt]'"]
-    return ["pip install 'teso-deploy[cuda]'"] if missing["cuda"] and missing["pycuda"] else []
+        return [write_install_command("tensorrt")]
+    return [write_install_command("cuda")] if missing["cuda"] and missing["pycuda"] else []
 
 
 def _gpu_report(gpu: machine.Gpu) -> dict[str, Any]:
@@ -96,12 +112,14 @@ def examine() -> dict[str, Any]:
     wrong = availability.exclusions(here, loaded, libraries.version_of)
     missing = _missing(has_gpu=bool(here.gpus))
     absent = [package for package, version in versions.items() if version is None and package != "onnxruntime"]
+    outdated = _find_outdated()
     advice = [command for exclusion in wrong for command in exclusion.mend]
     if not providers and not libraries.version_of("onnxruntime-gpu"):
         advice.append("pip install --force-reinstall onnxruntime")
     if absent:
         advice.append(f"pip install {' '.join(absent)}")
-    advice += [f"pip install 'teso-deploy[{extra}]'" for extra in ADVISED if missing[extra]]
+    advice += [_upgrade_command(package, bound) for package, (_, bound) in outdated.items()]
+    advice += [write_install_command(extra) for extra in ADVISED if missing[extra]]
     advice += _gpu_advice(here, missing)
     driver = here.driver
     return {
@@ -111,6 +129,7 @@ def examine() -> dict[str, Any]:
         "platform": platform.platform(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "packages": versions,
+        "outdated": {package: {"version": version, "needed": bound} for package, (version, bound) in outdated.items()},
         "providers": providers,
         "driver": driver
         and {
@@ -127,7 +146,7 @@ def examine() -> dict[str, Any]:
         "demo_clip": shipped_path("export/demo/clip.mp4").is_file(),
         "extras_missing": {extra: modules for extra, modules in missing.items() if modules},
         "advice": advice,
-        "can_run": bool(providers) and bundle["ok"] and not absent,
+        "can_run": bool(providers) and bundle["ok"] and not absent and not outdated.keys() & set(BASE),
     }
 
 
@@ -174,6 +193,8 @@ def _backend_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "teso-deploy", f"{report['version']}, Python {report['python']}, {report['cores']} cores"
     yield "packages", ", ".join(f"{name} {version or 'MISSING'}" for name, version in report["packages"].items())
+    if old := report["outdated"]:
+        yield "too old", ", ".join(f"{name} {it['version']}, needed is {it['needed']}" for name, it in old.items())
     yield from _gpu_rows(report)
     yield from _backend_rows(report)
     yield "shipped bundle", report["bundle"]["detail"]

@@ -23,6 +23,7 @@ from teso_deploy.errors import BundleError, InputNotFoundError, MissingExtraErro
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.outputs import check_apart, show_path
 from teso_deploy.recipe import Recipe, load_recipe
+from teso_deploy.requirements import write_install_command
 from teso_deploy.types import Precision
 
 _PARTS = ("visual", "audio", "text", "model")
@@ -164,7 +165,7 @@ def check_extra() -> None:
     """Raises :class:`MissingExtraError` where the extra ``export`` is not installed."""
     for module in ("torch", "onnx", "onnxscript", "safetensors"):
         if importlib.util.find_spec(module) is None:
-            raise MissingExtraError(f"export needs {module}: pip install 'teso-deploy[export]'")
+            raise MissingExtraError(f"export needs {module}: {write_install_command('export')}")
 
 
 def show_plan(console: Console, recipe: Recipe, json_out: Path | None) -> None:

@@ -19,6 +19,7 @@ from teso_deploy.cli.reports import say, toml_file
 from teso_deploy.errors import DataError, MissingExtraError
 from teso_deploy.outputs import check_apart
 from teso_deploy.recipe import Calibration, Recipe, load_recipe
+from teso_deploy.requirements import write_install_command
 from teso_deploy.resources import cache_folder
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def check_extra(also: str | None = None) -> None:
     """Raises :class:`MissingExtraError` where the extra ``train`` is not installed."""
     for module in ("torch", "scipy", "matplotlib", "safetensors", also):
         if module and importlib.util.find_spec(module) is None:
-            raise MissingExtraError(f"training needs {module}: pip install 'teso-deploy[train]'")
+            raise MissingExtraError(f"training needs {module}: {write_install_command('train')}")
 
 
 def embedded_words(console: Console, recipe: Recipe, data: Path) -> dict[str, NDArray[np.float32]]:

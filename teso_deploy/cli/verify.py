@@ -22,6 +22,7 @@ from teso_deploy.cli.reports import check_json, say, shown_in, toml_file, write_
 from teso_deploy.errors import BundleError, CheckFailedError
 from teso_deploy.media.contact_sheet import difference, save_sheet, with_labels
 from teso_deploy.outputs import check_apart, check_file
+from teso_deploy.requirements import write_install_command
 from teso_deploy.runtime import probes
 from teso_deploy.runtime.backends import GPU_BACKENDS, load_backend
 from teso_deploy.runtime.parity import LIMITS
@@ -93,7 +94,7 @@ def _first_differences(bundle: Bundle, report: VerifyReport, sizes: Sequence[pro
     """Say for each form that failed where it parts from the canonical graphs."""
     failed = {check.form for check in report.checks if check.failure and check.form in bundle.manifest.forms}
     if failed and importlib.util.find_spec("onnx_ir") is None:
-        report.first_difference = dict.fromkeys(failed, "unknown; pip install 'teso-deploy[export]' to have it named")
+        report.first_difference = dict.fromkeys(failed, f"unknown; {write_install_command('export')} names it")
         return
     for form in sorted(failed):
         from teso_deploy.exporting.divergence import first_difference

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teso_deploy.errors import BundleError, MissingExtraError
+from teso_deploy.requirements import write_install_command
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as _Library
@@ -20,7 +21,7 @@ def _library() -> type[_Library]:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise MissingExtraError(
-            'models of language need the package tokenizers: install it with `pip install "teso-deploy[cues]"`'
+            f"models of language need the package tokenizers: {write_install_command('cues')}"
         ) from error
     return Tokenizer
 

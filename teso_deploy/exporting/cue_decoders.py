@@ -18,6 +18,7 @@ from teso_deploy.cues.source import Message
 from teso_deploy.cues.tokens import Tokens
 from teso_deploy.errors import CheckpointError, InputNotFoundError, MissingExtraError
 from teso_deploy.exporting.cue_weights import quietly, stored_as
+from teso_deploy.requirements import write_install_command
 
 TASK = "text-generation-with-past"
 #: A model without a chat template is asked in plain words.
@@ -34,7 +35,7 @@ def cue_libraries() -> Any:
         import optimum.exporters.onnx.model_configs  # noqa: F401  (fills the list of what is supported)
     except ImportError as error:
         raise MissingExtraError(
-            'export-cues needs Optimum and transformers: install them with `pip install "teso-deploy[cues]"`'
+            f"export-cues needs Optimum and transformers: {write_install_command('cues')}"
         ) from error
     return exporters
 
@@ -114,9 +115,7 @@ def _loaded(source: Path) -> tuple[Any, Any, str]:
         try:
             import gguf  # noqa: F401
         except ImportError as error:
-            raise MissingExtraError(
-                '.gguf files need the package gguf: install it with `pip install "teso-deploy[cues]"`'
-            ) from error
+            raise MissingExtraError(f".gguf files need the package gguf: {write_install_command('cues')}") from error
         arguments["gguf_file"], folder = source.name, source.parent
     else:
         check_architecture(str(read_config(source)["model_type"]), supported(TASK), "a reasoner")

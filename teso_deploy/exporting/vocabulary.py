@@ -21,6 +21,7 @@ from teso_deploy.cues.table import NO_CUE
 from teso_deploy.errors import InputNotFoundError, MissingExtraError, RecipeError
 from teso_deploy.exporting import clip_tokens
 from teso_deploy.recipe import Recipe
+from teso_deploy.requirements import write_install_command
 from teso_deploy.resources import shipped_path
 
 if TYPE_CHECKING:
@@ -50,9 +51,7 @@ def minilm_folder() -> Path:
     """
     absent = [package for module, package in _MODULES.items() if importlib.util.find_spec(module) is None]
     if absent:
-        raise MissingExtraError(
-            f"embedding cue words needs {', '.join(absent)}: install with pip install 'teso-deploy[export]'"
-        )
+        raise MissingExtraError(f"embedding cue words needs {', '.join(absent)}: {write_install_command('export')}")
     return Path(str(importlib.resources.files(MINILM_PACKAGE))) / "model"
 
 

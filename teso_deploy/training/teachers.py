@@ -20,6 +20,7 @@ from torch import Tensor
 from teso_deploy.errors import DataError, InputNotFoundError, MissingExtraError
 from teso_deploy.models.audio import LOG_OFFSET, LogMel
 from teso_deploy.recipe import TeacherRecipe, TrainRecipe
+from teso_deploy.requirements import write_install_command
 from teso_deploy.training.batches import Lesson
 
 #: What YAMNet adds before the logarithm (VGGish: 0.01); the mel bands are the same.
@@ -52,7 +53,7 @@ class TensorFlowLiteTeacher:
             from ai_edge_litert import interpreter, schema_py_generated
         except ImportError as error:
             raise MissingExtraError(
-                "a recipe with teachers needs ai-edge-litert: pip install 'teso-deploy[train]'"
+                f"a recipe with teachers needs ai-edge-litert: {write_install_command('train')}"
             ) from error
         if not path.is_file():
             raise InputNotFoundError(f"no teacher {path}: put it there, or take it out of the recipe's [train]")

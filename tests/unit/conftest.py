@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from teso_deploy.evaluation.library import Library
 from teso_deploy.recipe import Recipe, TrainRecipe
-from teso_deploy.training.batches import SceneBatches
+
+if TYPE_CHECKING:
+    from teso_deploy.training.batches import SceneBatches
 
 TRAIN = {
     "encoders": {"size": [32, 32], "steps": 2, "pictures_per_step": 4, "windows_per_step": 3},
@@ -42,4 +46,6 @@ def scene_batches(
     training_recipe: Recipe, shapes_and_tones: Library, word_embeddings: dict[str, NDArray[np.float32]]
 ) -> SceneBatches:
     """Scenes of the test's media."""
+    from teso_deploy.training.batches import SceneBatches
+
     return SceneBatches(training_recipe, shapes_and_tones, word_embeddings)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import pytest
 
 import teso_deploy
+from tests.imports import find_imports
 
 PACKAGE = Path(teso_deploy.__file__).parent
 #: A part may import its own level and those below it.
 LEVELS = {
-    "errors": 0, "types": 0, "resources": 0, "outputs": 0, "recipe": 0, "recipe_tables": 0, "sealed": 0,
+    "errors": 0, "checks": 0, "requirements": 0, "types": 0,
+    "resources": 0, "outputs": 0, "recipe": 0, "recipe_tables": 0, "sealed": 0,
     "array_files": 0, "external_data": 0, "hub": 0,
     "text": 0, "small_files": 0, "redaction": 0, "staging": 0, "telemetry": 0,
     "bundle": 1, "bundle_tables": 1,
@@ -49,8 +50,8 @@ WORKERS = {"benchmarking.hugging_face", "cues.language.serve"}
 #: Imports `tokenizers`, in a function: what takes words to ids at run time goes through it.
 TOKENIZING = {"cues.tokens"}
 SMALL = {
-    "types", "errors", "resources", "outputs", "recipe_tables", "sealed", "small_files", "text", "hub", "redaction",
-    "telemetry", "staging",
+    "types", "errors", "checks", "requirements", "resources", "outputs", "recipe_tables", "sealed", "small_files",
+    "text", "hub", "redaction", "telemetry", "staging",
 }  # fmt: skip
 
 
@@ -61,25 +62,7 @@ def modules() -> Iterator[tuple[str, Path]]:
             yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
 
-def imports(path: Path, *, at_load: bool = False) -> set[str]:
-    """Absolute names of what a module imports; ``at_load``: not within functions or for types only."""
-    found: set[str] = set()
-    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
-    while waiting:
-        node = waiting.pop()
-        is_for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        if at_load and (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_for_types):
-            continue
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
-        waiting.extend(ast.iter_child_nodes(node))
-    return found
-
-
-def parts(names: set[str]) -> set[str]:
+def parts(names: Set[str]) -> set[str]:
     """Our parts among imported names."""
     split = (name.split(".") for name in names)
     return {name[1] for name in split if name[0] == "teso_deploy" and len(name) > 1 and not name[1].startswith("_")}
@@ -91,33 +74,34 @@ ALL = list(modules())
 @pytest.mark.parametrize(("name", "path"), ALL, ids=[name or "teso_deploy" for name, _ in ALL])
 def test_arrows_run_down_only(name: str, path: Path) -> None:
     part = name.split(".")[0]
-    used = parts(imports(path))
+    used = parts(find_imports(path))
     if part in TORCH_SIDE:
         assert used <= TORCH_SIDE[part] | SMALL
     elif part in LEVELS and part != "cli":
         assert not used & TORCH_SIDE.keys()
         assert all(LEVELS[other] <= LEVELS[part] for other in used)
     elif part == "cli":
-        assert not parts(imports(path, at_load=True)) & TORCH_SIDE.keys(), "import it in the function"
+        assert not parts(find_imports(path, at_load=True)) & TORCH_SIDE.keys(), "import it in the function"
 
 
 @pytest.mark.parametrize(("name", "path"), ALL, ids=[name or "teso_deploy" for name, _ in ALL])
 def test_only_the_training_side_knows_heavy_libraries(name: str, path: Path) -> None:
     if name.split(".")[0] not in TORCH_SIDE and name not in WORKERS:
         allowed = {"tokenizers"} if name in TOKENIZING else set()
-        assert not {module.split(".")[0] for module in imports(path)} & HEAVY - allowed
-        assert not {module.split(".")[0] for module in imports(path, at_load=True)} & HEAVY
+        assert not {module.split(".")[0] for module in find_imports(path)} & HEAVY - allowed
+        assert not {module.split(".")[0] for module in find_imports(path, at_load=True)} & HEAVY
 
 
 def test_nobody_imports_what_runs_in_a_process_of_its_own() -> None:
     workers = {f"teso_deploy.{name}" for name in WORKERS}
-    assert not any(imports(path) & workers for _, path in ALL)
+    assert not any(find_imports(path) & workers for _, path in ALL)
 
 
 def test_no_import_cycles() -> None:
     names = {f"teso_deploy.{name}".rstrip(".") for name, _ in ALL}
     graph = {
-        f"teso_deploy.{name}".rstrip("."): imports(path, at_load=True) & names - {f"teso_deploy.{name}".rstrip(".")}
+        f"teso_deploy.{name}".rstrip("."): find_imports(path, at_load=True)
+        & names - {f"teso_deploy.{name}".rstrip(".")}
         for name, path in ALL
     }
     done: set[str] = set()
@@ -142,6 +126,7 @@ class Wall:
 sys.meta_path.insert(0, Wall())
 import numpy as np
 import teso_deploy
+from tests.imports import find_imports
 import teso_deploy.cli, teso_deploy.cli.run, teso_deploy.cli.demo, teso_deploy.cli.doctor, teso_deploy.cli.verify
 import teso_deploy.cli.export, teso_deploy.cli.eval, teso_deploy.cli.train
 import teso_deploy.cli.cues, teso_deploy.cli.export_cues, teso_deploy.cues.choosing

@@ -8,6 +8,7 @@ from typing import Any
 
 from teso_deploy.errors import DeviceError, InputNotFoundError, MissingExtraError
 from teso_deploy.outputs import read_vouched, write_vouched
+from teso_deploy.requirements import write_install_command
 from teso_deploy.resources import cache_folder, shipped_path
 
 OPTIONS = ("--std=c++17",)
@@ -37,7 +38,7 @@ def _nvrtc() -> tuple[Any, tuple[int, int]]:
         _, major, minor = nvrtc.nvrtcVersion()
     except (ImportError, RuntimeError) as error:
         raise MissingExtraError(
-            "NVRTC, which compiles the CUDA kernels, is not installed: pip install 'teso-deploy[cuda]', "
+            f"NVRTC, which compiles the CUDA kernels, is not installed: {write_install_command('cuda')}, "
             "or build engines/kernels/kernels.fatbin with CMake"
         ) from error
     return nvrtc, (major, minor)
@@ -65,7 +66,7 @@ def _compile(nvrtc: Any, source: bytes, architecture: str) -> bytes:
 
     def checked(answer: tuple[Any, ...]) -> Any:
         if answer[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            raise DeviceError(f"NVRTC failed ({answer[0].name}): install teso-deploy[cuda] again")
+            raise DeviceError(f"NVRTC failed ({answer[0].name}): {write_install_command('cuda', '--force-reinstall')}")
         return answer[1] if len(answer) > 1 else None
 
     program = checked(nvrtc.nvrtcCreateProgram(source, b"kernels.cu", 0, [], []))

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 from teso_deploy.backends.cuda.device import CudaLibrary, Device
 from teso_deploy.errors import MissingExtraError
+from teso_deploy.requirements import write_install_command
 
 _MODULES: dict[CudaLibrary, str] = {"cuda-core": "cuda.core", "pycuda": "pycuda"}
 _EXTRAS: dict[CudaLibrary, str] = {"cuda-core": "cuda", "pycuda": "pycuda"}
@@ -28,7 +29,7 @@ def open_device(library: CudaLibrary | None = None, index: int = 0) -> Device:
     installed = [name for name in _MODULES if _is_installed(name)]
     chosen = library if library is not None else [*installed, _DEFAULT][0]
     if chosen not in installed:
-        raise MissingExtraError(f"a GPU needs {chosen}: pip install 'teso-deploy[{_EXTRAS[chosen]}]'")
+        raise MissingExtraError(f"a GPU needs {chosen}: {write_install_command(_EXTRAS[chosen])}")
     if chosen == "cuda-core":
         from teso_deploy.backends.cuda.with_cuda_core import open_with_cuda_core
 

@@ -29,6 +29,7 @@ from teso_deploy.backends.cuda.refusals import (
     out_of_pinned_memory,
 )
 from teso_deploy.errors import DeviceError, DeviceMemoryError, MissingExtraError
+from teso_deploy.requirements import write_install_command
 
 _FATBIN = b"\x50\xed\x55\xba"
 _CUBIN = b"\x7fELF"
@@ -43,7 +44,9 @@ def open_with_cuda_core(index: int) -> CudaCoreDevice:
 
         core_device = cuda.core.Device
     except (ImportError, AttributeError) as error:
-        raise MissingExtraError(f"cuda-core can't be used ({error}): pip install -U 'teso-deploy[cuda]'") from error
+        raise MissingExtraError(
+            f"cuda-core can't be used ({error}): {write_install_command('cuda', '--upgrade')}"
+        ) from error
     try:
         code, version = driver.cuDriverGetVersion()
     except RuntimeError as error:  # it looks for libcuda when it is first called

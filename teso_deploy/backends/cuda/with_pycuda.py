@@ -29,6 +29,7 @@ from teso_deploy.backends.cuda.refusals import (
     out_of_pinned_memory,
 )
 from teso_deploy.errors import DeviceError, DeviceMemoryError, MissingExtraError
+from teso_deploy.requirements import write_install_command
 
 _STREAM_NON_BLOCKING = 1
 _EVENT_DEFAULT, _EVENT_DISABLE_TIMING = 0, 2
@@ -41,7 +42,7 @@ def open_with_pycuda(index: int) -> PycudaDevice:
     try:
         import pycuda.driver as driver
     except ModuleNotFoundError as error:
-        raise MissingExtraError(f"PyCUDA can't be used ({error}): pip install 'teso-deploy[pycuda]'") from error
+        raise MissingExtraError(f"PyCUDA can't be used ({error}): {write_install_command('pycuda')}") from error
     except ImportError as error:
         if "libcuda" in str(error):
             raise no_driver() from error

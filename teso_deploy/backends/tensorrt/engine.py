@@ -23,6 +23,7 @@ from teso_deploy.backends.tensorrt.library import Library
 from teso_deploy.backends.tensorrt.sidecar import REBUILD, Sidecar
 from teso_deploy.backends.tensorrt.validity import memory_refusal, refusal
 from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError
+from teso_deploy.requirements import write_install_command
 
 #: How many batches of one call are on the GPU at once.
 RUN_STREAMS = 2
@@ -58,7 +59,7 @@ class TensorRTEngine:
         if sidecar.msda == "plugin" and not library.has_plugin(*MSDA_PLUGIN):
             raise EngineError(
                 f"the engine of {self.name} needs TensorRT's plugin library (libnvinfer_plugin), which has no "
-                f"{MSDA_PLUGIN[0]} here: pip install --force-reinstall 'teso-deploy[tensorrt]'"
+                f"{MSDA_PLUGIN[0]} here: {write_install_command('tensorrt', '--force-reinstall')}"
             )
         library.messages.errors.clear()
         device.activate()

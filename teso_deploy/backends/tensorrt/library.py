@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from teso_deploy.errors import EngineError, MissingExtraError
+from teso_deploy.requirements import write_install_command
 
 Target = Literal["tensorrt", "tensorrt-rtx"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -98,7 +99,7 @@ class Library:
 def check_installed(target: Target) -> None:
     """Raises :class:`MissingExtraError` where the library is not installed; loads nothing."""
     if importlib.util.find_spec(_MODULES[target]) is None:
-        raise MissingExtraError(f"{target} is not installed: pip install 'teso-deploy[{target}]'")
+        raise MissingExtraError(f"{target} is not installed: {write_install_command(target)}")
 
 
 @functools.cache
@@ -113,8 +114,7 @@ def load_library(target: Target) -> Library:
         trt = importlib.import_module(_MODULES[target])
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineError(
-            f"{target} is installed and can't be loaded ({error}): "
-            f"pip install --force-reinstall 'teso-deploy[{target}]'"
+            f"{target} is installed and can't be loaded ({error}): {write_install_command(target, '--force-reinstall')}"
         ) from error
     return adopt(target, trt)
 
@@ -127,7 +127,7 @@ def adopt(target: Target, trt: Any) -> Library:
     if not first <= numbers < behind:
         raise EngineError(
             f"{target} {version} is here, this package works with {first[0]}.{first[1]} up to {behind[0]}.{behind[1]}: "
-            f"pip install --upgrade 'teso-deploy[{target}]'"
+            f"{write_install_command(target, '--upgrade')}"
         )
     messages = Messages()
 

@@ -8,6 +8,7 @@ from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.tensorrt.library import Library
 from teso_deploy.backends.tensorrt.sidecar import REBUILD, Sidecar
 from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError, TesoError
+from teso_deploy.requirements import write_install_command
 
 #: Members of ``EngineInvalidityDiagnostics``; of several bits the first here is told, since it explains the rest.
 REASONS = (
@@ -43,7 +44,7 @@ def refusal(library: Library, device: Device, sidecar: Sidecar, bits: int) -> Te
         case "OLD_CUDA_RUNTIME":
             return DeviceError(
                 f"{what} needs a newer CUDA runtime than the one that is installed: "
-                f"pip install --upgrade 'teso-deploy[{library.target}]'"
+                f"{write_install_command(library.target, '--upgrade')}"
             )
         case "UNSUPPORTED_CC":
             return EngineError(

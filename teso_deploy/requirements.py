@@ -1,0 +1,73 @@
+"""What this package needs to be installed, read from its own description, and the commands that install it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tomllib
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+#: Installed by itself and exactly: a looser range, or an extra alone, brings gigabytes of CUDA packages.
+TORCH = "torch==2.13.0"
+#: Extras that bring torch, themselves or by what they need.
+TORCH_EXTRAS = ("export", "train", "cues", "bench")
+_LOWER_BOUND = re.compile(r"([A-Za-z0-9][\w.-]*)\s*(?:\[[^\]]*\])?\s*(?:[<=~!][^;]*?)?>=\s*([0-9][0-9.]*)")
+
+
+def write_install_command(extra: str, options: str = "") -> str:
+    """The command for a shell that installs an extra.
+
+    Args:
+        extra: One of this package's extras.
+        options: Of ``pip install``, such as ``--upgrade``.
+
+    Returns:
+        The command; where the extra needs torch and there is none, with a step before it that brings torch for the
+        CPU.
+    """
+    command = f"pip install {options + ' ' if options else ''}'teso-deploy[{extra}]'"
+    needs_torch = extra in TORCH_EXTRAS and importlib.util.find_spec("torch") is None
+    return f"pip install {TORCH} && {command}" if needs_torch else command
+
+
+def read_requirements() -> list[str]:
+    """The requirements of the base install and of all extras but ``dev``; none where the description is absent."""
+    description = Path(__file__).parents[1] / "pyproject.toml"
+    if description.is_file():  # of a checkout; what an editable install noted may be older
+        project = tomllib.loads(description.read_text(encoding="utf-8"))["project"]
+        extras = project["optional-dependencies"].items()
+        return [*project["dependencies"], *(one for extra, several in extras if extra != "dev" for one in several)]
+    try:
+        found = metadata.requires("teso-deploy") or []
+    except metadata.PackageNotFoundError:
+        return []
+    return [one for one in found if not re.search(r"extra\s*==\s*['\"]dev['\"]", one)]
+
+
+def find_lower_bounds(requirements: Iterable[str]) -> dict[str, str]:
+    """Package → the lowest version that it may have; of several the highest.
+
+    >>> find_lower_bounds(["numpy>=2.0", "onnxruntime-gpu[cuda]>=1.25; extra == 'x'", "transformers<5,>=4.57", "av==1"])
+    {'numpy': '2.0', 'onnxruntime-gpu': '1.25', 'transformers': '4.57'}
+    """
+    bounds: dict[str, str] = {}
+    for requirement in requirements:
+        if found := _LOWER_BOUND.match(requirement):
+            package, bound = found.groups()
+            if package not in bounds or is_older(bounds[package], bound):
+                bounds[package] = bound
+    return bounds
+
+
+def is_older(version: str, bound: str) -> bool:
+    """Whether a version is below a bound of numbers.
+
+    >>> is_older("1.9.2", "1.25"), is_older("2.13.0+cpu", "2.13"), is_older("16", "16.0.0")
+    (True, False, False)
+    """
+    release = [int(part) for part in re.findall(r"\d+", re.split(r"[^0-9.]", version)[0])]
+    wanted = [int(part) for part in bound.split(".") if part]
+    length = max(len(release), len(wanted))
+    return release + [0] * (length - len(release)) < wanted + [0] * (length - len(wanted))
