@@ -85,3 +85,9 @@ class CheckFailedError(TesoError, AssertionError):
     """A check (parity, audio control) ran and failed."""
 
     exit_code = 1
+
+
+class StreamFailedError(TesoError, RuntimeError):
+    """A stream or an output of a live run failed on the way; the others went on to their end."""
+
+    exit_code = 1

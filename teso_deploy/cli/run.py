@@ -25,7 +25,7 @@ from teso_deploy.cli.reports import check_json, progress_bar, say, toml_file, wr
 from teso_deploy.cli.run_cues import CueRequest, RunCues
 from teso_deploy.cues.prompts import DEFAULT_PROMPT
 from teso_deploy.cues.timed import TimedCues
-from teso_deploy.errors import MediaError, OutputError
+from teso_deploy.errors import MediaError, OutputError, StreamFailedError
 from teso_deploy.media.address import Address
 from teso_deploy.media.audio import check_sound
 from teso_deploy.media.mask_folder import check_mask_folder
@@ -298,7 +298,8 @@ def run(
         write_json(json_out, report)
         console.print(rendered(report))
         if report["errors"]:  # the others went on to the end, and their files are whole
-            raise typer.Exit(1)
+            first, *others = report["errors"]
+            raise StreamFailedError(first + (f" (and {len(others)} more failed)" if others else ""))
         return
     sound: dict[str, Any] = {"mute": mute, "noise_dbfs": noise_dbfs, "sound_from": sound_from}
     for folder in (out, masks) if len(paths) > 1 else ():

@@ -13,11 +13,14 @@ Layout (the labels are folder names, ``split.csv`` says what is train and what i
 from __future__ import annotations
 
 import csv
-import json
+import io
+import os
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import av
 import numpy as np
@@ -26,6 +29,8 @@ from PIL import Image
 
 from teso_deploy.errors import DataError, InputNotFoundError
 from teso_deploy.media.container import opened
+from teso_deploy.small_files import parse_json, read_text
+from teso_deploy.text import to_one_line
 from teso_deploy.types import SAMPLE_RATE_HZ
 
 #: ``calibration``: the pictures of ``train``, and those of its sounds that training leaves out.
@@ -97,7 +102,10 @@ def read_recording(path: Path) -> Recording:
         resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
         parts = [out.to_ndarray()[0] for frame in container.decode(audio=0) for out in resampler.resample(frame)]
         parts += [out.to_ndarray()[0] for out in resampler.resample(None)]
-    samples = np.concatenate(parts).astype(np.float32)
+    if not parts:
+        raise DataError(f"{path} has no sound: replace it, or remove its row from split.csv")
+    # Numbers that are not finite are silence: one of them would make all the others NaN.
+    samples = np.nan_to_num(np.concatenate(parts).astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     samples /= max(float(np.abs(samples).max()), 1e-6)
     slices = samples[: len(samples) // SLICE_SAMPLES * SLICE_SAMPLES].reshape(-1, SLICE_SAMPLES)
     level = np.sqrt((slices.astype(np.float64) ** 2).mean(axis=1)) + 1e-9
@@ -149,6 +157,18 @@ def _calibration_sounds(rows: Sequence[dict[str, str]]) -> set[str]:
     return chosen
 
 
+def _scene_of(index: Path, entry: Any) -> tuple[Image.Image, NDArray[np.int64], dict[str, list[int]]]:
+    """An entry of the index: the photograph, the number of each pixel's segment, and the segments of each word."""
+    photograph = Image.open(index.with_name(entry["image"])).convert("RGB")
+    colours = np.asarray(Image.open(index.with_name(entry["panoptic"])).convert("RGB")).astype(np.int64)
+    segments: dict[str, list[int]] = {}
+    for segment in entry["segments"]:
+        segments.setdefault(_COCO_WORDS.get(segment["cat"], segment["cat"]), []).append(int(segment["id"]))
+    if colours.shape[:2] != (photograph.height, photograph.width):
+        raise DataError(f"{entry['panoptic']} has another size than {entry['image']}: take both from one data set")
+    return photograph, colours @ (1, 256, 65536), segments
+
+
 def _natural_scenes(folder: Path, words: Collection[str], max_side: int) -> Iterator[tuple[str, Image.Image]]:
     """Natural scenes in COCO's panoptic format: a word and the scene, RGBA, the alpha being all of that word.
 
@@ -157,13 +177,12 @@ def _natural_scenes(folder: Path, words: Collection[str], max_side: int) -> Iter
     index = folder / "coco_by" / "index.json"
     if not index.is_file():
         return
-    for entry in json.loads(index.read_text(encoding="utf-8"))["images"]:
-        photograph = Image.open(index.with_name(entry["image"])).convert("RGB")
-        colours = np.asarray(Image.open(index.with_name(entry["panoptic"])).convert("RGB")).astype(np.int64)
-        numbers = colours @ (1, 256, 65536)
-        segments: dict[str, list[int]] = {}
-        for segment in entry["segments"]:
-            segments.setdefault(_COCO_WORDS.get(segment["cat"], segment["cat"]), []).append(segment["id"])
+    content = parse_json(read_text(index, "the index of natural scenes", error=DataError), index, error=DataError)
+    entries = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise DataError(f"{index} has no list of images: restore it, or remove the folder")
+    for entry in entries:
+        photograph, numbers, segments = _readable(partial(_scene_of, entry=entry), index)
         for word in sorted(segments.keys() & set(words)):
             mask = np.isin(numbers, segments[word])
             if mask.mean() < _SUBJECT_SHARE:
@@ -187,8 +206,11 @@ def _rows(folder: Path) -> list[dict[str, str]]:
     table = folder / "split.csv"
     if not table.is_file():
         raise DataError(f"{folder} has no split.csv: see export/demo/README.md for the layout of a media folder")
-    with table.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
+    text = read_text(table, "the table of a media folder", error=DataError)
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), restval=""))
+    except csv.Error as error:
+        raise DataError(f"{table} is not CSV ({error}): write it again") from error
     if not rows or not {"file", "label", "kind", "split"} <= rows[0].keys():
         raise DataError(f"{table} must have the columns file,label,kind,split; see export/demo/README.md")
     return rows
@@ -202,11 +224,14 @@ def label_words(folder: Path) -> list[str]:
 def _readable(read: Callable[[Path], Read], path: Path) -> Read:
     """What ``read`` makes of a file; :class:`DataError` names one that is broken."""
     try:
-        return read(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return read(path)
     except DataError:
         raise
-    except (OSError, ValueError, IndexError, av.FFmpegError) as error:
-        raise DataError(f"{path} can't be read ({error}): replace it, or remove its row from split.csv") from error
+    except Exception as error:  # Pillow's decoders raise SyntaxError, struct.error, zlib.error and others
+        reason = to_one_line(error, 200) or type(error).__name__
+        raise DataError(f"{path} can't be read ({reason}): replace it, or remove its row from split.csv") from error
 
 
 def read_library(folder: Path, split: Split, hold_out: Collection[str] = (), max_side: int = 320) -> Library:
@@ -225,8 +250,10 @@ def read_library(folder: Path, split: Split, hold_out: Collection[str] = (), max
         if kind == "sound" and split != "test" and (name in calibration) != (split == "calibration"):
             continue
         path = folder / name
-        if not path.is_file():
-            raise DataError(f"{folder}: split.csv names {name}, which is not there: restore it or remove the row")
+        if not os.path.isfile(path):  # Path.is_file raises for a name that no file can have
+            raise DataError(
+                f"{folder}: split.csv names {to_one_line(name)}, which is not there: restore it or remove the row"
+            )
         word = word_of(row["label"])
         if kind == "sound":
             recording = _readable(read_recording, path)

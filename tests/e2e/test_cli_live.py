@@ -149,4 +149,5 @@ def test_a_sink_that_failed_shows_in_the_exit_code() -> None:
     done = teso("run", clip, "--mode", "live", "--seconds", 2, "--events", "/dev/full", "--json", "-")
     report = json.loads(done.out)
     assert done.code == 1 and "No space left" in report["errors"][0]
+    assert done.err.splitlines()[-1] == f"teso-deploy: {report['errors'][0]}"
     assert report["streams"][0]["frames"] > 0, "the run went on without it"

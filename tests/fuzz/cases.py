@@ -20,7 +20,7 @@ INPUTS, OUTPUTS, WORK, TEMPORARY, HOME = "in", "out", "work", "tmp", "home"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """``outputs``: names in the folder of outputs that are there after exit 0, and were not or were other before.
+    """``outputs``: places in the folder of outputs that are there after exit 0, and were not or were other before.
 
     ``codes``: how it may end. ``may_remain``: outputs that may be there after a failure, too. ``what``: for people.
     """

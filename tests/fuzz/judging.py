@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ _PREFIX = "teso-deploy: "
 _NOISE = re.compile(
     r"\d{4}-\d\d-\d\d \S+ \[\w:onnxruntime|\[[^]]+ @ 0x[0-9a-f]+\]|\S+\.py:\d+: \w*Warning|Exception ignored"
 )
+#: A folder that PyTorch makes for its caches where temporary files go.
+_OF_TORCH = re.compile(rf"{TEMPORARY}/torchinductor_\w+")
 _Snapshot = dict[str, str]
 
 
@@ -113,16 +116,21 @@ def _judge_lines(text: str) -> list[Finding]:
     return found[:1]
 
 
+def _is_within(name: str, outputs: Collection[str]) -> bool:
+    return any(name == output or name.startswith(f"{output}/") for output in outputs)
+
+
 def _judge_files(case: Case, ended: Ended, before: _Snapshot, after: _Snapshot) -> list[Finding]:
     found = []
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    changed = {name for name in changed if not _OF_TORCH.fullmatch(name)}
     allowed = case.outputs if ended.code == 0 else case.may_remain
     for name in sorted(changed):
         top, _, rest = name.partition("/")
         told = "gone" if name not in after else "new" if name not in before else "other"
         if top == INPUTS:
             found.append(Finding("input changed", f"{rest}: {told}"))
-        elif top in (WORK, TEMPORARY) or (top == OUTPUTS and rest.partition("/")[0] not in allowed):
+        elif top in (WORK, TEMPORARY) or (top == OUTPUTS and not _is_within(rest, allowed)):
             found.append(Finding("left behind", f"{name!a}: {told}"))
         elif top == HOME and told == "new" and re.search(r"(^|/)\.(?!cache$)[^/]*$", rest):
             found.append(Finding("left behind", f"{name!a}: hidden in the cache"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from teso_deploy.errors import DataError, InputNotFoundError
-from teso_deploy.evaluation.library import Library, Recording, read_library, word_of
+from teso_deploy.evaluation.library import Library, Recording, read_library, read_recording, word_of
 from teso_deploy.evaluation.protocol import (
     ROWS,
     RowScore,
@@ -218,6 +219,61 @@ def test_a_broken_file_is_named(media_folder: Path, tmp_path: Path, broken: str)
     shutil.copytree(media_folder, tmp_path / "media")
     (tmp_path / "media" / broken).write_bytes(b"neither a picture nor a sound")
     with pytest.raises(DataError, match=broken):
+        read_library(tmp_path / "media", "train")
+
+
+@pytest.mark.parametrize(
+    ("table", "names"),
+    [
+        (b"file,label,kind,split\nstamps/dog/\xff.png,dog,picture,train\n", "is not UTF-8"),
+        (b"file,label,kind,split\nstamps/dog/0\0.png,dog,picture,train\n", "stamps/dog/0 .png, which is not there"),
+        (b"file,label,kind,split\n" + b"x" * 140_000 + b",dog,picture,train\n", "is not CSV"),
+        (b"file,label,kind,split\nstamps/dog/0.png\n", "names no train pictures"),
+        (b'file,label,kind,split\n"\x1b[31mx\nteso-deploy: ok",dog,picture,train\n', "names x teso-deploy: ok, which"),
+    ],
+    ids=["not UTF-8", "zero byte", "endless name", "short row", "escapes"],
+)  # fmt: skip
+def test_a_table_that_is_damaged_is_refused(media_folder: Path, tmp_path: Path, table: bytes, names: str) -> None:
+    shutil.copytree(media_folder, tmp_path / "media")
+    (tmp_path / "media/split.csv").write_bytes(table)
+    with pytest.raises(DataError, match=names) as caught:
+        read_library(tmp_path / "media", "train")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 600
+
+
+def test_a_picture_of_too_many_pixels_is_named(
+    media_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(media_folder, tmp_path / "media")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    with pytest.raises(DataError, match=r"0\.png can't be read \(Image size \(3600 pixels\) exceeds limit"):
+        read_library(tmp_path / "media", "train")
+
+
+def test_samples_that_are_no_numbers_are_silence(tmp_path: Path) -> None:
+    samples = np.full(16_000, 0.5, np.float32)
+    samples[8000:] = np.nan
+    data = samples.tobytes()
+    head = (
+        b"RIFF"
+        + struct.pack("<I", 36 + len(data))
+        + b"WAVEfmt "
+        + struct.pack("<IHHIIHH", 16, 3, 1, 16_000, 64_000, 4, 32)
+    )
+    (tmp_path / "x.wav").write_bytes(head + b"data" + struct.pack("<I", len(data)) + data)
+    recording = read_recording(tmp_path / "x.wav")
+    assert np.isfinite(recording.samples).all() and np.allclose(recording.samples[:8000], 1.0)
+    assert recording.heard.tolist() == [True] * 25 + [False] * 25
+
+
+@pytest.mark.parametrize(
+    "index", ["[]", '{"images": 3}', '{"images": [{"image": "x.jpg"}]}', '{"images": [null]}', "["]
+)
+def test_an_index_of_natural_scenes_that_is_damaged_is_named(media_folder: Path, tmp_path: Path, index: str) -> None:
+    shutil.copytree(media_folder, tmp_path / "media")
+    (tmp_path / "media/coco_by").mkdir()
+    (tmp_path / "media/coco_by/index.json").write_text(index)
+    with pytest.raises(DataError, match=r"coco_by/index\.json"):
         read_library(tmp_path / "media", "train")
 
 
