@@ -16,8 +16,9 @@ def _check_printable(text: str) -> str:
     return text
 
 
+MOST_LETTERS = 1000
 #: A name that messages and tables show.
-Text = Annotated[str, Field(max_length=1000), AfterValidator(_check_printable)]
+Text = Annotated[str, Field(max_length=MOST_LETTERS), AfterValidator(_check_printable)]
 # The bounds are far above what any model has. They keep a mistyped number from taking all memory.
 Positive = Annotated[int, Field(gt=0, le=65_536)]
 Scale = Annotated[float, Field(gt=0)]

@@ -20,9 +20,11 @@ from teso_deploy.backends.tensorrt.profiles import DEFAULT_PROFILE, load_profile
 from teso_deploy.bundle import KIND, MANIFEST, Bundle, BundleManifest
 from teso_deploy.cli.reports import check_json, say, shown_in, toml_file, write_json
 from teso_deploy.errors import BundleError, InputNotFoundError, MissingExtraError, RecipeError
+from teso_deploy.hub import hub_snapshot
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.outputs import check_apart, show_path
 from teso_deploy.recipe import Recipe, load_recipe
+from teso_deploy.recipe_tables import MOST_LETTERS
 from teso_deploy.requirements import write_install_command
 from teso_deploy.types import Precision
 
@@ -174,7 +176,7 @@ def show_plan(console: Console, recipe: Recipe, json_out: Path | None) -> None:
 
     with console.status("shapes of every graph"):
         plans = plan_export(recipe)
-    table = Table(title=f"{recipe.name}: {recipe.summary}" if recipe.summary else recipe.name)
+    table = Table(title=escape(f"{recipe.name}: {recipe.summary}" if recipe.summary else recipe.name))
     for column in ("graph", "parameters", "multiply-adds", "bytes (fp32)"):
         table.add_column(column, justify="left" if column == "graph" else "right")
     for name, plan in plans.items():
@@ -248,7 +250,7 @@ def export(
     ] = None,
 ) -> None:
     """Export a recipe to ONNX graphs with their reference outputs and cue words, checked against PyTorch."""
-    is_bundle = os.path.isfile(Path(recipe) / MANIFEST)
+    is_bundle = os.path.isfile(hub_snapshot(Path(recipe)) / MANIFEST)
     if is_bundle and (checkpoint or random_weights is not None or size or dry_run):
         raise BundleError(
             f"{recipe} is a bundle, which has its weights and sizes: "
@@ -269,6 +271,8 @@ def export(
     architectures = [name.strip().lower() for name in (arch or "").split(",") if name.strip()]
     if architectures and "tensorrt-rtx" not in targets:
         raise typer.BadParameter("generations are for --target tensorrt-rtx", param_hint="--arch")
+    if not licence.isprintable() or len(licence) > MOST_LETTERS:
+        raise typer.BadParameter(f"give one line of at most {MOST_LETTERS} letters", param_hint="--licence")
     check_json(json_out)
     files = [part_and_file(text) for text in checkpoint or ()]
     console = Console(stderr=True)

@@ -35,6 +35,7 @@ from teso_deploy.exporting.finishing import Wanted, finish
 from teso_deploy.exporting.forms import Forms, check_space
 from teso_deploy.exporting.frames import video_frames
 from teso_deploy.exporting.graphs import OPSET, export_graph
+from teso_deploy.exporting.plan import check_memory
 from teso_deploy.exporting.reference import Size, clip_inputs, example_arguments, random_inputs, reference_arrays
 from teso_deploy.exporting.text_encoder import text_graph, write_text_encoder
 from teso_deploy.exporting.vocabulary import MINILM_DIM, build_cue_table, clip_embedder, cue_words
@@ -146,6 +147,7 @@ def export_bundle(
     """
     KIND.check_target(out)
     files = [(None, checkpoints)] if isinstance(checkpoints, Path) else list(checkpoints or ())
+    check_memory(recipe)
     on_progress("reading weights")
     built = assemble(recipe, files, random_weights_seed)
     model = built.model

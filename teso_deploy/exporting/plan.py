@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from teso_deploy.errors import RecipeError
 from teso_deploy.exporting.graphs import multiply_adds
 from teso_deploy.exporting.reference import example_arguments
 from teso_deploy.models.clip_text import ClipText
@@ -33,6 +35,25 @@ def _planned(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> GraphPla
         multiply_adds=multiply_adds(module, arguments),
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
     )
+
+
+def check_memory(recipe: Recipe) -> None:
+    """Refuse, before a weight is made, a model whose weights are larger than this machine's memory.
+
+    Raises :class:`RecipeError`, which says how large they would be.
+    """
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not every system says
+        return
+    with META:
+        model = build(recipe)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if weights > memory:
+        raise RecipeError(
+            f"recipe {recipe.name} has {weights / 1e9:,.0f} GB of weights, this machine has {memory / 1e9:,.0f} GB of "
+            "memory: make its layers narrower or fewer, `teso-deploy export --dry-run` says how large each part is"
+        )
 
 
 def plan_export(recipe: Recipe) -> dict[str, GraphPlan]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from teso_deploy.errors import InputNotFoundError, RecipeError, TesoError
-from teso_deploy.recipe import load_recipe, parse_recipe
+from teso_deploy.exporting.plan import check_memory
+from teso_deploy.recipe import Recipe, load_recipe, parse_recipe
 from tests.commands import refused
 
 
@@ -95,3 +96,11 @@ def test_by_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_bytes(b"\xff")
     refused("export", path, "--dry-run", names="is not UTF-8")
+
+
+def test_a_model_that_is_larger_than_the_memory(monkeypatch: pytest.MonkeyPatch, tiny_recipe: Recipe) -> None:
+    check_memory(tiny_recipe)
+    wide = tiny_recipe.audio.model_copy(update={"hidden": (65_536, 65_536)})
+    monkeypatch.setattr(os, "sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else 16 << 30)
+    with pytest.raises(RecipeError, match=r"has \d+ GB of weights, this machine has 17 GB of memory"):
+        check_memory(tiny_recipe.model_copy(update={"audio": wide}))

@@ -305,6 +305,13 @@ def test_files_that_can_not_be_read_are_a_sentence(
             machine.engine(bundle, settings=PROFILE)
 
 
+def test_a_pipe_in_place_of_a_sidecar(tmp_path: Path) -> None:
+    (tmp_path / "x.engine").write_bytes(b"x")
+    os.mkfifo(tmp_path / "x.engine.json")
+    with pytest.raises(EngineError, match=r"x\.engine\.json is not a file"):
+        read_sidecar(tmp_path / "x.engine")
+
+
 def test_what_nobody_uses_is_dropped(machine: Machine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, long_ago = machine.cache.folder, time.time() - cache.UNUSED_SECONDS - 60
     machine.engine(bundle)

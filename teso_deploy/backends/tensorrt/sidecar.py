@@ -108,6 +108,8 @@ def read_sidecar(path: Path) -> Sidecar:
     if not os.path.isfile(path):  # Path.is_file raises where a folder may not be looked into
         raise InputNotFoundError(f"no engine {path} that can be read: {REBUILD}")
     beside = sidecar_path(path)
+    if os.path.lexists(beside) and not os.path.isfile(beside):  # to open a pipe may wait for ever
+        raise EngineError(f"{beside} is not a file, so nothing vouches for the engine: {REBUILD}")
     try:
         content = json.loads(beside.read_text(encoding="utf-8"))
     except FileNotFoundError:
