@@ -297,7 +297,9 @@ def test_files_that_can_not_be_read_are_a_sentence(
         patch.setattr(Path, "read_text", denied)
         with pytest.raises(EngineError, match=r"\.json can't be read \(Permission denied\)"):
             machine.engine(bundle, settings=PROFILE)
-        with pytest.raises(InputNotFoundError, match=r"mine.toml can't be read \(Permission denied\): give one"):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", denied)
+        with pytest.raises(InputNotFoundError, match=r"mine.toml can't be read \(Permission denied\): name"):
             load_profile(str(mine))
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", denied)
