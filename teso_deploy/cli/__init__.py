@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -18,12 +19,26 @@ from typer.core import TyperGroup
 
 from teso_deploy import __version__
 from teso_deploy.cli.signals import end_by_exception, printing
-from teso_deploy.errors import TesoError
+from teso_deploy.errors import OutputError, TesoError
+from teso_deploy.redaction import child_environment
 from teso_deploy.text import to_one_line, to_printable
 
 #: An address of a server, which a library's error may quote with its credentials.
 _ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)\S+")
 _LEAST_SECRET = 8
+#: What the user can do about an error of the system that no command has made a sentence of.
+_MENDABLE = {
+    errno.EACCES: "change its permissions, or name another path",
+    errno.EPERM: "change its permissions, or name another path",
+    errno.EROFS: "name another place",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "name what the link should lead to",
+    errno.ENOSPC: "make room, or name another place",
+    errno.EDQUOT: "make room, or name another place",
+    errno.EFBIG: "name another place",
+    errno.EMFILE: "allow more open files with `ulimit -n`",
+    errno.ENFILE: "close other programs",
+}
 #: Command → its module in this package and the function in it.
 COMMANDS = {
     "doctor": ("doctor", "doctor"),
@@ -104,9 +119,9 @@ def _describe_fault(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "there is not enough memory: close other programs, or run less at a time (--size, --threads)"
     text = _ADDRESS.sub(r"\1***", str(error))
-    for name, value in os.environ.items():
-        if name.endswith(("KEY", "TOKEN", "SECRET", "PASSWORD")) and len(value) >= _LEAST_SECRET:
-            text = text.replace(value, "***")
+    for name in os.environ.keys() - child_environment().keys():
+        if len(os.environ[name]) >= _LEAST_SECRET:
+            text = text.replace(os.environ[name], "***")
     told = to_one_line(f"{type(error).__name__}: {text}" if text else type(error).__name__, 160)
     return f"this went wrong unexpectedly: {told}; please report it with what `teso-deploy --traceback ...` shows"
 
@@ -115,6 +130,9 @@ def _report_error(error: BaseException, shows_all: bool) -> int:
     """Print an error as one sentence; the exit code."""
     if shows_all:
         traceback.print_exception(error)
+    if isinstance(error, OSError) and not isinstance(error, TesoError) and error.errno in _MENDABLE:
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        error = OutputError(f"{where}{error.strerror}: {_MENDABLE[error.errno]}")
     _print_error(str(error) if isinstance(error, TesoError) else _describe_fault(error))
     return error.exit_code if isinstance(error, TesoError) else 1
 

@@ -95,7 +95,7 @@ def test_a_camera_becomes_masks_events_and_a_video(clip: Path, tmp_path: Path) -
         assert sum(1 for _ in video.decode(video=0)) >= 10 and video.streams.audio
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_finish_files_and_print_the_summary(clip: Path, tmp_path: Path, number: signal.Signals) -> None:
     port = free_port()
     with serving(tcp(Sender(clip, CLIP_SECONDS, loop=True))) as server:
@@ -125,7 +125,8 @@ def test_standard_input_without_a_frame_lost(clip: Path, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr.decode()
     (stream,) = json.loads(done.stdout)["streams"]
     assert stream["frames_decoded"] == 250 and stream["frames"] == 50 and stream["drops"] == {"fps": 200}
-    assert len(list((tmp_path / "masks").iterdir())) == 50
+    assert len(list((tmp_path / "masks").glob("*.png"))) == 50
+    assert json.loads((tmp_path / "masks" / "masks.json").read_text())["input"] == "-"
 
 
 def test_bad_input_is_a_sentence(clip: Path, tmp_path: Path) -> None:

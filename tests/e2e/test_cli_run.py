@@ -80,7 +80,10 @@ def test_everything_at_once(clip: Path, tiny_bundle: Path, tmp_path: Path) -> No
     assert len(events.read_text().splitlines()) == found["events"]
     lengths = streams(out)
     assert lengths["video"] == pytest.approx(2.0, abs=0.1) and lengths["audio"] == pytest.approx(2.0, abs=0.1)
-    pictures = sorted(masks.iterdir())
+    marker = json.loads((masks / "masks.json").read_text())
+    assert marker["input"] == str(clip) and marker["bundle"] == "tiny" and marker["schema_version"] == 1
+    assert [(entry["id"], entry["name"]) for entry in marker["classes"]] == [(1, "dog"), (2, "cow"), (3, "car")]
+    pictures = sorted(masks.glob("*.png"))
     assert [path.name for path in pictures] == [f"{i:06d}.png" for i in range(24)]
     with Image.open(pictures[5]) as mask:
         assert mask.mode == "P" and mask.size == (96, 72)
@@ -104,14 +107,14 @@ def test_masks_of_an_earlier_run_are_replaced(clip: Path, tiny_bundle: Path, tmp
     masks = tmp_path / "masks"
     report_of(clip, "--bundle", tiny_bundle, "--masks", masks)
     report_of(clip, "--bundle", tiny_bundle, "--masks", masks, "--fps", 2)
-    assert len(list(masks.iterdir())) < 10
+    assert len(list(masks.iterdir())) < 11
 
 
 def test_paper_mode_takes_one_frame_a_second(clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     out, masks = tmp_path / "out.mp4", tmp_path / "masks"
     report = report_of(clip, "--bundle", tiny_bundle, "--mode", "paper", "--out", out, "--masks", masks)
     assert report["frames"] == 2 and report["audio"]["window"] == "second"
-    assert sorted(path.name for path in masks.iterdir()) == ["000011.png", "000023.png"]
+    assert sorted(path.name for path in masks.iterdir()) == ["000011.png", "000023.png", "masks.json"]
     assert streams(out)["video"] == pytest.approx(2.0, abs=0.1)
 
 
@@ -195,7 +198,7 @@ def test_several_inputs_go_to_a_folder(clip: Path, silent_clip: Path, tiny_bundl
     )
     assert [Path(run["input"]).name for run in report["runs"]] == ["clip.mp4", "no sound.mp4"]
     assert sorted(path.name for path in out.iterdir()) == ["clip.mp4", "no sound.mp4"]
-    assert len(list((masks / "clip").iterdir())) == 8 and len(list((masks / "no sound").iterdir())) == 4
+    assert len(list((masks / "clip").glob("*.png"))) == 8 and len(list((masks / "no sound").glob("*.png"))) == 4
 
 
 def test_the_installed_command_says_its_version_and_its_commands() -> None:

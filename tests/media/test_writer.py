@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -61,6 +66,62 @@ def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
         writer.write(flash(True), 0)
         raise RuntimeError
     assert target.read_text() == "the last good one" and os.listdir(tmp_path) == ["o.mp4"]
+
+
+@pytest.mark.parametrize("is_growing", [True, False])
+@pytest.mark.parametrize("name", ["12:30.mp4", os.fsdecode(b"caf\xe9.mp4"), "-y.mp4", "%03d.mp4", "b" * 251 + ".mp4"])
+def test_any_name_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, is_growing: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    with VideoWriter(name, 64, 48, 25, beep_track(0, 1), is_growing=is_growing) as writer:
+        for i in range(10):
+            writer.write(flash(True), i / 25)
+    assert os.listdir(tmp_path) == [name]
+    with av.open(io.BytesIO((tmp_path / name).read_bytes())) as video:
+        assert len(list(video.decode(video=0))) == 10
+
+
+def test_the_index_comes_first(tmp_path: Path) -> None:
+    """So that players can begin before the whole file has come."""
+    with VideoWriter(tmp_path / "o.mp4", 64, 48, 25, beep_track(0, 1)) as writer:
+        writer.write(flash(True), 0)
+    content = (tmp_path / "o.mp4").read_bytes()
+    assert 0 < content.index(b"moov") < content.index(b"mdat")
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Writing beyond so many bytes of a file fails, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("is_growing", [True, False])
+@pytest.mark.parametrize("missing_bytes", [1, 500])
+def test_a_disk_that_fills_up_at_the_very_end(tmp_path: Path, missing_bytes: int, is_growing: bool) -> None:
+    def write(path: Path) -> None:
+        with VideoWriter(path, 64, 48, 25, beep_track(0, 2), is_growing=is_growing) as writer:
+            for i in range(30):
+                writer.write(flash(i % 2 == 0), i / 25)
+
+    write(tmp_path / "whole.mp4")
+    size = (tmp_path / "whole.mp4").stat().st_size
+    with file_size_limit(size - missing_bytes), pytest.raises(OutputError, match=r"o\.mp4 can't be written \(File too"):
+        write(tmp_path / "o.mp4")
+    assert sorted(os.listdir(tmp_path)) == (["o.mp4", "whole.mp4"] if is_growing else ["whole.mp4"])
+
+
+def test_a_link_stays_and_a_device_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link.mp4").symlink_to("o.mp4")
+    with VideoWriter(tmp_path / "link.mp4", 64, 48, 25) as writer:
+        writer.write(flash(True), 0)
+    assert (tmp_path / "link.mp4").is_symlink() and (tmp_path / "o.mp4").stat().st_size > 500
+    for is_growing in (True, False):
+        with pytest.raises(OutputError, match="a device or a pipe"):
+            VideoWriter("/dev/null", 64, 48, 25, is_growing=is_growing)
 
 
 def test_a_picture_of_another_size_is_refused(tmp_path: Path) -> None:
