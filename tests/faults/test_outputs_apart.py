@@ -125,16 +125,8 @@ def test_export(tiny_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_bundle, tmp_path / "bundle")
     refused("export", tmp_path / "bundle", "--out", tmp_path / "bundle" / "inner", names="lies in")
     refused("export-cues", "--captioner", weights, "--out", weights / "out", names="lies in")
-    refused(
-        "export-cues",
-        "--captioner",
-        weights,
-        "--out",
-        recipe.parent / "o",
-        "--json",
-        tmp_path / "o",
-        names="same output",
-    )
+    one = tmp_path / "o"
+    refused("export-cues", "--captioner", weights, "--out", one, "--json", one, names="same output")
     assert names_in(weights) == ["model.safetensors"] and recipe.read_text()
 
 

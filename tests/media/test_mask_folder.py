@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from teso_deploy import staging
 from teso_deploy.errors import OutputError
 from teso_deploy.media import mask_folder
 from teso_deploy.media.mask_folder import (
@@ -139,7 +138,7 @@ def test_the_place_is_never_empty_where_folders_can_be_exchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_masks(tmp_path / "masks", 0)
-    monkeypatch.setattr(staging.os, "rename", lambda *paths: pytest.fail("two steps"))
+    monkeypatch.setattr(os, "rename", lambda *paths: pytest.fail("two steps"))
     write_masks(tmp_path / "masks", 5)
     assert names_in(tmp_path / "masks") == ["000005.png", MARKER]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,7 +66,7 @@ def test_only_what_has_such_a_name_is_cleared_and_no_link_is_followed(tmp_path: 
 
 def test_names_differ_and_are_exclusive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".teso-0000000000000000.part").symlink_to(tmp_path / "elsewhere")
-    monkeypatch.setattr(staging.secrets, "token_hex", lambda count: "00" * count)
+    monkeypatch.setattr(secrets, "token_hex", lambda count: "00" * count)
     with pytest.raises(FileExistsError):
         staging.create_file(tmp_path)
     with pytest.raises(FileExistsError), staging.created_folder(tmp_path):
@@ -106,8 +108,8 @@ def test_a_kill_between_the_steps_without_exchange_can_be_mended(
     (new / "content").write_text("new")
     rename, steps = os.rename, [0]
 
-    def rename_and_die(one: Path, other: Path) -> None:
-        rename(one, other)
+    def rename_and_die(one: Any, other: Any, **more: Any) -> None:
+        rename(one, other, **more)
         steps[0] += 1
         if steps[0] == step:
             die()
