@@ -135,7 +135,7 @@ def test_results_never_get_the_number_of_a_closed_stream(tmp_path: Path) -> None
     program = f"""
 import os, sys
 sys.argv = ["teso-deploy", "doctor", "--json", {str(tmp_path / "r.json")!r}]
-from teso_deploy.cli import doctor
+from teso_deploy.cli import doctor, main
 examine = doctor.examine
 def examine_and_print():
     os.write(2, b"a library's message")

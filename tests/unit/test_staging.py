@@ -115,8 +115,8 @@ def test_a_kill_between_the_steps_without_exchange_can_be_mended(
             die()
 
     def swap() -> None:
-        staging.exchange = refuse_exchange
-        os.rename = rename_and_die
+        monkeypatch.setattr(staging, "exchange", refuse_exchange)
+        monkeypatch.setattr(os, "rename", rename_and_die)
         staging.put_in_place(new, place)
 
     assert run_in_a_child(swap) == signal.SIGKILL
