@@ -11,6 +11,8 @@ _MORE = "…"
 _ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\)|[ -/]*[0-~])|\x9b[0-?]*[ -/]*[@-~]", re.DOTALL
 )
+#: Control characters beyond those that JSON escapes, and marks that turn text round or are not to be seen.
+_HIDDEN = re.compile("[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
 
 
 def to_printable(text: str) -> str:
@@ -36,6 +38,17 @@ def replace_undecodable(text: str) -> str:
     'caf�.mp4'
     """
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def escape_hidden(json_text: str) -> str:
+    """Return JSON whose strings hold no raw character that a terminal obeys or hides; it says the same.
+
+    JSON itself escapes the first 32 characters alone.
+
+    >>> escape_hidden('"\u202e\x9b\x7f 犬"')
+    '"\\\\u202e\\\\u009b\\\\u007f 犬"'
+    """
+    return _HIDDEN.sub(lambda match: f"\\u{ord(match[0]):04x}", json_text)
 
 
 def to_one_line(text: object, limit: int = LIMIT) -> str:

@@ -12,13 +12,12 @@ from typing import Annotated, Any, get_args
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from teso_deploy.backends.tensorrt.library import TARGETS, Target, check_installed
 from teso_deploy.backends.tensorrt.profiles import DEFAULT_PROFILE, load_profile
 from teso_deploy.bundle import KIND, MANIFEST, Bundle, BundleManifest
-from teso_deploy.cli.reports import check_json, say, shown_in, toml_file, write_json
+from teso_deploy.cli.reports import as_markup, check_json, say, shown_in, toml_file, write_json
 from teso_deploy.errors import BundleError, InputNotFoundError, MissingExtraError, RecipeError
 from teso_deploy.hub import hub_snapshot
 from teso_deploy.media.reader import VideoReader
@@ -148,7 +147,9 @@ def engine_table(rows: Sequence[dict[str, Any]]) -> Table:
     )
     for row in rows:
         size, seconds = f"{row['bytes'] / 1e6:.1f}", f"{row['build_seconds']:.1f}"
-        table.add_row(row["graph"], row["arch"], row["precision"], f"{row['half_share']:.0%}", size, seconds)
+        table.add_row(
+            as_markup(row["graph"]), as_markup(row["arch"]), row["precision"], f"{row['half_share']:.0%}", size, seconds
+        )
     return table
 
 
@@ -318,13 +319,15 @@ def export(
                 text_encoder,
             )
     manifest = done.bundle.manifest
-    table = Table(title=escape(f"{manifest.name} → {out}"))
+    table = Table(title=as_markup(f"{manifest.name} → {out}"))
     for column in ("graph", "parameters", "multiply-adds", "nodes", "largest error"):
         table.add_column(column, justify="left" if column == "graph" else "right")
     for name, graph in manifest.graphs.items():
         parity = done.parity.parity(name)
         error = "–" if parity is None else f"{parity.max_abs_error:.1e}"
-        table.add_row(name, f"{graph.parameters:,}", f"{graph.multiply_adds / 1e6:,.0f} M", f"{graph.nodes:,}", error)
+        table.add_row(
+            as_markup(name), f"{graph.parameters:,}", f"{graph.multiply_adds / 1e6:,.0f} M", f"{graph.nodes:,}", error
+        )
     console.print(table)
     if manifest.engines:
         console.print(engine_table(_engine_rows(manifest, out)))
