@@ -177,7 +177,7 @@ def show_plan(console: Console, recipe: Recipe, json_out: Path | None) -> None:
 
     with console.status("shapes of every graph"):
         plans = plan_export(recipe)
-    table = Table(title=escape(f"{recipe.name}: {recipe.summary}" if recipe.summary else recipe.name))
+    table = Table(title=as_markup(f"{recipe.name}: {recipe.summary}" if recipe.summary else recipe.name))
     for column in ("graph", "parameters", "multiply-adds", "bytes (fp32)"):
         table.add_column(column, justify="left" if column == "graph" else "right")
     for name, plan in plans.items():
