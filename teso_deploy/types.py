@@ -41,7 +41,7 @@ class _Printed:
 class Frame(_Printed):
     """One picture of a video.
 
-    ``image`` (H, W, 3) uint8 RGB, upright; ``pts_seconds`` from the file's origin (the
+    ``image`` (H, W, 3) uint8 RGB, as players show it; ``pts_seconds`` from the file's origin (the
     earliest start of its streams); ``index`` counts decoded frames from 0; ``segment``
     counts the stretches between discontinuities of the clock.
     """
