@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 #: Characters of foreign text that one message shows.
 LIMIT = 300
@@ -60,3 +61,20 @@ def to_one_line(text: object, limit: int = LIMIT) -> str:
     # A text of megabytes is cut first: what is cut off later is not worth cleaning.
     line = " ".join(to_printable(str(text)[: 20 * limit]).split())
     return line if len(line) <= limit else line[: limit - len(_MORE)] + _MORE
+
+
+#: Marks that turn the direction of what follows.
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def is_name(text: str) -> bool:
+    """Return whether text has no character that ends a line, that a terminal obeys, or that turns what follows.
+
+    Joiners and wide spaces are letters of names in many languages, though Python does not call them printable.
+
+    >>> is_name("می\u200cخوانم"), is_name("a\\x1b[31m")
+    (True, False)
+    """
+    return text.isprintable() or not any(
+        unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _TURNING for c in text
+    )

@@ -23,7 +23,6 @@ from teso_deploy.hub import hub_snapshot
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.outputs import check_apart, show_path
 from teso_deploy.recipe import Recipe, load_recipe
-from teso_deploy.recipe_tables import MOST_LETTERS
 from teso_deploy.requirements import write_install_command
 from teso_deploy.types import Precision
 
@@ -272,8 +271,6 @@ def export(
     architectures = [name.strip().lower() for name in (arch or "").split(",") if name.strip()]
     if architectures and "tensorrt-rtx" not in targets:
         raise typer.BadParameter("generations are for --target tensorrt-rtx", param_hint="--arch")
-    if not licence.isprintable() or len(licence) > MOST_LETTERS:
-        raise typer.BadParameter(f"give one line of at most {MOST_LETTERS} letters", param_hint="--licence")
     check_json(json_out)
     files = [part_and_file(text) for text in checkpoint or ()]
     console = Console(stderr=True)
