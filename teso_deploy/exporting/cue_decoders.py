@@ -19,6 +19,8 @@ from teso_deploy.cues.tokens import Tokens
 from teso_deploy.errors import CheckpointError, InputNotFoundError, MissingExtraError
 from teso_deploy.exporting.cue_weights import quietly, stored_as
 from teso_deploy.requirements import write_install_command
+from teso_deploy.small_files import read_text
+from teso_deploy.text import to_one_line
 
 TASK = "text-generation-with-past"
 #: A model without a chat template is asked in plain words.
@@ -56,10 +58,12 @@ def read_config(source: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{source} has no config.json: name a folder as `save_pretrained` writes it")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads(read_text(path, "a folder as `save_pretrained` writes it", error=CheckpointError))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(
-            f"{path} can't be read ({error}): name a folder as `save_pretrained` writes it"
+            f"{path} can't be read ({to_one_line(error)}): name a folder as `save_pretrained` writes it"
         ) from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise CheckpointError(f"{path} names no model_type: name a folder as `save_pretrained` writes it")

@@ -34,6 +34,7 @@ from teso_deploy.exporting.cue_decoders import (
 )
 from teso_deploy.exporting.cue_weights import quietly, save_graph, stored_as
 from teso_deploy.exporting.graphs import exported
+from teso_deploy.text import to_one_line
 
 LLAVA = "llava"
 TASK = "text-generation-with-past"
@@ -141,8 +142,10 @@ def _template_of(source: Path) -> str:
         if text.is_file():
             return text.read_text(encoding="utf-8")
         return str(json.loads(table.read_text(encoding="utf-8"))["chat_template"]) if table.is_file() else _TEMPLATE
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"the chat template of {source} can't be read ({error}): check its files") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"the chat template of {source} can't be read ({to_one_line(error)}): check its files"
+        ) from error
 
 
 #: Of LLaVA-1.5 (Vicuna), where the checkpoint has none.
