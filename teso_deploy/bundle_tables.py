@@ -149,7 +149,7 @@ class BundleManifest(Table):
     cue: CueEntry
     tagger: TaggerEntry | None = None
     provenance: dict[Text, str]
-    licence: str
+    licence: Text
     measured: dict[str, Any] = {}
     files: dict[str, FileEntry] = {}
 

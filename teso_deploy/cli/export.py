@@ -7,26 +7,36 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from teso_deploy.backends.tensorrt.library import TARGETS, Target, check_installed
 from teso_deploy.backends.tensorrt.profiles import DEFAULT_PROFILE, load_profile
 from teso_deploy.bundle import KIND, MANIFEST, Bundle, BundleManifest
-from teso_deploy.cli.reports import as_markup, check_json, say, shown_in, toml_file, write_json
+from teso_deploy.cli.reports import check_json, say, shown_in, toml_file, write_json
 from teso_deploy.errors import BundleError, InputNotFoundError, MissingExtraError, RecipeError
 from teso_deploy.hub import hub_snapshot
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.outputs import check_apart, show_path
 from teso_deploy.recipe import Recipe, load_recipe
+from teso_deploy.recipe_tables import MOST_LETTERS
 from teso_deploy.requirements import write_install_command
 from teso_deploy.types import Precision
 
 _PARTS = ("visual", "audio", "text", "model")
+#: The option ``--weights`` of each command that takes checkpoints of others.
+WeightsOption = Annotated[
+    Literal["ema", "raw"] | None,
+    typer.Option(
+        "--weights",
+        help="Of a checkpoint with both: the average that training kept (ema), or the trained weights (raw).",
+    ),
+]
 
 
 def _engine_rows(manifest: BundleManifest, folder: Path) -> list[dict[str, Any]]:
@@ -101,15 +111,14 @@ def part_and_file(text: str) -> tuple[str | None, Path]:
     Raises :class:`InputNotFoundError`, and :class:`typer.BadParameter` for a part that there is not.
     """
     part, separator, name = text.partition("=")
-    if separator and not os.path.exists(text):
+    if separator and not os.path.lexists(text):  # Path.exists raises for a name that is too long
         if part not in _PARTS:
             raise typer.BadParameter(f"no part {part!r}: one of {', '.join(_PARTS)}", param_hint="--checkpoint")
     else:
         part, name = "", text
-    path = Path(name)
-    if not os.path.exists(path):
-        raise InputNotFoundError(f"no checkpoint {path}: check the path")
-    return part or None, path
+    if not os.path.lexists(name):
+        raise InputNotFoundError(f"no checkpoint {name}: check the path")
+    return part or None, Path(name)
 
 
 def parsed_size(text: str) -> tuple[int, int]:
@@ -146,9 +155,7 @@ def engine_table(rows: Sequence[dict[str, Any]]) -> Table:
     )
     for row in rows:
         size, seconds = f"{row['bytes'] / 1e6:.1f}", f"{row['build_seconds']:.1f}"
-        table.add_row(
-            as_markup(row["graph"]), as_markup(row["arch"]), row["precision"], f"{row['half_share']:.0%}", size, seconds
-        )
+        table.add_row(row["graph"], row["arch"], row["precision"], f"{row['half_share']:.0%}", size, seconds)
     return table
 
 
@@ -176,7 +183,7 @@ def show_plan(console: Console, recipe: Recipe, json_out: Path | None) -> None:
 
     with console.status("shapes of every graph"):
         plans = plan_export(recipe)
-    table = Table(title=as_markup(f"{recipe.name}: {recipe.summary}" if recipe.summary else recipe.name))
+    table = Table(title=escape(f"{recipe.name}: {recipe.summary}" if recipe.summary else recipe.name))
     for column in ("graph", "parameters", "multiply-adds", "bytes (fp32)"):
         table.add_column(column, justify="left" if column == "graph" else "right")
     for name, plan in plans.items():
@@ -203,6 +210,7 @@ def export(
     random_weights: Annotated[
         int | None, typer.Option(metavar="SEED", help="Leave what no checkpoint gives at random, for timing.")
     ] = None,
+    weights: WeightsOption = None,
     precision: Annotated[
         list[str] | None,
         typer.Option(
@@ -251,11 +259,13 @@ def export(
 ) -> None:
     """Export a recipe to ONNX graphs with their reference outputs and cue words, checked against PyTorch."""
     is_bundle = os.path.isfile(hub_snapshot(Path(recipe)) / MANIFEST)
-    if is_bundle and (checkpoint or random_weights is not None or size or dry_run):
+    if is_bundle and (checkpoint or random_weights is not None or weights or size or dry_run):
         raise BundleError(
             f"{recipe} is a bundle, which has its weights and sizes: "
-            "leave --checkpoint, --random-weights, --size and --dry-run away"
+            "omit --checkpoint, --random-weights, --weights, --size and --dry-run"
         )
+    if weights and not checkpoint:
+        raise typer.BadParameter("there is no --checkpoint to choose weights of", param_hint="--weights")
     source = Bundle.open(recipe) if is_bundle else None
     chosen = source.recipe if source is not None else load_recipe(recipe)
     if size:
@@ -271,6 +281,8 @@ def export(
     architectures = [name.strip().lower() for name in (arch or "").split(",") if name.strip()]
     if architectures and "tensorrt-rtx" not in targets:
         raise typer.BadParameter("generations are for --target tensorrt-rtx", param_hint="--arch")
+    if not licence.isprintable() or len(licence) > MOST_LETTERS:
+        raise typer.BadParameter(f"give one line of at most {MOST_LETTERS} letters", param_hint="--licence")
     check_json(json_out)
     files = [part_and_file(text) for text in checkpoint or ()]
     console = Console(stderr=True)
@@ -314,17 +326,16 @@ def export(
                 videos,
                 requests,
                 text_encoder,
+                weights,
             )
     manifest = done.bundle.manifest
-    table = Table(title=as_markup(f"{manifest.name} → {out}"))
+    table = Table(title=escape(f"{manifest.name} → {out}"))
     for column in ("graph", "parameters", "multiply-adds", "nodes", "largest error"):
         table.add_column(column, justify="left" if column == "graph" else "right")
     for name, graph in manifest.graphs.items():
         parity = done.parity.parity(name)
         error = "–" if parity is None else f"{parity.max_abs_error:.1e}"
-        table.add_row(
-            as_markup(name), f"{graph.parameters:,}", f"{graph.multiply_adds / 1e6:,.0f} M", f"{graph.nodes:,}", error
-        )
+        table.add_row(name, f"{graph.parameters:,}", f"{graph.multiply_adds / 1e6:,.0f} M", f"{graph.nodes:,}", error)
     console.print(table)
     if manifest.engines:
         console.print(engine_table(_engine_rows(manifest, out)))

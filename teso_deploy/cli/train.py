@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from teso_deploy.cli.export import part_and_file
+from teso_deploy.cli.export import WeightsOption, part_and_file
 from teso_deploy.cli.reports import say, toml_file
 from teso_deploy.errors import DataError, MissingExtraError
 from teso_deploy.outputs import check_apart
@@ -24,6 +24,7 @@ from teso_deploy.resources import cache_folder
 
 if TYPE_CHECKING:
     from teso_deploy.evaluation.datasets import Layout
+    from teso_deploy.models.state_dicts import Averaging
     from teso_deploy.training.loop import Progress as TrainingProgress
 
 
@@ -78,7 +79,15 @@ def _shower(bar: Progress, name: str) -> Callable[[TrainingProgress], None]:
 
 
 def train_scenes(
-    console: Console, recipe: Recipe, data: Path, out: Path, start: Path | None, device: str, workers: int, every: int
+    console: Console,
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    start: Path | None,
+    device: str,
+    workers: int,
+    every: int,
+    averaging: Averaging | None = None,
 ) -> Path:
     """Composed scenes of a folder of media, then the calibration."""
     from teso_deploy.training import loop
@@ -86,7 +95,9 @@ def train_scenes(
 
     table = embedded_words(console, recipe, data)
     with _bar(console) as bar:
-        weights = loop.train_model(recipe, data, out, table, device, _shower(bar, recipe.name), every, start, workers)
+        weights = loop.train_model(
+            recipe, data, out, table, device, _shower(bar, recipe.name), every, start, workers, averaging=averaging
+        )
     try:
         with console.status("calibrating"):
             show_calibration(console, calibrate_checkpoint(weights, data, table))
@@ -106,6 +117,7 @@ def train_videos(
     cues_file: Path | None,
     device: str,
     every: int,
+    averaging: Averaging | None = None,
 ) -> Path:
     """The training split of a public data set."""
     from teso_deploy.evaluation.datasets import detect_layout, read_dataset
@@ -119,7 +131,7 @@ def train_videos(
     samples = read_dataset(data, chosen, "train")
     cues = read_cue_file(cues_file) if cues_file is not None else None
     with console.status("reading weights"):
-        built = assemble(recipe, files, seed)
+        built = assemble(recipe, files, seed, averaging)
     with console.status("embedding cue words"):
         words, embeddings, _ = cue_table(built.model.recipe, built.text, seed, words_of(samples, chosen, cues))
     table = dict(zip(words, embeddings, strict=True))
@@ -151,6 +163,7 @@ def train(
     random_weights: Annotated[
         int | None, typer.Option(metavar="SEED", help="On videos: what no checkpoint gives begins at random.")
     ] = None,
+    averaging: WeightsOption = None,
     cues_file: Annotated[
         Path | None, typer.Option(help='On videos: JSON with the cues of each frame, {"uid": {"f0": "guitar,"}}.')
     ] = None,
@@ -167,6 +180,9 @@ def train(
     check_extra("accelerate" if on_videos else None)
     if layout not in (None, "s4", "ms3", "avss"):
         raise typer.BadParameter(f"no layout {layout!r}: s4, ms3 or avss", param_hint="--layout")
+    if averaging and not (checkpoint if on_videos else start):
+        needed = "--checkpoint" if on_videos else "--start"
+        raise typer.BadParameter(f"there is no {needed} to choose weights of", param_hint="--weights")
     out = out or cache_folder("train") / chosen.name
     files = [part_and_file(text) for text in checkpoint or ()]
     _check_apart([data, start, cues_file, toml_file(recipe), *(path for _, path in files)], out)
@@ -174,9 +190,9 @@ def train(
     console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
     if on_videos:
         weights = train_videos(
-            console, chosen, data, out, layout, files, random_weights, cues_file, device, save_every_steps
+            console, chosen, data, out, layout, files, random_weights, cues_file, device, save_every_steps, averaging
         )
     else:
-        weights = train_scenes(console, chosen, data, out, start, device, workers, save_every_steps)
+        weights = train_scenes(console, chosen, data, out, start, device, workers, save_every_steps, averaging)
     say(console, f"weights: {weights}\ncurves:  {weights.with_name('curves.png')}")
     say(console, f"next:    teso-deploy export {recipe} --checkpoint {weights} --out BUNDLE")

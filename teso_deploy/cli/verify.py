@@ -16,9 +16,9 @@ from teso_deploy.backends.engine import EngineFactory
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
 from teso_deploy.backends.tensorrt.library import TARGETS
 from teso_deploy.bundle import Bundle, bundle_folder, sized_name
-from teso_deploy.cli.export import check_extra, parsed_precision, parsed_size, part_and_file
+from teso_deploy.cli.export import WeightsOption, check_extra, parsed_precision, parsed_size, part_and_file
 from teso_deploy.cli.loading import check_engine_options
-from teso_deploy.cli.reports import as_markup, check_json, say, shown_in, toml_file, write_json
+from teso_deploy.cli.reports import check_json, say, shown_in, toml_file, write_json
 from teso_deploy.errors import BundleError, CheckFailedError
 from teso_deploy.media.contact_sheet import difference, save_sheet, with_labels
 from teso_deploy.outputs import check_apart, check_file
@@ -33,19 +33,22 @@ from teso_deploy.types import Precision
 
 if TYPE_CHECKING:
     from teso_deploy.exporting.pytorch_engine import PyTorchEngine
+    from teso_deploy.models.state_dicts import Averaging
 
 SHEET_ROWS = 8
 Progress = Callable[[str], None]
 
 
-def _pytorch(bundle: Bundle, files: Sequence[tuple[str | None, Path]], seed: int | None) -> dict[str, PyTorchEngine]:
+def _pytorch(
+    bundle: Bundle, files: Sequence[tuple[str | None, Path]], seed: int | None, averaging: Averaging | None
+) -> dict[str, PyTorchEngine]:
     """The model itself, from the checkpoints of its parts."""
     check_extra()
     from teso_deploy.exporting.export import weights_digest
     from teso_deploy.exporting.pytorch_engine import pytorch_engines
     from teso_deploy.models.assembly import assemble
 
-    model = assemble(bundle.recipe, files, seed).model
+    model = assemble(bundle.recipe, files, seed, averaging).model
     exported = bundle.manifest.provenance.get("weights_sha256")
     if exported is not None and weights_digest(model) != exported:
         raise BundleError(f"{bundle.folder} was exported from other weights than these: give those, or export again")
@@ -129,21 +132,21 @@ def _save_contact_sheet(path: Path, bundle: Bundle, rows: Sequence[Compared]) ->
 def _tables(report: VerifyReport) -> list[Table]:
     tables = []
     for form in report.forms:
-        table = Table(title=as_markup(form))
+        table = Table(title=form)
         for column in ("graph", "against", "mask IoU", "pixels", "cosine", "largest", ""):
             table.add_column(column, justify="left" if column in ("graph", "against", "") else "right")
         for check in (check for check in report.checks if check.form == form):
             found = check.parity
             masks = ["–" if value is None else f"{value:.2%}" for value in (found.mask_iou, found.pixel_agreement)]
             figures = (*masks, f"{found.cosine:.5f}", f"{found.max_abs_error:.0e}")
-            table.add_row(as_markup(check.graph), as_markup(check.against), *figures, "✗" if check.failure else "")
+            table.add_row(check.graph, check.against, *figures, "✗" if check.failure else "")
         tables.append(table)
     if report.not_run:
         table = Table(title="not run")
         for column in ("form", "why"):
             table.add_column(column)
         for form, reason in report.not_run.items():
-            table.add_row(as_markup(form), as_markup(reason))
+            table.add_row(form, reason)
         tables.append(table)
     if report.heard:
         control = Table(title="audio control: labelled pixels by what is heard")
@@ -153,7 +156,7 @@ def _tables(report: VerifyReport) -> list[Table]:
         for form, size in dict.fromkeys((heard.form, heard.size) for heard in report.heard):
             row = [heard for heard in report.heard if (heard.form, heard.size) == (form, size)]
             rates = [f"{heard.positive_pixel_rate:.2%}{' ✗' if heard.failure else ''}" for heard in row]
-            control.add_row(as_markup(form if row[0].is_first_size else sized_name(form, size)), *rates)
+            control.add_row(form if row[0].is_first_size else sized_name(form, size), *rates)
         tables.append(control)
     return tables
 
@@ -173,6 +176,7 @@ def verify(
     random_weights: Annotated[
         int | None, typer.Option(metavar="SEED", help="With --checkpoint's model left at random, as it was exported.")
     ] = None,
+    weights: WeightsOption = None,
     backend: Annotated[
         list[str] | None,
         typer.Option(
@@ -200,11 +204,13 @@ def verify(
     sizes = [parsed_size(text) for text in size or ()]
     files = [part_and_file(text) for text in checkpoint or ()]
     check_apart([bundle_folder(bundle), toml_file(profile), *(path for _, path in files)], [json_out, contact_sheet])
+    if weights and not files:
+        raise typer.BadParameter("there is no --checkpoint to choose weights of", param_hint="--weights")
     opened = Bundle.open(bundle)
     for wanted in sizes:
         opened.graph_at("decoder", wanted)
     console = Console(stderr=True)
-    model = _pytorch(opened, files, random_weights) if files or random_weights is not None else None
+    model = _pytorch(opened, files, random_weights, weights) if files or random_weights is not None else None
     with console.status("running every form") as status:
         report = verify_bundle(
             opened,

@@ -25,12 +25,14 @@ from teso_deploy.exporting.cue_decoders import (
     check_architecture,
     cue_libraries,
     decoder_entry,
-    first_line,
     licence_of,
+    name_of,
     read_config,
+    refuse_unreadable,
     tokenizer_to,
 )
 from teso_deploy.exporting.cue_weights import quietly, stored_as
+from teso_deploy.models.weight_folders import find_weight_files
 
 TASK = "image-to-text-with-past"
 CAPTIONERS = ("vision-encoder-decoder", "pix2struct")
@@ -78,7 +80,7 @@ def export_captioner(source: Path, out: Path, precision: WeightPrecision) -> Mod
     return ModelEntry(
         kind="pix2struct" if architecture == "pix2struct" else "vision-encoder-decoder",
         folder=out.name,
-        name=source.resolve().name,
+        name=name_of(source),
         architecture=architecture,
         precision=precision,
         graphs={name: f"{name}.onnx" for name in ("encoder", "picture", "decoder")},
@@ -98,12 +100,21 @@ def _loaded(source: Path, architecture: str) -> tuple[Any, Any, Any]:
     )
 
     kind = Pix2StructForConditionalGeneration if architecture == "pix2struct" else VisionEncoderDecoderModel
+    find_weight_files(source)  # says what its weights are, when they are pointers of Git LFS
     try:
-        tokenizer = quietly(AutoTokenizer.from_pretrained, str(source), local_files_only=True)
-        processor = quietly(AutoImageProcessor.from_pretrained, str(source), local_files_only=True, use_fast=False)
-        model = quietly(kind.from_pretrained, str(source), local_files_only=True, dtype="float32").eval()
+        tokenizer = quietly(AutoTokenizer.from_pretrained, str(source), local_files_only=True, trust_remote_code=False)
+        processor = quietly(
+            AutoImageProcessor.from_pretrained,
+            str(source),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_fast=False,
+        )
+        model = quietly(
+            kind.from_pretrained, str(source), local_files_only=True, trust_remote_code=False, dtype="float32"
+        ).eval()
     except Exception as error:  # transformers raises what it likes
-        raise CheckpointError(f"{source} can't be read as a captioner ({first_line(error)}): check it") from error
+        raise refuse_unreadable(source, "a captioner", error) from error
     return model, tokenizer, processor
 
 

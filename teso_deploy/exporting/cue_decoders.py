@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,10 @@ from teso_deploy.cues.source import Message
 from teso_deploy.cues.tokens import Tokens
 from teso_deploy.errors import CheckpointError, InputNotFoundError, MissingExtraError
 from teso_deploy.exporting.cue_weights import quietly, stored_as
+from teso_deploy.models.file_kinds import identify
+from teso_deploy.models.weight_folders import find_weight_files
 from teso_deploy.requirements import write_install_command
-from teso_deploy.small_files import read_text
+from teso_deploy.small_files import parse_json, read_text
 from teso_deploy.text import to_one_line
 
 TASK = "text-generation-with-past"
@@ -35,10 +36,13 @@ def cue_libraries() -> Any:
     try:
         import optimum.exporters.onnx as exporters
         import optimum.exporters.onnx.model_configs  # noqa: F401  (fills the list of what is supported)
+        import transformers.dynamic_module_utils as remote_code
     except ImportError as error:
         raise MissingExtraError(
             f"export-cues needs Optimum and transformers: {write_install_command('cues')}"
         ) from error
+    # For the parts of a model the library does not pass `trust_remote_code` on: at 0 it refuses instead of asking.
+    remote_code.TIME_OUT_REMOTE_CODE = 0
     return exporters
 
 
@@ -57,17 +61,27 @@ def read_config(source: Path) -> dict[str, Any]:
     path = source / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{source} has no config.json: name a folder as `save_pretrained` writes it")
-    try:
-        config = json.loads(read_text(path, "a folder as `save_pretrained` writes it", error=CheckpointError))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(
-            f"{path} can't be read ({to_one_line(error)}): name a folder as `save_pretrained` writes it"
-        ) from error
+    wanted = "that of a folder as `save_pretrained` writes it"
+    config = parse_json(read_text(path, wanted, error=CheckpointError), path, error=CheckpointError)
     if not isinstance(config, dict) or "model_type" not in config:
         raise CheckpointError(f"{path} names no model_type: name a folder as `save_pretrained` writes it")
     return config
+
+
+def name_of(source: Path) -> str:
+    """What a model is called: by its folder or file, of a snapshot by its repository."""
+    if source.parent.name == "snapshots":
+        return source.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return source.stem if source.is_file() else source.resolve().name
+
+
+def refuse_unreadable(source: Path, what: str, error: BaseException) -> CheckpointError:
+    """The error to raise where transformers can't read a model as ``what``."""
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
+        return CheckpointError(
+            f"{source} brings code of its own, which is never run: take one whose architecture is in transformers"
+        )
+    return CheckpointError(f"{source} can't be read as {what} ({first_line(error)}): check its files")
 
 
 def check_architecture(model_type: str, allowed: Sequence[str], what: str) -> None:
@@ -97,7 +111,7 @@ def export_decoder(source: Path, out: Path, precision: WeightPrecision) -> Model
     return ModelEntry(
         kind="decoder",
         folder=out.name,
-        name=source.stem if source.is_file() else source.resolve().name,
+        name=name_of(source),
         architecture=str(model.config.model_type),
         precision=precision,
         graphs={"decoder": "decoder.onnx"},
@@ -111,38 +125,44 @@ def _loaded(source: Path) -> tuple[Any, Any, str]:
     """Model, tokenizer, licence."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    arguments: dict[str, Any] = {"dtype": "float32", "local_files_only": True}
+    gguf_file: dict[str, Any] = {}
     folder = source
     if source.is_file():
-        if source.suffix.lower() != ".gguf":
-            raise CheckpointError(f"{source} is a file, and no .gguf: name a Hugging Face folder or a .gguf file")
+        if identify(source) != "gguf":
+            raise CheckpointError(f"{source} is a file, and not GGUF: name a Hugging Face folder or a .gguf file")
         try:
             import gguf  # noqa: F401
         except ImportError as error:
             raise MissingExtraError(f".gguf files need the package gguf: {write_install_command('cues')}") from error
-        arguments["gguf_file"], folder = source.name, source.parent
+        gguf_file, folder = {"gguf_file": source.name}, source.parent
     else:
         check_architecture(str(read_config(source)["model_type"]), supported(TASK), "a reasoner")
+        find_weight_files(source)  # says what its weights are, when they are pointers of Git LFS
     try:
-        tokens = {"gguf_file": source.name} if source.is_file() else {}
-        tokenizer = quietly(AutoTokenizer.from_pretrained, str(folder), local_files_only=True, **tokens)
-        arguments["attn_implementation"] = "sdpa"
+        tokenizer = quietly(
+            AutoTokenizer.from_pretrained, str(folder), local_files_only=True, trust_remote_code=False, **gguf_file
+        )
+
+        def load(attention: str) -> Any:
+            return quietly(
+                AutoModelForCausalLM.from_pretrained, str(folder), local_files_only=True, trust_remote_code=False,
+                dtype="float32", attn_implementation=attention, **gguf_file,
+            ).eval()  # fmt: skip
+
         try:
-            model = quietly(AutoModelForCausalLM.from_pretrained, str(folder), **arguments).eval()
-        except ValueError:  # GPT-J, BLOOM and others know nothing but this
-            arguments["attn_implementation"] = "eager"
-            model = quietly(AutoModelForCausalLM.from_pretrained, str(folder), **arguments).eval()
+            model = load("sdpa")
+        except ValueError:  # GPT-J, BLOOM and others have only the other one
+            model = load("eager")
     except Exception as error:  # transformers and its readers raise what they like
-        raise CheckpointError(
-            f"{source} can't be read as a language model ({first_line(error)}): check its files"
-        ) from error
+        raise refuse_unreadable(source, "a language model", error) from error
     check_architecture(str(model.config.model_type), supported(TASK), "a reasoner")
     return model, tokenizer, licence_of(source)
 
 
 def first_line(error: BaseException) -> str:
     """What an error of another library says, short."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return to_one_line(line, 200)
 
 
 def licence_of(source: Path) -> str:

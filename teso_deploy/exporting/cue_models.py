@@ -20,9 +20,12 @@ from teso_deploy.exporting.cue_decoders import (
     cue_libraries,
     export_decoder,
     first_line,
+    name_of,
     read_config,
 )
 from teso_deploy.exporting.llava import LLAVA, export_llava
+from teso_deploy.models.file_kinds import identify
+from teso_deploy.models.weight_folders import find_snapshot
 
 
 def export_cue_models(
@@ -44,6 +47,7 @@ def export_cue_models(
     if captioner is None and reasoner is None:
         raise CheckpointError("there is nothing to export: give --captioner, --reasoner or both")
     cue_libraries()
+    captioner, reasoner = (None if path is None else find_snapshot(path) for path in (captioner, reasoner))
     is_llava = {path: _model_type(path) == LLAVA for path in (captioner, reasoner) if path is not None}
     if captioner is not None:
         check_architecture(_model_type(captioner), [*CAPTIONERS, LLAVA], "a captioner")
@@ -52,7 +56,7 @@ def export_cue_models(
         for name, source in (("captioner", captioner), ("reasoner", reasoner)):
             if source is None or (source in written and is_llava[source]):
                 continue
-            on_progress(f"{name}: {source.name}")
+            on_progress(f"{name}: {name_of(source)}")
             export = export_llava if is_llava[source] else export_captioner if name == "captioner" else export_decoder
             (place := folder / name).mkdir()
             written[source] = _exported(export, source, place, precision, name)
@@ -106,5 +110,5 @@ def _try_out(folder: Path, manifest: CueModelsManifest) -> None:
 
 
 def _model_type(source: Path) -> str:
-    """Of a Hugging Face folder; of a file, its ending."""
-    return source.suffix.lower() if source.is_file() else str(read_config(source)["model_type"])
+    """Of a Hugging Face folder; of a file, what it is."""
+    return f"{identify(source)} file" if source.is_file() else str(read_config(source)["model_type"])

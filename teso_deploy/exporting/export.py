@@ -42,6 +42,7 @@ from teso_deploy.exporting.vocabulary import MINILM_DIM, build_cue_table, clip_e
 from teso_deploy.exporting.weights import WeightsFile
 from teso_deploy.models.assembly import Source, assemble, text_tower
 from teso_deploy.models.graphs import graph_modules, graph_specs
+from teso_deploy.models.state_dicts import Averaging
 from teso_deploy.models.teso import Teso
 from teso_deploy.recipe import Recipe
 from teso_deploy.resources import shipped_path
@@ -84,7 +85,7 @@ def cue_table(
     """
     if text is not None:
         tower = text_tower(text, recipe)
-        words, embeddings = build_cue_table(recipe, nouns, embed=clip_embedder(tower, recipe, text.path))
+        words, embeddings = build_cue_table(recipe, nouns, embed=clip_embedder(tower, recipe, text.beside))
         source = f"CLIP text tower, {text.path.name}"
     elif recipe.text.encoder == "minilm" and recipe.text.dim == MINILM_DIM:
         words, embeddings = build_cue_table(recipe, nouns)
@@ -133,6 +134,7 @@ def export_bundle(
     calibrate_on: Sequence[Path] = (),
     engines: Sequence[EngineRequest] = (),
     text_encoder: bool = False,
+    averaging: Averaging | None = None,
 ) -> ExportReport:
     """Write a bundle to ``out``, whole or not at all.
 
@@ -140,7 +142,8 @@ def export_bundle(
     ``random_weights_seed``. ``precisions``: of the forms that are derived from the canonical graphs.
     ``calibrate_on``: videos whose frames and sounds set the ranges of int8, default the shipped clip.
     ``engines``: what to build from the graphs, in the same precisions. ``text_encoder``: whether the encoder of the
-    cue words goes into the bundle, for words that are not in its table.
+    cue words goes into the bundle, for words that are not in its table. ``averaging``: which weights of a
+    checkpoint that holds their average too.
     All graphs are checked against PyTorch with ONNX Runtime before the bundle takes its place. Raises
     :class:`CheckpointError`, :class:`OutputError`, :class:`PrecisionError`, :class:`CheckFailedError` (parity), and
     what :func:`text_graph` raises.
@@ -149,7 +152,7 @@ def export_bundle(
     files = [(None, checkpoints)] if isinstance(checkpoints, Path) else list(checkpoints or ())
     check_memory(recipe)
     on_progress("reading weights")
-    built = assemble(recipe, files, random_weights_seed)
+    built = assemble(recipe, files, random_weights_seed, averaging)
     model = built.model
     recipe = model.recipe
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())

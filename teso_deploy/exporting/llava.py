@@ -6,7 +6,6 @@ projector); "embeddings": ids → embeddings; "decoder": embeddings → logits, 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,18 @@ from teso_deploy.exporting.cue_decoders import (
     cue_libraries,
     decoder_entry,
     ends_of,
-    first_line,
     licence_of,
     logits_of_last_token,
+    name_of,
     read_config,
+    refuse_unreadable,
     supported,
     tokenizer_to,
 )
 from teso_deploy.exporting.cue_weights import quietly, save_graph, stored_as
 from teso_deploy.exporting.graphs import exported
-from teso_deploy.text import to_one_line
+from teso_deploy.models.weight_folders import find_weight_files
+from teso_deploy.small_files import parse_json, read_text
 
 LLAVA = "llava"
 TASK = "text-generation-with-past"
@@ -101,7 +102,7 @@ def export_llava(source: Path, out: Path, precision: WeightPrecision) -> ModelEn
     return ModelEntry(
         kind="llava",
         folder=out.name,
-        name=source.resolve().name,
+        name=name_of(source),
         architecture=f"{LLAVA}-{text_type}",
         precision=precision,
         graphs={name: f"{name}.onnx" for name in ("vision", "embeddings", "decoder")},
@@ -118,34 +119,42 @@ def _loaded(source: Path) -> tuple[Any, Any, Any]:
     """Model, tokenizer, image processor."""
     from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
+    find_weight_files(source)  # says what its weights are, when they are pointers of Git LFS
     try:
-        tokenizer = quietly(AutoTokenizer.from_pretrained, str(source), local_files_only=True)
-        processor = quietly(AutoImageProcessor.from_pretrained, str(source), local_files_only=True, use_fast=False)
+        tokenizer = quietly(AutoTokenizer.from_pretrained, str(source), local_files_only=True, trust_remote_code=False)
+        processor = quietly(
+            AutoImageProcessor.from_pretrained,
+            str(source),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_fast=False,
+        )
         model = quietly(
             LlavaForConditionalGeneration.from_pretrained,
             str(source),
             local_files_only=True,
+            trust_remote_code=False,
             dtype="float32",
             attn_implementation="sdpa",
         ).eval()
     except Exception as error:  # transformers raises what it likes
-        raise CheckpointError(f"{source} can't be read as a LLaVA ({first_line(error)}): check its files") from error
+        raise refuse_unreadable(source, "a LLaVA", error) from error
     if not getattr(tokenizer, "chat_template", None):
         tokenizer.chat_template = _template_of(source)
     return model, tokenizer, processor
 
 
 def _template_of(source: Path) -> str:
-    """That of the checkpoint's processor, whichever way it was saved. Raises :class:`CheckpointError`."""
+    """That of the checkpoint's processor, in either form that it may be saved in. Raises :class:`CheckpointError`."""
     text, table = source / "chat_template.jinja", source / "chat_template.json"
-    try:
-        if text.is_file():
-            return text.read_text(encoding="utf-8")
-        return str(json.loads(table.read_text(encoding="utf-8"))["chat_template"]) if table.is_file() else _TEMPLATE
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"the chat template of {source} can't be read ({to_one_line(error)}): check its files"
-        ) from error
+    if text.is_file():
+        return read_text(text, "a chat template", error=CheckpointError)
+    if not table.is_file():
+        return _TEMPLATE
+    content = parse_json(read_text(table, "a chat template", error=CheckpointError), table, error=CheckpointError)
+    if not isinstance(content, dict) or "chat_template" not in content:
+        raise CheckpointError(f"{table} has no chat_template: check the files of the model")
+    return str(content["chat_template"])
 
 
 #: Of LLaVA-1.5 (Vicuna), where the checkpoint has none.
@@ -161,7 +170,9 @@ def _language_model(model: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        language = AutoModelForCausalLM.from_config(model.config.text_config, attn_implementation="sdpa")
+        language = AutoModelForCausalLM.from_config(
+            model.config.text_config, attn_implementation="sdpa", trust_remote_code=False
+        )
     language.model = model.model.language_model
     language.lm_head = model.lm_head
     return language.eval()

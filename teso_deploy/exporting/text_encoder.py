@@ -56,7 +56,7 @@ def text_graph(recipe: Recipe, tower: Source | None) -> TextGraph:
     :class:`MissingExtraError`.
     """
     if tower is not None:
-        return TextGraph(text_tower(tower, recipe), sentence_tokenizer(tower.path, recipe.clip_text))
+        return TextGraph(text_tower(tower, recipe), sentence_tokenizer(tower.beside, recipe.clip_text))
     if recipe.text.encoder == "clip":
         raise RecipeError(
             f"recipe {recipe.name} embeds its cues with CLIP's text tower: for --text-encoder export it from its "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from teso_deploy.models.checkpoints import KeyReport
 from teso_deploy.models.clip_text import ClipText
 from teso_deploy.models.keymaps import FORMATS
 from teso_deploy.models.keymaps.rules import Format, Part
+from teso_deploy.models.state_dicts import Averaging
 from teso_deploy.models.teso import Teso, build
 from teso_deploy.recipe import Recipe
+from teso_deploy.text import to_one_line
 
 #: How a file is handed over: ``visual=FILE``; without a name the file itself says what it is.
 PARTS: tuple[Part, ...] = ("visual", "audio", "text", "model")
@@ -27,11 +29,26 @@ _PLACES: dict[Part, str] = {"visual": "", "audio": "audio_encoder.", "text": "",
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A checkpoint and what it was recognised as; ``format`` is None for one of our own."""
+    """A checkpoint and what it was recognised as.
+
+    Args:
+        path: As the user named it.
+        tensors: By the keys of its format.
+        format: None for one of our own.
+        folder: Where its files lie; default: ``path``.
+        is_averaged: True for an average over training.
+    """
 
     path: Path
     tensors: dict[str, Tensor]
     format: Format | None
+    folder: Path | None = None
+    is_averaged: bool = False
+
+    @property
+    def beside(self) -> Path:
+        """Where files that belong to it lie: that folder, or a file in it."""
+        return self.folder or self.path
 
     @property
     def part(self) -> Part:
@@ -47,6 +64,7 @@ class Assembly:
     sources: dict[Part, Path]
     random: tuple[str, ...]
     text: Source | None = None
+    averaged: tuple[Part, ...] = ()
 
     @property
     def is_trained(self) -> bool:
@@ -54,7 +72,10 @@ class Assembly:
         return not self.random
 
     def __str__(self) -> str:
-        given = [f"{part} from {path.name}" for part, path in self.sources.items()]
+        given = [
+            f"{part} from {path.name}{' (averaged)' if part in self.averaged else ''}"
+            for part, path in self.sources.items()
+        ]
         return ", ".join([*given, *([f"random: {grouped(self.random)}"] if self.random else [])])
 
 
@@ -67,28 +88,29 @@ def grouped(keys: Sequence[str]) -> str:
     return ", ".join(f"{name} ({count})" for name, count in Counter(map(module, keys)).items())
 
 
-def recognised(path: Path, part: str | None = None) -> Source:
+def recognised(path: Path, part: str | None = None, averaging: Averaging | None = None) -> Source:
     """Read a checkpoint and say what it is.
 
-    Raises what :func:`weight_files.read` raises, and :class:`CheckpointError` for a file of no known
-    kind, or of another part than ``part``.
+    Args:
+        path: What :func:`weight_files.read_weights` takes.
+        part: What it must give a model; default: anything.
+        averaging: Which of two sets of weights, where it holds an average beside the trained ones.
+
+    Raises:
+        CheckpointError: A file of no known kind, or of another part; and what ``read_weights`` raises.
     """
-    tensors, metadata = weight_files.read(path)
-    if "recipe" in metadata or any(key.startswith("fusion.") for key in tensors):
-        found = Source(path, tensors, None)
-    else:
-        kind = next((kind for kind in FORMATS if kind.recognises(tensors.keys())), None)
-        if kind is None:
-            names = ", ".join(sorted({kind.name for kind in FORMATS}))
-            raise CheckpointError(
-                f"{path} is of no known kind (its first keys: {', '.join(list(tensors)[:3])}): "
-                f"give a checkpoint of our own, or one of {names}"
-            )
-        found = Source(path, tensors, kind)
-    if part is not None and found.part != part:
-        what = found.format.name if found.format else "a whole model of ours"
-        raise CheckpointError(f"{path} is {what}, not a {part} checkpoint: give it as {found.part}={path}")
-    return found
+    found = weight_files.read_weights(path, averaging, part)
+    if found.format is None and not found.is_own:
+        names = ", ".join(sorted({kind.name for kind in FORMATS}))
+        raise CheckpointError(
+            f"{path} is of no known kind (its first keys: {to_one_line(', '.join(list(found.tensors)[:3]))}): "
+            f"give a checkpoint of our own, or one of {names}"
+        )
+    source = Source(path, found.tensors, found.format, found.folder, found.is_averaged)
+    if part is not None and source.part != part:
+        what = source.format.name if source.format else "a whole model of ours"
+        raise CheckpointError(f"{path} is {what}, not a {part} checkpoint: give it as {source.part}={path}")
+    return source
 
 
 def _shape(tensor: Tensor) -> list[int]:
@@ -111,12 +133,21 @@ def mapped(source: Source, recipe: Recipe, own: Mapping[str, Tensor]) -> tuple[d
             missing += [] if rule.optional else absent
             continue
         used |= set(rule.sources)
-        for key, value in zip(
-            rule.targets, rule.convert(tuple(source.tensors[name] for name in rule.sources)), strict=True
-        ):
+        theirs = tuple(source.tensors[name] for name in rule.sources)
+        try:
+            pairs = list(zip(rule.targets, rule.convert(theirs), strict=True))
+        except (RuntimeError, ValueError, IndexError):  # a shape that the conversion was not made for
+            misshaped.append(f"{rule.sources[0]} {_shape(theirs[0])} ({rule.targets[0]})")
+            continue
+        for key, value in pairs:
             if key not in own or own[key].shape != value.shape:
                 wanted = _shape(own[key]) if key in own else "nothing"
                 misshaped.append(f"{rule.sources[0]} {_shape(value)} for {wanted} ({key})")
+            elif own[key].is_floating_point() and not value.is_floating_point():
+                raise CheckpointError(
+                    f"{source.path} has {str(value.dtype).removeprefix('torch.')} in {rule.sources[0]}, as quantised "
+                    "weights have: give the checkpoint before quantisation"
+                )
             given[key] = value
     unexpected = [key for key in source.tensors if key not in used and not source.format.ignored(key)]
     return given, KeyReport(tuple(used), tuple(missing), tuple(unexpected), tuple(misshaped))
@@ -127,7 +158,7 @@ def _other_sizes(source: Source, recipe: Recipe) -> str:
     assert source.format is not None
     try:
         theirs = source.format.sized(recipe, source.tensors).model_dump()
-    except (KeyError, IndexError, ValueError):
+    except (KeyError, IndexError, ValueError, TypeError, RuntimeError):
         return ""
     ours = recipe.model_dump()
     differing = [
@@ -171,24 +202,54 @@ def fitted(
 def _whole(source: Source, recipe: Recipe) -> Teso:
     """A model of our own checkpoint, with the thresholds that it was calibrated to."""
     model = build(checkpoints.calibrated(recipe, source.path))
-    checkpoints.load(model, source.path)
+    checkpoints.fill(model, source.tensors, source.path)
     return model
 
 
-def assemble(
-    recipe: Recipe, checkpoint_files: Sequence[tuple[str | None, Path]] = (), random_weights_seed: int | None = None
-) -> Assembly:
-    """Build a recipe's model and fill it from checkpoints (part or None, file).
+def _sized(source: Source, recipe: Recipe) -> Recipe:
+    """The recipe with the sizes that a file has. Raises :class:`CheckpointError` where they make no model."""
+    assert source.format is not None
+    try:
+        return Recipe.model_validate(source.format.sized(recipe, source.tensors).model_dump(by_alias=True))
+    except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{source.path} ({source.format.name}) has sizes that make no model: give the whole state_dict"
+        ) from error
 
-    Raises :class:`CheckpointError`: a file of no known kind, keys that do not fit, two files of one
-    part, a part whose encoder the recipe has not, or keys that no file gives without a seed for them.
+
+def _check_averaging(sources: Iterable[Source], averaging: Averaging | None) -> None:
+    """Refuse a choice that no file has (:class:`CheckpointError`)."""
+    if averaging is not None and not any(source.is_averaged == (averaging == "ema") for source in sources):
+        what = "the average of its weights" if averaging == "ema" else "weights that are not an average"
+        raise CheckpointError(f"no checkpoint holds {what}: omit --weights {averaging}")
+
+
+def assemble(
+    recipe: Recipe,
+    checkpoint_files: Sequence[tuple[str | None, Path]] = (),
+    random_weights_seed: int | None = None,
+    averaging: Averaging | None = None,
+) -> Assembly:
+    """Build a recipe's model and fill it from checkpoints.
+
+    Args:
+        recipe: What is built.
+        checkpoint_files: (part or None, file) of each.
+        random_weights_seed: Of what no file gives; default: all must be given.
+        averaging: Which weights of files that hold an average beside the trained ones; default: such are refused.
+
+    Raises:
+        CheckpointError: A file of no known kind, keys that do not fit, two files of one part, a part whose encoder
+            the recipe does not have, or keys that no file gives without a seed for them.
     """
     sources: dict[Part, Source] = {}
     for part, path in checkpoint_files:
-        source = recognised(path, part)
+        source = recognised(path, part, averaging)
         if source.part in sources:
             raise CheckpointError(f"{sources[source.part].path} and {path} both are {source.part}: give one of them")
         sources[source.part] = source
+    _check_averaging(sources.values(), averaging)
+    averaged = tuple(part for part, source in sources.items() if source.is_averaged)
     text = sources.pop("text", None)
     if text is not None and recipe.text.encoder != "clip":
         raise CheckpointError(
@@ -200,14 +261,14 @@ def assemble(
     if whole is not None and whole.format is None:
         if other := [part for part in sources if part != "model"]:
             raise CheckpointError(f"{whole.path} is a whole model: leave {sources[other[0]].path} out")
-        return Assembly(_whole(whole, recipe), paths, (), text)
+        return Assembly(_whole(whole, recipe), paths, (), text, averaged)
     if whole is not None and whole.format is not None:
         if recipe.fusion.kind != "segpref":
             raise CheckpointError(
                 f"{whole.path} is {whole.format.name}, whose network is not that of recipe {recipe.name}: "
                 "use recipe segpref"
             )
-        recipe = whole.format.sized(recipe, whole.tensors)
+        recipe = _sized(whole, recipe)
     model = build(recipe, random_weights_seed)
     own = model.state_dict()
     kept = dict.fromkeys(own)  # in order: what no file gives
@@ -224,7 +285,7 @@ def assemble(
             f"no checkpoint gives recipe {recipe.name} its {grouped(random)}: give them by --checkpoint PART=FILE, "
             "or let them be random with --random-weights SEED (a model that is only good for timing, or for training)"
         )
-    return Assembly(model, paths, random, text)
+    return Assembly(model, paths, random, text, averaged)
 
 
 def text_tower(source: Source, recipe: Recipe) -> ClipText:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from teso_deploy.errors import CheckpointError
-from teso_deploy.models.weight_files import read
+from teso_deploy.models.state_dicts import Averaging
+from teso_deploy.models.weight_files import read, read_metadata
 from teso_deploy.outputs import staged_file
 from teso_deploy.recipe import Calibration, Recipe
+from teso_deploy.text import to_one_line
 
 #: Where a checkpoint's metadata keep its calibration.
 CALIBRATION = "calibration"
@@ -38,7 +40,7 @@ class KeyReport:
             keys: tuple[str, ...] = getattr(self, name)
             if keys:
                 more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-                parts.append(f"{len(keys)} {name} ({', '.join(keys[:3])}{more})")
+                parts.append(f"{len(keys)} {name} ({to_one_line(', '.join(keys[:3]))}{more})")
         return "; ".join(parts) or f"all {len(self.loaded)} keys loaded"
 
 
@@ -55,7 +57,7 @@ def recipe_of(path: Path) -> Recipe:
 
     Raises what :func:`read` raises, and :class:`CheckpointError` where the file does not say.
     """
-    text = read(path)[1].get("recipe")
+    text = read_metadata(path).get("recipe")
     try:
         return Recipe.model_validate_json(text or "")
     except ValueError as error:
@@ -69,20 +71,30 @@ def calibrated(recipe: Recipe, path: Path) -> Recipe:
 
     Raises :class:`CheckpointError` when the calibration can't be read.
     """
-    text = read(path)[1].get(CALIBRATION)
+    text = read_metadata(path).get(CALIBRATION)
     try:
         return recipe if text is None else Calibration.model_validate_json(text).apply(recipe)
     except ValueError as error:
         raise CheckpointError(f"{path}: its calibration can't be read; run teso-deploy calibrate again") from error
 
 
-def load(model: nn.Module, path: Path, parts: Sequence[str] = ()) -> KeyReport:
+def load(model: nn.Module, path: Path, parts: Sequence[str] = (), averaging: Averaging | None = None) -> KeyReport:
     """Load a checkpoint of our own into a model; every key must fit.
 
-    ``parts``: only the keys that start with one of these, and only they must fit. Raises
-    :class:`CheckpointError` that names the keys which do not.
+    Args:
+        model: What is filled.
+        path: The checkpoint.
+        parts: Only the keys that start with one of these, and only they must fit; default: all.
+        averaging: Which weights of a file that holds an average beside the trained ones.
+
+    Raises:
+        CheckpointError: Names the keys that do not fit; and what :func:`weight_files.read_weights` raises.
     """
-    tensors, _ = read(path)
+    return fill(model, read(path, averaging)[0], path, parts)
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, parts: Sequence[str] = ()) -> KeyReport:
+    """Load tensors of the checkpoint ``path`` into a model; the rest is as for :func:`load`."""
     own = model.state_dict()
     if parts:
         tensors = {key: value for key, value in tensors.items() if key.startswith(tuple(parts))}

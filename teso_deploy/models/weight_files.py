@@ -1,15 +1,10 @@
-"""Files of weights, ours and others': safetensors, a folder of Hugging Face, pickles without code.
-
-A pickle may run any code that its author likes. It is read with ``weights_only=True``, which
-builds tensors and plain containers only, or refused.
-"""
+"""Files of weights, ours and others': what a file is decides how it is read, and no code in it is run."""
 
 from __future__ import annotations
 
-import json
-import pickle
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,81 +12,180 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from teso_deploy.errors import CheckpointError, InputNotFoundError
+from teso_deploy.errors import CheckpointError
+from teso_deploy.models.file_kinds import Kind
+from teso_deploy.models.keymaps.rules import Format
+from teso_deploy.models.pickled_files import read_legacy, read_pickle, read_zipped
+from teso_deploy.models.state_dicts import Averaging, Found, choose_weights
+from teso_deploy.models.stored_tensors import StoredTensor
+from teso_deploy.models.weight_folders import WeightFiles, find_weight_files
+from teso_deploy.text import to_one_line
 
-PICKLES = (".pth", ".pt", ".bin", ".ckpt")
-#: Where training codes keep the weights beside their optimiser and their settings.
-_INNER = ("state_dict", "model_state_dict", "model", "net")
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_DATA_PARALLEL = "module."
+_SAVE = "save the model's state_dict as safetensors"
+#: Tied weights are stored once and counted twice.
+_MOST_TIMES_THE_FILE = 4
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file, or of a folder that ``save_pretrained`` wrote.
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weights out of a checkpoint.
 
-    Raises :class:`InputNotFoundError`, :class:`CheckpointError` (not a file of weights, truncated, or
-    a pickle that holds more than tensors).
+    Args:
+        tensors: By the keys of their format, floats as float32.
+        metadata: Of a safetensors file.
+        format: What they were recognised as; None for our own and for what is not known.
+        is_own: True for a whole model of ours.
+        is_averaged: True for an average over training.
+        folder: Where the files lie, with what belongs to them.
     """
-    if path.is_dir():
-        return _read_folder(path)
-    if not path.is_file():
-        raise InputNotFoundError(f"no checkpoint {path}: check the path")
-    if path.suffix in PICKLES:
-        return _read_pickle(path), {}
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    format: Format | None
+    is_own: bool
+    is_averaged: bool
+    folder: Path
+
+
+def read(path: Path, averaging: Averaging | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a checkpoint. Raises what :func:`read_weights` raises."""
+    weights = read_weights(path, averaging)
+    return weights.tensors, weights.metadata
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; of all other kinds none. Raises what :func:`read_weights` raises."""
+    file, kind = find_weight_files(path).files[0]
+    return _opened(file, kind)[1]
+
+
+def holds_nothing_but(path: Path, keys: Collection[str]) -> bool:
+    """True when a file holds no tensors but those of these keys. Raises what :func:`read_weights` raises."""
+    content, _ = _opened(*find_weight_files(path).files[0])
+    return isinstance(content, Mapping) and content.keys() <= set(keys)
+
+
+def read_weights(path: Path, averaging: Averaging | None = None, part: str | None = None) -> Weights:
+    """Read the weights of a checkpoint.
+
+    Args:
+        path: A file, a shard, an index, a folder of Hugging Face, or a model's folder in its cache.
+        averaging: Which of two sets, where a file holds an average beside the trained weights.
+        part: What they are to give a model, where a file holds several parts.
+
+    Raises:
+        InputNotFoundError: Nothing is there.
+        CheckpointError: Not weights, damaged, both kinds without a choice, NaN or infinity in them.
+    """
+    found_files = find_weight_files(path)
+    content, metadata = _content_of(path, found_files)
     try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except SafetensorError as error:
+        found = choose_weights(content, averaging, part)
+        is_own = found.is_own or "recipe" in metadata
+        tensors = _load(found, sum(file.stat().st_size for file, _ in found_files.files))
+    except CheckpointError as error:
+        raise _named(path, error) from error
+    return Weights(
+        tensors, metadata, None if is_own else found.format, is_own, found.is_averaged, found_files.folder
+    )  # fmt: skip
+
+
+def _content_of(path: Path, found: WeightFiles) -> tuple[Any, dict[str, str]]:
+    """What all files of a checkpoint hold together."""
+    if len(found.files) == 1 and not found.promised:
+        return _opened(*found.files[0])
+    joined: dict[str, Any] = {}
+    for file, kind in found.files:
+        content, _ = _opened(file, kind)
+        if not isinstance(content, Mapping):
+            raise CheckpointError(f"{file} is a shard and holds no tensors: download it again")
+        absent = [key for key, name in found.promised.items() if name == file.name and key not in content]
+        if absent:
+            raise CheckpointError(
+                f"{path} promises {to_one_line(absent[0])} in {file.name}, but it is not in there: download both again"
+            )
+        joined |= content
+    return joined, {}
+
+
+def _named(path: Path, error: BaseException) -> CheckpointError:
+    """The error with the file's name before it."""
+    text = str(error)
+    if not isinstance(error, CheckpointError):
+        return CheckpointError(f"{path} is truncated or not a checkpoint: copy it again")
+    if text.startswith("it holds"):
+        return CheckpointError(f"{path} is refused: {text}; load it where you trust it and {_SAVE}")
+    return CheckpointError(f"{path} {text}")
+
+
+def _opened(path: Path, kind: Kind) -> tuple[Any, dict[str, str]]:
+    """What one file holds: mappings with :class:`StoredTensor` in them, and its metadata."""
+    if kind == "safetensors":
+        return _read_safetensors(path)
+    if kind == "gguf":
         raise CheckpointError(
-            f"{path} is truncated or not a safetensors checkpoint ({error}): copy it again, or give the "
-            "model.safetensors that training wrote"
+            f"{path} is a GGUF file, a language model for export-cues --reasoner: give PyTorch weights here"
+        )
+    readers = {"zipped": read_zipped, "legacy": read_legacy, "pickle": read_pickle}
+    if kind not in readers:
+        raise CheckpointError(f"{path} is JSON, not weights: download it again")
+    try:
+        return readers[kind](path), {}
+    except Exception as error:  # what noise makes of readers of whole files: IndexError, BadZipFile, MemoryError
+        raise _named(path, error) from error
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    try:
+        file = safe_open(path, framework="pt")
+        tensors: dict[str, StoredTensor] = {}
+        for key in file.keys():  # noqa: SIM118
+            view = file.get_slice(key)
+            dtype = _DTYPES.get(view.get_dtype(), torch.uint8)
+            tensors[key] = StoredTensor(tuple(view.get_shape()), dtype, partial(file.get_tensor, key))
+        return tensors, dict(file.metadata() or {})
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors checkpoint ({to_one_line(error)}): copy it again"
         ) from error
 
 
-def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    for name in _WEIGHTS:
-        if (folder / name).is_file():
-            return read(folder / name)
-    for name in _INDICES:
-        if (folder / name).is_file():
-            try:
-                shards = sorted(set(json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError) as error:
-                raise CheckpointError(f"{folder / name} is not an index of shards: download the model again") from error
-            if strange := [shard for shard in shards if Path(shard).name != shard]:
-                raise CheckpointError(f"{folder / name} names {strange[0]!r}, which lies outside of the folder")
-            tensors: dict[str, Tensor] = {}
-            for shard in shards:
-                tensors |= read(folder / shard)[0]
-            return tensors, {}
-    raise CheckpointError(f"{folder} holds no weights: none of {', '.join((*_WEIGHTS, *_INDICES))} is in it")
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64,
+}  # fmt: skip
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|GLOBAL) ([\w.]+)", str(error))
-        reason = f"it holds {found[1]}, and loading that may run code" if found else "it is broken or holds objects"
-        raise CheckpointError(
-            f"{path} is refused: {reason}; load it where you trust it and save its state_dict as safetensors"
-        ) from error
-    except Exception as error:  # what noise makes of the unpickler: IndexError, AttributeError
-        raise CheckpointError(f"{path} is truncated or not a PyTorch checkpoint: copy it again") from error
-    tensors = _state_dict(content)
-    if not tensors:
-        raise CheckpointError(f"{path} holds no state_dict: save the model's state_dict as safetensors")
-    return tensors
+def _load(found: Found, size: int) -> dict[str, Tensor]:
+    """Read the tensors of a set, floats as float32. Raises :class:`CheckpointError` for those that are no weights.
 
-
-def _state_dict(content: Any) -> dict[str, Tensor]:
-    """The tensors of what a training code saved, without the prefix that data parallelism leaves."""
-    if not isinstance(content, Mapping):
-        return {}
-    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if not tensors:
-        return next((found for key in _INNER if key in content and (found := _state_dict(content[key]))), {})
-    if all(key.startswith(_DATA_PARALLEL) for key in tensors):
-        return {key.removeprefix(_DATA_PARALLEL): value for key, value in tensors.items()}
+    ``size``: bytes of the files; a tensor that repeats few numbers may claim more than any memory has.
+    """
+    is_ignored = found.format.ignored if found.format else (lambda key: False)
+    wanted = {key: tensor for key, tensor in found.tensors.items() if not is_ignored(key)}
+    if sum(tensor.count for tensor in wanted.values()) > _MOST_TIMES_THE_FILE * size:
+        raise CheckpointError("claims more numbers than it holds: save its state_dict again")
+    tensors = {}
+    for key, stored in found.tensors.items():
+        name = to_one_line(key)
+        if key not in wanted:
+            # Of no use here: its name alone is needed, and masks of minus infinity are right.
+            tensors[key] = torch.empty(0)
+            continue
+        if stored.trouble:
+            raise CheckpointError(f"can't be used: {name} {stored.trouble}; {_SAVE}, dense and in float32")
+        try:
+            tensor = stored.read()
+        except Exception as error:  # as above, when the numbers are read
+            raise CheckpointError(f"is damaged ({name} can't be read): copy it again") from error
+        if tensor.is_complex():
+            raise CheckpointError(f"can't be used: {name} has complex numbers; give a checkpoint that the recipe is of")
+        if tensor.is_floating_point():
+            tensor = tensor.float()
+            if not torch.isfinite(tensor).all():
+                raise CheckpointError(
+                    f"holds NaN or infinity in {name}: training failed before it was saved, give an earlier checkpoint"
+                )
+        tensors[key] = tensor
     return tensors

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from teso_deploy.errors import CheckpointError
 from teso_deploy.evaluation.library import Library, read_library
 from teso_deploy.evaluation.protocol import Trial, intersection_over_union, make_scene, testable_words
 from teso_deploy.models import build, checkpoints, weight_files
@@ -23,6 +24,7 @@ from teso_deploy.models.teso import Teso
 from teso_deploy.recipe import Calibration
 from teso_deploy.runtime.postprocess import labels_of
 from teso_deploy.runtime.preprocess import normalised, resized
+from teso_deploy.training.loop import WEIGHTS
 
 #: So often may a sound of nothing visible open a gate, in each of the blank rows: noise, which is easily told
 #: apart, must not make up for the voices of other things.
@@ -168,13 +170,18 @@ def calibrate_checkpoint(
 ) -> Calibration:
     """Calibrate the model of a checkpoint that training wrote, and keep the thresholds in it.
 
-    Raises :class:`CheckpointError` (not such a file), :class:`DataError` (too few sounds left out of training).
+    Raises :class:`CheckpointError` (not such a file, or one that holds more, which would be lost), :class:`DataError`
+    (too few sounds left out of training).
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, and the thresholds are kept in a file: name the {WEIGHTS} in it")
     recipe = checkpoints.recipe_of(path)
     library = read_library(data, "calibration", recipe.train.hold_out if recipe.train else ())
     model = build(recipe)
+    if not weight_files.holds_nothing_but(path, model.state_dict().keys()):
+        raise CheckpointError(f"{path} holds more than `train` writes, which would be lost: give a run's {WEIGHTS}")
     checkpoints.load(model, path)
     calibration = calibrate(model, library, embeddings, scenes, seed)
-    _, metadata = weight_files.read(path)
+    metadata = weight_files.read_metadata(path)
     checkpoints.save(model, path, {**metadata, checkpoints.CALIBRATION: calibration.model_dump_json()})
     return calibration

@@ -21,12 +21,12 @@ from teso_deploy.errors import CheckpointError, DataError, RecipeError
 from teso_deploy.models import checkpoints
 from teso_deploy.models.assembly import Assembly
 from teso_deploy.models.teso import Teso
-from teso_deploy.outputs import staged_file
 from teso_deploy.recipe import Recipe, TrainRecipe
 from teso_deploy.training.batches import Batch
 from teso_deploy.training.curves import draw_curves
 from teso_deploy.training.loop import CURVES, LOG, STATE, WEIGHTS, Progress, batch_scores, learning_rate
 from teso_deploy.training.losses import TrainingHeads, training_losses
+from teso_deploy.training.states import load_state, save_state
 from teso_deploy.training.videos import VideoBatches
 
 #: Of the fusion, what a foundation gives: the learned mask queries are held with it.
@@ -156,7 +156,6 @@ class FineTuning:
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
             return
-        self.out.mkdir(parents=True, exist_ok=True)
         named = self.model.state_dict()
         state = {
             "recipe": self.recipe.model_dump_json(),
@@ -164,20 +163,20 @@ class FineTuning:
             "learning": {name: named[name] for name in self.learning},
             "optimizer": self.optimizer.state_dict(),
         }
-        with staged_file(self.out / STATE) as file:
-            torch.save(state, file)
+        save_state(state, self.out / STATE)
         metadata = {"recipe": self.recipe.model_dump_json(by_alias=True), "step": str(self.step)}
         checkpoints.save(self.model, self.out / WEIGHTS, metadata)
 
     def resume(self) -> bool:
         """Go on from a state in ``out``; False when there is none.
 
-        Raises :class:`CheckpointError` when it belongs to another recipe, or to another set of weights that learn.
+        Raises :class:`CheckpointError` when it is damaged, or belongs to another recipe or another set of weights that
+        learn.
         """
         path = self.out / STATE
         if not path.is_file():
             return False
-        state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+        state = load_state(path, self.accelerator.device, ("recipe", "step", "optimizer"))
         if state["recipe"] != self.recipe.model_dump_json() or list(state.get("learning", ())) != self.learning:
             raise CheckpointError(
                 f"{path} was trained with another recipe or from other checkpoints: give another --out, or remove the "

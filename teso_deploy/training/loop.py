@@ -18,11 +18,12 @@ from teso_deploy.errors import CheckpointError, RecipeError
 from teso_deploy.evaluation.library import read_library
 from teso_deploy.models import build, checkpoints
 from teso_deploy.models.decoder import segmentation_scores
-from teso_deploy.outputs import staged_file
+from teso_deploy.models.state_dicts import Averaging
 from teso_deploy.recipe import Recipe, TrainPhase, TrainRecipe
 from teso_deploy.training.batches import Batch, Lesson, SceneBatches
 from teso_deploy.training.curves import draw_curves
 from teso_deploy.training.losses import TrainingHeads, encoder_losses, training_losses
+from teso_deploy.training.states import load_state, save_state
 from teso_deploy.training.teachers import Teachers, load_teachers
 
 STATE, WEIGHTS, LOG, CURVES = "state.pt", "model.safetensors", "log.jsonl", "curves.png"
@@ -139,21 +140,19 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state to go on from, and the averaged weights."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        with staged_file(self.out / STATE) as file:
-            torch.save(self._state(), file)
+        save_state(self._state(), self.out / STATE)
         metadata = {"recipe": self.recipe.model_dump_json(by_alias=True), "step": str(self.step)}
         checkpoints.save(self.average.module, self.out / WEIGHTS, metadata)
 
     def resume(self) -> bool:
         """Go on from a state in ``out``; False when there is none.
 
-        Raises :class:`CheckpointError` when it belongs to another recipe.
+        Raises :class:`CheckpointError` when it is damaged or belongs to another recipe.
         """
         path = self.out / STATE
         if not path.is_file():
             return False
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        state = load_state(path, self.device, ("recipe", "step", "model", "heads", "optimizer", "average"))
         if state["recipe"] != self.recipe.model_dump_json():
             raise CheckpointError(
                 f"{path} was trained with another recipe: give another --out, or remove the folder to start again"
@@ -165,12 +164,14 @@ class Trainer:
         self.step = state["step"]
         return True
 
-    def start_from(self, checkpoint: Path, parts: Sequence[str] = START_PARTS) -> None:
-        """Take the weights of some parts from a checkpoint and go on behind the encoders' own phase.
+    def start_from(
+        self, checkpoint: Path, parts: Sequence[str] = START_PARTS, averaging: Averaging | None = None
+    ) -> None:
+        """Take the weights of some parts from a checkpoint and go on after the encoders' own phase.
 
         Raises :class:`CheckpointError` when they are of another recipe.
         """
-        checkpoints.load(self.model, checkpoint, tuple(f"{part}." for part in parts))
+        checkpoints.load(self.model, checkpoint, tuple(f"{part}." for part in parts), averaging)
         self.average.module.load_state_dict(self.model.state_dict())
         self.step = self.encoder_steps
 
@@ -251,11 +252,13 @@ def train_model(
     start: Path | None = None,
     workers: int = 0,
     start_parts: Sequence[str] = START_PARTS,
+    averaging: Averaging | None = None,
 ) -> Path:
     """Train a recipe on composed scenes of a media folder; returns the path of the weights.
 
     ``start``: a checkpoint whose ``start_parts`` to begin with, in place of the encoders' own
-    phase; in its other parts it may be of another recipe. ``workers``: processes that make
+    phase; in its other parts it may be of another recipe. ``averaging``: which of its weights, where it holds their
+    average too. ``workers``: processes that make
     the scenes ahead, for a device that is faster than one core can make them.
 
     ``out`` keeps the state, the averaged weights, the log and the curves; a run that was
@@ -266,7 +269,7 @@ def train_model(
     batches = SceneBatches(recipe, read_library(data, "train", recipe.train.hold_out), embeddings)
     trainer = Trainer(recipe, batches, out, torch.device(device), load_teachers(recipe.train, data))
     if not trainer.resume() and start is not None:
-        trainer.start_from(start, start_parts)
+        trainer.start_from(start, start_parts, averaging)
     out.mkdir(parents=True, exist_ok=True)
     log = out / LOG
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []

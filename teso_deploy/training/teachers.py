@@ -59,10 +59,15 @@ class TensorFlowLiteTeacher:
             raise InputNotFoundError(f"no teacher {path}: put it there, or take it out of the recipe's [train]")
         content = bytearray(path.read_bytes())
         if content[4:8] != b"TFL3":
-            raise DataError(f"{path} is not a TensorFlow Lite file")
-        _end_at(content, schema_py_generated.Model.GetRootAs(content, 0).Subgraphs(0), tensors, path)
-        self._interpreter = interpreter.Interpreter(model_content=bytes(content))
-        self._interpreter.allocate_tensors()
+            raise DataError(f"{path} is not a TensorFlow Lite file: download it again (with Git LFS: git lfs pull)")
+        try:
+            _end_at(content, schema_py_generated.Model.GetRootAs(content, 0).Subgraphs(0), tensors, path)
+            self._interpreter = interpreter.Interpreter(model_content=bytes(content))
+            self._interpreter.allocate_tensors()
+        except DataError:
+            raise
+        except Exception as error:  # of a cut or damaged file: struct.error, IndexError, ValueError, RuntimeError
+            raise DataError(f"{path} is damaged: download it again") from error
         self._input = self._interpreter.get_input_details()[0]
         self.channels = tuple(int(output["shape"][-1]) for output in self._interpreter.get_output_details())
 

@@ -281,7 +281,7 @@ def test_checkpoints_name_the_keys_that_do_not_fit(tiny_recipe: Recipe, tmp_path
     with pytest.raises(CheckpointError, match=r"fusion\.latents\.latents \[3, 16\] for \[5, 16\]"):
         checkpoints.load(build(narrow), path)
     path.write_bytes(b"not safetensors")
-    with pytest.raises(CheckpointError, match="not a safetensors"):
+    with pytest.raises(CheckpointError, match="is text, not weights"):
         checkpoints.load(build(tiny_recipe), path)
 
 

@@ -1,0 +1,201 @@
+"""Tensors that a file describes and that are read when they are needed, and the pickled forms of PyTorch and NumPy.
+
+A training checkpoint is three times as large as its weights: what is not needed is not read. Sizes that a file claims
+are compared with what it holds before memory is taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from teso_deploy.models.pickle_reading import Global, Placeholder
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredTensor:
+    """A tensor in a file.
+
+    Args:
+        shape: Its shape.
+        dtype: Its type of number.
+        read: Reads it.
+        trouble: Why it can't be read: "is sparse"; empty when it can.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+    trouble: str = ""
+
+    @property
+    def count(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Storage:
+    """Numbers in a row that tensors are views of; ``read`` gives at least ``count`` of them as (N,) of ``dtype``."""
+
+    dtype: torch.dtype
+    count: int
+    read: Callable[[torch.dtype], Tensor]
+
+
+#: PyTorch's names of storages, where they are not the name of the type.
+_OLD_NAMES = {
+    "Float": "float32", "Double": "float64", "Half": "float16", "Long": "int64", "Int": "int32", "Short": "int16",
+    "Char": "int8", "Byte": "uint8", "Bool": "bool", "BFloat16": "bfloat16", "ComplexFloat": "complex64",
+    "ComplexDouble": "complex128", "QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32", "Untyped": "uint8",
+}  # fmt: skip
+
+
+def find_dtype(of: Any) -> torch.dtype:
+    """The type of number that a pickle names (``torch.FloatStorage``, ``torch.float32``). Raises ``ValueError``."""
+    name = of.name.rsplit(".", 1)[-1] if isinstance(of, Global) else ""
+    found = getattr(torch, _OLD_NAMES.get(name.removesuffix("Storage"), name), None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"no type of number: {name}")
+    return found
+
+
+def _sizes(of: Any) -> tuple[int, ...]:
+    numbers = of.arguments[0] if isinstance(of, Placeholder) and of.arguments else of
+    sizes = tuple(numbers)
+    if len(sizes) > 64 or not all(isinstance(size, int) and 0 <= size < 2**62 for size in sizes):
+        raise ValueError("sizes that are none")
+    return sizes
+
+
+def _view(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None) -> StoredTensor:
+    """A view of a storage. Raises ``ValueError`` when it reaches beyond it."""
+    if not isinstance(storage, Storage):
+        raise ValueError("not a storage")
+    shape, steps = _sizes(size), _sizes(stride)
+    kind = dtype or storage.dtype
+    width = kind.itemsize
+    count = storage.count * storage.dtype.itemsize // width
+    if len(shape) != len(steps) or not isinstance(offset, int) or offset < 0:
+        raise ValueError("a view that is none")
+    last = offset + sum((length - 1) * step for length, step in zip(shape, steps, strict=True))
+    if 0 not in shape and last >= count:
+        raise ValueError("a tensor reaches beyond its numbers")
+
+    def read() -> Tensor:
+        if 0 in shape:
+            return torch.empty(shape, dtype=kind)
+        return torch.as_strided(storage.read(kind), shape, steps, offset)
+
+    return StoredTensor(shape, kind, read)
+
+
+def _typed_view(_name: str, given: tuple[Any, ...]) -> StoredTensor:
+    """A view that names its type of number, as those do that have no class of storage (float8)."""
+    storage, offset, size, stride, _requires_grad, _hooks, dtype, *_rest = given
+    return _view(storage, offset, size, stride, find_dtype(dtype))
+
+
+def _refused(trouble: str) -> StoredTensor:
+    return StoredTensor((), torch.uint8, lambda: torch.empty(0), trouble)
+
+
+def _array(shape: Any, described: Any, content: Any, fortran: bool) -> Any:
+    """A NumPy array from the parts of its pickle; a placeholder for one that holds no numbers."""
+    if isinstance(content, str):  # of Python 2, whose texts are bytes
+        content = content.encode("latin-1")
+    if not isinstance(described, Placeholder) or not isinstance(content, bytes | bytearray):
+        return Placeholder("numpy.ndarray")
+    kind = str(described.arguments[0])
+    order = described.state[1] if isinstance(described.state, tuple) and len(described.state) > 1 else "|"
+    if kind == "b1":
+        kind = "?"
+    if kind not in ("?", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"):
+        return Placeholder("numpy.ndarray")
+    dtype = np.dtype(kind if order not in "<>" else order + kind)
+    sizes = _sizes(shape)
+    if math.prod(sizes) * dtype.itemsize != len(content):
+        raise ValueError("an array of another size than its numbers")
+
+    def read() -> Tensor:
+        # The machine's own order of bytes, and memory of its own: PyTorch takes nothing else.
+        values = np.frombuffer(content, dtype).astype(dtype.newbyteorder("="), copy=False)
+        return torch.from_numpy(np.array(values.reshape(sizes, order="F" if fortran else "C"), order="C"))
+
+    return StoredTensor(sizes, torch.from_numpy(np.empty(0, dtype.newbyteorder("="))).dtype, read)
+
+
+class Array(Placeholder):
+    """A NumPy array whose numbers come with its state."""
+
+    __slots__ = ()
+
+    def stored(self) -> Any:
+        """The tensor, or itself where it holds no numbers."""
+        if not isinstance(self.state, tuple) or len(self.state) != 5:
+            return self
+        _, shape, described, fortran, content = self.state
+        return _array(shape, described, content, bool(fortran))
+
+
+def _text_as_bytes(name: str, given: tuple[Any, ...]) -> Any:
+    """What ``_codecs.encode`` gives: how Python 2 and protocols below 3 write bytes."""
+    if len(given) == 2 and isinstance(given[0], str) and given[1] in ("latin1", "latin-1"):
+        return given[0].encode("latin-1")
+    return Placeholder(name, given)
+
+
+def _typed(name: str, given: tuple[Any, ...]) -> Any:
+    """A subclass of a tensor: (function, class, arguments, state)."""
+    function, _, arguments, _ = given
+    return make_tensor(function.name, tuple(arguments)) if isinstance(function, Global) else Placeholder(name, given)
+
+
+def _pairs(name: str, given: tuple[Any, ...]) -> Any:
+    """An ordered mapping, empty or of pairs."""
+    pairs = given[-1] if given and isinstance(given[-1], list) else []
+    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and isinstance(pair[0], str | int)}
+
+
+_MAKERS: Mapping[str, Callable[[str, tuple[Any, ...]], Any]] = {
+    "collections.OrderedDict": _pairs,
+    "collections.defaultdict": _pairs,
+    "builtins.dict": _pairs,
+    "_codecs.encode": _text_as_bytes,
+    "torch._utils._rebuild_tensor": lambda _, given: _view(*given[:4]),
+    "torch._utils._rebuild_tensor_v2": lambda _, given: _view(*given[:4]),
+    "torch._utils._rebuild_tensor_v3": _typed_view,
+    "torch._utils._rebuild_parameter": lambda _, given: given[0],
+    "torch._utils._rebuild_parameter_with_state": lambda _, given: given[0],
+    "torch._tensor._rebuild_from_type_v2": _typed,
+    "torch._tensor._rebuild_from_type": _typed,
+    "torch._utils._rebuild_qtensor": lambda *_: _refused("is quantised"),
+    "torch._utils._rebuild_sparse_tensor": lambda *_: _refused("is sparse"),
+    "torch._utils._rebuild_sparse_csr_tensor": lambda *_: _refused("is sparse"),
+    "torch._utils._rebuild_nested_tensor": lambda *_: _refused("is nested"),
+    "torch._utils._rebuild_wrapper_subclass": lambda *_: _refused("is of a class of its own"),
+    "torch._utils._rebuild_meta_tensor_no_storage": lambda *_: _refused('has no numbers (device "meta")'),
+    "torch._utils._rebuild_device_tensor_from_numpy": lambda _, given: given[0],
+    **{
+        f"numpy.{core}.multiarray._reconstruct": (lambda name, given: Array(name, given)) for core in ("core", "_core")
+    },
+    **{
+        f"numpy.{core}.numeric._frombuffer": (lambda _, given: _array(given[2], given[1], given[0], given[3] == "F"))
+        for core in ("core", "_core")
+    },
+}  # fmt: skip
+
+
+def make_tensor(name: str, given: tuple[Any, ...]) -> Any:
+    """What stands for the outcome of a call in a pickle: tensors and mappings, placeholders for all else.
+
+    Raises ``ValueError`` and others for arguments that make no sense.
+    """
+    maker = _MAKERS.get(name)
+    return Placeholder(name, given) if maker is None else maker(name, given)

@@ -1,0 +1,42 @@
+"""The state that a run of training goes on from: weights, optimiser and step in one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from teso_deploy.errors import CheckpointError
+from teso_deploy.models.file_kinds import identify
+from teso_deploy.outputs import staged_file
+
+
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Write a state whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with staged_file(path) as file:
+        torch.save(state, file)
+
+
+def load_state(path: Path, device: torch.device, names: tuple[str, ...]) -> dict[str, Any]:
+    """Read a state that :func:`save_state` wrote.
+
+    Args:
+        path: The file.
+        device: Where its tensors go.
+        names: What it must hold.
+
+    Raises:
+        CheckpointError: The file is damaged, or not such a state.
+    """
+    identify(path)
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        if not isinstance(state, dict) or not all(name in state for name in names):
+            raise ValueError("not a state")
+    except Exception as error:  # what noise leads to: RuntimeError, UnpicklingError, IndexError
+        raise CheckpointError(
+            f"{path} is damaged or not the state of a run: remove it to begin again, or give another --out"
+        ) from error
+    return state
