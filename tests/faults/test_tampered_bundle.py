@@ -226,15 +226,18 @@ with mock.patch.object(cli, "app", write):
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_an_export_that_is_ended_by_a_signal_leaves_the_old_bundle(folder: Path, number: signal.Signals) -> None:
     before = snapshot(folder)
     command = [sys.executable, "-c", WRITE_AND_WAIT, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None and process.stdout.readline() == b"writing\n"
         process.send_signal(number)
-        assert process.wait(30) == (128 + number if number == signal.SIGTERM else -number)
+        assert process.wait(30) == (-number if number == signal.SIGKILL else 128 + number)
     assert snapshot(folder) == before
     Bundle.open(folder)
-    if number != signal.SIGKILL:  # nobody tidies up behind that one
-        assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+    if number == signal.SIGKILL:  # the next export clears what that one left
+        assert len(list(folder.parent.iterdir())) == 2
+        with pytest.raises(SystemExit), KIND.staging(folder):
+            raise SystemExit
+    assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
