@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ __all__ = [
 ]
 #: Sound up to this length stays in memory as it was decoded for the survey: 38 MB.
 HELD_SECONDS = 600.0
+#: Pieces are handed over after this many packets, as each one costs time.
+_PACKETS_AT_ONCE = 16
 #: The longest sound that :func:`read_audio` takes: 1.4 GB.
 MOST_WHOLE_SECONDS = 6 * 3600.0
 
@@ -91,7 +94,7 @@ def _decode_packets(container: InputContainer, index: int, mono: Mono16k) -> Ite
     """All pieces of a track. What can't be decoded is counted and becomes a gap."""
     stream, origin = container.streams[index], origin_seconds(container)
     packets = container.demux(stream)
-    while True:
+    for number in itertools.count(1):
         try:
             packet = next(packets, None)
         except BROKEN_OFF:  # what was read counts
@@ -106,7 +109,8 @@ def _decode_packets(container: InputContainer, index: int, mono: Mono16k) -> Ite
         except Exception as error:  # PyAV raises several kinds, and none may end the picture
             if packet.size:
                 mono.counts.count_damage(error)
-        yield from mono.drain()
+        if number % _PACKETS_AT_ONCE == 0:
+            yield from mono.drain()
     mono.flush()
     yield from mono.drain()
 

@@ -174,6 +174,30 @@ def test_a_damaged_track_makes_way_for_the_next(tmp_path: Path) -> None:
     assert frames == 60 and abs(pitch(sound[-32_000:]) - 900) < 30
 
 
+def test_sound_from_elsewhere_never_ends_the_picture(tmp_path: Path) -> None:
+    picture = make_clip(tmp_path / "clip.mp4", has_audio=False)
+    damaged = damage_track(film(tmp_path / "good.mkv", tone(400)[None], codec="flac"), tmp_path / "bad.mkv", 0)
+    with LiveReader(Address.parse(picture), audio=Address.parse(damaged), lossless=True) as reader:
+        reader.start()
+        frames = 0
+        while not reader.ended:
+            frames += reader.take(0.1) is not None
+        health = reader.health()
+    assert frames == 12 and health.state == "ended" and health.error is None and not health.has_audio
+    assert health.audio_note is not None and "can't be decoded" in health.audio_note
+    unknown = rename_codecs(make_clip(tmp_path / "unknown.mp4"), 1)
+    with LiveReader(Address.parse(picture), audio=Address.parse(unknown), lossless=True) as reader:
+        deadline = time.monotonic() + 30
+        try:  # it is refused if that is known before the first picture
+            reader.start()
+            while time.monotonic() < deadline and reader.health().audio_error is None:
+                reader.take(0.1)
+            sentence = reader.health().audio_error
+        except MediaError as error:
+            sentence = str(error)
+    assert sentence is not None and "no sound that FFmpeg can decode" in sentence
+
+
 def refused_sound(path: Path) -> Sequence[str]:
     sentences = []
     for action in (check_sound, read_audio):
