@@ -46,6 +46,7 @@ def heard_windows(path: Path) -> NDArray[np.float32]:
     recording = read_recording(path)
     loud = recording.samples[np.repeat(recording.heard, SLICE_SAMPLES).nonzero()]
     samples = recording.samples * np.float32(10 ** (LEVEL_DBFS / 20) / np.sqrt((loud.astype(np.float64) ** 2).mean()))
+    samples = samples.clip(-1, 1)
     samples = np.pad(samples.clip(-1, 1), (0, WINDOW_SAMPLES))
     length = WINDOW_SAMPLES // SLICE_SAMPLES
     starts = [

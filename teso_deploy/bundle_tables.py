@@ -149,7 +149,7 @@ class BundleManifest(Table):
     cue: CueEntry
     tagger: TaggerEntry | None = None
     provenance: dict[Text, str]
-    licence: Text
+    licence: str
     measured: dict[str, Any] = {}
     files: dict[str, FileEntry] = {}
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Literal
 
 from teso_deploy.errors import OutputError, TesoError
 from teso_deploy.staging import clear_leftovers, create_file
-from teso_deploy.text import replace_undecodable
+from teso_deploy.text import escape_hidden, replace_undecodable
 
 #: ``--json -`` and what it means.
 STDOUT = Path("-")
@@ -364,4 +364,4 @@ def write_text(path: Path, text: str) -> None:
 
 def as_json(report: Any) -> str:
     """Indented JSON with a closing newline."""
-    return replace_undecodable(json.dumps(report, indent=1, ensure_ascii=False)) + "\n"
+    return escape_hidden(replace_undecodable(json.dumps(report, indent=1, ensure_ascii=False))) + "\n"

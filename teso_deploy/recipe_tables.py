@@ -6,19 +6,20 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from teso_deploy.text import is_name
+
 AdapterPlace = Literal["swin", "msda", "cross_attention", "self_attention", "sam_encoder", "sam_decoder"]
 FusionPart = Literal["sedam", "pmqs", "dynamic_mask", "text", "audio"]
 
 
 def _check_printable(text: str) -> str:
-    if not text.isprintable():
+    if not is_name(text):
         raise ValueError("characters that can't be printed")
     return text
 
 
-MOST_LETTERS = 1000
 #: A name that messages and tables show.
-Text = Annotated[str, Field(max_length=MOST_LETTERS), AfterValidator(_check_printable)]
+Text = Annotated[str, Field(max_length=1000), AfterValidator(_check_printable)]
 # The bounds are far above what any model has. They keep a mistyped number from taking all memory.
 Positive = Annotated[int, Field(gt=0, le=65_536)]
 Scale = Annotated[float, Field(gt=0)]

@@ -19,7 +19,7 @@ from teso_deploy.errors import BundleError, InputNotFoundError, OutputError
 from teso_deploy.outputs import Target, explained, find_target
 from teso_deploy.small_files import parse_json, read_text
 from teso_deploy.staging import clear_leftovers, created_folder, is_staged, put_in_place
-from teso_deploy.text import to_one_line
+from teso_deploy.text import is_name, to_one_line
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -61,7 +61,7 @@ def inside(folder: Path, name: str) -> Path:
             "do not use this bundle"
         )
     is_device = any(_DEVICE.fullmatch(part) for part in pure.parts)
-    if is_device or not pure.parts or not name.isprintable() or max(map(len, pure.parts)) > _MOST_LETTERS:
+    if is_device or not pure.parts or not is_name(name) or max(map(len, pure.parts)) > _MOST_LETTERS:
         raise BundleError(
             f"{folder}: the manifest names {to_one_line(repr(name))}, which can't be a file; do not use this bundle"
         )
@@ -91,11 +91,14 @@ class Kind:
         what = f"a folder that `{self.command}` wrote"
         try:
             text = read_text(path, what, limit_bytes=MANIFEST_BYTES, error=BundleError)
-            content = parse_json(text, path, error=BundleError)
         except InputNotFoundError:
             raise BundleError(
                 f"{to_one_line(folder)} has no {self.manifest}: give the folder that `{self.command}` wrote"
             ) from None
+        except BundleError as error:
+            raise BundleError(f"{error}, or {self.again}") from error
+        try:
+            content = parse_json(text, "the manifest", error=BundleError)
         except BundleError as error:
             raise BundleError(f"{path} is damaged ({error}); {self.again}") from error
         version = content.get("schema_version") if isinstance(content, dict) else None

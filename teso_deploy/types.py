@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from teso_deploy.checks import check_image, check_samples, describe
 
 SAMPLE_RATE_HZ = 16_000
 #: One VGGish patch: 96 frames of 400 samples, hop 160 (0.975 s).
@@ -23,17 +25,11 @@ CueSourceName = Literal[
 ]  # fmt: skip
 
 
-def _describe(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype}{list(value.shape)}"
-    return repr(value)
-
-
 class _Printed:
     __slots__ = ()
 
     def __repr__(self) -> str:
-        inside = ", ".join(f"{f.name}={_describe(getattr(self, f.name))}" for f in fields(self))  # type: ignore[arg-type]
+        inside = ", ".join(f"{f.name}={describe(getattr(self, f.name))}" for f in fields(self))  # type: ignore[arg-type]
         return f"{type(self).__name__}({inside})"
 
 
@@ -41,7 +37,8 @@ class _Printed:
 class Frame(_Printed):
     """One picture of a video.
 
-    ``image`` (H, W, 3) uint8 RGB, upright; ``pts_seconds`` from the file's origin (the
+    ``image`` (H, W, 3) uint8 RGB, as players show it. OpenCV's pictures are BGR, which can't be recognised: give
+    ``image[:, :, ::-1]``. ``pts_seconds`` from the file's origin (the
     earliest start of its streams); ``index`` counts decoded frames from 0; ``segment``
     counts the stretches between discontinuities of the clock.
     """
@@ -53,15 +50,15 @@ class Frame(_Printed):
     is_corrupt: bool = False
 
     def __post_init__(self) -> None:
-        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
-            raise ValueError(f"image must be (H, W, 3) uint8 RGB, got {_describe(self.image)}")
-        if min(self.image.shape[:2]) < 1:
-            raise ValueError("image has no pixels")
+        check_image(self.image)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AudioWindow(_Printed):
     """A window of sound: ``samples`` (N,) float32 in [-1, 1], 16 kHz mono.
+
+    NaN, and samples beyond 1.5, are refused: integers that were not divided, most likely. Readers of files and streams
+    clip louder sound themselves.
 
     ``start_seconds`` is the time of the first sample on the frames' clock,
     ``gap_seconds`` how much of the window is filling (zeros where nothing was recorded),
@@ -74,8 +71,7 @@ class AudioWindow(_Printed):
     is_silent: bool = False
 
     def __post_init__(self) -> None:
-        if self.samples.ndim != 1 or self.samples.dtype != np.float32:
-            raise ValueError(f"samples must be (N,) float32, got {_describe(self.samples)}")
+        check_samples(self.samples)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -92,9 +88,9 @@ class Cues(_Printed):
 
     def __post_init__(self) -> None:
         if self.embeddings.ndim != 2 or self.embeddings.dtype != np.float32:
-            raise ValueError(f"embeddings must be (N_T, d_T) float32, got {_describe(self.embeddings)}")
+            raise ValueError(f"embeddings must be (N_T, d_T) float32, got {describe(self.embeddings)}")
         if self.valid.shape != self.embeddings.shape[:1] or self.valid.dtype != np.bool_:
-            raise ValueError(f"valid must be ({len(self.embeddings)},) bool, got {_describe(self.valid)}")
+            raise ValueError(f"valid must be ({len(self.embeddings)},) bool, got {describe(self.valid)}")
         if len(self.names) > int(self.valid.sum()):
             raise ValueError(f"{len(self.names)} names for {int(self.valid.sum())} valid cues")
 
@@ -122,7 +118,7 @@ class Segmentation(_Printed):
 
     def __post_init__(self) -> None:
         if self.labels.ndim != 2 or self.labels.dtype != np.uint8:
-            raise ValueError(f"labels must be (H, W) uint8, got {_describe(self.labels)}")
+            raise ValueError(f"labels must be (H, W) uint8, got {describe(self.labels)}")
 
     @property
     def positive_pixel_rate(self) -> float:

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from teso_deploy.bundle import Bundle, bundle_folder
@@ -23,7 +22,7 @@ from teso_deploy.cli.cue_options import (
     SourceTimeoutOption,
 )
 from teso_deploy.cli.loading import load_pipeline
-from teso_deploy.cli.reports import check_json, progress_bar, toml_file, write_json
+from teso_deploy.cli.reports import as_markup, check_json, progress_bar, toml_file, write_json
 from teso_deploy.cues.choosing import Chosen, SourceOptions, choose_source
 from teso_deploy.cues.prompts import DEFAULT_PROMPT
 from teso_deploy.cues.tracks import VideoCues, cue_file_content, read_cue_file
@@ -57,15 +56,15 @@ def _print_summary(console: Console, chosen: Chosen, videos: dict[str, VideoCues
     for name, entry in list(videos.items())[:20]:
         words = dict.fromkeys(word for span in entry.spans for word in span.names)
         shown = ", ".join(list(words)[:8]) + (" …" if len(words) > 8 else "")
-        table.add_row(escape(name), str(len(entry.spans)), escape(shown or "–"))
+        table.add_row(as_markup(name), str(len(entry.spans)), as_markup(shown or "–"))
     if len(videos) > 20:
         table.add_row(f"and {len(videos) - 20} more", "", "")
     console.print(table)
     if chosen.passed_over:
         told = "; ".join(chosen.troubles) or "they have answered since"
-        console.print(f"a source failed and was passed over {chosen.passed_over} times: {escape(told)}")
+        console.print(f"a source failed and was passed over {chosen.passed_over} times: {as_markup(told)}")
     if unanswered.count:
-        console.print(f"{unanswered.count} pictures have no cues: {escape(unanswered.reason)}")
+        console.print(f"{unanswered.count} pictures have no cues: {as_markup(unanswered.reason)}")
     if chosen.kept:
         console.print(f"{chosen.asked} answers were asked for, {chosen.found} known from before")
 
@@ -161,7 +160,7 @@ def _of_video(
     chosen.look_at(path)
     with VideoReader(path) as reader:
         total = reader.info.duration_seconds or None
-    task = bar.add_task(escape(path.name), total=total)
+    task = bar.add_task(as_markup(path.name), total=total)
     watch = replace(watch, times=chosen.times)
     return cues_of_video(
         chosen.source,

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
 from teso_deploy.bundle import bundle_folder
-from teso_deploy.cli.reports import check_json, progress_bar, say, write_json
+from teso_deploy.cli.reports import as_markup, check_json, progress_bar, say, write_json
 from teso_deploy.errors import CheckFailedError, InputNotFoundError, MediaError
 from teso_deploy.media.audio import AudioTrack
 from teso_deploy.media.overlay import Overlay
@@ -81,7 +81,7 @@ def _write_demo(
     with ExitStack() as stack:
         sink = VideoSink(stack, video, source)
         bar = stack.enter_context(progress_bar(Console(stderr=True)))
-        task = bar.add_task(source.path.name, total=duration)
+        task = bar.add_task(as_markup(source.path.name), total=duration)
         for frame, _, seconds in source:
             drawn = []
             for half in HALVES:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from teso_deploy.bundle import Bundle, bundle_folder
 from teso_deploy.cli.loading import check_engine_options, check_tagger, load_pipeline
-from teso_deploy.cli.reports import check_json, toml_file, write_json
+from teso_deploy.cli.reports import as_markup, check_json, toml_file, write_json
 from teso_deploy.cues.timed import TimedCues
 from teso_deploy.cues.tracks import CueFile, read_cue_file
 from teso_deploy.errors import RecipeError
@@ -142,7 +142,9 @@ def evaluate(
     write_json(json_out, report)
     if markdown is not None:
         write_text(markdown, to_markdown(found))
-    table = Table(title=f"{report['bundle']}, {scenes} scenes a row, {seeds} seeds from {seed}, cues: {report['cues']}")
+    table = Table(
+        title=as_markup(f"{report['bundle']}, {scenes} scenes a row, {seeds} seeds from {seed}, cues: {report['cues']}")
+    )
     for column in ("row", "mIoU", "names aside", "blank", "follows"):
         table.add_column(column, justify="left" if column == "row" else "right")
     for score in found:

@@ -12,19 +12,17 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from teso_deploy.backends.tensorrt.library import TARGETS, Target, check_installed
 from teso_deploy.backends.tensorrt.profiles import DEFAULT_PROFILE, load_profile
 from teso_deploy.bundle import KIND, MANIFEST, Bundle, BundleManifest
-from teso_deploy.cli.reports import check_json, say, shown_in, toml_file, write_json
+from teso_deploy.cli.reports import as_markup, check_json, say, shown_in, toml_file, write_json
 from teso_deploy.errors import BundleError, InputNotFoundError, MissingExtraError, RecipeError
 from teso_deploy.hub import hub_snapshot
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.outputs import check_apart, show_path
 from teso_deploy.recipe import Recipe, load_recipe
-from teso_deploy.recipe_tables import MOST_LETTERS
 from teso_deploy.requirements import write_install_command
 from teso_deploy.types import Precision
 
@@ -155,7 +153,9 @@ def engine_table(rows: Sequence[dict[str, Any]]) -> Table:
     )
     for row in rows:
         size, seconds = f"{row['bytes'] / 1e6:.1f}", f"{row['build_seconds']:.1f}"
-        table.add_row(row["graph"], row["arch"], row["precision"], f"{row['half_share']:.0%}", size, seconds)
+        table.add_row(
+            as_markup(row["graph"]), as_markup(row["arch"]), row["precision"], f"{row['half_share']:.0%}", size, seconds
+        )
     return table
 
 
@@ -183,7 +183,7 @@ def show_plan(console: Console, recipe: Recipe, json_out: Path | None) -> None:
 
     with console.status("shapes of every graph"):
         plans = plan_export(recipe)
-    table = Table(title=escape(f"{recipe.name}: {recipe.summary}" if recipe.summary else recipe.name))
+    table = Table(title=as_markup(f"{recipe.name}: {recipe.summary}" if recipe.summary else recipe.name))
     for column in ("graph", "parameters", "multiply-adds", "bytes (fp32)"):
         table.add_column(column, justify="left" if column == "graph" else "right")
     for name, plan in plans.items():
@@ -281,8 +281,6 @@ def export(
     architectures = [name.strip().lower() for name in (arch or "").split(",") if name.strip()]
     if architectures and "tensorrt-rtx" not in targets:
         raise typer.BadParameter("generations are for --target tensorrt-rtx", param_hint="--arch")
-    if not licence.isprintable() or len(licence) > MOST_LETTERS:
-        raise typer.BadParameter(f"give one line of at most {MOST_LETTERS} letters", param_hint="--licence")
     check_json(json_out)
     files = [part_and_file(text) for text in checkpoint or ()]
     console = Console(stderr=True)
@@ -329,13 +327,15 @@ def export(
                 weights,
             )
     manifest = done.bundle.manifest
-    table = Table(title=escape(f"{manifest.name} → {out}"))
+    table = Table(title=as_markup(f"{manifest.name} → {out}"))
     for column in ("graph", "parameters", "multiply-adds", "nodes", "largest error"):
         table.add_column(column, justify="left" if column == "graph" else "right")
     for name, graph in manifest.graphs.items():
         parity = done.parity.parity(name)
         error = "–" if parity is None else f"{parity.max_abs_error:.1e}"
-        table.add_row(name, f"{graph.parameters:,}", f"{graph.multiply_adds / 1e6:,.0f} M", f"{graph.nodes:,}", error)
+        table.add_row(
+            as_markup(name), f"{graph.parameters:,}", f"{graph.multiply_adds / 1e6:,.0f} M", f"{graph.nodes:,}", error
+        )
     console.print(table)
     if manifest.engines:
         console.print(engine_table(_engine_rows(manifest, out)))

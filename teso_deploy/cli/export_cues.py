@@ -8,10 +8,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from teso_deploy.cli.reports import check_json, shown_in, write_json
+from teso_deploy.cli.reports import as_markup, check_json, shown_in, write_json
 from teso_deploy.cues.model_bundle import KIND
 from teso_deploy.outputs import check_apart, show_path
 
@@ -58,7 +57,11 @@ def export_cues(
     table = Table("", "model", "architecture", "weights", "licence", "MB")
     for role, model in models.items():
         table.add_row(
-            role, escape(model["name"]), model["architecture"], model["precision"], escape(model["licence"]),
+            role,
+            as_markup(model["name"]),
+            as_markup(model["architecture"]),
+            model["precision"],
+            as_markup(model["licence"]),
             f"{model['bytes'] / 1e6:.1f}",
-        )  # fmt: skip
+        )
     console.print(table)

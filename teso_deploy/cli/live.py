@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from teso_deploy.cli.live_view import rendered
-from teso_deploy.cli.reports import say
+from teso_deploy.cli.reports import as_markup, say
 from teso_deploy.cli.signals import ENDING_SIGNALS, leave_terminal
 from teso_deploy.cues.asking import AskingOptions
 from teso_deploy.cues.choosing import Chosen
@@ -168,7 +168,7 @@ def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, cues: O
             )
             for address in request.inputs
         ]
-        with console.status("opening " + ", ".join(address.shown for address in request.inputs)):
+        with console.status(as_markup("opening " + ", ".join(address.shown for address in request.inputs))):
             start_all(readers)
         for address, reader in zip(request.inputs, readers, strict=True):
             if not reader.info.has_audio and not request.mute:

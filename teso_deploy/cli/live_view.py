@@ -9,6 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from teso_deploy.text import to_printable
+
 
 def _milliseconds(percentiles: Mapping[str, float], which: str) -> str:
     return f"{percentiles[which]:.0f}" if which in percentiles else "–"
@@ -16,7 +18,13 @@ def _milliseconds(percentiles: Mapping[str, float], which: str) -> str:
 
 def _name(text: str, most: int = 28) -> Text:
     """The end of a long address says more than its beginning."""
+    text = to_printable(text)
     return Text(text if len(text) <= most else "…" + text[1 - most :])
+
+
+def _note(text: str) -> Text:
+    """A line that may hold what others say."""
+    return Text(" " * (len(text) - len(text.lstrip())) + to_printable(text))
 
 
 def rendered(snapshot: Mapping[str, Any]) -> Group:
@@ -41,14 +49,14 @@ def rendered(snapshot: Mapping[str, Any]) -> Group:
         parts += [f"{stream['reconnects']} reconnects"] * bool(stream["reconnects"])
         parts += [f"cues {stream['cues']['age_seconds']:.1f} s old"] * bool(stream["cues"]["age_seconds"])
         notes.append(Text("  " + ", ".join(parts)))
-        notes += [Text(f"  {stream['error']}")] * bool(stream["error"])
-        notes += [Text(f"  sound: {sound['note']}")] * bool(sound["note"])
-    notes += [Text(f"{name}: {sink['error']}") for name, sink in snapshot["sinks"].items() if sink["error"]]
+        notes += [_note(f"  {stream['error']}")] * bool(stream["error"])
+        notes += [_note(f"  sound: {sound['note']}")] * bool(sound["note"])
+    notes += [_note(f"{name}: {sink['error']}") for name, sink in snapshot["sinks"].items() if sink["error"]]
     source = snapshot["cue_source"]
     if source is not None:
         busy = "" if source["asking_seconds"] is None else f", asking for {source['asking_seconds']:.0f} s"
         notes.append(
             Text(f"cues by {source['source']}: {source['answered']} answers, {source['failed']} failures{busy}")
         )
-        notes += [Text(f"  {source['error']}")] * bool(source["error"])
+        notes += [_note(f"  {source['error']}")] * bool(source["error"])
     return Group(table, *notes)

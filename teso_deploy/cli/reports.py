@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.status import Status
 from rich.text import Text
@@ -16,6 +17,7 @@ from rich.text import Text
 from teso_deploy.cli.signals import printing
 from teso_deploy.errors import OutputError
 from teso_deploy.outputs import STDOUT, as_json, check_file, write_text
+from teso_deploy.text import to_printable
 
 
 def toml_file(name: str | None) -> Path | None:
@@ -49,14 +51,19 @@ def _print_json(report: Any) -> None:
         sys.stdout.write(text)
 
 
+def as_markup(text: object) -> str:
+    """Return text of others for a table, a bar or a status line: one printable line, and brackets are no markup."""
+    return escape(to_printable(str(text)))
+
+
 def shown_in(status: Status) -> Callable[[str], None]:
     """Shows what is worked on in a status line, as it is: brackets are no markup."""
-    return lambda text: status.update(Text(text))
+    return lambda text: status.update(Text(to_printable(text)))
 
 
 def say(console: Console, text: str) -> None:
     """Print a line that stays, as it is: brackets are no markup, and nothing is broken in two."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(to_printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def progress_bar(console: Console) -> Progress:

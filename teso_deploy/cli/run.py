@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from teso_deploy.bundle import Bundle, bundle_folder
@@ -21,7 +20,7 @@ from teso_deploy.cli.cue_options import SOURCE_HELP, ModelsOption, ServerModelOp
 from teso_deploy.cli.live import LiveRequest, check_live, run_live
 from teso_deploy.cli.live_view import rendered
 from teso_deploy.cli.loading import check_engine_options, load_pipeline
-from teso_deploy.cli.reports import check_json, progress_bar, say, toml_file, write_json
+from teso_deploy.cli.reports import as_markup, check_json, progress_bar, say, toml_file, write_json
 from teso_deploy.cli.run_cues import CueRequest, RunCues
 from teso_deploy.cues.prompts import DEFAULT_PROMPT
 from teso_deploy.cues.timed import TimedCues
@@ -101,7 +100,7 @@ def _print_summary(console: Console, results: Sequence[RunResult]) -> None:
     for result in results:
         report, latency = result.report, result.report["latency_ms"].get("frame", {})
         table.add_row(
-            escape(report["input"].rpartition("/")[2]),
+            as_markup(report["input"].rpartition("/")[2]),
             str(report["frames"]),
             str(report["masks_nonblank"]),
             f"{report['positive_pixel_rate']:.1%}",
@@ -338,7 +337,7 @@ def _run_one(
     elif source.sound_note:
         say(console, f"the sound of {source.path.name}: {source.sound_note}")
     with source, progress_bar(console) as bar:
-        task = bar.add_task(escape(source.path.name), total=source.info.duration_seconds or None)
+        task = bar.add_task(as_markup(source.path.name), total=source.info.duration_seconds or None)
         result = run_source(
             pipeline,
             source,

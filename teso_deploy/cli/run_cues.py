@@ -9,11 +9,10 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from teso_deploy.bundle import Bundle
 from teso_deploy.cli.loading import check_tagger
-from teso_deploy.cli.reports import progress_bar, say, toml_file
+from teso_deploy.cli.reports import as_markup, progress_bar, say, toml_file
 from teso_deploy.cues.asking import AskingOptions
 from teso_deploy.cues.choosing import Chosen, SourceOptions, choose_source
 from teso_deploy.cues.names import CueNames
@@ -131,7 +130,7 @@ class RunCues:
             with VideoReader(path) as reader:
                 total = reader.info.duration_seconds or None
             with progress_bar(console) as bar:
-                task = bar.add_task(f"cues of {escape(path.name)}", total=total)
+                task = bar.add_task(f"cues of {as_markup(path.name)}", total=total)
                 unanswered = Unanswered()
                 found = cues_of_video(
                     chosen.source, path, watch, pipeline, lambda seconds: bar.update(task, completed=seconds), sound,

@@ -18,7 +18,7 @@ from teso_deploy.backends.tensorrt.library import TARGETS
 from teso_deploy.bundle import Bundle, bundle_folder, sized_name
 from teso_deploy.cli.export import WeightsOption, check_extra, parsed_precision, parsed_size, part_and_file
 from teso_deploy.cli.loading import check_engine_options
-from teso_deploy.cli.reports import check_json, say, shown_in, toml_file, write_json
+from teso_deploy.cli.reports import as_markup, check_json, say, shown_in, toml_file, write_json
 from teso_deploy.errors import BundleError, CheckFailedError
 from teso_deploy.media.contact_sheet import difference, save_sheet, with_labels
 from teso_deploy.outputs import check_apart, check_file
@@ -132,21 +132,21 @@ def _save_contact_sheet(path: Path, bundle: Bundle, rows: Sequence[Compared]) ->
 def _tables(report: VerifyReport) -> list[Table]:
     tables = []
     for form in report.forms:
-        table = Table(title=form)
+        table = Table(title=as_markup(form))
         for column in ("graph", "against", "mask IoU", "pixels", "cosine", "largest", ""):
             table.add_column(column, justify="left" if column in ("graph", "against", "") else "right")
         for check in (check for check in report.checks if check.form == form):
             found = check.parity
             masks = ["–" if value is None else f"{value:.2%}" for value in (found.mask_iou, found.pixel_agreement)]
             figures = (*masks, f"{found.cosine:.5f}", f"{found.max_abs_error:.0e}")
-            table.add_row(check.graph, check.against, *figures, "✗" if check.failure else "")
+            table.add_row(as_markup(check.graph), as_markup(check.against), *figures, "✗" if check.failure else "")
         tables.append(table)
     if report.not_run:
         table = Table(title="not run")
         for column in ("form", "why"):
             table.add_column(column)
         for form, reason in report.not_run.items():
-            table.add_row(form, reason)
+            table.add_row(as_markup(form), as_markup(reason))
         tables.append(table)
     if report.heard:
         control = Table(title="audio control: labelled pixels by what is heard")
@@ -156,7 +156,7 @@ def _tables(report: VerifyReport) -> list[Table]:
         for form, size in dict.fromkeys((heard.form, heard.size) for heard in report.heard):
             row = [heard for heard in report.heard if (heard.form, heard.size) == (form, size)]
             rates = [f"{heard.positive_pixel_rate:.2%}{' ✗' if heard.failure else ''}" for heard in row]
-            control.add_row(form if row[0].is_first_size else sized_name(form, size), *rates)
+            control.add_row(as_markup(form if row[0].is_first_size else sized_name(form, size)), *rates)
         tables.append(control)
     return tables
 

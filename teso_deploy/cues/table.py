@@ -13,6 +13,7 @@ from teso_deploy.array_files import Expected
 from teso_deploy.bundle import Bundle, TaggerEntry
 from teso_deploy.cues.singulars import singular
 from teso_deploy.errors import BundleError, CueError
+from teso_deploy.text import is_name
 from teso_deploy.types import Cues, CueSourceName
 
 #: Other words for one that a table may have; looked at only where the table has not the word itself.
@@ -44,7 +45,7 @@ def _words_of(names: NDArray[np.str_], what: str) -> list[str]:
         words: list[str] = names.tolist()
     except (ValueError, SystemError):  # numbers beyond the last character
         words = [""]
-    if unprintable := [word for word in words if not word or not word.isprintable()]:
+    if unprintable := [word for word in words if not word or not is_name(word)]:
         raise BundleError(f"{what} has a word that can't be printed ({unprintable[0]!a:.60}); export the bundle again")
     return words
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from teso_deploy.errors import CheckpointError, CueError, MissingExtraError, RecipeError
 from teso_deploy.recipe import ClipTextRecipe
 from teso_deploy.requirements import write_install_command
+from teso_deploy.text import to_one_line
 
 PACKAGE, PACKAGE_MODULE = "instant-clip-tokenizer", "instant_clip_tokenizer"
 PACKAGE_VOCABULARY = 49408
@@ -128,7 +129,7 @@ def _whole(path: Path) -> Any:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library has no class of its own
-        raise CheckpointError(f"{path} is not a tokenizer ({error}): download it again") from error
+        raise CheckpointError(f"{path} is not a tokenizer ({to_one_line(error)}): download it again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -145,7 +146,8 @@ def _from_merges(folder: Path) -> Any:
         model = models.BPE(vocab=vocabulary, merges=pairs, unk_token=END, end_of_word_suffix="</w>")
     except Exception as error:  # the library has no class of its own
         raise CheckpointError(
-            f"{VOCABULARY_FILE} and {MERGES_FILE} in {folder} are no vocabulary of CLIP ({error}): download them again"
+            f"{VOCABULARY_FILE} and {MERGES_FILE} in {folder} are no vocabulary of CLIP ({to_one_line(error)}): "
+            "download them again"
         ) from error
     tokenizer = Tokenizer(model)
     words = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)

@@ -20,7 +20,7 @@ from teso_deploy.small_files import parse_json, read_text
 FRAMES_PER_VIDEO = 12
 
 
-def _visible_in(script: Path) -> list[str]:
+def visible_in(script: Path) -> list[str]:
     """The words that the script of a clip calls visible; none where the file beside a video is of another kind."""
     try:
         content = parse_json(read_text(script, "the script of a clip"), script, error=DataError)
@@ -40,7 +40,7 @@ def video_frames(
     """
     found = []
     for video in videos:
-        words = list(_visible_in(video.with_suffix(".json")) or table.names)[: recipe.text.max_cues]
+        words = list(visible_in(video.with_suffix(".json")) or table.names)[: recipe.text.max_cues]
         cues = table.lookup(words)
         with VideoReader(video) as reader:
             sound, seconds = find_sound(video), reader.info.duration_seconds or 1.0

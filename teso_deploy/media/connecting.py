@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 
 from teso_deploy.errors import InputNotFoundError, MediaError, TesoError
 from teso_deploy.media.address import Address, open_options
-from teso_deploy.media.container import METADATA_ERRORS, open_container
+from teso_deploy.media.container import METADATA_ERRORS, SIZE_LIMIT, open_container
 from teso_deploy.media.tracks import audio_candidates, choose_video_track
 
 #: Asking again would not help: who asks is not let in, or there is nothing.
@@ -48,7 +48,7 @@ def open_stream(address: Address, timeout_seconds: float, is_closed: Callable[[]
     if address.kind == "file":
         assert address.path is not None
         return open_container(address.path)
-    options = open_options(address)
+    options = open_options(address) | SIZE_LIMIT
     if address.kind == "pipe":
         pipe = _Pipe(sys.stdin.buffer, timeout_seconds, is_closed)
         return av.open(pipe, "r", options=options, metadata_errors=METADATA_ERRORS)

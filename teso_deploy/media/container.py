@@ -17,6 +17,10 @@ from teso_deploy.errors import InputNotFoundError, MediaError
 #: What reading on raises where a file breaks off. IndexError: PyAV at the end of a file in
 #: which a damaged packet looked like a new stream.
 BROKEN_OFF = (av.error.FFmpegError, IndexError)
+#: Larger pictures are not decoded: a file of kilobytes may claim gigabytes. 8K has half as many pixels.
+MOST_PIXELS = 1 << 26
+#: The same for FFmpeg, while it looks into a file and for a decoder.
+SIZE_LIMIT = {"max_pixels": str(MOST_PIXELS)}
 #: Titles that are not UTF-8 (old AVI, MP3 and MOV files have such) are read without the bytes that are wrong.
 METADATA_ERRORS = "ignore"
 #: A step back of the clock, or a leap ahead, by more than this is a discontinuity.
@@ -79,7 +83,7 @@ def open_unchecked(path: Path, hwaccel: HWAccel | None = None) -> InputContainer
     return av.open(
         str(path.absolute()),
         "r",
-        options={"pattern_type": "none"},
+        options={"pattern_type": "none", **SIZE_LIMIT},
         metadata_errors=METADATA_ERRORS,
         hwaccel=hwaccel,
     )

@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 import av
-import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.packet import Packet
@@ -19,7 +18,7 @@ from av.video.stream import VideoStream
 from teso_deploy.media.clock import LiveClock
 from teso_deploy.media.container import SteadyClock, frame_seconds, seconds_of
 from teso_deploy.media.mono import Mono16k, SoundCounts
-from teso_deploy.media.reader import upright
+from teso_deploy.media.picture import Look, Presenter, to_rgb
 from teso_deploy.media.ring import AudioRing
 from teso_deploy.types import Frame
 
@@ -45,18 +44,26 @@ class LiveFrame:
     """
 
     def __init__(
-        self, picture: av.VideoFrame, pts_seconds: float, index: int, segment: int, arrived: float, decoded: float
+        self,
+        picture: av.VideoFrame,
+        look: Look,
+        pts_seconds: float,
+        index: int,
+        segment: int,
+        arrived: float,
+        decoded: float,
     ) -> None:
         self._picture: av.VideoFrame | None = picture
+        self._look = look
         self.pts_seconds, self.index, self.segment = pts_seconds, index, segment
         self.arrived, self.decoded = arrived, decoded
         self.is_corrupt = bool(picture.is_corrupt)
 
     @cached_property
     def frame(self) -> Frame:
-        """The picture, upright, RGB."""
+        """The picture as it is shown."""
         assert self._picture is not None
-        image = upright(np.asarray(self._picture.to_ndarray(format="rgb24"), np.uint8), self._picture.rotation)
+        image = to_rgb(self._picture, self._look)
         self._picture = None
         return Frame(image, self.pts_seconds, self.index, self.segment, self.is_corrupt)
 
@@ -223,8 +230,8 @@ class DecoderThread:
 class VideoDecoder(DecoderThread):
     """See :class:`DecoderThread`. ``shift_seconds``: where the origin of its stamps lies on the stream's clock.
 
-    ``size``: width and height of the last picture, upright. Frames without stamps get the time of their coming, or,
-    where the stream waits for its reader, follow each other at its frame rate.
+    ``size``: width and height of the last picture as it is shown. Frames without stamps get the time of their coming,
+    or, where the stream waits for its reader, follow each other at its frame rate.
     """
 
     def __init__(
@@ -249,7 +256,8 @@ class VideoDecoder(DecoderThread):
         self._step = frame_seconds(stream) or 1 / 25
         self.segment = segment
         self._last: float | None = None
-        self._shape: tuple[int, int, int] | None = None
+        self._shape: tuple[int, int, Look] | None = None
+        self._presenter = Presenter(stream)
         self._arrivals: dict[int, float] = {}
         self._began: float | None = None
         self._fed = 0
@@ -293,16 +301,16 @@ class VideoDecoder(DecoderThread):
         index = counts.frames_decoded
         counts.frames_decoded += 1
         counts.corrupt_frames += bool(picture.is_corrupt)
-        shape = picture.width, picture.height, round(picture.rotation)
+        look = self._presenter.look_at(picture)
+        shape = picture.width, picture.height, look
         counts.format_changes += self._shape is not None and shape != self._shape
-        self._shape = shape
-        self.size = shape[:2] if shape[2] % 180 == 0 else (shape[1], shape[0])
+        self._shape, self.size = shape, look.size
         counts.latest_video_seconds = pts
         self._live.observe(pts, arrived)
         if picture.is_corrupt and self._corrupt == "drop":
             counts.drops["corrupt"] += 1
             return
-        self._mailbox.put(LiveFrame(picture, pts, index, self.segment, arrived, decoded))
+        self._mailbox.put(LiveFrame(picture, look, pts, index, self.segment, arrived, decoded))
         self._on_frame()
 
 

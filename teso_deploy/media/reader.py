@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
+from av.packet import Packet
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
 
 from teso_deploy.errors import DeviceError, MediaError
 from teso_deploy.media import nvdec
 from teso_deploy.media.container import (
     BROKEN_OFF,
+    MOST_PIXELS,
     SteadyClock,
     announced_end_seconds,
     open_container,
     origin_seconds,
     seconds_of,
 )
+from teso_deploy.media.picture import Presenter, to_rgb
+from teso_deploy.media.tracks import audio_candidates, choose_video_track
 from teso_deploy.types import Frame
 
 #: "auto" and "nvdec": on the GPU where that can be done, else in software. They differ in what a caller makes of
@@ -31,13 +36,15 @@ from teso_deploy.types import Frame
 Hardware = Literal["auto", "nvdec"]
 #: A file that ends this much before the end it announces was cut off.
 CUT_OFF_SECONDS, CUT_OFF_SHARE = 1.0, 0.05
+#: A last picture that lasts is held for this long at most: longer ones are mistakes of a header.
+MOST_HELD_SECONDS = 6 * 3600.0
 #: These have no header that tells how long they are; FFmpeg guesses from time stamps, also damaged ones.
 ESTIMATED_FORMATS = ("mpegts", "mpeg")
 
 
 @dataclass(frozen=True, slots=True)
 class MediaInfo:
-    """What a file says of itself. ``width`` and ``height`` of the upright picture in pixels;
+    """What a file says of itself. ``width`` and ``height`` of the picture as it is shown: upright, in square pixels;
     ``fps`` the average, 0 when unknown; ``duration_seconds`` 0 when unknown."""
 
     path: Path
@@ -48,18 +55,12 @@ class MediaInfo:
     has_audio: bool
 
 
-def upright(image: NDArray[np.uint8], rotation_degrees: int) -> NDArray[np.uint8]:
-    """Turn a picture by its display matrix: degrees counterclockwise, a multiple of 90."""
-    turns = round(rotation_degrees / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
-
-
 class VideoReader:
     """Iterates over the frames of a file; a context manager.
 
     ``fps``: at most so many frames a second; ``every_nth``: every n-th frame. What is
     damaged is counted: ``corrupt_packets``, ``corrupt_frames``. Times of a new ``segment``
-    (the clock leapt) go on where the last one ended.
+    (the clock leapt) go on where the last one ended. ``end_seconds``: where the last frame that was decoded ends.
 
     ``hardware``: decode on an NVIDIA GPU if it can, None in software. ``decoder`` is what decodes,
     "nvdec" or "software"; ``decoder_note`` why it is not the one that was asked for, else None.
@@ -94,14 +95,21 @@ class VideoReader:
         """Begin to decode. Only a decoded frame tells how the picture is turned, and whether there is one at all."""
         self._stream = self._video_stream()
         self._stream.thread_type = "AUTO"
+        self._presenter = Presenter(self._stream)
         self._origin = origin_seconds(self._container)
         self._announced_end = announced_end_seconds(self._container)
-        self._latest_packet_end = 0.0
+        #: Of each track: how many packets were read, and where the last of them ends.
+        self._packets: Counter[int] = Counter()
+        self._packet_ends: dict[int, float] = {}
+        self.end_seconds = 0.0
         self.frames_decoded = self.corrupt_frames = self.corrupt_packets = 0
         self._frames = self._decoded()
         first = next(self._frames, None)
         if first is None:
-            raise MediaError(f"{self.path} holds no picture that can be decoded: copy or record it again")
+            raise MediaError(
+                f"{self.path} holds no picture that can be decoded, or one of more than {MOST_PIXELS:,} pixels: copy "
+                "or record it again, or scale it"
+            )
         return first
 
     def _first_on_gpu(self) -> av.VideoFrame | None:
@@ -125,12 +133,7 @@ class VideoReader:
         return first
 
     def _video_stream(self) -> VideoStream:
-        for stream in self._container.streams.video:
-            # A cover picture is a video stream of one frame.
-            if not stream.disposition & av.stream.Disposition.attached_pic:
-                return stream
-        kind = "only sound" if self._container.streams.audio else "neither picture nor sound"
-        raise MediaError(f"{self.path} holds {kind}: give a file with a video track")
+        return choose_video_track(self._container, str(self.path))
 
     def _info(self, first: av.VideoFrame) -> MediaInfo:
         stream = self._stream
@@ -139,10 +142,9 @@ class VideoReader:
         duration = seconds_of(stream.duration, stream.time_base)
         if duration is None:
             duration = self._announced_end
-        width, height = first.width, first.height
-        if round(first.rotation / 90) % 2:
-            width, height = height, width
-        return MediaInfo(self.path, width, height, fps, duration, bool(self._container.streams.audio))
+        return MediaInfo(
+            self.path, *self._presenter.look_at(first).size, fps, duration, bool(self._container.streams.audio)
+        )
 
     def __enter__(self) -> VideoReader:
         return self
@@ -157,8 +159,8 @@ class VideoReader:
         self._container.close()
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
-        # The sound's packets are looked at to know where the file ends.
-        packets = self._container.demux(self._stream, *self._container.streams.audio)
+        # All packets are looked at to know where the file ends.
+        packets = self._container.demux()
         while True:
             try:
                 packet = next(packets, None)
@@ -167,8 +169,7 @@ class VideoReader:
                 packet = None
             if packet is None:
                 break
-            packet_end = seconds_of((packet.pts or 0) + (packet.duration or 0), packet.time_base) or 0.0
-            self._latest_packet_end = max(self._latest_packet_end, packet_end - self._origin)
+            self._note_end(packet)
             if packet.stream.index != self._stream.index:
                 continue
             self.corrupt_packets += packet.is_corrupt
@@ -180,6 +181,13 @@ class VideoReader:
             yield from self._stream.decode(None)
         except av.error.FFmpegError:  # already flushed
             return
+
+    def _note_end(self, packet: Packet[Any]) -> None:
+        index, stamp = packet.stream.index, packet.pts if packet.pts is not None else packet.dts
+        end = seconds_of((stamp or 0) + (packet.duration or 0), packet.time_base)
+        if packet.size and stamp is not None and end is not None:
+            self._packets[index] += 1
+            self._packet_ends[index] = max(self._packet_ends.get(index, -math.inf), end - self._origin)
 
     def __iter__(self) -> Iterator[Frame]:
         step = 1 / self.info.fps if self.info.fps else 1 / 25
@@ -195,25 +203,32 @@ class VideoReader:
                 pts, leapt = clock.place(pts, last + step)
                 segment += leapt
             last = pts
+            lasts = seconds_of(frame.duration, frame.time_base) or step
+            self.end_seconds = max(self.end_seconds, pts + min(max(lasts, step), MOST_HELD_SECONDS))
             if index % self._every_nth or pts < due - 1e-6:
                 continue
             if self._fps:
                 on_grid = due + 1 / self._fps
                 due = on_grid if on_grid > pts else pts + 1 / self._fps
-            picture = nvdec.downloaded(frame).to_ndarray(format="rgb24")
-            image = upright(np.asarray(picture, np.uint8), frame.rotation)
+            image = to_rgb(nvdec.downloaded(frame), self._presenter.look_at(frame))
             yield Frame(image, float(pts), index, segment, bool(frame.is_corrupt))
-        self._check_whole(last + step)
+        self._check_whole()
 
-    def _check_whole(self, end_seconds: float) -> None:
+    def _check_whole(self) -> None:
+        """Raises :class:`MediaError` for a file that was cut off, judged by picture and sound, and by what it lists."""
         if self._container.format.name in ESTIMATED_FORMATS:
             return
-        duration = seconds_of(self._stream.duration, self._stream.time_base)
-        if duration is None:  # only the whole file tells how long it is, and its sound may be longer than its picture
-            announced, end_seconds = self._announced_end, max(end_seconds, self._latest_packet_end)
-        else:
-            start = seconds_of(self._stream.start_time, self._stream.time_base)
-            announced = duration + (start - self._origin if start is not None else 0.0)
+        tracks = [self._stream, *audio_candidates(self._container, str(self.path), video=self._stream)[:1]]
+        timed = [track for track in tracks if track.duration]
+        for track in timed:
+            duration, start = (seconds_of(t, track.time_base) or 0.0 for t in (track.duration, track.start_time))
+            announced = duration + (start - self._origin if track.start_time is not None else 0.0)
+            if not 0 < track.frames <= self._packets[track.index]:  # of some kinds of files the index counts packets
+                self._check_end(self._packet_ends.get(track.index, 0.0), announced)
+        if self._stream not in timed:  # only the whole file says how long it is, subtitles and other tracks included
+            self._check_end(max(self._packet_ends.values(), default=0.0), self._announced_end)
+
+    def _check_end(self, end_seconds: float, announced: float) -> None:
         if announced - end_seconds > max(CUT_OFF_SECONDS, CUT_OFF_SHARE * announced):
             raise MediaError(
                 f"{self.path} ends after {end_seconds:.1f} of the {announced:.1f} s that it announces, "

@@ -35,16 +35,17 @@ def choose_video_track(container: InputContainer, shown: str, wanted: int | None
         wanted: Number of a track among all video tracks, from 0, as in FFmpeg's ``v:0``. None: as above.
 
     Raises:
-        MediaError: The container has no picture, or not the track that is wanted.
+        MediaError: The container has no picture, not the track that is wanted, or no decoder for it.
     """
     videos = container.streams.video
-    if wanted is not None:
-        return _take(videos, wanted, "video", shown)
     films = [stream for stream in videos if not stream.disposition & _NOT_THE_FILM]
-    if not films:
+    if wanted is None and not films:
         kind = "only sound" if container.streams.audio else "neither picture nor sound"
         raise MediaError(f"{shown} holds {kind}: give a file or stream with a video track")
-    return min(films, key=_rank_video)
+    chosen = min(films, key=_rank_video) if wanted is None else _take(videos, wanted, "video", shown)
+    if chosen.codec_context is None:
+        raise MediaError(f"{shown} has a picture of a codec that FFmpeg can't decode here: convert it to H.264, say")
+    return chosen
 
 
 def audio_candidates(
@@ -70,6 +71,8 @@ def audio_candidates(
     audios = container.streams.audio
     if wanted is not None:
         return [_take(audios, wanted, "audio", shown)]
+    if len(audios) < 2:
+        return list(audios)
     if video is None:
         films = [stream for stream in container.streams.video if not stream.disposition & _NOT_THE_FILM]
         video = min(films, key=_rank_video, default=None)

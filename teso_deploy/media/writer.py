@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 
 from teso_deploy.errors import OutputError
 from teso_deploy.media.audio import Sound
+from teso_deploy.media.picture import is_hd
 from teso_deploy.outputs import check_file, explained, finish_file, open_growing
 from teso_deploy.staging import clear_leftovers, create_file
 from teso_deploy.types import SAMPLE_RATE_HZ
 
 _TICKS_PER_SECOND = 90_000
 _CHUNK_SAMPLES = 4096
+#: The same numbers name matrix, primaries and transfer function.
+_BT709, _SMPTE170M = 1, 6
+_LIMITED_RANGE = 1
 #: What a growing file may lack when its process is killed: a piece is written when it is so long, the last one not.
 _PIECE_SECONDS = 1.0
 #: Sound that is later than this is silence in a growing file: whole pieces need both tracks.
@@ -98,6 +102,8 @@ class VideoWriter:
         self._track = audio
         self._sent_samples = 0
         self._last_tick = -1
+        self._last_image: NDArray[np.uint8] | None = None
+        self._end_seconds = 0.0
         self._next_piece_seconds = 0.0
         options = {"movflags": "+faststart"}
         if is_growing:
@@ -127,6 +133,11 @@ class VideoWriter:
             # A piece begins with a key frame: of these there is one when it is due by time, whatever the frame rate.
             self._video.options |= {"preset": "ultrafast", "tune": "zerolatency", "g": "9999", "forced-idr": "1"}
         self._video.codec_context.time_base = Fraction(1, _TICKS_PER_SECOND)
+        # Without tags players guess, and take large pictures for BT.709.
+        self._matrix = "ITU709" if is_hd(width, height) else "ITU601"
+        context, tag = self._video.codec_context, _BT709 if is_hd(width, height) else _SMPTE170M
+        context.colorspace = context.color_primaries = context.color_trc = tag
+        context.color_range = _LIMITED_RANGE
         self._sound = None
         if self._track is not None:
             self._sound = self._container.add_stream("aac", rate=SAMPLE_RATE_HZ)
@@ -146,7 +157,12 @@ class VideoWriter:
         pad = (self._height % 2, self._width % 2)
         if any(pad):
             image = np.pad(image, ((0, pad[0]), (0, pad[1]), (0, 0)), mode="edge")
+        self._encode(image, pts_seconds)
+
+    def _encode(self, image: NDArray[np.uint8], pts_seconds: float) -> None:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        frame = frame.reformat(format="yuv420p", dst_colorspace=self._matrix, dst_color_range="MPEG")
+        self._last_image = image
         if self._begin_seconds is None:
             self._begin_seconds = pts_seconds
         pts_seconds -= self._begin_seconds
@@ -190,8 +206,17 @@ class VideoWriter:
             self._container.mux(self._sound.encode(frame))
             self._sent_samples = last
 
+    def hold_until(self, end_seconds: float) -> None:
+        """Let the last picture stay, and the sound go on, until a time (seconds) when the file is finished."""
+        self._end_seconds = end_seconds
+
     def _finish(self) -> None:
-        self._write_sound(self._last_tick / _TICKS_PER_SECOND + self._frame_seconds)
+        end = self._last_tick / _TICKS_PER_SECOND + self._frame_seconds
+        held = self._end_seconds - (self._begin_seconds or 0.0)
+        if self._last_image is not None and held - end > self._frame_seconds / 2:
+            # MP4 has no better way to say that a picture lasts: encoders put frames in another order.
+            self._encode(self._last_image, self._end_seconds - self._frame_seconds)
+        self._write_sound(max(end, held))
         self._container.mux(self._video.encode(None))
         if self._sound is not None:
             self._container.mux(self._sound.encode(None))

@@ -54,6 +54,13 @@ class VideoSink:
             image = np.asarray(Image.fromarray(image).resize(self._size, Image.Resampling.BILINEAR))
         self._writer.write(image, shown_at_seconds)
 
+    def finish(self) -> None:
+        """Let the last picture stay for as long as the source shows it, or as its own sound goes on."""
+        source = self._source
+        if self._writer is not None and source.mode == "file":
+            sound_end = source.track.end_seconds if source.sound == "own" else 0.0
+            self._writer.hold_until(max(source.reader.end_seconds, sound_end))
+
 
 class _Tally:
     """Counts what the report says."""
@@ -124,6 +131,8 @@ def run_source(
             tally.add(segmentation, stamps)
             if progress:
                 progress(moment.frame.pts_seconds)
+        if sink:
+            sink.finish()
     tally.events += tally.event_log.finish()
     return RunResult(_report(stream, source, tally, time.monotonic() - began), tuple(tally.events))
 

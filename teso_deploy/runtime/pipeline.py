@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from teso_deploy.backends.cuda.tensors import DeviceTensor
 from teso_deploy.backends.engine import Engine, EngineFactory
 from teso_deploy.bundle import Bundle, TaggerEntry
+from teso_deploy.checks import check_window_length
 from teso_deploy.cues.names import CueNames
 from teso_deploy.cues.table import CueTable
 from teso_deploy.cues.text_encoder import TextEncoder
@@ -240,8 +241,7 @@ class Pipeline:
         self, kept: Kept, encoded: Encoded, sound: AudioWindow | NDArray[np.float32], cues: Offered
     ) -> Segmentation:
         sound = sound if isinstance(sound, AudioWindow) else AudioWindow(sound, is_silent=not np.any(sound))
-        if sound.samples.shape != (WINDOW_SAMPLES,):
-            raise ValueError(f"a window has {WINDOW_SAMPLES} samples (0.975 s at 16 kHz), got {len(sound.samples)}")
+        check_window_length(len(sound.samples), WINDOW_SAMPLES)
         tagger = self.check_tagger() if isinstance(cues, str) and cues == AUTO else None
         offered = self.cues_of(None if tagger else cues)
         frame, encoder, bucket = encoded.frame, encoded.graph, encoded.bucket

@@ -21,7 +21,7 @@ from teso_deploy.media.writer import VideoWriter
 from teso_deploy.outputs import explained, open_growing
 from teso_deploy.runtime.delivery import Delivery
 from teso_deploy.runtime.events import Event, EventLog
-from teso_deploy.text import replace_undecodable
+from teso_deploy.text import escape_hidden, replace_undecodable
 
 #: Results that wait for a sink; of a live run the oldest gives way.
 MOST_WAITING = 16
@@ -189,7 +189,7 @@ class _LineFile:
 
     def write(self, line: object) -> None:
         with explained(self._path):
-            self._file.write(replace_undecodable(json.dumps(line, ensure_ascii=False)).encode() + b"\n")
+            self._file.write(escape_hidden(replace_undecodable(json.dumps(line, ensure_ascii=False))).encode() + b"\n")
             self._file.flush()
 
     def close(self) -> None:

@@ -47,6 +47,8 @@ def test_without_a_config(tmp_path: Path, reasoner: Path) -> None:
         refused("export-cues", option, tmp_path / "none", "--out", tmp_path / "out", names="none")
     (empty / "config.json").write_text("{")
     refused("export-cues", "--reasoner", empty, "--out", tmp_path / "out", names="config.json is not JSON")
+    (empty / "config.json").write_text("[" * 100_000)
+    refused("export-cues", "--reasoner", empty, "--out", tmp_path / "out", names="config.json is not JSON")
     (empty / "config.json").write_text("[]")
     refused("export-cues", "--reasoner", empty, "--out", tmp_path / "out", names="model_type")
     assert names_in(tmp_path) == ["empty", "empty/config.json"]

@@ -207,6 +207,7 @@ def test_an_interrupted_run_leaves_nothing(
 
 
 def test_calibrating_what_training_did_not_write(tmp_path: Path, calibration_folder: Path, media_folder: Path) -> None:
+    pytest.importorskip("torch", reason="calibrating needs the extra train")
     refused("calibrate", tmp_path / "no.safetensors", "--data", calibration_folder, names="no.safetensors")
     other = tmp_path / "other.safetensors"
     other.write_bytes(b"not safetensors")

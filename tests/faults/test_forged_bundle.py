@@ -133,6 +133,17 @@ def test_a_manifest_with_something_else_in_one_place(folder: Path, change: Chang
     assert says in refusal(lambda: Bundle.open(folder))
 
 
+def test_names_in_any_language_are_taken(folder: Path) -> None:
+    words = ["می\u200cخوانم", "犬\u3000猫", "l\u00a0oiseau", "👩\u200d🎤"]
+    content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    content["classes"] = [*words, *content["classes"][len(words) :]]
+    content["licence"] = "several\nlines"
+    (folder / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
+    assert Bundle.open(folder).classes[: len(words)] == tuple(words)
+    replace_file(folder, CUE_TABLE, zipped(("names.npy", npy(np.array(words[:2]))), TABLE[1]))
+    assert CueTable.open(Bundle.open(folder)).names == tuple(words[:2])
+
+
 def npy(array: Any) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=True)

@@ -43,7 +43,7 @@ class GpuFrame:
 
     def __init__(self, frame: av.VideoFrame, downloads: list[str]) -> None:
         self._frame, self._downloads = frame, downloads
-        self.format, self.sw_format = SimpleNamespace(name="cuda"), SimpleNamespace(name="nv12")
+        self.format, self.sw_format = SimpleNamespace(name="cuda", is_rgb=False), SimpleNamespace(name="nv12")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._frame, name)

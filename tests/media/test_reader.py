@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from teso_deploy.errors import InputNotFoundError, MediaError
-from teso_deploy.media.reader import VideoReader, upright
+from teso_deploy.media.reader import VideoReader
 from tests.clips import make_clip
 
 
@@ -81,19 +81,6 @@ def test_a_leap_of_the_clock_starts_a_segment_and_time_goes_on(tmp_path: Path) -
     assert {frame.segment for frame in frames} == {0, 1} and len(frames) >= 18
     assert np.all(np.diff([frame.pts_seconds for frame in frames]) > 0)
     assert frames[-1].pts_seconds < 2
-
-
-@pytest.mark.parametrize(
-    ("degrees", "corner"), [(0, (0, 0)), (90, (3, 0)), (180, (3, 5)), (-90, (0, 3)), (270, (0, 3))]
-)
-def test_rotation(degrees: int, corner: tuple[int, int]) -> None:
-    image = np.zeros((4, 6, 3), np.uint8)
-    image[0, 0] = 255
-    turned = upright(image, degrees)
-    if degrees in (90, -90, 270):
-        assert turned.shape == (6, 4, 3)
-        corner = (5, 0) if degrees == 90 else (0, 3)
-    assert turned[corner].all() and turned.flags.c_contiguous
 
 
 def test_damaged_packets_are_counted_and_survived(tmp_path: Path) -> None:

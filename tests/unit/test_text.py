@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import json
 
-from teso_deploy.text import LIMIT, replace_undecodable, to_one_line, to_printable
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from teso_deploy.cli.reports import as_markup, say
+from teso_deploy.outputs import as_json
+from teso_deploy.text import LIMIT, escape_hidden, replace_undecodable, to_one_line, to_printable
 
 
 @pytest.mark.parametrize(
@@ -38,3 +44,20 @@ def test_what_is_long_is_cut() -> None:
 
 def test_names_that_are_not_text_can_be_written() -> None:
     assert replace_undecodable("a\udce9\udc80.mp4 größe 🐶\n") == "a��.mp4 größe 🐶\n"
+
+
+def test_json_holds_no_raw_character_that_a_terminal_obeys() -> None:
+    content = {"a\x9b2J": "b\u202e\x7f\x1b\u2028 犬🐶 \\u202e \u200d"}
+    text = escape_hidden(json.dumps(content, ensure_ascii=False))
+    assert text.isprintable() and "犬🐶" in text and json.loads(text) == content
+    assert as_json(content).replace("\n", "").isprintable() and json.loads(as_json(content)) == content
+
+
+def test_markup_of_strangers_is_text() -> None:
+    console = Console(record=True, width=80)
+    table = Table(as_markup("[red]x[/red]"))
+    table.add_row(as_markup("[/]\n\x1b[2J y"))
+    console.print(table)
+    say(console, "[bold]z\x1b]0;title\x07\nq")
+    text = console.export_text()
+    assert all(part in text for part in ("[red]x[/red]", "[/] y", "[bold]z q")) and "\x1b" not in text

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.cues.model_bundle import DecoderEntry
 from teso_deploy.errors import BundleError
+from teso_deploy.text import to_one_line
 
 _PAST, _PRESENT = "past_key_values.", "present."
 _OPEN: WeakValueDictionary[tuple[Path, int, int], onnxruntime.InferenceSession] = WeakValueDictionary()
@@ -34,7 +35,9 @@ def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its own exceptions share no base class
-        raise BundleError(f"ONNX Runtime can't load {path} ({error}); export the cue models again") from error
+        raise BundleError(
+            f"ONNX Runtime can't load {path} ({to_one_line(error)}); export the cue models again"
+        ) from error
     _OPEN[key] = session
     return session
 

@@ -1,0 +1,28 @@
+"""The words that a file beside a video calls visible; a file of another kind is not one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from teso_deploy.exporting.frames import visible_in
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"visible": ["dog", "cow"], "heard": {}}', ["dog", "cow"]),
+        (b'\xef\xbb\xbf{"visible": ["dog", 3, null]}', ["dog"]),
+        (b'{"title": "what a downloader wrote"}', []),
+        (b'{"visible": "dog"}', []),
+        (b'["dog"]', []),
+        (b"{", []),
+        (b"[" * 100_000, []),
+        (b"\xff", []),
+    ],
+)
+def test_visible_words(content: bytes, words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "clip.json").write_bytes(content)
+    assert visible_in(tmp_path / "clip.json") == words
+    assert visible_in(tmp_path / "none.json") == []
