@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from teso_deploy.errors import CheckpointError
+from teso_deploy.hub import hub_snapshot
 from teso_deploy.models.file_kinds import Kind, check_regular, identify
 from teso_deploy.small_files import parse_json, read_text
 from teso_deploy.text import to_one_line
@@ -99,32 +100,16 @@ def _listed(names: list[str]) -> str:
     return to_one_line(", ".join(names[:3]), 200) + more
 
 
-def _only_folder(folder: Path) -> Path | None:
-    found = [folder / name for name in os.listdir(folder) if (folder / name).is_dir()]
-    return found[0] if len(found) == 1 else None
-
-
 def find_snapshot(folder: Path) -> Path:
     """The snapshot that a model's folder in a cache of Hugging Face stands for; any other folder is itself.
 
     Raises :class:`CheckpointError` where there are several and none is ``main``.
     """
-    if folder.name == "snapshots" and (one := _only_folder(folder)):
-        return one
-    return _main_snapshot(folder) if (folder / "snapshots").is_dir() else folder
-
-
-def _main_snapshot(cache: Path) -> Path:
-    try:
-        with (cache / "refs" / "main").open("rb") as file:
-            name = file.read(200).decode("ascii", "replace").strip()
-    except OSError:
-        name = ""
-    if re.fullmatch(r"[\w.-]+", name) and name not in (".", "..") and (cache / "snapshots" / name).is_dir():
-        return cache / "snapshots" / name
-    if one := _only_folder(cache / "snapshots"):
-        return one
-    raise CheckpointError(f"{cache} has no snapshot, or several: name one of the folders in {cache / 'snapshots'}")
+    root = folder.parent if folder.name == "snapshots" and (folder.parent / "blobs").is_dir() else folder
+    found = hub_snapshot(root)
+    if found == root and (root / "snapshots").is_dir():
+        raise CheckpointError(f"{root} has no snapshot, or several: name one of the folders in {root / 'snapshots'}")
+    return folder if found == root else found
 
 
 def _of_shards(path: Path, shard: re.Match[str]) -> WeightFiles:

@@ -181,6 +181,11 @@ def test_the_command_line(foundation: Path, tmp_path: Path) -> None:
     assert usage.code == 2 and "no part 'picture'" in usage.err
     assert teso("export", "teso-m2f-swin-b").code == 2, "a folder or a dry run"
     refused(*export, "--checkpoint", f"visual={tmp_path / 'none.pth'}", names="no checkpoint")
+    usage = teso(*export, "--weights", "ema")
+    assert usage.code == 2 and "no --checkpoint to choose weights of" in usage.err
+    tensors = weight_files.read(foundation)[0]
+    torch.save({"model": tensors, "model_ema": tensors | {"extra.weight": torch.ones(1)}}, tmp_path / "both.pth")
+    refused(*export, "--checkpoint", f"visual={tmp_path / 'both.pth'}", names='"model_ema"): choose with --weights raw')
     recipe = tmp_path / "mine.toml"
     recipe.write_text('name = "mine"\nextends = "teso-nano"\n[fusion]\nlatent = 3\n')
     refused("export", recipe, "--out", bundle, names="fusion.latent is no field of a recipe: did you mean 'latents'?")

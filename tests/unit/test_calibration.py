@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 from teso_deploy.errors import CheckpointError
 from teso_deploy.models import build, checkpoints, weight_files
@@ -67,3 +68,17 @@ def test_a_checkpoint_without_or_with_a_broken_calibration(training_recipe: Reci
     checkpoints.save(build(training_recipe, 0), path, {checkpoints.CALIBRATION: "{}"})
     with pytest.raises(CheckpointError, match="calibrate again"):
         checkpoints.calibrated(training_recipe, path)
+
+
+def test_a_file_that_would_lose_something_is_not_calibrated(
+    training_recipe: Recipe, calibration_folder: Path, word_embeddings: dict[str, NDArray[np.float32]], tmp_path: Path
+) -> None:
+    path, tensors = tmp_path / "m.safetensors", build(training_recipe, 0).state_dict()
+    both = {**tensors, **{f"ema.{key}": value + 0 for key, value in tensors.items()}}
+    save_file(both, path, {"recipe": training_recipe.model_dump_json(by_alias=True)})
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match="holds more than `train` writes"):
+        calibrate_checkpoint(path, calibration_folder, word_embeddings)
+    with pytest.raises(CheckpointError, match="is a folder"):
+        calibrate_checkpoint(tmp_path, calibration_folder, word_embeddings)
+    assert path.read_bytes() == before

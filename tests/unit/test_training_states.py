@@ -1,0 +1,37 @@
+"""The state of a run: what is damaged is one sentence, and the file stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from teso_deploy.errors import CheckpointError
+from teso_deploy.training.states import load_state, save_state
+
+CPU = torch.device("cpu")
+
+
+def test_a_state_comes_back(tmp_path: Path) -> None:
+    save_state({"step": 3, "model": {"a": torch.ones(2)}}, tmp_path / "run" / "state.pt")
+    state = load_state(tmp_path / "run" / "state.pt", CPU, ("step", "model"))
+    assert state["step"] == 3 and torch.equal(state["model"]["a"], torch.ones(2))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["state.pt"]
+
+
+@pytest.mark.parametrize("kind", ["cut", "pointer", "empty", "other", "list"])
+def test_what_is_no_state_is_refused_and_stays(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    save_state({"step": 3}, path)
+    if kind == "other":
+        save_state({"epoch": 3}, path)
+    elif kind == "list":
+        torch.save([3], path)
+    else:
+        whole = path.read_bytes()
+        path.write_bytes({"cut": whole[:300], "pointer": b"version https://git-lfs\n", "empty": b""}[kind])
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match=r"truncated|Git LFS|empty|not the state of a run"):
+        load_state(path, CPU, ("step",))
+    assert path.read_bytes() == before
