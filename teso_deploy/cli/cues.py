@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from teso_deploy.cli.cue_options import (
 )
 from teso_deploy.cli.loading import load_pipeline
 from teso_deploy.cli.reports import as_markup, check_json, progress_bar, toml_file, write_json
+from teso_deploy.cli.track_options import AudioTrackOption, VideoTrackOption
 from teso_deploy.cues.choosing import Chosen, SourceOptions, choose_source
 from teso_deploy.cues.prompts import DEFAULT_PROMPT
 from teso_deploy.cues.tracks import VideoCues, cue_file_content, read_cue_file
@@ -30,6 +32,7 @@ from teso_deploy.errors import CueError, OutputError
 from teso_deploy.evaluation.library import read_library
 from teso_deploy.evaluation.protocol import ROWS
 from teso_deploy.evaluation.scene_cues import cues_of_scenes
+from teso_deploy.media.audio import check_sound
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.outputs import as_json, check_apart, check_file, show_path, write_text
 from teso_deploy.runtime.cue_video import Unanswered, Watch, cues_of_video
@@ -37,14 +40,16 @@ from teso_deploy.runtime.pipeline import Pipeline
 from teso_deploy.text import replace_undecodable
 
 
-def _check_inputs(inputs: list[Path], out: Path, json_out: Path | None) -> None:
+def _check_inputs(inputs: list[Path], out: Path, json_out: Path | None, tracks: Mapping[str, int | None]) -> None:
     if any(os.path.isdir(path) for path in inputs):
         if len(inputs) > 1:
             raise typer.BadParameter("a folder of test scenes goes alone: name it, or videos")
     else:
         for path in inputs:
-            with VideoReader(path):
+            with VideoReader(path, video_track=tracks["video_track"]):
                 pass
+            if tracks["audio_track"] is not None:
+                check_sound(path, tracks["audio_track"])
         if len({replace_undecodable(path.name) for path in inputs}) < len(inputs):
             raise OutputError("two inputs have the same name, so their cues would too: ask for them one by one")
     check_file(out)
@@ -91,6 +96,8 @@ def cues(
         float, typer.Option(min=0, help="Ask again after so many seconds, and at each new scene; 0: at these alone.")
     ] = 10.0,
     timeout: SourceTimeoutOption = 120.0,
+    video_track: VideoTrackOption = None,
+    audio_track: AudioTrackOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Ask again what was answered before.")] = False,
     scenes: Annotated[int, typer.Option(min=1, help="Of a folder: scenes per row, as for `eval`.")] = 300,
     seed: Annotated[int, typer.Option(help="Of a folder: as for `eval`.")] = 0,
@@ -100,7 +107,8 @@ def cues(
     json_out: Annotated[Path | None, typer.Option("--json", help="Write a report to a file, or - for stdout.")] = None,
 ) -> None:
     """Ask a source for the cues of videos, caption and reasoning with them, and keep them in a file."""
-    _check_inputs(inputs, out, json_out)
+    tracks = {"video_track": video_track, "audio_track": audio_track}
+    _check_inputs(inputs, out, json_out, tracks)
     check_apart([*inputs, cues_file, models, toml_file(prompt), bundle_folder(bundle)], [out, json_out])
     opened, console = Bundle.open(bundle), Console(stderr=True)
     options = SourceOptions(
@@ -134,7 +142,7 @@ def cues(
                     bar.advance(task)
             for path in inputs if library is None else ():
                 name = replace_undecodable(path.name)
-                videos[name] = _of_video(bar, chosen, path, watch, pipeline, unanswered)
+                videos[name] = _of_video(bar, chosen, path, watch, pipeline, unanswered, tracks)
     finally:
         chosen.source.close()
     write_text(out, as_json(cue_file_content(videos, source, chosen.source.identity)))
@@ -155,10 +163,16 @@ def cues(
 
 
 def _of_video(
-    bar: Any, chosen: Chosen, path: Path, watch: Watch, pipeline: Pipeline | None, unanswered: Unanswered
+    bar: Any,
+    chosen: Chosen,
+    path: Path,
+    watch: Watch,
+    pipeline: Pipeline | None,
+    unanswered: Unanswered,
+    tracks: Mapping[str, int | None],
 ) -> VideoCues:
     chosen.look_at(path)
-    with VideoReader(path) as reader:
+    with VideoReader(path, video_track=tracks["video_track"]) as reader:
         total = reader.info.duration_seconds or None
     task = bar.add_task(as_markup(path.name), total=total)
     watch = replace(watch, times=chosen.times)
@@ -168,5 +182,6 @@ def _of_video(
         watch,
         pipeline,
         progress=lambda seconds: bar.update(task, completed=seconds),
+        sound=tracks,
         unanswered=unanswered,
     )

@@ -22,7 +22,8 @@ from teso_deploy.cues.choosing import Chosen
 from teso_deploy.cues.worker import CueWorker
 from teso_deploy.errors import OutputError
 from teso_deploy.media.address import Address
-from teso_deploy.media.container import open_container
+from teso_deploy.media.connecting import choose_sound, choose_tracks
+from teso_deploy.media.container import opened
 from teso_deploy.media.live import LiveReader, start_all
 from teso_deploy.media.mask_folder import check_mask_folder, describe_masks
 from teso_deploy.outputs import check_file
@@ -57,6 +58,8 @@ class LiveRequest:
     metrics: str | None = None
     cue_source: Chosen | None = None
     asking: AskingOptions = field(default_factory=AskingOptions)
+    video_track: int | None = None
+    audio_track: int | None = None
 
     @property
     def masks_are_a_folder(self) -> bool:
@@ -66,9 +69,14 @@ class LiveRequest:
 
 def check_live(request: LiveRequest) -> None:
     """Refuse what can't be, before the model is loaded (:class:`InputNotFoundError`, :class:`OutputError`)."""
-    for address in (*request.inputs, *([request.audio] if request.audio else [])):
+    for address in request.inputs:
         if address.path is not None:
-            open_container(address.path).close()
+            with opened(address.path) as container:
+                choose_tracks(container, address, request.audio is None, request.video_track, request.audio_track)
+    if request.audio is not None and request.audio.path is not None:
+        with opened(request.audio.path) as container:
+            if request.audio_track is not None:
+                choose_sound(container, request.audio, request.audio_track)
     if request.audio is not None and len(request.inputs) > 1:
         raise OutputError("--audio is of one stream: run several streams one by one")
     if request.metrics is not None:
@@ -164,6 +172,8 @@ def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, cues: O
                     corrupt=request.corrupt,
                     reconnect=request.reconnect,
                     realtime=not lossless and address.kind == "file",
+                    video_track=request.video_track,
+                    audio_track=request.audio_track,
                 )
             )
             for address in request.inputs

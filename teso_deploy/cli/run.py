@@ -22,6 +22,7 @@ from teso_deploy.cli.live_view import rendered
 from teso_deploy.cli.loading import check_engine_options, load_pipeline
 from teso_deploy.cli.reports import as_markup, check_json, progress_bar, say, toml_file, write_json
 from teso_deploy.cli.run_cues import CueRequest, RunCues
+from teso_deploy.cli.track_options import AudioTrackOption, VideoTrackOption
 from teso_deploy.cues.prompts import DEFAULT_PROMPT
 from teso_deploy.cues.timed import TimedCues
 from teso_deploy.errors import MediaError, OutputError, StreamFailedError
@@ -51,12 +52,16 @@ def _size(text: str | None) -> Size:
     return int(height), int(width or height)
 
 
-def _check_inputs(inputs: Sequence[Path], sound_from: Path | None) -> None:
+def _check_inputs(
+    inputs: Sequence[Path], sound_from: Path | None, video_track: int | None, audio_track: int | None
+) -> None:
     for path in inputs:
-        with VideoReader(path):
+        with VideoReader(path, video_track=video_track):
             pass
+        if audio_track is not None and sound_from is None:
+            check_sound(path, audio_track)
     if sound_from is not None:
-        check_sound(sound_from)
+        check_sound(sound_from, audio_track)
 
 
 def _places(inputs: Sequence[Path], target: Path | None, suffix: str) -> list[Path | None]:
@@ -174,6 +179,8 @@ def run(
         float | None, typer.Option(max=0, help="White noise of this level (RMS, dBFS) in place of the sound.")
     ] = None,
     sound_from: Annotated[Path | None, typer.Option(help="The sound of this file in place of the sound.")] = None,
+    video_track: VideoTrackOption = None,
+    audio_track: AudioTrackOption = None,
     masks: Annotated[
         Path | None,
         typer.Option(
@@ -245,6 +252,8 @@ def run(
         cues, cues_file, cue_source, models, server, server_model, cue_every or None, cue_ttl, cue_budget,
         cue_timeout, cue_prompt, cue_frames,
     )  # fmt: skip
+    if audio_track is not None and (mute or noise_dbfs is not None):
+        raise typer.BadParameter("--mute and --noise-dbfs replace the sound: omit --audio-track")
     if mode == "paper" and fps is not None:
         raise typer.BadParameter("--mode paper looks at one frame a second: leave --fps away")
     check_engine_options([backend], profile, rebuild_engines)
@@ -261,6 +270,7 @@ def run(
         request = LiveRequest(
             tuple(addresses), "file" if mode == "file" else "live", Address.parse(audio) if audio else None,
             out, masks, events, mute, fps, timeout, staleness, corrupt, reconnect, seconds, metrics,
+            video_track=video_track, audio_track=audio_track,
         )  # fmt: skip
         check_live(request)
         check_json(json_out)
@@ -274,7 +284,7 @@ def run(
     else:
         if audio is not None or metrics is not None or seconds is not None:
             raise typer.BadParameter("--audio, --metrics and --seconds are for streams: add --mode live")
-        _check_inputs(paths, sound_from)
+        _check_inputs(paths, sound_from, video_track, audio_track)
         _check_outputs(paths, out, masks, events, json_out)
         check_apart([*read, sound_from], [*_places(paths, out, ".mp4"), events, json_out], _places(paths, masks, ""))
     opened = Bundle.open(bundle)
@@ -300,7 +310,10 @@ def run(
             first, *others = report["errors"]
             raise StreamFailedError(first + (f" (and {len(others)} more failed)" if others else ""))
         return
-    sound: dict[str, Any] = {"mute": mute, "noise_dbfs": noise_dbfs, "sound_from": sound_from}
+    sound: dict[str, Any] = {
+        "mute": mute, "noise_dbfs": noise_dbfs, "sound_from": sound_from,
+        "video_track": video_track, "audio_track": audio_track,
+    }  # fmt: skip
     for folder in (out, masks) if len(paths) > 1 else ():
         if folder is not None:
             make_folder(folder)

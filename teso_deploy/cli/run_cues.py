@@ -119,7 +119,10 @@ class RunCues:
     def of_file(
         self, console: Console, pipeline: Pipeline, path: Path, sound: Mapping[str, Any]
     ) -> Offered | TimedCues:
-        """Offered with each frame of a file; its source is asked now. ``sound``: in place of the file's own."""
+        """Offered with each frame of a file; its source is asked now.
+
+        ``sound``: tracks, and what replaces the file's own sound.
+        """
         request, names = self.request, pipeline.cue_names
         if self.chosen is not None:
             chosen = self.chosen
@@ -127,7 +130,7 @@ class RunCues:
             watch = Watch(
                 request.every_seconds, chosen.frames, chosen.needs_tags, chosen.needs_masks, times=chosen.times
             )
-            with VideoReader(path) as reader:
+            with VideoReader(path, video_track=sound.get("video_track")) as reader:
                 total = reader.info.duration_seconds or None
             with progress_bar(console) as bar:
                 task = bar.add_task(f"cues of {as_markup(path.name)}", total=total)

@@ -23,7 +23,7 @@ from teso_deploy.media.container import (
 )
 from teso_deploy.media.mono import Mono16k, Piece, SoundCounts
 from teso_deploy.media.streamed import Chunk, Envelope, StreamedTrack
-from teso_deploy.media.tracks import audio_candidates
+from teso_deploy.media.tracks import audio_candidates, choose_video_track
 from teso_deploy.media.windows import (
     HOP_SECONDS,
     SILENT_PEAK,
@@ -180,7 +180,13 @@ class FileSound:
     counts: SoundCounts
 
 
-def find_sound(path: str | Path, audio_track: int | None = None, held_seconds: float = HELD_SECONDS) -> FileSound:
+def find_sound(
+    path: str | Path,
+    audio_track: int | None = None,
+    *,
+    video_track: int | None = None,
+    held_seconds: float = HELD_SECONDS,
+) -> FileSound:
     """Find the first track of sound that can be decoded, on the clock of the file's frames.
 
     All of it is decoded once, which tells where it begins and ends, and what is wrong with it. Longer sound is decoded
@@ -189,6 +195,7 @@ def find_sound(path: str | Path, audio_track: int | None = None, held_seconds: f
     Args:
         path: A file of video or sound.
         audio_track: Number of a track among all audio tracks, from 0. Default: the one that players take.
+        video_track: Number of the picture that it belongs to. Default: the one that players take.
         held_seconds: Sound up to this length stays in memory. Default: ten minutes.
 
     Raises:
@@ -197,7 +204,8 @@ def find_sound(path: str | Path, audio_track: int | None = None, held_seconds: f
     """
     path = Path(path)
     with opened(path) as container:
-        candidates = audio_candidates(container, str(path), audio_track)
+        video = None if video_track is None else choose_video_track(container, str(path), video_track)
+        candidates = audio_candidates(container, str(path), audio_track, video)
         names = [(stream.index, stream.codec_context and stream.codec_context.name) for stream in candidates]
     notes: list[str] = []
     counts = SoundCounts()

@@ -78,7 +78,11 @@ def sentence(address: Address, error: Exception, timeout_seconds: float, waited_
 
 
 def choose_tracks(
-    container: InputContainer, address: Address, wants_audio: bool
+    container: InputContainer,
+    address: Address,
+    wants_audio: bool,
+    video_track: int | None = None,
+    audio_track: int | None = None,
 ) -> tuple[VideoStream, list[AudioStream]]:
     """The picture, and the tracks of sound that FFmpeg has a decoder for, the best first.
 
@@ -86,18 +90,20 @@ def choose_tracks(
         container: An open stream.
         address: Where it comes from.
         wants_audio: Whether its sound is wanted; if not there are no tracks.
+        video_track: Number among the tracks of pictures, from 0. Default: the one that players take.
+        audio_track: The same of sound.
 
     Raises:
-        MediaError: The stream has no picture.
+        MediaError: The stream has no picture, or not a track that is asked for.
     """
-    video = choose_video_track(container, address.shown)
-    found = audio_candidates(container, address.shown, video=video) if wants_audio else []
+    video = choose_video_track(container, address.shown, video_track)
+    found = audio_candidates(container, address.shown, audio_track, video) if wants_audio else []
     return video, [stream for stream in found if stream.codec_context is not None]
 
 
-def choose_sound(container: InputContainer, address: Address) -> list[AudioStream]:
+def choose_sound(container: InputContainer, address: Address, audio_track: int | None = None) -> list[AudioStream]:
     """As :func:`choose_tracks`, of an address that is read for its sound alone. Raises :class:`MediaError`."""
-    streams = audio_candidates(container, address.shown)
+    streams = audio_candidates(container, address.shown, audio_track)
     found = [stream for stream in streams if stream.codec_context is not None]
     if not found:
         why = "no sound that FFmpeg can decode here" if streams else "no sound"

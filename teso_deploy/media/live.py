@@ -99,6 +99,8 @@ class LiveReader:
     or, if both are files, by their beginnings. ``timeout_seconds``: for opening it, its first frame included, and for
     every pause after that. ``lossless``: every frame in order, the stream waits for its reader; else the newest frame
     alone. ``corrupt``: what becomes of damaged frames. ``realtime``: a file comes as slowly as a camera would give it.
+    ``video_track``, ``audio_track``: numbers among the tracks of pictures and of sound, from 0; None: those that
+    players take. The second is of ``audio`` if that is given.
 
     ``on_frame`` and ``on_sound`` are called by its threads when there is something new.
     """
@@ -113,6 +115,8 @@ class LiveReader:
         corrupt: Corrupt = "keep",
         reconnect: bool = True,
         realtime: bool = False,
+        video_track: int | None = None,
+        audio_track: int | None = None,
         backoff: Callable[[], Backoff] = Backoff,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -120,6 +124,7 @@ class LiveReader:
             raise ValueError(f"timeout_seconds is {timeout_seconds}: give a positive number")
         self.address, self.audio_address = address, audio
         self.lossless, self.realtime = lossless, realtime
+        self._video_track, self._audio_track = video_track, audio_track
         self.on_frame: Callable[[], None] = lambda: None
         self.on_sound: Callable[[], None] = lambda: None
         self.ring = AudioRing()
@@ -288,7 +293,9 @@ class LiveReader:
 
     def _session(self, container: InputContainer, shift: float) -> bool:
         """Read one connection to its end; whether that is the end of all. Its origin is ``shift`` on our clock."""
-        video, audios = choose_tracks(container, self.address, wants_audio=self.audio_address is None)
+        video, audios = choose_tracks(
+            container, self.address, self.audio_address is None, self._video_track, self._audio_track
+        )
         video.thread_type = "AUTO" if self.lossless else "SLICE"
         self._has_audio_stream = bool(audios)
         self._has_unknown_sound = self.audio_address is None and bool(container.streams.audio) and not audios
@@ -378,7 +385,7 @@ class LiveReader:
             self._counts.reconnects += 1
 
     def _audio_session(self, container: InputContainer, address: Address) -> None:
-        streams, is_file = choose_sound(container, address), address.kind == "file"
+        streams, is_file = choose_sound(container, address, self._audio_track), address.kind == "file"
         self._ready.wait(self._timeout)
         decoder: AudioDecoder | None = None
         if is_file and self.address.kind == "file":

@@ -62,6 +62,8 @@ class VideoReader:
     damaged is counted: ``corrupt_packets``, ``corrupt_frames``. Times of a new ``segment``
     (the clock leapt) go on where the last one ended. ``end_seconds``: where the last frame that was decoded ends.
 
+    ``video_track``: number among the tracks of pictures, from 0; None: the one that players take.
+
     ``hardware``: decode on an NVIDIA GPU if it can, None in software. ``decoder`` is what decodes,
     "nvdec" or "software"; ``decoder_note`` why it is not the one that was asked for, else None.
     The frames are the same.
@@ -71,11 +73,17 @@ class VideoReader:
     """
 
     def __init__(
-        self, path: str | Path, *, every_nth: int = 1, fps: float | None = None, hardware: Hardware | None = None
+        self,
+        path: str | Path,
+        *,
+        every_nth: int = 1,
+        fps: float | None = None,
+        hardware: Hardware | None = None,
+        video_track: int | None = None,
     ) -> None:
         if every_nth < 1 or (fps is not None and fps <= 0):
             raise ValueError(f"every_nth and fps must be positive, got {every_nth} and {fps}")
-        self.path = Path(path)
+        self.path, self._video_track = Path(path), video_track
         self._every_nth, self._fps = every_nth, fps
         self.decoder: Literal["software", "nvdec"] = "software"
         self.decoder_note: str | None = None
@@ -133,7 +141,7 @@ class VideoReader:
         return first
 
     def _video_stream(self) -> VideoStream:
-        return choose_video_track(self._container, str(self.path))
+        return choose_video_track(self._container, str(self.path), self._video_track)
 
     def _info(self, first: av.VideoFrame) -> MediaInfo:
         stream = self._stream

@@ -133,6 +133,10 @@ class Unanswered:
             raise CueSourceError(f"{name} has no cues after {count} questions: {self.reason}")
 
 
+def _without_sound(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {"mute": True, "video_track": options.get("video_track")}
+
+
 def cues_of_video(
     source: CueSource,
     path: Path,
@@ -145,7 +149,7 @@ def cues_of_video(
     """Look through a file and ask ``source`` when ``watch`` says so.
 
     An answer holds until the next. Where the source has none, none holds: the model then falls back. ``pipeline``:
-    where tags or masks are wanted. ``progress`` is called with the seconds that are done. ``sound``: what
+    where tags or masks are wanted. ``progress`` is called with the seconds that are done. ``sound``: tracks, and what
     :class:`Source` takes in place of the file's own. ``unanswered``: counts the pictures about which the source
     answered nothing.
 
@@ -156,7 +160,7 @@ def cues_of_video(
     unanswered = Unanswered() if unanswered is None else unanswered
     unanswered.begin()
     # Only masks depend on the sound: without them the file's sound need not be decoded.
-    with Source(path, **(sound if watch.masks else {"mute": True})) as file:
+    with Source(path, **(sound if watch.masks else _without_sound(sound))) as file:
         for moment in _moments(file, watch, pipeline, progress):
             answer = unanswered.ask(source, moment)
             seconds = max(0.0, moment.frame.pts_seconds)

@@ -210,10 +210,21 @@ class Pipeline:
         noise_dbfs: float | None = None,
         sound_from: str | Path | None = None,
         fps: float | None = None,
+        video_track: int | None = None,
+        audio_track: int | None = None,
     ) -> Iterator[Segmentation]:
         """Segment a file frame by frame; the other options are those of :class:`Source`, which names the errors."""
         cues_at, stream = self.cues_by_time(cues), self.open_stream()
-        with Source(path, mode=mode, mute=mute, noise_dbfs=noise_dbfs, sound_from=sound_from, fps=fps) as source:
+        with Source(
+            path,
+            mode=mode,
+            mute=mute,
+            noise_dbfs=noise_dbfs,
+            sound_from=sound_from,
+            fps=fps,
+            video_track=video_track,
+            audio_track=audio_track,
+        ) as source:
             for moment in source:
                 yield stream.segment(moment.frame, moment.sound, cues_at(moment.frame.pts_seconds))
 

@@ -57,7 +57,8 @@ class Source:
 
     ``mute``, ``noise_dbfs`` (white, RMS) and ``sound_from`` (a file) replace the file's own
     sound; at most one of them. ``fps``: frames a second to look at, mode ``file`` only.
-    ``hardware``: see :class:`VideoReader`.
+    ``hardware``, ``video_track``: see :class:`VideoReader`. ``audio_track``: number among the tracks of sound of the
+    file that the sound comes from, from 0; None: the one that players take.
 
     ``track``: the sound, of which ``sound`` says where it came from, ``sound_note`` what is wrong with it in words
     (None: nothing), ``sound_counts`` what was counted.
@@ -76,19 +77,21 @@ class Source:
         sound_from: str | Path | None = None,
         fps: float | None = None,
         hardware: Hardware | None = None,
+        video_track: int | None = None,
+        audio_track: int | None = None,
     ) -> None:
         if mute + (noise_dbfs is not None) + (sound_from is not None) > 1:
             raise ValueError("mute, noise_dbfs and sound_from exclude each other")
         if mode == "paper" and fps is not None:
             raise ValueError("mode 'paper' looks at one frame a second: leave fps away")
         self.path, self.mode = Path(path), mode
-        self.reader = VideoReader(self.path, fps=fps, hardware=hardware)
+        self.reader = VideoReader(self.path, fps=fps, hardware=hardware, video_track=video_track)
         try:
             self.info = self.reader.info
             self.sound: SoundName = "own"
             self.sound_note: str | None = None
             self.sound_counts = SoundCounts()
-            self.track = self._track(mute, noise_dbfs, sound_from)
+            self.track = self._track(mute, noise_dbfs, sound_from, video_track, audio_track)
         except BaseException:
             self.reader.close()
             raise
@@ -96,7 +99,14 @@ class Source:
         self.shown_fps = 1.0 if mode == "paper" else min(fps, own_fps) if fps else own_fps
         self.window_kind: Literal["centred", "second"] = "second" if mode == "paper" else "centred"
 
-    def _track(self, mute: bool, noise_dbfs: float | None, sound_from: str | Path | None) -> SoundTrack:
+    def _track(
+        self,
+        mute: bool,
+        noise_dbfs: float | None,
+        sound_from: str | Path | None,
+        video_track: int | None,
+        audio_track: int | None,
+    ) -> SoundTrack:
         duration = self.info.duration_seconds
         is_long = duration > HELD_SECONDS
         if noise_dbfs is not None:
@@ -107,7 +117,10 @@ class Source:
             return made(duration, noise_dbfs, NOISE_SEED)
         if not mute:
             self.sound = "own" if sound_from is None else "other file"
-            found = find_sound(self.path if sound_from is None else Path(sound_from))
+            if sound_from is None:
+                found = find_sound(self.path, audio_track, video_track=video_track)
+            else:
+                found = find_sound(sound_from, audio_track)
             self.sound_note, self.sound_counts = found.note, found.counts
             if found.track is not None:
                 return found.track

@@ -12,10 +12,16 @@ import numpy as np
 import pytest
 from av.packet import Packet
 from av.stream import Disposition
+from numpy.typing import NDArray
+from PIL import Image
 
 from teso_deploy.errors import MediaError
+from teso_deploy.media.address import Address
+from teso_deploy.media.live import LiveReader
 from teso_deploy.media.tracks import audio_candidates, choose_video_track
+from teso_deploy.runtime.schedule import Source
 from tests.clips import make_clip
+from tests.commands import refused, teso
 from tests.transport import merge_programmes
 
 NONE = Disposition(0)
@@ -127,3 +133,85 @@ def test_picture_and_sound_are_of_one_programme(parts: dict[str, Path], tmp_path
         ids = [stream.id for stream in audio_candidates(container, "both.ts", None, video)]
         assert {stream.id for stream in container.streams.audio} == {256, 513, 514}
     assert (video.id, ids) == (512, [513, 514])
+
+
+# ---------------------------------------------------------------------------------------- tracks that are named
+
+
+@pytest.fixture(scope="module")
+def many(parts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small and a large picture; a low tone and a high one."""
+    folder = tmp_path_factory.mktemp("many")
+    high = make_clip(folder / "high.mp4", has_video=False, hertz=2000)
+    tracks = [(parts["small"], NONE, "und"), (parts["large"], NONE, "und"), (parts["sound"], NONE, "eng")]
+    return mux_tracks(folder / "many.mkv", [*tracks, (high, NONE, "ger")])
+
+
+def pitch(samples: NDArray[np.float32]) -> float:
+    """The strongest frequency of sound at 16 kHz, in hertz."""
+    spectrum = np.abs(np.fft.rfft(samples[2000:14_000]))
+    return float(np.fft.rfftfreq(12_000, 1 / 16_000)[spectrum.argmax()])
+
+
+@pytest.mark.parametrize(
+    ("video", "audio", "width", "hertz"), [(None, None, 192, 440), (0, 1, 96, 2000), (1, 0, 192, 440)]
+)
+def test_named_tracks_are_read(many: Path, video: int | None, audio: int | None, width: int, hertz: float) -> None:
+    with Source(many, video_track=video, audio_track=audio) as source:
+        moment = next(iter(source))
+        assert source.info.width == moment.frame.image.shape[1] == width
+        assert pitch(source.track.read(0, 1)) == pytest.approx(hertz, abs=5)
+    with LiveReader(Address.parse(many), lossless=True, video_track=video, audio_track=audio) as reader:
+        reader.start()
+        while reader.take(1.0) is not None:
+            pass
+        assert reader.info.width == width
+        assert pitch(reader.ring.read(0, 1)) == pytest.approx(hertz, abs=5)
+
+
+def test_the_sound_of_the_picture_that_is_named(parts: dict[str, Path], tmp_path: Path) -> None:
+    """Each of two programmes has a picture and a tone."""
+    high = make_clip(tmp_path / "high.mp4", has_video=False, hertz=2000)
+    first = mux_tracks(tmp_path / "1.ts", [(parts["small"], NONE, "und"), (parts["sound"], NONE, "und")])
+    second = mux_tracks(
+        tmp_path / "2.ts", [(parts["large"], NONE, "und"), (high, NONE, "und")],
+        mpegts_service_id="2", mpegts_start_pid="512", mpegts_pmt_start_pid="4200",
+    )  # fmt: skip
+    both = tmp_path / "both.ts"
+    both.write_bytes(merge_programmes(first.read_bytes(), second.read_bytes()))
+    for track, width, hertz in ((None, 192, 2000), (0, 96, 440), (1, 192, 2000)):
+        with Source(both, video_track=track) as source:
+            assert source.info.width == width and pitch(source.track.read(0, 1)) == pytest.approx(hertz, abs=5)
+
+
+def test_tracks_on_the_command_line(many: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    masks, report = tmp_path / "masks", tmp_path / "report.json"
+    for mode in ("file", "live"):
+        done = teso(
+            "run", many, "--bundle", tiny_bundle, "--threads", 1, "--mode", mode, "--video-track", 0,
+            "--audio-track", 1, "--masks", masks, "--json", report,
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        with Image.open(next(iter(sorted(masks.glob("*.png"))))) as mask:
+            assert mask.size == (96, 72)
+    for mode in ("file", "live"):
+        options: tuple[object, ...] = ("--bundle", tiny_bundle, "--json", report, "--mode", mode)
+        words = "no video track 2, it has 0 (h264 96x72), 1 (h264 192x144): give --video-track another number"
+        refused("run", many, "--video-track", 2, *options, names=words)
+        words = "no audio track 5, it has 0 (aac eng), 1 (aac ger): give --audio-track another number"
+        refused("run", many, "--audio-track", 5, *options, names=words)
+    refused(
+        "cues",
+        many,
+        "--bundle",
+        tiny_bundle,
+        "--video-track",
+        3,
+        "--out",
+        tmp_path / "c.json",
+        names="no video track 3",
+    )
+    assert teso("run", many, "--audio-track", 1, "--mute", "--json", report).code == 2
+    options = ("--bundle", tiny_bundle, "--threads", 1, "--sound-from", many, "--audio-track", 1)
+    done = teso("run", many, *options, "--json", report)
+    assert done.code == 0, done.err
