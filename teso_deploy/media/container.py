@@ -25,6 +25,8 @@ SIZE_LIMIT = {"max_pixels": str(MOST_PIXELS)}
 METADATA_ERRORS = "ignore"
 #: A step back of the clock, or a leap ahead, by more than this is a discontinuity.
 BACK_SECONDS, AHEAD_SECONDS = 0.5, 10.0
+#: Longer recordings have no pauses that are longer than AHEAD_SECONDS: what they announce may be a damaged stamp.
+MOST_ANNOUNCED_SECONDS = 86_400.0
 #: Leaps that are remembered: a stream that is damaged for hours must not slow down.
 _MOST_OFFSETS = 32
 
@@ -103,8 +105,13 @@ def frame_seconds(stream: Any) -> float:
 
 
 def announced_end_seconds(container: InputContainer) -> float:
-    """The end of the longest stream on the clock of :func:`origin_seconds`, as the file tells it; 0 when unknown."""
-    return container.duration / av.time_base if container.duration else 0.0
+    """The end of the longest stream on the clock of :func:`origin_seconds`, as the file tells it.
+
+    0 when unknown, and when it is more than a day: a damaged stamp would make a pause of years, which is then filled
+    with silence. Such a file has no long pauses.
+    """
+    announced = container.duration / av.time_base if container.duration else 0.0
+    return announced if announced <= MOST_ANNOUNCED_SECONDS else 0.0
 
 
 class SteadyClock:

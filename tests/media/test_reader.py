@@ -129,3 +129,13 @@ def test_a_file_that_was_cut_off_is_refused_when_its_end_is_missed(tmp_path: Pat
     fast.write_bytes(data[: len(data) * 6 // 10])
     with VideoReader(fast) as reader, pytest.raises(MediaError, match="cut off"):
         list(reader)
+
+
+@pytest.mark.parametrize(("pause", "read"), [(3600.0, 3600.0), (1e9, 0.24)], ids=["an hour", "31 years"])
+def test_a_pause_of_years_is_a_damaged_stamp(tmp_path: Path, pause: float, read: float) -> None:
+    """It would be filled with silence for as long. The picture goes on where it is due; a pause of an hour stays."""
+    path = write_frames(tmp_path / "leap.mkv", [0.0, 0.04, 0.08, 0.12, 0.16, 0.2, pause])
+    with VideoReader(path) as reader:
+        times = [frame.pts_seconds for frame in reader]
+    assert len(times) == 7 and times[5] == pytest.approx(0.2, abs=0.002)
+    assert times[6] == pytest.approx(read, abs=0.01)
