@@ -7,6 +7,8 @@ import unicodedata
 
 #: Characters of foreign text that one message shows.
 LIMIT = 300
+#: Characters of a whole message. A path may have 4096.
+MESSAGE_LIMIT = 1000
 _MORE = "…"
 #: Sequences that terminals obey: colours, titles, links, cursor movements.
 _ESCAPES = re.compile(
@@ -61,6 +63,18 @@ def to_one_line(text: object, limit: int = LIMIT) -> str:
     # A text of megabytes is cut first: what is cut off later is not worth cleaning.
     line = " ".join(to_printable(str(text)[: 20 * limit]).split())
     return line if len(line) <= limit else line[: limit - len(_MORE)] + _MORE
+
+
+def shorten_middle(text: str, limit: int = MESSAGE_LIMIT) -> str:
+    """Return at most ``limit`` characters of a message: what is wrong is at its beginning, what to do at its end.
+
+    >>> shorten_middle("/tmp/" + "a" * 99 + " does not exist: name a video", limit=60)
+    '/tmp/aaaaaaaaaaaaaaaaaaaaaa … a does not exist: name a video'
+    """
+    if len(text) <= limit:
+        return text
+    end = limit // 2
+    return f"{text[: limit - end - 3]} {_MORE} {text[-end:].lstrip()}"
 
 
 #: Marks that turn the direction of what follows.

@@ -21,7 +21,7 @@ from teso_deploy import __version__
 from teso_deploy.cli.signals import end_by_exception, printing
 from teso_deploy.errors import OutputError, TesoError
 from teso_deploy.redaction import child_environment
-from teso_deploy.text import to_one_line, to_printable
+from teso_deploy.text import shorten_middle, to_one_line, to_printable
 
 #: An address of a server, which a library's error may quote with its credentials.
 _ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)\S+")
@@ -111,7 +111,7 @@ def _hold_standard_streams() -> None:
 def _print_error(text: str) -> None:
     with suppress(OSError):  # stderr is a pipe that ended
         if sys.stderr is not None:
-            print(f"teso-deploy: {to_printable(text)}", file=sys.stderr, flush=True)
+            print(f"teso-deploy: {shorten_middle(to_printable(text))}", file=sys.stderr, flush=True)
 
 
 def _describe_fault(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from tests.fuzz.cases import CANARY_KEY, CANARY_URL, HOME, INPUTS, OUTPUTS, TEMPORARY, WORK, Case
 from tests.fuzz.forking import Ended
 
-MAX_SENTENCE_CHARACTERS = 1000
+MAX_SENTENCE_CHARACTERS = 1100
 _PREFIX = "teso-deploy: "
 #: Lines that libraries write past us: ONNX Runtime's and FFmpeg's logs, warnings of Python.
 _NOISE = re.compile(

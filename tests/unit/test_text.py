@@ -10,7 +10,8 @@ from rich.table import Table
 
 from teso_deploy.cli.reports import as_markup, say
 from teso_deploy.outputs import as_json
-from teso_deploy.text import LIMIT, escape_hidden, replace_undecodable, to_one_line, to_printable
+from teso_deploy.text import LIMIT, escape_hidden, replace_undecodable, shorten_middle, to_one_line, to_printable
+from tests.commands import refused
 
 
 @pytest.mark.parametrize(
@@ -61,3 +62,15 @@ def test_markup_of_strangers_is_text() -> None:
     say(console, "[bold]z\x1b]0;title\x07\nq")
     text = console.export_text()
     assert all(part in text for part in ("[red]x[/red]", "[/] y", "[bold]z q")) and "\x1b" not in text
+
+
+def test_the_middle_of_a_long_message_is_left_out() -> None:
+    message = f"/{'a' * 4000}.mp4 does not exist: name a video"
+    short = shorten_middle(message)
+    assert len(short) <= 1000 and short.startswith("/aaa") and short.endswith("aaa.mp4 does not exist: name a video")
+    assert shorten_middle("x" * 1000) == "x" * 1000
+
+
+def test_a_path_of_any_length_is_named_in_a_short_sentence() -> None:
+    sentence = refused("run", "/" + "a" * 4000, "--json", "-", names="aaa … aaa")
+    assert len(sentence) <= 1000 + len("teso-deploy: ")
