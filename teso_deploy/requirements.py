@@ -32,6 +32,11 @@ def write_install_command(extra: str, options: str = "") -> str:
     return f"pip install {TORCH} && {command}" if needs_torch else command
 
 
+def write_upgrade_command(package: str, bound: str) -> str:
+    """The command for a shell that brings a package to its lowest version or a newer one."""
+    return f"pip install {TORCH}" if package == "torch" else f"pip install --upgrade '{package}>={bound}'"
+
+
 def read_requirements() -> list[str]:
     """The requirements of the base install and of all extras but ``dev``; none where the description is absent."""
     description = Path(__file__).parents[1] / "pyproject.toml"

@@ -15,6 +15,7 @@ from teso_deploy.backends.engine import EngineFactory, Tensor
 from teso_deploy.backends.huge_pages import huge_pages
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import BundleError
+from teso_deploy.requirements import find_lower_bounds, is_older, read_requirements, write_upgrade_command
 from teso_deploy.text import to_one_line
 
 
@@ -108,6 +109,14 @@ class OnnxRuntimeSlot:
             self._check_shapes([value.shape() for value in self._binding.get_outputs()])
 
 
+def _advise_loading() -> str:
+    """What to do about a graph that can't be loaded: an old library knows no new operators."""
+    bound = find_lower_bounds(read_requirements()).get("onnxruntime")
+    if bound is None or not is_older(onnxruntime.__version__, bound):
+        return "export the bundle again"
+    return f"version {onnxruntime.__version__} is too old: {write_upgrade_command('onnxruntime', bound)}"
+
+
 class OnnxRuntimeEngine:
     """The graph of a file in an ONNX Runtime session.
 
@@ -146,9 +155,8 @@ class OnnxRuntimeEngine:
                     str(path), options, providers=list(providers), disabled_optimizers=list(SLOW_FUSIONS)
                 )
         except Exception as error:  # its own exceptions share no base class
-            raise BundleError(
-                f"ONNX Runtime can't load {path} ({to_one_line(error)}); export the bundle again"
-            ) from error
+            reason = to_one_line(error)
+            raise BundleError(f"ONNX Runtime can't load {path} ({reason}); {_advise_loading()}") from error
         self.name = path.stem
         self.inputs = tuple(value.name for value in self.session.get_inputs())
         self.outputs = tuple(value.name for value in self.session.get_outputs())

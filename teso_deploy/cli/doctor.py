@@ -19,7 +19,13 @@ from teso_deploy.backends import availability, libraries, machine
 from teso_deploy.cli.reports import check_json, write_json
 from teso_deploy.errors import TesoError
 from teso_deploy.outputs import STDOUT
-from teso_deploy.requirements import TORCH, find_lower_bounds, is_older, read_requirements, write_install_command
+from teso_deploy.requirements import (
+    find_lower_bounds,
+    is_older,
+    read_requirements,
+    write_install_command,
+    write_upgrade_command,
+)
 from teso_deploy.resources import shipped_path
 
 BASE = ("numpy", "onnxruntime", "av", "pillow", "typer", "rich", "pydantic", "prometheus_client")
@@ -84,10 +90,6 @@ def _find_outdated() -> dict[str, tuple[str, str]]:
     }
 
 
-def _upgrade_command(package: str, bound: str) -> str:
-    return f"pip install {TORCH}" if package == "torch" else f"pip install --upgrade '{package}>={bound}'"
-
-
 def _gpu_advice(found: machine.Machine, missing: Mapping[str, list[str]]) -> list[str]:
     """The command that gets the GPU to work; none where nothing is missing, or the driver comes first."""
     driver = found.driver
@@ -118,7 +120,7 @@ def examine() -> dict[str, Any]:
         advice.append("pip install --force-reinstall onnxruntime")
     if absent:
         advice.append(f"pip install {' '.join(absent)}")
-    advice += [_upgrade_command(package, bound) for package, (_, bound) in outdated.items()]
+    advice += [write_upgrade_command(package, bound) for package, (_, bound) in outdated.items()]
     advice += [write_install_command(extra) for extra in ADVISED if missing[extra]]
     advice += _gpu_advice(here, missing)
     driver = here.driver

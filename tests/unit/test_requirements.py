@@ -8,11 +8,14 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from teso_deploy import requirements
 from teso_deploy.backends import libraries
+from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
 from teso_deploy.cli.doctor import BASE, examine
+from teso_deploy.errors import BundleError
 from teso_deploy.requirements import TORCH, TORCH_EXTRAS, find_lower_bounds, is_older, write_install_command
 from tests.commands import teso
 from tests.conftest import ALWAYS_INSTALLED
@@ -116,6 +119,23 @@ def test_doctor_tells_of_versions_that_are_too_old(package: str, monkeypatch: py
     assert report["can_run"] is (package == "torch"), "the base install alone is needed to run"
     done = teso("doctor")
     assert f"{package} 1.22.0, needed is {bound}" in " ".join(done.err.split() + done.out.split())
+
+
+@pytest.mark.parametrize(
+    ("version", "advice"),
+    [
+        ("1.22.0", r"version 1\.22\.0 is too old: pip install --upgrade 'onnxruntime>=1\.25'"),
+        ("1.25.0", "export .* again"),
+    ],
+)
+def test_a_graph_that_an_old_library_does_not_know(
+    version: str, advice: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    graph = tmp_path / "decoder.onnx"
+    graph.write_bytes(b"of the future")
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    with pytest.raises(BundleError, match=advice):
+        OnnxRuntimeEngine(graph, threads=1)
 
 
 def test_which_test_files_need_more_than_the_base_install() -> None:
