@@ -282,6 +282,17 @@ def test_a_cut_file_of_every_kind(tmp_path: Path) -> None:
                 recognised(path)
 
 
+def test_an_array_that_claims_another_shape(tmp_path: Path) -> None:
+    path = pickled(
+        {"features.13.weight": np.ones(3, np.float32), "embeddings.4.weight": np.ones(3)}, tmp_path / "a.pkl"
+    )
+    content = path.read_bytes()
+    shape = content.index(b"K\x03\x85")  # the tuple (3,)
+    path.write_bytes(content[: shape + 1] + b"\x04" + content[shape + 2 :])
+    with pytest.raises(CheckpointError, match=r"features\.13\.weight is damaged"):
+        recognised(path)
+
+
 def test_a_changed_byte_of_a_zipped_file_is_found(tmp_path: Path) -> None:
     path = saved(vggish_tensors(), tmp_path / "a.pth")
     content = bytearray(path.read_bytes())
