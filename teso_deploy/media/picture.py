@@ -19,10 +19,11 @@ from teso_deploy.media.hdr import BT2020, TRANSFERS, Transfer, tone_map
 
 #: A pixel that is longer than this is a mistake of whoever wrote the file, and is taken for square.
 MOST_ASPECT = 8
-#: The numbers of FFmpeg's matrices (AVColorSpace) that its converter knows, by the names that PyAV has for them.
-_MATRICES = {1: "ITU709", 4: "FCC", 5: "ITU601", 6: "ITU601", 7: "SMPTE240M", 9: "BT2020", 10: "BT2020"}
-#: Those of AVColorRange.
-_RANGES = {1: "MPEG", 2: "JPEG"}
+#: Matrices by AVColorSpace → what FFmpeg's converter knows of them. BT.2020 with constant luminance is read as without.
+_MATRICES = {number: number for number in (1, 4, 5, 6, 7, 9)} | {10: 9}
+_BT709, _BT601 = 1, 6
+#: Of AVColorRange.
+_FULL_RANGE = 2
 
 
 class Turn(NamedTuple):
@@ -50,13 +51,13 @@ class Turn(NamedTuple):
 class Look:
     """How a frame is to be shown: scaled to ``scaled`` (width, height), its colours converted, then turned.
 
-    ``matrix`` and ``range`` of its colours by PyAV's names; None: FFmpeg's own.
+    ``matrix`` and ``range`` of its colours by FFmpeg's numbers; None: as the frame has it.
     """
 
     scaled: tuple[int, int]
     turn: Turn
-    matrix: str | None
-    range: str | None
+    matrix: int | None
+    range: int | None
     transfer: Transfer | None
     is_bt2020: bool
 
@@ -101,10 +102,14 @@ def to_rgb(frame: av.VideoFrame, look: Look) -> NDArray[np.uint8]:
 
     Raises :class:`MediaError` for a format of pixels that FFmpeg can't convert.
     """
-    options: dict[str, Any] = {"src_colorspace": look.matrix, "src_color_range": look.range}
+    # The converter goes by the frame's own tags. PyAV 17 has no name for BT.2020 among its options.
+    if look.matrix is not None:
+        frame.colorspace = look.matrix
+    if look.range is not None:
+        frame.color_range = look.range
     try:
         width, height = look.scaled
-        image = np.asarray(frame.to_ndarray(format="rgb24", width=width, height=height, **options), np.uint8)
+        image = np.asarray(frame.to_ndarray(format="rgb24", width=width, height=height), np.uint8)
     except (av.error.FFmpegError, ValueError) as error:
         raise MediaError(
             f"pictures of format {frame.format.name} can't be shown ({error}): convert the video to another format"
@@ -145,12 +150,12 @@ def is_hd(width: int, height: int) -> bool:
     return width >= 1280 or height > 576
 
 
-def _find_matrix(frame: av.VideoFrame) -> str | None:
+def _find_matrix(frame: av.VideoFrame) -> int | None:
     """The matrix from a frame's colours to RGB; None for RGB."""
     if frame.format.is_rgb:
         return None
-    return _MATRICES.get(int(frame.colorspace), "ITU709" if is_hd(frame.width, frame.height) else "ITU601")
+    return _MATRICES.get(int(frame.colorspace), _BT709 if is_hd(frame.width, frame.height) else _BT601)
 
 
-def _find_range(frame: av.VideoFrame) -> str | None:
-    return "JPEG" if frame.format.name.startswith("yuvj") else _RANGES.get(int(frame.color_range))
+def _find_range(frame: av.VideoFrame) -> int | None:
+    return _FULL_RANGE if frame.format.name.startswith("yuvj") else None

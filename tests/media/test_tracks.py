@@ -132,7 +132,7 @@ def test_picture_and_sound_are_of_one_programme(parts: dict[str, Path], tmp_path
         video = choose_video_track(container, "both.ts")
         ids = [stream.id for stream in audio_candidates(container, "both.ts", None, video)]
         assert {stream.id for stream in container.streams.audio} == {256, 513, 514}
-    assert (video.id, ids) == (512, [513, 514])
+        assert (video.id, ids) == (512, [513, 514])
 
 
 # ---------------------------------------------------------------------------------------- tracks that are named

@@ -52,7 +52,11 @@ def seconds_of(path: Path) -> float:
         return container.duration / av.time_base
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
+#: An older FFmpeg writes no duration of a picture into Matroska.
+KEEPS_DURATIONS = ["mp4", "mov", *(["mkv"] if av.library_versions["libavformat"] >= (62, 12, 0) else [])]
+
+
+@pytest.mark.parametrize("suffix", KEEPS_DURATIONS)
 @pytest.mark.parametrize("has_sound", [False, True])
 def test_a_last_picture_that_lasts_is_no_cut(suffix: str, has_sound: bool, tmp_path: Path) -> None:
     """A recording of a screen on which nothing moved for the last six seconds."""
