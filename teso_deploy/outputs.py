@@ -182,6 +182,7 @@ def make_folder(path: Path) -> None:
 
 #: Device and number of the closest existing file or folder, then the names below it that do not exist.
 _Place = tuple[int | str, ...]
+_LENGTH_OF_EXISTING = 2
 
 
 def _place(path: Path) -> _Place | None:
@@ -216,6 +217,11 @@ def _folders_around(path: Path) -> set[_Place]:
     return places
 
 
+def _is_bundle(folder: Path) -> bool:
+    """Whether a folder has a manifest of all its files, so that a new file does not belong there."""
+    return os.path.isfile(folder / "bundle.json")
+
+
 def check_apart(
     inputs: Iterable[str | Path | None],
     files: Iterable[Path | None] = (),
@@ -229,8 +235,8 @@ def check_apart(
         folders: Folders that are replaced as a whole. None is skipped.
 
     Raises:
-        OutputError: An output is an input or another output, lies in a folder that is an input or another output, or
-            is a folder that holds an input.
+        OutputError: An output is an input or another output, exists in a folder that is an input, lies in a bundle
+            or in a folder that is another output, or is a folder that holds an input.
     """
     read = [Path(path) for path in inputs if path is not None]
     places = [(path, place) for path in read if os.path.lexists(path) and (place := _place(path))]
@@ -246,7 +252,7 @@ def check_apart(
             for path, other in places:
                 if other == place:
                     raise OutputError(f"{out} is read, so it can't be written as well: name another output")
-                if other in here:
+                if other in here and (len(place) == _LENGTH_OF_EXISTING or _is_bundle(path)):
                     raise OutputError(f"{out} lies in {path}, which is read: name an output outside of it")
             for path, parents in around:
                 if is_folder and place in parents:

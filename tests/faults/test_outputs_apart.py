@@ -120,18 +120,18 @@ def test_export(tiny_bundle: Path, tmp_path: Path) -> None:
     asked = ("export", recipe, "--checkpoint", f"visual={weights}")
     refused(*asked, "--out", tmp_path / "b", "--json", recipe, names="is read")
     refused(*asked, "--out", tmp_path / "b", "--json", tmp_path / "b" / "r.json", names="an output itself")
-    refused(*asked, "--out", weights / "bundle", names="lies in")
+    refused(*asked, "--out", tmp_path / "b", "--json", weights / "model.safetensors", names="lies in")
     refused(*asked, "--dry-run", "--json", recipe, names="is read")
     shutil.copytree(tiny_bundle, tmp_path / "bundle")
     refused("export", tmp_path / "bundle", "--out", tmp_path / "bundle" / "inner", names="lies in")
-    refused("export-cues", "--captioner", weights, "--out", weights / "out", names="lies in")
+    taken = weights / "model.safetensors"
+    refused("export-cues", "--captioner", weights, "--out", tmp_path / "o", "--json", taken, names="lies in")
     one = tmp_path / "o"
     refused("export-cues", "--captioner", weights, "--out", one, "--json", one, names="same output")
     assert names_in(weights) == ["model.safetensors"] and recipe.read_text()
 
 
 def test_train_and_calibrate(media_folder: Path, tmp_path: Path) -> None:
-    refused("train", "teso-nano", "--data", media_folder, "--out", media_folder / "run", names="lies in")
     start = tmp_path / "model.safetensors"
     start.write_bytes(b"weights")
     refused("train", "teso-nano", "--data", media_folder, "--start", start, "--out", tmp_path, names="is read")

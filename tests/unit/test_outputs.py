@@ -60,9 +60,8 @@ def test_two_outputs_that_are_one(here: Path, one: str, two: str) -> None:
 
 def test_outputs_within_folders(here: Path) -> None:
     movie, folder = here / "folder" / "in.mp4", here / "folder"
-    for name in ("folder/report.json", "other/report.json", "folder/deeper/report.json", "dangling"):
-        with pytest.raises(OutputError, match="folder, which is read"):
-            check_apart([folder], [here / name])
+    for name in ("folder/report.json", "other/report.json", "dangling"):
+        check_apart([folder], [here / name])  # a new file replaces nothing
         with pytest.raises(OutputError, match="which is an output itself"):
             check_apart([], [here / name], [folder])
     for name in ("folder", "other", "."):
@@ -72,6 +71,18 @@ def test_outputs_within_folders(here: Path) -> None:
         check_apart([], [], [here / "masks" / "more", here / "masks"])
     with pytest.raises(OutputError, match="which is an output itself"):
         check_apart([], [here / "masks" / "report.json"], [here / "masks"])
+
+
+@pytest.mark.parametrize("name", ["folder/report.json", "other/report.json", "dangling"])
+def test_files_of_a_folder_that_is_read(here: Path, name: str) -> None:
+    report = here / name
+    (here / "folder" / "bundle.json").touch()
+    with pytest.raises(OutputError, match="folder, which is read"):
+        check_apart([here / "folder"], [report])  # no new file belongs in a bundle
+    (here / "folder" / "bundle.json").unlink()
+    report.touch()
+    with pytest.raises(OutputError, match="folder, which is read"):
+        check_apart([here / "folder"], [report])
 
 
 def test_outputs_that_are_apart(here: Path) -> None:
