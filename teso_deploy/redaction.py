@@ -91,10 +91,10 @@ def _find_secrets(url: str, depth: int = 2) -> _Found:
     user_info, at, host = parts.netloc.rpartition("@")
     path, secrets = _redact_path(parts.path, scheme)
     query, values = _redact_query(parts.query)
-    shown = f"{scheme}://{HIDDEN + '@' if at else ''}{host}{path}" + (f"?{query}" if parts.query else "")
+    shown = f"{scheme}://{(HIDDEN if user_info else '') + at}{host}{path}" + (f"?{query}" if parts.query else "")
     secrets |= {*values, parts.fragment, user_info, *user_info.split(":", 1)}
     secrets |= {value for _, value in _pairs(parts.fragment)}  # a fragment is neither sent nor shown
-    beside = {("=", value, "") for value in values} | ({("", user_info, "@")} if at else set())
+    beside = {("=", value, "") for value in values} | ({("", user_info, "@")} if user_info else set())
     for value in values if depth else ():
         with suppress(ValueError):
             if "://" in (inner := unquote_plus(value)):

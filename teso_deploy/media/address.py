@@ -26,6 +26,8 @@ SCHEMES: dict[str, Kind] = {
 }
 STDIN = "-"
 _HAS_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
+#: In ``USER@PASSWORD:HOST``, where the signs are swapped, the password would be shown as a host.
+_HOST_AND_PORT = re.compile(r"(?:\[[^\[\]]*\]|[^\[\]:]*)(?::\d+)?")
 _HOW_TO_PIPE = "read it with another program and pipe it: ffmpeg -i URL -c copy -f mpegts - | teso-deploy run -"
 
 
@@ -64,8 +66,11 @@ class Address:
         try:
             parts = urlsplit(given)
             host, _ = parts.hostname, parts.port
+            is_well_formed = _HOST_AND_PORT.fullmatch(parts.netloc.rpartition("@")[2]) is not None
         except ValueError:
-            raise MediaError(f"the {scheme}:// address is malformed: write {scheme}://HOST[:PORT]/PATH") from None
+            is_well_formed = False
+        if not is_well_formed:
+            raise MediaError(f"the {scheme}:// address is malformed: write {scheme}://HOST[:PORT]/PATH")
         if kind == "file":
             if parts.netloc.lower() not in ("", "localhost"):
                 raise MediaError("the file:// address names a host: write file:///PATH, or the path alone")

@@ -22,6 +22,9 @@ from teso_deploy.media.address import Address, open_options
         ("rtmps://h/app", "rtmp", "rtmps://h/app"),
         ("udp://:1234", "mpegts", "udp://:1234"),
         ("tcp://[::1]:9", "mpegts", "tcp://[::1]:9"),
+        ("udp://@239.0.0.1:1234", "mpegts", "udp://@239.0.0.1:1234"),
+        ("rtmp://h/live/stream-key?x=abc", "rtmp", "rtmp://h/live/***?x=***"),
+        ("http://h/live/me/my-word/1.ts", "http", "http://h/live/***/***/1.ts"),
     ],
 )
 def test_kinds(text: str, kind: str, shown: str) -> None:
@@ -31,11 +34,22 @@ def test_kinds(text: str, kind: str, shown: str) -> None:
     assert ("rtsp_transport" in open_options(address)) == (kind == "rtsp")
 
 
-@pytest.mark.parametrize("text", ["srt://h:1", "foo://x", "rtsp://", "http://h:99999/x", "http://[::1/x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "srt://h:1",
+        "foo://x",
+        "rtsp://",
+        "http://h:99999/x",
+        "http://[::1/x",
+        "rtmp://me@secret:/a",
+        "http://me@secret:[::1]:1",
+    ],
+)
 def test_what_can_t_be_read(text: str) -> None:
     with pytest.raises(MediaError, match=r"give a file|write \w+://") as raised:
         Address.parse(text)
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(raised.value) and "secret" not in str(raised.value)
     assert ("ffmpeg -i" in str(raised.value)) == text.startswith("srt")
 
 
