@@ -132,6 +132,7 @@ def test_export(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_train_and_calibrate(media_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="training needs the extra train")
     start = tmp_path / "model.safetensors"
     start.write_bytes(b"weights")
     refused("train", "teso-nano", "--data", media_folder, "--start", start, "--out", tmp_path, names="is read")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from teso_deploy import staging
 from teso_deploy.bundle import KIND, MANIFEST, SCHEMA_VERSION, Bundle, BundleManifest, write_manifest
 from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import BundleError
@@ -192,18 +194,22 @@ def test_a_half_written_export_leaves_the_old_bundle(folder: Path, error: type[B
 def test_a_swap_that_fails_brings_the_old_bundle_back(
     folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    before, replace = snapshot(folder), os.replace
+    before, rename, failures = snapshot(folder), os.rename, [error]
 
-    def failing(source: Path, target: Path) -> None:
-        if Path(source).name == "new":
-            raise error
-        replace(source, target)
+    def refuse_exchange(one: Path, other: Path) -> None:
+        raise OSError(errno.ENOSYS, "as on a system that can't exchange names")
 
-    monkeypatch.setattr(os, "replace", failing)
+    def fail_once(source: Path, target: Path) -> None:
+        if Path(target) == folder and failures:
+            raise failures.pop()
+        rename(source, target)
+
+    monkeypatch.setattr(staging, "exchange", refuse_exchange)
+    monkeypatch.setattr(os, "rename", fail_once)
     with pytest.raises(type(error)), KIND.staging(folder) as new:
         (new / "decoder.onnx").write_bytes(b"new")
     monkeypatch.undo()
-    assert snapshot(folder) == before
+    assert snapshot(folder) == before and not failures
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
 
 
