@@ -163,7 +163,7 @@ class ChatServer:
                 f"{self.address} answered nothing (the model used up its tokens while it was thinking): switch "
                 "thinking off on the server, or name another model with --server-model"
             )
-        return answer.text
+        return self._without_key(answer.text)
 
     def _answer(self, body: Mapping[str, Any]) -> ServerAnswer:
         reader, is_whole = AnswerReader(self.address, self._clean), True
@@ -184,7 +184,8 @@ class ChatServer:
         listed = content.get("data") if isinstance(content, dict) else content
         entries = listed if isinstance(listed, list) else []
         names = [entry.get("id") for entry in entries if isinstance(entry, dict)]
-        return [name for name in names if isinstance(name, str) and name.strip()]
+        # What a server says may hold the key that it was sent: a name that does is not kept, nor shown.
+        return [name for name in names if isinstance(name, str) and name.strip() and self._without_key(name) == name]
 
     @contextmanager
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None) -> Iterator[http.client.HTTPResponse]:
@@ -249,7 +250,10 @@ class ChatServer:
 
     def _clean(self, text: str) -> str:
         """A server's text without the key and what is secret in the address."""
-        return self._redacted.clean(text.replace(self._key, HIDDEN) if self._key else text)
+        return self._redacted.clean(self._without_key(text))
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, HIDDEN) if self._key else text
 
     def _refusal(self, response: http.client.HTTPResponse, body: Mapping[str, Any] | None) -> CueSourceError:
         status, raw = response.status, _body_of(response)

@@ -455,6 +455,22 @@ def test_a_list_of_models_without_one(listed: object) -> None:
     assert isinstance(error, CueSourceError) and "names no model" in str(error)
 
 
+def test_a_server_that_says_the_key_is_not_repeated(tmp_path: Path) -> None:
+    class Listing(ScriptedServer):
+        def _refuses(self, request: Request) -> bool:
+            if request.body is None:
+                request.send(200, {"data": [{"id": f"model-{KEY}"}, {"id": "m"}]})
+            return request.body is None
+
+    server = Listing([saying(f"a dog {KEY}")])
+    try:
+        chat = ChatServer(server.url, key=KEY)
+        assert chat.complete(USER, 5) == "a dog ***" and chat.identity.endswith("#m")
+    finally:
+        server.close()
+    assert not any(KEY in path.read_text() for path in tmp_path.rglob("*.txt"))
+
+
 def test_the_name_of_a_model_is_shown_as_one_line() -> None:
     chat = ChatServer("http://127.0.0.1:9", "m\x1b[2J\n" + "x" * 1000)
     assert chat.identity.isprintable() and len(chat.identity) < 350
