@@ -126,7 +126,8 @@ class PickleReader:
         self._name(module, name)
 
     def _called(self, function: Any, arguments: Any) -> None:
-        given = tuple(arguments) if isinstance(arguments, list | tuple) else ()
+        # As in Python only a tuple is taken. A copy of a list would cost its memory at each call that names the list.
+        given = arguments if isinstance(arguments, tuple) else ()
         if isinstance(function, Global):
             self._stack.append(self._make(function.name, given))
         else:
@@ -143,11 +144,11 @@ class PickleReader:
     def _instance(self, argument: str) -> None:
         items = self._to_mark()
         self._global(argument)
-        self._called(self._stack.pop(), items)
+        self._called(self._stack.pop(), tuple(items))
 
     def _object(self, _: Any) -> None:
         function, *arguments = self._to_mark()
-        self._called(function, arguments)
+        self._called(function, tuple(arguments))
 
     def _build(self, _: Any) -> None:
         made, state = self._pop(2)

@@ -50,9 +50,10 @@ def read_zipped(path: Path) -> Any:
 
     def persistent(named: Any) -> Any:
         kind, of, key, *_, count = named[:5]
-        dtype, name = find_dtype(of), f"{place}data/{key}"
-        if kind != "storage" or not isinstance(count, int) or count < 0:
+        # The text or the hash of nested tuples may take for ever.
+        if kind != "storage" or not isinstance(count, int) or count < 0 or not isinstance(key, str):
             raise ValueError("not a storage")
+        dtype, name = find_dtype(of), f"{place}data/{key}"
         if count * dtype.itemsize > entries[name].file_size:
             raise ValueError("a storage has fewer numbers than it claims")
         return Storage(dtype, count, lambda wanted: _as_type(row(name), wanted))
@@ -123,6 +124,8 @@ def read_legacy(path: Path) -> Any:
         raise CheckpointError("was written on a machine of another byte order: save its state_dict as safetensors")
     content = part()
     for key in part():
+        if not isinstance(key, str):
+            raise ValueError("not a storage")
         (count,) = struct.unpack("<q", file.read(8))
         begin = file.tell()
         if count != claimed[key] or begin + count * widths[key] > len(file):

@@ -108,11 +108,9 @@ def _refused(trouble: str) -> StoredTensor:
 
 def _array(shape: Any, described: Any, content: Any, fortran: bool) -> Any:
     """A NumPy array from the parts of its pickle; a placeholder for one that holds no numbers."""
-    if isinstance(content, str):  # of Python 2, whose texts are bytes
-        content = content.encode("latin-1")
-    if not isinstance(described, Placeholder) or not isinstance(content, bytes | bytearray):
+    if not isinstance(described, Placeholder) or not isinstance(content, bytes | bytearray | str):
         return Placeholder("numpy.ndarray")
-    kind = str(described.arguments[0])
+    kind = described.arguments[0]
     order = described.state[1] if isinstance(described.state, tuple) and len(described.state) > 1 else "|"
     if kind == "b1":
         kind = "?"
@@ -125,7 +123,8 @@ def _array(shape: Any, described: Any, content: Any, fortran: bool) -> Any:
 
     def read() -> Tensor:
         # The machine's own order of bytes, and memory of its own: PyTorch takes nothing else.
-        values = np.frombuffer(content, dtype).astype(dtype.newbyteorder("="), copy=False)
+        raw = content.encode("latin-1") if isinstance(content, str) else content  # of Python 2, whose texts are bytes
+        values = np.frombuffer(raw, dtype).astype(dtype.newbyteorder("="), copy=False)
         return torch.from_numpy(np.array(values.reshape(sizes, order="F" if fortran else "C"), order="C"))
 
     return StoredTensor(sizes, torch.from_numpy(np.empty(0, dtype.newbyteorder("="))).dtype, read)
@@ -148,9 +147,12 @@ class Array(Placeholder):
 
 
 def _text_as_bytes(name: str, given: tuple[Any, ...]) -> Any:
-    """What ``_codecs.encode`` gives: how Python 2 and protocols below 3 write bytes."""
+    """What ``_codecs.encode`` gives: how Python 2 and protocols below 3 write bytes.
+
+    The text stays as it is until its numbers are read: a copy would cost its memory at each call that names it.
+    """
     if len(given) == 2 and isinstance(given[0], str) and given[1] in ("latin1", "latin-1"):
-        return given[0].encode("latin-1")
+        return given[0]
     return Placeholder(name, given)
 
 
@@ -163,7 +165,9 @@ def _typed(name: str, given: tuple[Any, ...]) -> Any:
 def _pairs(name: str, given: tuple[Any, ...]) -> Any:
     """An ordered mapping, empty or of pairs."""
     pairs = given[-1] if given and isinstance(given[-1], list) else []
-    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and isinstance(pair[0], str | int)}
+    found = {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and isinstance(pair[0], str | int)}
+    pairs.clear()  # each list of pairs makes one mapping, or a short pickle would fill the memory with copies
+    return found
 
 
 _MAKERS: Mapping[str, Callable[[str, tuple[Any, ...]], Any]] = {

@@ -9,6 +9,7 @@ import lzma
 import os
 import pickle
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -266,6 +267,61 @@ def test_files_that_claim_more_than_they_hold(name: str, tmp_path: Path) -> None
     with pytest.raises(CheckpointError) as caught:
         recognised(path)
     assert len(str(caught.value)) < 1000 and str(caught.value).isprintable()
+
+
+def _text(text: str) -> bytes:
+    return b"X" + len(text).to_bytes(4, "little") + text.encode()
+
+
+def _nested(depth: int) -> bytes:
+    """A tuple of a tuple twice, and so on: a few bytes whose text has 2 ** depth parts."""
+    return b")" + b"2\x86" * depth
+
+
+#: Name → (what is kept as 0, calls that name it without using it up). Each call may cost no more than its own bytes.
+REPEATED = {
+    "a list as arguments": (b"](" + b"K\x01" * 20_000 + b"e", b"cargparse\nNamespace\nh\x00R"),
+    "pairs of a mapping": (
+        b"](" + b"".join(_text(f"{n:05}") + b"K\x01\x86" for n in range(5_000)) + b"e\x85",
+        b"ccollections\nOrderedDict\nh\x00R",
+    ),
+    "a text as bytes": (_text("a" * 100_000) + _text("latin1") + b"\x86", b"c_codecs\nencode\nh\x00R"),
+    "nested tuples as a type": (
+        _nested(21),
+        b"cnumpy._core.numeric\n_frombuffer\n(C\x00cnumpy\ndtype\nh\x00\x85RK\x00\x85U\x01CtR",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_a_short_pickle_does_not_fill_the_memory(name: str, tmp_path: Path) -> None:
+    kept, call = REPEATED[name]
+    times = 1 if "nested" in name else 200
+    path = tmp_path / "w.pkl"
+    path.write_bytes(b"\x80\x02](" + kept + b"q\x000" + call * times + b"e.")
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="holds no state_dict"):
+            weight_files.read(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4_000_000
+
+
+def test_a_storage_that_is_named_by_nested_tuples(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    persistent = b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _nested(18) + _text("cpu") + b"K\x01tQ"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("w/data.pkl", b"\x80\x02" + persistent + b".")
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="truncated or not a checkpoint"):
+            weight_files.read(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 500_000
 
 
 def test_a_cut_file_of_every_kind(tmp_path: Path) -> None:
