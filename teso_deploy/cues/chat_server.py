@@ -40,6 +40,8 @@ from teso_deploy.small_files import parse_json
 from teso_deploy.text import to_one_line
 
 KEY_VARIABLE = "TESO_CUES_API_KEY"
+#: A shorter key is a word that local servers take in place of one ("none", "ollama"), which answers may have as well.
+LEAST_KEY = 8
 #: What a server asks for beyond this (``Retry-After``) is a mistake of its own.
 LONGEST_WAIT_SECONDS = 86_400.0
 #: Tokens that a model is granted for a caption, an answer, and an answer that thinks aloud first.
@@ -253,7 +255,7 @@ class ChatServer:
         return self._redacted.clean(self._without_key(text))
 
     def _without_key(self, text: str) -> str:
-        return text.replace(self._key, HIDDEN) if self._key else text
+        return text.replace(self._key, HIDDEN) if len(self._key) >= LEAST_KEY else text
 
     def _refusal(self, response: http.client.HTTPResponse, body: Mapping[str, Any] | None) -> CueSourceError:
         status, raw = response.status, _body_of(response)

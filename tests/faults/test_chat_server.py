@@ -471,6 +471,22 @@ def test_a_server_that_says_the_key_is_not_repeated(tmp_path: Path) -> None:
     assert not any(KEY in path.read_text() for path in tmp_path.rglob("*.txt"))
 
 
+@pytest.mark.parametrize("key", ["none", "ollama", "x", "EMPTY"])
+def test_a_word_in_place_of_a_key_stays_in_answers(key: str) -> None:
+    class Listing(ScriptedServer):
+        def _refuses(self, request: Request) -> bool:
+            if request.body is None:
+                request.send(200, {"data": [{"id": f"{key}-vision"}]})
+            return request.body is None
+
+    server = Listing([saying(f"a fox, {key}")])
+    try:
+        chat = ChatServer(server.url, key=key)
+        assert chat.complete(USER, 5) == f"a fox, {key}" and chat.model == f"{key}-vision"
+    finally:
+        server.close()
+
+
 def test_the_name_of_a_model_is_shown_as_one_line() -> None:
     chat = ChatServer("http://127.0.0.1:9", "m\x1b[2J\n" + "x" * 1000)
     assert chat.identity.isprintable() and len(chat.identity) < 350
