@@ -140,11 +140,12 @@ def train_videos(
         return finetune.train_on_videos(built, batches, out, device, _shower(bar, recipe.name), every)
 
 
-def _check_apart(read: list[Path | None], out: Path) -> None:
+def _check_apart(read: list[Path | None], data: Path, out: Path) -> None:
     """Refuse a folder in which training would overwrite what it reads (:class:`OutputError`)."""
     from teso_deploy.training.loop import CURVES, LOG, STATE, WEIGHTS
 
-    check_apart(read, [out / name for name in (STATE, WEIGHTS, LOG, CURVES)])
+    is_resumed = os.path.isfile(out / STATE)  # then its files are the run's own, also in the folder of the data
+    check_apart([*read, None if is_resumed else data], [out / name for name in (STATE, WEIGHTS, LOG, CURVES)])
 
 
 def train(
@@ -185,7 +186,7 @@ def train(
         raise typer.BadParameter(f"there is no {needed} to choose weights of", param_hint="--weights")
     out = out or cache_folder("train") / chosen.name
     files = [part_and_file(text) for text in checkpoint or ()]
-    _check_apart([data, start, cues_file, toml_file(recipe), *(path for _, path in files)], out)
+    _check_apart([start, cues_file, toml_file(recipe), *(path for _, path in files)], data, out)
     # Of several processes the first one speaks.
     console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
     if on_videos:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from teso_deploy.training.batches import Batch
 from teso_deploy.training.curves import draw_curves
 from teso_deploy.training.loop import CURVES, LOG, STATE, WEIGHTS, Progress, batch_scores, learning_rate
 from teso_deploy.training.losses import TrainingHeads, training_losses
-from teso_deploy.training.states import load_state, save_state
+from teso_deploy.training.states import load_state, read_log, save_state
 from teso_deploy.training.videos import VideoBatches
 
 #: Of the fusion, what a foundation gives: the learned mask queries are held with it.
@@ -224,7 +224,7 @@ def train_on_videos(
     training.resume()
     is_main = training.accelerator.is_main_process
     out.mkdir(parents=True, exist_ok=True)
-    rows = list(_rows_before(out / LOG, training.step))
+    rows = read_log(out / LOG, training.step)
     if is_main:
         (out / LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
     while training.step < training.steps:
@@ -240,12 +240,3 @@ def train_on_videos(
             if is_main:
                 draw_curves(rows, out / CURVES)
     return out / WEIGHTS
-
-
-def _rows_before(log: Path, step: int) -> Iterator[dict[str, float]]:
-    """What an earlier run logged up to where this one goes on."""
-    if log.is_file():
-        for line in log.read_text().splitlines():
-            row = json.loads(line)
-            if row["step"] <= step:
-                yield row

@@ -23,7 +23,7 @@ from teso_deploy.recipe import Recipe, TrainPhase, TrainRecipe
 from teso_deploy.training.batches import Batch, Lesson, SceneBatches
 from teso_deploy.training.curves import draw_curves
 from teso_deploy.training.losses import TrainingHeads, encoder_losses, training_losses
-from teso_deploy.training.states import load_state, save_state
+from teso_deploy.training.states import load_state, read_log, save_state
 from teso_deploy.training.teachers import Teachers, load_teachers
 
 STATE, WEIGHTS, LOG, CURVES = "state.pt", "model.safetensors", "log.jsonl", "curves.png"
@@ -272,8 +272,7 @@ def train_model(
         trainer.start_from(start, start_parts, averaging)
     out.mkdir(parents=True, exist_ok=True)
     log = out / LOG
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    rows = [row for row in rows if row["step"] <= trainer.step]
+    rows = read_log(log, trainer.step)
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with log.open("a") as lines:
         for lesson in trainer.lessons(workers):

@@ -1,7 +1,8 @@
-"""The state that a run of training goes on from: weights, optimiser and step in one file."""
+"""What a run of training goes on from: its state (weights, optimiser and step in one file), and its log."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +41,21 @@ def load_state(path: Path, device: torch.device, names: tuple[str, ...]) -> dict
             f"{path} is damaged or not the state of a run: remove it to begin again, or give another --out"
         ) from error
     return state
+
+
+def read_log(path: Path, step: int) -> list[dict[str, float]]:
+    """Read what an earlier run logged up to a step; nothing if there is no log.
+
+    A run that was killed may leave half a line, which is left out.
+    """
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step:
+            rows.append(row)
+    return rows

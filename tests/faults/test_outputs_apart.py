@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from teso_deploy.bundle import bundle_folder
+from teso_deploy.errors import OutputError
 from tests.clips import make_clip
 from tests.commands import names_in, refused
 
@@ -138,3 +139,18 @@ def test_train_and_calibrate(media_folder: Path, tmp_path: Path) -> None:
     refused("train", "teso-nano", "--data", media_folder, "--start", start, "--out", tmp_path, names="is read")
     refused("calibrate", start, "--data", media_folder, "--json", start, names="is read")
     assert start.read_bytes() == b"weights"
+
+
+def test_a_run_in_the_folder_of_its_data_goes_on(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="training needs the extra train")
+    from teso_deploy.cli.train import _check_apart
+
+    run = tmp_path / "data" / "run"
+    run.mkdir(parents=True)
+    (run / "model.safetensors").write_bytes(b"of someone else")
+    with pytest.raises(OutputError, match="is read"):
+        _check_apart([], tmp_path / "data", run)
+    (run / "state.pt").write_bytes(b"of an earlier run")
+    _check_apart([], tmp_path / "data", run)
+    with pytest.raises(OutputError, match="is read"):
+        _check_apart([run / "model.safetensors"], tmp_path / "data", run)

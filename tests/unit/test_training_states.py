@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from teso_deploy.errors import CheckpointError
-from teso_deploy.training.states import load_state, save_state
+from teso_deploy.training.states import load_state, read_log, save_state
 
 CPU = torch.device("cpu")
 
@@ -35,3 +35,10 @@ def test_what_is_no_state_is_refused_and_stays(kind: str, tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match=r"truncated|Git LFS|empty|not the state of a run"):
         load_state(path, CPU, ("step",))
     assert path.read_bytes() == before
+
+
+def test_a_log_with_half_a_line_is_read(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    assert read_log(log, 9) == []
+    log.write_bytes(b'{"step": 1, "bce": 0.5}\n{"step": 3}\n[]\n{"step": 2}\n{"step": 2, "bc\xff')
+    assert read_log(log, 2) == [{"step": 1, "bce": 0.5}, {"step": 2}]
