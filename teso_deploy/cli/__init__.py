@@ -131,7 +131,8 @@ def _report_error(error: BaseException, shows_all: bool) -> int:
     if shows_all:
         traceback.print_exception(error)
     if isinstance(error, OSError) and not isinstance(error, TesoError) and error.errno in _MENDABLE:
-        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+        where = _ADDRESS.sub(r"\1***", f"{name}: ") if name else ""
         error = OutputError(f"{where}{error.strerror}: {_MENDABLE[error.errno]}")
     _print_error(str(error) if isinstance(error, TesoError) else _describe_fault(error))
     return error.exit_code if isinstance(error, TesoError) else 1

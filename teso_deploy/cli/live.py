@@ -231,7 +231,7 @@ def _report(request: LiveRequest, pipeline: Pipeline, runner: LiveRunner, accoun
 
 
 def _watched(console: Console, runner: LiveRunner, accounting: Accounting) -> None:
-    """Run, with a table that is drawn anew while it does. Nothing is drawn where nobody looks."""
+    """Run, and draw a table of what goes on if the console is a terminal."""
     with ended_by_signals(runner):
         if not console.is_terminal:
             runner.run()

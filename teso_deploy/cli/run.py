@@ -255,7 +255,7 @@ def run(
     if audio_track is not None and (mute or noise_dbfs is not None):
         raise typer.BadParameter("--mute and --noise-dbfs replace the sound: omit --audio-track")
     if mode == "paper" and fps is not None:
-        raise typer.BadParameter("--mode paper looks at one frame a second: leave --fps away")
+        raise typer.BadParameter("--mode paper looks at one frame a second: omit --fps")
     check_engine_options([backend], profile, rebuild_engines)
     wanted_size = _size(size)
     addresses = [Address.parse(text) for text in inputs]
@@ -266,7 +266,7 @@ def run(
     read = [*paths, bundle_folder(bundle), *cue_request.files, toml_file(profile)]
     if mode == "live" or len(paths) < len(addresses):
         if mode == "paper" or noise_dbfs is not None or sound_from is not None:
-            raise typer.BadParameter("--mode paper, --noise-dbfs and --sound-from are for files: leave them away")
+            raise typer.BadParameter("--mode paper, --noise-dbfs and --sound-from are for files: omit them")
         request = LiveRequest(
             tuple(addresses), "file" if mode == "file" else "live", Address.parse(audio) if audio else None,
             out, masks, events, mute, fps, timeout, staleness, corrupt, reconnect, seconds, metrics,

@@ -46,11 +46,11 @@ def leave_terminal(number: int) -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    # Whoever ends a process may send several signals. Cleaning up is interrupted by Ctrl-C alone.
+    # A process may get several signals when it is ended. Only Ctrl-C interrupts the cleaning up.
     for other in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(other, signal.SIG_IGN)
     leave_terminal(number)
-    # As an exception, so that whatever is half written vanishes on the way out.
+    # As an exception, so that what is half written is removed on the way out.
     sys.exit(128 + number)
 
 

@@ -36,7 +36,7 @@ class Tokens:
             self._tokenizer = library.from_file(str(path))
             content = json.loads(path.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises bare exceptions
-            raise BundleError(f"{path} is no tokenizer ({to_one_line(error)}): export the model again") from error
+            raise BundleError(f"{path} is not a tokenizer ({to_one_line(error)}): export the model again") from error
         self._is_bytes = "ByteLevel" in _types_of(content.get("decoder"))
         added = self._tokenizer.get_added_tokens_decoder()
         #: Texts that are one token wherever they stand.

@@ -233,7 +233,7 @@ def _ours(path: Path, content: Mapping[str, Any]) -> dict[str, VideoCues]:
             first = error.errors()[0]
             where = to_one_line(".".join(str(part) for part in first["loc"]), 100)
             raise CueError(
-                f"{path}: {to_one_line(name, 100)}: {where}: {first['msg']}; make it anew with `teso-deploy cues`"
+                f"{path}: {to_one_line(name, 100)}: {where}: {first['msg']}; make it again with `teso-deploy cues`"
             ) from error
     return videos
 

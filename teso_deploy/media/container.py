@@ -53,7 +53,7 @@ def open_container(path: Path, hwaccel: HWAccel | None = None) -> InputContainer
         raise MediaError(f"{path} may not be read ({error.strerror}): change its permissions") from error
     except (av.error.FFmpegError, ValueError) as error:  # ValueError: a track that PyAV can't make anything of
         raise MediaError(
-            f"{path} is no video or sound that can be read ({getattr(error, 'strerror', error)}): it is of another "
+            f"{path} is not a video or sound that can be read ({getattr(error, 'strerror', error)}): it is of another "
             "kind, or was cut off while it was written; convert or copy it again"
         ) from error
 

@@ -57,7 +57,7 @@ class SourceHealth:
     """A source's state and what has happened to it since its beginning.
 
     ``drops``: frames by cause ("superseded" by a newer one, "corrupt"), packets ("overflow"). ``gap_seconds`` of
-    sound that nobody recorded, ``av_offset_seconds``: how far the sound has come beyond the picture, ``delay_frames``:
+    sound that was not recorded, ``av_offset_seconds``: how far the sound has come beyond the picture, ``delay_frames``:
     that the decoder of the picture holds back. ``audio_error``: why sound from elsewhere is not asked for any more.
     ``audio_note``: what is wrong with the sound, in words. ``invalid_samples``: samples that were NaN or infinite.
     """

@@ -17,7 +17,7 @@ from teso_deploy.errors import MediaError
 from teso_deploy.media.container import MOST_PIXELS, SIZE_LIMIT
 from teso_deploy.media.hdr import BT2020, TRANSFERS, Transfer, tone_map
 
-#: A pixel that is longer than this is a mistake of whoever wrote the file, and is taken for square.
+#: A pixel that is longer than this is a mistake in the file, and is taken for square.
 MOST_ASPECT = 8
 #: Matrices by AVColorSpace → what FFmpeg's converter knows of them. BT.2020 with constant luminance is read as without.
 _MATRICES = {number: number for number in (1, 4, 5, 6, 7, 9)} | {10: 9}

@@ -1,4 +1,4 @@
-"""What a file is, by what it begins with: its name says what somebody meant it to be.
+"""What a file is, by its first bytes: its name may be wrong.
 
 A download that asked for a password is a web page, a clone without Git LFS has pointers, and ``.pth.tar`` is rarely an
 archive. Each kind that holds no weights has a sentence that says what to do.

@@ -312,7 +312,7 @@ class Pipeline:
     ) -> KeptGraph:
         operators = self._operators_of(kept)
         encoder = self._encoder(kept, bucket, kept.turn) if is_ahead else self._graph(kept, "visual_encoder", bucket)
-        # By the frame itself where nobody needs it resized on the host.
+        # By the frame itself where it is not needed resized on the host.
         picture = image if operators.compares_frames and not self.still_threshold else resized(image, fitted)
         if alike := likeness(picture, encoder.of[0] if encoder.of else None, self.still_threshold):
             self._count(alike, kept.encoder_skips, self.encoder_skips)
@@ -397,7 +397,7 @@ class Stream:
     def encode(self, frame: Frame | NDArray[np.uint8]) -> Encoded:
         """The half of :meth:`segment` that depends on the picture alone, for one thread; :meth:`decode` for another.
 
-        Two pictures have room, in turn: one stays as it is until the second one behind it is begun, so that the last
+        Two pictures have room, in turn: one stays as it is until the second one after it is begun, so that the last
         can be decoded again while the next is encoded.
         """
         with self._kept.encoding:

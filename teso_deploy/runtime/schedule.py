@@ -83,7 +83,7 @@ class Source:
         if mute + (noise_dbfs is not None) + (sound_from is not None) > 1:
             raise ValueError("mute, noise_dbfs and sound_from exclude each other")
         if mode == "paper" and fps is not None:
-            raise ValueError("mode 'paper' looks at one frame a second: leave fps away")
+            raise ValueError("mode 'paper' looks at one frame a second: omit fps")
         self.path, self.mode = Path(path), mode
         self.reader = VideoReader(self.path, fps=fps, hardware=hardware, video_track=video_track)
         try:

@@ -125,7 +125,7 @@ def test_a_file_that_is_missing_or_that_nothing_vouches_for(folder: Path, name: 
     ("name", "content", "message"),
     [
         (FILES["graph"], empty_graph("no nodes"), "ONNX Runtime can't load"),
-        (FILES["tokenizer"], b"{}", "is no tokenizer"),
+        (FILES["tokenizer"], b"{}", "is not a tokenizer"),
     ],
 )
 def test_files_that_are_none_of_their_kind(folder: Path, name: str, content: bytes, message: str) -> None:
