@@ -205,6 +205,13 @@ def _place(path: Path) -> _Place | None:
             return (found.st_dev, found.st_ino, *below)
 
 
+def _place_to_read(path: Path) -> _Place | None:
+    """The same for an input; None for one that can't be reached, which its reader refuses in its own words."""
+    with suppress(OutputError):
+        return _place(path)
+    return None
+
+
 def _folders_around(path: Path) -> set[_Place]:
     """The places of the folders that a file or folder lies in, existing or not."""
     path = _STDOUT_FILE if path == STDOUT else path
@@ -239,7 +246,7 @@ def check_apart(
             or in a folder that is another output, or is a folder that holds an input.
     """
     read = [Path(path) for path in inputs if path is not None]
-    places = [(path, place) for path in read if os.path.lexists(path) and (place := _place(path))]
+    places = [(path, place) for path in read if os.path.lexists(path) and (place := _place_to_read(path))]
     around = [(path, _folders_around(path)) for path, _ in places]
     replaced: list[tuple[Path, _Place]] = []
     written: dict[_Place, Path] = {}

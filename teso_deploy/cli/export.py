@@ -24,6 +24,7 @@ from teso_deploy.media.reader import VideoReader
 from teso_deploy.outputs import check_apart, show_path
 from teso_deploy.recipe import Recipe, load_recipe
 from teso_deploy.requirements import write_install_command
+from teso_deploy.text import to_one_line
 from teso_deploy.types import Precision
 
 _PARTS = ("visual", "audio", "text", "model")
@@ -122,8 +123,10 @@ def part_and_file(text: str) -> tuple[str | None, Path]:
 def parsed_size(text: str) -> tuple[int, int]:
     """``288x512`` → (288, 512), height first; ``384`` → (384, 384). Raises :class:`typer.BadParameter`."""
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise typer.BadParameter(f"{text!r} is no size: give HEIGHTxWIDTH or one number", param_hint="--size")
+    # Python turns no text of thousands of digits into a number.
+    if len(text) > 40 or len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        shown = to_one_line(repr(text), 40)
+        raise typer.BadParameter(f"{shown} is not a size: give HEIGHTxWIDTH or one number", param_hint="--size")
     return int(parts[0]), int(parts[-1])
 
 

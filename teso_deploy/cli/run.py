@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -35,9 +36,11 @@ from teso_deploy.runtime.backends import BackendName
 from teso_deploy.runtime.offline import RunResult, run_source
 from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline, Size
 from teso_deploy.runtime.schedule import Source
-from teso_deploy.text import replace_undecodable
+from teso_deploy.text import replace_undecodable, to_one_line
 from teso_deploy.types import Precision
 
+#: Of pictures. Python turns no text of thousands of digits into a number.
+SIZE = re.compile(r"(\d{1,9})(?:x(\d{0,9}))?", re.ASCII | re.IGNORECASE)
 #: What ``-`` reads.
 STDIN_FILE = Path("/dev/stdin")
 
@@ -46,10 +49,10 @@ def _size(text: str | None) -> Size:
     """What ``--size`` names: HxW, N for NxN, auto."""
     if text is None or text == AUTO:
         return AUTO if text else None
-    height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and (width or height).isdecimal()):
-        raise typer.BadParameter(f"--size {text}: give height x width in pixels as 288x512, 384 for 384x384, or auto")
-    return int(height), int(width or height)
+    if (match := SIZE.fullmatch(text)) is None:
+        shown = to_one_line(text, 40)
+        raise typer.BadParameter(f"--size {shown}: give height x width in pixels as 288x512, 384 for 384x384, or auto")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def _check_inputs(

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from teso_deploy.errors import OutputError
 from teso_deploy.runtime.accounting import Accounting
 from teso_deploy.runtime.prometheus import render_metrics
+from teso_deploy.text import to_one_line
 
 DEFAULT_HOST = "127.0.0.1"
 #: Connections at a time. One more takes the place of the oldest, so that slow clients keep no other client out.
@@ -31,6 +32,7 @@ MOST_REQUEST_BYTES = 16 * 1024
 BACKLOG = 128
 #: Pause after each new connection: a flood of them costs a few per cent of one core.
 ACCEPT_PAUSE_SECONDS = 0.005
+_MOST_DIGITS = 5
 #: Pause where accepting fails, as it does while the process has no descriptor left.
 RETRY_SECONDS = 0.5
 
@@ -50,8 +52,9 @@ _Answer = tuple[int, bytes, str]
 def parse_place(text: str) -> tuple[str, int]:
     """``:9090``, ``9090`` or ``HOST:PORT``. Raises :class:`OutputError`."""
     host, _, port = text.rpartition(":")
-    if not port.isdecimal() or not 0 <= int(port) < 65536:
-        raise OutputError(f"{text!r} is not a place for metrics: give :PORT or HOST:PORT")
+    # Python turns no text of thousands of digits into a number.
+    if not port.isdecimal() or len(port) > _MOST_DIGITS or not 0 <= int(port) < 65536:
+        raise OutputError(f"{to_one_line(repr(text), 100)} is not a place for metrics: give :PORT or HOST:PORT")
     return host.strip("[]") or DEFAULT_HOST, int(port)
 
 

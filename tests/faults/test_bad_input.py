@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import typer
 
 from teso_deploy.bundle import Bundle, write_manifest
 from tests.clips import make_clip
@@ -213,3 +214,14 @@ def test_calibrating_what_training_did_not_write(tmp_path: Path, calibration_fol
     other.write_bytes(b"not safetensors")
     refused("calibrate", other, "--data", calibration_folder, names="is text, not weights")
     assert other.read_bytes() == b"not safetensors"
+
+
+def test_sizes_of_thousands_of_digits() -> None:
+    from teso_deploy.cli.export import parsed_size
+    from teso_deploy.cli.run import _size
+
+    assert _size("288x512") == (288, 512) == parsed_size("288X512") and _size("384") == (384, 384)
+    for text in ("9" * 5000, "1x" + "9" * 5000, "x", "-1"):
+        for parse in (_size, parsed_size):
+            with pytest.raises(typer.BadParameter):
+                parse(text)

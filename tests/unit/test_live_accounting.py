@@ -63,7 +63,7 @@ def test_what_a_snapshot_says() -> None:
     assert "rtsp://***@cam/live" in (text := console.export_text()) and "full [bold]disk" in text
 
 
-@pytest.mark.parametrize("text", ["", "9090x", ":70000", "host"])
+@pytest.mark.parametrize("text", ["", "9090x", ":70000", "host", ":" + "9" * 5000])
 def test_no_place_for_metrics(text: str) -> None:
     with pytest.raises(OutputError, match="give :PORT"):
         parse_place(text)

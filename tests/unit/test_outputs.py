@@ -199,3 +199,11 @@ def test_names_that_are_not_text_can_be_shown_and_written(here: Path) -> None:
     path = here / os.fsdecode(b"caf\xe9.json")
     write_text(path, show_path(path))
     assert path.read_text().endswith("caf�.json")
+
+
+def test_an_input_that_can_t_be_reached_is_left_to_its_reader(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    check_apart([loop], [tmp_path / "report.json"])
+    with pytest.raises(OutputError, match="in a circle"):
+        check_apart([], [loop])
