@@ -36,6 +36,8 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 #: What each entry holds that matters here. A part of a file without this text has no external data.
 _LOCATION = b"location"
 _MOST_DIGITS = 19
+#: Protobuf itself reads no message that is nested more deeply. Each level is searched, so more would take hours.
+MOST_DEPTH = 100
 Buffer = bytes | mmap.mmap
 
 
@@ -115,9 +117,11 @@ def _entries(data: Buffer, at: int, end: int) -> ExternalData | None:
 
 
 def _walk(data: Buffer) -> Iterator[ExternalData]:
-    waiting = [("ModelProto", 0, len(data))]
+    waiting = [("ModelProto", 0, len(data), 0)]
     while waiting:
-        message, at, end = waiting.pop()
+        message, at, end, depth = waiting.pop()
+        if depth > MOST_DEPTH:
+            raise _Malformed
         if message == "TensorProto":
             if found := _entries(data, at, end):
                 yield found
@@ -125,7 +129,7 @@ def _walk(data: Buffer) -> Iterator[ExternalData]:
         inner = FIELDS[message]
         for number, start, stop in _fields(data, at, end):
             if number in inner and data.find(_LOCATION, start, stop) >= 0:
-                waiting.append((inner[number], start, stop))
+                waiting.append((inner[number], start, stop, depth + 1))
 
 
 def external_data(path: Path) -> set[ExternalData]:

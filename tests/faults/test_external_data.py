@@ -160,9 +160,13 @@ def test_what_is_not_a_graph(content: bytes, tmp_path: Path) -> None:
         check_graph(tmp_path, "a.onnx", FILES)
 
 
-def test_graphs_nested_deeply_are_followed(tmp_path: Path) -> None:
-    graph = field(5, ENTRY)
-    for _ in range(3000):
+def test_nested_graphs_are_searched_as_deep_as_protobuf_reads(tmp_path: Path) -> None:
+    path, graph = tmp_path / "a.onnx", field(5, ENTRY)
+    for depth in range(3000):
+        if depth == 30:
+            path.write_bytes(field(7, graph))
+            assert external_data(path) == {ExternalData("a.weights")}
         graph = field(1, field(5, field(6, graph)))
-    (tmp_path / "a.onnx").write_bytes(field(7, graph))
-    assert external_data(tmp_path / "a.onnx") == {ExternalData("a.weights")}
+    path.write_bytes(field(7, graph))
+    with pytest.raises(BundleError, match="not an ONNX graph"):
+        external_data(path)
