@@ -33,6 +33,15 @@ class Envelope:
         self._block = _ENVELOPE_SAMPLES
         self._peaks = np.zeros(_ENVELOPE_BLOCKS, np.float32)
 
+    @classmethod
+    def flat(cls, length: int, level: float) -> Envelope:
+        """That of samples with the same peaks from beginning to end."""
+        made = cls()
+        while (length - 1) // made._block >= _ENVELOPE_BLOCKS:
+            made._block *= 2
+        made._peaks[: -(-length // made._block)] = level
+        return made
+
     def add(self, place: int, samples: NDArray[np.float32]) -> None:
         """Take in samples (N,) from a place on."""
         if not len(samples):
@@ -120,7 +129,10 @@ class StreamedTrack(SoundTrack):
 
     @classmethod
     def white_noise(cls, duration_seconds: float, dbfs: float, seed: int = 0) -> StreamedTrack:
-        """The same samples as those of :meth:`AudioTrack.white_noise`."""
+        """The same samples as those of :meth:`AudioTrack.white_noise`.
+
+        Its peaks are taken to be those of its first second: to make all of them would take minutes for a file of days.
+        """
         length = round(max(duration_seconds, 0) * SAMPLE_RATE_HZ)
 
         def make() -> Iterator[Chunk]:
@@ -129,7 +141,8 @@ class StreamedTrack(SoundTrack):
                 noise = generator.standard_normal(min(SAMPLE_RATE_HZ, length - place))
                 yield place, (noise * 10 ** (dbfs / 20)).clip(-1, 1).astype(np.float32)
 
-        return cls(make, length)
+        level = np.abs(next(make(), (0, np.zeros(1, np.float32)))[1]).max()
+        return cls(make, length, envelope=Envelope.flat(length, float(level)))
 
     def _copy(self, low: int, high: int) -> NDArray[np.float32]:
         with self._lock:

@@ -85,9 +85,9 @@ def fuzz_output(shop: Workshop) -> Case:
         place = shop.out("nowhere.mp4")  # what the link names is written, and the link stays
     inside = place.is_relative_to(shop.folder / OUTPUTS) and ".." not in place.parts
     outputs = frozenset({str(place.relative_to(shop.folder / OUTPUTS))} if inside else set())
-    return Case(
-        arguments, f"{option} {target[-40:]!r} {' '.join(ways)}", outputs, may_remain=growing_outputs(ways) & outputs
-    )
+    what = f"{option} {target[-40:]!r} {' '.join(ways)}"
+    codes = frozenset({0, 1, 2} if "live" in ways else {0, 2})  # 1: a live run went on without this output
+    return Case(arguments, what, outputs, codes, may_remain=growing_outputs(ways) & outputs)
 
 
 def fuzz_masks(shop: Workshop) -> Case:

@@ -110,6 +110,18 @@ def test_noise_and_silence_are_those_in_memory(seconds: float) -> None:
     assert not silence.peaks(0, seconds, 20).any() and silence.end_seconds == whole.end_seconds
 
 
+def test_a_track_of_years_gives_its_peaks_at_once() -> None:
+    """A damaged file may announce that it is 31 years long."""
+    samples = np.zeros(16_000, np.float32)
+    samples[12_000] = -0.5
+    assert AudioTrack(samples).peaks(0, 2, 4).tolist() == [0, 0.5, 0, 0]
+    assert AudioTrack(samples).peaks(-1, 1, 4).tolist() == [0, 0, 0, 0.5]
+    assert AudioTrack(samples).peaks(0, 1e9, 100).tolist() == [0.5] + 99 * [0]
+    noise = StreamedTrack.white_noise(1e9, -20)
+    peaks = noise.peaks(0, 2e9, 100)
+    assert not peaks[51:].any() and peaks[:50] == pytest.approx(np.full(50, 0.4), abs=0.1)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=30), st.integers(1, 60))
 def test_an_envelope_is_the_peaks_to_a_block(lengths: list[int], count: int) -> None:
