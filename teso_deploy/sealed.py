@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from teso_deploy.errors import BundleError, InputNotFoundError, OutputError
 from teso_deploy.outputs import Target, explained, find_target
-from teso_deploy.small_files import parse_json, read_text
+from teso_deploy.small_files import LFS_ADVICE, LFS_POINTER, parse_json, read_text
 from teso_deploy.staging import clear_leftovers, created_folder, is_staged, put_in_place
 from teso_deploy.text import is_name, to_one_line
 
@@ -75,6 +75,11 @@ def first_fault(error: ValidationError) -> str:
     return f"{where}: ".removeprefix(": ") + to_one_line(first["msg"].removeprefix("Value error, "))
 
 
+def _begin_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER))
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A kind of folder: its manifest's name and version, keys that tell it from others, the command that writes it."""
@@ -97,10 +102,9 @@ class Kind:
             ) from None
         except BundleError as error:
             raise BundleError(f"{error}, or {self.again}") from error
-        try:
-            content = parse_json(text, "the manifest", error=BundleError)
-        except BundleError as error:
-            raise BundleError(f"{path} is damaged ({error}); {self.again}") from error
+        if text.startswith(LFS_POINTER.decode()):
+            raise BundleError(f"{path} {LFS_ADVICE}")
+        content = parse_json(text, path, error=BundleError, advice=self.again)
         version = content.get("schema_version") if isinstance(content, dict) else None
         if version != self.schema_version or isinstance(version, bool):
             raise BundleError(
@@ -120,6 +124,7 @@ class Kind:
                 status = path.stat()
                 is_whole = stat.S_ISREG(status.st_mode) and status.st_size == entry.bytes
                 is_ours = is_whole and sha256_of(path) == entry.sha256
+                is_pointer = stat.S_ISREG(status.st_mode) and not is_ours and _begin_of(path) == LFS_POINTER
             except (FileNotFoundError, NotADirectoryError):
                 raise BundleError(f"{folder}: {name} is missing; {self.again}") from None
             except (OSError, ValueError) as error:
@@ -127,6 +132,8 @@ class Kind:
                 raise BundleError(
                     f"{folder}: {name} can't be read ({reason}): give yourself the right, or {self.again}"
                 ) from error
+            if is_pointer:
+                raise BundleError(f"{folder}: {name} {LFS_ADVICE}")
             if not is_ours:
                 raise BundleError(f"{folder}: {name} is not the file that was exported (another hash); {self.again}")
 

@@ -18,6 +18,10 @@ from teso_deploy.text import to_one_line
 
 #: Larger than any list of words or cue file that was met.
 LIMIT_BYTES = 64 * 2**20
+#: What a clone without Git LFS has in place of each large file begins with this.
+LFS_POINTER = b"version https://git-lfs"
+#: What such a file is, and what to do.
+LFS_ADVICE = "is a pointer of Git LFS, not the file: run `git lfs pull` where it was cloned"
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -85,13 +89,14 @@ def read_bytes(
     return content
 
 
-def parse_json(text: str, name: object, *, error: type[TesoError]) -> Any:
+def parse_json(text: str, name: object, *, error: type[TesoError], advice: str = "write it again") -> Any:
     """Parse JSON of a stranger.
 
     Args:
         text: The JSON.
         name: What the message calls it: a path, or a server.
         error: The class to raise.
+        advice: What the message says to do.
 
     Raises:
         TesoError: Of class ``error``: not JSON, nested too deeply, a number of thousands of digits, or a string that
@@ -102,11 +107,11 @@ def parse_json(text: str, name: object, *, error: type[TesoError]) -> Any:
         if "\\ud" in text or "\\uD" in text:  # pairs of these are a character, one alone is not
             json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise error(f"{name} is not JSON (a string has half a character): write it again") from None
+        raise error(f"{name} is not JSON (a string has half a character): {advice}") from None
     except RecursionError:
-        raise error(f"{name} is not JSON that can be read (it is nested too deeply): write it again") from None
+        raise error(f"{name} is not JSON that can be read (it is nested too deeply): {advice}") from None
     except ValueError as failure:
-        raise error(f"{name} is not JSON ({to_one_line(failure)}): write it again") from None
+        raise error(f"{name} is not JSON ({to_one_line(failure)}): {advice}") from None
     return content
 
 

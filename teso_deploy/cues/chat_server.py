@@ -182,7 +182,8 @@ class ChatServer:
     def _models(self) -> list[str]:
         with self._asking, self._request("GET", "/models", None) as response:
             text = _body_of(response)
-        content = parse_json(text, f"the list of models of {self.address}", error=CueSourceError)
+        advice = "check that it speaks OpenAI's protocol, or name a model with --server-model"
+        content = parse_json(text, f"the list of models of {self.address}", error=CueSourceError, advice=advice)
         listed = content.get("data") if isinstance(content, dict) else content
         entries = listed if isinstance(listed, list) else []
         names = [entry.get("id") for entry in entries if isinstance(entry, dict)]
@@ -267,6 +268,10 @@ class ChatServer:
             return CueSourceError(f"{self.address} does not take the key: set {KEY_VARIABLE} to one that it knows")
         if status in (400, 422) and body is not None and "response_format" in body:
             return _RefusedError(told)
+        if status in (301, 302, 303, 307, 308):
+            return CueSourceError(
+                f"{self.address} answered {status}, which is not followed: give the address it leads to"
+            )
         if status in (429, 503):
             wait = _seconds_of(response.headers.get("Retry-After"))
             when = "later" if wait is None else f"in {wait:.0f} s"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from teso_deploy.errors import CheckpointError, InputNotFoundError
+from teso_deploy.small_files import LFS_POINTER
 
 Kind = Literal["safetensors", "zipped", "legacy", "pickle", "index", "gguf"]
 LEGACY_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
@@ -24,7 +25,7 @@ _UNPACK = "unpack it and give the file of weights in it"
 
 #: Place, bytes, what such a file is, what to do.
 _MAGICS: tuple[tuple[int, bytes, str, str], ...] = (
-    (0, b"version https://git-lfs", "a pointer of Git LFS, not the file",
+    (0, LFS_POINTER, "a pointer of Git LFS, not the file",
      "run `git lfs pull` where it was cloned, or download the file itself"),
     (0, b"/annex/objects/", "a pointer of git-annex, not the file", "run `git annex get` where it was cloned"),
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras, MATLAB)", "give the model's PyTorch weights"),

@@ -107,7 +107,7 @@ def hang_up(request: Request) -> None:
         (failing(500), "answered 500 (the model is on fire)"),
         (failing(500, "<html>\n<b>oops</b>\x1b[31m</html>"), "answered 500 (<html> <b>oops</b>"),
         (failing(502, ""), "answered 502 (it does not say why)"),
-        (failing(301, "", {"Location": "http://elsewhere/"}), "answered 301"),
+        (failing(301, "", {"Location": "http://elsewhere/"}), "answered 301, which is not followed"),
         (failing(404), "has no model 'm'"),
         (failing(401), KEY_VARIABLE),
         (failing(403), KEY_VARIABLE),
@@ -453,6 +453,21 @@ def test_a_list_of_models_without_one(listed: object) -> None:
     finally:
         server.close()
     assert isinstance(error, CueSourceError) and "names no model" in str(error)
+
+
+def test_a_list_of_models_that_is_no_json_is_not_for_the_user_to_write() -> None:
+    class Listing(ScriptedServer):
+        def _refuses(self, request: Request) -> bool:
+            request.send(200, "<html>login</html>")
+            return True
+
+    server = Listing([])
+    try:
+        error, _ = timed(lambda: ChatServer(server.url).complete(USER, 5))
+    finally:
+        server.close()
+    assert isinstance(error, CueSourceError) and "is not JSON" in str(error)
+    assert "--server-model" in str(error) and "write it again" not in str(error)
 
 
 def test_a_server_that_says_the_key_is_not_repeated(tmp_path: Path) -> None:

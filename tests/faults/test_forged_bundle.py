@@ -76,7 +76,7 @@ def replace_file(folder: Path, name: str, content: bytes) -> None:
     ("text", "says"),
     [
         ("[" * 100_000, "nested too deeply"),
-        ('{"schema_version": ' + "9" * 5000 + "}", "is damaged"),
+        ('{"schema_version": ' + "9" * 5000 + "}", "is not JSON"),
         ('{"schema_version": true}', "schema version True"),
         ('{"schema_version": "\\u001b[31m\\n"}', "schema version ,"),
         ('{"schema_version": NaN}', "schema version nan"),

@@ -72,6 +72,20 @@ def test_one_changed_byte(folder: Path, name: str) -> None:
         Bundle.open(folder)
 
 
+@pytest.mark.parametrize("name", [MANIFEST, "decoder.onnx", "cues.npz"])
+def test_a_clone_without_its_large_files(folder: Path, name: str) -> None:
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 3\n")
+    with pytest.raises(BundleError, match=f"{name} is a pointer of Git LFS, not the file: run `git lfs pull`"):
+        Bundle.open(folder)
+
+
+def test_a_manifest_that_is_a_web_page(folder: Path) -> None:
+    (folder / MANIFEST).write_text("<html>login</html>")
+    with pytest.raises(BundleError) as refused:
+        Bundle.open(folder)
+    assert "is not JSON" in str(refused.value) and str(refused.value).endswith(": export the bundle again")
+
+
 def test_a_truncated_file(folder: Path) -> None:
     path = folder / "decoder.onnx"
     path.write_bytes(path.read_bytes()[:-1])
@@ -135,7 +149,7 @@ def test_an_unknown_schema_version(folder: Path, version: object) -> None:
 def test_a_truncated_manifest(folder: Path, share: float) -> None:
     text = (folder / MANIFEST).read_text()
     (folder / MANIFEST).write_text(text[: int(len(text) * share)])
-    with pytest.raises(BundleError, match="damaged"):
+    with pytest.raises(BundleError, match=r"is not JSON .*: export the bundle again$"):
         Bundle.open(folder)
 
 
