@@ -227,7 +227,9 @@ class VideoReader:
         if self._container.format.name in ESTIMATED_FORMATS:
             return
         tracks = [self._stream, *audio_candidates(self._container, str(self.path), video=self._stream)[:1]]
-        timed = [track for track in tracks if track.duration]
+        # Of a fragmented file a track without packets, and without any in an index, may still announce a duration.
+        has_packets = [track for track in tracks if self._packets[track.index] or track.frames]
+        timed = [track for track in has_packets if track.duration]
         for track in timed:
             duration, start = (seconds_of(t, track.time_base) or 0.0 for t in (track.duration, track.start_time))
             announced = duration + (start - self._origin if track.start_time is not None else 0.0)

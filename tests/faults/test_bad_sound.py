@@ -49,7 +49,7 @@ def film(path: Path, *tracks: NDArray[np.float32] | None, codec: str = "pcm_f32l
             stream.codec_context.open(strict=False)
             streams.append((stream, sound, layout))
         container.start_encoding()
-        longest = max((sound.shape[1] for sound in tracks if sound is not None), default=RATE_HZ)
+        longest = max((sound.shape[1] for sound in tracks if sound is not None), default=3 * RATE_HZ)
         block = RATE_HZ // fps
         for number in range(longest // block):
             picture = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
@@ -121,10 +121,10 @@ def test_a_track_without_samples_is_silence(name: str, tmp_path: Path) -> None:
     assert found.track is None and found.note is not None and "holds no samples" in found.note
     with Source(path) as source:
         moments = list(source)
-        assert len(moments) == 10 and all(moment.sound.is_silent for moment in moments)
+        assert len(moments) == 30 and all(moment.sound.is_silent for moment in moments)
         assert source.sound == "none" and source.sound_note == found.note
     frames, sound, health = watch_stream(path)
-    assert frames == 10 and not sound.any() and health.state == "ended" and health.error is None
+    assert frames == 30 and not sound.any() and health.state == "ended" and health.error is None
 
 
 def test_the_first_track_with_samples_is_taken(tmp_path: Path) -> None:
