@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import signal
 import wave
 from pathlib import Path
 
@@ -24,6 +25,12 @@ ALWAYS_INSTALLED = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--base-install", action="store_true", help="leave out the test files whose imports need an extra")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the commands that tests start be ended by SIGINT, also where a script runs the tests in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -96,12 +96,16 @@ def check_live(request: LiveRequest) -> None:
 
 @contextmanager
 def ended_by_signals(runner: LiveRunner) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGHUP end the run well: files are finished. A second one ends it at once."""
+    """Ctrl-C, SIGTERM and SIGHUP end the run well: files are finished. A second one ends it at once.
+
+    SIGINT counts also if it is ignored, as it is in a script's background jobs, so that ``kill -INT`` ends those.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
-    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # nohup
+    if before[signal.SIGHUP] is signal.SIG_IGN:  # nohup
+        del before[signal.SIGHUP]
 
     def end(number: int, frame: FrameType | None) -> None:
         for one, handler in before.items():

@@ -248,7 +248,7 @@ def test_what_can_not_be_read(clip: Path, tiny_bundle: Path, tmp_path: Path) -> 
     text.write_text("no video")
     refused("cues", text, "--out", tmp_path / "c.json", names="text.mp4")
     refused("cues", clip, "--out", tmp_path / "no" / "c.json", names="no folder")
-    refused("cues", clip, "--out", clip, names="name of an input")
+    refused("cues", clip, "--out", clip, names="is read")
     words = tmp_path / "words.txt"
     words.write_text("dog")
     refused("cues", clip, "--source", "manual", "--cues-file", words, "--out", words, names="name of an input")

@@ -66,7 +66,7 @@ def test_recipes_that_extend_each_other(tmp_path: Path) -> None:
     (folder / "link.toml").symlink_to("a.toml")
     assert "in a circle" in sentence(folder / "a.toml")
     (tmp_path / "lost.toml").write_text('name = "a"\nextends = "nowhere.toml"\n')
-    assert "nowhere.toml does not exist" in sentence(tmp_path / "lost.toml", InputNotFoundError)
+    assert "nowhere.toml can't be read (it does not exist)" in sentence(tmp_path / "lost.toml", InputNotFoundError)
     for number in range(40):
         (folder / f"{number}.toml").write_text(f'name = "a"\nextends = "{number + 1}.toml"\n')
     assert "more than 32 recipes" in sentence(folder / "0.toml")
@@ -80,7 +80,7 @@ def test_what_is_not_a_file(tmp_path: Path) -> None:
     (tmp_path / "folder.toml").mkdir()
     assert "is a folder" in sentence(tmp_path / "folder.toml")
     (tmp_path / "large.toml").write_bytes(b"#" * (5 << 20))
-    assert "too large" in sentence(tmp_path / "large.toml")
+    assert "more than 4,194,304 bytes" in sentence(tmp_path / "large.toml")
     sentence(f"{'a' * 300}.toml", RecipeError)
     sentence("a\0.toml", InputNotFoundError)
     sentence("a\n\x1b[2J")
