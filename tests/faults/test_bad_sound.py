@@ -179,6 +179,9 @@ def test_sound_from_elsewhere_never_ends_the_picture(tmp_path: Path) -> None:
     damaged = damage_track(film(tmp_path / "good.mkv", tone(400)[None], codec="flac"), tmp_path / "bad.mkv", 0)
     with LiveReader(Address.parse(picture), audio=Address.parse(damaged), lossless=True) as reader:
         reader.start()
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and reader.health().audio_note is None:  # the picture waits for its reader
+            time.sleep(0.02)
         frames = 0
         while not reader.ended:
             frames += reader.take(0.1) is not None
