@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideDataContainer, Type
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -131,9 +131,15 @@ def _scale(width: int, height: int, aspect: Fraction) -> tuple[int, int]:
     return scaled if math.prod(scaled) <= MOST_PIXELS else (width, height)
 
 
+#: Made of a frame, which its type hints do not say.
+_SideData: Any = SideDataContainer
+
+
 def _read_turn(frame: av.VideoFrame) -> Turn:
     try:
-        sides: Any = frame.side_data
+        # Not frame.side_data: the frame would keep that and be kept by it, with its pixels and the converter's threads,
+        # until Python looks for circles.
+        sides = _SideData(frame)
     except ValueError:
         # PyAV can't list side data that holds a kind it does not know, EXIF of pictures for one. The angle it knows.
         angle = math.radians(frame.rotation)
