@@ -36,15 +36,16 @@ _LATE_SOUND_SECONDS = 1.0
 class _Output:
     """The file that FFmpeg writes to, as PyAV takes it.
 
-    The first error is kept: FFmpeg forgets those of its last writes. A file of Python has any name: FFmpeg would take
-    ``12:30.mp4`` for an address.
+    The first error is kept: FFmpeg forgets those of its last writes. So is what a signal raises, which does not pass
+    through FFmpeg: PyAV would lose Ctrl-C, and end the process at once for SystemExit.
+    A file of Python has any name: FFmpeg would take ``12:30.mp4`` for an address.
     """
 
     name = "video.mp4"
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
 
     def write(self, content: bytes) -> int:
         try:
@@ -53,6 +54,8 @@ class _Output:
         except OSError as error:
             self.error = self.error or error
             raise
+        except BaseException as error:
+            self.error = error
         return len(content)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 import resource
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -112,6 +114,40 @@ def test_a_disk_that_fills_up_at_the_very_end(tmp_path: Path, missing_bytes: int
     with file_size_limit(size - missing_bytes), pytest.raises(OutputError, match=r"o\.mp4 can't be written \(File too"):
         write(tmp_path / "o.mp4")
     assert sorted(os.listdir(tmp_path)) == (["o.mp4", "whole.mp4"] if is_growing else ["whole.mp4"])
+
+
+class Interrupted(io.BytesIO):
+    """The file of a writer, in which a signal comes in the middle of a write."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self.name, self._file, self.signals = file.name, file, 0
+
+    def write(self, content: Any) -> int:
+        self.signals += 1
+        if self.signals == 1:
+            signal.raise_signal(signal.SIGUSR1)
+        return self._file.write(content)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_a_signal_in_the_middle_of_a_write_ends_the_video(tmp_path: Path, error: type[BaseException]) -> None:
+    def end(number: int, frame: object) -> None:
+        raise error
+
+    before, pictures = signal.signal(signal.SIGUSR1, end), 0
+    try:
+        with pytest.raises(error), VideoWriter(tmp_path / "video.mp4", 64, 48, 10) as writer:
+            writer._output._file = file = Interrupted(writer._file)
+            for pictures in range(1, 200):
+                writer.write(flash(pictures % 2 == 0), pictures / 10)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert file.signals >= 1 and pictures < 199
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_link_stays_and_a_device_is_refused(tmp_path: Path) -> None:
