@@ -112,7 +112,7 @@ def test_turns_in_another_order_are_refused(chat: Made, roles: tuple[Any, ...]) 
 
 def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
-    with pytest.raises(BundleError, match="no tokenizer"):
+    with pytest.raises(BundleError, match="not a tokenizer"):
         Tokens(tmp_path / "tokenizer.json")
 
 
