@@ -251,12 +251,12 @@ def test_what_can_not_be_read(clip: Path, tiny_bundle: Path, tmp_path: Path) -> 
     refused("cues", clip, "--out", clip, names="is read")
     words = tmp_path / "words.txt"
     words.write_text("dog")
-    refused("cues", clip, "--source", "manual", "--cues-file", words, "--out", words, names="name of an input")
+    refused("cues", clip, "--source", "manual", "--cues-file", words, "--out", words, names="is read")
     assert words.read_text() == "dog"
     refused("cues", clip, "--source", "tagger", "--cues-file", words, "--out", tmp_path / "c.json", names="is not used")
     strange = tmp_path / "bad\udcff.mp4"
     shutil.copyfile(clip, strange)
-    refused("cues", strange, "--out", tmp_path / "c.json", names="rename it")
+    assert teso("cues", strange, "--out", tmp_path / "c.json").code == 0
     without = tmp_path / "without"
     shutil.copytree(tiny_bundle, without)
     write_manifest(without, Bundle.open(without).manifest.model_copy(update={"tagger": None}))

@@ -15,7 +15,7 @@ import pytest
 
 from teso_deploy.backends.machine import can_load
 from teso_deploy.errors import DeviceError
-from teso_deploy.media import nvdec
+from teso_deploy.media import nvdec, picture
 from teso_deploy.media.container import open_unchecked
 from teso_deploy.media.reader import VideoReader
 from tests.clips import make_clip
@@ -113,6 +113,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     made_up = Gpu()
     monkeypatch.setattr(nvdec, "can_load", lambda library: True)
     monkeypatch.setattr(nvdec, "HWAccel", made_up.accelerator)
+    side_data = picture._SideData
+    monkeypatch.setattr(picture, "_SideData", lambda frame: side_data(getattr(frame, "_frame", frame)))
     monkeypatch.setattr(nvdec, "open_unchecked", made_up.open)
     return made_up
 
