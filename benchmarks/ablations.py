@@ -17,14 +17,14 @@ from typing import Any
 import torch
 
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
-from teso_deploy.benchmarking.report import environment_of, publish
 from teso_deploy.bundle import Bundle
-from teso_deploy.evaluation.library import Library, label_words, read_library
+from teso_deploy.comparison.report import environment_of, publish
+from teso_deploy.conversion.bundle_export import export_bundle
+from teso_deploy.conversion.vocabulary import build_cue_table, shipped_nouns
+from teso_deploy.evaluation.media_library import MediaLibrary, label_words, read_library
 from teso_deploy.evaluation.protocol import ROWS, RowScore, over_seeds, score_row, segmenter
-from teso_deploy.exporting.export import export_bundle
-from teso_deploy.exporting.vocabulary import build_cue_table, shipped_nouns
+from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.recipe import Recipe, TrainPhase, load_recipe
-from teso_deploy.runtime.pipeline import Pipeline
 from teso_deploy.training.loop import START_PARTS, train_model
 
 SIZE = (112, 112)
@@ -67,7 +67,7 @@ def variant(recipe: Recipe, name: str, steps: int) -> Recipe:
     )
 
 
-def score(pipeline: Pipeline, library: Library, scenes: int, seeds: int) -> list[RowScore]:
+def score(pipeline: Pipeline, library: MediaLibrary, scenes: int, seeds: int) -> list[RowScore]:
     """Every row, the cues being the names of what is visible."""
     segment = segmenter(pipeline, library)
     return [

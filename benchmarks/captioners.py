@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from teso_deploy.benchmarking.report import environment_of, publish
+from teso_deploy.comparison.report import environment_of, publish
 from teso_deploy.cues.language.captioner import LocalCaptioner
 from teso_deploy.cues.model_bundle import CueModels
 from teso_deploy.errors import CueSourceError, TesoError

@@ -25,15 +25,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from teso_deploy.benchmarking.report import environment_of, publish
 from teso_deploy.bundle import Bundle
+from teso_deploy.comparison.report import environment_of, publish
+from teso_deploy.cues.contracts import CueAnswer, CueMoment, CueSource
 from teso_deploy.cues.model_bundle import CueModels
 from teso_deploy.cues.process import ModelProcess
 from teso_deploy.cues.prompts import Prompt
-from teso_deploy.cues.source import CueAnswer, CueSource, Moment
-from teso_deploy.cues.sources import FilterSource, NounSource, ReasonedSource, TaggerSource
+from teso_deploy.cues.simple_sources import FilterSource, NounSource, ReasonedSource, TaggerSource
 from teso_deploy.errors import TesoError
-from teso_deploy.evaluation.library import Library, read_library
+from teso_deploy.evaluation.media_library import MediaLibrary, read_library
 from teso_deploy.evaluation.protocol import (
     ROWS,
     SCENE_SIZE,
@@ -42,8 +42,8 @@ from teso_deploy.evaluation.protocol import (
     make_scene,
     testable_words,
 )
-from teso_deploy.runtime.cue_video import Seen
-from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.pipeline.video_cues import Seen
 from teso_deploy.types import AudioWindow, Cues, Frame
 
 RESULTS = Path(__file__).parent / "results"
@@ -69,7 +69,7 @@ class Sentence:
     def __init__(self, kind: str) -> None:
         self.identity, self.text = f"sentence:{kind}", ""
 
-    def caption(self, moment: Moment) -> str:
+    def caption(self, moment: CueMoment) -> str:
         """The sentence."""
         return self.text
 
@@ -85,7 +85,7 @@ class Visible:
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
 
-    def ask(self, moment: Moment) -> CueAnswer:
+    def ask(self, moment: CueMoment) -> CueAnswer:
         """Names of all that is to be seen."""
         return CueAnswer(self.names, "manual", objects=self.names)
 
@@ -122,7 +122,9 @@ class Score:
         return row
 
 
-def trials_of(library: Library, words: list[str], scenes: int, seed: int) -> Iterator[tuple[Trial, tuple[int, ...]]]:
+def trials_of(
+    library: MediaLibrary, words: list[str], scenes: int, seed: int
+) -> Iterator[tuple[Trial, tuple[int, ...]]]:
     """All trials, each with the seed of its sentence."""
     for row in SOUNDING_ROWS:
         for number in range(scenes):
@@ -137,7 +139,7 @@ def kept_classes(labels: NDArray[np.uint8], classes: tuple[str, ...], names: tup
 
 
 def measure(
-    pipeline: Pipeline, library: Library, models: Path | None, styles: Sequence[str], scenes: int, seed: int
+    pipeline: Pipeline, library: MediaLibrary, models: Path | None, styles: Sequence[str], scenes: int, seed: int
 ) -> list[dict[str, Any]]:
     """A row a source."""
     written, tagged, visible = Sentence("written"), Sentence("tagged"), Visible()
@@ -168,7 +170,7 @@ def measure(
             if tag >= tagger.threshold
         ]
         tagged.text = "The image shows " + (", ".join(f"a {word}" for word in sure[:4]) or "nothing") + "."
-        moment = Moment(frame, tags=seen.tags, predicted=seen.predicted)
+        moment = CueMoment(frame, tags=seen.tags, predicted=seen.predicted)
         for name, score in scores.items():
             answer = None if name == "no cue" else sources[name].ask(moment)
             score.trials += 1

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from teso_deploy.benchmarking.report import environment_of, publish
 from teso_deploy.bundle import Bundle
+from teso_deploy.comparison.report import environment_of, publish
 from teso_deploy.cues.answers import read_answer
 from teso_deploy.cues.language.reasoner import LocalReasoner
 from teso_deploy.cues.model_bundle import CueModels

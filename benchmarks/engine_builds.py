@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from teso_deploy import __version__
-from teso_deploy.backends.tensorrt.library import PORTABLE, load_library
+from teso_deploy._version import __version__
+from teso_deploy.backends.tensorrt.bindings import PORTABLE, load_library
 from teso_deploy.backends.tensorrt.making import make_engine, source_of
 from teso_deploy.backends.tensorrt.profiles import load_profile
 from teso_deploy.bundle import Bundle

@@ -1,6 +1,6 @@
 """Who takes part in ``gpu_engines.py``: six steps from frames in host memory to labels in host memory, on one GPU.
 
-Built in worker processes (:mod:`teso_deploy.benchmarking.worker`), so that a library that crashes takes nobody
+Built in worker processes (:mod:`teso_deploy.comparison.worker`), so that a library that crashes takes nobody
 along, and what a process holds of the GPU's memory is one contender's. Those that are torch: ``gpu_torch.py``.
 """
 
@@ -26,12 +26,12 @@ from teso_deploy.backends.engine import EngineFactory
 from teso_deploy.backends.onnxruntime_cuda import DTYPES
 from teso_deploy.bundle import Bundle
 from teso_deploy.cues.table import CueTable
+from teso_deploy.pipeline.operators import OperatorsFactory
+from teso_deploy.pipeline.pipeline import GRAPHS, Pipeline
+from teso_deploy.pipeline.preprocess import fitted_size
+from teso_deploy.pipeline.video_source import VideoSource
 from teso_deploy.resources import cache_folder, shipped_path
-from teso_deploy.runtime.operators import OperatorsFactory
-from teso_deploy.runtime.pipeline import GRAPHS, Pipeline
-from teso_deploy.runtime.preprocess import fitted_size
-from teso_deploy.runtime.schedule import Source
-from teso_deploy.types import BLANK_PIXEL_RATE, Cues
+from teso_deploy.types import BLANK_PIXEL_RATE, Cues, ImageSize
 
 #: Frames of the clip that are timed and looked at; a multiple of every batch.
 FRAMES = 32
@@ -45,7 +45,6 @@ STAGES: Mapping[str, tuple[str, ...]] = {
 }
 #: Of ours at batch 1: the frame through :class:`Pipeline`, which also looks whether anything has changed.
 PIPELINE = "pipeline"
-Size = tuple[int, int]
 Uint8 = NDArray[np.uint8]
 
 
@@ -78,7 +77,7 @@ def visible_cues(bundle: Bundle) -> Cues:
 
 def batches_of(bundle: Bundle, batch: int, frames: int = FRAMES) -> list[Given]:
     """Frames from all over the shipped clip with their sounds and :func:`visible_cues`."""
-    with Source(shipped_path("export/demo/clip.mp4")) as source:
+    with VideoSource(shipped_path("export/demo/clip.mp4")) as source:
         moments = list(source)
     chosen = [moments[i] for i in np.linspace(0, len(moments) - 1, frames).astype(int)]
     cues, found = visible_cues(bundle), []
@@ -114,7 +113,7 @@ class EngineChain:
     """Engines of a bundle behind our operators; see :class:`Chain`."""
 
     def __init__(
-        self, bundle: Bundle, size: Size, factory: EngineFactory, device: Device, module: Module, frames: Uint8
+        self, bundle: Bundle, size: ImageSize, factory: EngineFactory, device: Device, module: Module, frames: Uint8
     ) -> None:
         """``frames``: of the shape of every batch."""
         batch, how, self._shown = len(frames), bundle.manifest.preprocessing, (frames.shape[1], frames.shape[2])
@@ -169,7 +168,7 @@ class EngineChain:
 
 
 class Runner:
-    """See :class:`teso_deploy.benchmarking.worker.Subject`. ``more``: stages beside :data:`STAGES`."""
+    """See :class:`teso_deploy.comparison.worker.Subject`. ``more``: stages beside :data:`STAGES`."""
 
     def __init__(
         self,
@@ -244,10 +243,10 @@ def write_facts(settings: Mapping[str, Any], used_before_bytes: int | None, **fa
 
 def _rtx_factory(device: Device, settings: Mapping[str, Any]) -> EngineFactory:
     """Engines of TensorRT-RTX for one generation, or portable ones, whatever GPU is here; the library may refuse."""
+    from teso_deploy.backends.tensorrt.bindings import load_library
     from teso_deploy.backends.tensorrt.cache import EngineCache, content_key
     from teso_deploy.backends.tensorrt.engine import TensorRTEngine
     from teso_deploy.backends.tensorrt.jit_cache import JitCache
-    from teso_deploy.backends.tensorrt.library import load_library
     from teso_deploy.backends.tensorrt.making import make_engine, source_of
     from teso_deploy.backends.tensorrt.profiles import load_profile
     from teso_deploy.backends.tensorrt.sidecar import read_engine, sidecar_path
@@ -271,7 +270,7 @@ def engines_of(bundle: Bundle, device: Device, settings: Mapping[str, Any]) -> E
     """The engines of a contender. Raises what :func:`load_backend` does."""
     if settings["backend"] == "tensorrt-rtx":
         return _rtx_factory(device, settings)
-    from teso_deploy.runtime.backends import load_backend
+    from teso_deploy.pipeline.backend_choice import load_backend
 
     profile = settings["profile"] if settings["backend"] == "tensorrt" else None
     return load_backend(settings["backend"], bundle, settings["precision"], profile=profile).engines
@@ -291,7 +290,7 @@ def ours(settings: dict[str, Any]) -> Runner:
 
 def engine_runner(
     bundle: Bundle,
-    size: Size,
+    size: ImageSize,
     factory: EngineFactory,
     device: Device,
     module: Module,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_contenders import FRAMES, Size, asked_nvml, batches_of, visible_cues
+from gpu_contenders import FRAMES, asked_nvml, batches_of, visible_cues
 from gpu_report import page
 
 from teso_deploy.backends.availability import RTX_CAPABILITIES
@@ -29,14 +29,14 @@ from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.cuda.opening import open_device
 from teso_deploy.backends.onnxruntime import available_cores
 from teso_deploy.backends.tensorrt.sidecar import architecture_of
-from teso_deploy.benchmarking.harness import Entrant, Measured, run
-from teso_deploy.benchmarking.report import environment_of, percentile_row
 from teso_deploy.bundle import Bundle
+from teso_deploy.comparison.harness import Entrant, Measured, run
+from teso_deploy.comparison.report import environment_of, percentile_row
 from teso_deploy.errors import MissingExtraError, TesoError
 from teso_deploy.outputs import as_json, check_file, write_text
+from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.requirements import write_install_command
-from teso_deploy.runtime.pipeline import Pipeline
-from teso_deploy.types import Precision
+from teso_deploy.types import ImageSize, Precision
 
 BATCHES = (1, 8, 32)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
@@ -85,7 +85,7 @@ def contenders(
 
 
 def entrants(
-    named: Mapping[str, dict[str, Any]], bundle: Path, size: Size, batch: int, folder: Path, expected: Path
+    named: Mapping[str, dict[str, Any]], bundle: Path, size: ImageSize, batch: int, folder: Path, expected: Path
 ) -> list[Entrant]:
     """Who is built in which process, and what that is told; facts go to files of ``folder``."""
     found = []
@@ -114,7 +114,7 @@ def facts_of(entrant: Entrant) -> dict[str, Any]:
 
 
 def rows_of(
-    who: Sequence[Entrant], measured: Measured, facts: Mapping[str, Mapping[str, Any]], size: Size, batch: int
+    who: Sequence[Entrant], measured: Measured, facts: Mapping[str, Mapping[str, Any]], size: ImageSize, batch: int
 ) -> list[dict[str, Any]]:
     """A row for each contender and stage; what is of the whole contender stands in the row of its frame."""
     seconds = {key: times for key, times in measured.timings.seconds.items() if times}
@@ -143,7 +143,7 @@ def rows_of(
     return rows
 
 
-def failures_of(measured: Measured, size: Size, batch: int) -> list[dict[str, Any]]:
+def failures_of(measured: Measured, size: ImageSize, batch: int) -> list[dict[str, Any]]:
     """Who did not run, or not to its end, and why."""
     return [
         {"name": name, "size": f"{size[0]}x{size[1]}", "batch": batch, "reason": reason}
@@ -177,12 +177,12 @@ def with_half(bundle: Bundle, precisions: Sequence[Precision], folder: Path) -> 
         return bundle
     if importlib.util.find_spec("onnx_ir") is None:
         raise MissingExtraError(f"half precision is derived by onnx-ir: {write_install_command('export')}")
-    from teso_deploy.exporting.derive import derive_bundle
+    from teso_deploy.conversion.derive import derive_bundle
 
     return derive_bundle(bundle, folder / "half", ("fp32", "fp16"))[0]
 
 
-def on_cpu(bundle: Bundle, size: Size, path: Path) -> Path:
+def on_cpu(bundle: Bundle, size: ImageSize, path: Path) -> Path:
     """Labels (N, H, W) of the frames in fp32 on the CPU, in a file."""
     pipeline, cues = Pipeline.load(bundle.folder, size=size), visible_cues(bundle)
     labels = [
@@ -199,7 +199,7 @@ def _tell(where: str, stage: str) -> None:
 def measure(
     bundle: Bundle,
     device: Device,
-    sizes: Sequence[Size],
+    sizes: Sequence[ImageSize],
     batches: Sequence[int],
     precisions: Sequence[Precision],
     seconds: float,
@@ -224,7 +224,7 @@ def measure(
     return {"schema_version": 1, "rows": rows, "failures": failures, "bound_by": BOUND_BY, "environment": found}
 
 
-def parsed_size(text: str) -> Size:
+def parsed_size(text: str) -> ImageSize:
     """(288, 512) for ``288x512``."""
     height, separator, width = text.partition("x")
     if not (separator and height.isdigit() and width.isdigit()):

@@ -16,7 +16,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from teso_deploy.backends.cuda.opening import open_device
-from teso_deploy.benchmarking.report import markdown
+from teso_deploy.comparison.report import markdown
 from teso_deploy.errors import InputNotFoundError, TesoError
 from teso_deploy.outputs import as_json, check_file, write_text
 

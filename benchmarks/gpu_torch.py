@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_contenders import STEPS, Given, Runner, Size, Uint8, batches_of, segmented, used_gpu_bytes, write_facts
+from gpu_contenders import STEPS, Given, Runner, Uint8, batches_of, segmented, used_gpu_bytes, write_facts
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +24,7 @@ from teso_deploy.errors import BundleError, DeviceError
 from teso_deploy.models.assembly import assemble
 from teso_deploy.models.graphs import graph_modules, graph_specs
 from teso_deploy.models.teso import Teso
+from teso_deploy.types import ImageSize
 
 #: How the model is run → the mode of torch.compile; None is without it.
 COMPILED: Mapping[str, str | None] = {"compile": "default", "max-autotune": "max-autotune-no-cudagraphs"}
@@ -57,7 +58,7 @@ class SameConstants(TorchFunctionMode):
 
 
 def steps_of(
-    model: Teso, bundle: Bundle, size: Size, shown: Size, device: torch.device
+    model: Teso, bundle: Bundle, size: ImageSize, shown: ImageSize, device: torch.device
 ) -> dict[str, Callable[..., Any]]:
     """Each of the steps as a function of tensors; resizing and labels as one would write them in PyTorch."""
     how, threshold = bundle.manifest.preprocessing, bundle.manifest.postprocessing.threshold
@@ -92,7 +93,9 @@ def halve(model: nn.Module) -> None:
 class TorchChain:
     """See :class:`Chain`. ``how``: "eager", one of :data:`COMPILED`, or "cuda-graph"."""
 
-    def __init__(self, model: Teso, bundle: Bundle, size: Size, first: Given, how: str, precision: str, where: str):
+    def __init__(
+        self, model: Teso, bundle: Bundle, size: ImageSize, first: Given, how: str, precision: str, where: str
+    ):
         self._how, self._is_half, self._device = how, precision == "fp16", torch.device(where)
         shown = first.frames.shape[1], first.frames.shape[2]
         self._steps, self._names = steps_of(model, bundle, size, shown, self._device), names_of(model)

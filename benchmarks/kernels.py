@@ -25,9 +25,10 @@ from teso_deploy.backends.cuda.kernels import Postprocess, Preprocess, load_kern
 from teso_deploy.backends.cuda.opening import open_device
 from teso_deploy.backends.cuda.plans import Labels, Nv12Pictures, RgbPictures, Scores
 from teso_deploy.backends.cuda.references import postprocess_bytes, preprocess_bytes
-from teso_deploy.benchmarking.report import environment_of
+from teso_deploy.comparison.report import environment_of
 from teso_deploy.errors import TesoError
 from teso_deploy.outputs import as_json, check_file, write_text
+from teso_deploy.types import ImageSize
 
 WARM_UPS = 3
 #: More than any GPU's cache holds.
@@ -36,7 +37,6 @@ MAX_BUFFERS = 256
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 THRESHOLD = 0.5
 
-Size = tuple[int, int]
 Queue = Callable[[int], None]
 
 
@@ -44,8 +44,8 @@ Queue = Callable[[int], None]
 class PreprocessCase:
     """Pictures of ``size`` → ``bucket``."""
 
-    size: Size
-    bucket: Size
+    size: ImageSize
+    bucket: ImageSize
     batch: int = 1
     dtype: str = "float32"
     is_nv12: bool = False
@@ -66,7 +66,7 @@ class PostprocessCase:
     """Scores of ``shape`` → ``size``; ``sounding``: the share of the classes that reach the threshold somewhere."""
 
     shape: tuple[int, int, int, int]
-    size: Size
+    size: ImageSize
     sounding: float
     dtype: str = "float32"
 

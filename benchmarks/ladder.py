@@ -29,14 +29,14 @@ from torch.nn import functional as F
 
 from teso_deploy.backends.huge_pages import huge_pages
 from teso_deploy.backends.onnxruntime import SLOW_FUSIONS
-from teso_deploy.benchmarking.contenders import mask2former_sizes
-from teso_deploy.benchmarking.hugging_face import mask2former
-from teso_deploy.benchmarking.report import environment_of, percentile_row, publish
-from teso_deploy.benchmarking.schedule import Key, Turn, interleaved, one_turn
-from teso_deploy.exporting.graphs import export_graph
-from teso_deploy.exporting.onnxruntime_form import PASSES, derived
-from teso_deploy.exporting.quantization import observe, quantize
-from teso_deploy.models.assembly import Source, fitted
+from teso_deploy.comparison.contenders import mask2former_sizes
+from teso_deploy.comparison.hugging_face import mask2former
+from teso_deploy.comparison.report import environment_of, percentile_row, publish
+from teso_deploy.comparison.turns import Key, Turn, interleaved, one_turn
+from teso_deploy.conversion.graphs import export_graph
+from teso_deploy.conversion.onnxruntime_form import PASSES, derived
+from teso_deploy.conversion.quantization import observe, quantize
+from teso_deploy.models.assembly import WeightSource, fitted
 from teso_deploy.models.graphs import GraphSpec, flatten_memory, memory_names, unflatten_memory
 from teso_deploy.models.keymaps.mask2former import MASK2FORMER
 from teso_deploy.models.pixel_decoder import LEVELS
@@ -195,7 +195,7 @@ def build_rungs(recipe: Recipe, threads: int, folder: Path, images: NDArray[np.f
         torch.onnx.export(theirs, (torch.from_numpy(images[:1]),), stock, dynamo=True)
     eager = partial(in_eager_mode, theirs)
     ours = build(recipe, 1)
-    given, _ = fitted(Source(folder, theirs.state_dict(), MASK2FORMER), recipe, ours.state_dict(), None)
+    given, _ = fitted(WeightSource(folder, theirs.state_dict(), MASK2FORMER), recipe, ours.state_dict(), None)
     ours.load_state_dict(given, strict=False)
     rungs = [one_graph("a plain export", stock, threads, 1), Rung("Hugging Face in PyTorch, eager", eager)]
     pair = torch.from_numpy(images[:2])

@@ -31,21 +31,21 @@ from gpu_contenders import visible_cues
 from numpy.typing import NDArray
 from PIL import Image
 
-from teso_deploy.benchmarking.report import environment_of, publish
 from teso_deploy.bundle import Bundle
+from teso_deploy.comparison.report import environment_of, publish
 from teso_deploy.errors import TesoError
+from teso_deploy.live.accounting import Accounting
+from teso_deploy.live.runner import LiveRunner
+from teso_deploy.live.scheduler import LiveOptions
 from teso_deploy.media.address import Address
-from teso_deploy.media.live import LiveReader, start_all
+from teso_deploy.media.live_reader import LiveReader, start_all
 from teso_deploy.outputs import as_json, write_text
+from teso_deploy.pipeline.backend_choice import BACKENDS, load_backend
+from teso_deploy.pipeline.pipeline import AUTO, Offered, Pipeline
+from teso_deploy.pipeline.video_source import VideoSource
 from teso_deploy.resources import shipped_path
-from teso_deploy.runtime.accounting import Accounting
-from teso_deploy.runtime.backends import BACKENDS, load_backend
-from teso_deploy.runtime.delivery import Delivery
-from teso_deploy.runtime.live import LiveRunner
-from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline
-from teso_deploy.runtime.schedule import Source
-from teso_deploy.runtime.scheduling import LiveOptions
-from teso_deploy.runtime.sinks import CallbackSink, OverlaySink, Sink
+from teso_deploy.sinks.delivery import Delivery
+from teso_deploy.sinks.sinks import CallbackSink, OverlaySink, Sink
 from teso_deploy.types import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 RESULTS = Path(__file__).parent / "results"
@@ -59,7 +59,7 @@ OPENING_SECONDS = 5.0
 def loudest(pipeline: Pipeline) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Of the shipped clip, the picture (H, W, 3) in which most is labelled, and the window (15600,) that it heard."""
     best, found = -1.0, None
-    with Source(shipped_path("export/demo/clip.mp4"), fps=5) as source:
+    with VideoSource(shipped_path("export/demo/clip.mp4"), fps=5) as source:
         for moment in source:
             rate = pipeline.segment(moment.frame, moment.sound, AUTO).positive_pixel_rate
             if rate > best:

@@ -25,20 +25,20 @@ from typing import Any
 import numpy as np
 from live import OPENING_SECONDS, RESULTS, loudest, record
 
-from teso_deploy.benchmarking.report import environment_of, publish
 from teso_deploy.cli.live import cue_worker
+from teso_deploy.comparison.report import environment_of, publish
 from teso_deploy.cues.asking import AskingOptions
 from teso_deploy.cues.choosing import Chosen
+from teso_deploy.cues.contracts import CueAnswer, CueMoment
 from teso_deploy.cues.process import step_back
-from teso_deploy.cues.source import CueAnswer, Moment
 from teso_deploy.errors import TesoError
+from teso_deploy.live.runner import LiveRunner
+from teso_deploy.live.scheduler import LiveOptions
 from teso_deploy.media.address import Address
-from teso_deploy.media.live import LiveReader, start_all
-from teso_deploy.runtime.delivery import Delivery
-from teso_deploy.runtime.live import LiveRunner
-from teso_deploy.runtime.pipeline import Pipeline
-from teso_deploy.runtime.scheduling import LiveOptions
-from teso_deploy.runtime.sinks import CallbackSink
+from teso_deploy.media.live_reader import LiveReader, start_all
+from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.sinks.delivery import Delivery
+from teso_deploy.sinks.sinks import CallbackSink
 
 HERE = Path(__file__).parent
 SOURCE_SECONDS = 20.0
@@ -61,7 +61,7 @@ class Slow:
         self._is_over = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, moment: Moment) -> CueAnswer | None:
+    def ask(self, moment: CueMoment) -> CueAnswer | None:
         """A word, after all these seconds."""
         if self.name == "working":
             environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

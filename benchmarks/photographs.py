@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from teso_deploy.benchmarking.report import environment_of, publish
-from teso_deploy.evaluation.library import SLICE_SAMPLES, read_recording
+from teso_deploy.comparison.report import environment_of, publish
+from teso_deploy.evaluation.media_library import SLICE_SAMPLES, read_recording
 from teso_deploy.evaluation.protocol import intersection_over_union
 from teso_deploy.evaluation.scenes import HEARD_SECONDS
 from teso_deploy.media.overlay import Overlay
-from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.types import SAMPLE_RATE_HZ, WINDOW_SAMPLES, Frame, Segmentation
 
 HOP_SLICES = 12

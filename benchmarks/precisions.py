@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teso_deploy.backends.onnxruntime import form_of
-from teso_deploy.benchmarking.report import environment_of, publish
 from teso_deploy.bundle import Bundle
+from teso_deploy.comparison.report import environment_of, publish
 from teso_deploy.errors import BundleError, TesoError
-from teso_deploy.evaluation.library import Library, read_library
+from teso_deploy.evaluation.media_library import MediaLibrary, read_library
 from teso_deploy.evaluation.protocol import ROWS, Trial, score_row, segmenter
-from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.types import BLANK_PIXEL_RATE, Precision
 
 RESULTS = Path(__file__).parent / "results"
@@ -36,7 +36,7 @@ def with_int8(bundle: Bundle, folder: Path) -> Bundle:
     try:
         form_of(bundle, "int8")
     except BundleError:
-        from teso_deploy.exporting.derive import derive_bundle
+        from teso_deploy.conversion.derive import derive_bundle
 
         return derive_bundle(bundle, folder / "int8", ("fp32", "int8"))[0]
     return bundle
@@ -61,7 +61,7 @@ def agreement(found: Labels, expected: Labels) -> dict[str, float | None]:
 
 
 def run_row(
-    pipeline: Pipeline, library: Library, row: str, scenes: int, seed: int
+    pipeline: Pipeline, library: MediaLibrary, row: str, scenes: int, seed: int
 ) -> tuple[dict[str, float | None], Labels]:
     """The scores of one row, and the labels of each of its frames."""
     segment, labels = segmenter(pipeline, library, "visible", seed), Labels()
@@ -79,7 +79,7 @@ def run_row(
     }, labels
 
 
-def measure(bundle: Bundle, library: Library, scenes: int, seed: int, threads: int) -> dict[str, Any]:
+def measure(bundle: Bundle, library: MediaLibrary, scenes: int, seed: int, threads: int) -> dict[str, Any]:
     """The report."""
     rows: list[dict[str, Any]] = []
     precisions: tuple[Precision, ...] = ("fp32", "int8")

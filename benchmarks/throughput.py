@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 
 from teso_deploy.backends.onnxruntime import form_of, onnxruntime_factory
-from teso_deploy.benchmarking.report import environment_of, publish, spread
 from teso_deploy.bundle import Bundle
+from teso_deploy.comparison.report import environment_of, publish, spread
 from teso_deploy.errors import TesoError
+from teso_deploy.pipeline.file_runner import run_source
+from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.pipeline.video_source import VideoSource
 from teso_deploy.resources import shipped_path
-from teso_deploy.runtime.offline import run_source
-from teso_deploy.runtime.pipeline import Pipeline
-from teso_deploy.runtime.schedule import Source
 
 LEAST_PASSES, LEAST_SECONDS = 3, 3.0
 RESULTS = Path(__file__).parent / "results"
@@ -51,11 +51,11 @@ def measure(bundle: Bundle, clip: Path, words: list[str], threads: int, seconds:
     cues = pipeline.cues_of(words)
 
     def decode() -> int:
-        with Source(clip) as source:
+        with VideoSource(clip) as source:
             return sum(1 for _ in source)
 
     def segment(video: Path | None = None) -> int:
-        with Source(clip) as source:
+        with VideoSource(clip) as source:
             return int(run_source(pipeline, source, cues, video=video).report["frames"])
 
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +76,7 @@ def measure(bundle: Bundle, clip: Path, words: list[str], threads: int, seconds:
                     "coefficient_of_variation": round(spread(rates), 4),
                 }
             )
-    with Source(clip) as source:
+    with VideoSource(clip) as source:
         info = source.info
     cost = [1 / entry["fps"] for entry in rows]
     shares = {"decoding": cost[0], "segmenting": cost[1] - cost[0], "drawing and writing": cost[2] - cost[1]}

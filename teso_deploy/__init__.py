@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from teso_deploy._version import __version__
 from teso_deploy.telemetry import switch_off_telemetry
-
-__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from teso_deploy.runtime.backends import BackendName
-    from teso_deploy.runtime.pipeline import Pipeline, Size
+    from teso_deploy.pipeline.backend_choice import BackendName
+    from teso_deploy.pipeline.pipeline import Pipeline, SizeChoice
     from teso_deploy.types import Precision
 
 __all__ = ["__version__", "load"]
@@ -32,7 +31,7 @@ def load(
     *,
     threads: int | None = None,
     backend: BackendName = "cpu",
-    size: Size = None,
+    size: SizeChoice = None,
     precision: Precision = "fp32",
     still_threshold: float = 0.0,
     profile: str | None = None,
@@ -40,7 +39,7 @@ def load(
     on_progress: Callable[[str], None] = lambda note: None,
 ) -> Pipeline:
     """Open a bundle (default: the shipped ``teso-nano``) as a :class:`Pipeline`; see :meth:`Pipeline.load`."""
-    from teso_deploy.runtime.pipeline import Pipeline
+    from teso_deploy.pipeline.pipeline import Pipeline
 
     return Pipeline.load(
         bundle,

@@ -18,6 +18,8 @@ SAMPLE_RATE_HZ = 16_000
 #: One VGGish patch: 96 frames of 400 samples, hop 160 (0.975 s).
 WINDOW_SAMPLES = 15_600
 
+#: Height and width of a picture, in pixels.
+ImageSize = tuple[int, int]
 #: What a form of a graph is computed in.
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 CueSourceName = Literal[

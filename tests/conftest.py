@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from teso_deploy.evaluation.library import Library, read_library
+from teso_deploy.evaluation.media_library import MediaLibrary, read_library
 from teso_deploy.recipe import Recipe
-from tests.imports import find_absent_packages
-from tests.sharing import equal_graphs_once, made_once, shared_folder
+from tests.support.imports import find_absent_packages
+from tests.support.sharing import equal_graphs_once, made_once, shared_folder
 
 #: Import names of what every install has, and of what runs the tests.
 ALWAYS_INSTALLED = {
@@ -124,14 +124,14 @@ def calibration_folder(media_folder: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
-def shapes_and_tones(media_folder: Path) -> Library:
+def shapes_and_tones(media_folder: Path) -> MediaLibrary:
     """The training half of :func:`media_folder`."""
     return read_library(media_folder, "train")
 
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of all processes that run these tests; see :mod:`tests.sharing`."""
+    """A folder of all processes that run these tests; see :mod:`tests.support.sharing`."""
     return shared_folder(tmp_path_factory.getbasetemp())
 
 
@@ -139,7 +139,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bundle(tiny_recipe: Recipe, shared: Path) -> Path:
     """The tiny model with random weights as a bundle; read it, don't write to it."""
     need_export()
-    from teso_deploy.exporting.export import export_bundle
+    from teso_deploy.conversion.bundle_export import export_bundle
 
     with equal_graphs_once(shared):
         return made_once(shared / "tiny", lambda out: export_bundle(tiny_recipe, out, random_weights_seed=0))
@@ -149,7 +149,7 @@ def tiny_bundle(tiny_recipe: Recipe, shared: Path) -> Path:
 def full_bundle(tiny_recipe: Recipe, shared: Path) -> Path:
     """The tiny model at two picture sizes, one of them not square, in every precision; read it, don't write to it."""
     need_export()
-    from teso_deploy.exporting.export import export_bundle
+    from teso_deploy.conversion.bundle_export import export_bundle
 
     image = tiny_recipe.image.model_copy(update={"sizes": ((64, 64), (64, 96))})
     recipe = tiny_recipe.model_copy(update={"image": image})

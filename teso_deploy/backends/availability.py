@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from teso_deploy.backends.libraries import Found
 from teso_deploy.backends.machine import Driver, Gpu, Machine
+from teso_deploy.backends.shared_libraries import Found
 
 #: CUDA → the first driver that knows it.
 DRIVER_OF_CUDA = {12: 525, 13: 580}

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from teso_deploy import __version__
+from teso_deploy._version import __version__
 from teso_deploy.cli.signals import end_by_exception, printing
 from teso_deploy.errors import OutputError, TesoError
 from teso_deploy.redaction import child_environment

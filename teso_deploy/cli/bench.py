@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from teso_deploy.backends.onnxruntime import available_cores, form_of
-from teso_deploy.benchmarking.contenders import CONTENDERS, chosen
-from teso_deploy.benchmarking.harness import compare, entrants
-from teso_deploy.benchmarking.report import markdown, save_bars
 from teso_deploy.bundle import Bundle, bundle_folder
 from teso_deploy.cli.export import parsed_precision, parsed_size
 from teso_deploy.cli.reports import check_json, say, shown_in, write_json
+from teso_deploy.comparison.contenders import CONTENDERS, chosen
+from teso_deploy.comparison.harness import compare, entrants
+from teso_deploy.comparison.report import markdown, save_bars
 from teso_deploy.errors import BundleError, CheckFailedError
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.outputs import check_apart, check_file, check_folder, make_folder, write_text

@@ -29,14 +29,14 @@ from teso_deploy.cues.choosing import Chosen, SourceOptions, choose_source
 from teso_deploy.cues.prompts import DEFAULT_PROMPT
 from teso_deploy.cues.tracks import VideoCues, cue_file_content, read_cue_file
 from teso_deploy.errors import CueError, OutputError
-from teso_deploy.evaluation.library import read_library
+from teso_deploy.evaluation.media_library import read_library
 from teso_deploy.evaluation.protocol import ROWS
 from teso_deploy.evaluation.scene_cues import cues_of_scenes
 from teso_deploy.media.audio import check_sound
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.outputs import as_json, check_apart, check_file, show_path, write_text
-from teso_deploy.runtime.cue_video import Unanswered, Watch, cues_of_video
-from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.pipeline.video_cues import Unanswered, Watch, cues_of_video
 from teso_deploy.text import replace_undecodable
 
 

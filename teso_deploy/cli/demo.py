@@ -18,11 +18,11 @@ from teso_deploy.errors import CheckFailedError, InputNotFoundError, MediaError
 from teso_deploy.media.audio import AudioTrack
 from teso_deploy.media.overlay import Overlay
 from teso_deploy.outputs import check_apart, check_file, check_folder, make_folder, show_path, staged_file
+from teso_deploy.pipeline.file_runner import VideoSink
+from teso_deploy.pipeline.latency import LatencyLog
+from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.pipeline.video_source import VideoSource
 from teso_deploy.resources import shipped_path
-from teso_deploy.runtime.latency import LatencyLog
-from teso_deploy.runtime.offline import VideoSink
-from teso_deploy.runtime.pipeline import Pipeline
-from teso_deploy.runtime.schedule import Source
 from teso_deploy.small_files import parse_json, read_text
 
 Picture = NDArray[np.uint8]
@@ -68,7 +68,7 @@ def _read_script(path: Path) -> tuple[Spans, list[str]]:
 
 
 def _write_demo(
-    pipeline: Pipeline, source: Source, spans: Spans, visible: list[str], video: Path, sheet: Path
+    pipeline: Pipeline, source: VideoSource, spans: Spans, visible: list[str], video: Path, sheet: Path
 ) -> dict[str, Any]:
     duration = source.info.duration_seconds
     tracks = {"with sound": source.track, "muted": AudioTrack.silence(duration)}
@@ -136,7 +136,7 @@ def demo(
     make_folder(out)
     for path in (video, sheet):
         check_file(path)
-    with Source(clip) as source:
+    with VideoSource(clip) as source:
         report = _write_demo(pipeline, source, spans, visible, video, sheet)
     write_json(json_out, report)
     console = Console(stderr=json_out is not None, highlight=False)

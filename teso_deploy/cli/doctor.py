@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from teso_deploy import __version__
-from teso_deploy.backends import availability, libraries, machine
+from teso_deploy._version import __version__
+from teso_deploy.backends import availability, machine, shared_libraries
 from teso_deploy.cli.reports import check_json, write_json
 from teso_deploy.errors import TesoError
 from teso_deploy.outputs import STDOUT
@@ -70,7 +70,11 @@ def _bundle() -> dict[str, Any]:
 
 def _is_there(module: str) -> bool:
     # Its module has onnxruntime's name.
-    return bool(libraries.version_of(module)) if module == "onnxruntime-gpu" else libraries.has_module(module)
+    return (
+        bool(shared_libraries.version_of(module))
+        if module == "onnxruntime-gpu"
+        else shared_libraries.has_module(module)
+    )
 
 
 def _missing(has_gpu: bool) -> dict[str, list[str]]:
@@ -82,7 +86,7 @@ def _missing(has_gpu: bool) -> dict[str, list[str]]:
 def _find_outdated() -> dict[str, tuple[str, str]]:
     """Package → its version, and the lowest one that this package runs with; of what is installed and older."""
     bounds = find_lower_bounds(read_requirements())
-    versions = {package: libraries.version_of(package) for package in bounds}
+    versions = {package: shared_libraries.version_of(package) for package in bounds}
     return {
         package: (version, bounds[package])
         for package, version in versions.items()
@@ -108,15 +112,15 @@ def _gpu_report(gpu: machine.Gpu) -> dict[str, Any]:
 def examine() -> dict[str, Any]:
     """The report: versions, GPUs, libraries, backends, the shipped bundle and clip, extras, what excludes what, and
     ``advice`` (commands)."""
-    versions = {package: libraries.version_of(package) for package in BASE}
+    versions = {package: shared_libraries.version_of(package) for package in BASE}
     providers, bundle = _providers(), _bundle()
-    here, loaded = machine.probe_machine(), libraries.probe_libraries()
-    wrong = availability.exclusions(here, loaded, libraries.version_of)
+    here, loaded = machine.probe_machine(), shared_libraries.probe_libraries()
+    wrong = availability.exclusions(here, loaded, shared_libraries.version_of)
     missing = _missing(has_gpu=bool(here.gpus))
     absent = [package for package, version in versions.items() if version is None and package != "onnxruntime"]
     outdated = _find_outdated()
     advice = [command for exclusion in wrong for command in exclusion.mend]
-    if not providers and not libraries.version_of("onnxruntime-gpu"):
+    if not providers and not shared_libraries.version_of("onnxruntime-gpu"):
         advice.append("pip install --force-reinstall onnxruntime")
     if absent:
         advice.append(f"pip install {' '.join(absent)}")

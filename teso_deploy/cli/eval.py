@@ -17,7 +17,7 @@ from teso_deploy.cli.reports import as_markup, check_json, toml_file, write_json
 from teso_deploy.cues.timed import TimedCues
 from teso_deploy.cues.tracks import CueFile, read_cue_file
 from teso_deploy.errors import RecipeError
-from teso_deploy.evaluation.library import read_library
+from teso_deploy.evaluation.media_library import read_library
 from teso_deploy.evaluation.protocol import (
     CUES,
     FIGURES,
@@ -32,8 +32,8 @@ from teso_deploy.evaluation.protocol import (
     testable_words,
 )
 from teso_deploy.outputs import check_apart, check_file, show_path, write_text
-from teso_deploy.runtime.backends import BackendName
-from teso_deploy.runtime.pipeline import AUTO
+from teso_deploy.pipeline.backend_choice import BackendName
+from teso_deploy.pipeline.pipeline import AUTO
 from teso_deploy.types import Precision
 
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from teso_deploy.backends.tensorrt.library import TARGETS, Target, check_installed
+from teso_deploy.backends.tensorrt.bindings import TARGETS, Target, check_installed
 from teso_deploy.backends.tensorrt.profiles import DEFAULT_PROFILE, load_profile
 from teso_deploy.bundle import KIND, MANIFEST, Bundle, BundleManifest
 from teso_deploy.cli.reports import as_markup, check_json, say, shown_in, toml_file, write_json
@@ -182,7 +182,7 @@ def check_extra() -> None:
 
 def show_plan(console: Console, recipe: Recipe, json_out: Path | None) -> None:
     """What an export would give, as a table and as JSON."""
-    from teso_deploy.exporting.plan import plan_export
+    from teso_deploy.conversion.plan import plan_export
 
     with console.status("shapes of every graph"):
         plans = plan_export(recipe)
@@ -304,9 +304,9 @@ def export(
     check_extra()
     for library in targets:
         check_installed(library)
-    from teso_deploy.exporting.derive import derive_bundle
-    from teso_deploy.exporting.engines import request_engines
-    from teso_deploy.exporting.export import ExportReport, export_bundle
+    from teso_deploy.conversion.bundle_export import ExportReport, export_bundle
+    from teso_deploy.conversion.derive import derive_bundle
+    from teso_deploy.conversion.engines import request_engines
     from teso_deploy.models.assembly import grouped
 
     requests = request_engines(targets, architectures, precisions[1:] or ["fp32"], settings)

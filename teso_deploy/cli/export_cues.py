@@ -35,7 +35,7 @@ def export_cues(
     check_json(json_out)
     KIND.check_target(out)
     check_apart([captioner, reasoner], [json_out], [out])
-    from teso_deploy.exporting.cue_models import export_cue_models
+    from teso_deploy.conversion.cue_models import export_cue_models
 
     console, began = Console(stderr=True), time.monotonic()
     with console.status("loading") as status:

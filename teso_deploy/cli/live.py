@@ -21,18 +21,18 @@ from teso_deploy.cues.asking import AskingOptions
 from teso_deploy.cues.choosing import Chosen
 from teso_deploy.cues.worker import CueWorker
 from teso_deploy.errors import OutputError
+from teso_deploy.live.accounting import Accounting
+from teso_deploy.live.metrics_server import MetricsServer, parse_place
+from teso_deploy.live.runner import LiveRunner
+from teso_deploy.live.scheduler import LiveOptions
 from teso_deploy.media.address import Address
 from teso_deploy.media.connecting import choose_sound, choose_tracks
 from teso_deploy.media.container import opened
-from teso_deploy.media.live import LiveReader, start_all
+from teso_deploy.media.live_reader import LiveReader, start_all
 from teso_deploy.media.mask_folder import check_mask_folder, describe_masks
 from teso_deploy.outputs import check_file
-from teso_deploy.runtime.accounting import Accounting
-from teso_deploy.runtime.live import LiveRunner
-from teso_deploy.runtime.metrics_server import MetricsServer, parse_place
-from teso_deploy.runtime.pipeline import Offered, Pipeline
-from teso_deploy.runtime.scheduling import LiveOptions
-from teso_deploy.runtime.sinks import EventSink, MaskFolderSink, MaskLinesSink, OverlaySink, Sink
+from teso_deploy.pipeline.pipeline import Offered, Pipeline
+from teso_deploy.sinks.sinks import EventSink, MaskFolderSink, MaskLinesSink, OverlaySink, Sink
 
 #: How often the terminal shows what is going on.
 VIEW_SECONDS = 0.5

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import typer
 from rich.console import Console
 
-from teso_deploy.backends.tensorrt.library import TARGETS
+from teso_deploy.backends.tensorrt.bindings import TARGETS
 from teso_deploy.bundle import Bundle
 from teso_deploy.cli.reports import say, shown_in
 from teso_deploy.errors import CueError
-from teso_deploy.runtime.backends import BackendName, load_backend
-from teso_deploy.runtime.pipeline import Pipeline, Size
+from teso_deploy.pipeline.backend_choice import BackendName, load_backend
+from teso_deploy.pipeline.pipeline import Pipeline, SizeChoice
 from teso_deploy.types import Precision
 
 
@@ -40,7 +40,7 @@ def load_pipeline(
     threads: int | None = None,
     profile: str | None = None,
     rebuild_engines: bool = False,
-    size: Size = None,
+    size: SizeChoice = None,
     still_threshold: float = 0.0,
 ) -> Pipeline:
     """:meth:`Pipeline.load` of an opened bundle; what it says is shown, and what matters of it stays."""

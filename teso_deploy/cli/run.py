@@ -32,10 +32,10 @@ from teso_deploy.media.audio import check_sound
 from teso_deploy.media.mask_folder import check_mask_folder
 from teso_deploy.media.reader import Hardware, VideoReader
 from teso_deploy.outputs import check_apart, check_file, check_folder, make_folder, write_text
-from teso_deploy.runtime.backends import BackendName
-from teso_deploy.runtime.offline import RunResult, run_source
-from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline, Size
-from teso_deploy.runtime.schedule import Source
+from teso_deploy.pipeline.backend_choice import BackendName
+from teso_deploy.pipeline.file_runner import RunResult, run_source
+from teso_deploy.pipeline.pipeline import AUTO, Offered, Pipeline, SizeChoice
+from teso_deploy.pipeline.video_source import VideoSource
 from teso_deploy.text import replace_undecodable, to_one_line
 from teso_deploy.types import Precision
 
@@ -45,7 +45,7 @@ SIZE = re.compile(r"(\d{1,9})(?:x(\d{0,9}))?", re.ASCII | re.IGNORECASE)
 STDIN_FILE = Path("/dev/stdin")
 
 
-def _size(text: str | None) -> Size:
+def _size(text: str | None) -> SizeChoice:
     """What ``--size`` names: HxW, N for NxN, auto."""
     if text is None or text == AUTO:
         return AUTO if text else None
@@ -328,7 +328,7 @@ def run(
     with closing(run_cues):
         for path, video, mask_folder in zip(paths, _places(paths, out, ".mp4"), _places(paths, masks, ""), strict=True):
             offered = run_cues.of_file(console, pipeline, path, sound)
-            source = Source(path, mode="paper" if mode == "paper" else "file", fps=fps, hardware=hardware, **sound)
+            source = VideoSource(path, mode="paper" if mode == "paper" else "file", fps=fps, hardware=hardware, **sound)
             if source.reader.decoder_note:
                 say(console, f"{path.name} is decoded in software: {source.reader.decoder_note}")
             results.append(_run_one(console, pipeline, source, offered, video, mask_folder))
@@ -342,7 +342,7 @@ def run(
 def _run_one(
     console: Console,
     pipeline: Pipeline,
-    source: Source,
+    source: VideoSource,
     cues: Offered | TimedCues,
     video: Path | None,
     masks: Path | None,

@@ -21,8 +21,8 @@ from teso_deploy.cues.timed import TimedCues
 from teso_deploy.cues.tracks import CueFile, CueTrack, read_cue_file
 from teso_deploy.errors import CueError
 from teso_deploy.media.reader import VideoReader
-from teso_deploy.runtime.cue_video import Unanswered, Watch, cues_of_video
-from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline
+from teso_deploy.pipeline.pipeline import AUTO, Offered, Pipeline
+from teso_deploy.pipeline.video_cues import Unanswered, Watch, cues_of_video
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,8 +37,8 @@ def check_extra(also: str | None = None) -> None:
 
 def embedded_words(console: Console, recipe: Recipe, data: Path) -> dict[str, NDArray[np.float32]]:
     """Embeddings of all nouns and of a media folder's labels."""
-    from teso_deploy.evaluation.library import label_words
-    from teso_deploy.exporting.vocabulary import build_cue_table, shipped_nouns
+    from teso_deploy.conversion.vocabulary import build_cue_table, shipped_nouns
+    from teso_deploy.evaluation.media_library import label_words
 
     with console.status("embedding cue words"):
         words, embeddings = build_cue_table(recipe, sorted({*shipped_nouns(), *label_words(data)}))
@@ -120,8 +120,8 @@ def train_videos(
     averaging: Averaging | None = None,
 ) -> Path:
     """The training split of a public data set."""
+    from teso_deploy.conversion.bundle_export import cue_table
     from teso_deploy.evaluation.datasets import detect_layout, read_dataset
-    from teso_deploy.exporting.export import cue_table
     from teso_deploy.models.assembly import assemble
     from teso_deploy.training import finetune
     from teso_deploy.training.videos import VideoBatches, read_cue_file, words_of

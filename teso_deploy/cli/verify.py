@@ -14,7 +14,7 @@ from rich.table import Table
 
 from teso_deploy.backends.engine import EngineFactory
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
-from teso_deploy.backends.tensorrt.library import TARGETS
+from teso_deploy.backends.tensorrt.bindings import TARGETS
 from teso_deploy.bundle import Bundle, bundle_folder, sized_name
 from teso_deploy.cli.export import WeightsOption, check_extra, parsed_precision, parsed_size, part_and_file
 from teso_deploy.cli.loading import check_engine_options
@@ -22,17 +22,17 @@ from teso_deploy.cli.reports import as_markup, check_json, say, shown_in, toml_f
 from teso_deploy.errors import BundleError, CheckFailedError
 from teso_deploy.media.contact_sheet import difference, save_sheet, with_labels
 from teso_deploy.outputs import check_apart, check_file
+from teso_deploy.pipeline.backend_choice import GPU_BACKENDS, load_backend
+from teso_deploy.pipeline.pipeline import GRAPHS
+from teso_deploy.pipeline.postprocess import labels_of
 from teso_deploy.requirements import write_install_command
-from teso_deploy.runtime import probes
-from teso_deploy.runtime.backends import GPU_BACKENDS, load_backend
-from teso_deploy.runtime.parity import LIMITS
-from teso_deploy.runtime.pipeline import GRAPHS
-from teso_deploy.runtime.postprocess import labels_of
-from teso_deploy.runtime.verify import CANONICAL, Compared, VerifyReport, verify_bundle
-from teso_deploy.types import Precision
+from teso_deploy.types import ImageSize, Precision
+from teso_deploy.verification import probes
+from teso_deploy.verification.parity import LIMITS
+from teso_deploy.verification.verify import CANONICAL, Compared, VerifyReport, verify_bundle
 
 if TYPE_CHECKING:
-    from teso_deploy.exporting.pytorch_engine import PyTorchEngine
+    from teso_deploy.conversion.pytorch_engine import PyTorchEngine
     from teso_deploy.models.state_dicts import Averaging
 
 SHEET_ROWS = 8
@@ -44,8 +44,8 @@ def _pytorch(
 ) -> dict[str, PyTorchEngine]:
     """The model itself, from the checkpoints of its parts."""
     check_extra()
-    from teso_deploy.exporting.export import weights_digest
-    from teso_deploy.exporting.pytorch_engine import pytorch_engines
+    from teso_deploy.conversion.bundle_export import weights_digest
+    from teso_deploy.conversion.pytorch_engine import pytorch_engines
     from teso_deploy.models.assembly import assemble
 
     model = assemble(bundle.recipe, files, seed, averaging).model
@@ -93,14 +93,14 @@ def _check_backends(names: Sequence[str], precisions: Sequence[str]) -> list[Pre
     return [parsed_precision(text) for text in precisions] or ["fp32"]
 
 
-def _first_differences(bundle: Bundle, report: VerifyReport, sizes: Sequence[probes.Size]) -> None:
+def _first_differences(bundle: Bundle, report: VerifyReport, sizes: Sequence[ImageSize]) -> None:
     """Say for each form that failed where it parts from the canonical graphs."""
     failed = {check.form for check in report.checks if check.failure and check.form in bundle.manifest.forms}
     if failed and importlib.util.find_spec("onnx_ir") is None:
         report.first_difference = dict.fromkeys(failed, f"unknown; {write_install_command('export')} names it")
         return
     for form in sorted(failed):
-        from teso_deploy.exporting.divergence import first_difference
+        from teso_deploy.conversion.divergence import first_difference
 
         for size in sizes:
             reference = probes.reference_at(bundle, size)

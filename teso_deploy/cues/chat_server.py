@@ -31,7 +31,7 @@ from PIL import Image
 
 from teso_deploy.cues.chat_protocol import MAX_ANSWER_CHARACTERS as MAX_ANSWER_CHARACTERS
 from teso_deploy.cues.chat_protocol import AnswerReader, ServerAnswer, read_error, read_lines
-from teso_deploy.cues.source import LONGER, Message, Moment
+from teso_deploy.cues.contracts import LONGER, CueMoment, Message
 from teso_deploy.errors import CueSourceError, NoCueAnswerError
 from teso_deploy.outputs import read_vouched, write_vouched
 from teso_deploy.redaction import HIDDEN, RedactedUrl
@@ -359,7 +359,7 @@ class ServerCaptioner:
         """Of server, model and prompt."""
         return f"{self._server.identity}:{self._frames}:{self._prompt}"
 
-    def caption(self, moment: Moment) -> str:
+    def caption(self, moment: CueMoment) -> str:
         """See :class:`Captioner`."""
         shown = [*moment.earlier, moment.frame][-self._frames :]
         pictures = [{"type": "image_url", "image_url": {"url": as_data_url(frame.image)}} for frame in shown]

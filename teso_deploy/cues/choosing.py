@@ -8,12 +8,12 @@ from typing import Literal
 
 from teso_deploy.bundle import Bundle
 from teso_deploy.cues.chat_server import ChatServer, ServerCaptioner, ServerReasoner
+from teso_deploy.cues.contracts import Captioner, CueSource, Reasoner
 from teso_deploy.cues.kept import KeptAnswers
 from teso_deploy.cues.model_bundle import CueModels
 from teso_deploy.cues.process import ModelProcess
 from teso_deploy.cues.prompts import DEFAULT_PROMPT, Prompt, captioner_prompt
-from teso_deploy.cues.source import Captioner, CueSource, Reasoner
-from teso_deploy.cues.sources import ChainSource, FilterSource, NounSource, ReasonedSource, TaggerSource
+from teso_deploy.cues.simple_sources import ChainSource, FilterSource, NounSource, ReasonedSource, TaggerSource
 from teso_deploy.cues.table import CueTable
 from teso_deploy.cues.tracks import CueFile, TrackSource
 from teso_deploy.errors import CueError, CueSourceError

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from teso_deploy.cues.source import CueAnswer, CueSource, Moment
+from teso_deploy.cues.contracts import CueAnswer, CueMoment, CueSource
 from teso_deploy.outputs import read_vouched, write_vouched
 from teso_deploy.resources import cache_folder
 
@@ -32,7 +32,7 @@ class KeptAnswers:
         """Of the source; of one on a server it may change with the first answer, when the model is known."""
         return self._source.identity
 
-    def ask(self, moment: Moment) -> CueAnswer | None:
+    def ask(self, moment: CueMoment) -> CueAnswer | None:
         """The kept answer, of the time of this picture, or that of the source. Raises what the source raises."""
         if not self._is_fresh and (stored := read_vouched(self._path(moment))) is not None:
             kept = json.loads(stored)
@@ -48,7 +48,7 @@ class KeptAnswers:
         write_vouched(self._path(moment), json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"))
         return answer
 
-    def _path(self, moment: Moment) -> Path:
+    def _path(self, moment: CueMoment) -> Path:
         digest = hashlib.sha256(self.identity.encode())
         for frame in (*moment.earlier, moment.frame):
             digest.update(str(frame.image.shape).encode())

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teso_deploy.bundle import Bundle
+from teso_deploy.cues.contracts import CueAnswer
 from teso_deploy.cues.singulars import singular
-from teso_deploy.cues.source import CueAnswer
 from teso_deploy.cues.table import CueTable
 from teso_deploy.cues.text_encoder import TextEncoder
 from teso_deploy.types import Cues

@@ -16,8 +16,8 @@ from contextlib import suppress
 from typing import Any
 
 from teso_deploy.cues.asking import pause_seconds
+from teso_deploy.cues.contracts import LONGER, Captioner, CueMoment, Message, Reasoner
 from teso_deploy.cues.model_bundle import CueModels, ModelEntry
-from teso_deploy.cues.source import LONGER, Captioner, Message, Moment, Reasoner
 from teso_deploy.errors import CueSourceError
 from teso_deploy.redaction import child_environment
 from teso_deploy.text import to_one_line, to_printable
@@ -232,7 +232,7 @@ class _ProcessCaptioner:
         self._process, self._prompt = process, prompt
         self.identity = f"{identity}:{prompt}"
 
-    def caption(self, moment: Moment) -> str:
+    def caption(self, moment: CueMoment) -> str:
         image = moment.frame.image
         question = {"do": "caption", "prompt": self._prompt, "shape": image.shape}
         return self._process.ask(question, image.tobytes()).strip()

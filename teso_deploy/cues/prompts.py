@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from teso_deploy.cues.source import Message
+from teso_deploy.cues.contracts import Message
 from teso_deploy.errors import CueSourceError, InputNotFoundError
 from teso_deploy.small_files import parse_toml, read_text
 from teso_deploy.text import to_one_line

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from teso_deploy.cues.contracts import CueAnswer
 from teso_deploy.cues.names import CueNames
-from teso_deploy.cues.source import CueAnswer
 from teso_deploy.cues.tracks import CueTrack
 from teso_deploy.types import Cues
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from teso_deploy.cues.source import CueAnswer, Moment
+from teso_deploy.cues.contracts import CueAnswer, CueMoment
 from teso_deploy.errors import CueError
 from teso_deploy.sealed import sha256_of
 from teso_deploy.small_files import parse_json, read_text
@@ -130,7 +130,7 @@ class TrackSource:
         self.name, self.track = name, track
         self.identity = name
 
-    def ask(self, moment: Moment) -> CueAnswer | None:
+    def ask(self, moment: CueMoment) -> CueAnswer | None:
         """What holds at the picture's time."""
         return self.track.at(moment.frame.pts_seconds)
 

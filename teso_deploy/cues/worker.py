@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from teso_deploy.cues.asking import Allowance, AskingOptions, Reason, Wish
 from teso_deploy.cues.changes import SceneChange, SoundChange
-from teso_deploy.cues.source import CueAnswer, CueSource, Moment
-from teso_deploy.cues.sources import ChainSource
+from teso_deploy.cues.contracts import CueAnswer, CueMoment, CueSource
+from teso_deploy.cues.simple_sources import ChainSource
 from teso_deploy.errors import CueSourceError, NoCueAnswerError
 from teso_deploy.text import to_printable
 from teso_deploy.types import Cues, Frame
@@ -31,7 +31,7 @@ class _Watched:
     def __init__(self, options: AskingOptions, frames: int) -> None:
         self.wish = Wish(options)
         self.scenes, self.sounds = SceneChange(), SoundChange()
-        self.newest: Moment | None = None
+        self.newest: CueMoment | None = None
         self.heard: NDArray[np.float32] | None = None
         self.asked_at = float("-inf")
         self._earlier: deque[Frame] = deque(maxlen=max(0, frames - 1))
@@ -99,7 +99,7 @@ class CueWorker:
         is_other = watched.heard is None or not np.array_equal(samples, watched.heard)
         is_new_sound = self.options.on_sound and is_other and watched.sounds.changed(features, samples)
         watched.heard = samples
-        moment = Moment(frame, watched.shown(frame, is_new_scene), tags, predicted)
+        moment = CueMoment(frame, watched.shown(frame, is_new_scene), tags, predicted)
         with self._work:
             watched.newest = moment
             wanted = watched.wish.reason
@@ -153,7 +153,7 @@ class CueWorker:
                     return
             self._offer(number, cues, None if answer and answer.is_typed else moment.frame.pts_seconds)
 
-    def _next(self) -> tuple[int, Moment, Reason] | None:
+    def _next(self) -> tuple[int, CueMoment, Reason] | None:
         """The next question, when it may be put; None: it is over."""
         with self._work:
             while not self._is_closed:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from teso_deploy.cues.tracks import CueFile
 from teso_deploy.errors import DataError
-from teso_deploy.evaluation.library import Library
+from teso_deploy.evaluation.media_library import MediaLibrary
 from teso_deploy.evaluation.scenes import Picture, compose_picture, compose_sound
-from teso_deploy.runtime.pipeline import AUTO, Offered, Pipeline
+from teso_deploy.pipeline.pipeline import AUTO, Offered, Pipeline
 from teso_deploy.types import BLANK_PIXEL_RATE, WINDOW_SAMPLES
 
 #: Which cues are offered: names of all that is visible, the bundle's tagger's, none, names of other things.
@@ -59,7 +59,7 @@ class Trial:
         return tuple(dict.fromkeys(self.picture.words))
 
 
-def scene_digest(library: Library, trial: Trial) -> str:
+def scene_digest(library: MediaLibrary, trial: Trial) -> str:
     """Of what was read for a scene and what it shows: the same on every machine, another for another folder."""
     return hashlib.sha256(json.dumps([library.fingerprint, *trial.picture.words]).encode()).hexdigest()
 
@@ -117,7 +117,7 @@ def intersection_over_union(predicted: NDArray[np.bool_], truth: NDArray[np.bool
     return np.count_nonzero(predicted & truth) / union if union else 1.0
 
 
-def segmenter(pipeline: Pipeline, library: Library, cues: str | CueFile = "visible", seed: int = 0) -> Segmenter:
+def segmenter(pipeline: Pipeline, library: MediaLibrary, cues: str | CueFile = "visible", seed: int = 0) -> Segmenter:
     """A bundle as :func:`score_row` calls it, its cues chosen in one of the ways of ``CUES``, or those of a file.
 
     Raises :class:`CueError` when it is called for a scene that the file has not.
@@ -142,7 +142,7 @@ def segmenter(pipeline: Pipeline, library: Library, cues: str | CueFile = "visib
     return segment
 
 
-def testable_words(library: Library, classes: Sequence[str]) -> list[str]:
+def testable_words(library: MediaLibrary, classes: Sequence[str]) -> list[str]:
     """The classes of which the library has pictures and sounds."""
     words = [word for word in classes if word in library.pictures and word in library.sounds]
     if len(words) < 3:
@@ -158,7 +158,7 @@ def scene_name(row: str, seed: int, number: int) -> str:
 
 
 def make_scene(
-    library: Library, words: Sequence[str], row: str, seed: int, number: int, size: tuple[int, int]
+    library: MediaLibrary, words: Sequence[str], row: str, seed: int, number: int, size: tuple[int, int]
 ) -> list[Trial]:
     """The trials of one scene: two for ``swapped``, one otherwise."""
     scene = scene_name(row, seed, number)
@@ -194,7 +194,7 @@ def make_scene(
 
 def score_row(
     segment: Segmenter,
-    library: Library,
+    library: MediaLibrary,
     classes: Sequence[str],
     row: str,
     scenes: int,

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from teso_deploy.cues.source import CueSource, Moment
+from teso_deploy.cues.contracts import CueMoment, CueSource
 from teso_deploy.cues.tracks import Span, VideoCues
-from teso_deploy.evaluation.library import Library
+from teso_deploy.evaluation.media_library import MediaLibrary
 from teso_deploy.evaluation.protocol import ROWS, SCENE_SIZE, make_scene, scene_digest, testable_words
-from teso_deploy.runtime.cue_video import Seen, Unanswered, Watch
-from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.pipeline.video_cues import Seen, Unanswered, Watch
 from teso_deploy.types import AudioWindow, Frame
 
 
 def cues_of_scenes(
     source: CueSource,
-    library: Library,
+    library: MediaLibrary,
     classes: Sequence[str],
     scenes: int,
     seeds: Iterable[int],
@@ -41,7 +41,7 @@ def cues_of_scenes(
                 if pipeline is not None:
                     sound = AudioWindow(trial.samples)
                     seen = Seen.by(pipeline.open_stream(), frame, sound, tags=watch.tags, masks=watch.masks)
-                answer = unanswered.ask(source, Moment(frame, tags=seen.tags, predicted=seen.predicted))
+                answer = unanswered.ask(source, CueMoment(frame, tags=seen.tags, predicted=seen.predicted))
                 yield (
                     trial.scene,
                     VideoCues(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
-from teso_deploy.evaluation.library import SLICE_SAMPLES, Library, Recording
+from teso_deploy.evaluation.media_library import SLICE_SAMPLES, MediaLibrary, Recording
 from teso_deploy.types import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 HEARD_SECONDS = 0.3
@@ -39,7 +39,7 @@ class Picture:
         return self.masks[chosen].max(axis=0)
 
 
-def _background(rng: np.random.Generator, library: Library, size: tuple[int, int]) -> Image.Image:
+def _background(rng: np.random.Generator, library: MediaLibrary, size: tuple[int, int]) -> Image.Image:
     height, width = size
     image = library.backgrounds[rng.integers(len(library.backgrounds))]
     share = rng.uniform(0.5, 1.0)
@@ -122,7 +122,7 @@ def _offset(rng: np.random.Generator, slack: int) -> int:
 
 def compose_picture(
     rng: np.random.Generator,
-    library: Library,
+    library: MediaLibrary,
     words: Sequence[str],
     size: tuple[int, int],
     whole_rate: float = 0.0,
@@ -239,7 +239,7 @@ def _reverberate(rng: np.random.Generator, samples: NDArray[np.float32]) -> NDAr
 
 def compose_sound(
     rng: np.random.Generator,
-    library: Library,
+    library: MediaLibrary,
     words: Sequence[str],
     noise_snr_db: float | None = None,
     vary: bool = True,

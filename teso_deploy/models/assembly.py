@@ -28,7 +28,7 @@ _PLACES: dict[Part, str] = {"visual": "", "audio": "audio_encoder.", "text": "",
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class WeightSource:
     """A checkpoint and what it was recognised as.
 
     Args:
@@ -63,7 +63,7 @@ class Assembly:
     model: Teso
     sources: dict[Part, Path]
     random: tuple[str, ...]
-    text: Source | None = None
+    text: WeightSource | None = None
     averaged: tuple[Part, ...] = ()
 
     @property
@@ -88,7 +88,7 @@ def grouped(keys: Sequence[str]) -> str:
     return ", ".join(f"{name} ({count})" for name, count in Counter(map(module, keys)).items())
 
 
-def recognised(path: Path, part: str | None = None, averaging: Averaging | None = None) -> Source:
+def recognised(path: Path, part: str | None = None, averaging: Averaging | None = None) -> WeightSource:
     """Read a checkpoint and say what it is.
 
     Args:
@@ -106,7 +106,7 @@ def recognised(path: Path, part: str | None = None, averaging: Averaging | None 
             f"{path} is of no known kind (its first keys: {to_one_line(', '.join(list(found.tensors)[:3]))}): "
             f"give a checkpoint of our own, or one of {names}"
         )
-    source = Source(path, found.tensors, found.format, found.folder, found.is_averaged)
+    source = WeightSource(path, found.tensors, found.format, found.folder, found.is_averaged)
     if part is not None and source.part != part:
         what = source.format.name if source.format else "a whole model of ours"
         raise CheckpointError(f"{path} is {what}, not a {part} checkpoint: give it as {source.part}={path}")
@@ -117,7 +117,7 @@ def _shape(tensor: Tensor) -> list[int]:
     return list(tensor.shape)
 
 
-def mapped(source: Source, recipe: Recipe, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], KeyReport]:
+def mapped(source: WeightSource, recipe: Recipe, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], KeyReport]:
     """Tensors for our keys from a file's, by its key map.
 
     ``own``: keys and tensors of the module that the map speaks of. The report names keys as the
@@ -153,7 +153,7 @@ def mapped(source: Source, recipe: Recipe, own: Mapping[str, Tensor]) -> tuple[d
     return given, KeyReport(tuple(used), tuple(missing), tuple(unexpected), tuple(misshaped))
 
 
-def _other_sizes(source: Source, recipe: Recipe) -> str:
+def _other_sizes(source: WeightSource, recipe: Recipe) -> str:
     """What sizes the file has that the recipe has not, in words; nothing where they agree or can't be read."""
     assert source.format is not None
     try:
@@ -171,7 +171,7 @@ def _other_sizes(source: Source, recipe: Recipe) -> str:
 
 
 def fitted(
-    source: Source, recipe: Recipe, own: Mapping[str, Tensor], seed: int | None
+    source: WeightSource, recipe: Recipe, own: Mapping[str, Tensor], seed: int | None
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors for our keys, and our keys whose tensor in the file has other classes and was left out.
 
@@ -199,14 +199,14 @@ def fitted(
     return given, other
 
 
-def _whole(source: Source, recipe: Recipe) -> Teso:
+def _whole(source: WeightSource, recipe: Recipe) -> Teso:
     """A model of our own checkpoint, with the thresholds that it was calibrated to."""
     model = build(checkpoints.calibrated(recipe, source.path))
     checkpoints.fill(model, source.tensors, source.path)
     return model
 
 
-def _sized(source: Source, recipe: Recipe) -> Recipe:
+def _sized(source: WeightSource, recipe: Recipe) -> Recipe:
     """The recipe with the sizes that a file has. Raises :class:`CheckpointError` where they make no model."""
     assert source.format is not None
     try:
@@ -217,7 +217,7 @@ def _sized(source: Source, recipe: Recipe) -> Recipe:
         ) from error
 
 
-def _check_averaging(sources: Iterable[Source], averaging: Averaging | None) -> None:
+def _check_averaging(sources: Iterable[WeightSource], averaging: Averaging | None) -> None:
     """Refuse a choice that no file has (:class:`CheckpointError`)."""
     if averaging is not None and not any(source.is_averaged == (averaging == "ema") for source in sources):
         what = "the average of its weights" if averaging == "ema" else "weights that are not an average"
@@ -242,7 +242,7 @@ def assemble(
         CheckpointError: A file of no known kind, keys that do not fit, two files of one part, a part whose encoder
             the recipe does not have, or keys that no file gives without a seed for them.
     """
-    sources: dict[Part, Source] = {}
+    sources: dict[Part, WeightSource] = {}
     for part, path in checkpoint_files:
         source = recognised(path, part, averaging)
         if source.part in sources:
@@ -288,7 +288,7 @@ def assemble(
     return Assembly(model, paths, random, text, averaged)
 
 
-def text_tower(source: Source, recipe: Recipe) -> ClipText:
+def text_tower(source: WeightSource, recipe: Recipe) -> ClipText:
     """The text tower of a checkpoint. Raises :class:`CheckpointError` when its keys do not fit the recipe."""
     tower: nn.Module = ClipText(recipe.clip_text, recipe.text.dim).eval()
     given, _ = fitted(source, recipe, tower.state_dict(), None)

@@ -1,7 +1,7 @@
 """Multi-scale deformable attention (Zhu et al., 2021, eq. 3).
 
 The core is a function of tensors alone, so that an export can replace it as a whole: see
-``exporting/functions.py``.
+``conversion/functions.py``.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from teso_deploy.errors import DataError
-from teso_deploy.evaluation.library import Library
+from teso_deploy.evaluation.media_library import MediaLibrary
 from teso_deploy.evaluation.scenes import Picture, compose_picture, compose_sound
 from teso_deploy.recipe import EncoderPhase, Recipe, TrainPhase
 from teso_deploy.types import WINDOW_SAMPLES
@@ -84,7 +84,7 @@ def coverage(mask: NDArray[np.uint8], stride: int = STRIDE) -> NDArray[np.float3
 class SceneBatches:
     """Makes the batch of any step from the seed and the step's number alone."""
 
-    def __init__(self, recipe: Recipe, library: Library, embeddings: Mapping[str, NDArray[np.float32]]) -> None:
+    def __init__(self, recipe: Recipe, library: MediaLibrary, embeddings: Mapping[str, NDArray[np.float32]]) -> None:
         """Raises :class:`DataError` for a class that the library can't show and sound."""
         assert recipe.train is not None
         self.recipe, self.train, self.library, self.embeddings = recipe, recipe.train, library, embeddings

@@ -1,7 +1,7 @@
 """The three thresholds that training leaves open: of ξ, of the masks (τ) and of the tags.
 
 Chosen on scenes of training pictures and of the training sounds that no step ever heard
-(:func:`teso_deploy.evaluation.library.read_library`, split ``calibration``); nothing of
+(:func:`teso_deploy.evaluation.media_library.read_library`, split ``calibration``); nothing of
 ``test`` is looked at.
 """
 
@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from teso_deploy.errors import CheckpointError
-from teso_deploy.evaluation.library import Library, read_library
+from teso_deploy.evaluation.media_library import MediaLibrary, read_library
 from teso_deploy.evaluation.protocol import Trial, intersection_over_union, make_scene, testable_words
 from teso_deploy.models import build, checkpoints, weight_files
 from teso_deploy.models.decoder import Memory, segmentation_scores
 from teso_deploy.models.teso import Teso
+from teso_deploy.pipeline.postprocess import labels_of
+from teso_deploy.pipeline.preprocess import normalised, resized
 from teso_deploy.recipe import Calibration
-from teso_deploy.runtime.postprocess import labels_of
-from teso_deploy.runtime.preprocess import normalised, resized
 from teso_deploy.training.loop import WEIGHTS
 
 #: So often may a sound of nothing visible open a gate, in each of the blank rows: noise, which is easily told
@@ -49,7 +49,7 @@ class _Seen:
 
 
 def _trials(
-    model: Teso, library: Library, embeddings: Mapping[str, NDArray[np.float32]], row: str, scenes: int, seed: int
+    model: Teso, library: MediaLibrary, embeddings: Mapping[str, NDArray[np.float32]], row: str, scenes: int, seed: int
 ) -> Iterator[_Seen]:
     recipe = model.recipe
     words = testable_words(library, recipe.head.classes if recipe.head.kind == "semantic" else sorted(library.sounds))
@@ -118,7 +118,7 @@ def _tag_threshold(tags: NDArray[np.float32], visible: NDArray[np.bool_]) -> tup
 
 @torch.no_grad()
 def calibrate(
-    model: Teso, library: Library, embeddings: Mapping[str, NDArray[np.float32]], scenes: int = 150, seed: int = 0
+    model: Teso, library: MediaLibrary, embeddings: Mapping[str, NDArray[np.float32]], scenes: int = 150, seed: int = 0
 ) -> Calibration:
     """Choose the thresholds of a trained model on ``scenes`` scenes of each row.
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from teso_deploy.errors import DataError
 from teso_deploy.evaluation.datasets import Layout, VideoSample, avss_classes, load_frame, load_mask, second_of
+from teso_deploy.pipeline.preprocess import normalised, resized
 from teso_deploy.recipe import Recipe
-from teso_deploy.runtime.preprocess import normalised, resized
 from teso_deploy.small_files import parse_json, read_text
 from teso_deploy.training.batches import STRIDE, Batch, coverage
 

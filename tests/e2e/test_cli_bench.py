@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from teso_deploy.benchmarking import harness
-from teso_deploy.benchmarking.schedule import interleaved
-from teso_deploy.exporting.export import export_bundle
-from tests.commands import names_in, refused, teso
-from tests.foundations import SHALLOW, small_recipe
+from teso_deploy.comparison import harness
+from teso_deploy.comparison.turns import interleaved
+from teso_deploy.conversion.bundle_export import export_bundle
+from tests.support.commands import names_in, refused, teso
+from tests.support.foundations import SHALLOW, small_recipe
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from teso_deploy.bundle import Bundle, write_manifest
+from teso_deploy.conversion.cue_decoders import export_decoder
 from teso_deploy.cues.model_bundle import KIND, CueModelsManifest
 from teso_deploy.cues.tracks import read_cue_file
-from teso_deploy.exporting.cue_decoders import export_decoder
-from tests.chat_server import Answer, chat_server, failing, saying
-from tests.clips import make_clip
-from tests.commands import names_in, refused, teso
-from tests.language_models import save_reasoner, save_vision_encoder_decoder
+from tests.support.chat_server import Answer, chat_server, failing, saying
+from tests.support.clips import make_clip
+from tests.support.commands import names_in, refused, teso
+from tests.support.language_models import save_reasoner, save_vision_encoder_decoder
 
 ANSWER = 'It barks.\n{"objects": ["dog", "car"], "sounding": ["dog"]}'
 

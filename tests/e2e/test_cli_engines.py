@@ -12,12 +12,12 @@ import pytest
 from rich.console import Console
 
 from teso_deploy.backends.cuda import opening
-from teso_deploy.backends.tensorrt.library import load_library
+from teso_deploy.backends.tensorrt.bindings import load_library
 from teso_deploy.backends.tensorrt.sidecar import read_engine
 from teso_deploy.bundle import MANIFEST, Bundle, write_manifest
 from teso_deploy.cli.reports import shown_in
 from teso_deploy.errors import BundleError, DeviceError
-from tests.commands import refused, teso
+from tests.support.commands import refused, teso
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed (extra tensorrt-rtx)"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from teso_deploy.evaluation.protocol import ROWS
-from tests.commands import teso
+from tests.support.commands import teso
 
 
 @pytest.mark.parametrize("cues", ["visible", "auto", "none", "wrong"])

@@ -17,16 +17,16 @@ from PIL import Image
 from teso_deploy.bundle import Bundle
 from teso_deploy.models.audio import Vggish
 from teso_deploy.recipe import Recipe
-from tests.avs_layouts import write_avss
-from tests.clips import make_clip
-from tests.commands import teso
-from tests.foundations import SHALLOW, hugging_face_mask2former, randomise, small_recipe, written
 from tests.parity.test_beats import SIZES as BEATS_SIZES
 from tests.parity.test_beats import random_file as beats_file
 from tests.parity.test_clip_text import hugging_face as hugging_face_clip
 from tests.parity.test_sam import SAM, hugging_face_sam
 from tests.parity.test_segpref import Released, segpref_recipe
 from tests.parity.test_vocabulary import small_vocabulary, write_vocabulary
+from tests.support.avs_layouts import write_avss
+from tests.support.clips import make_clip
+from tests.support.commands import teso
+from tests.support.foundations import SHALLOW, hugging_face_mask2former, randomise, small_recipe, written
 
 CLIP_TEXT = {"vocabulary": len(small_vocabulary()), "context": 20}
 

@@ -16,8 +16,8 @@ import av
 import pytest
 
 from teso_deploy.resources import shipped_path
-from tests.commands import teso
-from tests.streams import Sender, free_port, rtsp, serving, silent, tcp
+from tests.support.commands import teso
+from tests.support.streams import Sender, free_port, rtsp, serving, silent, tcp
 
 CLIP_SECONDS = 10.0
 

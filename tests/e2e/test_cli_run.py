@@ -18,8 +18,8 @@ import teso_deploy
 from teso_deploy.bundle import Bundle, write_manifest
 from teso_deploy.media.audio import read_audio
 from teso_deploy.media.overlay import palette
-from tests.clips import make_clip
-from tests.commands import teso
+from tests.support.clips import make_clip
+from tests.support.commands import teso
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,10 @@ from PIL import Image
 
 from teso_deploy.cli import demo as command
 from teso_deploy.media.reader import VideoReader
-from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.types import Segmentation
-from tests.clips import make_clip
-from tests.commands import names_in, teso
+from tests.support.clips import make_clip
+from tests.support.commands import names_in, teso
 
 SCRIPT = {"visible": ["dog", "sheep"], "heard": {"dog": [[0.0, 1.0]], "cow": [[1.0, 2.0], [0.9, 2.0]]}}
 

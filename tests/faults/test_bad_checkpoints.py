@@ -17,8 +17,8 @@ from teso_deploy.models import weight_files
 from teso_deploy.models.assembly import assemble, recognised
 from teso_deploy.models.audio import Vggish
 from teso_deploy.recipe import Recipe
-from tests.commands import refused, teso
-from tests.foundations import hugging_face_mask2former, randomise, small_recipe
+from tests.support.commands import refused, teso
+from tests.support.foundations import hugging_face_mask2former, randomise, small_recipe
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from teso_deploy.cues.model_bundle import CueModels
-from tests.commands import names_in, refused, teso
-from tests.language_models import save_llava, save_reasoner, save_vision_encoder_decoder
+from tests.support.commands import names_in, refused, teso
+from tests.support.language_models import save_llava, save_reasoner, save_vision_encoder_decoder
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 import typer
 
 from teso_deploy.bundle import Bundle, write_manifest
-from tests.clips import make_clip
-from tests.commands import names_in, refused, teso
+from tests.support.clips import make_clip
+from tests.support.commands import names_in, refused, teso
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ from teso_deploy.errors import InputNotFoundError, MediaError, OutputError, Teso
 from teso_deploy.media.audio import AudioTrack, read_audio
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.media.writer import VideoWriter
-from tests.clips import make_clip
-from tests.recordings import click_track, record
+from tests.support.clips import make_clip
+from tests.support.recordings import click_track, record
 
 
 def watch(path: Path) -> int:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from teso_deploy.conversion.plan import check_memory
 from teso_deploy.errors import InputNotFoundError, RecipeError, TesoError
-from teso_deploy.exporting.plan import check_memory
 from teso_deploy.recipe import Recipe, load_recipe, parse_recipe
-from tests.commands import refused
+from tests.support.commands import refused
 
 
 def sentence(path: Path | str, kind: type[TesoError] = RecipeError) -> str:

@@ -17,11 +17,11 @@ from teso_deploy.errors import MediaError
 from teso_deploy.media.address import Address
 from teso_deploy.media.audio import AudioTrack, check_sound, find_sound, read_audio
 from teso_deploy.media.container import SteadyClock
-from teso_deploy.media.live import LiveReader, SourceHealth
+from teso_deploy.media.live_reader import LiveReader, SourceHealth
 from teso_deploy.media.mono import LOUDEST, Mono16k
 from teso_deploy.media.writer import VideoWriter
-from teso_deploy.runtime.schedule import Source
-from tests.clips import make_clip
+from teso_deploy.pipeline.video_source import VideoSource
+from tests.support.clips import make_clip
 
 RATE_HZ = 48_000
 SECONDS = 1.0
@@ -119,7 +119,7 @@ def test_a_track_without_samples_is_silence(name: str, tmp_path: Path) -> None:
     path = film(tmp_path / name, None)
     found = find_sound(path)
     assert found.track is None and found.note is not None and "holds no samples" in found.note
-    with Source(path) as source:
+    with VideoSource(path) as source:
         moments = list(source)
         assert len(moments) == 30 and all(moment.sound.is_silent for moment in moments)
         assert source.sound == "none" and source.sound_note == found.note
@@ -129,7 +129,7 @@ def test_a_track_without_samples_is_silence(name: str, tmp_path: Path) -> None:
 
 def test_the_first_track_with_samples_is_taken(tmp_path: Path) -> None:
     path = film(tmp_path / "a.mkv", None, tone(700)[None])
-    with Source(path) as source:
+    with VideoSource(path) as source:
         assert source.sound == "own" and source.sound_note is not None and "holds no samples" in source.sound_note
         assert abs(pitch(source.track.read(0, 1)) - 700) < 30
 
@@ -146,7 +146,7 @@ def test_an_unknown_codec_makes_way_for_the_next_track(tmp_path: Path) -> None:
 
 def test_an_unknown_codec_alone_is_silence(tmp_path: Path) -> None:
     path = rename_codecs(film(tmp_path / "a.mp4", tone(400)[None], codec="aac"), 1)
-    with Source(path) as source:
+    with VideoSource(path) as source:
         assert len(list(source)) == 10 and source.sound == "none"
     frames, sound, health = watch_stream(path)
     assert frames == 10 and not sound.any() and not health.has_audio
@@ -157,7 +157,7 @@ def test_an_unknown_codec_alone_is_silence(tmp_path: Path) -> None:
 def test_damaged_packets_alone_are_silence(tmp_path: Path) -> None:
     good = film(tmp_path / "good.mkv", tone(400)[None], codec="flac")
     path = damage_track(good, tmp_path / "bad.mkv", 0)
-    with Source(path) as source:
+    with VideoSource(path) as source:
         assert len(list(source)) == 10 and source.sound == "none" and source.sound_counts.damaged > 5
         assert source.sound_note is not None and "can't be decoded" in source.sound_note
     frames, sound, health = watch_stream(path)
@@ -218,7 +218,7 @@ def test_sound_that_was_asked_for_is_needed(tmp_path: Path) -> None:
                                                                      "no audio track")):  # fmt: skip
         assert all(words in sentence and str(path) in sentence for sentence in refused_sound(path))
         with pytest.raises(MediaError, match=words):
-            Source(clip, sound_from=path)
+            VideoSource(clip, sound_from=path)
     check_sound(clip)
 
 
@@ -231,7 +231,7 @@ def test_what_is_no_number_is_silence_and_counted(codec: str, tmp_path: Path) ->
     without = np.where(np.isfinite(broken), broken, np.float32(0))
     path = film(tmp_path / "nan.mkv", broken[None], codec=codec)
     expected = read_audio(film(tmp_path / "zero.mkv", without[None], codec=codec)).samples
-    with Source(path) as source:
+    with VideoSource(path) as source:
         np.testing.assert_allclose(source.track.read(0, 1), expected, atol=1e-6)
         assert source.sound_counts.invalid_samples == 90
         assert source.sound_note is not None and "90 samples are not a number" in source.sound_note
@@ -276,7 +276,7 @@ def test_a_little_beyond_full_scale_is_left_as_it_is(tmp_path: Path) -> None:
 def test_channels_that_cancel_are_named(tmp_path: Path) -> None:
     left = tone(500)
     path = film(tmp_path / "anti.mkv", np.stack([left, -left]))
-    with Source(path) as source:
+    with VideoSource(path) as source:
         assert all(moment.sound.is_silent for moment in source)
         assert source.sound_note is not None and "cancel each other" in source.sound_note
     _, _, health = watch_stream(path)

@@ -23,11 +23,11 @@ from teso_deploy.bundle import (
     TextEncoderEntry,
     write_manifest,
 )
+from teso_deploy.cues.contracts import CueAnswer
 from teso_deploy.cues.names import CueNames
-from teso_deploy.cues.source import CueAnswer
 from teso_deploy.errors import BundleError, MissingExtraError
 from teso_deploy.recipe import Recipe
-from tests.graph_files import empty_graph
+from tests.support.graph_files import empty_graph
 
 FILES = {"graph": "text_encoder.onnx", "weights": "text_encoder.onnx.data", "tokenizer": "text_encoder.tokenizer.json"}
 

@@ -27,14 +27,24 @@ from teso_deploy.cues.chat_server import (
     ServerCaptioner,
     ServerReasoner,
 )
+from teso_deploy.cues.contracts import CueMoment
 from teso_deploy.cues.kept import KeptAnswers
 from teso_deploy.cues.prompts import Prompt
-from teso_deploy.cues.source import Moment
-from teso_deploy.cues.sources import NounSource, ReasonedSource
+from teso_deploy.cues.simple_sources import NounSource, ReasonedSource
 from teso_deploy.errors import CueSourceError, NoCueAnswerError
 from teso_deploy.types import Frame
-from tests.chat_server import Answer, Request, ScriptedServer, chat_server, event, failing, saying, streaming, timed
-from tests.leaks import nothing_left
+from tests.support.chat_server import (
+    Answer,
+    Request,
+    ScriptedServer,
+    chat_server,
+    event,
+    failing,
+    saying,
+    streaming,
+    timed,
+)
+from tests.support.leaks import nothing_left
 
 KEY = "sk-very-secret-0123456789"
 USER = [{"role": "user", "content": "hello"}]
@@ -45,9 +55,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def moment(count: int = 1, size: tuple[int, int] = (30, 40)) -> Moment:
+def moment(count: int = 1, size: tuple[int, int] = (30, 40)) -> CueMoment:
     frames = [Frame(np.full((*size, 3), 40 * k, np.uint8), pts_seconds=float(k)) for k in range(count)]
-    return Moment(frames[-1], tuple(frames[:-1]))
+    return CueMoment(frames[-1], tuple(frames[:-1]))
 
 
 def said(*script: Answer, seconds: float = 5.0, **more: Any) -> Any:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import teso_deploy
-from tests.commands import names_in, refused
-from tests.language_models import save_llava, save_reasoner, save_vision_encoder_decoder
+from tests.support.commands import names_in, refused
+from tests.support.language_models import save_llava, save_reasoner, save_vision_encoder_decoder
 
 ROOT = Path(teso_deploy.__file__).parent.parent
 _OWN_CLASSES = {

@@ -15,8 +15,8 @@ import pytest
 
 from teso_deploy.cli import doctor
 from teso_deploy.resources import shipped_path
-from tests.clips import make_clip
-from tests.commands import names_in, refused, teso
+from tests.support.clips import make_clip
+from tests.support.commands import names_in, refused, teso
 
 COMMAND = [sys.executable, "-m", "teso_deploy"]
 

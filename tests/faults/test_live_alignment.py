@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.recordings import click_track, record, shifted
-from tests.streams import Sender, free_port, serving, tcp
-from tests.watching import Seen, assert_exact, watched
+from tests.support.recordings import click_track, record, shifted
+from tests.support.streams import Sender, free_port, serving, tcp
+from tests.support.watching import Seen, assert_exact, watched
 
 #: At distances that differ, so that what is off by a beat is not aligned.
 BEATS = [0.3, 0.7, 1.25, 1.95]

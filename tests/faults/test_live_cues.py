@@ -12,17 +12,17 @@ import pytest
 from teso_deploy.cli.live import cue_worker
 from teso_deploy.cues.asking import AskingOptions
 from teso_deploy.cues.choosing import Chosen
-from teso_deploy.cues.source import CueAnswer
+from teso_deploy.cues.contracts import CueAnswer
 from teso_deploy.cues.worker import CueWorker
 from teso_deploy.errors import CueError, CueSourceError
-from teso_deploy.media.live import LiveReader
-from teso_deploy.runtime.accounting import Accounting
-from teso_deploy.runtime.delivery import Delivery
-from teso_deploy.runtime.live import LiveRunner
-from teso_deploy.runtime.pipeline import Pipeline
-from teso_deploy.runtime.prometheus import render_metrics
-from teso_deploy.runtime.sinks import CallbackSink
-from tests.leaks import nothing_left
+from teso_deploy.live.accounting import Accounting
+from teso_deploy.live.prometheus import render_metrics
+from teso_deploy.live.runner import LiveRunner
+from teso_deploy.media.live_reader import LiveReader
+from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.sinks.delivery import Delivery
+from teso_deploy.sinks.sinks import CallbackSink
+from tests.support.leaks import nothing_left
 from tests.unit.test_cue_worker import Scripted
 from tests.unit.test_live_runner import Camera
 

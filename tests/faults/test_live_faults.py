@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from teso_deploy.errors import InputNotFoundError, MediaError
-from tests.leaks import nothing_left
-from tests.recordings import click_track, record, shifted
-from tests.streams import Damage, Sender, corrupted, free_port, http, lost, rtsp, send_udp, serving, silent, tcp
-from tests.watching import Seen, assert_aligned, failure_of, watched
+from tests.support.leaks import nothing_left
+from tests.support.recordings import click_track, record, shifted
+from tests.support.streams import Damage, Sender, corrupted, free_port, http, lost, rtsp, send_udp, serving, silent, tcp
+from tests.support.watching import Seen, assert_aligned, failure_of, watched
 
 SECONDS = 4.0
 #: Every half second there is a flash and a click.

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from teso_deploy.errors import MediaError
-from tests.recordings import click_track, record
-from tests.streams import free_port
-from tests.watching import Seen, assert_exact, failure_of, watched
+from tests.support.recordings import click_track, record
+from tests.support.streams import free_port
+from tests.support.watching import Seen, assert_exact, failure_of, watched
 
 PYTHON = Path("/usr/bin/python3")
-SERVER = Path(__file__).with_name("gstreamer_server.py")
+SERVER = Path(__file__).parents[1] / "support" / "gstreamer_server.py"
 HAS_IT = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
 SECONDS = 6.0
 BEATS = [0.9, 1.7, 2.25, 3.4, 4.1, 5.2]

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from teso_deploy.live.runner import LiveRunner
+from teso_deploy.live.scheduler import LiveOptions
 from teso_deploy.media.address import Address
-from teso_deploy.media.live import LiveReader
+from teso_deploy.media.live_reader import LiveReader
+from teso_deploy.pipeline.pipeline import AUTO, Pipeline
 from teso_deploy.resources import shipped_path
-from teso_deploy.runtime.delivery import Delivery
-from teso_deploy.runtime.live import LiveRunner
-from teso_deploy.runtime.pipeline import AUTO, Pipeline
-from teso_deploy.runtime.scheduling import LiveOptions
-from teso_deploy.runtime.sinks import CallbackSink
-from tests.streams import Damage, Sender, lost, serving, tcp, untouched
-from tests.transport import begins_picture
+from teso_deploy.sinks.delivery import Delivery
+from teso_deploy.sinks.sinks import CallbackSink
+from tests.support.streams import Damage, Sender, lost, serving, tcp, untouched
+from tests.support.transport import begins_picture
 
 FPS, CLIP_SECONDS, DAMAGED_SECONDS, LONG_SECONDS = 25, 10.0, (1.0, 2.5), 5.0
 Masks = dict[float, NDArray[np.uint8]]

@@ -11,11 +11,11 @@ import pytest
 from teso_deploy.errors import InputNotFoundError, MediaError
 from teso_deploy.media.address import Address
 from teso_deploy.media.decoding import Corrupt
-from teso_deploy.media.live import LiveReader
-from tests.recordings import click_track, record
-from tests.rtmp import rtmp
-from tests.streams import Sender, Server, flagged, free_port, http, lost, rtsp, serving, silent, tcp
-from tests.watching import assert_aligned, failure_of, quickly, watched
+from teso_deploy.media.live_reader import LiveReader
+from tests.support.recordings import click_track, record
+from tests.support.rtmp import rtmp
+from tests.support.streams import Sender, Server, flagged, free_port, http, lost, rtsp, serving, silent, tcp
+from tests.support.watching import assert_aligned, failure_of, quickly, watched
 
 SECONDS = 4.0
 BEATS = [0.5 * n for n in range(1, 8)]

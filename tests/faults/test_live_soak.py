@@ -13,17 +13,17 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from teso_deploy.live.accounting import Accounting
+from teso_deploy.live.runner import LiveRunner
 from teso_deploy.media.address import Address
 from teso_deploy.media.backoff import Backoff
-from teso_deploy.media.live import LiveReader
-from teso_deploy.runtime.accounting import Accounting
-from teso_deploy.runtime.delivery import Delivery
-from teso_deploy.runtime.live import LiveRunner
-from teso_deploy.runtime.pipeline import Pipeline
-from teso_deploy.runtime.sinks import CallbackSink, MaskLinesSink, OverlaySink, Sink
-from tests.leaks import nothing_left
-from tests.recordings import click_track, record
-from tests.streams import Sender, corrupted, free_port, lost, serving, tcp, untouched
+from teso_deploy.media.live_reader import LiveReader
+from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.sinks.delivery import Delivery
+from teso_deploy.sinks.sinks import CallbackSink, MaskLinesSink, OverlaySink, Sink
+from tests.support.leaks import nothing_left
+from tests.support.recordings import click_track, record
+from tests.support.streams import Sender, corrupted, free_port, lost, serving, tcp, untouched
 
 SECONDS = float(os.environ.get("TESO_SOAK_SECONDS", "80"))
 FAULT_SECONDS = float(os.environ.get("TESO_SOAK_FAULT_SECONDS", "10"))

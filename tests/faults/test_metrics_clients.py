@@ -18,14 +18,14 @@ from typing import cast
 import pytest
 
 from teso_deploy.errors import OutputError
-from teso_deploy.media.live import LiveReader
+from teso_deploy.live.accounting import Accounting
+from teso_deploy.live.metrics_server import MOST_REQUEST_BYTES, MetricsServer
+from teso_deploy.live.runner import LiveRunner
+from teso_deploy.media.live_reader import LiveReader
 from teso_deploy.media.mask_folder import describe_masks
-from teso_deploy.runtime.accounting import Accounting
-from teso_deploy.runtime.live import LiveRunner
-from teso_deploy.runtime.metrics_server import MOST_REQUEST_BYTES, MetricsServer
-from teso_deploy.runtime.pipeline import Pipeline
-from teso_deploy.runtime.sinks import MaskFolderSink
-from tests.leaks import nothing_left
+from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.sinks.sinks import MaskFolderSink
+from tests.support.leaks import nothing_left
 from tests.unit.test_live_accounting import HEALTH
 from tests.unit.test_live_runner import Camera
 

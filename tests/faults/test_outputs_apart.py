@@ -9,8 +9,8 @@ import pytest
 
 from teso_deploy.bundle import bundle_folder
 from teso_deploy.errors import OutputError
-from tests.clips import make_clip
-from tests.commands import names_in, refused
+from tests.support.clips import make_clip
+from tests.support.commands import names_in, refused
 
 
 @pytest.fixture(scope="session")

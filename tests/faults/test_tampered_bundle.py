@@ -20,7 +20,7 @@ from teso_deploy.bundle import KIND, MANIFEST, SCHEMA_VERSION, Bundle, BundleMan
 from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import BundleError
 from teso_deploy.recipe import Recipe
-from tests.graph_files import empty_graph
+from tests.support.graph_files import empty_graph
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from torch import nn
 from teso_deploy.errors import CheckpointError, InputNotFoundError
 from teso_deploy.models import weight_files
 from teso_deploy.models.assembly import assemble, recognised
-from tests.checkpoint_files import (
+from tests.support.checkpoint_files import (
     arrays,
     one_tensor,
     pickled,
@@ -33,7 +33,7 @@ from tests.checkpoint_files import (
     vggish_tensors,
     zip_of,
 )
-from tests.foundations import small_recipe
+from tests.support.foundations import small_recipe
 
 
 def _bytes_of(write: Callable[[io.BytesIO], Any]) -> bytes:

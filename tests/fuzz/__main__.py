@@ -34,7 +34,7 @@ def plan_cases(count: int, seed: int, targets: list[str]) -> Iterator[tuple[str,
 
 def export_tiny(folder: Path) -> Path:
     """The tiny model of the tests as a bundle."""
-    from teso_deploy.exporting.export import export_bundle
+    from teso_deploy.conversion.bundle_export import export_bundle
     from teso_deploy.recipe import Recipe
     from tests.conftest import TINY
 

@@ -32,8 +32,9 @@ PRELOADED = (
     "numpy", "av", "onnxruntime", "PIL.Image", "pydantic", "rich.console", "torch", "safetensors.torch", "tomllib",
     "concurrent.futures", "http.client", "ssl",
     "teso_deploy.cli.run", "teso_deploy.cli.verify", "teso_deploy.cli.cues", "teso_deploy.cli.export",
-    "teso_deploy.cli.eval", "teso_deploy.cli.doctor", "teso_deploy.exporting.plan", "teso_deploy.exporting.export",
-    "teso_deploy.exporting.pytorch_engine", "teso_deploy.models.assembly",
+    "teso_deploy.cli.eval", "teso_deploy.cli.doctor", "teso_deploy.conversion.plan",
+    "teso_deploy.conversion.bundle_export",
+    "teso_deploy.conversion.pytorch_engine", "teso_deploy.models.assembly",
 )  # fmt: skip
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_MILLISECONDS = 10

@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 from teso_deploy.backends.cuda.device import CudaLibrary, Device
 from teso_deploy.backends.cuda.opening import open_device
 from teso_deploy.backends.engine import Engine
-from teso_deploy.backends.tensorrt.library import Target, load_library
+from teso_deploy.backends.tensorrt.bindings import Target, load_library
 from teso_deploy.backends.tensorrt.sidecar import architecture_of
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError, MissingExtraError
+from teso_deploy.pipeline.backend_choice import Backend, BackendName, load_backend
+from teso_deploy.pipeline.operators import HostOperators
+from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.pipeline.video_source import Moment, VideoSource
 from teso_deploy.resources import shipped_path
-from teso_deploy.runtime.backends import Backend, BackendName, load_backend
-from teso_deploy.runtime.operators import HostOperators
-from teso_deploy.runtime.parity import LIMITS
-from teso_deploy.runtime.pipeline import Pipeline
-from teso_deploy.runtime.schedule import Moment, Source
 from teso_deploy.types import BLANK_PIXEL_RATE, Precision
+from teso_deploy.verification.parity import LIMITS
 
 Absent = Callable[[object], NoReturn]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
@@ -143,7 +143,7 @@ def bundle(gpu: Device, absent: Absent, tmp_path_factory: pytest.TempPathFactory
     """The shipped bundle with its graphs in half precision; whatever is built of it is kept beside it."""
     if find_spec("onnx_ir") is None:
         absent("onnx-ir, which derives half precision, is not installed: pip install 'teso-deploy[export]'")
-    from teso_deploy.exporting.derive import derive_bundle
+    from teso_deploy.conversion.derive import derive_bundle
 
     folder = tmp_path_factory.mktemp("gpu")
     with pytest.MonkeyPatch.context() as patch:
@@ -154,7 +154,7 @@ def bundle(gpu: Device, absent: Absent, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def moments() -> list[Moment]:
     """Ten frames of the shipped clip, a second apart, each with its sound."""
-    with Source(shipped_path("export/demo/clip.mp4"), fps=1) as source:
+    with VideoSource(shipped_path("export/demo/clip.mp4"), fps=1) as source:
         return list(source)
 
 

@@ -11,7 +11,7 @@ import pytest
 from teso_deploy.backends.cuda.arrays import DeviceArray, device_array
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.errors import DeviceError
-from tests.device_checks import CHECKS
+from tests.support.device_checks import CHECKS
 
 pytestmark = pytest.mark.gpu
 

@@ -21,22 +21,22 @@ from numpy.typing import NDArray
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.cuda.tensors import DeviceTensor
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
+from teso_deploy.backends.tensorrt.bindings import Target, load_library
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine, TensorRTSlot
-from teso_deploy.backends.tensorrt.library import Target, load_library
 from teso_deploy.backends.tensorrt.making import cached_path, engine_factory, make_engine, source_of
 from teso_deploy.backends.tensorrt.profiles import load_profile
 from teso_deploy.backends.tensorrt.sidecar import architecture_of, read_engine, sidecar_path
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError, MissingExtraError, TesoError
-from teso_deploy.runtime import probes
-from teso_deploy.runtime.backends import GPU_BACKENDS
-from teso_deploy.runtime.engine_check import check_against_onnxruntime
-from teso_deploy.runtime.parity import LIMITS, compare, parity_of
-from teso_deploy.runtime.pipeline import GRAPHS, Pipeline
-from teso_deploy.runtime.schedule import Moment
-from teso_deploy.runtime.verify import CANONICAL, verify_bundle
+from teso_deploy.pipeline.backend_choice import GPU_BACKENDS
+from teso_deploy.pipeline.pipeline import GRAPHS, Pipeline
+from teso_deploy.pipeline.video_source import Moment
 from teso_deploy.types import Precision
+from teso_deploy.verification import probes
+from teso_deploy.verification.engine_check import check_against_onnxruntime
+from teso_deploy.verification.parity import LIMITS, compare, parity_of
+from teso_deploy.verification.verify import CANONICAL, verify_bundle
 from tests.gpu.conftest import (
     PRECISIONS,
     Absent,

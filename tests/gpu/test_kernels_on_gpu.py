@@ -18,11 +18,12 @@ from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.cuda.kernels import Postprocess, Preprocess, load_kernels
 from teso_deploy.backends.cuda.plans import LUMA_SHARES, Labels, RgbPictures, Scores, is_rows_first
 from teso_deploy.errors import DeviceError, MissingExtraError
+from teso_deploy.pipeline.postprocess import labels_of
+from teso_deploy.pipeline.preprocess import fitted_size, normalised, resized
 from teso_deploy.resources import shipped_path
-from teso_deploy.runtime.postprocess import labels_of
-from teso_deploy.runtime.preprocess import fitted_size, normalised, resized
+from teso_deploy.types import ImageSize
 from tests.gpu.conftest import Absent
-from tests.operators import MEAN, STD, Operators, Size
+from tests.support.operators import MEAN, STD, Operators
 
 pytestmark = pytest.mark.gpu
 
@@ -61,7 +62,7 @@ def probabilities(*shape: int, seed: int = 0) -> NDArray[np.float32]:
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_pictures_equal_those_of_the_cpu_path(
-    operators: Operators, size: Size, bucket: Size, fit: str, dtype: Any
+    operators: Operators, size: ImageSize, bucket: ImageSize, fit: str, dtype: Any
 ) -> None:
     pictures = noise(3, *size, 3)
     fitted = fitted_size(pictures[0], bucket, fit)
@@ -71,7 +72,9 @@ def test_pictures_equal_those_of_the_cpu_path(
 
 
 @functools.cache
-def nv12_and_reference(size: Size, is_full_range: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[Any]]:
+def nv12_and_reference(
+    size: ImageSize, is_full_range: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[Any]]:
     """Luma, chroma, and what float64 makes of them, which takes seconds."""
     height, width = size
     batch = 1 if height > 1000 else 2
@@ -84,7 +87,7 @@ def nv12_and_reference(size: Size, is_full_range: bool) -> tuple[NDArray[np.uint
 
 @pytest.mark.parametrize("size", [(1080, 1920), (719, 1281), (1, 1)], ids=str)
 @pytest.mark.parametrize("is_full_range", [False, True])
-def test_nv12_is_within_a_level_of_the_reference(operators: Operators, size: Size, is_full_range: bool) -> None:
+def test_nv12_is_within_a_level_of_the_reference(operators: Operators, size: ImageSize, is_full_range: bool) -> None:
     luma, chroma, expected = nv12_and_reference(size, is_full_range)
     made = operators.nv12(luma, chroma, (288, 512), "bt709", is_full_range, gap_bytes=64)
     assert np.abs(made - expected).max() < 1.01 / min(STD)

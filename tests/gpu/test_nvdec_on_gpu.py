@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from teso_deploy.media.reader import VideoReader
-from tests.clips import make_clip
 from tests.gpu.conftest import Absent
+from tests.support.clips import make_clip
 
 pytestmark = pytest.mark.gpu
 

@@ -8,8 +8,8 @@ import pytest
 
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.bundle import Bundle
-from teso_deploy.runtime.backends import GPU_BACKENDS
-from teso_deploy.runtime.schedule import Moment
+from teso_deploy.pipeline.backend_choice import GPU_BACKENDS
+from teso_deploy.pipeline.video_source import Moment
 from teso_deploy.types import Precision
 from tests.gpu.conftest import (
     Absent,
@@ -29,7 +29,7 @@ OTHERS: tuple[Precision, ...] = ("bf16", "int8")
 @pytest.fixture(scope="module")
 def rounded(bundle: Bundle) -> Bundle:
     """With the forms of these precisions, int8 calibrated on the shipped clip."""
-    from teso_deploy.exporting.derive import derive_bundle
+    from teso_deploy.conversion.derive import derive_bundle
 
     return derive_bundle(bundle, bundle.folder.parent / "rounded", ("fp32", *OTHERS))[0]
 

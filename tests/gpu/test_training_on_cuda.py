@@ -14,7 +14,7 @@ from teso_deploy.recipe import Recipe, TrainPhase, TrainRecipe
 from teso_deploy.training.finetune import train_on_videos
 from teso_deploy.training.loop import Progress, train_model
 from teso_deploy.training.videos import VideoBatches
-from tests.avs_layouts import write_avss
+from tests.support.avs_layouts import write_avss
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda_torch")]
 

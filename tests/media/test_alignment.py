@@ -12,7 +12,7 @@ from teso_deploy.media.audio import WINDOW_SECONDS, AudioTrack, WindowKind, read
 from teso_deploy.media.container import SteadyClock
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.types import SAMPLE_RATE_HZ, WINDOW_SAMPLES
-from tests.recordings import SIZE, click_times, click_track, flash_times, record, turn
+from tests.support.recordings import SIZE, click_times, click_track, flash_times, record, turn
 
 STEADY = [i / 25 for i in range(75)]
 

@@ -14,7 +14,7 @@ from teso_deploy.errors import MediaError
 from teso_deploy.media.audio import HOP_SECONDS, WINDOW_SECONDS, AudioTrack, Timeline, read_audio
 from teso_deploy.media.mono import Piece
 from teso_deploy.types import WINDOW_SAMPLES
-from tests.clips import make_clip
+from tests.support.clips import make_clip
 
 
 def write_beeps(

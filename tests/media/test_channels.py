@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.media.address import Address
 from teso_deploy.media.audio import read_audio
-from teso_deploy.media.live import LiveReader
+from teso_deploy.media.live_reader import LiveReader
 
 RATE_HZ = 48_000
 SECONDS = 1.0

@@ -24,10 +24,10 @@ from teso_deploy.media import decoding
 from teso_deploy.media.address import Address
 from teso_deploy.media.backoff import Backoff
 from teso_deploy.media.decoding import LiveFrame, VideoDecoder
-from teso_deploy.media.live import LiveReader
-from tests.leaks import nothing_left
-from tests.recordings import RATE_HZ, SIZE, click_times, click_track, record, shifted, turn
-from tests.streams import Sender, corrupted, serving, silent, tcp
+from teso_deploy.media.live_reader import LiveReader
+from tests.support.leaks import nothing_left
+from tests.support.recordings import RATE_HZ, SIZE, click_times, click_track, record, shifted, turn
+from tests.support.streams import Sender, corrupted, serving, silent, tcp
 
 SECONDS = 2.0
 TIMES = [n / 25 for n in range(50)]
@@ -305,7 +305,7 @@ def test_an_end_is_an_end_though_a_decoder_is_slow(clip: Path, monkeypatch: pyte
         return decode(self, *given)
 
     monkeypatch.setattr(VideoDecoder, "_decode", slowly)
-    monkeypatch.setattr("teso_deploy.media.live.JOIN_SECONDS", 0.55)
+    monkeypatch.setattr("teso_deploy.media.live_reader.JOIN_SECONDS", 0.55)
     with reader_of(clip) as reader:
         reader.start()
         frames = all_of(reader)

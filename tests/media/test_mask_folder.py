@@ -18,7 +18,7 @@ from teso_deploy.media.mask_folder import (
     staged_mask_folder,
 )
 from teso_deploy.media.overlay import palette
-from tests.commands import names_in
+from tests.support.commands import names_in
 
 MASKS = describe_masks(("dog", "cat"), "rtsp://***@camera/1", "teso-nano")
 

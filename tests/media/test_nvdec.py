@@ -18,8 +18,8 @@ from teso_deploy.errors import DeviceError
 from teso_deploy.media import nvdec, picture
 from teso_deploy.media.container import open_unchecked
 from teso_deploy.media.reader import VideoReader
-from tests.clips import make_clip
-from tests.commands import teso
+from tests.support.clips import make_clip
+from tests.support.commands import teso
 
 
 @pytest.fixture(scope="module")

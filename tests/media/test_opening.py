@@ -20,10 +20,10 @@ from teso_deploy.media.address import Address
 from teso_deploy.media.audio import read_audio
 from teso_deploy.media.connecting import open_stream, sentence
 from teso_deploy.media.container import open_container
-from teso_deploy.media.live import LiveReader
+from teso_deploy.media.live_reader import LiveReader
 from teso_deploy.media.reader import VideoReader
-from tests.clips import make_clip
-from tests.commands import teso
+from tests.support.clips import make_clip
+from tests.support.commands import teso
 
 TITLE = b"XYZW title"
 LATIN = "Größe".encode("latin-1")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from teso_deploy.media.audio import AudioTrack
 from teso_deploy.media.overlay import Overlay, palette
 from teso_deploy.types import Cues, Frame, Segmentation
-from tests.recordings import click_track
+from tests.support.recordings import click_track
 
 CLASSES = ("dog", "electric guitar", "rooster")
 TRACK = AudioTrack(click_track(4, [0.5, 2, 3], 16_000))

@@ -17,10 +17,10 @@ from PIL import Image
 
 from teso_deploy.errors import MediaError
 from teso_deploy.media.address import Address
-from teso_deploy.media.live import LiveReader
+from teso_deploy.media.live_reader import LiveReader
 from teso_deploy.media.picture import Presenter, Turn
 from teso_deploy.media.reader import VideoReader
-from tests.recordings import turn
+from tests.support.recordings import turn
 
 HEIGHT, WIDTH = 48, 64
 COLOURS = {"R": (255, 0, 0), "G": (0, 255, 0), "B": (0, 0, 255), "W": (255, 255, 255)}

@@ -11,7 +11,7 @@ import pytest
 
 from teso_deploy.errors import InputNotFoundError, MediaError
 from teso_deploy.media.reader import VideoReader
-from tests.clips import make_clip
+from tests.support.clips import make_clip
 
 
 def write_frames(path: Path, times: list[float], *, shade: bool = True, options: dict[str, str] | None = None) -> Path:

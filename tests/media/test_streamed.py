@@ -20,7 +20,7 @@ from teso_deploy.media.overlay import Overlay
 from teso_deploy.media.streamed import KEPT_SECONDS, Chunk, Envelope
 from teso_deploy.media.windows import peaks_of
 from teso_deploy.types import SAMPLE_RATE_HZ
-from tests.recordings import click_track, record
+from tests.support.recordings import click_track, record
 
 RATE = SAMPLE_RATE_HZ
 

@@ -17,12 +17,12 @@ from PIL import Image
 
 from teso_deploy.errors import MediaError
 from teso_deploy.media.address import Address
-from teso_deploy.media.live import LiveReader
+from teso_deploy.media.live_reader import LiveReader
 from teso_deploy.media.tracks import audio_candidates, choose_video_track
-from teso_deploy.runtime.schedule import Source
-from tests.clips import make_clip
-from tests.commands import refused, teso
-from tests.transport import merge_programmes
+from teso_deploy.pipeline.video_source import VideoSource
+from tests.support.clips import make_clip
+from tests.support.commands import refused, teso
+from tests.support.transport import merge_programmes
 
 NONE = Disposition(0)
 
@@ -157,7 +157,7 @@ def pitch(samples: NDArray[np.float32]) -> float:
     ("video", "audio", "width", "hertz"), [(None, None, 192, 440), (0, 1, 96, 2000), (1, 0, 192, 440)]
 )
 def test_named_tracks_are_read(many: Path, video: int | None, audio: int | None, width: int, hertz: float) -> None:
-    with Source(many, video_track=video, audio_track=audio) as source:
+    with VideoSource(many, video_track=video, audio_track=audio) as source:
         moment = next(iter(source))
         assert source.info.width == moment.frame.image.shape[1] == width
         assert pitch(source.track.read(0, 1)) == pytest.approx(hertz, abs=5)
@@ -180,7 +180,7 @@ def test_the_sound_of_the_picture_that_is_named(parts: dict[str, Path], tmp_path
     both = tmp_path / "both.ts"
     both.write_bytes(merge_programmes(first.read_bytes(), second.read_bytes()))
     for track, width, hertz in ((None, 192, 2000), (0, 96, 440), (1, 192, 2000)):
-        with Source(both, video_track=track) as source:
+        with VideoSource(both, video_track=track) as source:
             assert source.info.width == width and pitch(source.track.read(0, 1)) == pytest.approx(hertz, abs=5)
 
 

@@ -15,8 +15,8 @@ from teso_deploy.errors import MediaError
 from teso_deploy.media.audio import AudioTrack, read_audio
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.media.writer import VideoWriter
-from tests.commands import teso
-from tests.recordings import click_track, record
+from tests.support.commands import teso
+from tests.support.recordings import click_track, record
 
 STEADY = [i / 10 for i in range(20)]
 

@@ -15,7 +15,7 @@ from teso_deploy.media.audio import AudioTrack, read_audio
 from teso_deploy.media.container import seconds_of
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.media.writer import VideoWriter
-from tests.recordings import CLICK_SECONDS, click_times, click_track, flash_times
+from tests.support.recordings import CLICK_SECONDS, click_times, click_track, flash_times
 
 STEADY = [i / 25 for i in range(75)]
 NTSC = [i * 1001 / 30_000 for i in range(89)]

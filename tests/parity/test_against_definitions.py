@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper
 
-from teso_deploy.exporting.functions import PLUGIN_ATTRIBUTES, msda_function, plugin_function
+from teso_deploy.conversion.functions import PLUGIN_ATTRIBUTES, msda_function, plugin_function
 from teso_deploy.models import build
 from teso_deploy.models.audio import LogMel
 from teso_deploy.models.fusion import Pmqs, Sedam

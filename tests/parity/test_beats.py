@@ -11,11 +11,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from teso_deploy.models.assembly import Source, fitted, mapped, recognised
+from teso_deploy.models.assembly import WeightSource, fitted, mapped, recognised
 from teso_deploy.models.beats import BeatsEncoder, KaldiFilterBank, position_buckets
 from teso_deploy.models.keymaps.beats import BEATS
 from teso_deploy.recipe import Recipe
-from tests.foundations import small_recipe
+from tests.support.foundations import small_recipe
 
 Array = NDArray[np.float64]
 SIZES = {
@@ -210,9 +210,9 @@ def test_the_encoder(loaded: BeatsEncoder) -> None:
     assert np.abs(ours[0] - ours[2]).max() > 0.05, "silence is not noise"
 
 
-def recognised_as(tensors: dict[str, torch.Tensor]) -> Source:
+def recognised_as(tensors: dict[str, torch.Tensor]) -> WeightSource:
     assert BEATS.recognises(tensors)
-    return Source(Path("beats.pt"), tensors, BEATS)
+    return WeightSource(Path("beats.pt"), tensors, BEATS)
 
 
 def test_every_key_is_known_and_every_weight_given() -> None:
@@ -235,7 +235,7 @@ def test_every_key_is_known_and_every_weight_given() -> None:
 
 @torch.no_grad()
 def test_it_is_one_graph(loaded: BeatsEncoder, tmp_path: Path) -> None:
-    from teso_deploy.exporting.graphs import export_graph
+    from teso_deploy.conversion.graphs import export_graph
     from teso_deploy.models.graphs import GraphSpec
 
     given = waveforms()

@@ -15,16 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
+from teso_deploy.conversion.captioners import check_pictures, export_captioner, image_entry
+from teso_deploy.conversion.cue_weights import gemms_split, weights_quantized
+from teso_deploy.conversion.llava import export_llava
 from teso_deploy.cues.language.captioner import LocalCaptioner
 from teso_deploy.cues.language.pictures import prepared
 from teso_deploy.cues.language.reasoner import LocalReasoner
 from teso_deploy.cues.model_bundle import ModelEntry
 from teso_deploy.cues.prompts import Prompt
 from teso_deploy.errors import CheckpointError
-from teso_deploy.exporting.captioners import check_pictures, export_captioner, image_entry
-from teso_deploy.exporting.cue_weights import gemms_split, weights_quantized
-from teso_deploy.exporting.llava import export_llava
-from tests.language_models import (
+from tests.support.language_models import (
     byte_tokenizer,
     photograph,
     save_llava,

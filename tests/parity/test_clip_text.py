@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from teso_deploy.errors import CheckpointError
-from teso_deploy.models.assembly import Source, fitted, mapped
+from teso_deploy.models.assembly import WeightSource, fitted, mapped
 from teso_deploy.models.clip_text import ClipText
 from teso_deploy.models.keymaps.clip_text import CLIP_TEXT_FORMATS, HUGGING_FACE_CLIP, IMAGEBIND, OPEN_CLIP
 from teso_deploy.models.keymaps.rules import Format
 from teso_deploy.recipe import Recipe
-from tests.foundations import randomise, small_recipe
+from tests.support.foundations import randomise, small_recipe
 
 DIM = 24
 START, END = 97, 98
@@ -80,7 +80,7 @@ def loaded(recipe: Recipe, tensors: Mapping[str, Tensor], kind: Format) -> ClipT
     """Our tower with a file's weights. Every key of the file is used or ignored, every parameter of ours is given."""
     model = ClipText(recipe.clip_text, recipe.text.dim)
     randomise(model, 9)
-    source = Source(Path("clip"), dict(tensors), kind)
+    source = WeightSource(Path("clip"), dict(tensors), kind)
     given, report = mapped(source, recipe, model.state_dict())
     assert report.is_complete, str(report)
     assert set(given) >= {name for name, _ in model.named_parameters()}
@@ -283,7 +283,7 @@ def test_each_kind_is_known_by_its_names() -> None:
 def test_a_file_of_other_sizes_is_refused_by_them(kind: Format, kept: Any) -> None:
     ours = recipe_of(width=64, layers=1, context=20, mlp_dim=80)
     theirs = recipe_of()
-    source = Source(Path("clip.pt"), kept(as_open_clip(theirs)), kind)
+    source = WeightSource(Path("clip.pt"), kept(as_open_clip(theirs)), kind)
     assert kind.sized(ours, source.tensors).clip_text == theirs.clip_text
     own = ClipText(ours.clip_text, ours.text.dim).state_dict()
     with pytest.raises(CheckpointError, match=r"clip_text\.width 32 \(recipe: 64\), clip_text\.layers 2 \(recipe: 1\)"):

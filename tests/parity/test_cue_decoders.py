@@ -14,13 +14,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from teso_deploy.conversion.cue_decoders import export_decoder
 from teso_deploy.cues.language.decoder import Cache, Decoder
 from teso_deploy.cues.language.generation import generate
 from teso_deploy.cues.language.reasoner import LocalReasoner
 from teso_deploy.cues.model_bundle import ModelEntry, WeightPrecision
 from teso_deploy.cues.prompts import Prompt
-from teso_deploy.exporting.cue_decoders import export_decoder
-from tests.language_models import REASONERS, byte_tokenizer, save_reasoner
+from tests.support.language_models import REASONERS, byte_tokenizer, save_reasoner
 
 PROMPT = Prompt.load("one-shot-direct")
 CAPTIONS = ("a dog barks at a man", "two cars and a guitar")

@@ -11,10 +11,10 @@ import torch
 
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
 from teso_deploy.bundle import Bundle
+from teso_deploy.conversion import bundle_export as exporting
+from teso_deploy.conversion.bundle_export import export_bundle
+from teso_deploy.conversion.reference import example_arguments
 from teso_deploy.errors import CheckFailedError, CheckpointError, OutputError
-from teso_deploy.exporting import export as exporting
-from teso_deploy.exporting.export import export_bundle
-from teso_deploy.exporting.reference import example_arguments
 from teso_deploy.models import build, checkpoints
 from teso_deploy.models.graphs import graph_modules, graph_specs
 from teso_deploy.recipe import Recipe
@@ -97,7 +97,7 @@ def test_guards_hold_in_the_engine(
 def test_all_cues_rejected_and_four_alive_in_the_engine(
     tiny_recipe: Recipe, tmp_path: Path, sign: float, alive: int
 ) -> None:
-    from teso_deploy.exporting.graphs import export_graph
+    from teso_deploy.conversion.graphs import export_graph
 
     model = build(tiny_recipe, 0)
     last = model.fusion.sedam.attentions[-1]

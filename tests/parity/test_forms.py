@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine, form_of
 from teso_deploy.bundle import Bundle
+from teso_deploy.conversion.bundle_export import export_bundle
+from teso_deploy.conversion.derive import derive_bundle
+from teso_deploy.conversion.functions import PLUGIN, plugin_nodes
+from teso_deploy.conversion.onnxruntime_form import query_grid
+from teso_deploy.conversion.precision import check_precision, halved, shares
+from teso_deploy.conversion.quantization import least_left_out, observe, products, quantize, sensitivities
+from teso_deploy.conversion.weights import WeightsFile
 from teso_deploy.errors import BundleError, OutputError, PrecisionError
-from teso_deploy.exporting.derive import derive_bundle
-from teso_deploy.exporting.export import export_bundle
-from teso_deploy.exporting.functions import PLUGIN, plugin_nodes
-from teso_deploy.exporting.onnxruntime_form import query_grid
-from teso_deploy.exporting.precision import check_precision, halved, shares
-from teso_deploy.exporting.quantization import least_left_out, observe, products, quantize, sensitivities
-from teso_deploy.exporting.weights import WeightsFile
+from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.recipe import Recipe
-from teso_deploy.runtime.pipeline import Pipeline
 
 GRAPHS = ("visual_encoder", "audio_encoder", "fusion", "decoder")
 
@@ -333,7 +333,7 @@ def test_too_little_disk_is_found_before_anything_is_written(
     class Usage:
         free = 1_000_000
 
-    monkeypatch.setattr("teso_deploy.exporting.forms.shutil.disk_usage", lambda path: Usage)
+    monkeypatch.setattr("teso_deploy.conversion.forms.shutil.disk_usage", lambda path: Usage)
     with pytest.raises(OutputError, match="make room"):
         export_bundle(tiny_recipe, tmp_path / "out", random_weights_seed=0)
     with pytest.raises(OutputError, match="make room"):

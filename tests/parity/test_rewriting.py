@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
-from teso_deploy.exporting import hidden_layers
-from teso_deploy.exporting.biases import folded_biases
-from teso_deploy.exporting.hidden_layers import hidden_layers_in_parts, padded_hidden_layers
-from teso_deploy.exporting.rearrangement import gathered_tokens
-from teso_deploy.exporting.rewriting import Rewriter
+from teso_deploy.conversion import hidden_layers
+from teso_deploy.conversion.biases import folded_biases
+from teso_deploy.conversion.hidden_layers import hidden_layers_in_parts, padded_hidden_layers
+from teso_deploy.conversion.rearrangement import gathered_tokens
+from teso_deploy.conversion.rewriting import Rewriter
 
 Node = tuple[str, list[str], str, dict[str, Any]]
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from teso_deploy.errors import CheckpointError
 from teso_deploy.models.assembly import assemble
 from teso_deploy.recipe import Recipe, load_recipe
-from tests.foundations import hugging_face_mask2former, randomise, small_recipe
+from tests.support.foundations import hugging_face_mask2former, randomise, small_recipe
 
 FOUNDATION_CLASSES = 6
 

@@ -22,22 +22,22 @@ from teso_deploy.bundle import (
     Preprocessing,
     write_manifest,
 )
+from teso_deploy.conversion.bundle_export import export_bundle
+from teso_deploy.conversion.derive import derive_bundle
+from teso_deploy.conversion.text_encoder import text_graph, write_text_encoder
+from teso_deploy.conversion.vocabulary import minilm_folder
+from teso_deploy.cues.contracts import CueAnswer
 from teso_deploy.cues.names import CueNames
-from teso_deploy.cues.source import CueAnswer
 from teso_deploy.cues.table import CueTable
 from teso_deploy.cues.text_encoder import TextEncoder
 from teso_deploy.errors import CheckpointError, RecipeError
-from teso_deploy.exporting.derive import derive_bundle
-from teso_deploy.exporting.export import export_bundle
-from teso_deploy.exporting.text_encoder import text_graph, write_text_encoder
-from teso_deploy.exporting.vocabulary import minilm_folder
 from teso_deploy.models.assembly import recognised
+from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.recipe import Recipe
-from teso_deploy.runtime.pipeline import Pipeline
-from tests.foundations import SHALLOW, small_recipe
 from tests.parity.test_clip_text import hugging_face
 from tests.parity.test_vocabulary import small_vocabulary, spelt, write_vocabulary
-from tests.sharing import made_once
+from tests.support.foundations import SHALLOW, small_recipe
+from tests.support.sharing import made_once
 
 #: Of few tokens and of more than the encoder takes.
 WORDS = ["kazoo", "glass armonica", "old hurdy-gurdy from the village", "ocarina", "didgeridoo " * 60]

@@ -13,17 +13,17 @@ from PIL import Image
 
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
 from teso_deploy.bundle import Bundle, write_manifest
+from teso_deploy.conversion.divergence import first_difference
+from teso_deploy.conversion.pytorch_engine import pytorch_engines
 from teso_deploy.errors import BundleError
-from teso_deploy.exporting.divergence import first_difference
-from teso_deploy.exporting.pytorch_engine import pytorch_engines
 from teso_deploy.models.teso import build
 from teso_deploy.recipe import Recipe
 from teso_deploy.resources import shipped_path
-from teso_deploy.runtime import probes
-from teso_deploy.runtime.audio_control import SOUNDS, STORED, Heard, control_inputs
-from teso_deploy.runtime.parity import LIMITS, GraphParity, Thresholds, compare, compare_masks
-from teso_deploy.runtime.verify import CANONICAL, Check, VerifyReport, verify_bundle
-from tests.commands import refused, teso
+from teso_deploy.verification import probes
+from teso_deploy.verification.audio_control import SOUNDS, STORED, Heard, control_inputs
+from teso_deploy.verification.parity import LIMITS, GraphParity, Thresholds, compare, compare_masks
+from teso_deploy.verification.verify import CANONICAL, Check, VerifyReport, verify_bundle
+from tests.support.commands import refused, teso
 
 
 def report_of(bundle: Bundle, *forms: str, thorough: bool = True) -> VerifyReport:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from teso_deploy.models.assembly import fitted, recognised
 from teso_deploy.models.audio import LogMel, Vggish
 from teso_deploy.recipe import AudioRecipe
-from tests.foundations import small_recipe
+from tests.support.foundations import small_recipe
 
 Array = NDArray[np.float64]
 WIDTHS = (3, 4, 5, 6, 7, 8)

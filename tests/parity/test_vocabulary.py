@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from teso_deploy.conversion import vocabulary
+from teso_deploy.conversion.clip_tokens import END, START, WORDS, clip_token_rows
 from teso_deploy.errors import CheckpointError, CueError, MissingExtraError, RecipeError
-from teso_deploy.exporting import vocabulary
-from teso_deploy.exporting.clip_tokens import END, START, WORDS, clip_token_rows
 from teso_deploy.models.clip_text import ClipText
 from teso_deploy.recipe import ClipTextRecipe, Recipe, load_recipe, parse_recipe
-from tests.foundations import randomise, small_recipe
+from tests.support.foundations import randomise, small_recipe
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, module: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from teso_deploy.evaluation.library import Library
+from teso_deploy.evaluation.media_library import MediaLibrary
 from teso_deploy.recipe import Recipe, TrainRecipe
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def word_embeddings() -> dict[str, NDArray[np.float32]]:
 
 @pytest.fixture(scope="module")
 def scene_batches(
-    training_recipe: Recipe, shapes_and_tones: Library, word_embeddings: dict[str, NDArray[np.float32]]
+    training_recipe: Recipe, shapes_and_tones: MediaLibrary, word_embeddings: dict[str, NDArray[np.float32]]
 ) -> SceneBatches:
     """Scenes of the test's media."""
     from teso_deploy.training.batches import SceneBatches

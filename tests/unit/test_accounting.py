@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from teso_deploy.runtime.events import Event, EventLog
-from teso_deploy.runtime.latency import LatencyLog, percentiles_ms
-from teso_deploy.runtime.schedule import one_a_second
+from teso_deploy.pipeline.latency import LatencyLog, percentiles_ms
+from teso_deploy.pipeline.video_source import one_a_second
+from teso_deploy.sinks.events import Event, EventLog
 from teso_deploy.types import Cues, Frame, Segmentation
 
 NO_CUES = Cues((), np.zeros((1, 2), np.float32), np.zeros(1, np.bool_), source="fallback")

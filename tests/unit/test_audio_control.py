@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from teso_deploy.runtime import probes
-from teso_deploy.runtime.audio_control import SOUNDS, STORED, control, control_inputs
-from teso_deploy.runtime.parity import LIMITS
 from teso_deploy.types import WINDOW_SAMPLES
+from teso_deploy.verification import probes
+from teso_deploy.verification.audio_control import SOUNDS, STORED, control, control_inputs
+from teso_deploy.verification.parity import LIMITS
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from teso_deploy.benchmarking import stock
-from teso_deploy.benchmarking.contenders import CONTENDERS, chosen, mask2former_sizes
-from teso_deploy.benchmarking.harness import OURS, Entrant, Measured, report_of, run
-from teso_deploy.benchmarking.processes import WorkerProcess
-from teso_deploy.benchmarking.report import environment_of, markdown, percentile_row, save_bars
-from teso_deploy.benchmarking.schedule import Timings, TurnFailedError, interleaved, one_turn
 from teso_deploy.bundle import Bundle
+from teso_deploy.comparison import stock
+from teso_deploy.comparison.contenders import CONTENDERS, chosen, mask2former_sizes
+from teso_deploy.comparison.harness import OURS, Entrant, Measured, report_of, run
+from teso_deploy.comparison.processes import WorkerProcess
+from teso_deploy.comparison.report import environment_of, markdown, percentile_row, save_bars
+from teso_deploy.comparison.turns import Timings, TurnFailedError, interleaved, one_turn
 from teso_deploy.errors import BundleError, InputNotFoundError, MissingExtraError
 from teso_deploy.recipe import Recipe, load_recipe
-from tests.foundations import SHALLOW, small_recipe
+from tests.support.foundations import SHALLOW, small_recipe
 
 HERE = "tests.unit.test_benchmarking"
 

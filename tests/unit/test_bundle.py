@@ -22,7 +22,7 @@ from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import BundleError, InputNotFoundError, OutputError
 from teso_deploy.recipe import Recipe
 from teso_deploy.sealed import sha256_of
-from tests.graph_files import empty_graph
+from tests.support.graph_files import empty_graph
 
 
 def write_bundle(out: Path, recipe: Recipe, note: str = "a graph") -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.recipe import Recipe
-from teso_deploy.runtime.pipeline import Pipeline
 from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Frame
 from tests.unit.test_pipeline import FakeEngine, bundle_of, picture, sound
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from teso_deploy.conversion.cue_decoders import tokenizer_to
 from teso_deploy.cues.answers import read_answer
 from teso_deploy.cues.language.constraint import MAX_NAMES, RESERVE_TOKENS, ObjectConstraint, Shape
 from teso_deploy.cues.language.decoder import Cache
 from teso_deploy.cues.language.generation import generate
 from teso_deploy.cues.tokens import Tokens
-from teso_deploy.exporting.cue_decoders import tokenizer_to
-from tests.language_models import byte_tokenizer, sentencepiece_tokenizer
+from tests.support.language_models import byte_tokenizer, sentencepiece_tokenizer
 
 WHOLE = [
     '{"objects": [], "sounding": []}',

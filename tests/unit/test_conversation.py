@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
+from teso_deploy.conversion.cue_decoders import begun, chat_of, tokenizer_to
+from teso_deploy.cues.contracts import Message
 from teso_deploy.cues.language.conversation import written_out
 from teso_deploy.cues.model_bundle import ChatEntry
 from teso_deploy.cues.prompts import Prompt, prompt_names
-from teso_deploy.cues.source import Message
 from teso_deploy.cues.tokens import Tokens
 from teso_deploy.errors import BundleError, CheckpointError, CueSourceError
-from teso_deploy.exporting.cue_decoders import begun, chat_of, tokenizer_to
-from tests.language_models import byte_tokenizer, sentencepiece_tokenizer
+from tests.support.language_models import byte_tokenizer, sentencepiece_tokenizer
 
 Made = tuple[Any, Tokens, ChatEntry]
 

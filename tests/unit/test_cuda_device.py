@@ -19,8 +19,8 @@ from teso_deploy.backends.cuda import opening
 from teso_deploy.backends.cuda.device import CudaLibrary
 from teso_deploy.backends.cuda.libcuda import Libcuda
 from teso_deploy.errors import DeviceError, MissingExtraError
-from tests.device_checks import CHECKS
-from tests.stub_checks import STUB_CHECKS
+from tests.support.device_checks import CHECKS
+from tests.support.stub_checks import STUB_CHECKS
 
 MODULES: dict[CudaLibrary, str] = {"cuda-core": "cuda", "pycuda": "pycuda"}
 SOURCE = Path(__file__).parent / "cuda_stub" / "libcuda.c"
@@ -49,7 +49,7 @@ def results(stub: Path) -> dict[str, dict[str, str | None]]:
         if find_spec(module) is None:
             continue
         done = subprocess.run(
-            [sys.executable, "-m", "tests.stub_checks", library],
+            [sys.executable, "-m", "tests.support.stub_checks", library],
             cwd=ROOT,
             env={**os.environ, "LD_LIBRARY_PATH": f"{stub}:{os.environ.get('LD_LIBRARY_PATH', '')}"},
             capture_output=True,

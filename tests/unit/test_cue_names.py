@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from teso_deploy.conversion.vocabulary import shipped_nouns
+from teso_deploy.cues.contracts import CueAnswer
 from teso_deploy.cues.names import CueNames
 from teso_deploy.cues.singulars import singular
-from teso_deploy.cues.source import CueAnswer
 from teso_deploy.cues.table import CueTable
 from teso_deploy.cues.text_encoder import TextEncoder
 from teso_deploy.errors import CueError
-from teso_deploy.exporting.vocabulary import shipped_nouns
 from teso_deploy.resources import shipped_path
 
 NAMES = ("bus", "chicken", "dog", "fire truck", "glass", "maracas", "person", "saxophone", "truck", "violin")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from teso_deploy.bundle import TaggerEntry
+from teso_deploy.cues.contracts import CueAnswer, CueMoment, Message
 from teso_deploy.cues.kept import KeptAnswers
 from teso_deploy.cues.nouns import find_nouns, mentions
 from teso_deploy.cues.prompts import Prompt
-from teso_deploy.cues.source import CueAnswer, Message, Moment
-from teso_deploy.cues.sources import ChainSource, FilterSource, NounSource, ReasonedSource, TaggerSource
+from teso_deploy.cues.simple_sources import ChainSource, FilterSource, NounSource, ReasonedSource, TaggerSource
 from teso_deploy.errors import CueSourceError, NoCueAnswerError
 from teso_deploy.outputs import write_vouched
 from teso_deploy.types import Frame
@@ -23,9 +23,9 @@ KNOWN = {"dog", "truck", "fire truck", "man", "electric guitar", "acoustic guita
 
 def moment(
     seconds: float = 3.0, tags: dict[str, float] | None = None, predicted: tuple[str, ...] | None = None, grey: int = 0
-) -> Moment:
+) -> CueMoment:
     frame = Frame(np.full((4, 6, 3), grey, np.uint8), pts_seconds=seconds)
-    return Moment(frame, tags=tags, predicted=predicted)
+    return CueMoment(frame, tags=tags, predicted=predicted)
 
 
 class Saying:
@@ -38,7 +38,7 @@ class Saying:
         self.heard: list[Message] = []
         self.closed = 0
 
-    def caption(self, moment: Moment) -> str:
+    def caption(self, moment: CueMoment) -> str:
         return self._caption
 
     def answer(self, messages: Sequence[Message]) -> str:
@@ -56,10 +56,10 @@ class Scripted:
 
     def __init__(self, *answers: CueAnswer | CueSourceError | None, name: str = "scripted") -> None:
         self.name, self._answers = name, list(answers)
-        self.asked: list[Moment] = []
+        self.asked: list[CueMoment] = []
         self.closed = False
 
-    def ask(self, moment: Moment) -> CueAnswer | None:
+    def ask(self, moment: CueMoment) -> CueAnswer | None:
         self.asked.append(moment)
         answer = self._answers[min(len(self.asked), len(self._answers)) - 1]
         if isinstance(answer, CueSourceError):

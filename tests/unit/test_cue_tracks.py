@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from teso_deploy.cues.source import CueAnswer
+from teso_deploy.cues.contracts import CueAnswer
 from teso_deploy.cues.tracks import CueTrack, Span, VideoCues, cue_file_content, read_cue_file
 from teso_deploy.errors import CueError, InputNotFoundError
 from teso_deploy.sealed import sha256_of

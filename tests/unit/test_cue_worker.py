@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from teso_deploy.cues import asking
 from teso_deploy.cues.asking import AskingOptions
-from teso_deploy.cues.source import CueAnswer, Moment
-from teso_deploy.cues.sources import ChainSource
+from teso_deploy.cues.contracts import CueAnswer, CueMoment
+from teso_deploy.cues.simple_sources import ChainSource
 from teso_deploy.cues.worker import CueWorker
 from teso_deploy.errors import CueSourceError, NoCueAnswerError
 from teso_deploy.types import Cues, Frame
-from tests.leaks import nothing_left
+from tests.support.leaks import nothing_left
 
 NONE = Cues((), np.zeros((4, 8), np.float32), np.zeros(4, np.bool_), source="none")
 FEATURES, SAMPLES = np.ones(16, np.float32), np.full(15_600, 0.1, np.float32)
@@ -37,10 +37,10 @@ class Scripted:
 
     def __init__(self, *script: Any, hold: threading.Event | None = None) -> None:
         self._script, self._hold = list(script), hold
-        self.moments: list[Moment] = []
+        self.moments: list[CueMoment] = []
         self.at_once = self.most_at_once = self.closed = 0
 
-    def ask(self, moment: Moment) -> CueAnswer | None:
+    def ask(self, moment: CueMoment) -> CueAnswer | None:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         self.moments.append(moment)

@@ -14,7 +14,7 @@ from teso_deploy.evaluation.datasets import (
     second_of,
     windows_of,
 )
-from tests.avs_layouts import (
+from tests.support.avs_layouts import (
     THINGS,
     sounding,
     write_wav,

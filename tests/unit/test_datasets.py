@@ -21,7 +21,7 @@ from teso_deploy.evaluation.datasets import (
     load_mask,
     read_dataset,
 )
-from tests.avs_layouts import (
+from tests.support.avs_layouts import (
     AVSS_INDEX,
     PATTERN,
     SPLITS,

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from teso_deploy.backends import libraries, machine
-from teso_deploy.backends.libraries import Answer
+from teso_deploy.backends import machine, shared_libraries
+from teso_deploy.backends.shared_libraries import Answer
 from teso_deploy.cli.doctor import GPU_EXTRAS, examine
-from tests.commands import teso
+from tests.support.commands import teso
 
 GIB = 1 << 30
 H200 = ("NVIDIA H200", (9, 0), 140 * GIB, 3 * GIB)
@@ -77,7 +77,7 @@ class Fake:
 
     def installed(self, packages: dict[str, str], base: dict[str, str | None] | None = None) -> None:
         """These packages beside those of the base install and of the tests; a base of None is taken away."""
-        of_gpu = {package for library in libraries.LIBRARIES.values() for package in library.packages}
+        of_gpu = {package for library in shared_libraries.LIBRARIES.values() for package in library.packages}
 
         def version(package: str) -> str | None:
             if package in packages:
@@ -93,8 +93,8 @@ class Fake:
             package = next((package for package, name in MODULES.items() if name == module), None)
             return package in packages if package else module not in GPU_EXTRAS
 
-        self.patch.setattr(libraries, "version_of", version)
-        self.patch.setattr(libraries, "has_module", has)
+        self.patch.setattr(shared_libraries, "version_of", version)
+        self.patch.setattr(shared_libraries, "has_module", has)
 
     def loads(self, problems: dict[str, str] | None = None, cuda: dict[str, str] | None = None) -> None:
         """All that is installed can be loaded, except for these."""
@@ -103,7 +103,7 @@ class Fake:
         def load(programs: dict[str, str]) -> dict[str, Answer]:
             return {name: Answer(None, built_for.get(name), (problems or {}).get(name)) for name in programs}
 
-        self.patch.setattr(libraries, "load_all", load)
+        self.patch.setattr(shared_libraries, "load_all", load)
 
     def gpu(self, pynvml: Any = None, lacks: tuple[str, ...] = (), module: str | None = None) -> None:
         """What NVML tells (None: there is no pynvml); driver libraries that are absent; the kernel module's version."""
@@ -154,7 +154,7 @@ def test_a_machine_that_has_everything(fake: Fake) -> None:
     assert report["gpus"][0]["memory_bytes"] == 140 * GIB and report["gpus"][0]["used_bytes"] == 3 * GIB
     assert all(backend["ok"] for name, backend in report["backends"].items() if name != "cpu")
     found = report["libraries"]
-    assert found.keys() == libraries.LIBRARIES.keys() and all(library["loads"] for library in found.values())
+    assert found.keys() == shared_libraries.LIBRARIES.keys() and all(library["loads"] for library in found.values())
     assert found["tensorrt"]["parts"] == {
         "tensorrt-cu13-bindings": "11.4.0.106",
         "tensorrt-cu13-libs": "11.4.0.106",
@@ -352,8 +352,8 @@ def test_without_nvml_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_libraries_are_loaded_in_processes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libraries, "TIMEOUT_SECONDS", 5.0)
-    found = libraries.load_all(
+    monkeypatch.setattr(shared_libraries, "TIMEOUT_SECONDS", 5.0)
+    found = shared_libraries.load_all(
         {
             "good": "print('chatter')\ntell('1.2', '13.0')",
             "absent": "import no_such_module_anywhere",
@@ -365,11 +365,11 @@ def test_libraries_are_loaded_in_processes_of_their_own(monkeypatch: pytest.Monk
     assert "no_such_module_anywhere" in str(found["absent"].problem)
     assert found["late"] == ("3.4", None, "the reason")
     assert found["fatal"].problem == "loading it ends the process (signal 9)"
-    monkeypatch.setattr(libraries, "TIMEOUT_SECONDS", 0.1)
-    assert "not loaded after" in str(libraries.load_all({"slow": "import time\ntime.sleep(9)"})["slow"].problem)
+    monkeypatch.setattr(shared_libraries, "TIMEOUT_SECONDS", 0.1)
+    assert "not loaded after" in str(shared_libraries.load_all({"slow": "import time\ntime.sleep(9)"})["slow"].problem)
 
 
 def test_the_reason_is_the_library_that_is_absent() -> None:
     log = "\x1b[1;31m[E:onnxruntime] with error: libcublasLt.so.13: cannot open shared object file: No such\x1b[m\nmore"
-    assert libraries.reason_in(log) == "libcublasLt.so.13 is not found"
-    assert libraries.reason_in("\n") == "it ends without a word"
+    assert shared_libraries.reason_in(log) == "libcublasLt.so.13 is not found"
+    assert shared_libraries.reason_in("\n") == "it ends without a word"

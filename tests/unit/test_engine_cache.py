@@ -14,23 +14,23 @@ import pytest
 
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.tensorrt import cache, making
+from teso_deploy.backends.tensorrt.bindings import Target, TensorRTLibrary, adopt, runs_portable
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
-from teso_deploy.backends.tensorrt.library import Library, Target, adopt, runs_portable
 from teso_deploy.backends.tensorrt.making import cached_path, engine_factory, source_of
 from teso_deploy.backends.tensorrt.profiles import BuildProfile, load_profile
 from teso_deploy.backends.tensorrt.sidecar import check_fits, read_engine, read_sidecar, sidecar_path, write_engine
 from teso_deploy.bundle import Bundle, write_manifest
+from teso_deploy.conversion.engines import EngineRequest, _device_for, build_engines, verify_engines
 from teso_deploy.errors import CheckFailedError, EngineError, InputNotFoundError, MissingExtraError, OutputError
-from teso_deploy.exporting.engines import EngineRequest, _device_for, build_engines, verify_engines
 from teso_deploy.outputs import read_vouched, write_vouched
-from teso_deploy.runtime import backends
-from teso_deploy.runtime.backends import load_backend
-from teso_deploy.runtime.engine_check import check_against_onnxruntime
-from teso_deploy.runtime.operators import HostOperators
-from teso_deploy.runtime.pipeline import GRAPHS
-from tests.fake_gpu import FakeDevice
-from tests.fake_tensorrt import Fake, fake_tensorrt
+from teso_deploy.pipeline import backend_choice as backends
+from teso_deploy.pipeline.backend_choice import load_backend
+from teso_deploy.pipeline.operators import HostOperators
+from teso_deploy.pipeline.pipeline import GRAPHS
+from teso_deploy.verification.engine_check import check_against_onnxruntime
+from tests.support.fake_gpu import FakeDevice
+from tests.support.fake_tensorrt import Fake, fake_tensorrt
 
 PROFILE = load_profile()
 AMPERE_PLUS = PROFILE.model_copy(update={"hardware_compatibility": "ampere-plus"})
@@ -49,7 +49,7 @@ class Machine:
         return cast(Device, self.gpu)
 
     @property
-    def library(self) -> Library:
+    def library(self) -> TensorRTLibrary:
         return adopt(self.target, fake_tensorrt(self.state))
 
     def engine(self, bundle: Bundle, graph: str = "fusion", **options: Any) -> TensorRTEngine:
@@ -110,7 +110,7 @@ def test_auto_builds_nothing_and_loads_nothing_twice(
 
     monkeypatch.setattr(backends, "check_installed", installed)
     monkeypatch.setattr(backends, "_device_operators", lambda device: HostOperators)
-    monkeypatch.setattr("teso_deploy.backends.tensorrt.library.load_library", lambda target: machine.library)
+    monkeypatch.setattr("teso_deploy.backends.tensorrt.bindings.load_library", lambda target: machine.library)
     monkeypatch.setattr("teso_deploy.backends.cuda.opening.open_device", lambda: machine.device)
     monkeypatch.setattr(backends, "_cuda", lambda *of: load_backend("tensorrt-rtx", bundle, profile="none"))
     notes: list[str] = []

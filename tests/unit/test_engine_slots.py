@@ -13,15 +13,15 @@ from teso_deploy.backends.cuda.arrays import DeviceArray
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.cuda.tensors import HostInput
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
+from teso_deploy.backends.tensorrt.bindings import Target, adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.engine import MOST_SHAPES, TensorRTEngine
 from teso_deploy.backends.tensorrt.inspection import inspected_shares
-from teso_deploy.backends.tensorrt.library import Target, adopt
 from teso_deploy.backends.tensorrt.making import engine_factory
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError
-from tests.fake_gpu import FakeDevice, FakeStream
-from tests.fake_tensorrt import Diagnostics, Fake, fake_tensorrt
+from tests.support.fake_gpu import FakeDevice, FakeStream
+from tests.support.fake_tensorrt import Diagnostics, Fake, fake_tensorrt
 
 
 class Machine:

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from teso_deploy.backends.cuda.device import Device
+from teso_deploy.backends.tensorrt.bindings import Target, TensorRTLibrary, adopt, check_installed
 from teso_deploy.backends.tensorrt.builder import build_engine, shares_of
 from teso_deploy.backends.tensorrt.cache import EngineCache, content_key
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
 from teso_deploy.backends.tensorrt.inspection import inspected_shares
-from teso_deploy.backends.tensorrt.library import Library, Target, adopt, check_installed
 from teso_deploy.backends.tensorrt.making import (
     cached_path,
     check_architectures,
@@ -29,6 +29,7 @@ from teso_deploy.backends.tensorrt.making import (
 from teso_deploy.backends.tensorrt.profiles import Batch, BuildProfile, load_profile, profile_names
 from teso_deploy.backends.tensorrt.sidecar import check_fits, read_engine, read_sidecar, sidecar_path
 from teso_deploy.bundle import Bundle, write_manifest
+from teso_deploy.conversion.engines import EngineRequest, build_engines, verify_engines
 from teso_deploy.errors import (
     BundleError,
     CheckFailedError,
@@ -37,11 +38,10 @@ from teso_deploy.errors import (
     InputNotFoundError,
     MissingExtraError,
 )
-from teso_deploy.exporting.engines import EngineRequest, build_engines, verify_engines
 from teso_deploy.outputs import read_vouched, write_vouched
-from teso_deploy.runtime.engine_check import check_against_onnxruntime
-from tests.fake_gpu import FakeDevice
-from tests.fake_tensorrt import Fake, fake_tensorrt
+from teso_deploy.verification.engine_check import check_against_onnxruntime
+from tests.support.fake_gpu import FakeDevice
+from tests.support.fake_tensorrt import Fake, fake_tensorrt
 
 PROFILE = load_profile()
 
@@ -64,7 +64,7 @@ class Machine:
         return cast(Device, self.gpu)
 
     @property
-    def library(self) -> Library:
+    def library(self) -> TensorRTLibrary:
         return adopt(self.target, fake_tensorrt(self.state))
 
     def engine(self, bundle: Bundle, graph: str = "fusion", precision: Any = "fp32", **options: Any) -> TensorRTEngine:

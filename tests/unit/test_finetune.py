@@ -16,12 +16,12 @@ from teso_deploy.evaluation.datasets import load_mask, read_dataset
 from teso_deploy.models import weight_files
 from teso_deploy.models.assembly import Assembly, assemble
 from teso_deploy.models.teso import build
+from teso_deploy.pipeline.postprocess import labels_of
 from teso_deploy.recipe import Recipe, load_recipe
-from teso_deploy.runtime.postprocess import labels_of
 from teso_deploy.training.finetune import FineTuning, is_adapter, learnable, train_on_videos
 from teso_deploy.training.videos import VideoBatches, read_cue_file, words_in, words_of
-from tests.avs_layouts import write_avss, write_ms3, write_s4
 from tests.conftest import TINY
+from tests.support.avs_layouts import write_avss, write_ms3, write_s4
 
 CLASSES = ("dog", "car", "piano")
 VIDEOS = {"epochs": 2, "frames_per_batch": 2, "accumulation_steps": 2, "adapter_learning_rate": 1e-3}

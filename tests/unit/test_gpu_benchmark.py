@@ -16,15 +16,15 @@ import pytest
 
 from teso_deploy.backends.cuda.device import Device, Module
 from teso_deploy.backends.cuda.operators import DeviceOperators
+from teso_deploy.backends.tensorrt.bindings import adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
-from teso_deploy.backends.tensorrt.library import adopt
 from teso_deploy.backends.tensorrt.making import engine_factory
-from teso_deploy.benchmarking.harness import Entrant, Measured
-from teso_deploy.benchmarking.schedule import Timings
 from teso_deploy.bundle import Bundle
-from teso_deploy.runtime.pipeline import GRAPHS, Pipeline
-from tests.fake_gpu import FakeDevice
-from tests.fake_tensorrt import Fake, fake_tensorrt
+from teso_deploy.comparison.harness import Entrant, Measured
+from teso_deploy.comparison.turns import Timings
+from teso_deploy.pipeline.pipeline import GRAPHS, Pipeline
+from tests.support.fake_gpu import FakeDevice
+from tests.support.fake_tensorrt import Fake, fake_tensorrt
 from tests.unit.kernels_on_host.device import HostDevice, build_runner
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"

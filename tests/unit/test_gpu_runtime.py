@@ -23,19 +23,19 @@ from teso_deploy.backends.cuda.tensors import DeviceTensor, HostInput
 from teso_deploy.backends.engine import EngineFactory
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
 from teso_deploy.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine, check_available, onnxruntime_cuda_factory
-from teso_deploy.backends.tensorrt import library as libraries
+from teso_deploy.backends.tensorrt import bindings
+from teso_deploy.backends.tensorrt.bindings import adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine, TensorRTSlot
-from teso_deploy.backends.tensorrt.library import adopt
 from teso_deploy.backends.tensorrt.making import engine_factory
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import DeviceError, EngineError, MissingExtraError
-from teso_deploy.runtime.backends import load_backend
-from teso_deploy.runtime.engine_check import check_against_onnxruntime
-from teso_deploy.runtime.pipeline import Pipeline
+from teso_deploy.pipeline.backend_choice import load_backend
+from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.types import AudioWindow
-from tests.fake_gpu import FakeDevice
-from tests.fake_tensorrt import Fake, fake_tensorrt
+from teso_deploy.verification.engine_check import check_against_onnxruntime
+from tests.support.fake_gpu import FakeDevice
+from tests.support.fake_tensorrt import Fake, fake_tensorrt
 from tests.unit.kernels_on_host.device import HostDevice, build_runner
 
 
@@ -303,10 +303,10 @@ def test_onnxruntime_takes_what_our_operators_leave(bundle: Bundle, gpu: FakeDev
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without a GPU, with the CPU's ONNX Runtime and without TensorRT, whatever this one has."""
-    find, load = importlib.util.find_spec, libraries.load_library
+    find, load = importlib.util.find_spec, bindings.load_library
 
-    def load_others(target: libraries.Target) -> libraries.Library:
-        libraries.check_installed(target)
+    def load_others(target: bindings.Target) -> bindings.TensorRTLibrary:
+        bindings.check_installed(target)
         return load(target)
 
     def refuse(*arguments: Any, **named: Any) -> None:
@@ -314,7 +314,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorrt" else find(name))
-    monkeypatch.setattr(libraries, "load_library", load_others)
+    monkeypatch.setattr(bindings, "load_library", load_others)
     monkeypatch.setattr(opening, "open_device", refuse)
 
 

@@ -19,10 +19,11 @@ from teso_deploy.backends.cuda import references
 from teso_deploy.backends.cuda.device import Device, Module, Stream
 from teso_deploy.backends.cuda.kernels import Preprocess
 from teso_deploy.backends.cuda.plans import LUMA_SHARES, RgbPictures, YuvMatrix, is_rows_first, yuv_gains
+from teso_deploy.pipeline.postprocess import labels_of
+from teso_deploy.pipeline.preprocess import fitted_size, normalised, resized
 from teso_deploy.resources import shipped_path
-from teso_deploy.runtime.postprocess import labels_of
-from teso_deploy.runtime.preprocess import fitted_size, normalised, resized
-from tests.operators import MEAN, STD, Operators, Size
+from teso_deploy.types import ImageSize
+from tests.support.operators import MEAN, STD, Operators
 from tests.unit.kernels_on_host.device import HostDevice, HostStream, KernelCrash, build_runner
 
 
@@ -52,7 +53,7 @@ def probabilities(*shape: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).beta(0.4, 0.4, shape).astype(np.float32)
 
 
-def on_the_cpu(picture: NDArray[np.uint8], bucket: Size, fitted: Size) -> NDArray[np.float32]:
+def on_the_cpu(picture: NDArray[np.uint8], bucket: ImageSize, fitted: ImageSize) -> NDArray[np.float32]:
     return normalised(resized(picture, fitted), MEAN, STD, bucket)
 
 
@@ -79,7 +80,9 @@ RESIZES = [
 
 
 @pytest.mark.parametrize(("size", "target"), RESIZES, ids=str)
-def test_pictures_equal_those_of_the_cpu_path_bit_for_bit(operators: Operators, size: Size, target: Size) -> None:
+def test_pictures_equal_those_of_the_cpu_path_bit_for_bit(
+    operators: Operators, size: ImageSize, target: ImageSize
+) -> None:
     picture = noise(*size, 3)
     expected = on_the_cpu(picture, target, target)
     assert np.array_equal(operators.rgb(picture[None], target), expected)
@@ -106,7 +109,7 @@ def test_pillow_takes_the_axis_first_that_we_think(sizes: tuple[int, int, int, i
     seed=st.integers(0, 99),
 )
 def test_any_picture_fits_any_bucket(
-    operators: Operators, size: Size, bucket: Size, batch: int, gap_bytes: int, does_pad: bool, seed: int
+    operators: Operators, size: ImageSize, bucket: ImageSize, batch: int, gap_bytes: int, does_pad: bool, seed: int
 ) -> None:
     pictures = noise(batch, *size, 3, seed=seed)
     fitted = fitted_size(pictures[0], bucket, "pad" if does_pad else "stretch")
@@ -152,7 +155,7 @@ def test_the_reference_resizes_as_pillow_does(source: int, target: int) -> None:
 # ------------------------------------------------------------------------------------------------ NV12
 
 
-def planes(size: Size, batch: int = 1, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def planes(size: ImageSize, batch: int = 1, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     height, width = size
     rng = np.random.default_rng(seed)
     luma = rng.integers(0, 256, (batch, height, width), np.uint8)
@@ -209,7 +212,7 @@ def test_chroma_is_spread_as_in_frames_of_the_reader(operators: Operators) -> No
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (8, 9), (7, 10), (33, 41)], ids=str)
-def test_odd_pictures_in_nv12(operators: Operators, size: Size) -> None:
+def test_odd_pictures_in_nv12(operators: Operators, size: ImageSize) -> None:
     luma, chroma = planes(size, batch=2)
     rgb = fixed_point_rgb(luma, chroma, yuv_gains("bt709", False))
     made = operators.nv12(luma, chroma, (12, 10), "bt709", gap_bytes=5)
@@ -235,8 +238,8 @@ def test_odd_pictures_in_nv12(operators: Operators, size: Size) -> None:
 )
 def test_labels_equal_those_of_the_cpu_path(
     operators: Operators,
-    cells: Size,
-    size: Size,
+    cells: ImageSize,
+    size: ImageSize,
     classes: int,
     batch: int,
     threshold: float,

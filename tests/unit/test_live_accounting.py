@@ -11,11 +11,11 @@ from rich.console import Console
 
 from teso_deploy.cli.live_view import rendered
 from teso_deploy.errors import OutputError
-from teso_deploy.media.live import SourceHealth
-from teso_deploy.runtime.accounting import Accounting
-from teso_deploy.runtime.delivery import Delivery
-from teso_deploy.runtime.latency import Histogram
-from teso_deploy.runtime.metrics_server import parse_place
+from teso_deploy.live.accounting import Accounting
+from teso_deploy.live.metrics_server import parse_place
+from teso_deploy.media.live_reader import SourceHealth
+from teso_deploy.pipeline.latency import Histogram
+from teso_deploy.sinks.delivery import Delivery
 from teso_deploy.types import Cues, Frame, Segmentation
 
 HEALTH = SourceHealth("running", 30, 2, 1, {"superseded": 3}, 1, 0, 2, 0.5, 9.5, True, 0.04, 2, None, None)

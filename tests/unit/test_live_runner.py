@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from teso_deploy.errors import MediaError, OutputError
+from teso_deploy.live.accounting import Accounting
+from teso_deploy.live.runner import LiveRunner
+from teso_deploy.live.scheduler import LiveOptions
 from teso_deploy.media.address import Address
-from teso_deploy.media.live import LiveReader, SourceHealth
+from teso_deploy.media.live_reader import LiveReader, SourceHealth
 from teso_deploy.media.ring import AudioRing
-from teso_deploy.runtime.accounting import Accounting
-from teso_deploy.runtime.delivery import Delivery
-from teso_deploy.runtime.live import LiveRunner
-from teso_deploy.runtime.pipeline import Pipeline, Stream
-from teso_deploy.runtime.scheduling import LiveOptions
-from teso_deploy.runtime.sinks import CallbackSink
+from teso_deploy.pipeline.pipeline import Pipeline, Stream
+from teso_deploy.sinks.delivery import Delivery
+from teso_deploy.sinks.sinks import CallbackSink
 from teso_deploy.types import Frame
 
 

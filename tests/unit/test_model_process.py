@@ -14,19 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from teso_deploy.conversion.captioners import export_captioner
+from teso_deploy.conversion.cue_decoders import export_decoder
 from teso_deploy.cues import process as module
+from teso_deploy.cues.contracts import CueMoment, Message
 from teso_deploy.cues.model_bundle import KIND, CueModels, CueModelsManifest
 from teso_deploy.cues.process import ModelProcess
 from teso_deploy.cues.prompts import Prompt
-from teso_deploy.cues.source import Message, Moment
-from teso_deploy.cues.sources import ReasonedSource
+from teso_deploy.cues.simple_sources import ReasonedSource
 from teso_deploy.errors import CueSourceError
-from teso_deploy.exporting.captioners import export_captioner
-from teso_deploy.exporting.cue_decoders import export_decoder
 from teso_deploy.types import Frame
-from tests.chat_server import timed
-from tests.language_models import photograph, save_reasoner, save_vision_encoder_decoder
-from tests.leaks import nothing_left
+from tests.support.chat_server import timed
+from tests.support.language_models import photograph, save_reasoner, save_vision_encoder_decoder
+from tests.support.leaks import nothing_left
 
 #: Speaks the protocol; what it is told decides what it does.
 CHILD = textwrap.dedent("""
@@ -103,8 +103,8 @@ def command(tmp_path: Path) -> list[str]:
     return [sys.executable, str(path)]
 
 
-def moment(size: tuple[int, int] = (40, 60)) -> Moment:
-    return Moment(Frame(photograph(*size), pts_seconds=2.0))
+def moment(size: tuple[int, int] = (40, 60)) -> CueMoment:
+    return CueMoment(Frame(photograph(*size), pts_seconds=2.0))
 
 
 def told(process: ModelProcess, text: str) -> str:
@@ -161,7 +161,7 @@ def test_what_is_not_there_is_said(models: CueModels) -> None:
 
 def test_questions_and_answers(models: CueModels, command: list[str]) -> None:
     process = ModelProcess(models, command=command)
-    big = Moment(Frame(np.zeros((700, 900, 3), np.uint8), pts_seconds=0.0))
+    big = CueMoment(Frame(np.zeros((700, 900, 3), np.uint8), pts_seconds=0.0))
     assert process.captioner("What?").caption(big) == f"What? {700 * 900 * 3} [700, 900, 3]"
     assert told(process, "ein Hündchen 🐕").startswith("ein Hündchen 🐕 0")
     assert told(process, "who") == told(process, "who"), "one process"
@@ -235,7 +235,7 @@ def test_it_ends_with_its_parent(models: CueModels, tmp_path: Path) -> None:
     """A parent that is killed can't close anything."""
     code = (
         "import sys, time; from teso_deploy.cues.process import ModelProcess;"
-        "from teso_deploy.cues.model_bundle import CueModels; from teso_deploy.cues.source import Message;"
+        "from teso_deploy.cues.model_bundle import CueModels; from teso_deploy.cues.contracts import Message;"
         f"p = ModelProcess(CueModels.open({str(models.folder)!r}));"
         "p.reasoner(reasons=False).answer([Message('user', 'a dog')]);"
         "print(p._process.pid, flush=True); time.sleep(60)"

@@ -17,7 +17,7 @@ from teso_deploy.models.graphs import flatten_memory, graph_modules, graph_specs
 from teso_deploy.models.layers import Adapter
 from teso_deploy.models.tagger import Tagger
 from teso_deploy.recipe import Recipe, TaggerRecipe, load_recipe, parse_recipe, shipped_recipes
-from tests.foundations import small_recipe
+from tests.support.foundations import small_recipe
 
 
 def inputs(recipe: Recipe, batch: int, size: tuple[int, int] = (64, 64)) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
 from teso_deploy.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine, OnnxRuntimeCudaSlot
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError
-from tests.fake_gpu import FakeDevice
+from tests.support.fake_gpu import FakeDevice
 
 Image = NDArray[np.float32]
 

@@ -21,7 +21,7 @@ from teso_deploy.outputs import (
     write_text,
     write_whole,
 )
-from tests.commands import names_in
+from tests.support.commands import names_in
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from teso_deploy.conversion.captioners import image_entry
 from teso_deploy.cues.language.pictures import prepared
 from teso_deploy.errors import CheckpointError
-from teso_deploy.exporting.captioners import image_entry
-from tests.language_models import photograph
+from tests.support.language_models import photograph
 
 SIZES = [(40, 60), (61, 33), (32, 32), (7, 200), (240, 320)]
 

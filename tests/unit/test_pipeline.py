@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from teso_deploy.backends.engine import Tensor
 from teso_deploy.bundle import Bundle, BundleManifest, sized_name
 from teso_deploy.errors import BundleError, CueError
+from teso_deploy.pipeline.pipeline import GRAPHS, Pipeline
 from teso_deploy.recipe import Recipe
-from teso_deploy.runtime.pipeline import GRAPHS, Pipeline
 from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Cues, Frame
 
 DIM = 8

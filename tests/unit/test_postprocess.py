@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from teso_deploy.runtime.postprocess import labels_of
-from teso_deploy.runtime.preprocess import fitted_size, nearest_size, normalised, resized
+from teso_deploy.pipeline.postprocess import labels_of
+from teso_deploy.pipeline.preprocess import fitted_size, nearest_size, normalised, resized
 
 
 def at(score: NDArray[np.float64], y: float, x: float) -> float:

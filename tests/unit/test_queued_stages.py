@@ -14,14 +14,14 @@ from teso_deploy.backends.cuda.device import Device, Module
 from teso_deploy.backends.cuda.operators import DeviceOperators
 from teso_deploy.backends.cuda.tensors import DeviceTensor
 from teso_deploy.backends.engine import Tensor
+from teso_deploy.backends.tensorrt.bindings import adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
-from teso_deploy.backends.tensorrt.library import adopt
 from teso_deploy.backends.tensorrt.making import engine_factory
 from teso_deploy.bundle import Bundle
-from teso_deploy.runtime.latency import LatencyLog
-from teso_deploy.runtime.pipeline import Pipeline
-from tests.fake_gpu import FakeDevice
-from tests.fake_tensorrt import Fake, fake_tensorrt
+from teso_deploy.pipeline.latency import LatencyLog
+from teso_deploy.pipeline.pipeline import Pipeline
+from tests.support.fake_gpu import FakeDevice
+from tests.support.fake_tensorrt import Fake, fake_tensorrt
 from tests.unit.kernels_on_host.device import HostDevice, build_runner
 
 

@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from teso_deploy.errors import BundleError
+from teso_deploy.pipeline.cache import largest_block_change, likeness
+from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.pipeline.preprocess import nearest_size
 from teso_deploy.recipe import Recipe
-from teso_deploy.runtime.pipeline import Pipeline
-from teso_deploy.runtime.preprocess import nearest_size
-from teso_deploy.runtime.slots import largest_block_change, likeness
 from tests.unit.test_pipeline import FakeEngine, bundle_of, cues_of, picture, ran, sound
 
 SIZES = ((64, 64), (64, 128))

@@ -12,14 +12,14 @@ import onnxruntime
 import pytest
 
 from teso_deploy import requirements
-from teso_deploy.backends import libraries
+from teso_deploy.backends import shared_libraries as libraries
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
 from teso_deploy.cli.doctor import BASE, examine
 from teso_deploy.errors import BundleError
 from teso_deploy.requirements import TORCH, TORCH_EXTRAS, find_lower_bounds, is_older, write_install_command
-from tests.commands import teso
 from tests.conftest import ALWAYS_INSTALLED
-from tests.imports import ROOT, find_absent_packages
+from tests.support.commands import teso
+from tests.support.imports import ROOT, find_absent_packages
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 

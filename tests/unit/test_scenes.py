@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from teso_deploy.errors import DataError, InputNotFoundError
-from teso_deploy.evaluation.library import Library, Recording, read_library, read_recording, word_of
+from teso_deploy.evaluation.media_library import MediaLibrary, Recording, read_library, read_recording, word_of
 from teso_deploy.evaluation.protocol import (
     ROWS,
     RowScore,
@@ -31,7 +31,7 @@ WORDS = ("dog", "cow", "car")
 
 
 @pytest.fixture(scope="module")
-def library(shapes_and_tones: Library) -> Library:
+def library(shapes_and_tones: MediaLibrary) -> MediaLibrary:
     return shapes_and_tones
 
 
@@ -41,14 +41,14 @@ def test_words_of_labels() -> None:
     ]  # fmt: skip
 
 
-def test_the_same_generator_state_gives_the_same_scene(library: Library) -> None:
+def test_the_same_generator_state_gives_the_same_scene(library: MediaLibrary) -> None:
     first, again = (compose_picture(np.random.default_rng(5), library, WORDS, (64, 96)) for _ in range(2))
     other = compose_picture(np.random.default_rng(6), library, WORDS, (64, 96))
     assert np.array_equal(first.image, again.image) and np.array_equal(first.masks, again.masks)
     assert not np.array_equal(first.image, other.image)
 
 
-def test_masks_are_what_is_visible(library: Library) -> None:
+def test_masks_are_what_is_visible(library: MediaLibrary) -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         picture = compose_picture(rng, library, WORDS, (64, 64), degrade=False)
@@ -60,7 +60,7 @@ def test_masks_are_what_is_visible(library: Library) -> None:
     assert front.any() and colour.argmax() == WORDS.index("car"), "the last word lies on top"
 
 
-def test_a_word_twice_is_one_mask(library: Library) -> None:
+def test_a_word_twice_is_one_mask(library: MediaLibrary) -> None:
     picture = compose_picture(np.random.default_rng(1), library, ["dog", "dog"], (64, 64))
     assert np.array_equal(picture.mask_of(["dog"]), picture.masks.max(axis=0))
     assert not picture.mask_of(["cow"]).any()
@@ -79,7 +79,7 @@ def test_a_short_recording_is_heard_whole() -> None:
     assert all(heard_excerpt(np.random.default_rng(i), blip).sum() == 1600 for i in range(20))
 
 
-def test_a_sound_is_mixed_from_its_words_and_noise(library: Library) -> None:
+def test_a_sound_is_mixed_from_its_words_and_noise(library: MediaLibrary) -> None:
     rng = np.random.default_rng(0)
     silence = compose_sound(rng, library, [])
     assert silence.shape == (WINDOW_SAMPLES,) and not silence.any()
@@ -93,7 +93,7 @@ def test_a_sound_is_mixed_from_its_words_and_noise(library: Library) -> None:
 
 
 @pytest.mark.parametrize("row", list(ROWS))
-def test_scenes_of_a_row_come_from_seed_and_number(library: Library, row: str) -> None:
+def test_scenes_of_a_row_come_from_seed_and_number(library: MediaLibrary, row: str) -> None:
     first, again = (make_scene(library, WORDS, row, 0, 7, (48, 64)) for _ in range(2))
     assert len(first) == (2 if row == "swapped" else 1)
     assert all(np.array_equal(a.samples, b.samples) for a, b in zip(first, again, strict=True))
@@ -113,7 +113,7 @@ def by_colour_and_tone(trial: Trial) -> NDArray[np.uint8]:
     return labels
 
 
-def test_a_segmenter_that_listens_scores_well_in_every_row(library: Library) -> None:
+def test_a_segmenter_that_listens_scores_well_in_every_row(library: MediaLibrary) -> None:
     scores = {row: score_row(by_colour_and_tone, library, WORDS, row, 12, size=(64, 64)) for row in ROWS}
     assert scores["one source"].miou > 0.8 and scores["two sources"].miou > 0.7  # type: ignore[operator]
     assert scores["swapped"].follows_rate >= 0.9  # type: ignore[operator]
@@ -121,7 +121,7 @@ def test_a_segmenter_that_listens_scores_well_in_every_row(library: Library) -> 
     assert scores["muted"].miou is None and scores["muted"].follows_rate is None
 
 
-def test_a_deaf_segmenter_is_found_out(library: Library) -> None:
+def test_a_deaf_segmenter_is_found_out(library: MediaLibrary) -> None:
     def deaf(trial: Trial) -> NDArray[np.uint8]:
         tone = np.sin(2 * np.pi * np.arange(WINDOW_SAMPLES) / 16_000 * np.array([[500], [1000], [2000]])).sum(axis=0)
         return by_colour_and_tone(replace(trial, samples=tone.astype(np.float32) / 3))
@@ -184,7 +184,7 @@ def test_a_whole_photograph_keeps_its_surroundings(media_folder: Path, tmp_path:
     np.testing.assert_allclose(picture.image[picture.masks[0] < 5].mean(0), (90, 160, 200), atol=12)
 
 
-def test_subjects_may_be_larger_than_the_frame(library: Library) -> None:
+def test_subjects_may_be_larger_than_the_frame(library: MediaLibrary) -> None:
     rng = np.random.default_rng(0)
     sizes = [
         (compose_picture(rng, library, ["dog"], (64, 64), scale=(1.2, 1.3)).masks[0] > 127).mean() for _ in range(12)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teso_deploy.runtime.scheduling import LATE_SOUND_SECONDS, MOST_VAIN_WAITS, LiveOptions, Scheduler
+from teso_deploy.live.scheduler import LATE_SOUND_SECONDS, MOST_VAIN_WAITS, LiveOptions, Scheduler
 
 HOP = 0.24
 

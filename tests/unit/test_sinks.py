@@ -17,8 +17,8 @@ from PIL import Image
 from teso_deploy.errors import OutputError
 from teso_deploy.media.mask_folder import describe_masks
 from teso_deploy.media.ring import AudioRing
-from teso_deploy.runtime.delivery import Cause, Delivery
-from teso_deploy.runtime.sinks import (
+from teso_deploy.sinks.delivery import Cause, Delivery
+from teso_deploy.sinks.sinks import (
     CallbackSink,
     EventSink,
     MaskFolderSink,
@@ -166,7 +166,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from teso_deploy.media.mask_folder import describe_masks
 from teso_deploy.media.ring import AudioRing
-from teso_deploy.runtime.sinks import OverlaySink
+from teso_deploy.sinks.sinks import OverlaySink
 from tests.unit.test_sinks import CLASSES, delivery
 ring, step, heard = AudioRing(), int(sys.argv[3]), float(sys.argv[4])
 sink = OverlaySink(Path(sys.argv[1]), CLASSES, ring if heard >= 0 else None, 25.0)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from teso_deploy import staging
-from tests.commands import names_in
+from tests.support.commands import names_in
 
 
 def run_in_a_child(work: Callable[[], None]) -> int:

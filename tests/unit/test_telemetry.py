@@ -20,7 +20,7 @@ BENCHMARKS = Path(teso_deploy.__file__).parent.parent / "benchmarks"
 PROGRAM = """
 import json, os, subprocess, sys
 import teso_deploy.cues.language.decoder
-from teso_deploy.backends.libraries import IDENTITY, LIBRARIES, PREAMBLE
+from teso_deploy.backends.shared_libraries import IDENTITY, LIBRARIES, PREAMBLE
 from teso_deploy.redaction import child_environment
 import onnxruntime
 onnxruntime.InferenceSession(IDENTITY, providers=["CPUExecutionProvider"])

@@ -11,7 +11,7 @@ from rich.table import Table
 from teso_deploy.cli.reports import as_markup, say
 from teso_deploy.outputs import as_json
 from teso_deploy.text import LIMIT, escape_hidden, replace_undecodable, shorten_middle, to_one_line, to_printable
-from tests.commands import refused
+from tests.support.commands import refused
 
 
 @pytest.mark.parametrize(

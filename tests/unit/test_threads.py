@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from teso_deploy.backends.engine import Tensor
 from teso_deploy.bundle import Bundle
+from teso_deploy.pipeline.pipeline import GRAPHS, Pipeline
 from teso_deploy.recipe import Recipe
-from teso_deploy.runtime.pipeline import GRAPHS, Pipeline
 from teso_deploy.types import WINDOW_SAMPLES, Segmentation
 from tests.unit.test_pipeline import FakeEngine, FakeSlot, bundle_of, cues_of, picture, sound
 

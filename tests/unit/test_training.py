@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from teso_deploy.errors import CheckpointError, DataError, RecipeError
-from teso_deploy.evaluation.library import Library
+from teso_deploy.evaluation.media_library import MediaLibrary
 from teso_deploy.models import build, checkpoints
 from teso_deploy.recipe import EncoderPhase, HeadRecipe, Recipe, TrainPhase
 from teso_deploy.training.batches import Batch, SceneBatches, coverage
@@ -63,7 +63,7 @@ def test_truth_and_cues_of_a_batch_agree(
 
 
 def test_stand_ins_are_near_by_name_and_never_of_what_is_visible(
-    training_recipe: Recipe, shapes_and_tones: Library, word_embeddings: dict[str, NDArray[np.float32]]
+    training_recipe: Recipe, shapes_and_tones: MediaLibrary, word_embeddings: dict[str, NDArray[np.float32]]
 ) -> None:
     assert training_recipe.train is not None
     train = training_recipe.train.model_copy(update={"stand_in_rate": 1.0})
@@ -83,7 +83,7 @@ def test_stand_ins_are_near_by_name_and_never_of_what_is_visible(
 
 
 def test_a_stand_in_is_named_as_the_cue_and_tagged_as_what_it_is(
-    training_recipe: Recipe, shapes_and_tones: Library, word_embeddings: dict[str, NDArray[np.float32]]
+    training_recipe: Recipe, shapes_and_tones: MediaLibrary, word_embeddings: dict[str, NDArray[np.float32]]
 ) -> None:
     """A red dog goes as "cow" or "car": class and mask follow the name, the dense tags the picture."""
     assert training_recipe.train is not None
@@ -229,7 +229,7 @@ def test_the_average_does_not_drag_its_beginnings_along() -> None:
 
 
 def test_a_class_without_sounds_is_named_before_training_starts(
-    training_recipe: Recipe, shapes_and_tones: Library, word_embeddings: dict[str, NDArray[np.float32]]
+    training_recipe: Recipe, shapes_and_tones: MediaLibrary, word_embeddings: dict[str, NDArray[np.float32]]
 ) -> None:
     head = training_recipe.head.model_copy(update={"classes": ("dog", "cow", "car", "speech")})
     with pytest.raises(DataError, match="'speech' has no train pictures, or no sounds"):
@@ -237,7 +237,7 @@ def test_a_class_without_sounds_is_named_before_training_starts(
 
 
 def test_a_binary_head_learns_everything_that_sounds_as_one_class(
-    training_recipe: Recipe, shapes_and_tones: Library, word_embeddings: dict[str, NDArray[np.float32]]
+    training_recipe: Recipe, shapes_and_tones: MediaLibrary, word_embeddings: dict[str, NDArray[np.float32]]
 ) -> None:
     binary = training_recipe.model_copy(update={"head": HeadRecipe(kind="binary")})
     batch = SceneBatches(binary, shapes_and_tones, word_embeddings).make(0, TrainPhase(size=(32, 32), steps=1))
@@ -250,7 +250,7 @@ def test_a_recipe_without_training_is_refused(tiny_recipe: Recipe, tmp_path: Pat
 
 
 def test_training_learns(
-    training_recipe: Recipe, shapes_and_tones: Library, word_embeddings: dict[str, NDArray[np.float32]]
+    training_recipe: Recipe, shapes_and_tones: MediaLibrary, word_embeddings: dict[str, NDArray[np.float32]]
 ) -> None:
     """Thirty steps on one fixed batch halve the loss: gradients reach every part."""
     from teso_deploy.training.losses import training_losses

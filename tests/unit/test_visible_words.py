@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from teso_deploy.exporting.frames import visible_in
+from teso_deploy.conversion.frames import visible_in
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import teso_deploy
-from tests.imports import find_imports
+from tests.support.imports import find_imports
 
 PACKAGE = Path(teso_deploy.__file__).parent
 #: A part may import its own level and those below it.
@@ -21,15 +21,27 @@ LEVELS = {
     "text": 0, "small_files": 0, "redaction": 0, "staging": 0, "telemetry": 0,
     "bundle": 1, "bundle_tables": 1,
     "backends": 2, "media": 2, "cues": 2,
-    "runtime": 3, "evaluation": 3,
-    "serving": 4, "benchmarking": 4,
-    "cli": 5,
+    "pipeline": 3, "sinks": 3, "verification": 3, "evaluation": 3,
+    "live": 4,
+    "serving": 5, "comparison": 5,
+    "cli": 6,
 }  # fmt: skip
 #: The side with torch, and what of the package each may import.
 TORCH_SIDE = {
     "models": {"models", "recipe", "types", "errors", "resources"},
-    "exporting": {"exporting", "models", "bundle", "backends", "media", "cues", "runtime", "evaluation", "recipe"},
-    "training": {"training", "models", "exporting", "bundle", "evaluation", "runtime", "recipe"},
+    "conversion": {
+        "conversion",
+        "models",
+        "bundle",
+        "backends",
+        "media",
+        "cues",
+        "pipeline",
+        "verification",
+        "evaluation",
+        "recipe",
+    },
+    "training": {"training", "models", "conversion", "bundle", "evaluation", "pipeline", "verification", "recipe"},
 }
 HEAVY = {
     "torch",
@@ -46,7 +58,7 @@ HEAVY = {
     "instant_clip_tokenizer",
 }
 #: Run in processes of their own; nobody imports them.
-WORKERS = {"benchmarking.hugging_face", "cues.language.serve"}
+WORKERS = {"comparison.hugging_face", "cues.language.serve"}
 #: Imports `tokenizers`, in a function: what takes words to ids at run time goes through it.
 TOKENIZING = {"cues.tokens"}
 SMALL = {
@@ -126,7 +138,7 @@ class Wall:
 sys.meta_path.insert(0, Wall())
 import numpy as np
 import teso_deploy
-from tests.imports import find_imports
+from tests.support.imports import find_imports
 import teso_deploy.cli, teso_deploy.cli.run, teso_deploy.cli.demo, teso_deploy.cli.doctor, teso_deploy.cli.verify
 import teso_deploy.cli.export, teso_deploy.cli.eval, teso_deploy.cli.train
 import teso_deploy.cli.cues, teso_deploy.cli.export_cues, teso_deploy.cues.choosing

@@ -21,8 +21,8 @@ from torch.optim.swa_utils import AveragedModel
 from teso_deploy.errors import CheckpointError
 from teso_deploy.models import weight_files
 from teso_deploy.models.assembly import assemble, recognised
-from tests.checkpoint_files import arrays, pickled, prefixed, saved, vggish_tensors
-from tests.foundations import small_recipe
+from tests.support.checkpoint_files import arrays, pickled, prefixed, saved, vggish_tensors
+from tests.support.foundations import small_recipe
 
 Tensors = dict[str, Tensor]
 Make = Callable[[Tensors, Path], Path]

@@ -11,12 +11,11 @@ from teso_deploy.backends.cuda.plans import Labels, RgbPictures, Scores
 from teso_deploy.backends.cuda.tensors import DeviceTensor, HostInput
 from teso_deploy.backends.engine import Tensor
 from teso_deploy.bundle import BundleManifest
-
-Size = tuple[int, int]
+from teso_deploy.types import ImageSize
 
 
 class DeviceOperators:
-    """One stream's operators; the interface is :class:`teso_deploy.runtime.operators.Operators`.
+    """One stream's operators; the interface is :class:`teso_deploy.pipeline.operators.Operators`.
 
     ``module``: of :func:`load_kernels`. A frame of 1080p is 6 MB on the bus, its image at 384 × 384 would be 1.8,
     but resizing it on the host takes longer than the copy.
@@ -34,7 +33,7 @@ class DeviceOperators:
         self._image: DeviceTensor | None = None
         self._labels: DeviceTensor | None = None
 
-    def image(self, frame: NDArray[np.uint8], fitted: Size, bucket: Size) -> DeviceTensor:
+    def image(self, frame: NDArray[np.uint8], fitted: ImageSize, bucket: ImageSize) -> DeviceTensor:
         """(H, W, 3) uint8 → (1, 3, *bucket) float32 on the device, the same tensor as long as the sizes stay."""
         if self._frame is None or self._frame.tensor.shape != frame.shape:
             self._frame = HostInput(self._device, frame.shape, np.uint8, self._stream)
@@ -47,7 +46,7 @@ class DeviceOperators:
         self._image.ready = self._stream.record()
         return self._image
 
-    def labels(self, masks: Tensor, size: Size, shares: tuple[float, float]) -> NDArray[np.uint8]:
+    def labels(self, masks: Tensor, size: ImageSize, shares: tuple[float, float]) -> NDArray[np.uint8]:
         """(1, C, h, w) on the device → (height, width) uint8 on the host, a new array."""
         if self._labels is None or self._labels.shape[1:] != size:
             self._labels = DeviceTensor(self._device, (1, *size), np.uint8)

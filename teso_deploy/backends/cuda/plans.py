@@ -175,7 +175,7 @@ def is_rows_first(source: tuple[int, int], target: tuple[int, int], pillow: str 
 def mask_taps(source: int, target: int, share: float) -> NDArray[np.int32]:
     """Bilinear taps of an axis of which a share holds the picture: (3, target) int32, read-only.
 
-    Lower tap, upper tap, and the bits of the upper one's float32 weight. As ``runtime/postprocess.py`` has them.
+    Lower tap, upper tap, and the bits of the upper one's float32 weight. As ``pipeline/postprocess.py`` has them.
     """
     _check_positive(source=source, target=target)
     if not 0 < share <= 1:
@@ -237,7 +237,7 @@ def plan_preprocess(
     _check_positive(fitted=min(fitted))
     if fitted[0] > bucket[0] or fitted[1] > bucket[1]:
         raise ValueError(f"a picture of {fitted} does not fit into a bucket of {bucket}")
-    # As in runtime/preprocess.py, so that the results are equal.
+    # As in pipeline/preprocess.py, so that the results are equal.
     scale = 1 / np.asarray(std, np.float32)
     shift = np.asarray(mean, np.float32) * scale
     given: tuple[KernelArgument, ...]

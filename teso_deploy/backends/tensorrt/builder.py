@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from teso_deploy.backends.tensorrt.library import Library
+from teso_deploy.backends.tensorrt.bindings import TensorRTLibrary
 from teso_deploy.backends.tensorrt.profiles import BuildProfile
 from teso_deploy.errors import DeviceMemoryError, EngineError, InputNotFoundError
 from teso_deploy.types import Precision
@@ -60,7 +60,7 @@ def shares_of(types: Sequence[str]) -> dict[str, float]:
     return {name: round(count / total, 4) for name, count in sorted(counts.items())} if total else {}
 
 
-def _monitor(library: Library, graph: str, on_progress: Progress) -> Any:
+def _monitor(library: TensorRTLibrary, graph: str, on_progress: Progress) -> Any:
     trt = library.trt
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
@@ -91,7 +91,7 @@ def _monitor(library: Library, graph: str, on_progress: Progress) -> Any:
     return Monitor()
 
 
-def _parsed(library: Library, network: Any, path: Path) -> None:
+def _parsed(library: TensorRTLibrary, network: Any, path: Path) -> None:
     parser = library.trt.OnnxParser(network, library.logger)
     if not parser.parse_from_file(str(path)):
         error = parser.get_error(0) if parser.num_errors else None
@@ -101,7 +101,7 @@ def _parsed(library: Library, network: Any, path: Path) -> None:
         )
 
 
-def _types(library: Library, network: Any) -> tuple[list[str], list[str]]:
+def _types(library: TensorRTLibrary, network: Any) -> tuple[list[str], list[str]]:
     """Types of all tensors that a network computes, and of those that its products give."""
     trt = library.trt
     products = (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION)
@@ -137,7 +137,7 @@ def check_precision(shares: Mapping[str, float], asked: Precision, least: float,
         raise EngineError(f"{what} was to be {asked}, but is {told}: nothing was kept; export the bundle again")
 
 
-def _set_architectures(library: Library, config: Any, architectures: Sequence[str]) -> None:
+def _set_architectures(library: TensorRTLibrary, config: Any, architectures: Sequence[str]) -> None:
     trt, there = library.trt, library.architectures()
     if unknown := [name for name in architectures if name not in there]:
         raise EngineError(f"{library.target} can't build for {unknown[0]}: choose from {', '.join(there)}")
@@ -147,7 +147,7 @@ def _set_architectures(library: Library, config: Any, architectures: Sequence[st
 
 
 def _configured(
-    library: Library, builder: Any, network: Any, graph: str, settings: BuildProfile, timing_cache: bytes | None
+    library: TensorRTLibrary, builder: Any, network: Any, graph: str, settings: BuildProfile, timing_cache: bytes | None
 ) -> Any:
     trt = library.trt
     config = builder.create_builder_config()
@@ -178,7 +178,7 @@ def _configured(
 
 
 def build_engine(
-    library: Library,
+    library: TensorRTLibrary,
     path: Path,
     graph: str,
     settings: BuildProfile,
@@ -228,7 +228,7 @@ def build_engine(
     )
 
 
-def _raise_failure(library: Library, graph: str, settings: BuildProfile) -> None:
+def _raise_failure(library: TensorRTLibrary, graph: str, settings: BuildProfile) -> None:
     told, batch = library.messages.first_error, settings.batch_of(graph)
     if library.messages.is_out_of_memory:
         raise DeviceMemoryError(

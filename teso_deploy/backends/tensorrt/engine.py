@@ -16,10 +16,10 @@ from teso_deploy.backends.cuda.arrays import DeviceArray, device_array
 from teso_deploy.backends.cuda.device import Device, Graph, Memory, Stream
 from teso_deploy.backends.cuda.tensors import DeviceTensor, HostInput
 from teso_deploy.backends.engine import Tensor
+from teso_deploy.backends.tensorrt.bindings import TensorRTLibrary
 from teso_deploy.backends.tensorrt.builder import MSDA_PLUGIN
 from teso_deploy.backends.tensorrt.inspection import inspected_shares
 from teso_deploy.backends.tensorrt.jit_cache import JitCache
-from teso_deploy.backends.tensorrt.library import Library
 from teso_deploy.backends.tensorrt.sidecar import REBUILD, Sidecar
 from teso_deploy.backends.tensorrt.validity import memory_refusal, refusal
 from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError
@@ -45,7 +45,7 @@ class TensorRTEngine:
 
     def __init__(
         self,
-        library: Library,
+        library: TensorRTLibrary,
         device: Device,
         content: bytes,
         sidecar: Sidecar,

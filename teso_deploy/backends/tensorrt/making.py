@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from teso_deploy import __version__
+from teso_deploy._version import __version__
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.engine import EngineFactory
+from teso_deploy.backends.tensorrt.bindings import AMPERE_PLUS, PORTABLE, PORTABLE_TEXT, TensorRTLibrary, runs_portable
 from teso_deploy.backends.tensorrt.builder import Progress, build_engine, check_precision
 from teso_deploy.backends.tensorrt.cache import EngineCache, content_key
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
 from teso_deploy.backends.tensorrt.jit_cache import JitCache
-from teso_deploy.backends.tensorrt.library import AMPERE_PLUS, PORTABLE, PORTABLE_TEXT, Library, runs_portable
 from teso_deploy.backends.tensorrt.profiles import BuildProfile, load_profile
 from teso_deploy.backends.tensorrt.sidecar import (
     Sidecar,
@@ -42,7 +42,7 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class GraphSource:
     """What an engine is built from: a graph's ONNX file in one precision. ``form`` None: the canonical graph."""
 
     graph: str
@@ -52,7 +52,7 @@ class Source:
     form: str | None
 
 
-def source_of(bundle: Bundle, graph: str, precision: Precision) -> Source:
+def source_of(bundle: Bundle, graph: str, precision: Precision) -> GraphSource:
     """The file of a bundle to build from. Raises :class:`BundleError` where it has none of that precision."""
     form: str | None = f"onnx-{precision}"
     if form not in bundle.manifest.forms:
@@ -66,12 +66,12 @@ def source_of(bundle: Bundle, graph: str, precision: Precision) -> Source:
     entry = bundle.manifest.graphs[graph] if form is None else bundle.manifest.forms[form][graph]
     names = [entry.file, *([entry.weights] if entry.weights else [])]
     digest = hashlib.sha256("".join(bundle.manifest.files[name].sha256 for name in names).encode()).hexdigest()
-    return Source(graph, path, digest, precision, form)
+    return GraphSource(graph, path, digest, precision, form)
 
 
 def make_engine(
-    library: Library,
-    source: Source,
+    library: TensorRTLibrary,
+    source: GraphSource,
     settings: BuildProfile,
     path: Path,
     architecture: str | None = None,
@@ -127,7 +127,7 @@ def make_engine(
     return sidecar
 
 
-def built_for(library: Library, settings: BuildProfile, device: Device) -> str:
+def built_for(library: TensorRTLibrary, settings: BuildProfile, device: Device) -> str:
     """What an engine that is built for a GPU is for: its generation, or where it may run elsewhere, more."""
     if not library.is_portable and settings.hardware_compatibility == AMPERE_PLUS:
         return AMPERE_PLUS
@@ -147,7 +147,7 @@ def _examined(loaded: TensorRTEngine, check: Check | None) -> dict[str, Any]:
 
 
 def shipped_engines(
-    bundle: Bundle, library: Library, graph: str, precision: Precision, capability: tuple[int, int]
+    bundle: Bundle, library: TensorRTLibrary, graph: str, precision: Precision, capability: tuple[int, int]
 ) -> list[str]:
     """Files of a bundle's engines that may run on a GPU: of its own generation before those for many."""
     wanted = [architecture_of(capability)]
@@ -164,8 +164,8 @@ def shipped_engines(
 
 def cached_path(
     store: EngineCache,
-    library: Library,
-    source: Source,
+    library: TensorRTLibrary,
+    source: GraphSource,
     settings: BuildProfile,
     device: Device,
 ) -> Path:
@@ -184,7 +184,7 @@ def cached_path(
     return store.path(source.graph, content_key(parts))
 
 
-def timings_path(store: EngineCache, library: Library, settings: BuildProfile, device: Device) -> Path | None:
+def timings_path(store: EngineCache, library: TensorRTLibrary, settings: BuildProfile, device: Device) -> Path | None:
     """Where TensorRT's timings on a GPU are kept; None where a profile wants none, and for TensorRT-RTX."""
     if library.is_portable or not settings.timing_cache:
         return None
@@ -192,7 +192,7 @@ def timings_path(store: EngineCache, library: Library, settings: BuildProfile, d
 
 
 def engine_factory(
-    library: Library,
+    library: TensorRTLibrary,
     device: Device,
     precision: Precision = "fp32",
     settings: BuildProfile | None = None,
@@ -214,7 +214,7 @@ def engine_factory(
     capability, rebuilt = device.compute_capability, set[Path]()
 
     def existing(
-        bundle: Bundle, source: Source, use: Callable[[Bundle, Source, Path, str | None], Found]
+        bundle: Bundle, source: GraphSource, use: Callable[[Bundle, GraphSource, Path, str | None], Found]
     ) -> Found | None:
         """The first engine that is there and that ``use`` takes; what it says of the first where it takes none."""
         files = shipped_engines(bundle, library, source.graph, precision, capability) if settings is None else []
@@ -232,11 +232,11 @@ def engine_factory(
             raise misfit
         return None
 
-    def fitting(bundle: Bundle, source: Source, path: Path, sha256: str | None) -> bool:
+    def fitting(bundle: Bundle, source: GraphSource, path: Path, sha256: str | None) -> bool:
         check_fits(read_sidecar(path), library, capability, device.name, source.sha256)
         return True
 
-    def opened(bundle: Bundle, source: Source, path: Path, sha256: str | None) -> TensorRTEngine:
+    def opened(bundle: Bundle, source: GraphSource, path: Path, sha256: str | None) -> TensorRTEngine:
         content, sidecar = read_engine(path, sha256)
         check_fits(sidecar, library, capability, device.name, source.sha256)
         kept = store.folder / f"{sidecar.sha256[:32]}-{architecture_of(capability)}.jit"
@@ -256,7 +256,7 @@ def engine_factory(
                     f"--backend {library.target} builds it"
                 )
 
-    def built(bundle: Bundle, source: Source) -> TensorRTEngine:
+    def built(bundle: Bundle, source: GraphSource) -> TensorRTEngine:
         path = cached_path(store, library, source, wanted, device)
         target = _buildable(library, device)
         with store.locked(path, lambda: on_progress(f"{source.graph}: another process builds it")):
@@ -279,7 +279,7 @@ def engine_factory(
     return make
 
 
-def _buildable(library: Library, device: Device) -> str | None:
+def _buildable(library: TensorRTLibrary, device: Device) -> str | None:
     """What to build for a GPU: its generation, or None where it is the library that looks, or a portable engine."""
     here, there = architecture_of(device.compute_capability), library.architectures()
     if library.is_portable and here not in there and not runs_portable(device.compute_capability):
@@ -306,7 +306,7 @@ def _check_once(
         write_vouched(kept, json.dumps(_examined(loaded, check_of())).encode())
 
 
-def check_architectures(library: Library, architectures: Sequence[str]) -> None:
+def check_architectures(library: TensorRTLibrary, architectures: Sequence[str]) -> None:
     """Refuse, before anything is built, what the library can't build for (:class:`EngineError`)."""
     there = library.architectures()
     for name in architectures:

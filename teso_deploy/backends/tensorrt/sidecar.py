@@ -21,15 +21,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from teso_deploy.backends.tensorrt.builder import Msda
-from teso_deploy.backends.tensorrt.library import (
+from teso_deploy.backends.tensorrt.bindings import (
     AMPERE_PLUS,
     PORTABLE,
     PORTABLE_TEXT,
-    Library,
     Target,
+    TensorRTLibrary,
     runs_portable,
 )
+from teso_deploy.backends.tensorrt.builder import Msda
 from teso_deploy.backends.tensorrt.profiles import BuildProfile
 from teso_deploy.errors import EngineError, InputNotFoundError, OutputError
 from teso_deploy.outputs import staged_file
@@ -151,7 +151,11 @@ def architecture_of(capability: tuple[int, int]) -> str:
 
 
 def check_fits(
-    sidecar: Sidecar, library: Library, capability: tuple[int, int] | None, gpu: str | None, graph_sha256: str | None
+    sidecar: Sidecar,
+    library: TensorRTLibrary,
+    capability: tuple[int, int] | None,
+    gpu: str | None,
+    graph_sha256: str | None,
 ) -> None:
     """Refuse an engine of something else (:class:`EngineError`): one sentence says what differs.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from teso_deploy.backends.cuda.device import Device
-from teso_deploy.backends.tensorrt.library import Library
+from teso_deploy.backends.tensorrt.bindings import TensorRTLibrary
 from teso_deploy.backends.tensorrt.sidecar import REBUILD, Sidecar
 from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError, TesoError
 from teso_deploy.requirements import write_install_command
@@ -22,7 +22,7 @@ REASONS = (
 )
 
 
-def refusal(library: Library, device: Device, sidecar: Sidecar, bits: int) -> TesoError:
+def refusal(library: TensorRTLibrary, device: Device, sidecar: Sidecar, bits: int) -> TesoError:
     """What to raise for an engine that is not valid. ``bits``: of ``Runtime.get_engine_validity``."""
     members: dict[str, Any] = library.trt.EngineInvalidityDiagnostics.__members__
     told = [name for name in REASONS if name in members and bits & int(members[name])]

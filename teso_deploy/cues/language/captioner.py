@@ -11,12 +11,12 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from teso_deploy.cues.contracts import Message
 from teso_deploy.cues.language.conversation import written_out
 from teso_deploy.cues.language.decoder import Cache, Decoder, open_session
 from teso_deploy.cues.language.generation import generate
 from teso_deploy.cues.language.pictures import prepared
 from teso_deploy.cues.model_bundle import TOKENIZER_FILE, ModelEntry
-from teso_deploy.cues.source import Message
 from teso_deploy.cues.tokens import Tokens
 from teso_deploy.errors import BundleError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from teso_deploy.cues.contracts import Message
 from teso_deploy.cues.model_bundle import ChatEntry
-from teso_deploy.cues.source import Message
 from teso_deploy.cues.tokens import Tokens
 from teso_deploy.errors import CueSourceError
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from teso_deploy.cues.contracts import Message
 from teso_deploy.cues.language.constraint import RESERVE_TOKENS, ObjectConstraint
 from teso_deploy.cues.language.conversation import written_out
 from teso_deploy.cues.language.decoder import Cache, Decoder, open_session
 from teso_deploy.cues.language.generation import generate
 from teso_deploy.cues.model_bundle import TOKENIZER_FILE, ModelEntry
-from teso_deploy.cues.source import Message
 from teso_deploy.cues.tokens import Tokens
 from teso_deploy.errors import BundleError, CueSourceError
 

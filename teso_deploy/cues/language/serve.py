@@ -17,11 +17,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from teso_deploy.backends.onnxruntime import available_cores
+from teso_deploy.cues.contracts import Message
 from teso_deploy.cues.language.captioner import LocalCaptioner
 from teso_deploy.cues.language.reasoner import LocalReasoner
 from teso_deploy.cues.model_bundle import KIND, CueModels, CueModelsManifest
 from teso_deploy.cues.process import HEAD
-from teso_deploy.cues.source import Message
 from teso_deploy.errors import TesoError
 
 #: How often it is looked whether the parent is still there.

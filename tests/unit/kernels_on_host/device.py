@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.backends.cuda.device import KernelArgument
 from teso_deploy.resources import shipped_path
-from tests.sharing import made_once, shared_folder
+from tests.support.sharing import made_once, shared_folder
 
 HERE = Path(__file__).parent
 FLAGS = (

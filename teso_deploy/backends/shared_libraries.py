@@ -1,0 +1,195 @@
+"""Which of the libraries for GPUs are installed, and which of them can be loaded.
+
+Each that is installed is loaded in a process of its own: TensorRT and ONNX Runtime may bring two versions of one
+shared library, and a broken one may end the process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import NamedTuple
+
+from teso_deploy.redaction import child_environment
+
+TIMEOUT_SECONDS = 120.0
+#: An ONNX model of one Identity, opset 17.
+IDENTITY = (
+    b'\x08\x08:6\n\x10\n\x01a\x12\x01b"\x08Identity\x12\x00Z\x0f\n\x01a\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01b\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
+#: Only a session tells whether the CUDA provider works: the list of providers is what it was built with.
+CUDA_SESSION = f"""
+import onnxruntime as library
+tell(library.__version__, getattr(library, "cuda_version", None))
+if hasattr(library, "preload_dlls"):
+    library.preload_dlls()
+if "CUDAExecutionProvider" not in library.get_available_providers():
+    raise SystemExit("the onnxruntime that is imported was built without CUDA")
+session = library.InferenceSession({IDENTITY!r}, providers=["CUDAExecutionProvider"])
+if "CUDAExecutionProvider" not in session.get_providers():
+    raise SystemExit(1)
+"""
+#: How the programs answer, also those that fail later; whatever else the libraries print stands on other lines.
+PREAMBLE = """
+import json
+def tell(version=None, cuda=None):
+    print("answer:" + json.dumps([version, cuda]), flush=True)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedLibrary:
+    """``packages`` that bring it, newest CUDA first; ``module`` by which it is found; ``program`` that loads it."""
+
+    packages: tuple[str, ...]
+    module: str
+    program: str
+    #: Packages that belong to it, without a name for CUDA's version.
+    parts: tuple[str, ...] = ()
+
+
+LIBRARIES = {
+    "cuda-core": SharedLibrary(("cuda-core",), "cuda.core", "import cuda.core\ntell()"),
+    "cuda-bindings": SharedLibrary(("cuda-bindings",), "cuda.bindings", "from cuda.bindings import driver\ntell()"),
+    "nvidia-ml-py": SharedLibrary(("nvidia-ml-py",), "pynvml", "import pynvml\ntell()"),
+    "pycuda": SharedLibrary(("pycuda",), "pycuda", "import pycuda.driver\ntell()"),
+    "nvrtc": SharedLibrary(
+        ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"),
+        "cuda.bindings",
+        "from cuda.bindings import nvrtc\n_, *version = nvrtc.nvrtcVersion()\ntell('.'.join(map(str, version)))",
+    ),
+    "tensorrt": SharedLibrary(
+        ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+        "tensorrt",
+        "import tensorrt\ntell(tensorrt.__version__)",
+        ("tensorrt-{cuda}-bindings", "tensorrt-{cuda}-libs"),
+    ),
+    "tensorrt-rtx": SharedLibrary(
+        ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+        "tensorrt_rtx",
+        "import tensorrt_rtx\ntell(tensorrt_rtx.__version__)",
+        ("tensorrt-rtx-{cuda}-bindings", "tensorrt-rtx-{cuda}-libs"),
+    ),
+    "onnxruntime-gpu": SharedLibrary(("onnxruntime-gpu",), "onnxruntime", CUDA_SESSION),
+}
+
+
+class Answer(NamedTuple):
+    """What the process in which a library was loaded tells."""
+
+    version: str | None = None
+    cuda: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A library here: its version, the CUDA it was built for where it tells, ``problem`` in a line if it
+    can't be loaded, and the versions of the packages that belong to it."""
+
+    version: str | None
+    problem: str | None = None
+    cuda_major: int | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def loads(self) -> bool:
+        """Whether it can be used."""
+        return self.problem is None
+
+
+def version_of(package: str) -> str | None:
+    """The version of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def has_module(name: str) -> bool:
+    """Whether a module is there, without importing it (those around it are)."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _start(program: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", PREAMBLE + program],  # -P: nothing of the folder that we are in
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env=child_environment(),
+    )
+
+
+def reason_in(text: str) -> str:
+    """The line of what a process wrote that says why it failed."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    if found := re.search(r"lib[\w.+-]+: cannot open shared object file", plain):
+        return f"{found[0].split(':')[0]} is not found"
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    return lines[-1] if lines else "it ends without a word"
+
+
+def load_all(programs: Mapping[str, str]) -> dict[str, Answer]:
+    """Run every program, all at once."""
+    running = {name: _start(program) for name, program in programs.items()}
+    return {name: _answer(process) for name, process in running.items()}
+
+
+def _answer(process: subprocess.Popen[str]) -> Answer:
+    try:
+        out, err = process.communicate(timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, _ = process.communicate()
+        problem: str | None = f"it is not loaded after {TIMEOUT_SECONDS:.0f} s"
+    else:
+        if process.returncode < 0:
+            problem = f"loading it ends the process (signal {-process.returncode})"
+        else:
+            problem = reason_in(err) if process.returncode else None
+    told = [line.removeprefix("answer:") for line in out.splitlines() if line.startswith("answer:")]
+    version, cuda = json.loads(told[-1]) if told else (None, None)
+    return Answer(version, cuda, problem)
+
+
+def _parts(library: SharedLibrary) -> dict[str, str]:
+    names = [part.format(cuda=cuda) for cuda in ("cu13", "cu12") for part in library.parts]
+    return {name: version for name in names if (version := version_of(name))}
+
+
+def probe_libraries() -> dict[str, Found]:
+    """Those of :data:`LIBRARIES` that are installed."""
+    versions = {
+        name: next(filter(None, map(version_of, library.packages)), None) for name, library in LIBRARIES.items()
+    }
+    # ONNX Runtime's module is there without its GPU; NVRTC may come with CUDA itself and has no module.
+    there = [
+        name
+        for name, library in LIBRARIES.items()
+        if versions[name] or (name != "onnxruntime-gpu" and has_module(library.module))
+    ]
+    loaded = load_all({name: LIBRARIES[name].program for name in there})
+    found = {}
+    for name in there:
+        version, cuda, problem = loaded[name]
+        if name == "nvrtc" and problem and versions[name] is None:
+            continue  # not installed: nothing is wrong with it
+        built_for = cuda or (versions[name] if name == "cuda-bindings" else None)
+        parts = _parts(LIBRARIES[name])
+        majors = {int(part.split("-cu")[1][:2]) for part in parts}
+        major = int(built_for.split(".")[0]) if built_for else max(majors, default=None)
+        found[name] = Found(version or versions[name], problem, major, parts)
+    return found

@@ -1,0 +1,146 @@
+"""Which TensorRT: two libraries with one API, told apart here and nowhere else.
+
+``tensorrt`` builds and runs on one GPU, for that GPU. ``tensorrt-rtx`` builds without a GPU, for named
+generations or for all of them, and compiles its kernels when an engine is first run.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from teso_deploy.errors import EngineError, MissingExtraError
+from teso_deploy.requirements import write_install_command
+
+Target = Literal["tensorrt", "tensorrt-rtx"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+#: [first, behind the last) version whose API this package was held against.
+_VERSIONS = {"tensorrt": ((10, 13), (12, 0)), "tensorrt-rtx": ((1, 4), (2, 0))}
+#: In place of a generation: an engine of TensorRT-RTX for all of ``PORTABLE_ON``, and one of TensorRT from Ampere on.
+PORTABLE, AMPERE_PLUS = "portable", "ampere-plus"
+#: Compute capabilities that NVIDIA lists for engines of TensorRT-RTX that name none, beside all from ``PORTABLE_FROM``
+#: on. Turing has to be named; data-centre GPUs (9.0, 10.0) stand in no list.
+PORTABLE_ON = ((8, 0), (8, 6), (8, 9))
+PORTABLE_FROM = (12, 0)
+#: The same for people.
+PORTABLE_TEXT = "8.0, 8.6, 8.9, 12.0 and later"
+
+
+def runs_portable(capability: tuple[int, int]) -> bool:
+    """Whether a portable engine of TensorRT-RTX runs on a GPU of this compute capability."""
+    return capability in PORTABLE_ON or capability >= PORTABLE_FROM
+
+
+@dataclass
+class Messages:
+    """What the library has said, by severity; it says a lot, and what counts comes first."""
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def take(self, severity: str, text: str) -> None:
+        """Keep an error or a warning, leave the rest."""
+        if severity.endswith("ERROR"):
+            self.errors.append(text)
+        elif severity == "WARNING":
+            self.warnings.append(text)
+
+    @property
+    def is_out_of_memory(self) -> bool:
+        """Whether an error says that the GPU's memory did not suffice."""
+        told = " ".join(self.errors).lower().replace(" ", "")
+        return "outofmemory" in told
+
+    @property
+    def first_error(self) -> str:
+        """The first error, without the library's own coordinates; "it does not say why" where there is none."""
+        if not self.errors:
+            return "it does not say why"
+        text = re.sub(r"\(In [^()]*? at [^()]*?\)|\[[\w./]+::\w+::\d+\]", "", self.errors[0])
+        return " ".join(text.split()).rstrip(". ")
+
+
+@dataclass(frozen=True)
+class TensorRTLibrary:
+    """One of the two, loaded. ``trt``: its module; ``logger``: one for everything that is made with it."""
+
+    target: Target
+    trt: Any
+    version: str
+    logger: Any
+    messages: Messages
+
+    @property
+    def is_portable(self) -> bool:
+        """True where engines are built without a GPU, for others than the one that is here."""
+        return self.target == "tensorrt-rtx"
+
+    def architectures(self) -> tuple[str, ...]:
+        """Generations that engines can be built for, as ``sm89``; none where only the GPU that is here counts."""
+        if not self.is_portable:
+            return ()
+        names = (name.lower() for name in dir(self.trt.ComputeCapability) if re.fullmatch(r"SM\d+", name))
+        return tuple(sorted(names, key=lambda name: int(name[2:])))
+
+    def has_plugin(self, name: str, version: str) -> bool:
+        """Whether a plugin is registered."""
+        registry = self.trt.get_plugin_registry()
+        return any(
+            creator.name == name and creator.plugin_version == version and not creator.plugin_namespace
+            for creator in registry.all_creators
+        )
+
+
+def check_installed(target: Target) -> None:
+    """Raises :class:`MissingExtraError` where the library is not installed; loads nothing."""
+    if importlib.util.find_spec(_MODULES[target]) is None:
+        raise MissingExtraError(f"{target} is not installed: {write_install_command(target)}")
+
+
+@functools.cache
+def load_library(target: Target) -> TensorRTLibrary:
+    """Load a library and its plugins.
+
+    Raises :class:`MissingExtraError` where it is not installed, and :class:`EngineError` where it can't be
+    loaded or is of a version whose API is another.
+    """
+    check_installed(target)
+    try:
+        trt = importlib.import_module(_MODULES[target])
+    except (ImportError, OSError, RuntimeError) as error:
+        raise EngineError(
+            f"{target} is installed and can't be loaded ({error}): {write_install_command(target, '--force-reinstall')}"
+        ) from error
+    return adopt(target, trt)
+
+
+def adopt(target: Target, trt: Any) -> TensorRTLibrary:
+    """A loaded module as a library. Raises :class:`EngineError` for a version of another API."""
+    version = str(trt.__version__)
+    first, behind = _VERSIONS[target]
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if not first <= numbers < behind:
+        raise EngineError(
+            f"{target} {version} is here, this package works with {first[0]}.{first[1]} up to {behind[0]}.{behind[1]}: "
+            f"{write_install_command(target, '--upgrade')}"
+        )
+    messages = Messages()
+
+    class Logger(trt.ILogger):  # type: ignore[name-defined]
+        """Keeps what matters; on the terminal it would drown the progress."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, text: str) -> None:
+            """Called by the library, from any of its threads."""
+            messages.take(str(severity).rpartition(".")[2], text)
+
+    logger = Logger()
+    trt.init_libnvinfer_plugins(logger, "")
+    return TensorRTLibrary(target, trt, version, logger, messages)

@@ -1,0 +1,172 @@
+"""Everybody who is compared, each in a process of its own, taking turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from teso_deploy.bundle import Bundle
+from teso_deploy.comparison.contenders import Contender, mask2former_sizes
+from teso_deploy.comparison.processes import WorkerProcess
+from teso_deploy.comparison.report import environment_of, percentile_row
+from teso_deploy.comparison.turns import LEAST_ROUNDS, Key, Timings, Turn, TurnFailedError, interleaved
+
+OURS = "teso_deploy.comparison.ours:ours"
+PARTS_BEHIND = ("visual_encoder", "audio_encoder", "fusion", "decoder", "preprocess", "postprocess")
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """Who is timed: MODULE:FUNCTION that builds it in its process, and what that is told."""
+
+    name: str
+    precision: str
+    subject: str
+    settings: dict[str, Any]
+
+
+@dataclass
+class Measured:
+    """Seconds of every turn, and at the end ``peak_rss_mb`` and ``mask_iou`` by entrant."""
+
+    timings: Timings
+    ends: dict[str, dict[str, float | None]] = field(default_factory=dict)
+
+
+def entrants(
+    bundle: Bundle,
+    size: tuple[int, int],
+    precisions: Sequence[str],
+    contenders: Sequence[Contender],
+    threads: int,
+    clip: Path,
+) -> list[Entrant]:
+    """Ours in each precision, then the contenders on a model of the bundle's sizes.
+
+    Raises :class:`BundleError` where there are contenders and their library can't build such a model.
+    """
+    common = {"size": list(size), "threads": threads}
+    told = common | {"bundle": str(bundle.folder.absolute()), "clip": str(clip.absolute())}
+    found = [Entrant(f"ours-{name}", name, OURS, told | {"precision": name}) for name in precisions]
+    if contenders:
+        sizes = mask2former_sizes(bundle.recipe)
+        for contender in contenders:
+            settings = common | {"sizes": sizes, "precision": contender.precision}
+            found.append(Entrant(contender.name, contender.precision, contender.subject, settings))
+    return found
+
+
+def run(
+    who: Sequence[Entrant], seconds: float, least_rounds: int = LEAST_ROUNDS, progress: Progress = lambda stage: None
+) -> Measured:
+    """Build everybody, one after the other, then let them take turns. Who fails is left out, and says why."""
+    failures: dict[str, str] = {}
+    turns: dict[Key, Turn] = {}
+    with ExitStack() as stack:
+        workers: dict[str, WorkerProcess] = {}
+        for entrant in who:
+            progress(f"{entrant.name}: building")
+            worker = stack.enter_context(WorkerProcess(entrant.subject, entrant.settings))
+            try:
+                stages = worker.stages()
+            except TurnFailedError as error:
+                failures[entrant.name] = str(error)
+                continue
+            workers[entrant.name] = worker
+            for stage in stages:
+                turns[entrant.name, stage] = partial(worker.turn, stage)
+        timings = interleaved(
+            turns, seconds, least_rounds=least_rounds, progress=lambda done: progress(f"taking turns, {done:.0%}")
+        )
+        timings.failures |= failures
+        measured = Measured(timings)
+        for name, worker in workers.items():
+            if name in timings.failures:
+                continue
+            progress(f"{name}: masks")
+            try:
+                measured.ends[name] = worker.finish()
+            except TurnFailedError as error:
+                timings.failures[name] = str(error)
+    return measured
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def _rows(who: Sequence[Entrant], measured: Measured) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for entrant in who:
+        for (name, stage), times in measured.timings.seconds.items():
+            if name != entrant.name or not times:
+                continue
+            timed = percentile_row(name, times)
+            row = {"name": name, "stage": stage, "batch": 1, "precision": entrant.precision, **timed}
+            if stage == "frame":
+                end = measured.ends.get(name, {})
+                row["fps"] = round(1 / float(np.median(times)), 2)
+                row["mask_iou"] = _rounded(end.get("mask_iou"), 5)
+                row["peak_rss_mb"] = _rounded(end.get("peak_rss_mb"), 0)
+            rows.append(row)
+    return rows
+
+
+def report_of(
+    bundle: Bundle, size: tuple[int, int], who: Sequence[Entrant], measured: Measured, environment: dict[str, Any]
+) -> dict[str, Any]:
+    """For JSON: ``rows``, ``ratios`` (how many times as long a contender's frame takes as ours), ``shares``."""
+    rows = _rows(who, measured)
+    frames = {row["name"]: row["p50_ms"] for row in rows if row["stage"] == "frame"}
+    ours = [entrant.name for entrant in who if entrant.subject == OURS]
+    ratios = {
+        f"{name}/{our}": round(frames[name] / frames[our], 3)
+        for name in frames
+        for our in ours
+        if our in frames and name != our and (name not in ours or ours.index(name) < ours.index(our))
+    }
+    stages = {(row["name"], row["stage"]): row["p50_ms"] for row in rows}
+    shares = {
+        f"{stage}/frame, {our}": round(stages[our, stage] / frames[our], 4)
+        for our in ours
+        for stage in ("new-sound", "new-cues", *PARTS_BEHIND)
+        if our in frames and (our, stage) in stages
+    }
+    sentence = "ours: picture, sound and cues to labels, every frame another one. "
+    if len(who) > len(ours):
+        sentence += (
+            "The others: a normalised picture to mask logits, without adapters, sound, cues, fusion, resizing and "
+            "labels; their mask_iou is with Hugging Face's model in PyTorch on the same weights. "
+        )
+    sentence += "peak_rss_mb is of the whole process with all that the benchmark holds."
+    return {
+        "schema_version": 1,
+        "rows": rows,
+        "ratios": ratios,
+        "shares": shares,
+        "failures": measured.timings.failures,
+        "rounds": measured.timings.rounds,
+        "bound_by": sentence,
+        "environment": environment | {"input_size": list(size)},
+    }
+
+
+def compare(
+    bundle: Bundle,
+    size: tuple[int, int],
+    who: Sequence[Entrant],
+    threads: int,
+    seconds: float,
+    libraries: Sequence[str],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Measure, and the report; the machine's load is looked at before anything runs."""
+    environment = environment_of(threads, bundle, libraries)
+    return report_of(bundle, size, who, run(who, seconds, progress=progress), environment)

@@ -1,0 +1,124 @@
+"""Hugging Face's Mask2Former in PyTorch: eager, compiled, and exported as anybody would.
+
+Imported in worker processes only, since it loads torch. Weights are random: no time depends on them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+
+from teso_deploy.comparison.stock import masks_agree, pictures
+
+SEED = 0
+
+
+@torch.no_grad()
+def _randomise(module: nn.Module) -> None:
+    """Weights scaled by fan-in, norms around 1, biases around 0: logits are of the size of a trained model's.
+
+    Those of the library's own initialisation stay at 1e-4, where each rounding turns a mask.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    for name, value in module.named_parameters():
+        noise = torch.randn(value.shape, generator=generator)
+        if value.ndim >= 2:
+            value.copy_(noise / value[0].numel() ** 0.5)
+        else:
+            value.copy_(noise * 0.1 + (1.0 if name.endswith("weight") else 0.0))
+
+
+def mask2former(sizes: dict[str, Any], size: tuple[int, int]) -> Any:
+    """``Mask2FormerForUniversalSegmentation`` of :func:`mask2former_sizes` for pictures of a size (height, width)."""
+    backbone = SwinConfig(
+        image_size=size[0],
+        embed_dim=sizes["embed_dim"],
+        depths=sizes["depths"],
+        num_heads=sizes["swin_heads"],
+        window_size=sizes["window"],
+        mlp_ratio=sizes["mlp_ratio"],
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = Mask2FormerConfig(
+        backbone_config=backbone,  # type: ignore[arg-type]
+        feature_size=sizes["dim"],
+        mask_feature_size=sizes["mask_dim"],
+        hidden_dim=sizes["dim"],
+        encoder_feedforward_dim=sizes["pixel_ffn_dim"],
+        encoder_layers=sizes["pixel_layers"],
+        decoder_layers=sizes["layers"] + 1,  # it counts the prediction before the first layer
+        num_attention_heads=sizes["heads"],
+        dim_feedforward=sizes["ffn_dim"],
+        num_queries=sizes["queries"],
+        num_labels=sizes["labels"],
+    )
+    model = Mask2FormerForUniversalSegmentation(config)
+    _randomise(model)
+    return model.eval()
+
+
+class TorchSubject:
+    """A model in PyTorch; its masks are compared with those of ``reference``, which is the model in eager mode."""
+
+    stages = ("frame",)
+
+    def __init__(self, model: Callable[..., Any], reference: Callable[..., Any], images: NDArray[np.float32]) -> None:
+        self._model, self._reference = model, reference
+        self._images = [torch.from_numpy(image[None]) for image in images]
+
+    @torch.inference_mode()
+    def run(self, stage: str, i: int) -> Tensor:
+        """See :class:`Subject`."""
+        return self._masks(self._model, self._images[i % len(self._images)])
+
+    @staticmethod
+    def _masks(model: Callable[..., Any], image: Tensor) -> Tensor:
+        logits: Tensor = model(pixel_values=image).masks_queries_logits
+        return logits
+
+    @torch.inference_mode()
+    def mask_iou(self) -> float:
+        """See :class:`Subject`."""
+        found, reference = (self._masks(model, self._images[0]) for model in (self._model, self._reference))
+        return masks_agree(found.numpy(), reference.numpy())
+
+
+def _model_and_images(settings: dict[str, Any]) -> tuple[Any, NDArray[np.float32]]:
+    torch.set_num_threads(settings["threads"])
+    height, width = settings["size"]
+    return mask2former(settings["sizes"], (height, width)), pictures((height, width))
+
+
+def eager(settings: dict[str, Any]) -> TorchSubject:
+    """The model as it is."""
+    model, images = _model_and_images(settings)
+    return TorchSubject(model, model, images)
+
+
+def compiled(settings: dict[str, Any]) -> TorchSubject:
+    """The model behind ``torch.compile`` with its defaults; compiled when it runs first."""
+    model, images = _model_and_images(settings)
+    return TorchSubject(torch.compile(model), model, images)
+
+
+def export(settings: dict[str, Any], folder: Path) -> None:
+    """``model.onnx`` by a plain call of PyTorch's exporter, and ``masks.npy``: the logits of the first picture."""
+    model, images = _model_and_images(settings)
+    image = torch.from_numpy(images[:1])
+    with torch.inference_mode():
+        np.save(folder / "masks.npy", model(pixel_values=image).masks_queries_logits.numpy())
+    with torch.no_grad():
+        torch.onnx.export(model, (image,), folder / "model.onnx", dynamo=True)
+
+
+if __name__ == "__main__":
+    export(json.loads(sys.argv[1]), Path(sys.argv[2]))

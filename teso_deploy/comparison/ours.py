@@ -1,0 +1,94 @@
+"""A bundle as users run it: whole frames through the pipeline, and each graph by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teso_deploy.backends.engine import Engine
+from teso_deploy.backends.onnxruntime import form_of, onnxruntime_factory
+from teso_deploy.bundle import Bundle
+from teso_deploy.pipeline.pipeline import GRAPHS, Pipeline
+from teso_deploy.pipeline.postprocess import labels_of
+from teso_deploy.pipeline.preprocess import fitted_size, normalised, resized
+from teso_deploy.pipeline.video_source import VideoSource
+from teso_deploy.verification.parity import compare_masks
+from teso_deploy.verification.probes import observe, reference_at
+
+FRAMES, SOUNDS, CUES, PREPARED = 12, 40, 8, 4
+#: Windows a hop apart, so that each is another sound.
+HOP_SECONDS = 0.24
+#: Stages of a stream: everything anew, and what a new sound or new cues cost on the same picture.
+STREAM = ("frame", "new-sound", "new-cues")
+#: What the whole frame consists of, in this order.
+PARTS = ("preprocess", *GRAPHS, "postprocess")
+
+
+class Ours:
+    """A bundle's graphs in one precision at one size (height, width), on frames and sounds of a clip."""
+
+    def __init__(self, bundle: Bundle, size: tuple[int, int], precision: str, threads: int, clip: Path) -> None:
+        self._bundle, self._size = bundle, size
+        # Each stage has its own pipeline, so that none finds what another has kept; the engines are shared.
+        self._engine: Callable[[Bundle, str], Engine] = cache(onnxruntime_factory(threads, form_of(bundle, precision)))
+        with VideoSource(clip) as source:
+            self._images = [moment.frame.image for moment in islice(source, FRAMES)]
+            self._sounds = [source.track.window(HOP_SECONDS * i).samples for i in range(SOUNDS)]
+        self._calls = self._all_calls()
+        self.stages = tuple(self._calls)
+
+    def run(self, stage: str, i: int) -> object:
+        """See :class:`Subject`."""
+        return self._calls[stage](i)
+
+    def _all_calls(self) -> dict[str, Callable[[int], object]]:
+        images, sounds, size = self._images, self._sounds, self._size
+        how, threshold = self._bundle.manifest.preprocessing, self._bundle.manifest.postprocessing.threshold
+        frame, new_sound, new_cues = (Pipeline(self._bundle, self._engine, size=size) for _ in STREAM)
+        cues = [frame.cues_of([word]) for word in frame.cue_table.names[:CUES]] or [frame.cues_of(())]
+        fitted = fitted_size(images[0], size, how.fit)
+        shares = fitted[0] / size[0], fitted[1] / size[1]
+        engines = {graph: self._engine(self._bundle, self._bundle.graph_at(graph, size)) for graph in GRAPHS}
+
+        def preprocess(i: int) -> NDArray[np.float32]:
+            return normalised(resized(images[i % len(images)], fitted), how.mean, how.std, size)
+
+        prepared = [preprocess(i) for i in range(PREPARED)]
+        fed: dict[str, Any] = {"cues": cues[0].embeddings[None], "cue_valid": cues[0].valid[None]}
+        feeds = [{"image": image} for image in prepared], [{"waveform": sound[None]} for sound in sounds]
+        slots = {graph: engine.slot() for graph, engine in engines.items()}
+        fed |= slots["visual_encoder"].run(feeds[0][0])
+        fed |= slots["audio_encoder"].run(feeds[1][0])
+        fed |= slots["fusion"].run(fed)
+        scores = slots["decoder"].run(fed)["masks"].numpy()[0].copy()
+        return {
+            "frame": lambda i: frame.segment(images[i % len(images)], sounds[i % len(sounds)], cues[i % len(cues)]),
+            "new-sound": lambda i: new_sound.segment(images[0], sounds[i % len(sounds)], cues[0]),
+            "new-cues": lambda i: new_cues.segment(images[0], sounds[0], cues[i % len(cues)]),
+            "preprocess": preprocess,
+            "visual_encoder": lambda i: slots["visual_encoder"].run(feeds[0][i % PREPARED]),
+            "audio_encoder": lambda i: slots["audio_encoder"].run(feeds[1][i % len(sounds)]),
+            "fusion": lambda i: slots["fusion"].run(fed),
+            "decoder": lambda i: slots["decoder"].run(fed),
+            "postprocess": lambda i: labels_of(scores, images[0].shape[:2], threshold, shares),
+        }
+
+    def mask_iou(self) -> float:
+        """Agreement with the masks that PyTorch found, all graphs in a row; of the worst frame."""
+        reference = reference_at(self._bundle, self._size)
+        engines = {graph: self._engine(self._bundle, self._bundle.graph_at(graph, self._size)) for graph in GRAPHS}
+        masks = observe(engines, reference, None).masks
+        return compare_masks(masks, reference["masks"], self._bundle.manifest.postprocessing.threshold)[0]
+
+
+def ours(settings: dict[str, Any]) -> Ours:
+    """The subject for ``bundle``, ``size``, ``precision``, ``threads`` and ``clip``."""
+    height, width = settings["size"]
+    bundle = Bundle.open(settings["bundle"])
+    return Ours(bundle, (height, width), settings["precision"], settings["threads"], Path(settings["clip"]))

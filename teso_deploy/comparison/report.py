@@ -1,0 +1,122 @@
+"""What was measured, on which machine, as JSON, as a page, and as bars."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from teso_deploy._version import __version__
+from teso_deploy.backends.shared_libraries import version_of
+from teso_deploy.bundle import Bundle
+from teso_deploy.outputs import make_folder, staged_file, write_text
+from teso_deploy.pipeline.latency import percentiles_ms
+
+LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "numpy", "av", "pillow")
+#: Where the load was above this when it began, other work has slowed some turns.
+NOISY_LOAD_PER_CORE = 0.5
+
+
+def spread(values: Sequence[float]) -> float:
+    """Coefficient of variation: standard deviation / mean."""
+    return float(np.std(values) / np.mean(values))
+
+
+def percentile_row(name: str, seconds: Sequence[float]) -> dict[str, Any]:
+    """The beginning of a row: how often, percentiles in milliseconds, how far they spread."""
+    latency = {f"{percentile}_ms": value for percentile, value in percentiles_ms(seconds).items()}
+    return {"name": name, "runs": len(seconds), **latency, "coefficient_of_variation": round(spread(seconds), 4)}
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def environment_of(
+    threads: int, bundle: Bundle | None = None, libraries: Sequence[str] = LIBRARIES, **more: Any
+) -> dict[str, Any]:
+    """What the numbers hold for; the load is that of the last minute, as it is when this is called."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0]
+    found: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "cores": cores,
+        "threads": threads,
+        "load_average": round(load, 2),
+        "is_noisy": load > NOISY_LOAD_PER_CORE * cores,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "teso_deploy": __version__,
+    }
+    versions = {name: version_of(name) for name in dict.fromkeys((*LIBRARIES, *libraries))}
+    found |= {name: version for name, version in versions.items() if version is not None}
+    if bundle is not None:
+        found |= {
+            "bundle": bundle.manifest.name,
+            "trained": bundle.manifest.trained,
+            "weights_sha256": bundle.manifest.provenance.get("weights_sha256"),
+            "input_size": list(bundle.sizes[0]),
+        }
+    return {**found, **more, "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.1f}" if abs(value) >= 100 else f"{value:.4g}"
+    return "–" if value is None else str(value)
+
+
+def markdown(title: str, report: dict[str, Any]) -> str:
+    """The report as a page: rows as a table (their union of columns), a sentence, ratios, the machine."""
+    rows: list[dict[str, Any]] = report["rows"]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [f"# {title}", "", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    lines += [f"| {' | '.join(_cell(row.get(column)) for column in columns)} |" for row in rows]
+    lines += ["", report["bound_by"], ""]
+    for name in ("ratios", "shares"):
+        if report.get(name):
+            lines += [f"| {name} | |", "|---|---|", *(f"| {k} | {_cell(v)} |" for k, v in report[name].items()), ""]
+    lines += [f"- {name}: {value}" for name, value in report["environment"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def save_bars(path: Path, title: str, bars: Sequence[tuple[str, float, float]]) -> None:
+    """PNG of (name, p50, p95) in milliseconds: a bar to the one, a line to the other."""
+    left, width, height = 220, 900, 34
+    image = Image.new("RGB", (left + width + 130, 50 + height * len(bars)), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(15)
+    draw.text((10, 12), title, "black", ImageFont.load_default(17))
+    scale = width / max(p95 for _, _, p95 in bars)
+    for i, (name, p50, p95) in enumerate(bars):
+        top = 46 + i * height
+        colour = (38, 112, 190) if name.startswith("ours") else (150, 156, 166)
+        draw.text((left - 10 - draw.textlength(name, font), top + 3), name, "black", font)
+        draw.rectangle((left, top, left + p50 * scale, top + height - 10), fill=colour)
+        middle = top + (height - 10) // 2
+        draw.line((left + p50 * scale, middle, left + p95 * scale, middle), fill="black", width=2)
+        draw.text((left + p95 * scale + 8, top + 3), f"{p50:.1f} ms", "black", font)
+    with staged_file(path) as staged:
+        image.save(staged, "PNG")
+
+
+def publish(name: str, title: str, report: dict[str, Any], folder: Path) -> None:
+    """Write ``{name}.json`` and ``{name}.md`` to a folder, and print the page."""
+    make_folder(folder)
+    write_text(folder / f"{name}.json", json.dumps(report, indent=1) + "\n")
+    page = markdown(title, report)
+    write_text(folder / f"{name}.md", page)
+    sys.stdout.write(page)

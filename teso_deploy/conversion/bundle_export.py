@@ -1,0 +1,227 @@
+"""From a recipe and its weights to a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from teso_deploy._version import __version__
+from teso_deploy.bundle import (
+    CUE_TABLE,
+    KIND,
+    REFERENCE,
+    Bundle,
+    BundleManifest,
+    CueEntry,
+    GraphEntry,
+    Postprocessing,
+    Preprocessing,
+    TaggerEntry,
+    sized_name,
+)
+from teso_deploy.conversion.engines import EngineRequest
+from teso_deploy.conversion.finishing import Wanted, finish
+from teso_deploy.conversion.forms import Forms, check_space
+from teso_deploy.conversion.frames import video_frames
+from teso_deploy.conversion.graphs import OPSET, export_graph
+from teso_deploy.conversion.plan import check_memory
+from teso_deploy.conversion.reference import clip_inputs, example_arguments, random_inputs, reference_arrays
+from teso_deploy.conversion.text_encoder import text_graph, write_text_encoder
+from teso_deploy.conversion.vocabulary import MINILM_DIM, build_cue_table, clip_embedder, cue_words
+from teso_deploy.conversion.weights import WeightsFile
+from teso_deploy.cues.table import CueTable
+from teso_deploy.errors import CheckpointError
+from teso_deploy.models.assembly import WeightSource, assemble, text_tower
+from teso_deploy.models.graphs import graph_modules, graph_specs
+from teso_deploy.models.state_dicts import Averaging
+from teso_deploy.models.teso import Teso
+from teso_deploy.recipe import Recipe
+from teso_deploy.resources import shipped_path
+from teso_deploy.types import ImageSize, Precision
+from teso_deploy.verification.verify import VerifyReport
+
+RANDOM_EMBEDDINGS = "random, seed 0"
+#: Graphs that differ from one picture size to another.
+SIZED_GRAPHS = ("visual_encoder", "decoder")
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was written, how it held against PyTorch, and our keys that no checkpoint gave."""
+
+    bundle: Bundle
+    parity: VerifyReport
+    random: tuple[str, ...] = ()
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 over names and bytes of all weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def cue_table(
+    recipe: Recipe, text: WeightSource | None, random_weights_seed: int | None, nouns: Sequence[str] | None = None
+) -> tuple[list[str], NDArray[np.float32], str]:
+    """Words (those of the recipe and ``nouns``), their embeddings (K, d_T) and where those are from.
+
+    By the recipe's text encoder: MiniLM, or CLIP's text tower of a checkpoint. Seeded unit vectors
+    stand in for a tower that was not given; only a model with random weights has a use for them.
+    Rounded to what float16 holds: that is how they are stored. Raises :class:`CheckpointError`
+    when there is neither a tower nor a seed.
+    """
+    if text is not None:
+        tower = text_tower(text, recipe)
+        words, embeddings = build_cue_table(recipe, nouns, embed=clip_embedder(tower, recipe, text.beside))
+        source = f"CLIP text tower, {text.path.name}"
+    elif recipe.text.encoder == "minilm" and recipe.text.dim == MINILM_DIM:
+        words, embeddings = build_cue_table(recipe, nouns)
+        source = "all-MiniLM-L6-v2"
+    elif random_weights_seed is None:
+        raise CheckpointError(
+            f"recipe {recipe.name} embeds its cues with CLIP's text tower: give --checkpoint text=FILE (ImageBind, "
+            "OpenCLIP or Hugging Face), or --random-weights SEED for cues that mean nothing"
+        )
+    else:
+        words = cue_words(recipe, nouns)
+        vectors = np.random.default_rng(0).standard_normal((len(words), recipe.text.dim))
+        embeddings = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        source = RANDOM_EMBEDDINGS
+    return words, embeddings.astype(np.float16).astype(np.float32), source
+
+
+def _write_graphs(
+    model: Teso, weights: Mapping[str, WeightsFile], metadata: dict[str, str], report: Progress
+) -> dict[str, GraphEntry]:
+    """The canonical graphs, by their key in the manifest; weights are shared among the buckets of a graph."""
+    recipe = model.recipe
+    specs, modules = graph_specs(recipe), graph_modules(model)
+    graphs: dict[str, GraphEntry] = {}
+    for size in recipe.image.sizes:
+        is_first = size == recipe.image.sizes[0]
+        arguments = example_arguments(model, size)
+        for name, spec in specs.items():
+            if not (is_first or name in SIZED_GRAPHS):
+                continue
+            key = name if is_first else sized_name(name, size)
+            report(f"{key}: PyTorch to ONNX")
+            path = weights[name].path.with_name(f"{key}.onnx")
+            graphs[key] = export_graph(modules[name], spec, arguments[name], path, metadata, weights[name])
+    return graphs
+
+
+def export_bundle(
+    recipe: Recipe,
+    out: Path,
+    checkpoints: Path | Sequence[tuple[str | None, Path]] | None = None,
+    random_weights_seed: int | None = None,
+    licence: str = "Apache-2.0",
+    on_progress: Progress = lambda stage: None,
+    precisions: Sequence[Precision] = ("fp32",),
+    calibrate_on: Sequence[Path] = (),
+    engines: Sequence[EngineRequest] = (),
+    text_encoder: bool = False,
+    averaging: Averaging | None = None,
+) -> ExportReport:
+    """Write a bundle to ``out``, whole or not at all.
+
+    ``checkpoints``: a file, or (part or None, file) of several; what they don't give needs
+    ``random_weights_seed``. ``precisions``: of the forms that are derived from the canonical graphs.
+    ``calibrate_on``: videos whose frames and sounds set the ranges of int8, default the shipped clip.
+    ``engines``: what to build from the graphs, in the same precisions. ``text_encoder``: whether the encoder of the
+    cue words goes into the bundle, for words that are not in its table. ``averaging``: which weights of a
+    checkpoint that holds their average too.
+    All graphs are checked against PyTorch with ONNX Runtime before the bundle takes its place. Raises
+    :class:`CheckpointError`, :class:`OutputError`, :class:`PrecisionError`, :class:`CheckFailedError` (parity), and
+    what :func:`text_graph` raises.
+    """
+    KIND.check_target(out)
+    files = [(None, checkpoints)] if isinstance(checkpoints, Path) else list(checkpoints or ())
+    check_memory(recipe)
+    on_progress("reading weights")
+    built = assemble(recipe, files, random_weights_seed, averaging)
+    model = built.model
+    recipe = model.recipe
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    check_space(weights, out, len(recipe.image.sizes), precisions)
+    on_progress("cue words")
+    encoder = text_graph(recipe, built.text) if text_encoder else None
+    words, embeddings, embedder = cue_table(recipe, built.text, random_weights_seed)
+    is_trained = built.is_trained and embedder != RANDOM_EMBEDDINGS
+    versions = {"teso-deploy": __version__, "torch": torch.__version__, "onnx": onnx.__version__}
+    metadata = {"recipe": recipe.name, "weights_sha256": weights_digest(model), **versions}
+    clip = shipped_path("export/demo/clip.mp4")
+    table = CueTable(words, embeddings, recipe.text.max_cues, recipe.text.padding == "none-embedding")
+    with KIND.staging(out) as folder:
+        weights = {name: WeightsFile(folder / f"{name}.weights") for name in graph_specs(recipe)}
+        graphs = _write_graphs(model, weights, metadata, on_progress)
+        np.savez_compressed(folder / CUE_TABLE, names=np.array(words), embeddings=embeddings.astype(np.float16))
+        if encoder is not None:
+            on_progress("text encoder")
+        written = None if encoder is None else write_text_encoder(folder, encoder, recipe, table, versions)
+        on_progress("reference outputs")
+        from_clip = is_trained and clip.is_file()
+
+        def inputs(size: ImageSize) -> dict[str, NDArray[Any]]:
+            return clip_inputs(recipe, size, table, clip) if from_clip else random_inputs(recipe, size)
+
+        np.savez_compressed(folder / REFERENCE, allow_pickle=False, **reference_arrays(model, inputs))
+        videos = calibrate_on or (clip,)
+        writer = Forms(
+            folder,
+            graphs,
+            weights,
+            lambda: video_frames(recipe, recipe.image.sizes[0], table, videos),
+            recipe.head.threshold,
+            is_trained,
+            on_progress,
+        )
+        wanted = Wanted(precisions, engines)
+        forms = wanted.write_forms(writer)
+        manifest = BundleManifest(
+            name=recipe.name,
+            trained=is_trained,
+            recipe=recipe.model_dump(mode="json", by_alias=True),
+            graphs=graphs,
+            forms=forms,
+            preprocessing=Preprocessing(
+                sizes=recipe.image.sizes, fit=recipe.image.fit, mean=recipe.image.mean, std=recipe.image.std
+            ),
+            postprocessing=Postprocessing(threshold=recipe.head.threshold),
+            classes=recipe.head.classes,
+            cue=CueEntry(
+                template=recipe.text.template,
+                max_cues=recipe.text.max_cues,
+                dim=recipe.text.dim,
+                padding=recipe.text.padding,
+                table=CUE_TABLE,
+                encoder=written,
+            ),
+            tagger=TaggerEntry(words=recipe.tagger.words, threshold=recipe.tagger.threshold)
+            if recipe.tagger.words
+            else None,
+            provenance={
+                "weights": str(built),
+                "cue_embeddings": embedder,
+                "reference": "the shipped clip" if from_clip else "seeded noise",
+                "opset": str(OPSET),
+                "python": platform.python_version(),
+                **metadata,
+            },
+            licence=licence,
+        )
+        manifest, parity = finish(folder, manifest, writer, wanted, on_progress)
+    return ExportReport(Bundle(out, manifest), parity, built.random)

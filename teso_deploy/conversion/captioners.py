@@ -1,0 +1,229 @@
+"""Captioners out of PyTorch: vision-encoder-decoder and pix2struct, by Optimum.
+
+Optimum gives an encoder, and decoders with and without a past. What a decoder makes of the picture alone (keys and
+values of its cross-attention) depends on no word: it is cut off as a graph of its own, "picture", which runs once a
+picture, and the decoder with a past serves the first word too.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from PIL import Image
+
+from teso_deploy.conversion.cue_decoders import (
+    check_architecture,
+    cue_libraries,
+    decoder_entry,
+    licence_of,
+    name_of,
+    read_config,
+    refuse_unreadable,
+    tokenizer_to,
+)
+from teso_deploy.conversion.cue_weights import quietly, stored_as
+from teso_deploy.cues.language.pictures import prepared
+from teso_deploy.cues.model_bundle import ImageEntry, ModelEntry, WeightPrecision
+from teso_deploy.errors import CheckpointError
+from teso_deploy.models.weight_folders import find_weight_files
+
+TASK = "image-to-text-with-past"
+CAPTIONERS = ("vision-encoder-decoder", "pix2struct")
+_HIDDEN = "encoder_hidden_states"
+#: Of what an encoder takes: a processor that rounds a picture to 8 bits differs by less from one that does not.
+MOST_OF_A_PIXEL = 0.05
+_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+def export_captioner(source: Path, out: Path, precision: WeightPrecision) -> ModelEntry:
+    """A Hugging Face folder as the graphs "encoder", "picture" and "decoder" in the folder ``out``.
+
+    Raises :class:`InputNotFoundError`, :class:`CheckpointError` (no config, another architecture, files that are
+    missing or damaged), :class:`MissingExtraError`.
+    """
+    exporters = cue_libraries()
+    architecture = str(read_config(source)["model_type"])
+    check_architecture(architecture, CAPTIONERS, "a captioner")
+    model, tokenizer, processor = _loaded(source, architecture)
+    tokenizer_to(tokenizer, out)
+    config = model.generation_config
+    image = image_entry(processor)
+    check_pictures(processor, image)
+    start = _first(config.decoder_start_token_id, model.config.decoder_start_token_id, tokenizer.bos_token_id)
+    ends = _first(config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id)
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        work = Path(folder)
+        # Of pix2struct Optimum reads the grid from the second of the preprocessors.
+        preprocessors = [tokenizer, SimpleNamespace(image_processor=processor)]
+        quietly(
+            exporters.onnx_export_from_model,
+            model, work, task=TASK, do_validation=False, preprocessors=preprocessors, slim=False,
+            no_post_process=True,
+        )  # fmt: skip
+        encoder, past = work / "encoder_model.onnx", work / "decoder_with_past_model.onnx"
+        picture, decoder = work / "picture.onnx", work / "decoder.onnx"
+        taken = onnx.load(str(past), load_external_data=False).graph.input
+        if any(".encoder.key" in value.name for value in taken):
+            keep_outputs(work / "decoder_model.onnx", picture)
+            decoder = past
+        else:
+            split_off(past, picture, decoder)
+        for name, graph in (("encoder", encoder), ("picture", picture), ("decoder", decoder)):
+            stored_as(graph, out / f"{name}.onnx", precision)
+    return ModelEntry(
+        kind="pix2struct" if architecture == "pix2struct" else "vision-encoder-decoder",
+        folder=out.name,
+        name=name_of(source),
+        architecture=architecture,
+        precision=precision,
+        graphs={name: f"{name}.onnx" for name in ("encoder", "picture", "decoder")},
+        decoder=decoder_entry(out / "decoder.onnx", model.config, ends, start[:1]),
+        image=image,
+        licence=licence_of(source),
+    )
+
+
+def _loaded(source: Path, architecture: str) -> tuple[Any, Any, Any]:
+    """Model, tokenizer, image processor."""
+    from transformers import (
+        AutoImageProcessor,
+        AutoTokenizer,
+        Pix2StructForConditionalGeneration,
+        VisionEncoderDecoderModel,
+    )
+
+    kind = Pix2StructForConditionalGeneration if architecture == "pix2struct" else VisionEncoderDecoderModel
+    find_weight_files(source)  # says what its weights are, when they are pointers of Git LFS
+    try:
+        tokenizer = quietly(AutoTokenizer.from_pretrained, str(source), local_files_only=True, trust_remote_code=False)
+        processor = quietly(
+            AutoImageProcessor.from_pretrained,
+            str(source),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_fast=False,
+        )
+        model = quietly(
+            kind.from_pretrained, str(source), local_files_only=True, trust_remote_code=False, dtype="float32"
+        ).eval()
+    except Exception as error:  # transformers raises what it likes
+        raise refuse_unreadable(source, "a captioner", error) from error
+    return model, tokenizer, processor
+
+
+def _first(*candidates: Any) -> tuple[int, ...]:
+    """The first of several settings that is set: an id or several."""
+    for found in candidates:
+        if found is not None:
+            return tuple(int(number) for number in (found if isinstance(found, list | tuple) else [found]))
+    raise CheckpointError("the model does not say how a text begins and ends: set both in its generation_config.json")
+
+
+def image_entry(processor: Any) -> ImageEntry:
+    """How a Hugging Face image processor prepares a picture. Raises :class:`CheckpointError` for an unknown one."""
+    if hasattr(processor, "max_patches"):
+        side = processor.patch_size["height"]
+        if side != processor.patch_size["width"]:
+            raise CheckpointError("its patches are no squares: take a captioner whose patches are")
+        return ImageEntry(size=(0, 0), patch=side, max_patches=processor.max_patches)
+    size, crop = dict(processor.size), getattr(processor, "crop_size", None) or {}
+    crops = getattr(processor, "do_center_crop", False)
+    if "shortest_edge" in size and crops:
+        fit, shape = "shortest-side-then-crop", (int(crop["height"]), int(crop["width"]))
+        if size["shortest_edge"] != min(shape):
+            raise CheckpointError("its picture is resized to one side and cropped to another: take another captioner")
+    elif {"height", "width"} <= size.keys():
+        fit, shape = "stretch", (int(size["height"]), int(size["width"]))
+    else:
+        raise CheckpointError(
+            f"its image processor resizes in a way that is not known ({size}): take another captioner"
+        )
+    scales = getattr(processor, "do_normalize", True)
+    return ImageEntry(
+        size=shape,
+        fit=fit,  # type: ignore[arg-type]
+        resample=_RESAMPLING[int(processor.resample)],  # type: ignore[arg-type]
+        mean=tuple(processor.image_mean) if scales else (0.0, 0.0, 0.0),
+        std=tuple(processor.image_std) if scales else (1.0, 1.0, 1.0),
+    )
+
+
+def check_pictures(processor: Any, entry: ImageEntry) -> None:
+    """Refuse an image processor that does anything else than we will (:class:`CheckpointError`)."""
+    for size in ((61, 97), (97, 61)):
+        image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+        theirs = quietly(processor, Image.fromarray(image), return_tensors="np")
+        for name, ours in prepared(image, entry).items():
+            other = np.asarray(theirs[name]) if name in theirs else np.zeros(0)
+            if other.shape != ours.shape or not np.allclose(other, ours, atol=MOST_OF_A_PIXEL):
+                raise CheckpointError(
+                    f"its pictures are prepared in a way that is not known ({type(processor).__name__} with these "
+                    "settings): take another captioner"
+                )
+
+
+def keep_outputs(graph: Path, out: Path) -> None:
+    """Of a first decoder, the part that gives keys and values of the picture, by the names that they are taken by.
+
+    They are shaped by the length of a batch, which it reads from ``input_ids``.
+    """
+    model = ir.load(graph)
+    kept = [value for value in model.graph.outputs if ".encoder." in str(value.name)]
+    for value in kept:
+        value.name = str(value.name).replace("present.", "past_key_values.")
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(kept)
+    _pruned(model)
+    ir.save(model, out, external_data=f"{out.name}.work.data")
+
+
+def split_off(graph: Path, picture: Path, decoder: Path) -> None:
+    """Cut a decoder in two: what depends on the encoder's output alone, and the rest, which takes it."""
+    inferred = onnx.shape_inference.infer_shapes(onnx.load(str(graph)))
+    first, second = ir.from_proto(inferred), ir.from_proto(inferred)
+    border = _border(first)
+    first.graph.outputs.clear()
+    first.graph.outputs.extend(border)
+    _pruned(first)
+    names = [str(value.name) for value in border]
+    for value in [value for node in second.graph for value in node.outputs if value.name in names]:
+        given = ir.Value(name=value.name, shape=value.shape, type=value.type)
+        value.name = f"{value.name}_cut"
+        value.replace_all_uses_with(given)
+        second.graph.inputs.append(given)
+    _pruned(second)
+    for model, path in ((first, picture), (second, decoder)):
+        ir.save(model, path, external_data=f"{path.name}.work.data")
+
+
+def _border(model: ir.Model) -> list[ir.Value]:
+    """Values that depend on the encoder's output alone, and are taken by nodes that depend on more."""
+    of_picture = {value for value in model.graph.inputs if value.name == _HIDDEN}
+    constants = set(model.graph.initializers.values())
+    for node in model.graph:
+        taken = [value for value in node.inputs if value is not None]
+        if all(value in constants for value in taken):
+            constants |= set(node.outputs)
+        elif all(value in constants or value in of_picture for value in taken):
+            of_picture |= set(node.outputs)
+    return [
+        value
+        for node in model.graph
+        for value in node.outputs
+        if value in of_picture and any(output not in of_picture for user, _ in value.uses() for output in user.outputs)
+    ]
+
+
+def _pruned(model: ir.Model) -> None:
+    """Without nodes, initialisers and inputs that nobody uses."""
+    RemoveUnusedNodesPass()(model)
+    for value in list(model.graph.inputs):
+        if not value.uses():
+            model.graph.inputs.remove(value)

@@ -1,0 +1,87 @@
+"""From a bundle to one with other forms: of another precision, or as this version derives them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from teso_deploy.bundle import KIND, MANIFEST, Bundle, GraphEntry
+from teso_deploy.conversion.engines import FOLDER as ENGINES
+from teso_deploy.conversion.engines import EngineRequest
+from teso_deploy.conversion.finishing import Wanted, finish
+from teso_deploy.conversion.forms import Forms, check_space
+from teso_deploy.conversion.frames import video_frames
+from teso_deploy.conversion.text_encoder import text_graph, write_text_encoder
+from teso_deploy.conversion.weights import WeightsFile, save_with_weights
+from teso_deploy.cues.table import CueTable
+from teso_deploy.resources import shipped_path
+from teso_deploy.types import Precision
+from teso_deploy.verification.verify import VerifyReport
+
+
+def _canonical(source: Bundle, folder: Path) -> tuple[dict[str, GraphEntry], dict[str, WeightsFile]]:
+    """The canonical graphs, with their weights alone, in another folder."""
+    weights: dict[str, WeightsFile] = {}
+    graphs = {}
+    for key, entry in source.manifest.graphs.items():
+        name = key.partition("@")[0]
+        file = weights.setdefault(name, WeightsFile(folder / f"{name}.weights"))
+        save_with_weights(ir.load(source.graph_path(key)), folder / entry.file, file)
+        graphs[key] = entry.model_copy(update={"weights": file.path.name})
+    return graphs, weights
+
+
+def derive_bundle(
+    source: Bundle,
+    out: Path,
+    precisions: Sequence[Precision] = ("fp32",),
+    calibrate_on: Sequence[Path] = (),
+    engines: Sequence[EngineRequest] = (),
+    on_progress: Callable[[str], None] = lambda stage: None,
+    text_encoder: bool = False,
+) -> tuple[Bundle, VerifyReport]:
+    """Write ``source`` to ``out`` with the forms of ``precisions`` derived anew from its canonical graphs.
+
+    ``out`` may be the source's own folder. ``calibrate_on``: as for :func:`export_bundle`. Weights, reference
+    and cue table stay; forms of other precisions and engines are left out, ``engines`` are built. ``text_encoder``:
+    MiniLM goes into the bundle, for words that are not in its table. Raises :class:`RecipeError` (cues of CLIP),
+    :class:`OutputError`, :class:`PrecisionError`, :class:`CheckFailedError` (parity with the reference).
+    """
+    encoder = text_graph(source.recipe, None) if text_encoder else None
+    weights_bytes = sum(4 * entry.parameters for key, entry in source.manifest.graphs.items() if "@" not in key)
+    check_space(weights_bytes, out, len(source.sizes), precisions)
+    with KIND.staging(out) as folder:
+        on_progress("canonical graphs")
+        named = {source.manifest.graphs[key].file for key in source.manifest.graphs}
+        named |= {entry.file for form in source.manifest.forms.values() for entry in form.values()}
+        named |= {entry.weights for entry in source.manifest.graphs.values() if entry.weights}
+        named |= {name for name in source.manifest.files if name.startswith(f"{ENGINES}/")}
+        for name in source.manifest.files.keys() - named - {MANIFEST}:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source.path(name), folder / name)
+        graphs, weights = _canonical(source, folder)
+        recipe, table = source.recipe, CueTable.open(source)
+        videos = tuple(calibrate_on) or (shipped_path("export/demo/clip.mp4"),)
+        writer = Forms(
+            folder,
+            graphs,
+            weights,
+            lambda: video_frames(recipe, source.sizes[0], table, videos),
+            source.manifest.postprocessing.threshold,
+            source.manifest.trained,
+            on_progress,
+        )
+        wanted = Wanted(precisions, engines)
+        forms = wanted.write_forms(writer)
+        measured = {key: value for key, value in source.manifest.measured.items() if key not in ("parity", "int8")}
+        update = {"graphs": graphs, "forms": forms, "engines": (), "measured": measured}
+        if encoder is not None:
+            on_progress("text encoder")
+            entry = write_text_encoder(folder, encoder, recipe, table)
+            update["cue"] = source.manifest.cue.model_copy(update={"encoder": entry})
+        manifest = source.manifest.model_copy(update=update)
+        manifest, parity = finish(folder, manifest, writer, wanted, on_progress)
+    return Bundle(out, manifest), parity

@@ -1,0 +1,161 @@
+"""Engines that travel with a bundle: built when it is exported, for GPUs that need not be here."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from teso_deploy.backends.cuda.device import Device
+from teso_deploy.backends.onnxruntime import onnxruntime_factory
+from teso_deploy.backends.tensorrt.bindings import PORTABLE, Target, TensorRTLibrary, load_library, runs_portable
+from teso_deploy.backends.tensorrt.cache import EngineCache
+from teso_deploy.backends.tensorrt.making import (
+    built_for,
+    check_architectures,
+    engine_factory,
+    make_engine,
+    source_of,
+    timings_path,
+)
+from teso_deploy.backends.tensorrt.profiles import BuildProfile
+from teso_deploy.backends.tensorrt.sidecar import architecture_of
+from teso_deploy.bundle import Bundle, EngineEntry
+from teso_deploy.errors import CheckFailedError, TesoError
+from teso_deploy.types import Precision
+from teso_deploy.verification.engine_check import check_against_onnxruntime
+from teso_deploy.verification.verify import CANONICAL, verify_bundle
+
+FOLDER = "engines"
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """What to build: for a library, and of TensorRT-RTX for generations (none: one portable engine).
+
+    ``precisions``: of each graph an engine in every one. ``device``: the GPU that is here, which TensorRT can't
+    do without.
+    """
+
+    library: TensorRTLibrary
+    architectures: tuple[str, ...]
+    precisions: tuple[Precision, ...]
+    settings: BuildProfile
+    device: Device | None
+
+
+def _gpu(is_needed: bool) -> Device | None:
+    from teso_deploy.backends.cuda.opening import open_device
+
+    try:
+        return open_device()
+    except TesoError:
+        if is_needed:
+            raise
+        return None
+
+
+def request_engines(
+    targets: Sequence[Target], architectures: Sequence[str], precisions: Sequence[Precision], settings: BuildProfile
+) -> list[EngineRequest]:
+    """Refuse, before anything is exported, what can't be built here.
+
+    Raises :class:`MissingExtraError`, :class:`EngineError` (a generation that a library does not know),
+    :class:`DeviceError` (TensorRT without a GPU).
+    """
+    requests = []
+    for target in dict.fromkeys(targets):
+        library = load_library(target)
+        check_architectures(library, architectures)
+        device = _gpu(not library.is_portable)
+        requests.append(
+            EngineRequest(library, tuple(architectures), tuple(dict.fromkeys(precisions)), settings, device)
+        )
+    return requests
+
+
+def _device_for(request: EngineRequest, architecture: str | None) -> Device | None:
+    """The GPU that is here, if it is one that the engine is for."""
+    if request.device is None or not request.library.is_portable:
+        return request.device
+    capability = request.device.compute_capability
+    fits = architecture_of(capability) == architecture if architecture else runs_portable(capability)
+    return request.device if fits else None
+
+
+def build_engines(
+    bundle: Bundle,
+    requests: Sequence[EngineRequest],
+    on_progress: Callable[[str], None] = lambda stage: None,
+) -> tuple[EngineEntry, ...]:
+    """Build every graph's engines into a staged bundle's folder; what the manifest is to say of them."""
+    return tuple(
+        _built(bundle, request, architecture, precision, graph, on_progress)
+        for request in requests
+        for architecture in request.architectures or (None,)
+        for precision in request.precisions
+        for graph in bundle.manifest.graphs
+    )
+
+
+def _built(
+    bundle: Bundle,
+    request: EngineRequest,
+    architecture: str | None,
+    precision: Precision,
+    graph: str,
+    on_progress: Callable[[str], None],
+) -> EngineEntry:
+    library, device = request.library, _device_for(request, architecture)
+    here = None if device is None or library.is_portable else built_for(library, request.settings, device)
+    where = architecture or here or PORTABLE
+    timings = None if device is None else timings_path(EngineCache(), library, request.settings, device)
+    file = f"{FOLDER}/{library.target}/{where}/{graph}.{precision}.engine"
+    on_progress(f"{graph}: {library.target} {where} {precision}")
+    make_engine(
+        library,
+        source_of(bundle, graph, precision),
+        request.settings,
+        bundle.folder / file,
+        architecture,
+        device,
+        check_against_onnxruntime(bundle, graph),
+        timings,
+        lambda stage: on_progress(f"{stage} ({where})"),
+    )
+    return EngineEntry(file=file, graph=graph, target=library.target, precision=precision, architecture=where)
+
+
+def verify_engines(
+    bundle: Bundle, requests: Sequence[EngineRequest], on_progress: Callable[[str], None] = lambda stage: None
+) -> None:
+    """All graphs in a row, batches, and whether they obey the sound: on the GPU, where the engines run on it.
+
+    Raises :class:`CheckFailedError`: engines that segment silence don't ship.
+    """
+    for request in requests:
+        usable = [name for name in request.architectures or (None,) if _device_for(request, name) is not None]
+        if request.device is None or not usable:
+            continue
+        on_progress(f"{request.library.target}: masks and audio control")
+        with tempfile.TemporaryDirectory() as folder:
+            store = EngineCache(Path(folder))  # an empty one: the bundle's own engines are to be looked at
+            backends = {
+                f"{request.library.target}-{precision}": (
+                    precision,
+                    engine_factory(
+                        request.library,
+                        request.device,
+                        precision,
+                        cache=store,
+                        may_build=False,
+                        on_progress=on_progress,
+                    ),
+                )
+                for precision in request.precisions
+            }
+            report = verify_bundle(bundle, lambda form: onnxruntime_factory(None, form), [CANONICAL], backends=backends)
+        failures = [failure for failure in report.failures if any(name in failure for name in backends)]
+        if failures:
+            raise CheckFailedError(f"the engines are not the model, nothing was written ({failures[0]})")

@@ -1,0 +1,192 @@
+"""Forms of the canonical graphs: for a runtime, in a precision; each with what was read back from its file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
+from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
+from teso_deploy.bundle import FormEntry, GraphEntry
+from teso_deploy.conversion.functions import plugin_nodes
+from teso_deploy.conversion.onnxruntime_form import derived
+from teso_deploy.conversion.precision import check_precision, halved, shares
+from teso_deploy.conversion.quantization import carried_over, least_left_out, observe, quantize, sensitivities
+from teso_deploy.conversion.weights import WeightsFile, save_with_weights
+from teso_deploy.errors import OutputError
+from teso_deploy.sealed import sha256_of
+from teso_deploy.types import Precision
+from teso_deploy.verification.parity import compare_masks
+
+#: Forms of standard operators, for TensorRT and whoever else reads ONNX.
+STANDARD = "onnx"
+#: What a form's own weights add to a bundle, as a share of the canonical ones.
+BYTES_SHARE: Mapping[Precision, float] = {"fp32": 0.05, "fp16": 0.55, "bf16": 0.55, "int8": 0.35}
+#: What a bucket takes beside the weights: its tables, and the encoder's outputs in the reference.
+BUCKET_BYTES = 100_000_000
+#: Graphs that int8 is for. The fusion is small, and its cue gate decides: it stays as it is.
+QUANTIZED_GRAPHS = ("visual_encoder", "audio_encoder", "decoder")
+#: How well int8 masks of a trained model are to agree with fp32 on the calibration frames, and how well they must.
+INT8_IOU, LEAST_INT8_IOU = 0.995, 0.98
+GRAPH_ORDER = ("visual_encoder", "audio_encoder", "fusion", "decoder")
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def check_space(weights_bytes: int, out: Path, sizes: int, precisions: Sequence[Precision]) -> None:
+    """Refuse a disk that has no room for the bundle (:class:`OutputError`): found before anything is written."""
+    share = 1.0 + sum(BYTES_SHARE[precision] for precision in precisions)
+    needed = int(weights_bytes * share) + sizes * BUCKET_BYTES
+    parent = out.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise OutputError(
+            f"{out} needs about {needed / 1e6:,.0f} MB beside what is there, {parent} has {free / 1e6:,.0f} MB free: "
+            "make room, or give another --out"
+        )
+
+
+def _run_all(engines: Mapping[str, OnnxRuntimeEngine], frame: Arrays) -> dict[str, NDArray[Any]]:
+    """Every tensor between the graphs for one frame."""
+    values = dict(frame)
+    for name in GRAPH_ORDER:
+        values |= engines[name].run(values)
+    return values
+
+
+@dataclass
+class Forms:
+    """Writes the forms of a staged bundle's graphs. ``frames``: of every graph's inputs, batch 1, of the first bucket.
+
+    ``is_trained``: masks of a model that is not mean nothing, so that none of its layers is left out for them.
+    """
+
+    folder: Path
+    graphs: Mapping[str, GraphEntry]
+    weights: Mapping[str, WeightsFile]
+    frames: Callable[[], Sequence[Arrays]]
+    threshold: float
+    is_trained: bool
+    on_progress: Callable[[str], None]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, precision: Precision) -> dict[str, dict[str, FormEntry]]:
+        """The forms of one precision: name of the form → graph → entry.
+
+        Raises :class:`PrecisionError` where a graph can't hold it, as read back from its file.
+        """
+        if precision == "fp32":
+            return {f"{ONNXRUNTIME}-fp32": {key: self._for_onnxruntime(key, "fp32") for key in self.graphs}}
+        if precision == "int8":
+            return self._int8()
+        return self.standard(precision)
+
+    def standard(self, precision: Literal["fp32", "fp16", "bf16"]) -> dict[str, dict[str, FormEntry]]:
+        """The form of standard operators, and deformable attention as the node that TensorRT has a plugin for."""
+        name = f"{STANDARD}-{precision}"
+        entries = {}
+        for key in self.graphs:
+            self.on_progress(f"{key}: {name}")
+            model = plugin_nodes(self._canonical(key))
+            model = model if precision == "fp32" else halved(model, precision)
+            entries[key] = self._save(model, key, STANDARD, precision)
+        return {name: entries}
+
+    def _canonical(self, key: str) -> ir.Model:
+        return ir.load(self.folder / self.graphs[key].file)
+
+    def _save(self, model: ir.Model, key: str, target: str, precision: Precision) -> FormEntry:
+        path = self.folder / f"{key}.{target}-{precision}.onnx"
+        weights = self.weights[key.partition("@")[0]]
+        save_with_weights(model, path, weights)
+        written = ir.load(path)
+        return FormEntry(
+            file=path.name,
+            weights=weights.path.name,
+            target=target,
+            precision=precision,
+            shares=check_precision(written, precision, path.name),
+            nodes=len(list(written.graph)),
+            source_sha256=sha256_of(self.folder / self.graphs[key].file),
+        )
+
+    def _for_onnxruntime(self, key: str, precision: Precision) -> FormEntry:
+        self.on_progress(f"{key}: {ONNXRUNTIME}-{precision}")
+        return self._save(derived(self._canonical(key)), key, ONNXRUNTIME, precision)
+
+    def _int8(self) -> dict[str, dict[str, FormEntry]]:
+        self.on_progress("int8: calibration frames")
+        files = {key: self.folder / graph.file for key, graph in self.graphs.items()}
+        exact = {name: OnnxRuntimeEngine(files[name]) for name in GRAPH_ORDER}
+        frames = [_run_all(exact, frame) for frame in self.frames()]
+        ranges, ranked = {}, dict[tuple[str, str], float]()
+        for name in QUANTIZED_GRAPHS:
+            self.on_progress(f"{name}: ranges and sensitivities of int8")
+            ranges[name] = observe(files[name], frames)
+            ranked |= {(name, p): e for p, e in sensitivities(files[name], frames, ranges[name]).items()}
+        order = sorted(ranked, key=lambda product: -ranked[product])
+
+        def quantized(key: str, leave_out: Collection[tuple[str, str]], symmetric: bool) -> ir.Model:
+            model, name = self._canonical(key), key.partition("@")[0]
+            of = ranges[name], {product for graph, product in leave_out if graph == name}
+            of = of if key == name else carried_over(*of, self._canonical(name), model)
+            quantize(model, *of, symmetric=symmetric)
+            return model
+
+        def agreement(leave_out: Collection[tuple[str, str]], symmetric: bool) -> float:
+            engines = dict(exact)
+            for name in QUANTIZED_GRAPHS:
+                trial = self.folder / f"{name}.trial.onnx"
+                try:
+                    ir.save(quantized(name, leave_out, symmetric), trial)
+                    engines[name] = OnnxRuntimeEngine(trial)
+                finally:
+                    trial.unlink(missing_ok=True)
+            ours = [_run_all(engines, frame)["masks"] for frame in frames]
+            pairs = zip(ours, frames, strict=True)
+            return float(np.mean([compare_masks(masks, frame["masks"], self.threshold)[0] for masks, frame in pairs]))
+
+        forms: dict[str, dict[str, FormEntry]] = {}
+        # TensorRT knows zero at 0 alone; ONNX Runtime's products may have it anywhere, which saves a bit.
+        for target, symmetric in ((STANDARD, True), (ONNXRUNTIME, False)):
+            left_out: list[tuple[str, str]] = []
+            reached: float | None = None
+            if self.is_trained:
+                self.on_progress(f"{target}-int8: which layers to leave out")
+                asked = partial(agreement, symmetric=symmetric)
+                left_out, reached = least_left_out(order, asked, INT8_IOU, LEAST_INT8_IOU)
+            self.notes.setdefault("int8", {"calibration_frames": len(frames), "products": len(order)})[target] = {
+                "left_out": [f"{graph}: {product}" for graph, product in left_out],
+                "mask_iou": reached,
+            }
+            entries = forms[f"{target}-int8"] = {}
+            for key in self.graphs:
+                self.on_progress(f"{key}: {target}-int8")
+                if key.partition("@")[0] not in QUANTIZED_GRAPHS:
+                    is_standard = target == STANDARD
+                    entries[key] = self._as_it_is(key) if is_standard else self._for_onnxruntime(key, "fp32")
+                    continue
+                model = quantized(key, left_out, symmetric)
+                entries[key] = self._save(plugin_nodes(model) if symmetric else derived(model), key, target, "int8")
+        return forms
+
+    def _as_it_is(self, key: str) -> FormEntry:
+        graph, path = self.graphs[key], self.folder / self.graphs[key].file
+        return FormEntry(
+            file=graph.file,
+            weights=graph.weights,
+            target=STANDARD,
+            precision="fp32",
+            shares=shares(ir.load(path)),
+            nodes=graph.nodes,
+            source_sha256=sha256_of(path),
+        )

@@ -1,0 +1,63 @@
+"""Real frames, sounds and cues of videos, as the graphs take them: what int8 is calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teso_deploy.cues.table import CueTable
+from teso_deploy.errors import DataError, TesoError
+from teso_deploy.media.audio import find_sound, no_sound
+from teso_deploy.media.reader import VideoReader
+from teso_deploy.pipeline.preprocess import fitted_size, normalised, resized
+from teso_deploy.recipe import Recipe
+from teso_deploy.small_files import parse_json, read_text
+
+FRAMES_PER_VIDEO = 12
+
+
+def visible_in(script: Path) -> list[str]:
+    """The words that the script of a clip calls visible; none where the file beside a video is of another kind."""
+    try:
+        content = parse_json(read_text(script, "the script of a clip"), script, error=DataError)
+    except TesoError:
+        return []
+    visible = content.get("visible") if isinstance(content, dict) else None
+    return [word for word in visible if isinstance(word, str)] if isinstance(visible, list) else []
+
+
+def video_frames(
+    recipe: Recipe, size: tuple[int, int], table: CueTable, videos: Sequence[Path], count: int = FRAMES_PER_VIDEO
+) -> list[dict[str, NDArray[Any]]]:
+    """The inputs of all graphs, batch 1, for ``count`` frames evenly spread over each video, each with its sound.
+
+    Cues are those that the JSON beside a video calls visible, else the table's first words.
+    Raises :class:`InputNotFoundError`, :class:`MediaError`.
+    """
+    found = []
+    for video in videos:
+        words = list(visible_in(video.with_suffix(".json")) or table.names)[: recipe.text.max_cues]
+        cues = table.lookup(words)
+        with VideoReader(video) as reader:
+            sound, seconds = find_sound(video), reader.info.duration_seconds or 1.0
+            if sound.track is None:
+                raise no_sound(video, sound)
+            wanted = list(np.linspace(0, seconds, count, endpoint=False))
+            for frame in reader:
+                if not wanted or frame.pts_seconds < wanted[0]:
+                    continue
+                wanted = [time for time in wanted if time > frame.pts_seconds]
+                picture = resized(frame.image, fitted_size(frame.image, size, recipe.image.fit))
+                found.append(
+                    {
+                        "image": normalised(picture, recipe.image.mean, recipe.image.std, size),
+                        "waveform": sound.track.window(frame.pts_seconds, "centred").samples[None],
+                        "cues": cues.embeddings[None],
+                        "cue_valid": cues.valid[None],
+                    }
+                )
+    return found

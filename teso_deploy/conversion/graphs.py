@@ -1,0 +1,139 @@
+"""One graph from PyTorch to a canonical ONNX file."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnxscript.optimizer import optimize_ir
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from teso_deploy.bundle import GraphEntry, TensorSpec
+from teso_deploy.conversion.functions import add_functions
+from teso_deploy.conversion.weights import WeightsFile, save_with_weights
+from teso_deploy.models.graphs import GraphSpec
+
+OPSET = 20
+#: Folding a constant of more elements would make the file larger than the graph that computes it.
+LARGEST_FOLDED_ELEMENTS = 16_384
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about packages that have nothing to do with our graphs."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _rarely_collecting() -> Iterator[None]:
+    """Tracing makes millions of small objects that stay: looking through them for cycles takes a tenth of the time."""
+    threshold = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*threshold)
+
+
+def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    kind = value.type.tensor_type
+    dtype = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
+    shape = tuple(d.dim_param or d.dim_value for d in kind.shape.dim)
+    return TensorSpec(name=value.name, dtype=dtype, shape=shape)
+
+
+def multiply_adds(module: nn.Module, arguments: Sequence[Tensor]) -> int:
+    """Multiply-adds of convolutions and matrix products for one item of the batch."""
+    counter = FlopCounterMode(display=False)
+    with counter:  # its module tracker needs gradients on
+        module(*arguments)
+    return int(counter.get_total_flops() // 2 // len(arguments[0]))
+
+
+def exported(
+    module: nn.Module,
+    arguments: Sequence[Tensor],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    shapes: tuple[Any, ...],
+) -> onnx.ModelProto:
+    """A module as ONNX, small constants folded, without traces of where it was exported."""
+    with _quiet(), _rarely_collecting(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            tuple(arguments),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=shapes,
+            optimize=False,
+            verbose=False,
+        )
+        assert program is not None
+        # Small constants are folded here; large ones (Swin's window masks) every runtime folds when it loads.
+        optimize_ir(program.model, output_size_limit=LARGEST_FOLDED_ELEMENTS)
+    model = program.model_proto
+    # Stack traces of the exporting machine are no part of the model.
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    return model
+
+
+def export_graph(
+    module: nn.Module,
+    spec: GraphSpec,
+    arguments: Sequence[Tensor],
+    path: Path,
+    metadata: Mapping[str, str],
+    weights: WeightsFile | None = None,
+) -> GraphEntry:
+    """Write one graph: opset 20, dynamic batch "B"; its weights go to a file beside it, or stay inside.
+
+    ``arguments`` have a batch of at least 2: with 1 the exporter would fix the batch.
+    """
+    assert len(arguments[0]) >= 2
+    batch = {0: torch.export.Dim("B", min=1, max=4096)}
+    shapes: tuple[Any, ...] = tuple(batch for _ in arguments)
+    if len(spec.inputs) > 1 and spec.inputs[0] == "queries":  # the decoder's *memory is one argument
+        shapes = (batch, tuple(batch for _ in arguments[1:]))
+    model = exported(module, arguments, spec.inputs, spec.outputs, shapes)
+    add_functions(model)
+    for key, text in sorted(metadata.items()):
+        model.metadata_props.add(key=key, value=text)
+    if weights is None:
+        onnx.save(model, path)
+    else:
+        save_with_weights(ir.from_proto(model), path, weights)
+    onnx.checker.check_model(str(path))
+    return GraphEntry(
+        file=path.name,
+        weights=weights.path.name if weights is not None else None,
+        inputs=tuple(map(_tensor_spec, model.graph.input)),
+        outputs=tuple(map(_tensor_spec, model.graph.output)),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        multiply_adds=multiply_adds(module, arguments),
+        nodes=len(model.graph.node),
+    )

@@ -1,0 +1,211 @@
+"""LLaVA-1.5 (Liu et al., 2023), which Optimum does not export, in three graphs.
+
+"vision": picture → features in the width of the language model (CLIP's tower, the layer that the config names, and the
+projector); "embeddings": ids → embeddings; "decoder": embeddings → logits, with keys and values as Optimum has them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from teso_deploy.conversion.captioners import check_pictures, image_entry
+from teso_deploy.conversion.cue_decoders import (
+    begun,
+    chat_of,
+    check_architecture,
+    cue_libraries,
+    decoder_entry,
+    ends_of,
+    licence_of,
+    logits_of_last_token,
+    name_of,
+    read_config,
+    refuse_unreadable,
+    supported,
+    tokenizer_to,
+)
+from teso_deploy.conversion.cue_weights import quietly, save_graph, stored_as
+from teso_deploy.conversion.graphs import exported
+from teso_deploy.cues.model_bundle import TOKENIZER_FILE, ModelEntry, WeightPrecision
+from teso_deploy.cues.tokens import Tokens
+from teso_deploy.errors import CheckpointError
+from teso_deploy.models.weight_folders import find_weight_files
+from teso_deploy.small_files import parse_json, read_text
+
+LLAVA = "llava"
+TASK = "text-generation-with-past"
+
+
+class _Vision(nn.Module):
+    """Pixels (1, 3, H, W) → features (1, N, d)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self._model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        found = self._model.get_image_features(
+            pixel_values=pixel_values,
+            vision_feature_layer=self._model.config.vision_feature_layer,
+            vision_feature_select_strategy=self._model.config.vision_feature_select_strategy,
+        )
+        return torch.stack(list(found)) if isinstance(found, list | tuple) else found
+
+
+class _Embeddings(nn.Module):
+    """Ids (1, L) → embeddings (1, L, d)."""
+
+    def __init__(self, table: nn.Module) -> None:
+        super().__init__()
+        self._table = table
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        found: Tensor = self._table(input_ids)
+        return found
+
+
+def export_llava(source: Path, out: Path, precision: WeightPrecision) -> ModelEntry:
+    """A Hugging Face folder of a ``llava`` as three graphs in the folder ``out``.
+
+    Raises :class:`InputNotFoundError`, :class:`CheckpointError`, :class:`MissingExtraError`.
+    """
+    cue_libraries()
+    config = read_config(source)
+    check_architecture(str(config["model_type"]), [LLAVA], "this model")
+    model, tokenizer, processor = _loaded(source)
+    text_type = str(model.config.text_config.model_type)
+    check_architecture(text_type, supported(TASK), "the language model of a LLaVA")
+    tokenizer_to(tokenizer, out)
+    image = image_entry(processor)
+    check_pictures(processor, image)
+    pixels = torch.zeros(1, 3, *image.size)
+    with torch.no_grad():
+        features = _Vision(model)(pixels)
+    length: Any = torch.export.Dim.AUTO
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        work = Path(folder)
+        vision = exported(_Vision(model).eval(), [pixels], ["pixel_values"], ["features"], (None,))
+        save_graph(vision, work / "vision.onnx")
+        stored_as(work / "vision.onnx", out / "vision.onnx", precision)
+        table = _Embeddings(model.get_input_embeddings()).eval()
+        ids = torch.ones(1, 3, dtype=torch.long)
+        save_graph(exported(table, [ids], ["input_ids"], ["inputs_embeds"], ({1: length},)), out / "embeddings.onnx")
+        decoder = work / "decoder.onnx"
+        _export_decoder(_language_model(model), decoder)
+        logits_of_last_token(decoder)
+        stored_as(decoder, out / "decoder.onnx", precision)
+    return ModelEntry(
+        kind="llava",
+        folder=out.name,
+        name=name_of(source),
+        architecture=f"{LLAVA}-{text_type}",
+        precision=precision,
+        graphs={name: f"{name}.onnx" for name in ("vision", "embeddings", "decoder")},
+        decoder=decoder_entry(out / "decoder.onnx", model.config, ends_of(model, tokenizer)),
+        chat=begun(chat_of(tokenizer, Tokens(out / TOKENIZER_FILE)), tokenizer),
+        image=image,
+        image_token=int(model.config.image_token_id),
+        image_tokens=int(features.shape[1]),
+        licence=licence_of(source),
+    )
+
+
+def _loaded(source: Path) -> tuple[Any, Any, Any]:
+    """Model, tokenizer, image processor."""
+    from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalGeneration
+
+    find_weight_files(source)  # says what its weights are, when they are pointers of Git LFS
+    try:
+        tokenizer = quietly(AutoTokenizer.from_pretrained, str(source), local_files_only=True, trust_remote_code=False)
+        processor = quietly(
+            AutoImageProcessor.from_pretrained,
+            str(source),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_fast=False,
+        )
+        model = quietly(
+            LlavaForConditionalGeneration.from_pretrained,
+            str(source),
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype="float32",
+            attn_implementation="sdpa",
+        ).eval()
+    except Exception as error:  # transformers raises what it likes
+        raise refuse_unreadable(source, "a LLaVA", error) from error
+    if not getattr(tokenizer, "chat_template", None):
+        tokenizer.chat_template = _template_of(source)
+    return model, tokenizer, processor
+
+
+def _template_of(source: Path) -> str:
+    """That of the checkpoint's processor, in either form that it may be saved in. Raises :class:`CheckpointError`."""
+    text, table = source / "chat_template.jinja", source / "chat_template.json"
+    if text.is_file():
+        return read_text(text, "a chat template", error=CheckpointError)
+    if not table.is_file():
+        return _TEMPLATE
+    content = parse_json(read_text(table, "a chat template", error=CheckpointError), table, error=CheckpointError)
+    if not isinstance(content, dict) or "chat_template" not in content:
+        raise CheckpointError(f"{table} has no chat_template: check the files of the model")
+    return str(content["chat_template"])
+
+
+#: Of LLaVA-1.5 (Vicuna), where the checkpoint has none.
+_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] + ' ' }}{% elif m['role'] == 'user' %}"
+    "{{ 'USER: ' + m['content'] + ' ' }}{% else %}{{ 'ASSISTANT: ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def _language_model(model: Any) -> Any:
+    """The language model with its head as a model of its own, on the same weights."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        language = AutoModelForCausalLM.from_config(
+            model.config.text_config, attn_implementation="sdpa", trust_remote_code=False
+        )
+    language.model = model.model.language_model
+    language.lm_head = model.lm_head
+    return language.eval()
+
+
+def _export_decoder(language: Any, out: Path) -> None:
+    """By Optimum's own configuration of the architecture, but that it takes embeddings in place of ids."""
+    from optimum.exporters.onnx.convert import export
+    from optimum.exporters.tasks import TasksManager
+
+    constructor = TasksManager.get_exporter_config_constructor(
+        "onnx", model=language, task=TASK, library_name="transformers"
+    )
+    base = constructor.func
+
+    class Embedded(base):  # type: ignore[misc,valid-type]
+        asks_for_ids = False
+
+        @property
+        def inputs(self) -> dict[str, dict[int, str]]:
+            found = super().inputs
+            if self.asks_for_ids:
+                return found
+            return {"inputs_embeds" if name == "input_ids" else name: axes for name, axes in found.items()}
+
+        def generate_dummy_inputs(self, framework: str = "pt", **more: Any) -> dict[str, Any]:
+            self.asks_for_ids = True  # whose lengths the others are made for
+            try:
+                inputs = dict(super().generate_dummy_inputs(framework=framework, **more))
+            finally:
+                self.asks_for_ids = False
+            with torch.no_grad():
+                return {"inputs_embeds": language.get_input_embeddings()(inputs.pop("input_ids")), **inputs}
+
+    config = Embedded(language.config, task="text-generation", use_past=True, use_past_in_inputs=True)
+    quietly(export, language, config, out, opset=config.DEFAULT_ONNX_OPSET)

@@ -1,0 +1,271 @@
+"""The form of a canonical graph for ONNX Runtime on the CPU: the same function, in the operators that are fast there.
+
+- Deformable attention is DeformConv: one depthwise kernel whose taps are the attention's points does
+  what GridSample, Mul and ReduceSum do, in half the time. Its queries are laid out as a picture of any
+  shape; the reference points, less the place where a convolution would look, are one constant.
+- Attention is one operator, its scores never leave the cache; position bias and window mask are one constant.
+- Biases that softmax cancels are gone, others wait until one addition takes them all.
+- Windows are shifted, cut out and put back by one gather each.
+- Hidden layers fit the caches (:mod:`.hidden_layers`).
+- Quantised products are MatMulIntegerToFloat, the bias inside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from teso_deploy.conversion.biases import folded_biases
+from teso_deploy.conversion.functions import DOMAIN, MSDA
+from teso_deploy.conversion.hidden_layers import hidden_layers_in_parts, padded_hidden_layers
+from teso_deploy.conversion.rearrangement import gathered_tokens
+from teso_deploy.conversion.rewriting import Rewriter, constant_of, made_by, sizes_of
+
+#: Attention came with 23; what our graphs use of 20 did not change until then.
+OPSET = 23
+MICROSOFT = "com.microsoft"
+#: A grid of queries that is longer than this would lose the offsets' last bits.
+LONGEST_GRID_SIDE = 512
+
+
+def query_grid(count: int) -> tuple[int, int]:
+    """The most square (rows, columns) of ``count`` cells."""
+    rows = next(rows for rows in range(math.isqrt(count), 0, -1) if count % rows == 0)
+    return rows, count // rows
+
+
+def _stride_and_padding(size: int, cells: int, kernel: int) -> tuple[int, int]:
+    """So that a convolution over ``size`` gives exactly ``cells``; the padding is behind."""
+    stride = 1
+    while (padding := (cells - 1) * stride + kernel - size) < 0:
+        stride += 1
+    return stride, padding
+
+
+def _channels(edit: Rewriter, node: ir.Node, maps: ir.Value, index: NDArray[np.int64], rows: int) -> ir.Value:
+    """Some of the channels of (B, channels, Q), as pictures of so many rows."""
+    picked = edit.add(node, "Gather", [maps, edit.constant(index.reshape(-1))], {"axis": 1})[0]
+    return edit.shaped(node, picked, 0, index.size, rows, -1)
+
+
+def deformable_convolutions(edit: Rewriter) -> None:
+    """Every MSDA node as one DeformConv a level."""
+    for node in edit.nodes(MSDA, DOMAIN):
+        value, offsets, weights, reference = node.inputs
+        points_of = constant_of(reference)
+        assert value is not None and offsets is not None and weights is not None
+        queries, heads, levels, points, _ = sizes_of(offsets)
+        rows, columns = query_grid(queries)
+        if points_of is None or columns > LONGEST_GRID_SIDE:
+            continue  # the body of the function stays
+        dim = heads * sizes_of(value)[2]
+        flat = [int(side) for side in node.attributes["shapes"].as_ints()]
+        shapes = list(zip(flat[::2], flat[1::2], strict=True))
+        places = np.empty((queries, heads, levels, points, 2))
+        strides, paddings = [], []
+        row, column = np.divmod(np.arange(queries), columns)
+        for level, (height, width) in enumerate(shapes):
+            (down, below), (across, right) = (
+                _stride_and_padding(height, rows, 1),
+                _stride_and_padding(width, columns, points),
+            )
+            strides.append([down, across])
+            paddings.append([0, 0, below, right])
+            x = points_of[:, 0].astype(np.float64) * width - 0.5 - column * across
+            y = points_of[:, 1].astype(np.float64) * height - 0.5 - row * down
+            places[:, :, level, :, 0] = (x[:, None] - np.arange(points))[:, None]
+            places[:, :, level, :, 1] = y[:, None, None]
+        count = levels * heads * points
+        moved = edit.shaped(node, offsets, 0, queries, count * 2)
+        base = edit.constant(places.reshape(queries, count * 2).astype(np.float32))
+        moved = edit.add(node, "Add", [moved, base])[0]
+        moved = edit.add(node, "Transpose", [moved], {"perm": [0, 2, 1]})[0]
+        share = edit.shaped(node, weights, 0, queries, count)
+        share = edit.add(node, "Transpose", [share], {"perm": [0, 2, 1]})[0]
+        tokens = edit.shaped(node, value, 0, -1, dim)
+        maps = edit.add(node, "Transpose", [tokens], {"perm": [0, 2, 1]})[0]
+        cells = edit.constant(np.array([height * width for height, width in shapes], np.int64))
+        pictures = edit.add(node, "Split", [maps, cells], {"axis": 2}, outputs=levels)
+        ones = edit.constant(np.ones((dim, 1, 1, points), np.float32))
+        channels = np.arange(count).reshape(heads, levels, points)
+
+        total: ir.Value | None = None
+        for level, (height, width) in enumerate(shapes):
+            channel = channels[:, level].reshape(-1)
+            y_then_x = np.stack((2 * channel + 1, 2 * channel), axis=1)
+            sampled = edit.add(
+                node,
+                "DeformConv",
+                [
+                    edit.shaped(node, pictures[level], 0, dim, height, width),
+                    ones,
+                    _channels(edit, node, moved, y_then_x, rows),
+                    None,
+                    _channels(edit, node, share, channel, rows),
+                ],
+                {
+                    "kernel_shape": [1, points],
+                    "strides": strides[level],
+                    "pads": paddings[level],
+                    "group": dim,
+                    "offset_group": heads,
+                },
+            )[0]
+            total = sampled if total is None else edit.add(node, "Add", [total, sampled])[0]
+        assert total is not None
+        total = edit.shaped(node, total, 0, dim, queries)
+        edit.replace(node.outputs[0], edit.add(node, "Transpose", [total], {"perm": [0, 2, 1]})[0])
+
+
+def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
+    """The node that takes ``value`` first, if no other takes it and it is of this operator."""
+    uses = tuple(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    node, position = uses[0]
+    return node if node.op_type == op_type and node.domain == "" and position == 0 else None
+
+
+def _permuted(value: ir.Value | None, *perm: int) -> ir.Value | None:
+    """What ``value`` is a transposition of, by this permutation."""
+    node = made_by(value, "Transpose")
+    return node.inputs[0] if node is not None and tuple(node.attributes["perm"].as_ints()) == perm else None
+
+
+def _tokens(heads: ir.Value | None) -> ir.Value | None:
+    """(B, S, d) of (B, heads, S, d_head) that were split from it."""
+    reshape = made_by(_permuted(heads, 0, 2, 1, 3), "Reshape")
+    tokens = reshape.inputs[0] if reshape is not None else None
+    return tokens if tokens is not None and tokens.shape is not None and len(tokens.shape) == 3 else None
+
+
+def _scaled(query: ir.Value) -> tuple[ir.Value, float]:
+    """The queries before a multiplication by a scalar, and that scalar."""
+    node = made_by(query, "Mul")
+    factor = constant_of(node.inputs[1]) if node is not None else None
+    if node is None or factor is None or factor.size != 1 or node.inputs[0] is None:
+        return query, 1.0
+    return node.inputs[0], float(factor.reshape(()))
+
+
+def _peeled(edit: Rewriter, softmax: ir.Node) -> tuple[ir.Node, ir.Value | None, int] | None:
+    """(the product of queries and keys, what is added to it, windows that are to be taken as heads).
+
+    Swin adds the position bias (heads, S, S) and, in shifted blocks, the mask (1, windows, 1, S, S) of
+    each window. With the windows as heads, one table serves every picture of the batch.
+    """
+    scores, windows, mask = softmax.inputs[0], 1, None
+    if (outer := made_by(scores, "Reshape")) is not None:
+        masking = made_by(outer.inputs[0], "Add")
+        inner = made_by(masking.inputs[0], "Reshape") if masking is not None else None
+        if masking is None or inner is None or masking.inputs[1] is None:
+            return None
+        mask, scores = masking.inputs[1], inner.inputs[0]
+        sizes = sizes_of(mask)
+        if len(sizes) != 4 or sizes[1] != 1:
+            return None
+        windows, *table = sizes
+        mask = edit.shaped(softmax, mask, windows, *table)
+    bias = None
+    if (added := made_by(scores, "Add")) is not None:
+        scores, bias = added.inputs
+    product = made_by(scores, "MatMul")
+    if product is None or (windows > 1 and bias is None):
+        return None
+    rows = sizes_of(softmax.outputs[0])[1]
+    if bias is not None and (bias.shape is None or bias.shape[-2] != rows):
+        return None  # ONNX Runtime's Attention does not broadcast a mask over the queries
+    if bias is not None and bias.shape is not None and len(bias.shape) == 3:
+        bias = edit.add(softmax, "Unsqueeze", [bias, edit.constant(np.array([0]))])[0]
+    if mask is not None:
+        bias = edit.shaped(softmax, edit.add(softmax, "Add", [mask, bias])[0], 1, -1, *sizes_of(softmax.outputs[0])[1:])
+    return product, bias, windows
+
+
+def fused_attention(edit: Rewriter) -> None:
+    """softmax(q kᵀ + bias) v as one Attention node, on whole tokens where heads are only split and merged around it."""
+    for softmax in edit.nodes("Softmax"):
+        weighted = _only_user(softmax.outputs[0], "MatMul")
+        found = _peeled(edit, softmax) if weighted is not None else None
+        if weighted is None or found is None:
+            continue
+        product, bias, windows = found
+        query, scale = _scaled(product.inputs[0])  # type: ignore[arg-type]
+        value, turned = weighted.inputs[1], product.inputs[1]
+        assert value is not None
+        heads, length, dim = sizes_of(value)
+        key = _permuted(turned, 0, 1, 3, 2)
+        if key is None and (split := _permuted(turned, 0, 2, 3, 1)) is not None:
+            key = edit.add(softmax, "Transpose", [split], {"perm": [0, 2, 1, 3]})[0]
+        if key is None:
+            continue
+        tokens = [_tokens(part) for part in (query, key, value)]
+        merge = _only_user(weighted.outputs[0], "Transpose")
+        merged = _only_user(merge.outputs[0], "Reshape") if merge is not None else None
+        if windows == 1 and None not in tokens and merged is not None:
+            attributes = {"scale": scale, "q_num_heads": heads, "kv_num_heads": heads}
+            edit.replace(merged.outputs[0], edit.add(softmax, "Attention", [*tokens, bias], attributes)[0])
+            continue
+        rows = sizes_of(query)[1]
+        if windows > 1:
+            query = edit.shaped(softmax, query, -1, windows * heads, rows, dim)
+            key = edit.shaped(softmax, key, -1, windows * heads, length, dim)
+            value = edit.shaped(softmax, value, -1, windows * heads, length, dim)
+        mixed = edit.add(softmax, "Attention", [query, key, value, bias], {"scale": scale})[0]
+        if windows > 1:
+            mixed = edit.shaped(softmax, mixed, -1, heads, rows, dim)
+        edit.replace(weighted.outputs[0], mixed)
+
+
+def integer_products(edit: Rewriter) -> None:
+    """Products between Q / DQ pairs as MatMulIntegerToFloat, a bias behind them inside."""
+    for node in [*edit.nodes("MatMul"), *edit.nodes("Gemm")]:
+        taken, given = made_by(node.inputs[0], "DequantizeLinear"), made_by(node.inputs[1], "DequantizeLinear")
+        weights = constant_of(given.inputs[0]) if given is not None else None
+        if taken is None or given is None or weights is None:
+            continue
+        output, bias = node.outputs[0], node.inputs[2] if len(node.inputs) > 2 else None
+        if "transB" in node.attributes and node.attributes["transB"].as_int():
+            weights = weights.T
+        adding = _only_user(output, "Add")
+        added = constant_of(adding.inputs[1]) if adding is not None else None
+        if bias is None and adding is not None and added is not None and added.ndim == 1:
+            output, bias = adding.outputs[0], adding.inputs[1]
+        integers, scale, zero = taken.inputs
+        # For processors without VNNI the library makes these uint8, and fails at one that two nodes share.
+        zeros = edit.constant(np.zeros(weights.shape[1], np.int8), of_one_node=True)
+        weights_value = edit.constant(weights, of_one_node=True)
+        inputs = [integers, weights_value, scale, given.inputs[1], zero, zeros, bias]
+        product = edit.add(node, "MatMulIntegerToFloat", inputs, domain=MICROSOFT)[0]
+        product.shape, product.type = output.shape, output.type
+        edit.replace(output, product)
+
+
+PASSES: Mapping[str, Callable[[Rewriter], None]] = {
+    "deformable attention as DeformConv": deformable_convolutions,
+    "fewer biases": folded_biases,
+    "attention as one operator": fused_attention,
+    "windows by one gather": gathered_tokens,
+    "hidden layers out of step with the cache": padded_hidden_layers,
+    "large hidden layers in parts": hidden_layers_in_parts,
+    "integer products": integer_products,
+}
+
+
+def derived(model: ir.Model, passes: Sequence[str] = tuple(PASSES)) -> ir.Model:
+    """A canonical model (or its int8 form) rewritten for ONNX Runtime, in place; ``passes``: of :data:`PASSES`."""
+    edit = Rewriter(model)
+    for name in passes:
+        PASSES[name](edit)
+        edit.finish()
+    if not any(node.domain == DOMAIN for node in model.graph):
+        model.functions.clear()
+        model.graph.opset_imports.pop(DOMAIN, None)
+    model.graph.opset_imports[""] = OPSET
+    if any(node.domain == MICROSOFT for node in model.graph):
+        model.graph.opset_imports[MICROSOFT] = 1
+    return model

@@ -1,0 +1,75 @@
+"""What an export would give, without weights: parameters, multiply-adds and bytes of every graph."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from teso_deploy.conversion.graphs import multiply_adds
+from teso_deploy.conversion.reference import example_arguments
+from teso_deploy.errors import RecipeError
+from teso_deploy.models.clip_text import ClipText
+from teso_deploy.models.graphs import graph_modules
+from teso_deploy.models.teso import build
+from teso_deploy.recipe import Recipe
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True, slots=True)
+class GraphPlan:
+    """Of one graph, for one item of the batch; ``bytes`` of the weights and tables in fp32."""
+
+    parameters: int
+    multiply_adds: int
+    bytes: int
+
+
+def _planned(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> GraphPlan:
+    tensors = [*module.parameters(), *module.buffers()]
+    return GraphPlan(
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        multiply_adds=multiply_adds(module, arguments),
+        bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+    )
+
+
+def check_memory(recipe: Recipe) -> None:
+    """Refuse, before a weight is made, a model whose weights are larger than this machine's memory.
+
+    Raises :class:`RecipeError`, which says how large they would be.
+    """
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not every system says
+        return
+    with META:
+        model = build(recipe)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if weights > memory:
+        raise RecipeError(
+            f"recipe {recipe.name} has {weights / 1e9:,.0f} GB of weights, this machine has {memory / 1e9:,.0f} GB of "
+            "memory: make its layers narrower or fewer, `teso-deploy export --dry-run` says how large each part is"
+        )
+
+
+def plan_export(recipe: Recipe) -> dict[str, GraphPlan]:
+    """Every graph of a recipe, and the text tower where it embeds its cues with one; no weight is ever made."""
+    with META:
+        model = build(recipe)
+    # Tables that come from NumPy don't heed the context.
+    model = model.to(META)
+    modules = graph_modules(model)
+    plans = {
+        name: _planned(modules[name], given)
+        for name, given in example_arguments(model, recipe.image.sizes[0], META).items()
+    }
+    if recipe.text.encoder == "clip":
+        with META:
+            tower = ClipText(recipe.clip_text, recipe.text.dim)
+        ids = torch.zeros(2, recipe.clip_text.context, dtype=torch.int64, device=META)
+        plans["text_encoder"] = _planned(tower.to(META), (ids,))
+    return plans

@@ -1,0 +1,215 @@
+"""Precision as a property of the graph: casts to half with an fp32 policy, and what a file really computes in.
+
+Strongly typed runtimes (TensorRT from 10.12 on) take the types of the graph as they are, so that what is
+asked for is written into it, and read back from it. In fp32 stay: norms, softmax, logarithms and what leads
+to them from the waveform; whatever places samples (offsets, reference points, interpolation weights), and
+deformable attention itself; the cue gate; the logits of masks with their threshold and their sigmoid. Inputs
+and outputs of a graph are float32.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from teso_deploy.conversion.functions import DOMAIN, PLUGIN
+from teso_deploy.conversion.rewriting import Rewriter
+from teso_deploy.errors import PrecisionError
+from teso_deploy.types import Precision
+
+Half = Literal["fp16", "bf16"]
+_TYPES: Mapping[Half, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+_NAMES = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+#: The first in which convolutions may be bfloat16; what our graphs use did not change otherwise.
+BF16_OPSET = 22
+#: Statistics, exponentials and thresholds.
+_FP32_OPERATORS = {
+    *("LayerNormalization", "InstanceNormalization", "GroupNormalization", "Softmax", "LogSoftmax"),
+    *("Exp", "Log", "Sqrt", "Pow", "Reciprocal", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"),
+    *("Sigmoid", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Floor", "Range", "Resize", "TopK"),
+}
+#: What decides: all floats that lead here, back to the products that gave them.
+_DECIDING = {"Sigmoid", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"}
+_DECIDING_OUTPUTS = {"cue_gate", "masks"}
+_ELEMENTWISE = {"Add", "Sub", "Mul", "Abs", "Neg", "Clip", "Unsqueeze", "Reshape", "Transpose", "Gather"}
+_PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention", "MultiHeadAttention", "FusedMatMul"}
+_INTEGER_PRODUCTS = {"MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger", "DynamicQuantizeMatMul", "QLinearConv"}
+#: Concat: weights that are padded with zeros come first.
+_MOVING = {"Cast", "DequantizeLinear", "QuantizeLinear", "Transpose", "Reshape", "Identity", "Concat"}
+#: The least share of a graph's weights that has to be in what was asked for: int8 leaves convolutions alone.
+LEAST_SHARE: Mapping[Precision, float] = {"fp32": 1.0, "fp16": 0.75, "bf16": 0.75, "int8": 0.5}
+
+
+def typed(model: ir.Model) -> ir.Model:
+    """A copy without functions but the one that a plugin may stand for, the type of every value known."""
+    proto = ir.to_proto(InlinePass(lambda function: function.name != PLUGIN)(model.clone()).model)
+    inferred = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
+    for name, value in model.graph.initializers.items():  # whose files are found through the first model
+        inferred.graph.initializers[name].const_value = value.const_value
+    return inferred
+
+
+def _upstream(value: ir.Value | None, kept: set[ir.Node], through_products: bool = False) -> None:
+    """Collect whatever computes a float, back to the nearest products, or to the graph's inputs."""
+    node = value.producer() if value is not None else None
+    if value is None or node is None or node in kept or value.dtype != ir.DataType.FLOAT:
+        return
+    kept.add(node)
+    if node.op_type in _PRODUCTS and not through_products:
+        return
+    for taken in node.inputs:
+        _upstream(taken, kept, through_products)
+
+
+def _placing(model: ir.Model) -> set[ir.Node]:
+    """Whatever says where a sample is taken, and how much each of its neighbours counts."""
+    placing: set[ir.Node] = set()
+    for node in model.graph:
+        if node.op_type == "GridSample":
+            _upstream(node.inputs[1], placing)
+        elif node.op_type == "Cast" and node.outputs[0].dtype in (ir.DataType.INT32, ir.DataType.INT64):
+            _upstream(node.inputs[0], placing)  # indices of what is gathered
+        elif node.domain == DOMAIN:  # its floats have one type, and 11 bits don't place a sample
+            placing.add(node)
+            _upstream(node.inputs[3], placing)
+    for node in model.graph:  # the weights of the neighbours: computed from nothing else
+        if node.op_type in _ELEMENTWISE and node.outputs[0].dtype == ir.DataType.FLOAT:
+            makers = [v.producer() for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT]
+            computed = [maker for maker in makers if maker is not None and maker.op_type not in ("Cast", "Constant")]
+            if computed and placing.issuperset(computed):
+                placing.add(node)
+    return placing
+
+
+def _log_mel(model: ir.Model) -> set[ir.Node]:
+    """All that leads to a logarithm, from the waveform on."""
+    front: set[ir.Node] = set()
+    for node in model.graph:
+        if node.op_type == "Log":
+            _upstream(node.inputs[0], front, through_products=True)
+    return front
+
+
+def _kept_in_fp32(model: ir.Model) -> set[ir.Node]:
+    kept = _placing(model) | _log_mel(model)
+    for node in model.graph:
+        if node.op_type in _DECIDING:
+            for value in node.inputs:
+                _upstream(value, kept)
+    for output in model.graph.outputs:
+        if output.name in _DECIDING_OUTPUTS:
+            _upstream(output, kept)
+    return kept | {node for node in model.graph if node.op_type in _FP32_OPERATORS}
+
+
+def halved(model: ir.Model, precision: Half) -> ir.Model:
+    """A canonical model cast to half precision, standard operators only; the given one stays as it is.
+
+    Raises :class:`PrecisionError` where a weight is beyond what fp16 can hold.
+    """
+    model = typed(model)
+    half, kept, edit = _TYPES[precision], _kept_in_fp32(model), Rewriter(model)
+    casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+    became_half: set[ir.Value] = set()
+
+    def in_type(value: ir.Value, wanted: ir.DataType, node: ir.Node) -> ir.Value:
+        if (value in became_half) == (wanted == half):
+            return value
+        if (value, wanted) not in casts:
+            if value.is_initializer():
+                casts[value, wanted] = _half_weights(edit, value, precision)
+            else:
+                cast = casts[value, wanted] = edit.add(node, "Cast", [value], {"to": int(wanted)})[0]
+                cast.shape, cast.dtype = value.shape, wanted
+        return casts[value, wanted]
+
+    for node in list(model.graph):
+        gives_floats = any(value.dtype == ir.DataType.FLOAT for value in node.outputs)
+        is_half = gives_floats and node not in kept and node.op_type != "Constant"
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT and is_half:
+            node.attributes["to"] = ir.AttrInt64("to", int(half))
+        for i, value in enumerate(node.inputs):
+            if value is None or (value.dtype != ir.DataType.FLOAT and value not in became_half):
+                continue
+            # The sizes of Resize and the like are float32 by the standard; they belong to nodes that are kept.
+            wanted = half if is_half else ir.DataType.FLOAT
+            node.replace_input_with(i, in_type(value, wanted, node))
+        if is_half:
+            for value in node.outputs:
+                if value.dtype == ir.DataType.FLOAT:
+                    value.dtype = half
+                    became_half.add(value)
+    for i, output in enumerate(model.graph.outputs):
+        if output in became_half:
+            last = list(model.graph)[-1]
+            cast = ir.node("Cast", [output], {"to": int(ir.DataType.FLOAT)}, name=f"{output.name}_float32")
+            model.graph.insert_after(last, cast)
+            name = output.name
+            output.name = f"{name}_{precision}"
+            cast.outputs[0].name, cast.outputs[0].shape, cast.outputs[0].dtype = name, output.shape, ir.DataType.FLOAT
+            model.graph.outputs[i] = cast.outputs[0]
+    if precision == "bf16":
+        model.graph.opset_imports[""] = BF16_OPSET
+        for function in model.functions.values():
+            function.opset_imports[""] = BF16_OPSET
+    return edit.finish()
+
+
+def _half_weights(edit: Rewriter, value: ir.Value, precision: Half) -> ir.Value:
+    assert value.const_value is not None
+    weights = value.const_value.numpy()
+    largest = float(np.abs(weights).max(initial=0.0))
+    if precision == "fp16" and largest > float(np.finfo(np.float16).max):
+        raise PrecisionError(
+            f"{value.name} holds {largest:.3g}, more than fp16 can: export with --precision bf16 or fp32"
+        )
+    return edit.constant(weights.astype(_TYPES[precision].numpy()))
+
+
+def _origin(value: ir.Value | None) -> ir.Value | None:
+    """What a value is before it was moved, cast or dequantised; of weights, the initialiser."""
+    while value is not None and (node := value.producer()) is not None and node.op_type in _MOVING:
+        value = node.inputs[0]
+    return value
+
+
+def shares(model: ir.Model) -> dict[str, float]:
+    """Of the weights in products (MatMul, Gemm, Conv, attention), the share that is computed in each precision.
+
+    The filters of a log-mel are no weights. As the file says, not as was asked: int8 where both operands come
+    from DequantizeLinear or the operator is one of integers, else the type of what the product takes.
+    """
+    counts: Counter[str] = Counter()
+    model = typed(model)
+    filters = _log_mel(model)
+    for node in model.graph:
+        if node.op_type not in _PRODUCTS | _INTEGER_PRODUCTS or node in filters:
+            continue
+        operands = [value for value in node.inputs[:2] if value is not None]
+        weights = [origin for value in operands if (origin := _origin(value)) is not None and origin.is_initializer()]
+        size = sum(int(np.prod(value.const_value.shape.numpy())) for value in weights if value.const_value is not None)
+        makers = [value.producer() for value in operands]
+        if node.op_type in _INTEGER_PRODUCTS or all(m is not None and m.op_type == "DequantizeLinear" for m in makers):
+            counts["int8"] += size
+        else:
+            types = [_NAMES[value.dtype] for value in operands if value.dtype in _NAMES]
+            counts[types[0] if types else "fp32"] += size
+    total = sum(counts.values())
+    return {name: round(n / total, 4) for name, n in sorted(counts.items()) if n} if total else {"fp32": 1.0}
+
+
+def check_precision(model: ir.Model, asked: Precision, where: str) -> dict[str, float]:
+    """:func:`shares` as read back; :class:`PrecisionError` where too little is in what was asked for."""
+    got = shares(model)
+    if got.get(asked, 0.0) < LEAST_SHARE[asked]:
+        told = ", ".join(f"{share:.0%} {name}" for name, share in got.items())
+        raise PrecisionError(
+            f"{where} was to be {asked}, but its weights are {told}: this graph can't hold {asked}, export it in fp32"
+        )
+    return got

@@ -1,0 +1,343 @@
+"""int8 as a property of the graph: QuantizeLinear / DequantizeLinear around its products.
+
+Weights are symmetric int8 with a scale per output channel, activations asymmetric uint8 with one scale,
+set by what real frames show. A tensor that several products take (queries, keys and values) is quantised
+once. Of convolutions the output is quantised too: runtimes compute one in int8 only if integers come out.
+Products that place samples (the offsets of deformable attention) stay as they are, and so do those that
+:func:`sensitivities` finds to suffer most, as many as the masks ask for.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+
+from teso_deploy.backends.onnxruntime import available_cores
+from teso_deploy.conversion.functions import DOMAIN, MSDA
+from teso_deploy.conversion.rewriting import Rewriter, constant_of
+from teso_deploy.errors import PrecisionError
+
+#: A product of fewer weights gains nothing.
+LEAST_WEIGHTS = 256
+#: A convolution of fewer channels looks at pixels.
+LEAST_CHANNELS = 32
+#: Tensors that are looked at in one run; each is held whole.
+OBSERVED_AT_ONCE = 48
+Name = TypeVar("Name")
+Feeds = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """How a convolution's windows lie; ``output``: the tensor that it gives."""
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    output: str
+
+    def rows(self, maps: NDArray[Any]) -> NDArray[Any]:
+        """(B, C, H, W) → (B · h · w, C · kernel): a row for every place that the kernel looks at."""
+        top, left, bottom, right = self.pads
+        padded = np.pad(maps, ((0, 0), (0, 0), (top, bottom), (left, right)))
+        seen = np.lib.stride_tricks.sliding_window_view(padded, self.kernel, axis=(2, 3))
+        seen = seen[:, :, :: self.strides[0], :: self.strides[1]].transpose(0, 2, 3, 1, 4, 5)
+        return seen.reshape(-1, maps.shape[1] * self.kernel[0] * self.kernel[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A product with constant weights: its node's name, what it takes, and the weights (K, N)."""
+
+    name: str
+    activation: str
+    weights: NDArray[np.float32]
+    convolution: Convolution | None = None
+
+    def rows(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """What it takes as (M, K)."""
+        rows = values.reshape(-1, values.shape[-1]) if self.convolution is None else self.convolution.rows(values)
+        return rows.astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """What values of a tensor lie between on the calibration frames; 0 is always inside."""
+
+    low: float = 0.0
+    high: float = 0.0
+
+    def widened(self, values: NDArray[Any]) -> Range:
+        """With these values inside."""
+        return Range(min(self.low, float(values.min())), max(self.high, float(values.max())))
+
+    def scale_and_zero(self) -> tuple[np.float32, np.uint8]:
+        """Of uint8: value = scale · (q − zero)."""
+        scale = np.float32(max((self.high - self.low) / 255, 1e-12))
+        return scale, np.uint8(np.clip(round(-self.low / float(scale)), 0, 255))
+
+    def symmetric(self) -> tuple[np.float32, np.int8]:
+        """Of int8, zero at 0: what TensorRT knows. A range of one sign loses a bit."""
+        return np.float32(max(-self.low, self.high, 127e-12) / 127), np.int8(0)
+
+
+def _weights_of(node: ir.Node) -> NDArray[np.float32] | None:
+    """(K, N) of a MatMul, Gemm or convolution with constant weights."""
+    if node.domain or node.op_type not in ("MatMul", "Gemm", "Conv"):
+        return None
+    weights = constant_of(node.inputs[1])
+    if node.op_type == "Conv":
+        return weights.reshape(len(weights), -1).T if weights is not None and _convolution(node) else None
+    if weights is None or weights.ndim != 2 or weights.size < LEAST_WEIGHTS or weights.dtype != np.float32:
+        return None
+    if node.op_type == "Gemm":
+        of = {name: attribute.value for name, attribute in node.attributes.items()}
+        if of.get("transA", 0) or of.get("alpha", 1.0) != 1.0 or of.get("beta", 1.0) != 1.0:
+            return None
+        return weights.T if of.get("transB", 0) else weights
+    return weights
+
+
+def _convolution(node: ir.Node) -> Convolution | None:
+    """A convolution of pictures that may be quantised; None for anything else."""
+    weights = constant_of(node.inputs[1]) if node.op_type == "Conv" else None
+    if weights is None or weights.ndim != 4 or weights.dtype != np.float32 or weights.shape[1] < LEAST_CHANNELS:
+        return None
+    of = {name: attribute.value for name, attribute in node.attributes.items()}
+    if of.get("group", 1) != 1 or of.get("auto_pad", "NOTSET") != "NOTSET" or set(of.get("dilations", (1,))) != {1}:
+        return None
+    if node.outputs[0].is_graph_output():
+        return None  # what the next graph takes is not rounded
+    strides, pads = tuple(of.get("strides", (1, 1))), tuple(of.get("pads", (0, 0, 0, 0)))
+    return Convolution(weights.shape[2:], strides, pads, str(node.outputs[0].name))
+
+
+def _placing(model: ir.Model) -> set[str | None]:
+    """Names of the products whose outputs are sampling offsets, or lead to a logarithm (a log-mel)."""
+    found: set[str | None] = set()
+    before_log = [value for node in model.graph if node.op_type == "Log" for value in node.inputs]
+    while before_log:
+        maker = value.producer() if (value := before_log.pop()) is not None else None
+        if maker is not None and maker.name not in found:
+            found.add(maker.name)
+            before_log.extend(maker.inputs)
+    for node in model.graph:
+        if node.domain == DOMAIN and node.op_type == MSDA:
+            value = node.inputs[1]
+            while value is not None and (producer := value.producer()) is not None:
+                if producer.op_type in ("MatMul", "Gemm"):
+                    found.add(producer.name)
+                    break
+                value = producer.inputs[0]
+    return found
+
+
+def products(model: ir.Model) -> list[Product]:
+    """Every product of a canonical graph that may be quantised, in order."""
+    placing = _placing(model)
+    found = []
+    for node in model.graph:
+        weights = _weights_of(node)
+        if weights is not None and node.name not in placing:
+            taken = str(node.inputs[0].name)  # type: ignore[union-attr]
+            found.append(Product(str(node.name), taken, weights, _convolution(node)))
+    return found
+
+
+def _observed(path: Path, names: Sequence[str], batches: Iterable[Feeds]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Tensors of a graph by name, of every batch; some at a time, so that memory stays bounded."""
+    batches = list(batches)
+    for start in range(0, len(names), OBSERVED_AT_ONCE):
+        model = ir.load(path)
+        wanted = set(names[start : start + OBSERVED_AT_ONCE])
+        values = [value for node in model.graph for value in node.outputs if value.name in wanted]
+        given = wanted & {str(value.name) for value in model.graph.inputs}
+        known = {value.name for value in model.graph.outputs}
+        model.graph.outputs.extend(value for value in values if value.name not in known)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = available_cores()
+        options.log_severity_level = 3
+        # Beside its weights: ONNX Runtime refuses external data outside of the graph's folder.
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".onnx") as file:
+            ir.save(model, file.name)
+            session = onnxruntime.InferenceSession(file.name, options, providers=["CPUExecutionProvider"])
+        seen = sorted(wanted - given)
+        for feeds in batches:
+            inputs = {value.name: feeds[value.name] for value in session.get_inputs()}
+            if seen:  # no names at all would be every output
+                yield from zip(seen, session.run(seen, inputs), strict=True)
+            yield from ((name, feeds[name]) for name in given)
+
+
+def observe(path: Path, batches: Iterable[Feeds]) -> dict[str, Range]:
+    """The range of every tensor that a product of the graph takes or a convolution gives, over the batches."""
+    ranges: dict[str, Range] = {}
+    found = products(ir.load(path))
+    given = [product.convolution.output for product in found if product.convolution is not None]
+    names = list(dict.fromkeys([*(product.activation for product in found), *given]))
+    for name, values in _observed(path, names, batches):
+        ranges[name] = ranges.get(name, Range()).widened(values)
+    return ranges
+
+
+def quantized_weights(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """(K, N) float32 → int8 and the scale of each of the N output channels."""
+    scales = np.maximum(np.abs(weights).max(axis=0) / 127, 1e-12).astype(np.float32)
+    return np.clip(np.rint(weights / scales), -127, 127).astype(np.int8), scales
+
+
+def sensitivities(path: Path, batches: Iterable[Feeds], ranges: Mapping[str, Range]) -> dict[str, float]:
+    """Relative error of every product's own output when it alone is quantised, the worst first.
+
+    A convolution's output is rounded as well: that counts as error of its own.
+    """
+    by_tensor: dict[str, list[Product]] = {}
+    for product in products(ir.load(path)):
+        by_tensor.setdefault(product.activation, []).append(product)
+    error, power = dict[str, float](), dict[str, float]()
+    for name, values in _observed(path, list(by_tensor), batches):
+        scale, zero = ranges[name].scale_and_zero()
+        for product in by_tensor[name]:
+            x = product.rows(values)
+            rounded = (np.clip(np.rint(x / scale) + zero, 0, 255) - np.float32(zero)) * scale
+            integers, scales = quantized_weights(product.weights)
+            exact = x @ product.weights
+            error[product.name] = error.get(product.name, 0.0) + float(
+                np.square(rounded @ (integers * scales) - exact).sum()
+            )
+            power[product.name] = power.get(product.name, 0.0) + float(np.square(exact).sum())
+    convolutions = {p.convolution.output: p.name for found in by_tensor.values() for p in found if p.convolution}
+    for name, values in _observed(path, list(convolutions), batches):
+        step = float(ranges[name].scale_and_zero()[0])
+        error[convolutions[name]] += values.size * step**2 / 12  # of an even spread between two steps
+    relative = {name: float(np.sqrt(error[name] / max(power[name], 1e-30))) for name in error}
+    return dict(sorted(relative.items(), key=lambda item: -item[1]))
+
+
+def _given(
+    edit: Rewriter, node: ir.Node, weights: NDArray[np.int8], scales: NDArray[np.float32], axis: int
+) -> ir.Value:
+    """Weights in int8 with one scale along ``axis``, as floats before ``node``.
+
+    Zero is written out, and nothing is another node's too: for processors without VNNI ONNX Runtime makes both uint8,
+    which fails for what two nodes share and for a zero of many scales that is not there.
+    """
+    stored = edit.constant(weights, of_one_node=True)
+    zeros = edit.constant(np.zeros(len(scales), np.int8), of_one_node=True)
+    return edit.add(node, "DequantizeLinear", [stored, edit.constant(scales), zeros], {"axis": axis})[0]
+
+
+def _quantize_convolution(
+    edit: Rewriter,
+    node: ir.Node,
+    quantized: NDArray[np.int8],
+    scales: NDArray[np.float32],
+    step: np.float32 | None,
+    rounded: Callable[[ir.Value], ir.Value],
+) -> None:
+    """Its weights (K, N), its bias in units of the products' sums (``step``: of what it takes), and its output."""
+    assert node.inputs[1] is not None and node.inputs[1].shape is not None
+    stored = quantized.T.reshape(node.inputs[1].shape.numpy())
+    node.replace_input_with(1, _given(edit, node, stored, scales, 0))
+    bias = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    if bias is not None and step is not None:
+        units = (scales * step).astype(np.float32)
+        sums = edit.constant(np.rint(bias / units).astype(np.int32))
+        node.replace_input_with(2, edit.add(node, "DequantizeLinear", [sums, edit.constant(units)], {"axis": 0})[0])
+    users = list(node.outputs[0].uses())
+    result = rounded(node.outputs[0])
+    for user, position in users:
+        user.replace_input_with(position, result)
+
+
+def quantize(
+    model: ir.Model, ranges: Mapping[str, Range], leave_out: Collection[str] = (), *, symmetric: bool = False
+) -> int:
+    """Put Q / DQ around the products of a canonical graph, in place; how many there are now.
+
+    ``symmetric``: activations are int8 around zero and biases stay floats, as TensorRT has it.
+    """
+    edit, placing, count = Rewriter(model), _placing(model), 0
+    pairs: dict[str, ir.Value] = {}
+
+    def rounded(value: ir.Value, node: ir.Node) -> ir.Value:
+        of = ranges[str(value.name)]
+        scale, zero = (edit.constant(np.asarray(x)) for x in (of.symmetric() if symmetric else of.scale_and_zero()))
+        integers = edit.add(node, "QuantizeLinear", [value, scale, zero])[0]
+        return edit.add(node, "DequantizeLinear", [integers, scale, zero])[0]
+
+    for node in list(model.graph):
+        weights, taken = _weights_of(node), node.inputs[0] if node.inputs else None
+        if weights is None or taken is None or node.name in placing or node.name in leave_out:
+            continue
+        if taken.name not in ranges:
+            raise PrecisionError(
+                f"no calibration frame reached {node.name}: calibrate with the graph that is quantised"
+            )
+        name = str(taken.name)
+        if name not in pairs:
+            pairs[name] = rounded(taken, node)
+        node.replace_input_with(0, pairs[name])
+        quantized, scales = quantized_weights(weights)
+        if node.op_type == "Conv":
+            step = None if symmetric else ranges[name].scale_and_zero()[0]
+            _quantize_convolution(edit, node, quantized, scales, step, partial(rounded, node=node))
+            count += 1
+            continue
+        is_turned = node.op_type == "Gemm" and bool(
+            node.attributes["transB"].as_int() if "transB" in node.attributes else 0
+        )
+        stored = quantized.T if is_turned else quantized
+        node.replace_input_with(1, _given(edit, node, stored, scales, 0 if is_turned else 1))
+        count += 1
+    edit.finish()
+    return count
+
+
+def carried_over(
+    ranges: Mapping[str, Range], leave_out: Collection[str], measured: ir.Model, other: ir.Model
+) -> tuple[dict[str, Range], set[str]]:
+    """Ranges and products to leave out of one picture size's graph, by the names of another's.
+
+    The exporter numbers its nodes, and a size that needs padding has more of them; weights come in one order.
+    """
+    pairs = list(zip(products(measured), products(other), strict=True))
+    if not all(np.array_equal(ours.weights, theirs.weights) for ours, theirs in pairs):
+        raise PrecisionError("the graphs of two picture sizes have their weights in another order: export each alone")
+    known = {theirs.activation: ranges[ours.activation] for ours, theirs in pairs}
+    for ours, theirs in pairs:
+        if ours.convolution is not None and theirs.convolution is not None:
+            known[theirs.convolution.output] = ranges[ours.convolution.output]
+    return (
+        known,
+        {theirs.name for ours, theirs in pairs if ours.name in leave_out},
+    )
+
+
+def least_left_out(
+    ranked: Sequence[Name], agreement: Callable[[Collection[Name]], float], aim: float, least: float
+) -> tuple[list[Name], float]:
+    """The fewest of the most sensitive products, tried by doubling, without which ``agreement`` is ``aim``; and it.
+
+    Up to a quarter of them; where that is not enough, the number of those tried that agreed best.
+    Raises :class:`PrecisionError` when even that is below ``least``.
+    """
+    best, count = (-1.0, 0), 0
+    while best[0] < aim and count <= max(1, len(ranked) // 4):
+        best = max(best, (agreement(ranked[:count]), -count))  # of equals the one that leaves fewer out
+        count = max(1, 2 * count)
+    reached, left_out = best[0], ranked[: -best[1]]
+    if not reached >= least:
+        raise PrecisionError(
+            f"int8 masks agree to {reached:.4f} with fp32, {least} is needed: calibrate on frames of what is to be seen"
+        )
+    return list(left_out), reached

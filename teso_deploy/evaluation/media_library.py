@@ -1,0 +1,283 @@
+"""A folder of pictures with masks and of sounds, read into memory for composing scenes.
+
+Layout (the labels are folder names, ``split.csv`` says what is train and what is test)::
+
+    split.csv                       file,label,kind,split    kind: picture | sound | background
+    audio/<label>/*.ogg             one true sound of the label each
+    stamps/<label>/*.png            pictures with an alpha channel
+    caltech/<label>/NAME.jpg        photographs, with NAME_mask.png beside each
+    backgrounds/*.jpg               photographs without a subject
+    coco_by/index.json              natural scenes with panoptic masks, for training only
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from teso_deploy.errors import DataError, InputNotFoundError
+from teso_deploy.media.container import opened
+from teso_deploy.small_files import parse_json, read_text
+from teso_deploy.text import to_one_line
+from teso_deploy.types import SAMPLE_RATE_HZ
+
+#: ``calibration``: the pictures of ``train``, and those of its sounds that training leaves out.
+Split = Literal["train", "calibration", "test"]
+Read = TypeVar("Read")
+
+#: Labels that read differently as words.
+_WORDS = {"euphonium_tuba": "tuba", "truck_bus": "truck"}
+#: A 20 ms slice is heard when it is no more than this below the recording's loudest.
+_HEARD_RANGE_DB = 30.0
+#: A label with so many training sounds leaves one in eight of them for calibration.
+_CALIBRATED_LABEL_SOUNDS, _CALIBRATION_SHARE = 5, 8
+#: COCO's names for what our labels call otherwise.
+_COCO_WORDS = {"cell phone": "phone", "motorcycle": "motorbike"}
+#: What covers less of a natural scene than this is not its subject.
+_SUBJECT_SHARE = 0.005
+SLICE_SAMPLES = SAMPLE_RATE_HZ // 50
+
+
+def word_of(label: str) -> str:
+    """The label as a person would say it: ``euphonium_tuba`` → ``tuba``."""
+    return _WORDS.get(label, label.replace("_", " "))
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """``samples`` (N,) float32 16 kHz mono, peak 1; ``heard`` (N / 320,) bool, per 20 ms slice."""
+
+    samples: NDArray[np.float32]
+    heard: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class MediaLibrary:
+    """Everything of one split, by word. Pictures are RGBA cut to their subject's box;
+    ``collections`` says which of a word's pictures are of one collection (a top folder).
+
+    ``whole``: photographs with their own surroundings, RGBA of the whole picture, the
+    alpha being the subject's mask.
+    """
+
+    split: Split
+    pictures: dict[str, list[Image.Image]]
+    whole: dict[str, list[Image.Image]]
+    sounds: dict[str, list[Recording]]
+    backgrounds: list[Image.Image]
+    collections: dict[str, dict[str, list[int]]]
+
+    def draw_picture(self, rng: np.random.Generator, word: str) -> Image.Image:
+        """One of a word's pictures, any collection as likely as another.
+
+        A large one may be all of one kind (thirty dalmatians); the few others count as much.
+        """
+        collections = list(self.collections[word].values())
+        numbers = collections[rng.integers(len(collections))]
+        return self.pictures[word][numbers[rng.integers(len(numbers))]]
+
+    @property
+    def fingerprint(self) -> str:
+        """What was read, in one line."""
+        pictures = sum(map(len, self.pictures.values()))
+        sounds = sum(map(len, self.sounds.values()))
+        return f"{self.split}: {pictures} pictures, {sounds} sounds, {len(self.backgrounds)} backgrounds"
+
+
+def read_recording(path: Path) -> Recording:
+    """Decode a whole sound file to 16 kHz mono and mark where it is heard."""
+    with opened(path) as container:
+        resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
+        parts = [out.to_ndarray()[0] for frame in container.decode(audio=0) for out in resampler.resample(frame)]
+        parts += [out.to_ndarray()[0] for out in resampler.resample(None)]
+    if not parts:
+        raise DataError(f"{path} has no sound: replace it, or remove its row from split.csv")
+    # Numbers that are not finite are silence: one of them would make all the others NaN.
+    samples = np.nan_to_num(np.concatenate(parts).astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    samples /= max(float(np.abs(samples).max()), 1e-6)
+    slices = samples[: len(samples) // SLICE_SAMPLES * SLICE_SAMPLES].reshape(-1, SLICE_SAMPLES)
+    level = np.sqrt((slices.astype(np.float64) ** 2).mean(axis=1)) + 1e-9
+    heard = level > level.max() * 10 ** (-_HEARD_RANGE_DB / 20) if len(level) else np.zeros(0, bool)
+    return Recording(samples, heard)
+
+
+def _read_picture(path: Path, max_side: int) -> Image.Image:
+    image: Image.Image = Image.open(path)
+    if image.mode in ("RGBA", "LA", "P"):
+        image = image.convert("RGBA")
+        image.thumbnail((max_side, max_side), Image.Resampling.BILINEAR)
+        return image
+    mask_path = path.with_name(path.stem + "_mask.png")
+    if not mask_path.is_file():
+        raise DataError(f"{path} has neither an alpha channel nor {mask_path.name} beside it: add the mask")
+    image = image.convert("RGB")
+    image.putalpha(Image.open(mask_path).convert("L"))
+    return _smaller(image, max_side)
+
+
+def _smaller(image: Image.Image, max_side: int) -> Image.Image:
+    """RGBA with no side longer than ``max_side``; colours outside of the subject stay."""
+    scale = min(1.0, max_side / max(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    # One after the other: resized together, everything outside of the subject would turn black.
+    alpha = image.getchannel("A").resize(size, Image.Resampling.BILINEAR)
+    image = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    image.putalpha(alpha)
+    return image
+
+
+def _cut_to_subject(image: Image.Image) -> Image.Image | None:
+    box = image.getchannel("A").point(lambda a: 255 * (a >= 128)).getbbox()
+    return image.crop(box) if box and min(box[2] - box[0], box[3] - box[1]) >= 8 else None
+
+
+def _calibration_sounds(rows: Sequence[dict[str, str]]) -> set[str]:
+    """The training sounds that are left for calibration: of each label that has enough, evenly spread by name."""
+    by_label: dict[str, list[str]] = {}
+    for row in rows:
+        if (row["kind"], row["split"]) == ("sound", "train"):
+            by_label.setdefault(row["label"], []).append(row["file"])
+    chosen: set[str] = set()
+    for names in by_label.values():
+        if len(names) >= _CALIBRATED_LABEL_SOUNDS:
+            step = len(names) / max(1, len(names) // _CALIBRATION_SHARE)
+            chosen.update(sorted(names)[int((i + 0.5) * step)] for i in range(round(len(names) / step)))
+    return chosen
+
+
+def _scene_of(index: Path, entry: Any) -> tuple[Image.Image, NDArray[np.int64], dict[str, list[int]]]:
+    """An entry of the index: the photograph, the number of each pixel's segment, and the segments of each word."""
+    photograph = Image.open(index.with_name(entry["image"])).convert("RGB")
+    colours = np.asarray(Image.open(index.with_name(entry["panoptic"])).convert("RGB")).astype(np.int64)
+    segments: dict[str, list[int]] = {}
+    for segment in entry["segments"]:
+        segments.setdefault(_COCO_WORDS.get(segment["cat"], segment["cat"]), []).append(int(segment["id"]))
+    if colours.shape[:2] != (photograph.height, photograph.width):
+        raise DataError(f"{entry['panoptic']} has another size than {entry['image']}: take both from one data set")
+    return photograph, colours @ (1, 256, 65536), segments
+
+
+def _natural_scenes(folder: Path, words: Collection[str], max_side: int) -> Iterator[tuple[str, Image.Image]]:
+    """Natural scenes in COCO's panoptic format: a word and the scene, RGBA, the alpha being all of that word.
+
+    Each is cut around its subject, which takes up at least a third of what is left.
+    """
+    index = folder / "coco_by" / "index.json"
+    if not index.is_file():
+        return
+    content = parse_json(read_text(index, "the index of natural scenes", error=DataError), index, error=DataError)
+    entries = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise DataError(f"{index} has no list of images: restore it, or remove the folder")
+    for entry in entries:
+        photograph, numbers, segments = _readable(partial(_scene_of, entry=entry), index)
+        for word in sorted(segments.keys() & set(words)):
+            mask = np.isin(numbers, segments[word])
+            if mask.mean() < _SUBJECT_SHARE:
+                continue
+            rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+            margin = max(rows[-1] - rows[0], columns[-1] - columns[0])
+            scene = photograph.copy()
+            scene.putalpha(Image.fromarray(mask.astype(np.uint8) * 255))
+            scene = scene.crop(
+                (
+                    max(0, int(columns[0] - margin)), max(0, int(rows[0] - margin)),
+                    min(scene.width, int(columns[-1] + margin)), min(scene.height, int(rows[-1] + margin)),
+                )
+            )  # fmt: skip
+            yield word, _smaller(scene, max_side)
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    if not folder.is_dir():
+        raise InputNotFoundError(f"no folder {folder}: give the media folder by --data or TESO_AVS_DATA")
+    table = folder / "split.csv"
+    if not table.is_file():
+        raise DataError(f"{folder} has no split.csv: see export/demo/README.md for the layout of a media folder")
+    text = read_text(table, "the table of a media folder", error=DataError)
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), restval=""))
+    except csv.Error as error:
+        raise DataError(f"{table} is not CSV ({error}): write it again") from error
+    if not rows or not {"file", "label", "kind", "split"} <= rows[0].keys():
+        raise DataError(f"{table} must have the columns file,label,kind,split; see export/demo/README.md")
+    return rows
+
+
+def label_words(folder: Path) -> list[str]:
+    """Every label of a media folder, as words."""
+    return sorted({word_of(row["label"]) for row in _rows(folder) if row["kind"] in ("picture", "sound")})
+
+
+def _readable(read: Callable[[Path], Read], path: Path) -> Read:
+    """What ``read`` makes of a file; :class:`DataError` names one that is broken."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return read(path)
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders raise SyntaxError, struct.error, zlib.error and others
+        reason = to_one_line(error, 200) or type(error).__name__
+        raise DataError(f"{path} can't be read ({reason}): replace it, or remove its row from split.csv") from error
+
+
+def read_library(folder: Path, split: Split, hold_out: Collection[str] = (), max_side: int = 320) -> MediaLibrary:
+    """Read all files of one split, but for those in ``hold_out`` (as ``split.csv`` names them).
+
+    Raises :class:`InputNotFoundError` (no folder), :class:`DataError` (another layout, a
+    file that is missing or broken).
+    """
+    library = MediaLibrary(split, {}, {}, {}, [], {})
+    rows = _rows(folder)
+    calibration = _calibration_sounds(rows)
+    for row in rows:
+        name, kind = row["file"], row["kind"]
+        if row["split"] != ("test" if split == "test" else "train") or name in hold_out:
+            continue
+        if kind == "sound" and split != "test" and (name in calibration) != (split == "calibration"):
+            continue
+        path = folder / name
+        if not os.path.isfile(path):  # Path.is_file raises for a name that no file can have
+            raise DataError(
+                f"{folder}: split.csv names {to_one_line(name)}, which is not there: restore it or remove the row"
+            )
+        word = word_of(row["label"])
+        if kind == "sound":
+            recording = _readable(read_recording, path)
+            if recording.heard.any():
+                library.sounds.setdefault(word, []).append(recording)
+        elif kind == "background":
+            background = _readable(lambda path: Image.open(path).convert("RGB"), path)
+            background.thumbnail((max_side * 2, max_side * 2), Image.Resampling.BILINEAR)
+            library.backgrounds.append(background)
+        elif kind == "picture":
+            image = _readable(lambda path: _read_picture(path, max_side), path)
+            if (cut := _cut_to_subject(image)) is None:
+                continue
+            pictures = library.pictures.setdefault(word, [])
+            collections = library.collections.setdefault(word, {})
+            collections.setdefault(name.split("/")[0], []).append(len(pictures))
+            pictures.append(cut)
+            if path.suffix.lower() in (".jpg", ".jpeg"):  # a photograph, with surroundings of its own
+                library.whole.setdefault(word, []).append(image)
+    if split == "train":
+        for word, scene in _natural_scenes(folder, library.pictures, max_side):
+            library.whole.setdefault(word, []).append(scene)
+    if not (library.pictures and library.sounds and library.backgrounds):
+        raise DataError(
+            f"{folder}: split.csv names no {split} pictures, sounds or backgrounds; see the documented layout"
+        )
+    return library

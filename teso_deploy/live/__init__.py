@@ -1,0 +1,1 @@
+"""Streams in real time: scheduling, accounting and metrics."""

@@ -1,0 +1,201 @@
+"""The cues of a whole file, asked for before it is run."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teso_deploy.cues.changes import SceneChange
+from teso_deploy.cues.contracts import CueAnswer, CueMoment, CueSource
+from teso_deploy.cues.tracks import Span, VideoCues
+from teso_deploy.errors import CueSourceError, NoCueAnswerError
+from teso_deploy.pipeline.pipeline import Pipeline, Stream
+from teso_deploy.pipeline.video_source import VideoSource
+from teso_deploy.sealed import sha256_of
+from teso_deploy.types import AudioWindow, Frame
+
+#: How often a source that asks for patience (HTTP 429) is asked again about one picture.
+MAX_RETRIES = 3
+#: Who wants to be left alone for longer has failed.
+MAX_PATIENCE_SECONDS = 120.0
+#: Pictures that a captioner of videos is shown lie so far apart.
+EARLIER_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the model itself finds in a picture, for the sources that go by it.
+
+    ``tags``: word → how sure the tagger is. ``labels`` (H, W) uint8 and ``predicted``, the classes in them: masks
+    without any cue. None where it was not asked for.
+    """
+
+    tags: dict[str, float] | None = None
+    labels: NDArray[np.uint8] | None = None
+    predicted: tuple[str, ...] | None = None
+
+    @classmethod
+    def by(cls, stream: Stream, frame: Frame, sound: AudioWindow, *, tags: bool, masks: bool) -> Seen:
+        """Look at a picture as far as is asked. Raises :class:`CueError` (no tagger)."""
+        classes, found = stream.pipeline.classes, cls()
+        if tags:
+            found = replace(found, tags=stream.tags(frame))
+        if masks:
+            masks_of = stream.segment(frame, sound)
+            found = replace(found, labels=masks_of.labels, predicted=masks_of.shown(classes))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """When a file's pictures are asked about: the first, each new scene, and ``every_seconds`` (None: not again).
+
+    ``times``: when a file of cues says something else. ``frames``: pictures that the source is shown at a time, the
+    last at its moment. ``tags``, ``masks``: whether the source goes by them, see :class:`Seen`.
+    """
+
+    every_seconds: float | None = 10.0
+    frames: int = 1
+    tags: bool = False
+    masks: bool = False
+    times: tuple[float, ...] = ()
+
+
+@dataclass
+class _Earlier:
+    """The pictures before this one, ``EARLIER_SECONDS`` apart."""
+
+    count: int
+    _kept: deque[Frame] = field(default_factory=deque)
+
+    def seen(self, frame: Frame) -> tuple[Frame, ...]:
+        """Those before a frame, which is kept if its time has come."""
+        before = tuple(self._kept)
+        if self.count and (not before or frame.pts_seconds >= before[-1].pts_seconds + EARLIER_SECONDS):
+            self._kept.append(frame)
+            while len(self._kept) > self.count:
+                self._kept.popleft()
+        return before
+
+
+def ask_patiently(
+    source: CueSource, moment: CueMoment, sleep: Callable[[float], None] = time.sleep
+) -> CueAnswer | None:
+    """Ask, and wait where the source says for how long. Raises :class:`CueSourceError`."""
+    for _ in range(MAX_RETRIES):
+        try:
+            return source.ask(moment)
+        except CueSourceError as error:
+            if error.retry_after_seconds is None or error.retry_after_seconds > MAX_PATIENCE_SECONDS:
+                raise
+            sleep(error.retry_after_seconds)
+    return source.ask(moment)
+
+
+@dataclass
+class Unanswered:
+    """Asks a source, and keeps count of the pictures about which it answered nothing.
+
+    Attributes:
+        count: How many these were, of all videos.
+        reason: What the source said of the last one.
+    """
+
+    count: int = 0
+    reason: str = ""
+    _is_answered: bool = False
+    _count_before: int = 0
+
+    def begin(self) -> None:
+        """Begin another video."""
+        self._is_answered, self._count_before = False, self.count
+
+    def ask(self, source: CueSource, moment: CueMoment) -> CueAnswer | None:
+        """Ask patiently. None where the source answered nothing. Raises :class:`CueSourceError` where it failed."""
+        try:
+            answer = ask_patiently(source, moment)
+        except NoCueAnswerError as error:
+            self.count, self.reason = self.count + 1, str(error)
+            return None
+        self._is_answered = self._is_answered or answer is not None
+        return answer
+
+    def check(self, name: str) -> None:
+        """Raise :class:`CueSourceError` where every question about a video was asked in vain."""
+        count = self.count - self._count_before
+        if count and not self._is_answered:
+            raise CueSourceError(f"{name} has no cues after {count} questions: {self.reason}")
+
+
+def _without_sound(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {"mute": True, "video_track": options.get("video_track")}
+
+
+def cues_of_video(
+    source: CueSource,
+    path: Path,
+    watch: Watch,
+    pipeline: Pipeline | None = None,
+    progress: Callable[[float], None] = lambda seconds: None,
+    sound: Mapping[str, Any] = MappingProxyType({}),
+    unanswered: Unanswered | None = None,
+) -> VideoCues:
+    """Look through a file and ask ``source`` when ``watch`` says so.
+
+    An answer holds until the next. Where the source has none, none holds: the model then falls back. ``pipeline``:
+    where tags or masks are wanted. ``progress`` is called with the seconds that are done. ``sound``: tracks, and what
+    :class:`VideoSource` takes in place of the file's own. ``unanswered``: counts the pictures about which the source
+    answered nothing.
+
+    Raises :class:`InputNotFoundError`, :class:`MediaError`, :class:`CueError`, :class:`CueSourceError`, the last also
+    where the source answered nothing at all.
+    """
+    spans: list[Span] = []
+    unanswered = Unanswered() if unanswered is None else unanswered
+    unanswered.begin()
+    # Only masks depend on the sound: without them the file's sound need not be decoded.
+    with VideoSource(path, **(sound if watch.masks else _without_sound(sound))) as file:
+        for moment in _moments(file, watch, pipeline, progress):
+            answer = unanswered.ask(source, moment)
+            seconds = max(0.0, moment.frame.pts_seconds)
+            if spans and spans[-1].end_seconds is None:
+                spans[-1] = spans[-1].model_copy(update={"end_seconds": seconds})
+                if seconds <= spans[-1].start_seconds:
+                    spans.pop()
+            if answer is not None:
+                spans.append(Span.of(answer, seconds))
+        duration = file.info.duration_seconds
+    unanswered.check(path.name)
+    return VideoCues(sha256=sha256_of(path), duration_seconds=duration or None, spans=tuple(spans))
+
+
+def _moments(
+    file: VideoSource, watch: Watch, pipeline: Pipeline | None, progress: Callable[[float], None]
+) -> Iterator[CueMoment]:
+    """What is to be asked about, in order."""
+    if (watch.tags or watch.masks) and pipeline is None:
+        raise ValueError("tags and masks come from a pipeline: give one")
+    stream = None if pipeline is None else pipeline.open_stream()
+    scenes, earlier, asked_seconds = SceneChange(), _Earlier(watch.frames - 1), None
+    times = deque(sorted(watch.times))
+    for frame, sound, _ in file:
+        before = earlier.seen(frame)
+        is_new = scenes.changed(frame.image)
+        waited = None if asked_seconds is None else frame.pts_seconds - asked_seconds
+        is_due = False
+        while times and times[0] <= frame.pts_seconds:
+            times.popleft()
+            is_due = True
+        if is_new or is_due or waited is None or (watch.every_seconds is not None and waited >= watch.every_seconds):
+            asked_seconds = frame.pts_seconds
+            seen = Seen() if stream is None else Seen.by(stream, frame, sound, tags=watch.tags, masks=watch.masks)
+            yield CueMoment(frame, () if is_new else before, seen.tags, seen.predicted)
+        progress(frame.pts_seconds)

@@ -1,0 +1,149 @@
+"""Which frames of a file are segmented, and what each of them hears.
+
+``file``: every frame (or ``fps`` of them a second), with the window centred on it.
+``paper``: one frame a second, at k + 0.9375 s, with the sound of that second, as the AVS
+data sets cut their clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, NamedTuple
+
+from teso_deploy.errors import MediaError
+from teso_deploy.media.audio import HELD_SECONDS, AudioTrack, SoundTrack, StreamedTrack, find_sound, no_sound
+from teso_deploy.media.mono import SoundCounts
+from teso_deploy.media.reader import Hardware, VideoReader
+from teso_deploy.types import AudioWindow, Frame
+
+Mode = Literal["file", "paper"]
+#: Where the sound came from; ``none``: the file has no sound that can be decoded, so silence was heard.
+SoundName = Literal["own", "mute", "noise", "other file", "none"]
+
+#: The place of a second's frame in the AVS data sets.
+PAPER_MOMENT_SECONDS = 0.9375
+NOISE_SEED = 0
+
+
+class Moment(NamedTuple):
+    """A frame, what is heard with it, and when it is shown in the output (seconds)."""
+
+    frame: Frame
+    sound: AudioWindow
+    shown_at_seconds: float
+
+
+def one_a_second(frames: Iterable[Frame], frame_seconds: float) -> Iterator[tuple[int, Frame]]:
+    """(k, the last frame at or before k + 0.9375 s) for each second k that was filmed so far.
+
+    ``frame_seconds``: how long a frame lasts, for the last one. A clip shorter than the
+    first moment gives its last frame.
+    """
+    second, held = 0, None
+    for frame in frames:
+        while frame.pts_seconds > second + PAPER_MOMENT_SECONDS:
+            if held is not None:
+                yield second, held
+            second += 1
+        held = frame
+    if held is not None and (second == 0 or held.pts_seconds + frame_seconds > second + PAPER_MOMENT_SECONDS):
+        yield second, held
+
+
+class VideoSource:
+    """A file as :class:`Frame` and :class:`AudioWindow` pairs; a context manager.
+
+    ``mute``, ``noise_dbfs`` (white, RMS) and ``sound_from`` (a file) replace the file's own
+    sound; at most one of them. ``fps``: frames a second to look at, mode ``file`` only.
+    ``hardware``, ``video_track``: see :class:`VideoReader`. ``audio_track``: number among the tracks of sound of the
+    file that the sound comes from, from 0; None: the one that players take.
+
+    ``track``: the sound, of which ``sound`` says where it came from, ``sound_note`` what is wrong with it in words
+    (None: nothing), ``sound_counts`` what was counted.
+
+    Raises :class:`InputNotFoundError` and :class:`MediaError` for either file,
+    :class:`ValueError` for options that exclude each other.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        mode: Mode = "file",
+        mute: bool = False,
+        noise_dbfs: float | None = None,
+        sound_from: str | Path | None = None,
+        fps: float | None = None,
+        hardware: Hardware | None = None,
+        video_track: int | None = None,
+        audio_track: int | None = None,
+    ) -> None:
+        if mute + (noise_dbfs is not None) + (sound_from is not None) > 1:
+            raise ValueError("mute, noise_dbfs and sound_from exclude each other")
+        if mode == "paper" and fps is not None:
+            raise ValueError("mode 'paper' looks at one frame a second: omit fps")
+        self.path, self.mode = Path(path), mode
+        self.reader = VideoReader(self.path, fps=fps, hardware=hardware, video_track=video_track)
+        try:
+            self.info = self.reader.info
+            self.sound: SoundName = "own"
+            self.sound_note: str | None = None
+            self.sound_counts = SoundCounts()
+            self.track = self._track(mute, noise_dbfs, sound_from, video_track, audio_track)
+        except BaseException:
+            self.reader.close()
+            raise
+        own_fps = self.info.fps or 25.0
+        self.shown_fps = 1.0 if mode == "paper" else min(fps, own_fps) if fps else own_fps
+        self.window_kind: Literal["centred", "second"] = "second" if mode == "paper" else "centred"
+
+    def _track(
+        self,
+        mute: bool,
+        noise_dbfs: float | None,
+        sound_from: str | Path | None,
+        video_track: int | None,
+        audio_track: int | None,
+    ) -> SoundTrack:
+        duration = self.info.duration_seconds
+        is_long = duration > HELD_SECONDS
+        if noise_dbfs is not None:
+            if not duration:
+                raise MediaError(f"{self.path} does not say how long it is, so how much noise to make: copy it to MP4")
+            self.sound = "noise"
+            made = StreamedTrack.white_noise if is_long else AudioTrack.white_noise
+            return made(duration, noise_dbfs, NOISE_SEED)
+        if not mute:
+            self.sound = "own" if sound_from is None else "other file"
+            if sound_from is None:
+                found = find_sound(self.path, audio_track, video_track=video_track)
+            else:
+                found = find_sound(sound_from, audio_track)
+            self.sound_note, self.sound_counts = found.note, found.counts
+            if found.track is not None:
+                return found.track
+            if sound_from is not None:
+                raise no_sound(Path(sound_from), found)
+        self.sound = "mute" if mute else "none"
+        return (StreamedTrack if is_long else AudioTrack).silence(duration)
+
+    def __enter__(self) -> VideoSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.reader.close()
+
+    def __iter__(self) -> Iterator[Moment]:
+        return self._one_a_second() if self.mode == "paper" else self._every_frame()
+
+    def _every_frame(self) -> Iterator[Moment]:
+        for frame in self.reader:
+            yield Moment(frame, self.track.window(frame.pts_seconds, "centred"), frame.pts_seconds)
+
+    def _one_a_second(self) -> Iterator[Moment]:
+        for second, frame in one_a_second(self.reader, 1 / (self.info.fps or 25.0)):
+            yield Moment(frame, self.track.window(second + PAPER_MOMENT_SECONDS, "second"), float(second))

@@ -1,1 +1,0 @@
-"""Pipeline, offline runs, accounting; no torch."""

@@ -1,0 +1,1 @@
+"""Parity of every form with PyTorch, and control by sound."""

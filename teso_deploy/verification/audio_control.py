@@ -1,0 +1,122 @@
+"""Does a form still obey the sound as the model does? Silence, noise and another object on the reference's picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teso_deploy.pipeline.postprocess import labels_of
+from teso_deploy.types import BLANK_PIXEL_RATE, WINDOW_SAMPLES, ImageSize
+from teso_deploy.verification.parity import Arrays, Limits, row_agreement
+from teso_deploy.verification.probes import ROWS
+
+NOISE_DBFS = (-40, -25, -10)
+#: Sounds whose masks are in the reference, by the row that has them.
+STORED = {name: ROWS.index(name) for name in ("own", "other", "muted")}
+SOUNDS = (*STORED, *(f"noise {level} dBFS" for level in NOISE_DBFS))
+#: What leaves the picture of a trained model blank.
+BLANK_SOUNDS = tuple(name for name in SOUNDS if name.startswith(("muted", "noise")))
+
+
+def control_inputs(reference: Arrays) -> dict[str, NDArray[Any]]:
+    """Sounds (S, 15600) in the order of :data:`SOUNDS`, each with the cues that go with it.
+
+    A stored sound keeps the cues of its own row, since PyTorch's masks of that row were made with them.
+    The noise is the same each time. It goes with the cues of the row "own".
+    """
+    rng = np.random.default_rng(0)
+    noise = [rng.standard_normal(WINDOW_SAMPLES) * 10 ** (level / 20) for level in NOISE_DBFS]
+    stored = [reference["waveform"][row] for row in STORED.values()]
+    rows = [*STORED.values(), *(STORED["own"] for _ in NOISE_DBFS)]
+    return {
+        "waveform": np.stack([*stored, *noise]).clip(-1, 1).astype(np.float32),
+        "cues": reference["cues"][rows],
+        "cue_valid": reference["cue_valid"][rows],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """One sound, one form, one picture size: what it leaves labelled, and what it does to the model.
+
+    Of a sound that the model was not heard with, ``model_rate`` and ``mask_iou`` are None.
+    """
+
+    form: str
+    size: ImageSize
+    is_first_size: bool
+    sound: str
+    positive_pixel_rate: float
+    model_rate: float | None
+    mask_iou: float | None
+    must_be_blank: bool
+    pixel_rate_limit: float
+    mask_iou_limit: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "positive_pixel_rate": self.positive_pixel_rate,
+            "model_rate": self.model_rate,
+            "mask_iou": self.mask_iou,
+            "must_be_blank": self.must_be_blank,
+            "passed": self.failure is None,
+        }
+
+    @property
+    def failure(self) -> str | None:
+        """What is wrong, in words."""
+        where = f"audio control ({self.form}): {self.sound}"
+        leaves = f"leaves {self.positive_pixel_rate:.1%} of the pixels labelled"
+        if self.must_be_blank and not self.positive_pixel_rate < BLANK_PIXEL_RATE:
+            return f"{where} {leaves}, none may be"
+        if self.model_rate is None or self.mask_iou is None:
+            return None
+        if not abs(self.positive_pixel_rate - self.model_rate) <= self.pixel_rate_limit:
+            return f"{where} {leaves}, {self.model_rate:.1%} in the model: it does not hear as the model does"
+        if not self.mask_iou >= self.mask_iou_limit:
+            return f"{where} gives another mask than in the model (IoU {self.mask_iou:.4g})"
+        return None
+
+
+def rate_of(scores: NDArray[Any], threshold: float) -> float:
+    """Share of labelled pixels of scores (C, h, w), at four times their size; NaN for what is no number."""
+    if not np.isfinite(scores).all():
+        return float("nan")
+    labels = labels_of(scores, (scores.shape[1] * 4, scores.shape[2] * 4), threshold)
+    return float(np.count_nonzero(labels)) / labels.size
+
+
+def control(
+    form: str,
+    size: ImageSize,
+    is_first_size: bool,
+    heard: NDArray[Any],
+    model: Sequence[NDArray[Any] | None],
+    threshold: float,
+    is_trained: bool,
+    limits: Limits,
+    least_mask_iou: float,
+) -> list[Heard]:
+    """Every sound of :data:`SOUNDS`: masks ``heard`` (S, C, h, w) beside the model's, where those are known."""
+    # Masks of weights that mean nothing are measured only, as they are by the parity.
+    rate_limit = limits.pixel_rate if least_mask_iou > 0 else float("inf")
+    return [
+        Heard(
+            form,
+            size,
+            is_first_size,
+            name,
+            rate_of(scores, threshold),
+            None if expected is None else rate_of(expected, threshold),
+            None if expected is None else row_agreement(scores, expected, threshold)[0],
+            is_trained and name in BLANK_SOUNDS,
+            rate_limit,
+            least_mask_iou,
+        )
+        for name, scores, expected in zip(SOUNDS, heard, model, strict=True)
+    ]

@@ -1,0 +1,54 @@
+"""Is this engine still the graph? A built engine against ONNX Runtime on the CPU, on the reference's inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
+from teso_deploy.backends.tensorrt.engine import TensorRTEngine
+from teso_deploy.backends.tensorrt.making import Check
+from teso_deploy.bundle import Bundle
+from teso_deploy.errors import CheckFailedError
+from teso_deploy.verification import probes
+from teso_deploy.verification.parity import LIMITS, MEASURED_ONLY, parity_of
+
+
+def _size_of(bundle: Bundle, graph: str) -> tuple[int, int]:
+    """The first bucket that a graph of the manifest is of."""
+    name = graph.partition("@")[0]
+    return next(size for size in bundle.sizes if bundle.graph_at(name, size) == graph)
+
+
+def check_against_onnxruntime(bundle: Bundle, graph: str) -> Check:
+    """What :func:`make_engine` asks of an engine of a graph, by its name in the manifest.
+
+    The check gives the figures of :class:`GraphParity` and raises :class:`CheckFailedError` where they miss the
+    limits of the engine's precision.
+    """
+
+    def check(engine: TensorRTEngine) -> dict[str, Any]:
+        reference = probes.reference_at(bundle, _size_of(bundle, graph))
+        memory = [
+            spec.name
+            for spec in bundle.manifest.graphs[bundle.graph_at("visual_encoder", _size_of(bundle, graph))].outputs
+        ]
+        given = probes.fed_with(reference, graph.partition("@")[0], memory)
+        feeds = {name: np.asarray(given[name]) for name in engine.inputs}
+        expected = OnnxRuntimeEngine(bundle.graph_path(graph)).run(feeds)
+        threshold = bundle.manifest.postprocessing.threshold
+        parity = parity_of(engine.run(feeds), expected, threshold)
+        is_rounded = engine.precision != "fp32" or engine.sidecar.settings.tf32
+        limits = LIMITS["fp16" if engine.precision == "fp32" and is_rounded else engine.precision].canonical
+        # Masks of weights that mean nothing tip over at a touch.
+        limits = MEASURED_ONLY if is_rounded and not bundle.manifest.trained else limits
+        if failure := parity.failure(limits):
+            raise CheckFailedError(
+                f"the engine of {graph} ({engine.backend}, {engine.precision}) differs from ONNX Runtime on "
+                f"{engine.device.name} ({failure}), and is not used: take another precision or version, and please "
+                "report this"
+            )
+        return parity.as_dict()
+
+    return check

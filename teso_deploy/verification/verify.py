@@ -1,0 +1,270 @@
+"""Do these engines still compute what PyTorch did, and do they still obey the sound?
+
+Every form of a bundle, at every picture size, on the inputs of ``reference.npz``: each graph by itself
+against PyTorch and against the canonical graph, given equal inputs; all graphs in a row, also in batches of
+2 and 3; then the audio control. How they are judged: :mod:`teso_deploy.verification.parity`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teso_deploy.backends.engine import EngineFactory
+from teso_deploy.bundle import REFERENCE, Bundle, sized_name
+from teso_deploy.errors import BundleError
+from teso_deploy.pipeline.pipeline import GRAPHS
+from teso_deploy.types import ImageSize, Precision
+from teso_deploy.verification import probes
+from teso_deploy.verification.audio_control import SOUNDS, STORED, Heard, control, control_inputs
+from teso_deploy.verification.parity import LIMITS, MEASURED_ONLY, GraphParity, Thresholds, parity_of, row_agreement
+from teso_deploy.verification.probes import Engines, Observed
+
+#: The form that every bundle has, and that the others are derived from.
+CANONICAL = "canonical"
+#: In place of a graph: all of them in a row, from picture and sound to masks.
+WHOLE = "frame"
+#: What can't run here, and why.
+CANNOT_RUN: Mapping[str, str] = {
+    "bf16": "ONNX Runtime has no bfloat16 operators on the CPU; check it on a GPU with --backend and --precision bf16"
+}
+Against = Literal["pytorch", "canonical", "batch 2", "batch 3"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One comparison. ``graph``: its key in the manifest, or ``frame`` (``frame@288x512``).
+
+    ``against`` "batch N": N pictures with their sounds at once against the canonical graphs one by one.
+    """
+
+    form: str
+    graph: str
+    against: Against
+    parity: GraphParity
+    limits: Thresholds
+
+    @property
+    def failure(self) -> tuple[int, str] | None:
+        """How severe it is (0: masks), and in words; None when it passed."""
+        if found := self.parity.worst(self.limits):
+            return found[0], f"{self.graph} ({self.form}, {self.against}): {found[1]}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A row of the reference as the model and as a form segments it: masks (C, h, w), picture (3, H, W)."""
+
+    form: str
+    size: ImageSize
+    row: str
+    mask_iou: float
+    image: NDArray[np.float32]
+    expected: NDArray[np.float32]
+    found: NDArray[np.float32]
+
+
+@dataclass
+class VerifyReport:
+    """Everything that was compared.
+
+    ``not_run``: forms that can't run here, and why. ``required``: forms that were named by the caller; one of these
+    that was not run is a failure.
+    """
+
+    checks: list[Check] = field(default_factory=list)
+    heard: list[Heard] = field(default_factory=list)
+    compared: list[Compared] = field(default_factory=list)
+    not_run: dict[str, str] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
+    first_difference: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def forms(self) -> list[str]:
+        """Names of the forms that ran, the canonical one first."""
+        return list(dict.fromkeys(check.form for check in self.checks))
+
+    @property
+    def failures(self) -> list[str]:
+        """Everything that failed, the most severe first: masks, what is heard, cosines, errors, what was not run."""
+        found = [failure for check in self.checks if (failure := check.failure)]
+        found += [(1, reason) for heard in self.heard if (reason := heard.failure)]
+        found += [
+            (4, f"{form} was asked for and not run: {reason}")
+            for form, reason in self.not_run.items()
+            if form in self.required
+        ]
+        return [reason for _, reason in sorted(found, key=lambda failure: failure[0])]
+
+    @property
+    def passed(self) -> bool:
+        """True when nothing failed, and everything that was asked for was run."""
+        return not self.failures
+
+    def parity(self, graph: str, form: str = CANONICAL, against: Against = "pytorch") -> GraphParity | None:
+        """One comparison; None where there was none."""
+        for check in self.checks:
+            if (check.graph, check.form, check.against) == (graph, form, against):
+                return check.parity
+        return None
+
+    def worst(self, count: int) -> list[Compared]:
+        """The rows whose masks agree least with the model's."""
+        return sorted(self.compared, key=lambda row: row.mask_iou)[:count]
+
+    def graphs_as_dict(self) -> dict[str, Any]:
+        """For JSON: graph → form → figures against PyTorch, ``passed``, and the other comparisons by name."""
+        graphs: dict[str, Any] = {}
+        for check in self.checks:
+            entry = graphs.setdefault(check.graph, {}).setdefault(check.form, {"passed": True})
+            figures = check.parity.as_dict()
+            entry |= figures if check.against == "pytorch" else {check.against.replace(" ", "_"): figures}
+            entry["passed"] &= check.failure is None
+        return graphs
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        control: dict[str, Any] = {}
+        for heard in self.heard:
+            key = heard.form if heard.is_first_size else sized_name(heard.form, heard.size)
+            control.setdefault(key, {})[heard.sound] = heard.as_dict()
+        return {
+            "schema_version": 2,
+            "graphs": self.graphs_as_dict(),
+            "audio_control": control,
+            "not_run": self.not_run,
+            "first_difference": self.first_difference,
+            "passed": self.passed,
+            "failures": self.failures,
+        }
+
+
+#: Form (None: canonical) → what makes its engines.
+Factories = Callable[[str | None], EngineFactory]
+
+
+def chosen_forms(bundle: Bundle, names: Sequence[str] = ()) -> list[str]:
+    """Forms by name, default all; the canonical one comes first always. Raises :class:`BundleError`."""
+    there = [CANONICAL, *bundle.manifest.forms]
+    if unknown := [name for name in names if name not in there]:
+        raise BundleError(f"{bundle.folder} has no form {unknown[0]!r}, only {', '.join(there)}")
+    return [name for name in there if name == CANONICAL or not names or name in names]
+
+
+def _precision_of(bundle: Bundle, form: str) -> Precision:
+    """What the form as a whole is in: a graph of an int8 form that stays in fp32 is fed with int8's outputs."""
+    if form == CANONICAL:
+        return "fp32"
+    found = {entry.precision for entry in bundle.manifest.forms[form].values()}
+    return cast(Precision, next(iter(found - {"fp32"}), "fp32"))
+
+
+def _engines(bundle: Bundle, factory: EngineFactory, size: ImageSize) -> Engines:
+    return {graph: factory(bundle, bundle.graph_at(graph, size)) for graph in GRAPHS}
+
+
+def verify_bundle(
+    bundle: Bundle,
+    factories: Factories,
+    forms: Sequence[str] = (),
+    sizes: Sequence[ImageSize] = (),
+    *,
+    is_thorough: bool = True,
+    pytorch: Engines | None = None,
+    backends: Mapping[str, tuple[Precision, EngineFactory]] | None = None,
+) -> VerifyReport:
+    """Compare forms of a bundle (default: all) at picture sizes (default: all) with ``reference.npz``.
+
+    ``is_thorough``: with batches of 2 and 3 and the audio control. ``pytorch``: the model itself, asked again
+    in place of what the reference holds of it; the reference is held against it as form ``reference.npz``.
+    ``backends``: engines of another kind by a name of theirs, held to the same as forms of that precision.
+    A form that is named in ``forms`` and can't run here is a failure of the report.
+    Raises :class:`BundleError` for an unknown form or size and for a reference that lacks a tensor.
+    """
+    report = VerifyReport(required=tuple(forms))
+    candidates: dict[str, tuple[Precision, EngineFactory]] = {}
+    for form in chosen_forms(bundle, forms):
+        precision = _precision_of(bundle, form)
+        if reason := CANNOT_RUN.get(precision):
+            report.not_run[form] = reason
+        else:
+            candidates[form] = precision, factories(None if form == CANONICAL else form)
+    candidates |= backends or {}
+    for size in sizes or bundle.sizes:
+        _verify_size(bundle, candidates, size, is_thorough, pytorch, report)
+    return report
+
+
+def _verify_size(
+    bundle: Bundle,
+    candidates: Mapping[str, tuple[Precision, EngineFactory]],
+    size: ImageSize,
+    is_thorough: bool,
+    pytorch: Engines | None,
+    report: VerifyReport,
+) -> None:
+    reference = probes.reference_at(bundle, size)
+    threshold = bundle.manifest.postprocessing.threshold
+    is_trained, is_first = bundle.manifest.trained, size == bundle.sizes[0]
+    keys = {graph: bundle.graph_at(graph, size) for graph in GRAPHS}
+    keys[WHOLE] = WHOLE if is_first else sized_name(WHOLE, size)
+    sounds = control_inputs(reference) if is_thorough else None
+    model: Observed | None = None
+    if pytorch is not None:
+        model = probes.observe(pytorch, reference, sounds)
+        for graph in GRAPHS:
+            parity = parity_of({n: reference[n] for n in model.graphs[graph]}, model.graphs[graph], threshold)
+            report.checks.append(Check(REFERENCE, keys[graph], "pytorch", parity, LIMITS["fp32"].pytorch))
+        reference = reference | {name: value for graph in model.graphs.values() for name, value in graph.items()}
+        reference["masks"] = model.masks
+    canonical: Observed | None = None
+    alone: list[dict[str, NDArray[Any]]] = []
+    for form, (precision, factory) in candidates.items():
+        engines = _engines(bundle, factory, size)
+        limits = LIMITS[precision]
+        # Masks of weights that mean nothing tip over at a touch: in less than fp32 they are measured only.
+        means_something = is_trained or precision == "fp32"
+        to_pytorch, to_canonical, in_a_row = (
+            kind if means_something else MEASURED_ONLY for kind in (limits.pytorch, limits.canonical, limits.chain)
+        )
+        observed = probes.observe(engines, reference, sounds)
+
+        def add(graph: str, against: Against, ours: Any, expected: Any, kind: Thresholds, form: str = form) -> None:
+            report.checks.append(Check(form, keys[graph], against, parity_of(ours, expected, threshold), kind))
+
+        for graph in GRAPHS:
+            add(graph, "pytorch", observed.graphs[graph], reference, to_pytorch)
+        masks = {"masks": observed.masks}
+        add(WHOLE, "pytorch", masks, reference, to_pytorch)
+        if canonical is None:
+            canonical = observed
+        else:
+            for graph in GRAPHS:
+                add(graph, "canonical", observed.graphs[graph], canonical.graphs[graph], to_canonical)
+            add(WHOLE, "canonical", masks, {"masks": canonical.masks}, in_a_row)
+        report.compared += [
+            Compared(
+                form, size, row, row_agreement(ours, expected, threshold)[0], reference["image"][0], expected, ours
+            )
+            for row, ours, expected in zip(probes.ROWS, observed.masks, reference["masks"], strict=True)
+        ]
+        if not is_thorough:
+            continue
+        alone = alone or probes.one_by_one(engines, reference)
+        for count, against in ((2, "batch 2"), (3, "batch 3")):
+            stacked = {name: np.concatenate([row[name] for row in alone[:count]]) for name in alone[0]}
+            add(WHOLE, cast(Against, against), probes.at_once(engines, reference, count), stacked, in_a_row)
+        assert observed.heard is not None and canonical.heard is not None
+        asked = model.heard if model is not None else None if form == CANONICAL else canonical.heard
+        expected_masks = [
+            asked[i] if asked is not None else reference["masks"][STORED[name]] if name in STORED else None
+            for i, name in enumerate(SOUNDS)
+        ]
+        report.heard += control(
+            form, size, is_first, observed.heard, expected_masks, threshold, is_trained, limits, to_pytorch.mask_iou
+        )

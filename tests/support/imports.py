@@ -1,0 +1,50 @@
+"""What Python files import, read from their text, and which test files the base install can't run."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+@cache
+def find_imports(path: Path, *, at_load: bool = False) -> frozenset[str]:
+    """Absolute names of what a module imports; ``at_load``: not within functions or for types only."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        is_for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        if at_load and (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_for_types):
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+        waiting.extend(ast.iter_child_nodes(node))
+    return frozenset(found)
+
+
+def _find_file(module: str) -> Path | None:
+    """The file of a module of this repository; None for a name within a module, and for other packages."""
+    path = ROOT / module.replace(".", "/")
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def find_absent_packages(path: Path) -> set[str]:
+    """Packages that are not installed, and without which a file of this repository can't be imported."""
+    absent: set[str] = set()
+    waiting, seen = [path], {path}
+    while waiting:
+        for name in find_imports(waiting.pop(), at_load=True):
+            top = name.split(".")[0]
+            if top not in ("tests", "teso_deploy", "benchmarks"):
+                absent |= set() if find_spec(top) else {top}
+            elif (file := _find_file(name)) is not None and file not in seen:
+                seen.add(file)
+                waiting.append(file)
+    return absent

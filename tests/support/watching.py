@@ -1,0 +1,113 @@
+"""Looking at a stream for some seconds, and what came of it: flashes, clicks, counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from teso_deploy.errors import TesoError
+from teso_deploy.media.address import Address
+from teso_deploy.media.backoff import Backoff
+from teso_deploy.media.decoding import Corrupt
+from teso_deploy.media.live_reader import LiveReader, SourceHealth
+from tests.support.recordings import CLICK_SECONDS, click_times
+
+ALIGNED_SECONDS = 0.02
+
+
+@dataclass
+class Seen:
+    """What came of a stream. ``corrupt``: damaged frames that were taken."""
+
+    pts: list[float] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
+    sizes: list[tuple[int, ...]] = field(default_factory=list)
+    flashes: list[float] = field(default_factory=list)
+    clicks: list[float] = field(default_factory=list)
+    corrupt: int = 0
+    sound_end: float = 0.0
+    health: SourceHealth | None = None
+
+    def offsets(self) -> list[float]:
+        """Of each flash, how far the nearest click is away. What belongs to the last ones has perhaps not come yet."""
+        heard = [flash for flash in self.flashes if flash + 2 * CLICK_SECONDS < self.sound_end]
+        return [min((abs(flash - click) for click in self.clicks), default=1e9) for flash in heard]
+
+
+def quickly() -> Backoff:
+    return Backoff(first_seconds=0.1, cap_seconds=0.2)
+
+
+def watched(
+    url: str,
+    seconds: float,
+    act: Callable[[float], None] = lambda at: None,
+    audio: str | None = None,
+    timeout_seconds: float = 3.0,
+    lossless: bool = False,
+    corrupt: Corrupt = "keep",
+    until: Callable[[Seen], bool] = lambda seen: False,
+) -> Seen:
+    """Look at a stream for some seconds at most. ``act``: called all the time with how many have passed.
+
+    ``lossless``: no frame is superseded, so that each flash is seen when it begins. ``until``: is this enough?
+    """
+    seen = Seen()
+    other = Address.parse(audio) if audio else None
+    with LiveReader(
+        Address.parse(url), audio=other, timeout_seconds=timeout_seconds, lossless=lossless, corrupt=corrupt,
+        backoff=quickly,
+    ) as reader:  # fmt: skip
+        reader.start()
+        began, was_bright = time.monotonic(), False
+        while (passed := time.monotonic() - began) < seconds and not reader.ended and not until(seen):
+            act(passed)
+            taken = reader.take(0.02)
+            seen.health = reader.health()
+            if taken is None:
+                continue
+            image = taken.frame.image
+            seen.pts.append(taken.pts_seconds)
+            seen.segments.append(taken.segment)
+            seen.sizes.append(image.shape)
+            seen.corrupt += taken.is_corrupt
+            is_bright = bool(image[image.shape[0] // 2 :].mean() > 128)
+            if is_bright and not was_bright:
+                seen.flashes.append(taken.pts_seconds)
+            was_bright = is_bright
+        seen.sound_end = end = reader.ring.end_seconds or 0.0
+        seen.clicks = click_times(reader.ring.read(0.0, end)) if end else []
+        seen.health = reader.health()
+    return seen
+
+
+def assert_aligned(seen: Seen, at_least: int = 2, frame_seconds: float = 1 / 40) -> None:
+    """A picture that was superseded makes a flash a frame late; most are not."""
+    offsets = seen.offsets()
+    assert len(offsets) >= at_least, (seen.flashes, seen.clicks)
+    good = [offset for offset in offsets if offset <= ALIGNED_SECONDS + 1e-3]
+    assert len(good) >= len(offsets) / 2 and max(offsets) <= ALIGNED_SECONDS + 2 * frame_seconds, (
+        seen.flashes,
+        seen.clicks,
+    )
+
+
+def assert_exact(seen: Seen, at_least: int, off_seconds: float = 0.0) -> None:
+    """Of a stream of which no frame was superseded: each flash and its click are ``off_seconds`` apart, to 20 ms."""
+    offsets = seen.offsets()
+    assert len(offsets) >= at_least, (seen.flashes, seen.clicks)
+    assert all(abs(offset - off_seconds) <= ALIGNED_SECONDS for offset in offsets), (seen.flashes, seen.clicks)
+
+
+def failure_of(url: str, timeout_seconds: float = 1.0) -> tuple[TesoError, float]:
+    """The error of a stream that can't be opened, and after how many seconds it came."""
+    began = time.monotonic()
+    with (
+        pytest.raises(TesoError) as raised,
+        LiveReader(Address.parse(url), timeout_seconds=timeout_seconds) as reader,
+    ):
+        reader.start()
+    return raised.value, time.monotonic() - began
