@@ -36,6 +36,7 @@ check: $(FULL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.support.prose
 
 format: $(FULL)
 	$(BIN)/ruff check --fix .
