@@ -2,6 +2,7 @@
 # make test   completes .venv (export, train, cues, bench, tensorrt-rtx, dev), then every test that needs no GPU
 # make fuzz   odd inputs, CASES of them from SEED; a line for each that does not end well
 # make test-lowest   the tests that need the base install alone, with its lowest versions, in .venv-lowest
+# make docs   the documentation site, into site/
 # make check  linters and types        make format   put the code in order
 
 PYTHON ?= python3
@@ -10,13 +11,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 BASE := $(VENV)/.base
 FULL := $(VENV)/.full
+DOCS := $(VENV)/.docs
 LOWEST := .venv-lowest
 INSTALL_FILES := pyproject.toml constraints.txt
 
 CASES ?= 2000
 SEED ?= 1
 
-.PHONY: demo test test-lowest fuzz check format clean
+.PHONY: demo test test-lowest fuzz docs check format clean
 
 demo: $(BASE)
 	$(BIN)/teso-deploy demo
@@ -32,6 +34,9 @@ fuzz: $(FULL)
 test-lowest: $(LOWEST)/.base
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --base-install -n 2 --dist loadfile --no-loadscope-reorder
 
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q --strict
+
 check: $(FULL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,11 +48,15 @@ format: $(FULL)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) build dist site .pytest_cache .mypy_cache .ruff_cache
 
 $(BASE): $(INSTALL_FILES)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt -e .
+	touch $@
+
+$(DOCS): $(BASE)
+	$(PIP) install -q -c constraints.txt -e '.[docs]'
 	touch $@
 
 $(LOWEST)/.base: pyproject.toml constraints-lowest.txt
