@@ -31,7 +31,10 @@ from teso_deploy.cues.contracts import CueAnswer, CueMoment, CueSource
 from teso_deploy.cues.model_bundle import CueModels
 from teso_deploy.cues.process import ModelProcess
 from teso_deploy.cues.prompts import Prompt
-from teso_deploy.cues.simple_sources import FilterSource, NounSource, ReasonedSource, TaggerSource
+from teso_deploy.cues.sources.filter import FilterSource
+from teso_deploy.cues.sources.nouns import NounSource
+from teso_deploy.cues.sources.reasoned import ReasonedSource
+from teso_deploy.cues.sources.tagger import TaggerSource
 from teso_deploy.errors import TesoError
 from teso_deploy.evaluation.media_library import MediaLibrary, read_library
 from teso_deploy.evaluation.protocol import (

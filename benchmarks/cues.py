@@ -27,9 +27,9 @@ import numpy as np
 from teso_deploy.bundle import Bundle
 from teso_deploy.comparison.report import environment_of, publish
 from teso_deploy.cues.answers import read_answer
+from teso_deploy.cues.caption_words import find_nouns, mentions
 from teso_deploy.cues.language.reasoner import LocalReasoner
 from teso_deploy.cues.model_bundle import CueModels
-from teso_deploy.cues.nouns import find_nouns, mentions
 from teso_deploy.cues.prompts import DEFAULT_PROMPT, Prompt, prompt_names
 from teso_deploy.cues.table import CueTable, variants
 from teso_deploy.errors import CueSourceError, TesoError

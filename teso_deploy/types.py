@@ -22,9 +22,8 @@ WINDOW_SAMPLES = 15_600
 ImageSize = tuple[int, int]
 #: What a form of a graph is computed in.
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-CueSourceName = Literal[
-    "manual", "released", "tagger", "nouns", "llm", "openai", "filter", "fallback", "none"
-]  # fmt: skip
+#: Where cues came from: a source of :mod:`teso_deploy.cues.sources.registry`, "fallback" or "none".
+CueSourceName = str
 
 
 class _Printed:

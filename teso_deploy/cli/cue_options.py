@@ -7,18 +7,23 @@ from typing import Annotated
 
 import typer
 
-from teso_deploy.cues.choosing import SOURCES
+from teso_deploy.cues.sources.registry import list_sources, list_sources_taking
 
 ModelsOption = Annotated[
     Path | None,
-    typer.Option("--models", help="Captioner and reasoner of nouns and llm: a folder of `teso-deploy export-cues`."),
+    typer.Option(
+        "--models",
+        help="A folder of `teso-deploy export-cues`: captioner and reasoner of "
+        f"{', '.join(list_sources_taking('models'))}.",
+    ),
 ]
 ServerOption = Annotated[
     str | None,
     typer.Option(
         "--server",
         metavar="URL",
-        help="Of openai: an OpenAI-compatible server (vLLM, llama.cpp, Ollama); its key is in TESO_CUES_API_KEY.",
+        help=f"An OpenAI-compatible server (vLLM, llama.cpp, Ollama) of {', '.join(list_sources_taking('server'))}; its key "
+        "is in TESO_CUES_API_KEY.",
     ),
 ]
 ServerModelOption = Annotated[str | None, typer.Option("--server-model", help="Default: the server's first.")]
@@ -32,4 +37,4 @@ PromptOption = Annotated[
 SourceTimeoutOption = Annotated[
     float, typer.Option("--timeout", min=0.1, help="Seconds that a model or a server may take for an answer.")
 ]
-SOURCE_HELP = f"{', '.join(SOURCES)}; several by comma: the first that answers."
+SOURCE_HELP = f"{', '.join(list_sources())}; several by comma: the first that answers."

@@ -25,8 +25,9 @@ from teso_deploy.cli.cue_options import (
 from teso_deploy.cli.loading import load_pipeline
 from teso_deploy.cli.reports import as_markup, check_json, progress_bar, toml_file, write_json
 from teso_deploy.cli.track_options import AudioTrackOption, VideoTrackOption
-from teso_deploy.cues.choosing import Chosen, SourceOptions, choose_source
+from teso_deploy.cues.choosing import Chosen, choose_source
 from teso_deploy.cues.prompts import DEFAULT_PROMPT
+from teso_deploy.cues.sources.parts import SourceOptions
 from teso_deploy.cues.tracks import VideoCues, cue_file_content, read_cue_file
 from teso_deploy.errors import CueError, OutputError
 from teso_deploy.evaluation.media_library import read_library

@@ -14,9 +14,10 @@ from teso_deploy.bundle import Bundle
 from teso_deploy.cli.loading import check_tagger
 from teso_deploy.cli.reports import as_markup, progress_bar, say, toml_file
 from teso_deploy.cues.asking import AskingOptions
-from teso_deploy.cues.choosing import Chosen, SourceOptions, choose_source
+from teso_deploy.cues.choosing import Chosen, choose_source
 from teso_deploy.cues.names import CueNames
 from teso_deploy.cues.prompts import DEFAULT_PROMPT
+from teso_deploy.cues.sources.parts import SourceOptions
 from teso_deploy.cues.timed import TimedCues
 from teso_deploy.cues.tracks import CueFile, CueTrack, read_cue_file
 from teso_deploy.errors import CueError

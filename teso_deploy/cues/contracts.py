@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+from teso_deploy.cues.sources.registry import is_typed
 from teso_deploy.types import CueSourceName, Frame
 
 #: Where a user gives a source more time.
@@ -55,7 +56,7 @@ class CueAnswer:
     @property
     def is_typed(self) -> bool:
         """Whether a person wrote it: it holds for as long as it says, and does not age."""
-        return self.source in ("manual", "released")
+        return is_typed(self.source)
 
 
 class CueSource(Protocol):

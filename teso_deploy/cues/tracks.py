@@ -12,11 +12,12 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from teso_deploy.cues.contracts import CueAnswer, CueMoment
+from teso_deploy.cues.contracts import CueAnswer
+from teso_deploy.cues.sources.registry import check_name
 from teso_deploy.errors import CueError
 from teso_deploy.sealed import sha256_of
 from teso_deploy.small_files import parse_json, read_text
@@ -39,7 +40,7 @@ class Span(_Table):
     start_seconds: float = Field(ge=0)
     end_seconds: float | None = None
     names: tuple[str, ...]
-    source: CueSourceName = "manual"
+    source: Annotated[CueSourceName, AfterValidator(check_name)] = "manual"
     of_seconds: float | None = None
     confidences: tuple[float, ...] = ()
     objects: tuple[str, ...] = ()
@@ -121,21 +122,6 @@ class CueTrack:
     def times(self) -> tuple[float, ...]:
         """When spans begin and end."""
         return tuple(sorted({*self._starts, *(end for end in self._ends if math.isfinite(end))}))
-
-
-class TrackSource:
-    """A track as a source of cues: ``manual`` and ``released``. ``track`` may be another for the next video."""
-
-    def __init__(self, track: CueTrack, name: CueSourceName = "manual") -> None:
-        self.name, self.track = name, track
-        self.identity = name
-
-    def ask(self, moment: CueMoment) -> CueAnswer | None:
-        """What holds at the picture's time."""
-        return self.track.at(moment.frame.pts_seconds)
-
-    def close(self) -> None:
-        """Nothing to let go of."""
 
 
 class CueFile:

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teso_deploy.cues.asking import Allowance, AskingOptions, Reason, Wish
+from teso_deploy.cues.chain import ChainSource
 from teso_deploy.cues.changes import SceneChange, SoundChange
 from teso_deploy.cues.contracts import CueAnswer, CueMoment, CueSource
-from teso_deploy.cues.simple_sources import ChainSource
 from teso_deploy.errors import CueSourceError, NoCueAnswerError
 from teso_deploy.text import to_printable
 from teso_deploy.types import Cues, Frame

@@ -30,7 +30,8 @@ from teso_deploy.cues.chat_server import (
 from teso_deploy.cues.contracts import CueMoment
 from teso_deploy.cues.kept import KeptAnswers
 from teso_deploy.cues.prompts import Prompt
-from teso_deploy.cues.simple_sources import NounSource, ReasonedSource
+from teso_deploy.cues.sources.nouns import NounSource
+from teso_deploy.cues.sources.reasoned import ReasonedSource
 from teso_deploy.errors import CueSourceError, NoCueAnswerError
 from teso_deploy.types import Frame
 from tests.support.chat_server import (

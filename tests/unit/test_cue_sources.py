@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 
 from teso_deploy.bundle import TaggerEntry
+from teso_deploy.cues.caption_words import find_nouns, mentions
+from teso_deploy.cues.chain import ChainSource
 from teso_deploy.cues.contracts import CueAnswer, CueMoment, Message
 from teso_deploy.cues.kept import KeptAnswers
-from teso_deploy.cues.nouns import find_nouns, mentions
 from teso_deploy.cues.prompts import Prompt
-from teso_deploy.cues.simple_sources import ChainSource, FilterSource, NounSource, ReasonedSource, TaggerSource
+from teso_deploy.cues.sources.filter import FilterSource
+from teso_deploy.cues.sources.nouns import NounSource
+from teso_deploy.cues.sources.reasoned import ReasonedSource
+from teso_deploy.cues.sources.tagger import TaggerSource
 from teso_deploy.errors import CueSourceError, NoCueAnswerError
 from teso_deploy.outputs import write_vouched
 from teso_deploy.types import Frame

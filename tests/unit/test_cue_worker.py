@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from teso_deploy.cues import asking
 from teso_deploy.cues.asking import AskingOptions
+from teso_deploy.cues.chain import ChainSource
 from teso_deploy.cues.contracts import CueAnswer, CueMoment
-from teso_deploy.cues.simple_sources import ChainSource
 from teso_deploy.cues.worker import CueWorker
 from teso_deploy.errors import CueSourceError, NoCueAnswerError
 from teso_deploy.types import Cues, Frame

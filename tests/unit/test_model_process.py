@@ -21,7 +21,7 @@ from teso_deploy.cues.contracts import CueMoment, Message
 from teso_deploy.cues.model_bundle import KIND, CueModels, CueModelsManifest
 from teso_deploy.cues.process import ModelProcess
 from teso_deploy.cues.prompts import Prompt
-from teso_deploy.cues.simple_sources import ReasonedSource
+from teso_deploy.cues.sources.reasoned import ReasonedSource
 from teso_deploy.errors import CueSourceError
 from teso_deploy.types import Frame
 from tests.support.chat_server import timed

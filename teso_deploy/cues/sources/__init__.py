@@ -1,0 +1,1 @@
+"""Sources of text cues: one module for each, and the registry that names them."""
