@@ -1,4 +1,4 @@
-"""Where a video comes from: a file, a pipe, a server. Its credentials are never printed."""
+"""The address of a video: a file, a pipe or a server. Credentials are never printed."""
 
 from __future__ import annotations
 
@@ -26,16 +26,20 @@ SCHEMES: dict[str, Kind] = {
 }
 STDIN = "-"
 _HAS_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
-#: In ``USER@PASSWORD:HOST``, where the signs are swapped, the password would be shown as a host.
+#: Without this check, ``USER@PASSWORD:HOST`` (signs swapped) would show the password as if it were a host.
 _HOST_AND_PORT = re.compile(r"(?:\[[^\[\]]*\]|[^\[\]:]*)(?::\d+)?")
 _HOW_TO_PIPE = "read it with another program and pipe it: ffmpeg -i URL -c copy -f mpegts - | teso-deploy run -"
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """``url``: as FFmpeg takes it, with credentials, and so not for printing; ``shown``: the same without them.
+    """The address of an input.
 
-    ``path``: of a file, None of anything else.
+    Attributes:
+        kind: What the address names, such as ``file``, ``pipe``, ``rtsp`` or ``http``.
+        url: The address as FFmpeg takes it. It contains the credentials, so never print it.
+        shown: The same address without credentials, for printing.
+        path: The path of a file; None for anything else.
     """
 
     kind: Kind
@@ -46,10 +50,12 @@ class Address:
 
     @classmethod
     def parse(cls, text: str | Path) -> Address:
-        """What an input names: a path, a URL, or ``-`` for standard input.
+        """Parse a path, a URL, or ``-`` for standard input.
 
-        Whether there is such a file or server is not looked at. Raises :class:`MediaError` for a scheme that can't
-        be read, or a URL without a host.
+        This does not check whether the file or the server exists.
+
+        Raises:
+            MediaError: The scheme can't be read, or the URL has no host.
         """
         given = str(text)
         if given == STDIN:
@@ -83,29 +89,29 @@ class Address:
 
     @property
     def is_live(self) -> bool:
-        """Whether it comes when it comes, rather than when it is asked for."""
+        """Whether data arrive at their own time, instead of when the program reads them."""
         return self.kind != "file"
 
     def cleaned(self, message: str) -> str:
-        """Return a message of someone else without this address's secrets, as one printable line."""
+        """Return a foreign message as one printable line, without the secrets of this address."""
         return to_one_line(message) if self._redacted is None else self._redacted.clean(message)
 
 
 def open_options(address: Address) -> dict[str, str]:
-    """What FFmpeg is told when it opens an address.
+    """Return the options with which FFmpeg opens an address.
 
-    A stream is looked into for no longer than it needs to show itself: what is probed is late. What was looked at is
-    kept all the same: it begins with a key frame, and the next one may be seconds away.
+    Probing of a stream is kept short, because everything that is probed arrives late. The probed packets are kept:
+    they begin with a key frame, and the next key frame may be seconds away.
     """
     if address.kind == "file":
         return {}
     options = {"probesize": "1000000", "analyzeduration": "1500000"}
-    # What comes may be a playlist. FFmpeg lets one that came by a pipe or by TCP name any local file.
+    # The content may be a playlist. FFmpeg lets a playlist from a pipe or from TCP name any local file.
     if address.kind in ("pipe", "mpegts"):
         options["protocol_whitelist"] = "pipe" if address.kind == "pipe" else "tcp,udp"
     if address.kind == "rtsp":
         options |= {"rtsp_transport": "tcp", "max_delay": "200000"}
     elif address.kind == "mpegts" and address.url.lower().startswith("udp"):
-        # Room for what comes while a decoder is busy; an overrun loses packets, which is no end.
+        # Buffer packets while the decoder is busy. An overrun loses packets, but must not end the stream.
         options |= {"fifo_size": "50000", "overrun_nonfatal": "1", "buffer_size": "2097152"}
     return options

@@ -1,4 +1,4 @@
-"""The sound of a file: the first track that can be decoded, whole in memory or decoded as it is needed."""
+"""The sound of a file: the first track that can be decoded, held in memory or decoded as it is needed."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ __all__ = [
     "no_sound",
     "read_audio",
 ]
-#: Sound up to this length stays in memory as it was decoded for the survey: 38 MB.
+#: Sound up to this length stays in memory after the first decode: 38 MB.
 HELD_SECONDS = 600.0
-#: Pieces are handed over after this many packets, as each one costs time.
+#: Pieces are passed on after this many packets, because each call costs time.
 _PACKETS_AT_ONCE = 16
 #: The longest sound that :func:`read_audio` takes: 1.4 GB.
 MOST_WHOLE_SECONDS = 6 * 3600.0
 
 
 class Timeline:
-    """Pieces → places on the grid of samples: gaps are noted, overlaps are cut."""
+    """Puts pieces on the grid of samples. It records gaps and cuts overlaps."""
 
     def __init__(self) -> None:
         self.start_seconds: float | None = None
@@ -70,11 +70,11 @@ class Timeline:
 
     @property
     def gaps(self) -> list[tuple[float, float]]:
-        """(start, end) in seconds."""
+        """Gaps as (start, end) in seconds."""
         return list(zip(self._gaps[0::2], self._gaps[1::2], strict=True))
 
     def place(self, piece: Piece) -> Chunk:
-        """Where a piece lies, and what of it is new."""
+        """Return the position of a piece, and the part of it that is new."""
         if self.start_seconds is None:
             self.start_seconds = piece.begin_seconds
         if piece.offset == 0:
@@ -91,13 +91,13 @@ class Timeline:
 
 
 def _decode_packets(container: InputContainer, index: int, mono: Mono16k) -> Iterator[Piece]:
-    """All pieces of a track. What can't be decoded is counted and becomes a gap."""
+    """Yield all pieces of a track. A packet that can't be decoded is counted and becomes a gap."""
     stream, origin = container.streams[index], origin_seconds(container)
     packets = container.demux(stream)
     for number in itertools.count(1):
         try:
             packet = next(packets, None)
-        except BROKEN_OFF:  # what was read counts
+        except BROKEN_OFF:  # keep what was read until here
             break
         if packet is None:
             break
@@ -106,7 +106,7 @@ def _decode_packets(container: InputContainer, index: int, mono: Mono16k) -> Ite
             for frame in frames:
                 seconds = seconds_of(frame.pts, frame.time_base)
                 mono.add(frame, None if seconds is None else seconds - origin)
-        except Exception as error:  # PyAV raises several kinds, and none may end the picture
+        except Exception as error:  # PyAV raises several kinds; none of them may end the picture
             if packet.size:
                 mono.counts.count_damage(error)
         if number % _PACKETS_AT_ONCE == 0:
@@ -116,7 +116,7 @@ def _decode_packets(container: InputContainer, index: int, mono: Mono16k) -> Ite
 
 
 def decode_track(path: Path, index: int, counts: SoundCounts | None = None) -> Iterator[Piece]:
-    """Decode the track with this index of a file. Raises as :func:`opened`."""
+    """Decode the track of a file with this index. Raises the same errors as :func:`opened`."""
     with opened(path) as container:
         clock = SteadyClock(announced_end_seconds(container))
         yield from _decode_packets(container, index, Mono16k(clock, counts=counts))
@@ -124,7 +124,7 @@ def decode_track(path: Path, index: int, counts: SoundCounts | None = None) -> I
 
 @dataclass(frozen=True)
 class _Survey:
-    """One pass through a track: its places, its peaks, and its samples if there are few."""
+    """One pass through a track. It finds positions and peaks, and keeps the samples of a short track."""
 
     timeline: Timeline
     envelope: Envelope
@@ -134,7 +134,7 @@ class _Survey:
     @classmethod
     def make(cls, path: Path, index: int, most_seconds: float) -> _Survey:
         timeline, envelope, counts = Timeline(), Envelope(), SoundCounts()
-        # A bytearray grows in place: the track is in memory once.
+        # A bytearray grows in place, so the track is in memory only once.
         content: bytearray | None = bytearray()
         for piece in decode_track(path, index, counts):
             place, samples = timeline.place(piece)
@@ -147,7 +147,7 @@ class _Survey:
         return cls(timeline, envelope, counts, content)
 
     def track(self, path: Path, index: int) -> SoundTrack | None:
-        """The track, None if nothing could be decoded."""
+        """Return the track, or None if nothing could be decoded."""
         timeline = self.timeline
         if timeline.start_seconds is None:
             return None
@@ -159,7 +159,7 @@ class _Survey:
             try:
                 for piece in decode_track(path, index):
                     yield places.place(piece)
-            except TesoError:  # the file has gone since, and its sound does not end the picture
+            except TesoError:  # the file was removed meanwhile; its sound must not end the picture
                 return
 
         return StreamedTrack(again, timeline.length, timeline.start_seconds, timeline.gaps, self.envelope)
@@ -167,12 +167,12 @@ class _Survey:
 
 @dataclass(frozen=True)
 class FileSound:
-    """What a file has to be heard.
+    """The sound of a file.
 
     Attributes:
-        track: Its sound; None if it has none that can be decoded.
-        note: What is wrong with it, in words; None if nothing is.
-        counts: What was found while it was decoded.
+        track: The sound; None if the file has no sound that can be decoded.
+        note: What is wrong with the sound, in words; None if nothing is.
+        counts: Defects that were counted while decoding.
     """
 
     track: SoundTrack | None
@@ -189,18 +189,18 @@ def find_sound(
 ) -> FileSound:
     """Find the first track of sound that can be decoded, on the clock of the file's frames.
 
-    All of it is decoded once, which tells where it begins and ends, and what is wrong with it. Longer sound is decoded
-    a second time as it is read, so that the memory does not depend on the length.
+    The whole track is decoded once, to find its start, its end and its defects. Long sound is decoded a second time
+    while it is read, so memory does not depend on the length.
 
     Args:
         path: A file of video or sound.
-        audio_track: Number of a track among all audio tracks, from 0. Default: the one that players take.
-        video_track: Number of the picture that it belongs to. Default: the one that players take.
-        held_seconds: Sound up to this length stays in memory. Default: ten minutes.
+        audio_track: Number of a track among all audio tracks, from 0. Default: the track that players choose.
+        video_track: Number of the video track that the sound belongs to. Default: the track that players choose.
+        held_seconds: Sound up to this length, in seconds, stays in memory. Default: 600.
 
     Raises:
-        InputNotFoundError: There is no such file.
-        MediaError: FFmpeg can't read it, or it lacks the track that is asked for.
+        InputNotFoundError: The file does not exist.
+        MediaError: FFmpeg can't read the file, or the file lacks the requested track.
     """
     path = Path(path)
     with opened(path) as container:
@@ -225,7 +225,7 @@ def find_sound(
 
 
 def check_sound(path: str | Path, audio_track: int | None = None) -> None:
-    """Make sure that a file has sound, by its first samples. Raises as :func:`read_audio`."""
+    """Decode the first samples to make sure that a file has sound. Raises the same errors as :func:`read_audio`."""
     path = Path(path)
     with opened(path) as container:
         candidates = audio_candidates(container, str(path), audio_track)
@@ -235,16 +235,16 @@ def check_sound(path: str | Path, audio_track: int | None = None) -> None:
 
 
 def no_sound(path: Path, found: FileSound) -> MediaError:
-    """The refusal of a file whose sound is needed."""
+    """Return the error for a file that has no usable sound although sound is needed."""
     return MediaError(f"{path} has no sound that can be decoded, {found.note}: give a file with sound")
 
 
 def read_audio(path: str | Path) -> AudioTrack:
-    """All sound of a short file, on the clock of its frames; :func:`find_sound` is for sound of any length.
+    """Read all sound of a short file, on the clock of its frames. Use :func:`find_sound` for sound of any length.
 
     Raises:
-        InputNotFoundError: There is no such file.
-        MediaError: The file has no audio track, none that can be decoded, or one of more than six hours.
+        InputNotFoundError: The file does not exist.
+        MediaError: The file has no audio track that can be decoded, or its sound is longer than six hours.
     """
     found = find_sound(path, held_seconds=MOST_WHOLE_SECONDS)
     if found.track is None:

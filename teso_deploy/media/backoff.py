@@ -1,4 +1,4 @@
-"""How long to wait before a server is asked again."""
+"""How long to wait before the next attempt to reach a server."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import random
 from collections.abc import Callable
 
 FIRST_SECONDS, FACTOR, CAP_SECONDS = 0.5, 2.0, 30.0
-#: A connection that held for so long begins at the first wait again.
+#: After a connection that lasted at least this long, waiting starts again with the first wait.
 STABLE_SECONDS = 10.0
 
 
 class Backoff:
-    """Waits that double up to a cap, each between half of it and all of it, so that not everybody comes back at once.
+    """Waiting times that double up to a cap.
 
-    ``draw``: uniform in [0, 1).
+    Each wait is drawn between half of its value and all of it, so that clients do not reconnect at the same moment.
+
+    Args:
+        first_seconds: The first wait. Default: 0.5 s.
+        cap_seconds: The longest wait. Default: 30 s.
+        draw: Returns a uniform random number in [0, 1).
     """
 
     def __init__(
@@ -26,12 +31,12 @@ class Backoff:
         self._next = first_seconds
 
     def next_seconds(self) -> float:
-        """How long to wait now."""
+        """Return the next wait in seconds."""
         wait = self._next
         self._next = min(wait * FACTOR, self._cap)
         return wait * (0.5 + 0.5 * self._draw())
 
     def held(self, seconds: float) -> None:
-        """A connection has lasted so long."""
+        """Record how long a connection lasted."""
         if seconds >= STABLE_SECONDS:
             self._next = self._first

@@ -1,4 +1,4 @@
-"""Opening a stream, and what it means when that fails."""
+"""Opening a stream, and the meaning of the errors that this raises."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from teso_deploy.media.address import Address, open_options
 from teso_deploy.media.container import METADATA_ERRORS, SIZE_LIMIT, open_container
 from teso_deploy.media.tracks import audio_candidates, choose_video_track
 
-#: Asking again would not help: who asks is not let in, or there is nothing.
+#: Repeating the request would not help: access was refused, or the resource does not exist.
 REFUSED = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError, av.error.HTTPNotFoundError)
 
 
 class _Pipe:
-    """Standard input for FFmpeg, whose own reading can't be interrupted."""
+    """Standard input for FFmpeg, because FFmpeg's own reading can't be interrupted."""
 
     def __init__(self, file: Any, timeout_seconds: float, is_closed: Callable[[], bool]) -> None:
         self._descriptor, self._timeout, self._is_closed = file.fileno(), timeout_seconds, is_closed
 
     def read(self, size: int) -> bytes:
-        """Up to ``size`` bytes; none at the end. Raises :class:`TimeoutError`."""
+        """Return up to ``size`` bytes, or none at the end. Raises :class:`TimeoutError`."""
         deadline = time.monotonic() + self._timeout
         while not self._is_closed():
             if select.select([self._descriptor], [], [], 0.1)[0]:
@@ -41,9 +41,14 @@ class _Pipe:
 
 
 def open_stream(address: Address, timeout_seconds: float, is_closed: Callable[[], bool]) -> InputContainer:
-    """The container at an address; its reading gives up after ``timeout_seconds`` without a byte. The caller closes.
+    """Open the container at an address. The caller closes it.
 
-    Raises what :func:`sentence` makes a sentence of.
+    Errors are raised as they are; :func:`sentence` turns them into a sentence.
+
+    Args:
+        address: The address of the stream.
+        timeout_seconds: Reading gives up after this time without a byte.
+        is_closed: Returns True once the caller wants no more data.
     """
     if address.kind == "file":
         assert address.path is not None
@@ -52,15 +57,21 @@ def open_stream(address: Address, timeout_seconds: float, is_closed: Callable[[]
     if address.kind == "pipe":
         pipe = _Pipe(sys.stdin.buffer, timeout_seconds, is_closed)
         return av.open(pipe, "r", options=options, metadata_errors=METADATA_ERRORS)
-    # Opening and looking into it are allowed as much each by PyAV.
+    # PyAV allows this time for opening and again for probing.
     timeout = (timeout_seconds / 2, timeout_seconds)
     return av.open(address.url, "r", options=options, metadata_errors=METADATA_ERRORS, timeout=timeout)
 
 
 def sentence(address: Address, error: Exception, timeout_seconds: float, waited_seconds: float = 0.0) -> TesoError:
-    """What went wrong while an address was opened or read, without its credentials; ``waited_seconds``: for that.
+    """Describe an error of opening or reading an address, without its credentials.
 
-    FFmpeg says of some protocols that nothing came, of others that nothing is no valid data.
+    FFmpeg reports silence differently by protocol: as a timeout, or as invalid data.
+
+    Args:
+        address: The address that failed.
+        error: The error of FFmpeg or of the operating system.
+        timeout_seconds: The timeout that applied.
+        waited_seconds: How long the failing call took. Default: 0.
     """
     if isinstance(error, TesoError):
         return error
@@ -84,17 +95,17 @@ def choose_tracks(
     video_track: int | None = None,
     audio_track: int | None = None,
 ) -> tuple[VideoStream, list[AudioStream]]:
-    """The picture, and the tracks of sound that FFmpeg has a decoder for, the best first.
+    """Choose the video track, and the audio tracks that FFmpeg can decode, best first.
 
     Args:
         container: An open stream.
-        address: Where it comes from.
-        wants_audio: Whether its sound is wanted; if not there are no tracks.
-        video_track: Number among the tracks of pictures, from 0. Default: the one that players take.
-        audio_track: The same of sound.
+        address: The address of the stream.
+        wants_audio: Whether to choose audio tracks; if not, the list is empty.
+        video_track: Number among the video tracks, from 0. Default: the track that players choose.
+        audio_track: Number among the audio tracks, from 0. Default: the track that players choose.
 
     Raises:
-        MediaError: The stream has no picture, or not a track that is asked for.
+        MediaError: The stream has no video, or lacks a requested track.
     """
     video = choose_video_track(container, address.shown, video_track)
     found = audio_candidates(container, address.shown, audio_track, video) if wants_audio else []
@@ -102,7 +113,16 @@ def choose_tracks(
 
 
 def choose_sound(container: InputContainer, address: Address, audio_track: int | None = None) -> list[AudioStream]:
-    """As :func:`choose_tracks`, of an address that is read for its sound alone. Raises :class:`MediaError`."""
+    """Choose the audio tracks of an address that is read for its sound only, best first.
+
+    Args:
+        container: An open stream.
+        address: The address of the stream.
+        audio_track: Number among the audio tracks, from 0. Default: the track that players choose.
+
+    Raises:
+        MediaError: The stream has no sound that can be decoded, or lacks the requested track.
+    """
     streams = audio_candidates(container, address.shown, audio_track)
     found = [stream for stream in streams if stream.codec_context is not None]
     if not found:

@@ -1,4 +1,4 @@
-"""Opening files with PyAV so that every failure is one clear sentence."""
+"""Opening files with PyAV, with one clear sentence for each failure."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from av.container import InputContainer
 
 from teso_deploy.errors import InputNotFoundError, MediaError
 
-#: What reading on raises where a file breaks off. IndexError: PyAV at the end of a file in
+#: Errors at the point where a file breaks off. PyAV raises IndexError at the end of a file in
 #: which a damaged packet looked like a new stream.
 BROKEN_OFF = (av.error.FFmpegError, IndexError)
-#: Larger pictures are not decoded: a file of kilobytes may claim gigabytes. 8K has half as many pixels.
+#: Larger pictures are not decoded, because a file of kilobytes may claim gigabytes. 8K has half this many pixels.
 MOST_PIXELS = 1 << 26
-#: The same for FFmpeg, while it looks into a file and for a decoder.
+#: The same limit as an FFmpeg option, for probing and for decoders.
 SIZE_LIMIT = {"max_pixels": str(MOST_PIXELS)}
-#: Titles that are not UTF-8 (old AVI, MP3 and MOV files have such) are read without the bytes that are wrong.
+#: Titles that are not UTF-8 (in old AVI, MP3 and MOV files) are read without their invalid bytes.
 METADATA_ERRORS = "ignore"
-#: A step back of the clock, or a leap ahead, by more than this is a discontinuity.
+#: A backward step of the clock, or a forward leap, that exceeds these is a discontinuity.
 BACK_SECONDS, AHEAD_SECONDS = 0.5, 10.0
-#: Longer recordings have no pauses that are longer than AHEAD_SECONDS: what they announce may be a damaged stamp.
+#: A longer announced duration may be a damaged stamp, so such a recording has no pauses beyond AHEAD_SECONDS.
 MOST_ANNOUNCED_SECONDS = 86_400.0
-#: Leaps that are remembered: a stream that is damaged for hours must not slow down.
+#: Limit of remembered leaps: a stream that is damaged for hours must not slow down.
 _MOST_OFFSETS = 32
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[InputContainer]:
-    """A file as a container of streams.
+    """Open a file as a container of streams, and close it at the end.
 
-    Raises :class:`InputNotFoundError`, :class:`MediaError` (nothing FFmpeg can read).
+    Raises:
+        InputNotFoundError: The file does not exist.
+        MediaError: FFmpeg can't read the file.
     """
     container = open_container(path)
     try:
@@ -45,13 +47,13 @@ def opened(path: Path) -> Iterator[InputContainer]:
 
 
 def open_container(path: Path, hwaccel: HWAccel | None = None) -> InputContainer:
-    """See :func:`opened`; the caller closes. ``hwaccel``: what decodes its video."""
+    """Open a file like :func:`opened`; the caller closes it. ``hwaccel`` decodes its video in hardware."""
     check_readable(path)
     try:
         return open_unchecked(path, hwaccel)
     except av.error.PermissionError as error:
         raise MediaError(f"{path} may not be read ({error.strerror}): change its permissions") from error
-    except (av.error.FFmpegError, ValueError) as error:  # ValueError: a track that PyAV can't make anything of
+    except (av.error.FFmpegError, ValueError) as error:  # ValueError: PyAV can't interpret a track
         raise MediaError(
             f"{path} is not a video or sound that can be read ({getattr(error, 'strerror', error)}): it is of another "
             "kind, or was cut off while it was written; convert or copy it again"
@@ -59,12 +61,12 @@ def open_container(path: Path, hwaccel: HWAccel | None = None) -> InputContainer
 
 
 def check_readable(path: Path) -> None:
-    """Check what a path names. Raises :class:`InputNotFoundError`, :class:`MediaError` (a folder, a pipe, empty)."""
+    """Check that a path names a file. Raises :class:`InputNotFoundError`, :class:`MediaError` (folder, pipe, empty)."""
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
         raise InputNotFoundError(f"no file {path}: check the path") from None
-    except OSError as error:  # a link to itself, a folder that may not be entered, a name that is too long
+    except OSError as error:  # a link to itself, a folder without permission, a name that is too long
         raise InputNotFoundError(f"{path} can't be reached ({error.strerror}): check the path") from error
     if stat.S_ISDIR(status.st_mode):
         raise MediaError(f"{path} is a folder: give a video file")
@@ -75,12 +77,12 @@ def check_readable(path: Path) -> None:
 
 
 def open_unchecked(path: Path, hwaccel: HWAccel | None = None) -> InputContainer:
-    """Open a local file. Everything that reads local media comes through here.
+    """Open a local file. All reading of local media goes through this function.
 
-    FFmpeg would take ``12:30.mp4`` for an address of a protocol "12", but never an absolute path. Without
-    ``pattern_type`` it would take ``a%03d.png`` for a series of pictures.
+    FFmpeg takes ``12:30.mp4`` for an address with the protocol "12", but never an absolute path. Without
+    ``pattern_type`` it takes ``a%03d.png`` for a series of pictures.
 
-    Raises what :func:`open_container` makes sentences of.
+    The errors are those that :func:`open_container` turns into sentences.
     """
     return av.open(
         str(path.absolute()),
@@ -92,46 +94,48 @@ def open_unchecked(path: Path, hwaccel: HWAccel | None = None) -> InputContainer
 
 
 def seconds_of(value: int | None, time_base: Any) -> float | None:
-    """A time stamp in seconds. ``time_base`` is a Fraction, or in PyAV 19 an AVRational."""
+    """Convert a time stamp to seconds. ``time_base`` is a Fraction, or in PyAV 19 an AVRational."""
     if value is None or time_base is None:
         return None
     return float(value * time_base.numerator / time_base.denominator)
 
 
 def frame_seconds(stream: Any) -> float:
-    """From one picture to the next on average; 0 when unknown, or of sound."""
+    """Return the mean time from one picture to the next; 0 if unknown, and for sound."""
     rate = getattr(stream, "average_rate", None) or getattr(stream, "guessed_rate", None)
     return float(rate.denominator / rate.numerator) if rate and rate.numerator and rate.denominator else 0.0
 
 
 def announced_end_seconds(container: InputContainer) -> float:
-    """The end of the longest stream on the clock of :func:`origin_seconds`, as the file tells it.
+    """Return the announced end of the longest stream, on the clock of :func:`origin_seconds`.
 
-    0 when unknown, and when it is more than a day: a damaged stamp would make a pause of years, which is then filled
-    with silence. Such a file has no long pauses.
+    Return 0 if the end is unknown or more than a day away. A damaged stamp would otherwise make a pause of years,
+    which is then filled with silence. Long pauses in such a file are not kept.
     """
     announced = container.duration / av.time_base if container.duration else 0.0
     return announced if announced <= MOST_ANNOUNCED_SECONDS else 0.0
 
 
 class SteadyClock:
-    """Time stamps of one stream → seconds that go on where the stamps leap.
+    """Converts the time stamps of a stream to seconds that continue where the stamps leap.
 
-    Files put one after the other start their stamps anew, and damage invents some that are
-    hours away. After damage the old clock holds again. ``end_seconds``: up to there, as the file
-    announces it, a leap ahead is a pause and no discontinuity. ``beside``: the clock of the
-    other stream, from the same origin; where one has leapt, the other leaps by as much, so that
-    sound and picture stay together.
+    Concatenated files restart their stamps, and damage invents stamps that are hours away. After damage the old
+    clock applies again.
+
+    Args:
+        end_seconds: The announced end of the file. Up to it, a forward leap is a pause, not a discontinuity.
+        beside: The clock of the other stream, with the same origin. If one stream has leapt, the other leaps by the
+            same amount, so that sound and picture stay together.
     """
 
     def __init__(self, end_seconds: float = 0.0, beside: SteadyClock | None = None) -> None:
         self._end = end_seconds
         self._offset = 0.0
-        # Of both streams, the latest last. A list's methods are atomic, and a copy is what is looked through.
+        # Offsets of both streams, latest last. List methods are atomic, and readers iterate over a copy.
         self._offsets: list[float] = beside._offsets if beside is not None else [0.0]
 
     def place(self, stamp_seconds: float, expected_seconds: float) -> tuple[float, bool]:
-        """(when it is, whether the stamps leapt), given when it would be if nothing was amiss."""
+        """Return (time, whether the stamps leapt) of a packet; ``expected_seconds`` is its time without a leap."""
         latest = max(expected_seconds + AHEAD_SECONDS, self._end)
         for offset in (self._offset, *reversed(self._offsets.copy())):
             if expected_seconds - BACK_SECONDS <= stamp_seconds + offset <= latest:
@@ -144,7 +148,7 @@ class SteadyClock:
 
 
 def origin_seconds(container: InputContainer) -> float:
-    """The start of the earliest stream: zero of the clock that frames and sound share."""
+    """Return the start of the earliest stream: zero of the clock that frames and sound share."""
     starts = [
         start
         for stream in (*container.streams.video, *container.streams.audio)
