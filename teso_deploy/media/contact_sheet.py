@@ -19,18 +19,18 @@ Picture = NDArray[np.uint8]
 
 
 def with_labels(picture: Picture, labels: NDArray[np.uint8]) -> Picture:
-    """A picture (H, W, 3) with its labels (H, W) in the colours of the palette."""
+    """Draw labels (H, W) on a picture (H, W, 3) in the colours of the palette."""
     mixed = (0.5 * picture + 0.5 * palette()[labels]).astype(np.uint8)
     return np.where(labels[..., None] > 0, mixed, picture)
 
 
 def difference(picture: Picture, labels: NDArray[np.uint8], expected: NDArray[np.uint8]) -> Picture:
-    """A darkened picture, red where two labellings are not equal."""
+    """Darken a picture (H, W, 3), and mark in red where two label images (H, W) differ."""
     return np.where((labels != expected)[..., None], _DIFFERENT, (picture // 3))
 
 
 def save_sheet(path: Path, rows: Sequence[tuple[str, Sequence[Picture]]]) -> None:
-    """Write rows of pictures (H, W, 3), each below its caption, as a PNG. :class:`OutputError` when that fails."""
+    """Write rows of pictures (H, W, 3), each below its caption, as a PNG. Raises :class:`OutputError` on failure."""
     lines = []
     for caption, pictures in rows:
         images = [Image.fromarray(picture) for picture in pictures]

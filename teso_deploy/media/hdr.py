@@ -1,7 +1,7 @@
-"""HDR pictures (PQ and HLG) on a display of normal range, as players show them.
+"""Tone mapping of HDR pictures (PQ and HLG) to a display of normal range, as players do it.
 
-The model was trained on pictures of normal range (BT.709), and the written video is one. A table from colour to colour
-is made once per kind of HDR, which takes one to three seconds.
+The model was trained on pictures of normal range (BT.709), and the written video has that range too. A lookup table
+for colours is computed once per kind of HDR, which takes one to three seconds.
 
 Definitions: transfer functions of ITU-R BT.2100, reference white of BT.2408 (203 cd/m²), tone curve of BT.2390.
 """
@@ -20,10 +20,10 @@ TRANSFERS: dict[int, Transfer] = {16: "pq", 18: "hlg"}
 #: AVColorPrimaries of BT.2020.
 BT2020 = 9
 WHITE_NITS = 203.0
-#: Most HDR films are graded to this. What is brighter is shown as this.
+#: Most HDR films are graded to this peak. Brighter values are clipped to it.
 PEAK_NITS = 1000.0
-#: Levels of each colour that the table has, 2 of 256 in one. That is finer than a table of 65 levels with
-#: interpolation, since the curves are steep (off by 2 levels at most against 6), and three times as fast.
+#: Levels per colour in the table: it merges 2 of the 256 levels. Because the curves are steep, that is more accurate
+#: than a table of 65 levels with interpolation (off by at most 2 levels instead of 6), and three times as fast.
 _LEVELS = 128
 #: Linear light of BT.2020 to that of BT.709 (ITU-R BT.2087).
 _TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]])
@@ -35,9 +35,9 @@ def tone_map(image: NDArray[np.uint8], transfer: Transfer, is_bt2020: bool) -> N
     """Map a picture of high dynamic range to BT.709.
 
     Args:
-        image: (H, W, 3) RGB as it is coded, 0 … 255 for the signal's 0 … 1.
-        transfer: The signal's transfer function.
-        is_bt2020: Whether its primaries are those of BT.2020, otherwise they are taken for those of BT.709.
+        image: (H, W, 3) RGB as coded, where 0 … 255 stands for a signal of 0 … 1.
+        transfer: The transfer function of the signal.
+        is_bt2020: Whether its primaries are those of BT.2020; otherwise they are read as those of BT.709.
 
     Returns:
         (H, W, 3) RGB.
@@ -56,14 +56,14 @@ def _make_table(transfer: Transfer, is_bt2020: bool) -> NDArray[np.uint8]:
 
 
 def _convert(red: int, transfer: Transfer, is_bt2020: bool) -> NDArray[np.uint8]:
-    """The table's part (green and blue, 3) of one level of red."""
+    """Return the part of the table (green and blue, 3) for one level of red."""
     signal = np.empty((_LEVELS * _LEVELS, 3))
     signal[:, 0] = red
     signal[:, 1], signal[:, 2] = (axis.ravel() for axis in np.indices((_LEVELS, _LEVELS)))
     signal = (2 * signal + 0.5) / 255
     nits = _pq_to_nits(signal) if transfer == "pq" else _hlg_to_nits(signal)
     brightest = nits.max(axis=1, keepdims=True)
-    # All three are dimmed by the same factor, so that hues stay.
+    # One factor for all three colours keeps the hue.
     nits = nits * _compress(brightest) / np.maximum(brightest, 1e-9)
     light = nits / WHITE_NITS
     if is_bt2020:
@@ -72,7 +72,7 @@ def _convert(red: int, transfer: Transfer, is_bt2020: bool) -> NDArray[np.uint8]
 
 
 def _compress(nits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The curve of BT.2390 from :data:`PEAK_NITS` to :data:`WHITE_NITS`: dark and middle tones stay as they are."""
+    """Apply the curve of BT.2390 from :data:`PEAK_NITS` to :data:`WHITE_NITS`. Dark and middle tones do not change."""
     peak = float(_nits_to_pq(np.array(PEAK_NITS)))
     most = float(_nits_to_pq(np.array(WHITE_NITS))) / peak
     knee = 1.5 * most - 0.5
@@ -97,7 +97,7 @@ def _nits_to_pq(nits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _hlg_to_nits(signal: NDArray[np.float64]) -> NDArray[np.float64]:
-    """On a display of :data:`PEAK_NITS`, whose system gamma is 1.2."""
+    """Return the light of a display with a peak of :data:`PEAK_NITS`, whose system gamma is 1.2."""
     a, b, c = 0.17883277, 0.28466892, 0.55991073
     scene = np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
     luminance = (scene @ _BT2020_LUMINANCE)[..., None]

@@ -1,4 +1,4 @@
-"""Decoded sound of any kind → pieces of 16 kHz mono that are safe for the model."""
+"""Conversion of decoded sound of any kind to pieces of 16 kHz mono that are safe for the model."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from numpy.typing import NDArray
 from teso_deploy.media.container import AHEAD_SECONDS, BACK_SECONDS, SteadyClock
 from teso_deploy.types import SAMPLE_RATE_HZ
 
-#: Time stamps may jitter by this much before it counts as a gap or an overlap.
+#: Time stamps may jitter by this much before the difference counts as a gap or an overlap.
 JITTER_SECONDS = 0.02
-#: Mono is clipped here. Lossy codecs and resampling overshoot full scale by a little; the model takes no more.
+#: Mono is clipped here. Lossy codecs and resampling overshoot full scale slightly; the model accepts no more.
 LOUDEST = 1.5
-#: Channels are clipped here, 12 dB above full scale: no decoder overshoots so far, but integers stored as floats do.
+#: Channels are clipped here, 12 dB above full scale. No decoder overshoots this far, but integers stored as floats do.
 _LOUDEST_CHANNEL = 4.0
-#: PyAV reads beyond the end of a planar frame with this many planes.
+#: For a planar frame with this many planes, PyAV reads beyond the end of its list.
 _MOST_PLANES = 8
-#: Channels cancel each other if their mean has less power than this share of what one of them alone would leave.
+#: Channels cancel each other if the power of their mean is below this share of what a single channel would leave.
 _CANCELLED_SHARE = 0.01
-#: Mean power of a channel below which sound is silence anyway: -80 dBFS.
+#: If the mean power of a channel is below this (-80 dBFS), the sound is silent anyway.
 _SILENT_POWER = 1e-8
 _DTYPES = {"flt": np.float32, "fltp": np.float32, "dbl": np.float64, "dblp": np.float64}
 
 
 class Piece(NamedTuple):
-    """``samples`` (N,) float32 that lie ``offset`` samples after the begin of a piece, whose time is known."""
+    """``samples`` (N,) float32, ``offset`` samples after the start of a piece whose time is known."""
 
     begin_seconds: float
     offset: int
@@ -44,11 +44,11 @@ class Piece(NamedTuple):
 
 @dataclass
 class SoundCounts:
-    """What decoded sound had in it. One thread writes.
+    """Defects of decoded sound. Only one thread writes.
 
     Attributes:
-        invalid_samples: Samples that were NaN or infinite; they are silence.
-        clipped_samples: Samples beyond ``LOUDEST``, or of a channel far beyond; they are clipped.
+        invalid_samples: Samples that were NaN or infinite and became silence.
+        clipped_samples: Samples beyond ``LOUDEST``, or of a channel far beyond full scale, that were clipped.
         damaged: Packets or frames that could not be decoded or converted.
         error: The reason for the first of these.
     """
@@ -58,20 +58,20 @@ class SoundCounts:
     damaged: int = 0
     error: str | None = None
     _far_samples: int = 0
-    #: Sums of squares, of sound with several channels: of their mean, of a channel, and a channel alone in the mean.
+    #: Sums of squares for sound with several channels: of the mean, of a channel, and of a channel alone in the mean.
     _mean_energy: float = 0.0
     _channel_energy: float = 0.0
     _lone_energy: float = 0.0
     _several: int = 0
 
     def count_damage(self, error: Exception) -> None:
-        """Count something that could not be decoded."""
+        """Count a packet or frame that could not be decoded."""
         self.damaged += 1
         if self.error is None:
             self.error = str(getattr(error, "strerror", None) or error) or type(error).__name__
 
     def count_clipped(self, count: int, is_far: bool) -> None:
-        """Count samples that were too loud; ``is_far``: louder than any decoder overshoots."""
+        """Count samples that were too loud. ``is_far``: louder than any decoder overshoots."""
         self.clipped_samples += count
         self._far_samples += count if is_far else 0
 
@@ -86,12 +86,12 @@ class SoundCounts:
 
     @property
     def cancels(self) -> bool:
-        """Whether the channels hold sound that their mean lacks: one channel is the other with its sign changed."""
+        """Whether the channels have sound that their mean lacks, because one channel has the opposite sign."""
         is_audible = self._channel_energy > _SILENT_POWER * self._several
         return is_audible and self._mean_energy < _CANCELLED_SHARE * self._lone_energy
 
     def describe(self) -> str | None:
-        """Say in words what is wrong with the sound, None if nothing is."""
+        """Describe what is wrong with the sound. Return None if nothing is."""
         notes = []
         if self.cancels:
             notes.append(
@@ -110,14 +110,16 @@ class SoundCounts:
 
 
 class Mono16k:
-    """Decoded audio frames → pieces of 16 kHz mono, the mean of the channels, a new piece wherever the clock leaps.
+    """Converts decoded audio frames to pieces of 16 kHz mono, the mean of the channels.
 
-    NaN and infinity become silence and samples far beyond full scale are clipped, before the resampler spreads them.
+    A new piece starts wherever the clock leaps. NaN and infinity become silence, and samples far beyond full scale
+    are clipped, before the resampler could spread them.
 
     Args:
-        clock: Of the track.
-        picture_seconds: Of a stream, where its picture is; sound that begins far from there has a clock that leapt.
-        counts: Where to count what is found. Default: counts of its own.
+        clock: The clock of the track.
+        picture_seconds: For a stream, returns the time of its picture. If sound starts far from it, the clock of the
+            sound has leapt. Default: no comparison.
+        counts: Where defects are counted. Default: a new object.
     """
 
     def __init__(
@@ -137,7 +139,7 @@ class Mono16k:
         self._first: tuple[AudioFrame, float] | None = None
 
     def drain(self) -> list[Piece]:
-        """Take what has come since the last call."""
+        """Return the pieces since the last call, and forget them."""
         found = []
         for number, (begin, parts) in enumerate(self._pieces):
             if number:
@@ -151,9 +153,9 @@ class Mono16k:
         return found
 
     def add(self, frame: AudioFrame, at_seconds: float | None) -> None:
-        """Take one decoded frame with its time. A frame that can't be converted is counted and left out.
+        """Convert one decoded frame and its time. A frame that can't be converted is counted and omitted.
 
-        The first waits for the second: a damaged stamp would move all that follows it.
+        The first frame waits for the second, because a damaged first stamp would move all sound after it.
         """
         try:
             self._add(frame, at_seconds)
@@ -162,7 +164,7 @@ class Mono16k:
             self._resampler = self._packer = self._format = None
 
     def flush(self) -> None:
-        """Take out what the resampler still holds."""
+        """Convert what the resampler still holds."""
         try:
             if self._first is not None:
                 (frame, at_seconds), self._first = self._first, None
@@ -180,7 +182,7 @@ class Mono16k:
             if first is None:
                 return
             end = first[1] + first[0].samples / first[0].sample_rate
-            if not -BACK_SECONDS <= at_seconds - end <= AHEAD_SECONDS:  # one of them is wrong: a third will tell
+            if not -BACK_SECONDS <= at_seconds - end <= AHEAD_SECONDS:  # one stamp is wrong; the third frame decides
                 return
             self._first = None
             begin = first[1]
@@ -198,21 +200,21 @@ class Mono16k:
         seconds = frame.samples / frame.sample_rate
         if leapt or kind != self._format:
             self._flush_resampler()
-            # The channels stay: FFmpeg would make mono of stereo at 1/√2 each, 3 dB too loud and beyond full scale.
-            # Packed samples are one plane, see _MOST_PLANES.
+            # Keep the channels: FFmpeg would mix stereo to mono at 1/√2 each, 3 dB too loud and beyond full scale.
+            # Packed samples are a single plane, see _MOST_PLANES.
             self._resampler = AudioResampler(format="flt", rate=SAMPLE_RATE_HZ)
             self._packer, self._format = None, kind
             if leapt:
                 self._pieces.append((now, []))
                 self._expected = now
         assert self._resampler is not None
-        frame.pts = None  # the pieces keep the time; the resampler would invent samples to fit stamps
+        frame.pts = None  # the pieces keep the time; with stamps, the resampler would invent samples to match them
         for cleaned in self._clean(frame):
             self._keep(self._resampler.resample(cleaned))
         self._expected += seconds
 
     def _clean(self, frame: AudioFrame) -> Sequence[AudioFrame]:
-        """Make NaN and infinity silence and clip what is far too loud, in place; integers have neither."""
+        """Replace NaN and infinity by silence and clip loud samples, in place. Integers need neither."""
         dtype = _DTYPES.get(frame.format.name)
         if dtype is None:
             return (frame,)
@@ -228,7 +230,7 @@ class Mono16k:
         return frames
 
     def _clean_samples(self, samples: NDArray[np.float32] | NDArray[np.float64]) -> None:
-        # Comparisons with NaN are false.
+        # A NaN makes these comparisons false.
         if samples.size == 0 or (samples.min() >= -_LOUDEST_CHANNEL and samples.max() <= _LOUDEST_CHANNEL):
             return
         invalid = ~np.isfinite(samples)

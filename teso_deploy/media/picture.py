@@ -1,4 +1,4 @@
-"""From a decoded frame to the picture that players show: RGB, square pixels, upright, of normal dynamic range."""
+"""Conversion of a decoded frame to the picture that players show: RGB, upright, square pixels, normal range."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from teso_deploy.errors import MediaError
 from teso_deploy.media.container import MOST_PIXELS, SIZE_LIMIT
 from teso_deploy.media.hdr import BT2020, TRANSFERS, Transfer, tone_map
 
-#: A pixel that is longer than this is a mistake in the file, and is taken for square.
+#: A pixel with a larger aspect ratio is a mistake in the file; such pixels count as square.
 MOST_ASPECT = 8
-#: Matrices by AVColorSpace → what FFmpeg's converter knows of them. BT.2020 with constant luminance is read as without.
+#: AVColorSpace to the matrices that FFmpeg's converter knows. Constant-luminance BT.2020 is read as non-constant.
 _MATRICES = {number: number for number in (1, 4, 5, 6, 7, 9)} | {10: 9}
 _BT709, _BT601 = 1, 6
-#: Of AVColorRange.
+#: A value of AVColorRange.
 _FULL_RANGE = 2
 
 
 class Turn(NamedTuple):
-    """One of the eight ways to lay a picture: first rows and columns change places, then it is mirrored."""
+    """One of the eight orientations of a picture: rows and columns are swapped first, then it is mirrored."""
 
     is_transposed: bool = False
     is_mirrored: bool = False
@@ -35,7 +35,7 @@ class Turn(NamedTuple):
 
     @classmethod
     def of(cls, a: float, b: float, c: float, d: float) -> Turn:
-        """The nearest to a display matrix that sends a point (x, y) to (a x + c y, b x + d y), y pointing down."""
+        """Return the turn nearest to a display matrix: (x, y) → (a x + c y, b x + d y), y pointing down."""
         if abs(b) + abs(c) > abs(a) + abs(d):
             return cls(True, c < 0, b < 0)
         return cls(False, a < 0, d < 0)
@@ -49,9 +49,9 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How a frame is to be shown: scaled to ``scaled`` (width, height), its colours converted, then turned.
+    """How to show a frame: scale it to ``scaled`` (width, height), convert its colours, then turn it.
 
-    ``matrix`` and ``range`` of its colours by FFmpeg's numbers; None: as the frame has it.
+    ``matrix`` and ``range`` are FFmpeg's numbers for its colours; None means the frame's own values.
     """
 
     scaled: tuple[int, int]
@@ -63,26 +63,26 @@ class Look:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the picture."""
+        """Width and height of the shown picture."""
         width, height = self.scaled
         return (height, width) if self.turn.is_transposed else (width, height)
 
 
 class Presenter:
-    """Tells how the frames of a track are shown. All of it may change in the middle of a track.
+    """Determines how the frames of a track are shown. All properties may change within a track.
 
-    It is made before the track is decoded, and keeps the decoder from pictures of more than :data:`MOST_PIXELS`.
+    Make it before the track is decoded: it stops the decoder from pictures of more than :data:`MOST_PIXELS`.
     """
 
     def __init__(self, stream: VideoStream) -> None:
         self._stream = stream
         stream.codec_context.options = {**stream.codec_context.options, **SIZE_LIMIT}
-        # What the container says counts, until the pictures themselves say something new.
+        # The container's values apply until a frame has other ones.
         self._aspect = _check_aspect(stream.sample_aspect_ratio)
         self._coded_aspect = stream.codec_context.sample_aspect_ratio
 
     def look_at(self, frame: av.VideoFrame) -> Look:
-        """How a frame that was just decoded is shown."""
+        """Return how to show a frame that was just decoded."""
         coded = self._stream.codec_context.sample_aspect_ratio
         if coded != self._coded_aspect:
             self._coded_aspect, self._aspect = coded, _check_aspect(coded)
@@ -98,11 +98,12 @@ class Presenter:
 
 
 def to_rgb(frame: av.VideoFrame, look: Look) -> NDArray[np.uint8]:
-    """A frame as a picture (H, W, 3) RGB.
+    """Convert a frame to a picture (H, W, 3) RGB.
 
-    Raises :class:`MediaError` for a format of pixels that FFmpeg can't convert.
+    Raises:
+        MediaError: FFmpeg can't convert the pixel format.
     """
-    # The converter goes by the frame's own tags. PyAV 17 has no name for BT.2020 among its options.
+    # The converter uses the frame's own tags. PyAV 17 has no option name for BT.2020.
     if look.matrix is not None:
         frame.colorspace = look.matrix
     if look.range is not None:
@@ -126,22 +127,22 @@ def _check_aspect(aspect: Fraction | None) -> Fraction:
 
 
 def _scale(width: int, height: int, aspect: Fraction) -> tuple[int, int]:
-    """Make pixels square by enlarging one side, as players do: nothing of the picture is lost."""
+    """Make pixels square by enlarging one side, as players do, so that no detail is lost."""
     scaled = (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
     return scaled if math.prod(scaled) <= MOST_PIXELS else (width, height)
 
 
-#: Made of a frame, which its type hints do not say.
+#: Can be constructed from a frame, although its type hints do not include that.
 _SideData: Any = SideDataContainer
 
 
 def _read_turn(frame: av.VideoFrame) -> Turn:
     try:
-        # Not frame.side_data: the frame would keep that and be kept by it, with its pixels and the converter's threads,
-        # until Python looks for circles.
+        # Do not use frame.side_data: it and the frame would refer to each other, which keeps the pixels and the
+        # converter's threads until Python's cycle collector runs.
         sides = _SideData(frame)
     except ValueError:
-        # PyAV can't list side data that holds a kind it does not know, EXIF of pictures for one. The angle it knows.
+        # PyAV can't list side data with a kind it does not know, such as EXIF of pictures. It knows the angle.
         angle = math.radians(frame.rotation)
         return Turn.of(math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle))
     side = sides.get(Type.DISPLAYMATRIX)
@@ -152,12 +153,12 @@ def _read_turn(frame: av.VideoFrame) -> Turn:
 
 
 def is_hd(width: int, height: int) -> bool:
-    """Whether players take a picture without a tag for BT.709, and not for BT.601."""
+    """Whether players read a picture without tags as BT.709 rather than BT.601."""
     return width >= 1280 or height > 576
 
 
 def _find_matrix(frame: av.VideoFrame) -> int | None:
-    """The matrix from a frame's colours to RGB; None for RGB."""
+    """Return the matrix from a frame's colours to RGB, or None for RGB."""
     if frame.format.is_rgb:
         return None
     return _MATRICES.get(int(frame.colorspace), _BT709 if is_hd(frame.width, frame.height) else _BT601)

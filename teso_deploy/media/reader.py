@@ -1,4 +1,4 @@
-"""Frames of a video file, upright, with their time on the file's clock."""
+"""Reading the frames of a video file, upright, with their time on the file's clock."""
 
 from __future__ import annotations
 
@@ -31,21 +31,27 @@ from teso_deploy.media.picture import Presenter, to_rgb
 from teso_deploy.media.tracks import audio_candidates, choose_video_track
 from teso_deploy.types import Frame
 
-#: "auto" and "nvdec": on the GPU where that can be done, else in software. They differ in what a caller makes of
-#: ``decoder_note``.
+#: Both decode on the GPU if possible, otherwise in software. They differ in how the caller treats ``decoder_note``:
+#: a note is a warning for "nvdec", and information for "auto".
 Hardware = Literal["auto", "nvdec"]
-#: A file that ends this much before the end it announces was cut off.
+#: A file that ends this long before its announced end was cut off.
 CUT_OFF_SECONDS, CUT_OFF_SHARE = 1.0, 0.05
-#: A last picture that lasts is held for this long at most: longer ones are mistakes of a header.
+#: A last picture is shown for at most this long; a longer duration is a mistake in a header.
 MOST_HELD_SECONDS = 6 * 3600.0
-#: These have no header that tells how long they are; FFmpeg guesses from time stamps, also damaged ones.
+#: These formats have no header with a duration; FFmpeg guesses it from time stamps, damaged ones included.
 ESTIMATED_FORMATS = ("mpegts", "mpeg")
 
 
 @dataclass(frozen=True, slots=True)
 class MediaInfo:
-    """What a file says of itself. ``width`` and ``height`` of the picture as it is shown: upright, in square pixels;
-    ``fps`` the average, 0 when unknown; ``duration_seconds`` 0 when unknown."""
+    """Properties that a file announces.
+
+    Attributes:
+        width: Of the picture as it is shown: upright, in square pixels.
+        height: Of the same picture.
+        fps: Mean frame rate; 0 if unknown.
+        duration_seconds: 0 if unknown.
+    """
 
     path: Path
     width: int
@@ -58,18 +64,22 @@ class MediaInfo:
 class VideoReader:
     """Iterates over the frames of a file; a context manager.
 
-    ``fps``: at most so many frames a second; ``every_nth``: every n-th frame. What is
-    damaged is counted: ``corrupt_packets``, ``corrupt_frames``. Times of a new ``segment``
-    (the clock leapt) go on where the last one ended. ``end_seconds``: where the last frame that was decoded ends.
+    Damage is counted in ``corrupt_packets`` and ``corrupt_frames``. Where the clock leaps, a new ``segment`` starts,
+    whose times continue where the previous one ended. ``end_seconds`` is the end of the last decoded frame.
+    ``decoder`` is "nvdec" or "software", and ``decoder_note`` says why it is not the requested one, else None.
+    Both give the same frames.
 
-    ``video_track``: number among the tracks of pictures, from 0; None: the one that players take.
+    Args:
+        path: The file.
+        every_nth: Yield every n-th frame. Default: 1.
+        fps: Yield at most this many frames per second. Default: all.
+        hardware: Decode on an NVIDIA GPU if possible. Default: in software.
+        video_track: Number among the video tracks, from 0. Default: the track that players choose.
 
-    ``hardware``: decode on an NVIDIA GPU if it can, None in software. ``decoder`` is what decodes,
-    "nvdec" or "software"; ``decoder_note`` why it is not the one that was asked for, else None.
-    The frames are the same.
-
-    Raises :class:`InputNotFoundError`, :class:`MediaError` (no video, nothing decodable,
-    the file ends long before the end it announces), :class:`DeviceError` (the GPU fails on the way).
+    Raises:
+        InputNotFoundError: The file does not exist.
+        MediaError: The file has no video that can be decoded, or ends long before its announced end.
+        DeviceError: The GPU fails while decoding.
     """
 
     def __init__(
@@ -100,13 +110,13 @@ class VideoReader:
         self._frames = chain((first,), self._frames)
 
     def _first(self) -> av.VideoFrame:
-        """Begin to decode. Only a decoded frame tells how the picture is turned, and whether there is one at all."""
+        """Start decoding. Only a decoded frame shows the orientation, and whether a picture exists at all."""
         self._stream = self._video_stream()
         self._stream.thread_type = "AUTO"
         self._presenter = Presenter(self._stream)
         self._origin = origin_seconds(self._container)
         self._announced_end = announced_end_seconds(self._container)
-        #: Of each track: how many packets were read, and where the last of them ends.
+        #: For each track: how many packets were read, and where the last of them ends.
         self._packets: Counter[int] = Counter()
         self._packet_ends: dict[int, float] = {}
         self.end_seconds = 0.0
@@ -121,12 +131,12 @@ class VideoReader:
         return first
 
     def _first_on_gpu(self) -> av.VideoFrame | None:
-        """The same on the GPU; None, and why in ``decoder_note``, where it can't be done."""
+        """Start decoding on the GPU. If that fails, return None and set ``decoder_note``."""
         in_software = self._container
         try:
             self._container = nvdec.open_on_gpu(self.path)
             try:
-                # A thread more is a surface more, of which NVDEC has 32, and decodes nothing.
+                # An extra thread decodes nothing, and takes one of NVDEC's 32 surfaces.
                 self._video_stream().codec_context.thread_count = 1
                 first = self._first()
                 nvdec.check_on_gpu(first, self._stream.codec_context.name)
@@ -163,16 +173,16 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self._container.close()
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
-        # All packets are looked at to know where the file ends.
+        # Demux the packets of all tracks, to know where the file ends.
         packets = self._container.demux()
         while True:
             try:
                 packet = next(packets, None)
-            except BROKEN_OFF:  # how much is missing is judged at the end
+            except BROKEN_OFF:  # at the end it is decided how much is missing
                 self.corrupt_packets += 1
                 packet = None
             if packet is None:
@@ -223,19 +233,19 @@ class VideoReader:
         self._check_whole()
 
     def _check_whole(self) -> None:
-        """Raises :class:`MediaError` for a file that was cut off, judged by picture and sound, and by what it lists."""
+        """Raise :class:`MediaError` if the file was cut off, by the ends of picture and sound and by its index."""
         if self._container.format.name in ESTIMATED_FORMATS:
             return
         tracks = [self._stream, *audio_candidates(self._container, str(self.path), video=self._stream)[:1]]
-        # Of a fragmented file a track without packets, and without any in an index, may still announce a duration.
+        # In a fragmented file, a track without packets and without an index entry may still announce a duration.
         has_packets = [track for track in tracks if self._packets[track.index] or track.frames]
         timed = [track for track in has_packets if track.duration]
         for track in timed:
             duration, start = (seconds_of(t, track.time_base) or 0.0 for t in (track.duration, track.start_time))
             announced = duration + (start - self._origin if track.start_time is not None else 0.0)
-            if not 0 < track.frames <= self._packets[track.index]:  # of some kinds of files the index counts packets
+            if not 0 < track.frames <= self._packets[track.index]:  # in some kinds of files the index counts packets
                 self._check_end(self._packet_ends.get(track.index, 0.0), announced)
-        if self._stream not in timed:  # only the whole file says how long it is, subtitles and other tracks included
+        if self._stream not in timed:  # only the duration of the whole file is known, all kinds of tracks included
             self._check_end(max(self._packet_ends.values(), default=0.0), self._announced_end)
 
     def _check_end(self, end_seconds: float, announced: float) -> None:

@@ -1,4 +1,4 @@
-"""The last seconds of a stream's sound on the stream's clock: gaps are zeros, and counted."""
+"""The last seconds of a stream's sound on the stream's clock. Gaps are zeros, and counted."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ CAPACITY_SECONDS = 30.0
 
 
 class AudioRing:
-    """16 kHz mono between :attr:`start_seconds` and :attr:`end_seconds`; one thread writes, any may read.
+    """16 kHz mono between :attr:`start_seconds` and :attr:`end_seconds`. One thread writes, any thread may read.
 
-    ``gap_seconds``: how much was filled with zeros, ``audio_seconds`` how much was recorded, ``overlap_seconds``
-    how much came twice and was left out; all since the beginning. Its memory does not grow.
+    Counted since the beginning: ``gap_seconds`` filled with zeros, ``audio_seconds`` recorded, ``overlap_seconds``
+    dropped because that time was already recorded. Memory use is constant.
     """
 
     def __init__(self, capacity_seconds: float = CAPACITY_SECONDS) -> None:
         self._samples = np.zeros(round(capacity_seconds * SAMPLE_RATE_HZ), np.float32)
-        # Places are counted in samples from the zero of the stream's clock; the ring holds [start, end).
+        # Positions are samples from the zero of the stream's clock. The ring holds [start, end).
         self._start: int | None = None
         self._end = 0
         self._gaps: deque[tuple[int, int]] = deque()
@@ -33,34 +33,34 @@ class AudioRing:
 
     @property
     def start_seconds(self) -> float:
-        """Of the oldest sample that is kept."""
+        """Time of the oldest sample that is kept."""
         with self._grown:
             return (self._start or 0) / SAMPLE_RATE_HZ
 
     @property
     def end_seconds(self) -> float | None:
-        """Behind the newest sample; None before there is any."""
+        """Time after the newest sample; None before the first."""
         with self._grown:
             return None if self._start is None else self._end / SAMPLE_RATE_HZ
 
     @property
     def gap_seconds(self) -> float:
-        """Filled with zeros because nobody recorded it."""
+        """Seconds that were filled with zeros because they were not recorded."""
         return self._filled / SAMPLE_RATE_HZ
 
     @property
     def audio_seconds(self) -> float:
-        """Recorded."""
+        """Seconds that were recorded."""
         return self._recorded / SAMPLE_RATE_HZ
 
     @property
     def overlap_seconds(self) -> float:
-        """Left out, because that time was there already."""
+        """Seconds that were dropped because that time was already recorded."""
         return self._overlap / SAMPLE_RATE_HZ
 
     def add(self, at_seconds: float, samples: NDArray[np.float32]) -> None:
-        """Samples (N,) float32 whose first one is of ``at_seconds``."""
-        place = math.floor(at_seconds * SAMPLE_RATE_HZ + 0.5)  # round() goes to the even one: gaps of a sample
+        """Add samples (N,) float32. The first one belongs to ``at_seconds``."""
+        place = math.floor(at_seconds * SAMPLE_RATE_HZ + 0.5)  # round() rounds to even, which makes gaps of a sample
         with self._grown:
             if self._start is None:
                 self._start = self._end = place
@@ -77,7 +77,7 @@ class AudioRing:
             self._grown.notify_all()
 
     def _write(self, place: int, samples: NDArray[np.float32], end: int) -> None:
-        """``samples`` are the last ones before ``end``."""
+        """Write ``samples``, the last ones before ``end``."""
         capacity = len(self._samples)
         first = (end - len(samples)) % capacity
         head = min(len(samples), capacity - first)
@@ -89,7 +89,7 @@ class AudioRing:
             self._gaps.popleft()
 
     def _read(self, first: int, last: int) -> NDArray[np.float32]:
-        """[first, last), zeros outside of what is kept."""
+        """Return [first, last), with zeros where nothing is kept."""
         found = np.zeros(max(last - first, 0), np.float32)
         if self._start is None:
             return found
@@ -99,7 +99,7 @@ class AudioRing:
         return found
 
     def read(self, from_seconds: float, to_seconds: float) -> NDArray[np.float32]:
-        """Samples between two times, zeros where there are none."""
+        """Return the samples between two times, with zeros where none exist."""
         with self._grown:
             return self._read(round(from_seconds * SAMPLE_RATE_HZ), round(to_seconds * SAMPLE_RATE_HZ))
 
@@ -108,7 +108,7 @@ class AudioRing:
         return peaks_of(self.read(from_seconds, to_seconds), count)
 
     def window(self, end_seconds: float) -> AudioWindow:
-        """The 0.975 s before a time. What is not there yet, or no more, counts as a gap."""
+        """Return the 0.975 s before a time. Sound that is not recorded yet, or no longer kept, counts as a gap."""
         last = round(end_seconds * SAMPLE_RATE_HZ)
         first = last - WINDOW_SAMPLES
         with self._grown:
@@ -121,7 +121,7 @@ class AudioRing:
         return AudioWindow(samples, first / SAMPLE_RATE_HZ, max(missing, 0) / SAMPLE_RATE_HZ, silent)
 
     def wait_for(self, end_seconds: float, timeout_seconds: float) -> bool:
-        """Until the sound reaches a time; whether it does."""
+        """Wait until the sound reaches a time. Return whether it did."""
         end = round(end_seconds * SAMPLE_RATE_HZ)
         with self._grown:
             return self._grown.wait_for(lambda: self._start is not None and self._end >= end, timeout_seconds)

@@ -1,4 +1,4 @@
-"""Sound of any length in little memory: it is decoded, or made, again where it is read."""
+"""Sound of any length in little memory: it is decoded, or generated, again where it is read."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from teso_deploy.media.ring import AudioRing
 from teso_deploy.media.windows import SoundTrack
 from teso_deploy.types import SAMPLE_RATE_HZ
 
-#: (place of the first sample, counted from the first of the track; samples (N,) float32), in order of place.
+#: (position of the first sample in the track, samples (N,) float32). Chunks are ordered by position.
 Chunk = tuple[int, NDArray[np.float32]]
-#: A reader may go back this far before its sound is decoded again from the start.
+#: A reader may go back this far before the sound is decoded again from the start.
 KEPT_SECONDS = 60.0
-#: Places that are read by turns: the windows of the frames, the sound of the written video, and one more.
+#: Positions that are read alternately: the windows of the frames, the sound of the written video, and a spare one.
 MOST_CURSORS = 3
-#: What is read at a time, and what a cursor takes from the decoder at a time.
+#: The size of a read, and of what a cursor takes from the decoder at once.
 _BLOCK_SAMPLES = 10 * SAMPLE_RATE_HZ
-#: An envelope has blocks of 10 ms, and longer ones once there would be more than this many.
+#: An envelope has blocks of 10 ms. Blocks become longer when there would be more than this many.
 _ENVELOPE_SAMPLES = SAMPLE_RATE_HZ // 100
 _ENVELOPE_BLOCKS = 1 << 17
 
 
 class Envelope:
-    """Peaks of a track of any length, in half a megabyte."""
+    """The peaks of a track of any length, in half a megabyte."""
 
     def __init__(self) -> None:
         self._block = _ENVELOPE_SAMPLES
@@ -35,7 +35,7 @@ class Envelope:
 
     @classmethod
     def flat(cls, length: int, level: float) -> Envelope:
-        """That of samples with the same peaks from beginning to end."""
+        """Return the envelope of samples whose peaks are the same from start to end."""
         made = cls()
         while (length - 1) // made._block >= _ENVELOPE_BLOCKS:
             made._block *= 2
@@ -43,7 +43,7 @@ class Envelope:
         return made
 
     def add(self, place: int, samples: NDArray[np.float32]) -> None:
-        """Take in samples (N,) from a place on."""
+        """Add samples (N,) that start at a position."""
         if not len(samples):
             return
         last = place + len(samples) - 1
@@ -57,7 +57,13 @@ class Envelope:
         np.maximum(found, np.maximum.reduceat(np.abs(samples), edges), out=found)
 
     def peaks(self, first: int, last: int, count: int) -> NDArray[np.float32]:
-        """The peak (count,) of each of ``count`` equal parts of [first, last), to the length of a block."""
+        """Return the peak (count,) of each of ``count`` equal parts of [first, last), to the length of a block.
+
+        Args:
+            first: First sample.
+            last: The sample after the last one.
+            count: Number of parts.
+        """
         edges = np.linspace(first, last, count + 1)
         lows = np.maximum(edges[:-1] // self._block, 0).astype(int)
         highs = np.maximum(-(-edges[1:] // self._block), 0).astype(int)
@@ -65,7 +71,7 @@ class Envelope:
 
 
 class _Cursor:
-    """Goes through chunks once and keeps the last ones."""
+    """Passes through chunks once and keeps the latest ones."""
 
     def __init__(self, chunks: Iterator[Chunk]) -> None:
         self._chunks = chunks
@@ -75,18 +81,18 @@ class _Cursor:
 
     @property
     def begin(self) -> int:
-        """The first place that it still can tell."""
+        """The first position that can still be read."""
         return 0 if self.end == 0 else max(0, self.end - round(KEPT_SECONDS * SAMPLE_RATE_HZ))
 
     def copy(self, low: int, high: int) -> NDArray[np.float32]:
-        """[low, high), not before :attr:`begin`; zeros where nothing was recorded."""
+        """Return [low, high), with zeros where nothing was recorded. ``low`` is not before :attr:`begin`."""
         while self.end < high:
             self._advance(high)
         return self._ring.read(low / SAMPLE_RATE_HZ, high / SAMPLE_RATE_HZ)
 
     def _advance(self, high: int) -> None:
         chunk, self._rest = self._rest or next(self._chunks, None), None
-        if chunk is None or chunk[0] >= high:  # a gap, of which no more is passed than is read
+        if chunk is None or chunk[0] >= high:  # a gap: skip only as much of it as is read
             self._rest, self.end = chunk, high
             return
         place, samples = chunk
@@ -98,14 +104,14 @@ class _Cursor:
 
 
 class StreamedTrack(SoundTrack):
-    """A track that is decoded where it is read. Any thread may read; to go on is cheap, to go far back is not.
+    """A track that is decoded where it is read. Any thread may read. Reading on is cheap, going far back is not.
 
     Args:
-        open_chunks: Gives the chunks of the track from its start, always the same ones.
-        length: How many samples it has, gaps included.
+        open_chunks: Returns the chunks of the track from its start, the same ones each time.
+        length: Number of samples, gaps included.
         start_seconds: The time of the first sample. Default: 0.
         gaps: See :class:`SoundTrack`.
-        envelope: Its peaks. Default: they are made from the chunks when they are asked for.
+        envelope: Its peaks. Default: computed from the chunks when they are requested.
     """
 
     def __init__(
@@ -118,20 +124,25 @@ class StreamedTrack(SoundTrack):
     ) -> None:
         super().__init__(length, start_seconds, gaps)
         self._open_chunks, self._envelope = open_chunks, envelope
-        #: The one that was read last is the last.
+        #: The cursor that was read last is at the end.
         self._cursors: list[_Cursor] = []
         self._lock = threading.Lock()
 
     @classmethod
     def silence(cls, duration_seconds: float) -> StreamedTrack:
-        """Digital silence."""
+        """Return digital silence of this length."""
         return cls(lambda: iter(()), round(max(duration_seconds, 0) * SAMPLE_RATE_HZ), envelope=Envelope())
 
     @classmethod
     def white_noise(cls, duration_seconds: float, dbfs: float, seed: int = 0) -> StreamedTrack:
-        """The same samples as those of :meth:`AudioTrack.white_noise`.
+        """Return the same samples as :meth:`AudioTrack.white_noise`.
 
-        Its peaks are taken to be those of its first second: to make all of them would take minutes for a file of days.
+        The peaks are those of the first second, because computing all would take minutes for a file of days.
+
+        Args:
+            duration_seconds: Length of the track.
+            dbfs: RMS in dB below full scale.
+            seed: Seed of the noise. Default: 0.
         """
         length = round(max(duration_seconds, 0) * SAMPLE_RATE_HZ)
 
@@ -151,7 +162,7 @@ class StreamedTrack(SoundTrack):
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _cursor(self, low: int) -> _Cursor:
-        """The cursor that has the shortest way to a place; a new one if all have passed it."""
+        """Return the cursor with the shortest way to a position, or a new one if all have passed it."""
         able = [cursor for cursor in self._cursors if cursor.begin <= low]
         if able:
             found = max(able, key=lambda cursor: cursor.end)
@@ -163,7 +174,7 @@ class StreamedTrack(SoundTrack):
         return found
 
     def peaks(self, from_seconds: float, to_seconds: float, count: int) -> NDArray[np.float32]:
-        """See :meth:`Sound.peaks`; to about 10 ms."""
+        """See :meth:`Sound.peaks`. Accurate to about 10 ms."""
         with self._lock:
             if self._envelope is None:
                 self._envelope = Envelope()

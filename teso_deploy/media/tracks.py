@@ -1,4 +1,4 @@
-"""Choosing the tracks of a container: what players take, or what the user names."""
+"""Choosing the tracks of a container: those that players choose, or those that the user names."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from av.video.stream import VideoStream
 
 from teso_deploy.errors import MediaError
 
-#: A video stream that is not the film: a cover picture, previews for a seek bar.
+#: A video stream that is not the film: a cover picture, or previews for a seek bar.
 _NOT_THE_FILM = Disposition.attached_pic | Disposition.timed_thumbnails
-#: Sound that is not what most people listen to.
+#: Sound for special audiences, such as commentaries.
 _FOR_FEW = (
     Disposition.comment
     | Disposition.hearing_impaired
@@ -25,17 +25,17 @@ _FOR_FEW = (
 
 
 def choose_video_track(container: InputContainer, shown: str, wanted: int | None = None) -> VideoStream:
-    """Choose the picture: default tracks first, of these the one with the most pixels, of these the first.
+    """Choose the video track: default tracks first, among these the largest picture, among these the first.
 
     The command ``ffmpeg`` chooses in the same way. Cover pictures are never chosen.
 
     Args:
         container: An open file or stream.
-        shown: Its name for messages.
-        wanted: Number of a track among all video tracks, from 0, as in FFmpeg's ``v:0``. None: as above.
+        shown: The name of the input for messages.
+        wanted: Number of a track among all video tracks, from 0, as in FFmpeg's ``v:0``. None: choose as above.
 
     Raises:
-        MediaError: The container has no picture, not the track that is wanted, or no decoder for it.
+        MediaError: The container has no picture, lacks the requested track, or has no decoder for it.
     """
     videos = container.streams.video
     films = [stream for stream in videos if not stream.disposition & _NOT_THE_FILM]
@@ -51,22 +51,22 @@ def choose_video_track(container: InputContainer, shown: str, wanted: int | None
 def audio_candidates(
     container: InputContainer, shown: str, wanted: int | None = None, video: VideoStream | None = None
 ) -> list[AudioStream]:
-    """List the tracks of sound, the best first: take the first that can be decoded.
+    """List the audio tracks, best first. Use the first that can be decoded.
 
-    Of several programmes only the picture's counts. Default tracks come first, then those that are not commentaries
-    or for the impaired, then the order of the container.
+    Of several programmes, only that of the picture counts. Default tracks come first, then tracks that are not
+    commentaries or for the impaired, then the order of the container.
 
     Args:
         container: An open file or stream.
-        shown: Its name for messages.
-        wanted: Number of a track among all audio tracks, from 0, as in FFmpeg's ``a:0``: the list is that track alone.
-        video: The picture that the sound belongs to. Default: what :func:`choose_video_track` takes, if anything.
+        shown: The name of the input for messages.
+        wanted: Number of a track among all audio tracks, from 0, as in FFmpeg's ``a:0``: list only this track.
+        video: The picture that the sound belongs to. Default: the track :func:`choose_video_track` chooses, if any.
 
     Returns:
         The tracks, empty if the container has no sound.
 
     Raises:
-        MediaError: The track that is wanted does not exist.
+        MediaError: The requested track does not exist.
     """
     audios = container.streams.audio
     if wanted is not None:
@@ -76,7 +76,7 @@ def audio_candidates(
     if video is None:
         films = [stream for stream in container.streams.video if not stream.disposition & _NOT_THE_FILM]
         video = min(films, key=_rank_video, default=None)
-    # PyAV does not show programmes. But two tracks of one programme have the same best track of sound.
+    # PyAV does not expose programmes. But two tracks of one programme have the same best audio track.
     ours = container.streams.best("audio", video) if video is not None else None
     if ours is not None:
         audios = tuple(a for a in audios if a is ours or container.streams.best("audio", a) is ours)

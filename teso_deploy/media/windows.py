@@ -1,4 +1,4 @@
-"""Tracks of sound on the frames' clock, and windows of them."""
+"""Sound tracks on the clock of the frames, and windows of them."""
 
 from __future__ import annotations
 
@@ -22,32 +22,38 @@ SILENT_PEAK = 1e-4
 
 
 class Sound(Protocol):
-    """16 kHz mono on the clock of the frames: all of a file's, or the last of a stream's."""
+    """16 kHz mono on the clock of the frames: the whole sound of a file, or the latest of a stream."""
 
     @property
     def end_seconds(self) -> float | None:
-        """The end of the newest sample; None before there is any."""
+        """The end of the newest sample; None before the first."""
 
     def read(self, from_seconds: float, to_seconds: float) -> NDArray[np.float32]:
-        """Samples (N,) between two times, zeros where there are none."""
+        """Return the samples (N,) between two times, with zeros where none exist."""
 
     def peaks(self, from_seconds: float, to_seconds: float, count: int) -> NDArray[np.float32]:
-        """The loudest sample (count,) of each of ``count`` equal parts of the time between, without its sign."""
+        """Return the largest absolute value (count,) of each of ``count`` equal parts of a time span.
+
+        Args:
+            from_seconds: Start of the span.
+            to_seconds: End of the span.
+            count: Number of parts.
+        """
 
 
 def peaks_of(samples: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """The largest absolute value (count,) of each of ``count`` equal parts of samples (N,)."""
+    """Return the largest absolute value (count,) of each of ``count`` equal parts of samples (N,)."""
     edges = np.linspace(0, len(samples), count + 1).round().astype(int)
     return np.array([np.abs(samples[a:b]).max(initial=0) for a, b in itertools.pairwise(edges)], np.float32)
 
 
 class SoundTrack(ABC):
-    """16 kHz mono of a known length, whose windows belong to frames.
+    """16 kHz mono of a known length, from which the windows of the frames are cut.
 
     Args:
-        length: How many samples it has, gaps included.
+        length: Number of samples, gaps included.
         start_seconds: The time of the first sample. Default: 0.
-        gaps: (start, end) in seconds of stretches that were not recorded, which are zeros. In order of time.
+        gaps: (start, end) in seconds of stretches that were not recorded and are zeros, in order of time.
     """
 
     def __init__(self, length: int, start_seconds: float = 0.0, gaps: Sequence[tuple[float, float]] = ()) -> None:
@@ -57,7 +63,7 @@ class SoundTrack(ABC):
 
     @property
     def duration_seconds(self) -> float:
-        """From the first sample to the end of the last."""
+        """Seconds from the first sample to the end of the last."""
         return self.length / SAMPLE_RATE_HZ
 
     @property
@@ -67,12 +73,12 @@ class SoundTrack(ABC):
 
     @property
     def gap_seconds(self) -> float:
-        """How much of the track was filled in."""
+        """Seconds of the track that were filled with zeros."""
         return sum(end - start for start, end in self.gaps)
 
     @abstractmethod
     def _copy(self, low: int, high: int) -> NDArray[np.float32]:
-        """Samples [low, high) of the track, counted from its first; the caller keeps within it."""
+        """Return samples [low, high), counted from the first of the track. The caller stays within the track."""
 
     def _read(self, first: int, last: int) -> NDArray[np.float32]:
         found = np.zeros(max(last - first, 0), np.float32)
@@ -82,20 +88,20 @@ class SoundTrack(ABC):
         return found
 
     def read(self, from_seconds: float, to_seconds: float) -> NDArray[np.float32]:
-        """Samples between two times, zeros outside of the track."""
+        """Return the samples between two times, with zeros outside of the track."""
         first, last = (round((t - self.start_seconds) * SAMPLE_RATE_HZ) for t in (from_seconds, to_seconds))
         return self._read(first, last)
 
     def peaks(self, from_seconds: float, to_seconds: float, count: int) -> NDArray[np.float32]:
         """See :meth:`Sound.peaks`."""
         first, last = (round((t - self.start_seconds) * SAMPLE_RATE_HZ) for t in (from_seconds, to_seconds))
-        # Only what the track has is read: a damaged file may announce that it is years long.
+        # Read only what the track has: a damaged file may announce a length of years.
         edges = np.linspace(first, last, count + 1).round().clip(0, self.length).astype(int)
         parts = (self._copy(a, b) if b > a else np.zeros(0, np.float32) for a, b in itertools.pairwise(edges.tolist()))
         return np.array([np.abs(part).max(initial=0) for part in parts], np.float32)
 
     def _unrecorded(self, start: float, end: float) -> float:
-        """Seconds between two times that were not recorded: gaps, and what lies outside the track."""
+        """Return how many seconds between two times were not recorded: gaps, and time outside of the track."""
         first, last = self.start_seconds, self.start_seconds + self.duration_seconds
         missing = (end - start) - max(0.0, min(end, last) - max(start, first))
         for number in range(bisect_right(self._gap_ends, start), len(self.gaps)):
@@ -106,12 +112,14 @@ class SoundTrack(ABC):
         return missing
 
     def window(self, at_seconds: float, kind: WindowKind = "centred", hop_seconds: float = HOP_SECONDS) -> AudioWindow:
-        """The 0.975 s that belong to a frame: around it, before it, or from the start of its second.
+        """Return the 0.975 s of sound that belong to a frame. Outside of the track there are zeros.
 
-        Except for ``second`` the window moves in hops: frames within one hop get the same
-        object, so that nothing is computed twice for them. ``centred`` takes the nearest
-        hop; ``causal`` the one before, as it must not hear what is to come. Outside the
-        track there are zeros.
+        Args:
+            at_seconds: The time of the frame.
+            kind: ``centred``: around the frame, at the nearest hop. ``causal``: before the frame, at the hop before
+                it, so that no later sound is included. ``second``: from the start of the frame's second.
+            hop_seconds: Except for ``second``, windows start at multiples of this time. Frames within one hop get
+                the same object, so that nothing is computed twice. Default: 0.24 s.
         """
         if kind == "second":
             start = float(np.floor(at_seconds))
@@ -150,7 +158,13 @@ class AudioTrack(SoundTrack):
 
     @classmethod
     def white_noise(cls, duration_seconds: float, dbfs: float, seed: int = 0) -> AudioTrack:
-        """White Gaussian noise of an RMS in dB below full scale, clipped at full scale."""
+        """Return white Gaussian noise, clipped at full scale.
+
+        Args:
+            duration_seconds: Length of the track.
+            dbfs: RMS in dB below full scale.
+            seed: Seed of the noise. Default: 0.
+        """
         noise = np.random.default_rng(seed).standard_normal(round(max(duration_seconds, 0) * SAMPLE_RATE_HZ))
         return cls((noise * 10 ** (dbfs / 20)).clip(-1, 1).astype(np.float32))
 
