@@ -1,4 +1,4 @@
-"""Reading .npz files of others: every size is compared with what is expected before memory is taken for it."""
+"""Reading untrusted .npz files: every size is compared with the expected one before memory is allocated."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from numpy.typing import NDArray
 from teso_deploy.errors import BundleError
 from teso_deploy.text import to_one_line
 
-#: All arrays of one file together. The largest reference that was exported has 0.3 GB for each picture size.
+#: Limit for all arrays of one file. The largest exported reference has 0.3 GB for each picture size.
 MOST_BYTES = 2 << 30
 _KINDS = {"b": "truth values", "f": "floating-point numbers", "i": "integers", "u": "integers", "U": "words"}
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What an array has to be: NumPy's ``kind`` of its type (``f``, ``b``, ``U`` …) and its shape; None: any."""
+    """The type and shape an array must have: NumPy's ``kind`` (``f``, ``b``, ``U`` …); None in a shape means any."""
 
     kind: str
     shape: tuple[int | None, ...]
 
     def fits(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
-        """Whether an array of this type and shape is one."""
+        """Whether a type and a shape match."""
         sides = zip(self.shape, shape, strict=False)
         return dtype.kind == self.kind and len(shape) == len(self.shape) and all(a in (None, b) for a, b in sides)
 
@@ -39,7 +39,7 @@ class Expected:
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array in NumPy's format."""
+    """Return shape and type of an array in NumPy's format."""
     version = npy.read_magic(file)
     read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
     if read is None:
@@ -51,7 +51,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Name of an array → its place in the file."""
+    """Return array name → its entry in the file."""
     found: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         name = info.filename.removesuffix(".npy")
@@ -87,22 +87,23 @@ def _read(archive: zipfile.ZipFile, wanted: Mapping[str, Expected] | None) -> di
 
 
 def read_arrays(path: Path, wanted: Mapping[str, Expected] | None = None) -> dict[str, NDArray[Any]]:
-    """The arrays of a .npz file. Objects (pickles) are refused, and so is what claims more memory than it may.
+    """Read the arrays of a .npz file. Objects (pickles), and arrays that claim too much memory, are refused.
 
     Args:
-        path: The file, as ``numpy.savez`` or ``numpy.savez_compressed`` writes it.
-        wanted: Name of an array → what it has to be. Only these are read. None: all, whatever they are.
+        path: The file, as written by ``numpy.savez`` or ``numpy.savez_compressed``.
+        wanted: Array name → type and shape it must have. Only these are read. None: read all arrays.
 
     Returns:
+        The arrays by name. A wanted array that the file lacks is absent.
         The arrays by name. A wanted name that the file lacks is not in it.
 
     Raises:
-        BundleError: The file is something else, is damaged or encrypted, or holds an array that is not as expected.
+        BundleError: The file is not a .npz file, is damaged or encrypted, or an array is not as expected.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(archive, wanted)
-    except Exception as error:  # zipfile, zlib, NumPy and the tokenizer of its headers raise a dozen classes
+    except Exception as error:  # zipfile, zlib, NumPy and its header tokenizer raise a dozen classes
         raise BundleError(
             f"{path} holds no plain arrays ({to_one_line(error) or type(error).__name__}); export it again"
         ) from error

@@ -1,4 +1,4 @@
-"""Whether arrays of callers are pictures and sound, and if not, what they probably are and what to do with them."""
+"""Checks of arrays that callers pass as pictures or sound. The messages guess what they are and what to do."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: What the samples of an integer type are divided by, to be in [-1, 1].
+#: Divisors that bring samples of an integer type to [-1, 1].
 _FULL_SCALE = {"int8": 1 << 7, "int16": 1 << 15, "int32": 1 << 31}
-#: Beyond this samples are not sound in [-1, 1]: a resampler overshoots by less.
+#: Louder samples are not sound in [-1, 1]; a resampler overshoots by less.
 LOUDEST_SAMPLE = 1.5
-#: Sample rates that people have sound at.
+#: Common sample rates.
 _RATES_HZ = (8_000, 11_025, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000)
 
 
 def describe(value: Any) -> str:
-    """``uint8[64, 96, 3]`` for an array, else its repr."""
+    """Return ``uint8[64, 96, 3]`` for an array, else its repr."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype}{list(value.shape)}"
     return repr(value)
 
 
 def _hint_at_image(image: NDArray[Any]) -> str:
-    """What to do with an array that is not a picture, from what it probably is."""
+    """Return what to do with an array that is not a picture, judged by its shape and values."""
     shape = image.shape
     if image.ndim == 4:
         return "give one picture at a time: image[0]"
@@ -47,7 +47,7 @@ def _hint_at_image(image: NDArray[Any]) -> str:
 
 
 def check_image(image: NDArray[np.uint8]) -> None:
-    """Raise ValueError or TypeError, which say what to do, for what is not (H, W, 3) uint8."""
+    """Raise ValueError or TypeError for an array that is not (H, W, 3) uint8. The message says what to do."""
     if not isinstance(image, np.ndarray):
         raise TypeError(f"image must be a NumPy array, got {type(image).__name__}: give np.asarray(image)")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
@@ -57,7 +57,7 @@ def check_image(image: NDArray[np.uint8]) -> None:
 
 
 def _hint_at_samples(samples: NDArray[Any]) -> str:
-    """What to do with an array that is not mono sound of float32, from what it probably is."""
+    """Return what to do with an array that is not mono float32 sound, judged by its shape and values."""
     if samples.ndim == 2 and 1 in samples.shape:
         return "leave out the dimension of one channel: samples.reshape(-1)"
     if samples.ndim == 2:
@@ -72,7 +72,7 @@ def _hint_at_samples(samples: NDArray[Any]) -> str:
 
 
 def check_samples(samples: NDArray[np.float32]) -> None:
-    """Raise ValueError or TypeError, which say what to do, for what is not (N,) float32 in about [-1, 1]."""
+    """Raise ValueError or TypeError for an array that is not (N,) float32 in about [-1, 1], saying what to do."""
     if not isinstance(samples, np.ndarray):
         raise TypeError(f"samples must be a NumPy array, got {type(samples).__name__}: give np.asarray(samples)")
     if samples.ndim != 1 or samples.dtype != np.float32:
@@ -98,7 +98,7 @@ def check_samples(samples: NDArray[np.float32]) -> None:
 
 
 def check_window_length(found: int, wanted: int) -> None:
-    """Raise ValueError, which says what to do, for a window of another number of samples."""
+    """Raise ValueError for a window with a wrong number of samples. The message says what to do."""
     if found == wanted:
         return
     seconds = wanted / 16_000

@@ -1,51 +1,51 @@
-"""What can go wrong, as classes.
+"""The classes of errors.
 
-Every error of ours is a :class:`TesoError` and also the builtin that fits, so that a
-caller may catch either. A message says what is wrong and what to do about it, in one
-sentence; the command line prints it alone and exits with ``exit_code``.
+Each error of this package is a :class:`TesoError` and also the builtin that fits, so a caller may catch either. A
+message says in one sentence what is wrong and what to do. The command line prints only the message and exits with
+``exit_code``.
 """
 
 from __future__ import annotations
 
 
 class TesoError(Exception):
-    """Base of every error that the user can mend; ``exit_code`` is the command line's."""
+    """Base of all errors that the user can fix. ``exit_code`` is the exit code of the command line."""
 
     exit_code = 2
 
 
 class InputNotFoundError(TesoError, FileNotFoundError):
-    """A file or folder that was named does not exist."""
+    """An input file or folder does not exist."""
 
 
 class MediaError(TesoError, ValueError):
-    """A file is there but holds no usable video or sound (wrong kind, truncated, no frames)."""
+    """A file exists but has no usable video or sound (wrong kind, truncated, no frames)."""
 
 
 class OutputError(TesoError, OSError):
-    """An output can't be written: no such folder, no permission, it exists and is in use."""
+    """An output can't be written: the folder is missing, permission is missing, or it exists and is in use."""
 
 
 class RecipeError(TesoError, ValueError):
-    """A recipe is unknown, or says something that can't be built."""
+    """A recipe is unknown, or describes a model that can't be built."""
 
 
 class BundleError(TesoError, ValueError):
-    """A bundle is incomplete, of another schema, tampered with, or leaves its folder."""
+    """A bundle is incomplete, has another schema, was changed, or refers to files outside of its folder."""
 
 
 class PrecisionError(TesoError, ValueError):
-    """A graph can't be held in the precision that was asked for, or is not in it."""
+    """A graph can't be converted to the requested precision, or was not."""
 
 
 class CueError(TesoError, ValueError):
-    """A cue word that the bundle has no embedding for."""
+    """The bundle has no embedding for a cue word."""
 
 
 class CueSourceError(TesoError, RuntimeError):
-    """A source of cues gave no answer: a server that can't be reached or refuses, a model's process that ended.
+    """A cue source gave no answer: a server can't be reached or refuses, or a model's process ended.
 
-    ``retry_after_seconds``: when it may be asked again, where it says so.
+    ``retry_after_seconds``: when the next request is allowed, if the server says so.
     """
 
     def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
@@ -54,7 +54,7 @@ class CueSourceError(TesoError, RuntimeError):
 
 
 class NoCueAnswerError(CueSourceError):
-    """A source was asked and answered nothing about this picture: empty, refused, or not to be read as an answer."""
+    """A cue source answered, but without cues for this picture: empty, refused, or unreadable."""
 
 
 class CheckpointError(TesoError, ValueError):
@@ -62,7 +62,7 @@ class CheckpointError(TesoError, ValueError):
 
 
 class DataError(TesoError, ValueError):
-    """A data folder is not laid out as documented."""
+    """A data folder does not have the documented layout."""
 
 
 class MissingExtraError(TesoError, ImportError):
@@ -70,15 +70,15 @@ class MissingExtraError(TesoError, ImportError):
 
 
 class DeviceError(TesoError, RuntimeError):
-    """There is no GPU that can be used, its driver is too old, or it refused what was asked of it."""
+    """No usable GPU exists, its driver is too old, or it refused a request."""
 
 
 class DeviceMemoryError(DeviceError, MemoryError):
-    """The GPU's memory does not suffice; the message says what is free and what would fit."""
+    """The GPU has too little memory; the message says what is free and what would fit."""
 
 
 class EngineError(TesoError, ValueError):
-    """An engine can't be built or must not be loaded: of another GPU or version, changed, without its sidecar."""
+    """An engine can't be built or must not be loaded: for another GPU or version, changed, or without a sidecar."""
 
 
 class CheckFailedError(TesoError, AssertionError):
@@ -88,6 +88,6 @@ class CheckFailedError(TesoError, AssertionError):
 
 
 class StreamFailedError(TesoError, RuntimeError):
-    """A stream or an output of a live run failed on the way; the others went on to their end."""
+    """One stream or output of a live run failed; the others continued to their end."""
 
     exit_code = 1

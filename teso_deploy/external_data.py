@@ -1,8 +1,8 @@
-"""Which files does an ONNX graph read its weights from?
+"""Finding the files from which an ONNX graph reads its weights.
 
-A graph names the files of its weights itself, so a bundle's graph could name any file of the machine. The base install
-has no ``onnx`` package. So this module reads the few fields of the protobuf that matter: from the model down to the
-tensors, also those in subgraphs, functions and attributes.
+A graph names its weight files itself, so a bundle's graph could name any file of the machine. The base install has no
+``onnx`` package. So this module parses the few protobuf fields that matter: from the model down to the tensors,
+including those in subgraphs, functions and attributes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from teso_deploy.sealed import FileEntry
 from teso_deploy.text import to_one_line
 
 SUFFIX = ".onnx"
-#: Message → number of a field → the message that it holds. Only messages on the way to a tensor's external data.
+#: Message → field number → the nested message. Only messages on the path to a tensor's external data.
 FIELDS: Mapping[str, Mapping[int, str]] = {
     "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
     "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
@@ -33,28 +33,28 @@ FIELDS: Mapping[str, Mapping[int, str]] = {
 }  # fmt: skip
 _KEY, _VALUE = 1, 2
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-#: What each entry holds that matters here. A part of a file without this text has no external data.
+#: Each relevant entry contains this text. A part of a file without it has no external data.
 _LOCATION = b"location"
 _MOST_DIGITS = 19
-#: Protobuf itself reads no message that is nested more deeply. Each level is searched, so more would take hours.
+#: Protobuf itself reads no deeper messages. Each level is searched, so a larger depth would take hours.
 MOST_DEPTH = 100
 Buffer = bytes | mmap.mmap
 
 
 class _Malformed(Exception):
-    """The bytes are not a protobuf message."""
+    """The bytes are not a valid protobuf message."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExternalData:
-    """Where one tensor's bytes lie: ``location`` is relative to the graph's folder, ``end`` in bytes, 0 if unknown."""
+    """The place of a tensor's bytes. ``location`` is relative to the graph's folder; ``end`` in bytes, 0 if unknown."""
 
     location: str
     end: int = 0
 
 
 def _varint(data: Buffer, at: int, end: int) -> tuple[int, int]:
-    """A number and the position after it."""
+    """Return a number and the position after it."""
     value = shift = 0
     while at < end and shift < 70:
         byte = data[at]
@@ -67,7 +67,7 @@ def _varint(data: Buffer, at: int, end: int) -> tuple[int, int]:
 
 
 def _fields(data: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number, start and end of every field that holds bytes; others are skipped."""
+    """Yield number, start and end of every field that contains bytes, and skip other fields."""
     while at < end:
         tag = data[at]
         at += 1
@@ -95,7 +95,7 @@ def _fields(data: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _entries(data: Buffer, at: int, end: int) -> ExternalData | None:
-    """What a tensor's entries of external data say together."""
+    """Combine a tensor's entries of external data."""
     location, numbers = None, {"offset": 0, "length": 0}
     for number, start, stop in _fields(data, at, end):
         if FIELDS["TensorProto"].get(number) is None:
@@ -105,7 +105,7 @@ def _entries(data: Buffer, at: int, end: int) -> ExternalData | None:
         try:
             if key == _LOCATION:
                 if location not in (None, value.decode()):
-                    raise _Malformed  # two places: each reader takes the one that it likes
+                    raise _Malformed  # two locations: readers would choose differently
                 location = value.decode()
             elif (said := key.decode()) in numbers:
                 if not value.isdigit() or len(value) > _MOST_DIGITS:
@@ -133,7 +133,7 @@ def _walk(data: Buffer) -> Iterator[ExternalData]:
 
 
 def external_data(path: Path) -> set[ExternalData]:
-    """Every place outside of a graph's own file that its tensors name. Raises :class:`BundleError`: not a graph."""
+    """Return all places outside of a graph's own file that its tensors name. Raises :class:`BundleError`."""
     try:
         with path.open("rb") as file:
             if not path.stat().st_size:
@@ -145,18 +145,18 @@ def external_data(path: Path) -> set[ExternalData]:
 
 
 def check_graph(folder: Path, name: str, files: Mapping[str, FileEntry]) -> None:
-    """Hold the weights of a graph to the files of its folder.
+    """Check that the weights of a graph are files of its folder.
 
     Args:
         folder: The bundle's folder.
         name: The graph's file, one of ``files``.
-        files: What the manifest lists, by relative POSIX path. The hashes of these are compared elsewhere.
+        files: The files of the manifest, by relative POSIX path. Their hashes are compared elsewhere.
 
     Raises:
-        BundleError: The file is not an ONNX graph, or it names a file that is not beside it, that the manifest does
-            not list, or that is too short.
+        BundleError: The file is not an ONNX graph, or it names a file that is outside the folder, missing in the
+            manifest, or too short.
     """
-    if PurePosixPath(name).suffix != SUFFIX:  # ONNX Runtime reads a file by its suffix, as another format too
+    if PurePosixPath(name).suffix != SUFFIX:  # ONNX Runtime chooses the format by the suffix
         raise BundleError(f"{folder}: the graph {to_one_line(name)} must end in {SUFFIX}; export it again")
     for found in external_data(folder / name):
         place, location = PurePosixPath(name).with_name("-").parent, found.location

@@ -1,4 +1,4 @@
-"""The cache of the Hugging Face hub: which folder holds the files of a model that was downloaded into it."""
+"""The cache of the Hugging Face hub: the folder with the files of a downloaded model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from teso_deploy.small_files import read_text
 
 
 def hub_snapshot(folder: Path) -> Path:
-    """Return the folder with the files of a model, for its root in the hub's cache.
+    """Return the folder with the files of a model, given its root in the hub's cache.
 
-    The root (``models--OWNER--NAME``) has a folder for each revision in ``snapshots``. The one that ``refs/main`` names
-    is taken, or the only one. Any other folder is returned as it is.
+    The root (``models--OWNER--NAME``) has a folder for each revision in ``snapshots``. The one named by ``refs/main``
+    is returned, or the only one. Any other folder is returned unchanged.
 
     >>> hub_snapshot(Path("bundle"))
     PosixPath('bundle')
@@ -25,7 +25,7 @@ def hub_snapshot(folder: Path) -> Path:
         name = read_text(folder / "refs" / "main", "a revision", limit_bytes=1000, error=TesoError).strip()
         if name.isalnum() and os.path.isdir(snapshots / name):
             return snapshots / name
-    except TesoError:  # a download of one revision by its hash leaves no reference
+    except TesoError:  # a download of one revision by its hash creates no reference
         pass
     try:
         there = [entry for entry in snapshots.iterdir() if entry.is_dir()]

@@ -1,4 +1,4 @@
-"""Writing results so that a file is either whole or not there, and nothing else is touched."""
+"""Writing results so that a file is either complete or absent, and no other file is touched."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from teso_deploy.errors import OutputError, TesoError
 from teso_deploy.staging import clear_leftovers, create_file
 from teso_deploy.text import escape_hidden, replace_undecodable
 
-#: ``--json -`` and what it means.
+#: The path of ``--json -``: standard output.
 STDOUT = Path("-")
 _STDOUT_FILE = Path("/dev/stdout")
 _MOST_LINKS = 40
@@ -29,10 +29,12 @@ _DESCRIPTOR = re.compile(r"(?:/proc/(?P<process>\d+)(?:/task/\d+)?|/dev)/fd/(?P<
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What an output's name stands for.
+    """The file or stream that an output's name leads to.
 
-    ``path``: after all links. ``stream``: a device, a pipe, or an open descriptor. It is written to, and never
-    replaced. ``descriptor``: its number, if the name is one such as ``/dev/stdout``.
+    Attributes:
+        path: The path with all links resolved.
+        kind: ``stream`` is a device, a pipe or an open descriptor: it is written to and never replaced.
+        descriptor: Its number, if the name is a descriptor such as ``/dev/stdout``.
     """
 
     path: Path
@@ -46,7 +48,7 @@ def show_path(path: str | Path) -> str:
 
 
 def _explain(path: Path, error: OSError) -> OutputError:
-    """What an error of the system means for someone who named ``path`` as an output."""
+    """Explain a system error to the user who named ``path`` as an output."""
     if error.errno == errno.ENAMETOOLONG:
         return OutputError(f"{path} can't be written: the name is too long for this file system; give a shorter one")
     if error.errno == errno.ELOOP:
@@ -57,7 +59,7 @@ def _explain(path: Path, error: OSError) -> OutputError:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn the system's errors of a block into an :class:`OutputError` about ``path``."""
+    """Turn system errors of a block into an :class:`OutputError` about ``path``."""
     try:
         yield
     except TesoError:
@@ -76,10 +78,10 @@ def _check_name(path: Path) -> None:
 
 
 def find_target(path: Path) -> Target:
-    """Follow an output's links to what would be written.
+    """Follow an output's links to the file that would be written.
 
-    Raises :class:`OutputError` for names that can't be followed, sockets, disks, and descriptors that are not open
-    for writing.
+    Raises:
+        OutputError: The name can't be followed, or is a socket, a disk, or a descriptor that is not open for writing.
     """
     _check_name(path)
     with explained(path):
@@ -132,17 +134,17 @@ def _check_parent(path: Path, target: Path) -> None:
 
 
 def check_file(path: Path, suffix: str = "") -> Target:
-    """Refuse, before work starts, a file that can't be written.
+    """Check, before work starts, that a file can be written.
 
     Args:
         path: The file. A link to one stays a link.
-        suffix: How its name must end, if a suffix is given; then a device or a pipe is refused as well.
+        suffix: The required end of its name. If given, a device or a pipe is refused as well.
 
     Returns:
-        What is written.
+        The file or stream that will be written.
 
     Raises:
-        OutputError: With the reason.
+        OutputError: The file can't be written, and why.
     """
     if suffix and path.suffix.lower() != suffix:
         raise OutputError(f"{path} can't be written: its name must end in {suffix}")
@@ -160,7 +162,7 @@ def check_file(path: Path, suffix: str = "") -> Target:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a folder that neither exists nor can be made in one that does (:class:`OutputError`)."""
+    """Check that a folder exists, or can be made in an existing one. Raises :class:`OutputError`."""
     target = find_target(path)
     if target.kind not in ("folder", "missing"):
         raise OutputError(f"{path} can't be written: it is a file; name a folder")
@@ -171,7 +173,7 @@ def check_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, its parent being there (:class:`OutputError`)."""
+    """Make a folder in an existing one. Raises :class:`OutputError`."""
     try:
         find_target(path).path.mkdir(exist_ok=True)
     except OSError as error:
@@ -180,13 +182,13 @@ def make_folder(path: Path) -> None:
         raise OutputError(f"{path} can't be made ({error.strerror}): name another folder") from error
 
 
-#: Device and number of the closest existing file or folder, then the names below it that do not exist.
+#: Device and inode of the nearest existing file or folder, then the names below it that do not exist.
 _Place = tuple[int | str, ...]
 _LENGTH_OF_EXISTING = 2
 
 
 def _place(path: Path) -> _Place | None:
-    """What is equal for two names of the same place; None for a device such as ``/dev/null``."""
+    """Return a key that is equal for all names of a place, or None for a device such as ``/dev/null``."""
     path = _STDOUT_FILE if path == STDOUT else path
     _check_name(path)
     below: list[str] = []
@@ -206,26 +208,26 @@ def _place(path: Path) -> _Place | None:
 
 
 def _place_to_read(path: Path) -> _Place | None:
-    """The same for an input; None for one that can't be reached, which its reader refuses in its own words."""
+    """Return the same for an input, or None if it can't be reached; its reader refuses it with a better message."""
     with suppress(OutputError):
         return _place(path)
     return None
 
 
 def _folders_around(path: Path) -> set[_Place]:
-    """The places of the folders that a file or folder lies in, existing or not."""
+    """Return the places of all folders that contain a file or folder, existing or not."""
     path = _STDOUT_FILE if path == STDOUT else path
     with explained(path):
         parents = list(Path(os.path.realpath(path)).parents)
     places: set[_Place] = set()
     for parent in parents:
-        with suppress(OutputError):  # a folder that may not be looked at
+        with suppress(OutputError):  # a folder without read permission
             places.add(_place(parent) or ())
     return places
 
 
 def _is_bundle(folder: Path) -> bool:
-    """Whether a folder has a manifest of all its files, so that a new file does not belong there."""
+    """Whether a folder has a manifest of all its files, so that no other file may be added."""
     return os.path.isfile(folder / "bundle.json")
 
 
@@ -242,8 +244,8 @@ def check_apart(
         folders: Folders that are replaced as a whole. None is skipped.
 
     Raises:
-        OutputError: An output is an input or another output, exists in a folder that is an input, lies in a bundle
-            or in a folder that is another output, or is a folder that holds an input.
+        OutputError: An output is an input or another output, exists in a folder that is an input, is in a bundle or
+            in a folder that is another output, or is a folder that contains an input.
     """
     read = [Path(path) for path in inputs if path is not None]
     places = [(path, place) for path in read if os.path.lexists(path) and (place := _place_to_read(path))]
@@ -279,10 +281,10 @@ def check_apart(
 
 @contextmanager
 def staged_file(path: Path) -> Iterator[BinaryIO]:
-    """A file, open for reading and writing, that takes the name ``path`` when the block ends well.
+    """Yield a file, open for reading and writing, that is renamed to ``path`` if the block succeeds.
 
-    Otherwise it vanishes. A link stays, and what it leads to is replaced. For a device or a pipe the content is kept
-    in memory, and written when the block ends well. Raises :class:`OutputError`.
+    Otherwise it is removed. A link stays, and the file that it leads to is replaced. For a device or a pipe, the
+    content is kept in memory and written when the block succeeds. Raises :class:`OutputError`.
     """
     target = check_file(path)
     with explained(path):
@@ -300,28 +302,28 @@ def staged_file(path: Path) -> Iterator[BinaryIO]:
         finally:
             with suppress(OSError):
                 os.unlink(file.name)
-            with suppress(OSError):  # what it could not write has been raised before
+            with suppress(OSError):  # a failed write was already raised
                 file.close()
 
 
 def finish_file(file: BinaryIO, place: Path) -> None:
-    """Give a staged file its name, once all of it is on the disk. Raises OSError."""
+    """Rename a staged file to its final name once it is on disk completely. Raises OSError."""
     file.flush()
     os.fsync(file.fileno())
-    with suppress(OSError):  # the mode of what is replaced stays
+    with suppress(OSError):  # keep the mode of the file that is replaced
         os.fchmod(file.fileno(), stat.S_IMODE(os.stat(place).st_mode))
     os.replace(file.name, place)
 
 
 def open_stream(target: Target) -> BinaryIO:
-    """Open a device, a pipe or a descriptor to write to it. Raises OSError."""
+    """Open a device, a pipe or a descriptor for writing. Raises OSError."""
     if target.descriptor is not None:
         return open(os.dup(target.descriptor), "wb")
     return open(os.open(target.path, os.O_WRONLY | os.O_CLOEXEC), "wb")
 
 
 def open_growing(path: Path) -> BinaryIO:
-    """Open a file that can be read while it is written: it is emptied now. Raises :class:`OutputError`."""
+    """Open a file that may be read while it is written. It is emptied now. Raises :class:`OutputError`."""
     target = check_file(path)
     with explained(path):
         return open_stream(target) if target.kind == "stream" else open(target.path, "wb")
@@ -332,7 +334,7 @@ def _digest_of(path: Path) -> Path:
 
 
 def read_vouched(path: Path) -> bytes | None:
-    """A file that :func:`write_vouched` wrote; None where there is none, or its content is not what was written."""
+    """Read a file of :func:`write_vouched`. Return None if it is missing or its content was changed."""
     try:
         content, digest = path.read_bytes(), _digest_of(path).read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError):
@@ -341,9 +343,9 @@ def read_vouched(path: Path) -> bytes | None:
 
 
 def write_vouched(path: Path, content: bytes) -> None:
-    """Write a file that only saves time, and its hash; where that can't be, nothing is said.
+    """Write a file that only saves time, together with its hash. Failures are ignored.
 
-    A folder that is not there is made, for this user alone: what is kept may be code.
+    A missing folder is created for this user only, because the content may be code.
     """
     with suppress(OSError):  # OutputError is one
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -353,7 +355,7 @@ def write_vouched(path: Path, content: bytes) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write one of many small files whole: it does not wait for the disk, and nothing else is looked at.
+    """Write one of many small files completely or not at all, without waiting for the disk or checking the target.
 
     Raises :class:`OutputError`.
     """
@@ -370,11 +372,11 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole (:class:`OutputError`)."""
+    """Write a text file completely or not at all. Raises :class:`OutputError`."""
     with staged_file(path) as staged:
         staged.write(replace_undecodable(text).encode())
 
 
 def as_json(report: Any) -> str:
-    """Indented JSON with a closing newline."""
+    """Format a report as indented JSON with a closing newline."""
     return escape_hidden(replace_undecodable(json.dumps(report, indent=1, ensure_ascii=False))) + "\n"

@@ -1,7 +1,7 @@
-"""What of an address and of the environment is secret: shown to no reader, passed on to no other process.
+"""Removing secrets from addresses, and from the environment of child processes.
 
-Passwords stand in many places of an address: in front of the host, as values of a query, as a camera's parameters in
-the path, as the last part of an RTMP path. So only what is known to be harmless is shown.
+An address has passwords in many places: before the host, as values of a query, as a camera's parameters in the path, as
+the last part of an RTMP path. So only parts that are known to be harmless are shown.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
 from teso_deploy.text import to_one_line
 
 HIDDEN = "***"
-#: Names in queries and paths whose values say how a picture or a request is made, and open no door.
+#: Names in queries and paths whose values describe a picture or a request, and give no access.
 _HARMLESS = {
     "width", "height", "w", "h", "fps", "framerate", "rate", "channel", "channels", "subtype", "stream", "streamtype",
     "resolution", "codec", "videocodec", "audiocodec", "transport", "rtsp_transport", "protocol", "proto", "unicast",
     "multicast", "profile", "quality", "bitrate", "format", "video", "audio", "compression", "camera", "track", "lang",
     "timeout", "buffer_size", "fifo_size", "pkt_size", "overrun_nonfatal", "listen", "ttl", "reuse", "api-version",
 }  # fmt: skip
-#: In a path also the user, whom cameras name in front of the password.
+#: In a path also the user name, which cameras write before the password.
 _HARMLESS_IN_PATHS = _HARMLESS | {"user"}
 #: Values that are too short to be a secret.
 _SWITCH = re.compile(r"\d{1,2}|true|false|yes|no|on|off|tcp|udp", re.IGNORECASE)
 _PAIR = re.compile(r"(?:^|[_&,])(?P<name>[^=_&,]+)=")
-#: Panels of TV servers put user and password in front of a number: /live/USER/PASSWORD/12.ts.
+#: Panels of TV servers put user and password before a number: /live/USER/PASSWORD/12.ts.
 _PANEL = re.compile(
     r"/(?P<kind>(?:live|movie|series|timeshift)/)?(?!streaming/)[^/]+/[^/]+/(?:\d+(?:\.\w+)?|(?(kind)\d+/.*|(?!)))$",
     re.IGNORECASE,
@@ -36,7 +36,7 @@ _PANEL = re.compile(
 #: Letters that are words: LIVE, Live, live, liveStream.
 _WORDS = re.compile(r"(?:[A-Z]{1,8}|[A-Z]?[a-z]{1,16}){1,3}")
 _LEAST_RANDOM, _MOST_DIGITS, _MOST_WORD = 8, 14, 24
-#: A shorter secret is replaced only where it stands between the same characters as in the address.
+#: A shorter secret is replaced only between the same characters as in the address.
 _LEAST_SECRET = 3
 _SECRET_VARIABLE = re.compile(
     r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASS|CREDENTIALS?|AUTH)(?:_|$)|APIKEY|PASSWORD", re.IGNORECASE
@@ -44,7 +44,7 @@ _SECRET_VARIABLE = re.compile(
 
 
 def child_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment for a process of ours: this one's, without keys, tokens and passwords."""
+    """Return the environment for a child process: the current one without keys, tokens and passwords."""
     environment = os.environ if environment is None else environment
     return {name: value for name, value in environment.items() if not _SECRET_VARIABLE.search(name)}
 
@@ -54,7 +54,7 @@ class RedactedUrl:
     """An address without its secrets.
 
     Attributes:
-        shown: The address as it may be printed and kept.
+        shown: The address in a form that may be printed and stored.
     """
 
     shown: str
@@ -62,12 +62,12 @@ class RedactedUrl:
 
     @classmethod
     def parse(cls, url: str) -> RedactedUrl:
-        """Find what is secret in a URL. Raises :class:`ValueError` for one that is malformed."""
+        """Find the secrets of a URL. Raises :class:`ValueError` for a malformed one."""
         found = _find_secrets(url)
         return cls(found.shown, tuple(_forms_of(url, found)))
 
     def clean(self, message: str) -> str:
-        """Return a message of someone else without the secrets, however it writes them, as one printable line."""
+        """Return a foreign message as one printable line, without the secrets in any of their spellings."""
         for secret, shown in self._forms:
             message = message.replace(secret, shown)
         return to_one_line(message)
@@ -78,7 +78,7 @@ class RedactedUrl:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The secrets of a URL. ``beside``: the short texts in which a secret of one or two letters is found, too."""
+    """The secrets of a URL. ``beside``: the short texts in which a secret of one or two letters is replaced too."""
 
     shown: str
     secrets: set[str]
@@ -103,7 +103,7 @@ def _find_secrets(url: str, depth: int = 2) -> _Found:
 
 
 def _forms_of(url: str, found: _Found) -> Iterator[tuple[str, str]]:
-    """Texts that a message may hold and what stands for each, the longest first."""
+    """Yield (text in a message, its replacement), longest first."""
     bare, bare_shown = url.split("://", 1)[-1], found.shown.split("://", 1)[-1]
     host = urlsplit(url).netloc.rpartition("@")[2]
     tail, tail_shown = bare[bare.find(host) :], bare_shown.split("@", 1)[-1]
@@ -116,7 +116,7 @@ def _forms_of(url: str, found: _Found) -> Iterator[tuple[str, str]]:
 
 
 def _spellings(text: str) -> set[str]:
-    """A text as it is, decoded and encoded in each way that a library may have."""
+    """Return a text as it is, decoded, and encoded in each way that a library may use."""
     plain = {text, unquote(text), unquote_plus(text)}
     found = plain | {encode(one, safe) for one in plain for encode in (quote, quote_plus) for safe in ("", "/")}
     found |= {re.sub(r"%[0-9A-F]{2}", lambda match: match[0].lower(), one) for one in found}
@@ -124,7 +124,7 @@ def _spellings(text: str) -> set[str]:
 
 
 def _redact_path(path: str, scheme: str) -> tuple[str, set[str]]:
-    """A path without its secrets, and these."""
+    """Return a path without its secrets, and the secrets."""
     segments, secrets = path.split("/"), set[str]()
 
     def hide(number: int) -> None:
@@ -149,7 +149,7 @@ def _redact_path(path: str, scheme: str) -> tuple[str, set[str]]:
 
 
 def _redact_pairs(text: str, secrets: set[str]) -> str:
-    """A part of a path: ``user=me_password=x_channel=1`` up to the first value that may be secret, or a name."""
+    """Return ``user=me_password=x_channel=1`` up to the first value that may be secret; else the name."""
     start = 0
     for match in _PAIR.finditer(text):
         name, value = unquote(match["name"]).lower().strip(), re.split(r"[_&,](?=[^=_&,]+=)", text[match.end() :])[0]
@@ -164,7 +164,7 @@ def _redact_pairs(text: str, secrets: set[str]) -> str:
 
 
 def _redact_query(query: str) -> tuple[str, set[str]]:
-    """A query without its secrets, and these."""
+    """Return a query without its secrets, and the secrets."""
     shown, secrets = [], set[str]()
     for sign, part in re.findall(r"(^|[&;])([^&;]*)", query):
         name, equals, value = part.partition("=")
@@ -213,7 +213,7 @@ def _is_random(piece: str) -> bool:
         return True
     if any(len(run) > (_MOST_DIGITS if run.isdigit() else _MOST_WORD) for run in runs):
         return True
-    # Letters of other languages are words; signs are not.
+    # Letters of other alphabets count as words; punctuation does not.
     return any(
         not (run.isdigit() or run.isalpha()) or (run.isascii() and run.isalpha() and not _WORDS.fullmatch(run))
         for run in runs

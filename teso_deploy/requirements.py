@@ -1,4 +1,4 @@
-"""What this package needs to be installed, read from its own description, and the commands that install it."""
+"""The requirements of this package, read from its metadata, and the commands that install them."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-#: Installed by itself and exactly: a looser range, or an extra alone, brings gigabytes of CUDA packages.
+#: Installed alone and pinned: a looser range, or an extra alone, brings gigabytes of CUDA packages.
 TORCH = "torch==2.13.0"
-#: Extras that bring torch, themselves or by what they need.
+#: Extras that need torch, directly or not.
 TORCH_EXTRAS = ("export", "train", "cues", "bench")
 _LOWER_BOUND = re.compile(r"([A-Za-z0-9][\w.-]*)\s*(?:\[[^\]]*\])?\s*(?:[<=~!][^;]*?)?>=\s*([0-9][0-9.]*)")
 
 
 def write_install_command(extra: str, options: str = "") -> str:
-    """The command for a shell that installs an extra.
+    """Return the shell command that installs an extra.
 
     Args:
         extra: One of this package's extras.
-        options: Of ``pip install``, such as ``--upgrade``.
+        options: Options of ``pip install``, such as ``--upgrade``.
 
     Returns:
-        The command; where the extra needs torch and there is none, with a step before it that brings torch for the
-        CPU.
+        The command. If the extra needs torch and torch is missing, a first step installs torch for the CPU.
     """
     command = f"pip install {options + ' ' if options else ''}'teso-deploy[{extra}]'"
     needs_torch = extra in TORCH_EXTRAS and importlib.util.find_spec("torch") is None
@@ -33,14 +32,14 @@ def write_install_command(extra: str, options: str = "") -> str:
 
 
 def write_upgrade_command(package: str, bound: str) -> str:
-    """The command for a shell that brings a package to its lowest version or a newer one."""
+    """Return the shell command that upgrades a package to at least its lowest allowed version."""
     return f"pip install {TORCH}" if package == "torch" else f"pip install --upgrade '{package}>={bound}'"
 
 
 def read_requirements() -> list[str]:
-    """The requirements of the base install and of all extras but ``dev``; none where the description is absent."""
+    """Return the requirements of the base install and of all extras but ``dev``; empty without metadata."""
     description = Path(__file__).parents[1] / "pyproject.toml"
-    if description.is_file():  # of a checkout; what an editable install noted may be older
+    if description.is_file():  # in a checkout, because the metadata of an editable install may be older
         project = tomllib.loads(description.read_text(encoding="utf-8"))["project"]
         extras = project["optional-dependencies"].items()
         return [*project["dependencies"], *(one for extra, several in extras if extra != "dev" for one in several)]
@@ -52,7 +51,7 @@ def read_requirements() -> list[str]:
 
 
 def find_lower_bounds(requirements: Iterable[str]) -> dict[str, str]:
-    """Package → the lowest version that it may have; of several the highest.
+    """Return package → lowest allowed version; of several bounds the highest.
 
     >>> find_lower_bounds(["numpy>=2.0", "onnxruntime-gpu[cuda]>=1.25; extra == 'x'", "transformers<5,>=4.57", "av==1"])
     {'numpy': '2.0', 'onnxruntime-gpu': '1.25', 'transformers': '4.57'}
@@ -67,7 +66,7 @@ def find_lower_bounds(requirements: Iterable[str]) -> dict[str, str]:
 
 
 def is_older(version: str, bound: str) -> bool:
-    """Whether a version is below a bound of numbers.
+    """Whether a version is below a numeric bound.
 
     >>> is_older("1.9.2", "1.25"), is_older("2.13.0+cpu", "2.13"), is_older("16", "16.0.0")
     (True, False, False)

@@ -1,4 +1,4 @@
-"""Where the shipped recipes, bundles and clips lie, in the wheel or in a checkout; and where what was made is kept."""
+"""Paths of the shipped recipes, bundles and clips, in the wheel or in a checkout; and of this user's cache."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 def shipped_path(relative: str) -> Path:
-    """Path of a shipped file or folder, ``relative`` as it lies in the repository.
+    """Return the path of a shipped file or folder.
 
-    A wheel carries them under ``teso_deploy/_shipped``; a checkout (also an editable
-    install) has them two levels above this module. Wheels are always installed unpacked,
-    so that a real path exists. The path may not exist: the caller says what is missing.
+    A wheel has these files under ``teso_deploy/_shipped``; a checkout (also of an editable install) has them two
+    levels above this module. Wheels are always installed unpacked, so a real path exists. The returned path may not
+    exist: then the caller names what is missing. ``relative`` is the path in the repository.
     """
     package = Path(str(files("teso_deploy")))
     packed = package / "_shipped"
@@ -20,8 +20,5 @@ def shipped_path(relative: str) -> Path:
 
 
 def cache_folder(kind: str) -> Path:
-    """Where this user's machine keeps what can be made again, by its kind: $XDG_CACHE_HOME, else ``~/.cache``.
-
-    It may not exist.
-    """
+    """Return the cache folder for files of one kind: in $XDG_CACHE_HOME, else in ``~/.cache``. It may not exist."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teso-deploy" / kind

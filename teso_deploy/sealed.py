@@ -1,4 +1,4 @@
-"""Folders with a manifest that vouches for every file in them: written whole or not at all, checked when opened."""
+"""Folders with a manifest of every file in them: written completely or not at all, and checked when opened."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from teso_deploy.text import is_name, to_one_line
 M = TypeVar("M", bound=BaseModel)
 
 
-#: Larger than any manifest that was written, which have tens of kilobytes.
+#: Far above the size of real manifests, which have tens of kilobytes.
 MANIFEST_BYTES = 16 << 20
 
 
 class FileEntry(BaseModel):
-    """What a file must be."""
+    """Size and hash of a file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     sha256: str
@@ -37,21 +37,21 @@ class FileEntry(BaseModel):
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Return the SHA-256 of a file as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-#: Names that Windows gives to devices, in any folder and with any ending.
+#: Device names on Windows, in any folder and with any ending.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 _MOST_LETTERS = 255
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of a folder's file; :class:`BundleError` for a name that leads out of it or is not a file's name.
+    """Return the path of a folder's file. Raises :class:`BundleError` for a name that leads out of it.
 
-    A link is followed, wherever it leads: a download of the Hugging Face hub is a folder of links. What is read
-    through it is the file whose hash the manifest has.
+    Links are followed wherever they lead, because a download of the Hugging Face hub is a folder of links. The
+    content is checked anyway: its hash must be that of the manifest.
     """
     pure = PurePosixPath(name)
     strange = pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name
@@ -69,7 +69,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def first_fault(error: ValidationError) -> str:
-    """Where a table is wrong first and how, as one line that can be printed."""
+    """Describe the first fault of a table as one printable line."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = to_one_line(".".join(map(str, first["loc"])))
     return f"{where}: ".removeprefix(": ") + to_one_line(first["msg"].removeprefix("Value error, "))
@@ -82,7 +82,7 @@ def _begin_of(path: Path) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of folder: its manifest's name and version, keys that tell it from others, the command that writes it."""
+    """A kind of folder: manifest name, version, the keys that distinguish it, and the command that writes it."""
 
     manifest: str
     schema_version: int
@@ -91,7 +91,7 @@ class Kind:
     again: str
 
     def read(self, folder: Path, model: type[M]) -> M:
-        """The manifest; :class:`BundleError` names what is wrong with it."""
+        """Read the manifest. Raises :class:`BundleError`, which names the fault."""
         path = folder / self.manifest
         what = f"a folder that `{self.command}` wrote"
         try:
@@ -117,7 +117,7 @@ class Kind:
             raise BundleError(f"{path}: {first_fault(error)}; {self.again}") from error
 
     def check_files(self, folder: Path, files: Mapping[str, FileEntry]) -> None:
-        """Every file is there, inside, and what was written (:class:`BundleError`)."""
+        """Check that every file exists, is inside the folder, and is unchanged. Raises :class:`BundleError`."""
         for name, entry in files.items():
             path = inside(folder, name)
             try:
@@ -138,7 +138,7 @@ class Kind:
                 raise BundleError(f"{folder}: {name} is not the file that was exported (another hash); {self.again}")
 
     def hashed(self, folder: Path) -> dict[str, FileEntry]:
-        """An entry for every file below a folder but the manifest, by relative POSIX path."""
+        """Return an entry for every file in a folder except the manifest, by relative POSIX path."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != self.manifest)
         return {
             path.relative_to(folder).as_posix(): FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
@@ -146,12 +146,12 @@ class Kind:
         }
 
     def write(self, folder: Path, manifest: BaseModel) -> None:
-        """The manifest of a staged folder."""
+        """Write the manifest of a staged folder."""
         text = json.dumps(manifest.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False)
         (folder / self.manifest).write_text(text + "\n", encoding="utf-8")
 
     def _check_replaceable(self, out: Path, folder: Path) -> None:
-        """Refuse a folder that is not empty and not one of this kind, or that holds files which its manifest lacks."""
+        """Refuse a folder that is not empty and of another kind, or that has files which its manifest lacks."""
         with explained(out):
             found = {
                 path.relative_to(folder).as_posix()
@@ -175,9 +175,9 @@ class Kind:
             )
 
     def check_target(self, out: Path) -> Target:
-        """Refuse, before work starts, a place where such a folder can't be written (:class:`OutputError`).
+        """Check, before work starts, that such a folder can be written. Raises :class:`OutputError`.
 
-        A folder of this kind is replaced, of whichever version, also through a link to it.
+        An existing folder of this kind is replaced, in any version, also through a link.
         """
         target = find_target(out)
         if target.kind in ("file", "stream"):
@@ -195,9 +195,9 @@ class Kind:
 
     @contextmanager
     def staging(self, out: Path) -> Iterator[Path]:
-        """A folder beside ``out`` that takes its place when the block ends well, and vanishes otherwise.
+        """Yield a new folder that replaces ``out`` if the block succeeds, and is removed otherwise.
 
-        Raises :class:`OutputError` when ``out`` can't be written or is something else than such a folder.
+        Raises :class:`OutputError` if ``out`` can't be written or is not such a folder.
         """
         place = self.check_target(out).path
         with explained(out):

@@ -1,7 +1,7 @@
-"""Small text files that a user names: prompts, recipes, manifests, cue files, lists of words.
+"""Reading small text files that a user names: prompts, recipes, manifests, cue files, word lists.
 
-They are read whole, so nothing is read that is not a regular file, is too large, or is not UTF-8. A library's way to
-say that a file is malformed (a deep recursion, a number of thousands of digits) becomes an error of ours.
+They are read completely, so a file is refused if it is not regular, too large, or not UTF-8. Errors of libraries about
+malformed files (deep recursion, a number of thousands of digits) become errors of this package.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 from teso_deploy.errors import InputNotFoundError, TesoError
 from teso_deploy.text import to_one_line
 
-#: Larger than any list of words or cue file that was met.
+#: Larger than any word list or cue file so far.
 LIMIT_BYTES = 64 * 2**20
-#: What a clone without Git LFS has in place of each large file begins with this.
+#: Start of the file that a clone without Git LFS has in place of each large file.
 LFS_POINTER = b"version https://git-lfs"
-#: What such a file is, and what to do.
+#: Explanation and advice for such a file.
 LFS_ADVICE = "is a pointer of Git LFS, not the file: run `git lfs pull` where it was cloned"
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -42,19 +42,18 @@ def read_text(
 ) -> str:
     """Read a regular file as UTF-8, with or without a byte order mark.
 
-    Args:
-        path: The file. A link to one is followed.
-        what: What the file should be, with its article, for the messages: ``"a prompt's TOML file"``.
-        limit_bytes: A larger file is refused before it is read.
-        error: The class to raise for a file that exists and is not such a file.
+        path: The file. Links are followed.
+        what: What the file should be, with its article, for messages: ``"a prompt's TOML file"``.
+        limit_bytes: A larger file is refused before it is read. Default: 64 MiB.
+        error: The class to raise for a file that exists and can't be used. Default: InputNotFoundError.
 
     Returns:
-        The text. Line ends are as they are in the file.
+        The text, with the line ends of the file.
 
     Raises:
         InputNotFoundError: The file does not exist.
-        TesoError: Of class ``error``: a folder, a pipe or a device, a file that may not be read, is too large, or is
-            not UTF-8.
+        TesoError: Of class ``error``: the file is a folder, a pipe or a device, has no read permission, is too large,
+            or is not UTF-8.
     """
     content = read_bytes(path, what, limit_bytes=limit_bytes, error=error)
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -68,21 +67,28 @@ def read_text(
 def read_bytes(
     path: Path, what: str, *, limit_bytes: int = LIMIT_BYTES, error: type[TesoError] = InputNotFoundError
 ) -> bytes:
-    """Read a regular file whole. The arguments are those of :func:`read_text`, and so are the errors."""
+    """Read a regular file completely. Arguments and errors are as for :func:`read_text`.
+
+    Args:
+        path: The file. Links are followed.
+        what: What the file should be, for messages.
+        limit_bytes: A larger file is refused before it is read.
+        error: The class to raise for a file that exists and can't be used.
+    """
     try:
-        _check_regular(os.stat(path).st_mode, path, what, error)  # to open a pipe may wait for ever
+        _check_regular(os.stat(path).st_mode, path, what, error)  # opening a pipe may wait forever
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
             _check_regular(status.st_mode, path, what, error)
-            # A file of /proc says that it has 0 bytes.
+            # Files of /proc report a size of 0 bytes.
             content = b"" if status.st_size > limit_bytes else file.read(limit_bytes + 1)
-    except TesoError:  # ours are also an OSError or a ValueError
+    except TesoError:  # these are also an OSError or a ValueError
         raise
     except (FileNotFoundError, NotADirectoryError):
         raise InputNotFoundError(f"{path} can't be read (it does not exist): name {what}") from None
     except OSError as failure:
         raise error(f"{path} can't be read ({failure.strerror}): name {what}") from None
-    except ValueError:  # a zero byte, or a character that the file system can't have
+    except ValueError:  # a zero byte, or a character that the file system does not allow
         raise InputNotFoundError(f"{str(path)!a} can't be the name of a file: name {what}") from None
     if status.st_size > limit_bytes or len(content) > limit_bytes:
         raise error(f"{path} can't be read (it has more than {limit_bytes:,} bytes): name {what}")
@@ -90,21 +96,21 @@ def read_bytes(
 
 
 def parse_json(text: str, name: object, *, error: type[TesoError], advice: str = "write it again") -> Any:
-    """Parse JSON of a stranger.
+    """Parse untrusted JSON.
 
     Args:
         text: The JSON.
-        name: What the message calls it: a path, or a server.
+        name: The name of its origin for messages: a path, or a server.
         error: The class to raise.
-        advice: What the message says to do.
+        advice: What the message tells the user to do. Default: "write it again".
 
     Raises:
-        TesoError: Of class ``error``: not JSON, nested too deeply, a number of thousands of digits, or a string that
-            holds half a character, which no file and no terminal takes.
+        TesoError: Of class ``error``: the text is not JSON, is nested too deeply, has a number of thousands of
+            digits, or has a string with half a character, which no file and no terminal accepts.
     """
     try:
         content = json.loads(text)
-        if "\\ud" in text or "\\uD" in text:  # pairs of these are a character, one alone is not
+        if "\\ud" in text or "\\uD" in text:  # a pair of surrogates is a character, a single one is not
             json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise error(f"{name} is not JSON (a string has half a character): {advice}") from None
@@ -116,7 +122,13 @@ def parse_json(text: str, name: object, *, error: type[TesoError], advice: str =
 
 
 def parse_toml(text: str, name: object, *, error: type[TesoError]) -> dict[str, Any]:
-    """Parse TOML of a stranger. The arguments are those of :func:`parse_json`, and so are the errors."""
+    """Parse untrusted TOML. Arguments and errors are as for :func:`parse_json`.
+
+    Args:
+        text: The TOML.
+        name: The name of its origin for messages.
+        error: The class to raise.
+    """
     try:
         return tomllib.loads(text)
     except RecursionError:

@@ -1,7 +1,8 @@
-"""Files and folders that are written beside their place first, and then take it in one step.
+"""Files and folders that are written under a temporary name first, and renamed in one step.
 
 Each has a name that can't be guessed, is created exclusively, and is locked by the process that writes it. A lock ends
-with its process, also across containers. What can be locked was left by a process that died, and is removed.
+with its process, also across containers. So a temporary file that can be locked was left by a dead process and is
+removed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-#: ``part``: not finished. ``aside``: holds what is about to be replaced, under its own name.
+#: ``part``: not finished. ``aside``: contains, under its own name, what is about to be replaced.
 _Kind = Literal["part", "aside"]
 _NAME = re.compile(r"\.teso-[0-9a-f]{16}\.(part|aside)")
 _AT_FDCWD = -100
@@ -27,7 +28,7 @@ _RENAME_EXCHANGE = 2
 
 
 def is_staged(name: str) -> bool:
-    """Tell whether a name in a folder is one that this module gives."""
+    """Whether a name in a folder is a temporary name of this module."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -36,12 +37,12 @@ def _new_path(folder: Path, kind: _Kind) -> Path:
 
 
 def _lock(descriptor: int, path: Path) -> bool:
-    """Lock what was just created; False if another process has removed it before that."""
+    """Lock what was just created. Return False if another process removed it before that."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks: what is left there stays
+    except OSError:  # a file system without locks: leftovers stay there
         return True
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
@@ -50,7 +51,7 @@ def _lock(descriptor: int, path: Path) -> bool:
 
 
 def create_file(folder: Path) -> BinaryIO:
-    """Create an empty file, open for reading and writing; ``name`` is its path. Raises OSError."""
+    """Create an empty file, open for reading and writing. Its path is ``name``. Raises OSError."""
     while True:
         path = _new_path(folder, "part")
         file = open(path, "x+b")  # noqa: SIM115 - the caller closes it
@@ -61,7 +62,7 @@ def create_file(folder: Path) -> BinaryIO:
 
 @contextmanager
 def created_folder(folder: Path, kind: _Kind = "part") -> Iterator[Path]:
-    """Create an empty folder, and remove what has its name when the block ends. Raises OSError."""
+    """Yield a new empty folder, and remove whatever has its name at the end. Raises OSError."""
     while True:
         path = _new_path(folder, kind)
         path.mkdir()
@@ -77,7 +78,7 @@ def created_folder(folder: Path, kind: _Kind = "part") -> Iterator[Path]:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove from a folder what processes left that have died. What can't be removed stays."""
+    """Remove from a folder what dead processes left there. What can't be removed stays."""
     with suppress(OSError):
         for name in [name for name in os.listdir(folder) if is_staged(name)]:
             with suppress(OSError):
@@ -86,7 +87,7 @@ def clear_leftovers(folder: Path) -> None:
 
 def _clear(path: Path) -> None:
     is_folder = stat.S_ISDIR(os.lstat(path).st_mode)
-    # Some network file systems lock only what is open for writing. A folder can't be.
+    # Some network file systems lock only files that are open for writing. A folder can't be.
     how = os.O_RDONLY | os.O_DIRECTORY if is_folder else os.O_RDWR | os.O_NONBLOCK
     descriptor = os.open(path, how | os.O_NOFOLLOW)
     try:
@@ -104,7 +105,7 @@ def _clear(path: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Exchange the names of two files or folders, in one step. Raises OSError where the system can't."""
+    """Exchange the names of two files or folders in one step. Raises OSError if the system can't."""
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -116,10 +117,10 @@ def exchange(one: Path, other: Path) -> None:
 
 
 def put_in_place(new: Path, place: Path) -> None:
-    """Give a staged folder its name. What had the name is then called ``new``.
+    """Rename a staged folder to its final name. The folder that had this name is then called ``new``.
 
-    If the process is killed, the name is that of the old folder or of the new one. Where the system can't exchange
-    names, the old folder may be in one ending in ``.aside`` then, and :func:`clear_leftovers` brings it back.
+    If the process is killed, the name belongs to the old folder or to the new one. On a system that can't exchange
+    names, the old folder may then be in a folder ending in ``.aside``; :func:`clear_leftovers` brings it back.
     Raises OSError.
     """
     if not os.path.lexists(place):
@@ -133,7 +134,7 @@ def put_in_place(new: Path, place: Path) -> None:
         try:
             os.rename(place, old)
             os.rename(new, place)
-        except BaseException:  # an interrupt as well
+        except BaseException:  # interrupts too
             if os.path.lexists(old) and not os.path.lexists(place):
                 os.rename(old, place)
             raise

@@ -1,29 +1,28 @@
-"""Text that others wrote, made safe to print: a server's answer, a file's metadata, a message of a library."""
+"""Making foreign text safe to print: a server's answer, a file's metadata, a library's message."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-#: Characters of foreign text that one message shows.
+#: The most characters of foreign text in one message.
 LIMIT = 300
-#: Characters of a whole message. A path may have 4096.
+#: The most characters of a whole message. A path may have 4096.
 MESSAGE_LIMIT = 1000
 _MORE = "…"
-#: Sequences that terminals obey: colours, titles, links, cursor movements.
+#: Sequences that terminals execute: colours, titles, links, cursor movements.
 _ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\)|[ -/]*[0-~])|\x9b[0-?]*[ -/]*[@-~]", re.DOTALL
 )
-#: Control characters beyond those that JSON escapes, and marks that turn text round or are not to be seen.
+#: Control characters that JSON does not escape, and invisible or direction-changing marks.
 _HIDDEN = re.compile("[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
 
 
 def to_printable(text: str) -> str:
-    """Return one line without characters that a terminal obeys or hides.
+    """Return one line without characters that a terminal executes or hides.
 
-    Line ends, control characters, and marks that turn or hide text become a space. A byte that is not text in a file's
-    name becomes ``�``. Spaces between words stay as they are, so that the names of files do.
-
+    Line ends, control characters, and marks that reverse or hide text become a space. An undecodable byte in a file
+    name becomes ``�``. Spaces between words stay, so that file names stay the same.
     >>> to_printable("a\\x1b[31mred\\x1b[0m\\nteso-deploy: all is well")
     'ared teso-deploy: all is well'
     """
@@ -35,7 +34,7 @@ def to_printable(text: str) -> str:
 
 
 def replace_undecodable(text: str) -> str:
-    """Return text that can be written as UTF-8: a byte that is not text in the name of a file becomes ``�``.
+    """Return text that can be written as UTF-8: an undecodable byte in a file name becomes ``�``.
 
     >>> replace_undecodable("caf\\udce9.mp4")
     'caf�.mp4'
@@ -44,9 +43,9 @@ def replace_undecodable(text: str) -> str:
 
 
 def escape_hidden(json_text: str) -> str:
-    """Return JSON whose strings hold no raw character that a terminal obeys or hides; it says the same.
+    """Escape the characters in JSON strings that a terminal executes or hides. The meaning stays the same.
 
-    JSON itself escapes the first 32 characters alone.
+    JSON itself escapes only the first 32 characters.
 
     >>> escape_hidden('"\u202e\x9b\x7f 犬"')
     '"\\\\u202e\\\\u009b\\\\u007f 犬"'
@@ -60,13 +59,13 @@ def to_one_line(text: object, limit: int = LIMIT) -> str:
     >>> to_one_line("Traceback:\\n    line 1", limit=12)
     'Traceback: …'
     """
-    # A text of megabytes is cut first: what is cut off later is not worth cleaning.
+    # Cut a text of megabytes first: the rest would be cleaned in vain.
     line = " ".join(to_printable(str(text)[: 20 * limit]).split())
     return line if len(line) <= limit else line[: limit - len(_MORE)] + _MORE
 
 
 def shorten_middle(text: str, limit: int = MESSAGE_LIMIT) -> str:
-    """Return at most ``limit`` characters of a message: what is wrong is at its beginning, what to do at its end.
+    """Return at most ``limit`` characters of a message. Keep the start (what is wrong) and the end (what to do).
 
     >>> shorten_middle("/tmp/" + "a" * 99 + " does not exist: name a video", limit=60)
     '/tmp/aaaaaaaaaaaaaaaaaaaaaa … a does not exist: name a video'
@@ -77,14 +76,14 @@ def shorten_middle(text: str, limit: int = MESSAGE_LIMIT) -> str:
     return f"{text[: limit - end - 3]} {_MORE} {text[-end:].lstrip()}"
 
 
-#: Marks that turn the direction of what follows.
+#: Marks that change the direction of the following text.
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def is_name(text: str) -> bool:
-    """Return whether text has no character that ends a line, that a terminal obeys, or that turns what follows.
+    """Whether text has no line end, no character that a terminal executes, and no change of direction.
 
-    Joiners and wide spaces are letters of names in many languages, though Python does not call them printable.
+    Joiners and wide spaces are parts of names in many languages, although Python does not call them printable.
 
     >>> is_name("می\u200cخوانم"), is_name("a\\x1b[31m")
     (True, False)

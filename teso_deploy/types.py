@@ -1,6 +1,6 @@
-"""What flows through the house: frames, windows of sound, cues, segmentations.
+"""Data types that are passed between the stages: frames, audio windows, cues, segmentations.
 
-All are frozen and slotted, validated when made, and print shapes instead of data.
+All are frozen and slotted, validated on construction, and print shapes instead of data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WINDOW_SAMPLES = 15_600
 
 #: Height and width of a picture, in pixels.
 ImageSize = tuple[int, int]
-#: What a form of a graph is computed in.
+#: The numeric precision in which a form of a graph is computed.
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 #: Where cues came from: a source of :mod:`teso_deploy.cues.sources.registry`, "fallback" or "none".
 CueSourceName = str
@@ -38,10 +38,13 @@ class _Printed:
 class Frame(_Printed):
     """One picture of a video.
 
-    ``image`` (H, W, 3) uint8 RGB, as players show it. OpenCV's pictures are BGR, which can't be recognised: give
-    ``image[:, :, ::-1]``. ``pts_seconds`` from the file's origin (the
-    earliest start of its streams); ``index`` counts decoded frames from 0; ``segment``
-    counts the stretches between discontinuities of the clock.
+    Attributes:
+        image: (H, W, 3) uint8 RGB, as players show it. OpenCV's pictures are BGR, which can't be detected: pass
+            ``image[:, :, ::-1]``.
+        pts_seconds: Time from the file's origin, the earliest start of its streams.
+        index: Number of the decoded frame, from 0.
+        segment: Number of the stretch between discontinuities of the clock, from 0.
+        is_corrupt: Whether the decoder reported damage in it.
     """
 
     image: NDArray[np.uint8]
@@ -56,14 +59,16 @@ class Frame(_Printed):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AudioWindow(_Printed):
-    """A window of sound: ``samples`` (N,) float32 in [-1, 1], 16 kHz mono.
+    """A window of sound. Silence is zeros.
 
-    NaN, and samples beyond 1.5, are refused: integers that were not divided, most likely. Readers of files and streams
-    clip louder sound themselves.
+    NaN, and samples beyond 1.5, are refused: they are most likely integers that were not divided. Readers of files
+    and streams clip louder sound themselves.
 
-    ``start_seconds`` is the time of the first sample on the frames' clock,
-    ``gap_seconds`` how much of the window is filling (zeros where nothing was recorded),
-    ``is_silent`` whether there is no sound in it at all.
+    Attributes:
+        samples: (N,) float32 in [-1, 1], 16 kHz mono.
+        start_seconds: Time of the first sample on the frames' clock.
+        gap_seconds: How much of the window was not recorded and is zeros.
+        is_silent: Whether the window has no sound at all.
     """
 
     samples: NDArray[np.float32]
@@ -77,9 +82,16 @@ class AudioWindow(_Printed):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Cues(_Printed):
-    """Text cues: ``names`` in the order of the valid slots (slots behind them are padding that
-    counts), ``embeddings`` (N_T, d_T) float32 with zero rows where unused, ``valid`` (N_T,) bool,
-    where they came from and how old they are."""
+    """Text cues.
+
+    Attributes:
+        names: In the order of the valid slots. Valid slots after the last name hold padding that the network
+            attends to.
+        embeddings: (N_T, d_T) float32, with zero rows where unused.
+        valid: (N_T,) bool.
+        source: The cue source that gave them.
+        age_seconds: Time since they were given.
+    """
 
     names: tuple[str, ...]
     embeddings: NDArray[np.float32]
@@ -98,13 +110,14 @@ class Cues(_Printed):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Segmentation(_Printed):
-    """What sounds in one frame.
+    """The masks of one frame: which class sounds where.
 
-    ``labels`` (H, W) uint8 at the frame's size: 0 background, k the k-th class of the
-    bundle (1-based). ``class_scores`` (C,) float32: the highest mask probability of each
-    class; of heads that add up their queries it may exceed 1. ``cue_gate`` (N_T,)
-    float32: ξ, a cue is masked where it is ≤ 0. ``stamps``: stage → monotonic seconds
-    at which it was done, in the order of the pipeline.
+    Attributes:
+        labels: (H, W) uint8 at the frame's size: 0 is background, k the k-th class of the bundle (1-based).
+        class_scores: (C,) float32, the highest mask probability of each class. It may exceed 1 for heads that add
+            up their queries.
+        cue_gate: (N_T,) float32, ξ of the paper: a cue is masked if its value is ≤ 0.
+        stamps: Stage → monotonic seconds at which it ended, in the order of the pipeline.
     """
 
     labels: NDArray[np.uint8]
@@ -123,16 +136,16 @@ class Segmentation(_Printed):
 
     @property
     def positive_pixel_rate(self) -> float:
-        """Share of the frame's pixels that carry a label, 0 … 1."""
+        """Share of the frame's pixels that have a label, 0 … 1."""
         return float(np.count_nonzero(self.labels)) / self.labels.size
 
     @property
     def is_blank(self) -> bool:
-        """True when under 0.2 % of the pixels are labelled."""
+        """Whether less than 0.2 % of the pixels are labelled."""
         return self.positive_pixel_rate < BLANK_PIXEL_RATE
 
     def shown(self, classes: Sequence[str]) -> tuple[str, ...]:
-        """Those of the bundle's classes whose masks are not blank."""
+        """Return the names of the bundle's classes whose masks are not blank."""
         areas = np.bincount(self.labels.ravel(), minlength=1 + len(classes))[1:]
         least = BLANK_PIXEL_RATE * self.labels.size
         return tuple(name for name, area in zip(classes, areas, strict=True) if area >= least)

@@ -47,10 +47,12 @@ class MediaInfo:
     """Properties that a file announces.
 
     Attributes:
+        path: The file.
         width: Of the picture as it is shown: upright, in square pixels.
         height: Of the same picture.
         fps: Mean frame rate; 0 if unknown.
         duration_seconds: 0 if unknown.
+        has_audio: Whether it has an audio track.
     """
 
     path: Path
