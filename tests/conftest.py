@@ -14,8 +14,9 @@ from PIL import Image, ImageDraw
 
 from teso_deploy.evaluation.media_library import MediaLibrary, read_library
 from teso_deploy.recipe import Recipe
+from teso_deploy.types import Precision
 from tests.support.imports import find_absent_packages
-from tests.support.sharing import equal_graphs_once, made_once, shared_folder
+from tests.support.sharing import CACHE, exported_once, shared_folder
 
 #: Import names of what every install has, and of what runs the tests.
 ALWAYS_INSTALLED = {
@@ -31,6 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let the commands that tests start be ended by SIGINT, also where a script runs the tests in the background."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not hasattr(config, "workerinput"):  # once a run, in the process that starts the others
+        CACHE.prune()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -141,8 +144,10 @@ def tiny_bundle(tiny_recipe: Recipe, shared: Path) -> Path:
     need_export()
     from teso_deploy.conversion.bundle_export import export_bundle
 
-    with equal_graphs_once(shared):
-        return made_once(shared / "tiny", lambda out: export_bundle(tiny_recipe, out, random_weights_seed=0))
+    def export(out: Path) -> None:
+        export_bundle(tiny_recipe, out, random_weights_seed=0)
+
+    return exported_once(shared / "tiny", tiny_recipe, export)
 
 
 @pytest.fixture(scope="session")
@@ -154,8 +159,9 @@ def full_bundle(tiny_recipe: Recipe, shared: Path) -> Path:
     image = tiny_recipe.image.model_copy(update={"sizes": ((64, 64), (64, 96))})
     recipe = tiny_recipe.model_copy(update={"image": image})
 
-    def export(out: Path) -> None:
-        export_bundle(recipe, out, random_weights_seed=0, precisions=("fp32", "fp16", "bf16", "int8"))
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 
-    with equal_graphs_once(shared):
-        return made_once(shared / "full", export)
+    def export(out: Path) -> None:
+        export_bundle(recipe, out, random_weights_seed=0, precisions=precisions)
+
+    return exported_once(shared / "full", (recipe, precisions), export)

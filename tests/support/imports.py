@@ -29,7 +29,7 @@ def find_imports(path: Path, *, at_load: bool = False) -> frozenset[str]:
     return frozenset(found)
 
 
-def _find_file(module: str) -> Path | None:
+def find_file(module: str) -> Path | None:
     """The file of a module of this repository; None for a name within a module, and for other packages."""
     path = ROOT / module.replace(".", "/")
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
@@ -44,7 +44,7 @@ def find_absent_packages(path: Path) -> set[str]:
             top = name.split(".")[0]
             if top not in ("tests", "teso_deploy", "benchmarks"):
                 absent |= set() if find_spec(top) else {top}
-            elif (file := _find_file(name)) is not None and file not in seen:
+            elif (file := find_file(name)) is not None and file not in seen:
                 seen.add(file)
                 waiting.append(file)
     return absent

@@ -1,29 +1,36 @@
-"""What is made once for all tests, also where several processes run them."""
+"""What is made once for all tests: in a run of several processes, and from one run to the next."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import io
 import os
-import pickle
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.content import describe_versions, digest_content, digest_sources, find_sources
+from tests.support.disk_cache import DiskCache, cache_folder
+from tests.support.imports import ROOT
+
+#: Found when the tests are loaded, before one of them changes its environment.
+CACHE = DiskCache(cache_folder())
+
 
 def shared_folder(own: Path) -> Path:
-    """What all processes of this run have in common; ``own``: pytest's temporary folder of this one."""
+    """The folder that all processes of this run have in common; ``own``: pytest's temporary folder of this one."""
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
     folder.mkdir(exist_ok=True)
     return folder
 
 
 def made_once(path: Path, make: Callable[[Path], object]) -> Path:
-    """``path``, which the first to ask makes and the others wait for: read it, don't write to it."""
+    """``path``, which the first process makes while the others wait for it: read it, don't write to it."""
     with path.with_name(f"{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
@@ -33,24 +40,49 @@ def made_once(path: Path, make: Callable[[Path], object]) -> Path:
     return path
 
 
-def content_digest(thing: Any) -> str:
-    """Of all that a thing holds, pickled; of a tensor its type, shape and numbers, for its pickle has addresses."""
-    import torch
+@cache
+def _bundle_sources() -> str:
+    """A digest of everything in the repository that decides what an export writes."""
+    folders = ("teso_deploy/models", "teso_deploy/conversion", "engines/profiles", "export")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*") if file.is_file()]
+    code = find_sources("teso_deploy.conversion.bundle_export", "teso_deploy.conversion.derive")
+    return digest_sources({*code, *(file for file in files if file.suffix != ".pyc")})
 
-    class Content(pickle.Pickler):
-        def reducer_override(self, held: Any) -> Any:
-            if not isinstance(held, torch.Tensor):
-                return NotImplemented
-            return tuple, ([type(held).__name__, str(held.dtype), *held.shape, held.detach().numpy().tobytes()],)
 
-    stream = io.BytesIO()
-    Content(stream).dump(thing)
-    return hashlib.sha256(stream.getvalue()).hexdigest()
+def exported_once(path: Path, decided_by: object, make: Callable[[Path], object]) -> Path:
+    """A bundle at ``path``, exported once for all runs of the same code: read it, don't write to it.
+
+    Args:
+        path: A place in this run's shared folder.
+        decided_by: What decides the bundle besides the code: recipe, seed, precisions.
+        make: Writes the bundle; called if no run has made it before.
+    """
+    words = ("bundle", digest_content(decided_by), _bundle_sources(), describe_versions())
+    key = hashlib.sha256("\n".join(words).encode()).hexdigest()
+
+    def export(out: Path) -> None:
+        with equal_graphs_once():
+            make(out)
+
+    return made_once(path, lambda out: CACHE.make(key, export, out))
+
+
+def _graph_key(module: Any, *arguments: Any) -> str:
+    """A digest of a module, the code of its parts, the arguments and the exporter.
+
+    Of the package only the networks and their recipe count: other modules that they import check and describe.
+    """
+    classes = {type(part).__module__ for part in module.modules()}
+    parts = (ROOT / "teso_deploy/models", ROOT / "tests", ROOT / "teso_deploy/recipe.py")
+    code = {file for file in find_sources(*sorted(classes)) if any(file.is_relative_to(part) for part in parts)}
+    code |= {ROOT / "teso_deploy/recipe_tables.py", ROOT / "teso_deploy/conversion/graphs.py"}
+    words = ("graph", digest_content((module, *arguments)), digest_sources(code), describe_versions())
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 
 @contextmanager
-def equal_graphs_once(folder: Path) -> Iterator[None]:
-    """While this lasts, the same module with the same weights goes through PyTorch's exporter once."""
+def equal_graphs_once() -> Iterator[None]:
+    """While this lasts, the same module with the same weights goes through PyTorch's exporter once for all runs."""
     import onnx
 
     from teso_deploy.conversion import graphs
@@ -58,9 +90,11 @@ def equal_graphs_once(folder: Path) -> Iterator[None]:
     export = graphs.exported
 
     def exported(module: Any, arguments: Any, inputs: Any, outputs: Any, shapes: Any) -> onnx.ModelProto:
-        path = folder / f"{content_digest((module, list(arguments), list(inputs), list(outputs)))}.onnx"
-        made_once(path, lambda to: onnx.save(export(module, arguments, inputs, outputs, shapes), to))
-        return onnx.load(path)
+        key = _graph_key(module, list(arguments), list(inputs), list(outputs), repr(shapes))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "graph.onnx"
+            CACHE.make(key, lambda to: onnx.save(export(module, arguments, inputs, outputs, shapes), to), path)
+            return onnx.load(path)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graphs, "exported", exported)
