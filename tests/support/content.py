@@ -6,6 +6,7 @@ import ast
 import enum
 import hashlib
 import platform
+import sys
 import types
 from collections.abc import Iterable
 from functools import cache
@@ -64,12 +65,11 @@ class _Content:
             self._add_new(thing)
 
     def _add_new(self, thing: Any) -> None:
-        import torch
-
-        if isinstance(thing, torch.Tensor):
+        torch: Any = sys.modules.get("torch")  # without it nothing is a tensor, and loading it takes seconds
+        if torch is not None and isinstance(thing, torch.Tensor):
             numbers = thing.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             self._write(type(thing).__name__, thing.dtype, tuple(thing.shape), numbers)
-        elif isinstance(thing, torch.dtype | torch.device | Path):
+        elif isinstance(thing, Path) or (torch is not None and isinstance(thing, torch.dtype | torch.device)):
             self._write(type(thing).__name__, thing)
         elif isinstance(thing, types.FunctionType):
             cells = [cell.cell_contents for cell in thing.__closure__ or ()]
