@@ -102,7 +102,7 @@ def parse_json(text: str, name: object, *, error: type[TesoError], advice: str =
         text: The JSON.
         name: The name of its origin for messages: a path, or a server.
         error: The class to raise.
-        advice: What the message tells the user to do. Default: "write it again".
+        advice: The advice at the end of the message. Default: "write it again".
 
     Raises:
         TesoError: Of class ``error``: the text is not JSON, is nested too deeply, has a number of thousands of

@@ -1,4 +1,4 @@
-"""A model put together from checkpoints of others: each gives its part, the rest stays as it was built."""
+"""Assembling a model from checkpoints of other projects: each gives one part, the rest keeps its initial weights."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from teso_deploy.models.teso import Teso, build
 from teso_deploy.recipe import Recipe
 from teso_deploy.text import to_one_line
 
-#: How a file is handed over: ``visual=FILE``; without a name the file itself says what it is.
+#: The parts of ``--checkpoint visual=FILE``. Without a part, the content of the file decides.
 PARTS: tuple[Part, ...] = ("visual", "audio", "text", "model")
-#: Where a part's own keys lie in the whole model.
+#: The prefix of a part's own keys in the whole model.
 _PLACES: dict[Part, str] = {"visual": "", "audio": "audio_encoder.", "text": "", "model": ""}
 
 
 @dataclass(frozen=True, slots=True)
 class WeightSource:
-    """A checkpoint and what it was recognised as.
+    """A checkpoint and the format that was recognised.
 
     Args:
-        path: As the user named it.
-        tensors: By the keys of its format.
-        format: None for one of our own.
-        folder: Where its files lie; default: ``path``.
-        is_averaged: True for an average over training.
+        path: The path as the user named it.
+        tensors: Tensors by the keys of the format.
+        format: The recognised format; None for a checkpoint of this package.
+        folder: The folder of its files. Default: ``path``.
+        is_averaged: Whether the weights are an average over training.
     """
 
     path: Path
@@ -47,18 +47,18 @@ class WeightSource:
 
     @property
     def beside(self) -> Path:
-        """Where files that belong to it lie: that folder, or a file in it."""
+        """The folder, or a file in the folder, with the other files of the checkpoint."""
         return self.folder or self.path
 
     @property
     def part(self) -> Part:
-        """What it gives a model."""
+        """The part of a model that it gives."""
         return self.format.part if self.format else "model"
 
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """A model, the file of each of its parts, the keys that none gave, and the text tower where one was given."""
+    """A model, the file of each part, the keys that no file gave, and the text tower if a file gave one."""
 
     model: Teso
     sources: dict[Part, Path]
@@ -68,7 +68,7 @@ class Assembly:
 
     @property
     def is_trained(self) -> bool:
-        """True when every weight is from a file."""
+        """Whether every weight is from a file."""
         return not self.random
 
     def __str__(self) -> str:
@@ -80,7 +80,7 @@ class Assembly:
 
 
 def grouped(keys: Sequence[str]) -> str:
-    """Keys by the module that they are in: "fusion.sedam (64), fusion.pmqs (52)"; adapters by themselves."""
+    """Group keys by module: "fusion.sedam (64), fusion.pmqs (52)". Adapters are listed separately."""
 
     def module(key: str) -> str:
         return "adapters" if ".adapter." in key or "_adapter." in key else ".".join(key.split(".")[:2])
@@ -89,22 +89,22 @@ def grouped(keys: Sequence[str]) -> str:
 
 
 def recognised(path: Path, part: str | None = None, averaging: Averaging | None = None) -> WeightSource:
-    """Read a checkpoint and say what it is.
+    """Read a checkpoint and recognise its format.
 
     Args:
-        path: What :func:`weight_files.read_weights` takes.
-        part: What it must give a model; default: anything.
-        averaging: Which of two sets of weights, where it holds an average beside the trained ones.
+        path: Any path that :func:`weight_files.read_weights` accepts.
+        part: The part it must give a model. Default: any.
+        averaging: Which set of weights to take if the file has both trained and averaged ones.
 
     Raises:
-        CheckpointError: A file of no known kind, or of another part; and what ``read_weights`` raises.
+        CheckpointError: The format is unknown, or the file is another part; and the errors of ``read_weights``.
     """
     found = weight_files.read_weights(path, averaging, part)
     if found.format is None and not found.is_own:
         names = ", ".join(sorted({kind.name for kind in FORMATS}))
         raise CheckpointError(
             f"{path} is of no known kind (its first keys: {to_one_line(', '.join(list(found.tensors)[:3]))}): "
-            f"give a checkpoint of our own, or one of {names}"
+            f"give a checkpoint of this package, or one of {names}"
         )
     source = WeightSource(path, found.tensors, found.format, found.folder, found.is_averaged)
     if part is not None and source.part != part:
@@ -118,10 +118,15 @@ def _shape(tensor: Tensor) -> list[int]:
 
 
 def mapped(source: WeightSource, recipe: Recipe, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], KeyReport]:
-    """Tensors for our keys from a file's, by its key map.
+    """Convert the tensors of a file to our keys, by the key map of its format.
 
-    ``own``: keys and tensors of the module that the map speaks of. The report names keys as the
-    file does, and of a wrong shape both.
+    Args:
+        source: The file.
+        recipe: The recipe of the model.
+        own: Keys and tensors of the module that the key map describes.
+
+    Returns:
+        Tensors by our keys, and a report. The report uses the file's keys; for a wrong shape it names both keys.
     """
     assert source.format is not None
     given: dict[str, Tensor] = {}
@@ -136,7 +141,7 @@ def mapped(source: WeightSource, recipe: Recipe, own: Mapping[str, Tensor]) -> t
         theirs = tuple(source.tensors[name] for name in rule.sources)
         try:
             pairs = list(zip(rule.targets, rule.convert(theirs), strict=True))
-        except (RuntimeError, ValueError, IndexError):  # a shape that the conversion was not made for
+        except (RuntimeError, ValueError, IndexError):  # a shape that the conversion does not support
             misshaped.append(f"{rule.sources[0]} {_shape(theirs[0])} ({rule.targets[0]})")
             continue
         for key, value in pairs:
@@ -154,7 +159,7 @@ def mapped(source: WeightSource, recipe: Recipe, own: Mapping[str, Tensor]) -> t
 
 
 def _other_sizes(source: WeightSource, recipe: Recipe) -> str:
-    """What sizes the file has that the recipe has not, in words; nothing where they agree or can't be read."""
+    """Describe the file's sizes that differ from the recipe; empty if none differ or they can't be read."""
     assert source.format is not None
     try:
         theirs = source.format.sized(recipe, source.tensors).model_dump()
@@ -173,9 +178,19 @@ def _other_sizes(source: WeightSource, recipe: Recipe) -> str:
 def fitted(
     source: WeightSource, recipe: Recipe, own: Mapping[str, Tensor], seed: int | None
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors for our keys, and our keys whose tensor in the file has other classes and was left out.
+    """Convert the tensors of a file to our keys, and require that they fit.
 
-    Raises :class:`CheckpointError` that names the keys which do not fit.
+    Args:
+        source: The file.
+        recipe: The recipe of the model.
+        own: Keys and tensors of the module that the key map describes.
+        seed: Seed for weights that no file gives. None: tensors for other classes are an error.
+
+    Returns:
+        Tensors by our keys, and our keys that were skipped because the file has other classes.
+
+    Raises:
+        CheckpointError: Names the keys that do not fit.
     """
     assert source.format is not None
     given, report = mapped(source, recipe, own)
@@ -200,14 +215,14 @@ def fitted(
 
 
 def _whole(source: WeightSource, recipe: Recipe) -> Teso:
-    """A model of our own checkpoint, with the thresholds that it was calibrated to."""
+    """Build a model from a checkpoint of this package, with its calibrated thresholds."""
     model = build(checkpoints.calibrated(recipe, source.path))
     checkpoints.fill(model, source.tensors, source.path)
     return model
 
 
 def _sized(source: WeightSource, recipe: Recipe) -> Recipe:
-    """The recipe with the sizes that a file has. Raises :class:`CheckpointError` where they make no model."""
+    """Return the recipe with the file's sizes. Raises :class:`CheckpointError` if they do not make a model."""
     assert source.format is not None
     try:
         return Recipe.model_validate(source.format.sized(recipe, source.tensors).model_dump(by_alias=True))
@@ -218,7 +233,7 @@ def _sized(source: WeightSource, recipe: Recipe) -> Recipe:
 
 
 def _check_averaging(sources: Iterable[WeightSource], averaging: Averaging | None) -> None:
-    """Refuse a choice that no file has (:class:`CheckpointError`)."""
+    """Raise :class:`CheckpointError` if no file offers the requested choice."""
     if averaging is not None and not any(source.is_averaged == (averaging == "ema") for source in sources):
         what = "the average of its weights" if averaging == "ema" else "weights that are not an average"
         raise CheckpointError(f"no checkpoint holds {what}: omit --weights {averaging}")
@@ -230,17 +245,17 @@ def assemble(
     random_weights_seed: int | None = None,
     averaging: Averaging | None = None,
 ) -> Assembly:
-    """Build a recipe's model and fill it from checkpoints.
+    """Build the model of a recipe and fill it from checkpoints.
 
     Args:
-        recipe: What is built.
-        checkpoint_files: (part or None, file) of each.
-        random_weights_seed: Of what no file gives; default: all must be given.
-        averaging: Which weights of files that hold an average beside the trained ones; default: such are refused.
+        recipe: The recipe.
+        checkpoint_files: (part or None, file) for each checkpoint.
+        random_weights_seed: Seed for weights that no file gives. Default: every weight must be given.
+        averaging: Which weights to take from files with both trained and averaged ones. Default: refuse such files.
 
     Raises:
-        CheckpointError: A file of no known kind, keys that do not fit, two files of one part, a part whose encoder
-            the recipe does not have, or keys that no file gives without a seed for them.
+        CheckpointError: A file of unknown format, keys that do not fit, two files for one part, a part that the
+            recipe does not have, or keys that no file gives while no seed is given.
     """
     sources: dict[Part, WeightSource] = {}
     for part, path in checkpoint_files:
@@ -271,7 +286,7 @@ def assemble(
         recipe = _sized(whole, recipe)
     model = build(recipe, random_weights_seed)
     own = model.state_dict()
-    kept = dict.fromkeys(own)  # in order: what no file gives
+    kept = dict.fromkeys(own)  # in order: the keys that no file gives
     for part, source in sources.items():
         place = _PLACES[part]
         inside = {key.removeprefix(place): value for key, value in own.items() if key.startswith(place)}
@@ -289,7 +304,7 @@ def assemble(
 
 
 def text_tower(source: WeightSource, recipe: Recipe) -> ClipText:
-    """The text tower of a checkpoint. Raises :class:`CheckpointError` when its keys do not fit the recipe."""
+    """Build the text tower of a checkpoint. Raises :class:`CheckpointError` if its keys do not fit the recipe."""
     tower: nn.Module = ClipText(recipe.clip_text, recipe.text.dim).eval()
     given, _ = fitted(source, recipe, tower.state_dict(), None)
     with torch.no_grad():

@@ -34,7 +34,7 @@ def mel_filters() -> NDArray[np.float64]:
 
 
 def dft_kernels() -> NDArray[np.float64]:
-    """Hann-windowed real and imaginary DFT rows of a zero-padded window: (2·257, 400)."""
+    """Real and imaginary DFT rows of a zero-padded Hann window: (2·257, 400)."""
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)  # periodic
     angle = 2 * np.pi * np.outer(np.arange(FFT // 2 + 1), np.arange(WINDOW)) / FFT
     return np.concatenate((np.cos(angle), np.sin(angle))) * window
@@ -43,7 +43,7 @@ def dft_kernels() -> NDArray[np.float64]:
 class LogMel(nn.Module):
     """waveform (B, 15600) in [-1, 1] → log mel magnitudes (B, 1, 96, 64).
 
-    The framing and the DFT are one convolution, so that any runtime can have them.
+    Framing and DFT are one convolution, which every runtime supports.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class Vggish(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         patch = self.features(self.log_mel(waveform))
-        # Time, then frequency, then channel: the order of the original's flattening.
+        # Time, frequency, channel: the order in which the original flattens.
         return self.embeddings(patch.permute(0, 2, 3, 1).flatten(1))
 
 

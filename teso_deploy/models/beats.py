@@ -1,7 +1,7 @@
 """BEATs (Chen et al., 2023; microsoft/unilm, ``beats/``), frozen, with its filter bank inside.
 
-The released iter3 models: post-norm layers with DeepNorm, gated relative positions whose table
-the layers share. What the tokens become one vector by is ours: their mean.
+The released iter3 models have post-norm layers with DeepNorm, and gated relative positions with one table for all
+layers. How tokens become one vector is our choice: their mean.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ WINDOW, HOP, FFT = 400, 160, 512
 MEL_BANDS, MEL_LOW_HZ = 128, 20.0
 PRE_EMPHASIS, POVEY_POWER = 0.97, 0.85
 FRAMES = 1 + (WINDOW_SAMPLES - WINDOW) // HOP
-#: Of the training data, in log energies of 16-bit samples.
+#: Statistics of the training data, in log energies of 16-bit samples.
 MEAN, STD = 15.41663, 6.55582
 INT16_SCALE = 2.0**15
 LOG_FLOOR = float(np.finfo(np.float32).eps)
 
 
 def mel_filters() -> NDArray[np.float64]:
-    """Kaldi's triangles in mel from 20 Hz to 8 kHz, (256, 128); it leaves the bin at 8 kHz out."""
+    """Kaldi's triangular mel filters from 20 Hz to 8 kHz, (256, 128); the bin at 8 kHz is omitted as in Kaldi."""
     mel = 1127.0 * np.log1p(np.arange(FFT // 2) * SAMPLE_RATE_HZ / FFT / 700.0)[:, None]
     first, last = (1127.0 * math.log1p(hertz / 700.0) for hertz in (MEL_LOW_HZ, SAMPLE_RATE_HZ / 2))
     edges = np.linspace(first, last, MEL_BANDS + 2)
@@ -38,10 +38,10 @@ def mel_filters() -> NDArray[np.float64]:
 
 
 def frame_kernels() -> NDArray[np.float64]:
-    """Real and imaginary rows of all that Kaldi does to a frame before it squares: (2·256, 400).
+    """Real and imaginary rows of all that Kaldi does to a frame before squaring: (2·256, 400).
 
-    Mean taken off, pre-emphasis (the first sample's predecessor is itself), Povey's window, DFT of
-    the frame padded to 512: each is linear, so their product is one matrix.
+    The steps are: subtract the mean, pre-emphasis (the first sample's predecessor is itself), Povey's window, DFT of
+    the frame padded to 512. Each step is linear, so their product is one matrix.
     """
     no_mean = np.eye(WINDOW) - 1 / WINDOW
     emphasis = np.eye(WINDOW) - PRE_EMPHASIS * np.eye(WINDOW, k=-1)
@@ -69,13 +69,19 @@ class KaldiFilterBank(nn.Module):
 
 
 def position_buckets(length: int, buckets: int, distance: int) -> NDArray[np.int64]:
-    """T5's buckets (Raffel et al., 2020), both directions: of each query (row) and key (column), (length, length)."""
+    """T5's buckets (Raffel et al., 2020), both directions, of each query (row) and key (column): (length, length).
+
+    Args:
+        length: Number of tokens.
+        buckets: Number of buckets, for both directions together.
+        distance: Largest distance with a separate bucket.
+    """
     offset = np.arange(length)[None, :] - np.arange(length)[:, None]
     half = buckets // 2
     exact = half // 2
     far = np.abs(offset)
     with np.errstate(divide="ignore"):
-        # As the release computes it, in float32: a bucket's edge must not fall on the other side.
+        # Use float32 as the release does, so that distances at a bucket's edge fall on the same side.
         grown = np.log(far.astype(np.float32) / np.float32(exact)) / np.float32(math.log(distance / exact))
     grown = np.where(far < exact, 0, grown)
     large = np.minimum(exact + (grown * (half - exact)).astype(np.int64), half - 1)
@@ -149,7 +155,7 @@ class BeatsEncoder(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         x = self.patch(self.filter_bank(waveform)).flatten(2).transpose(1, 2)
         x = self.project(self.patch_norm(x))
-        # An even kernel gives one place too many: the last is left out.
+        # An even kernel gives one position too many: omit the last.
         placed = self.positions(x.transpose(1, 2))[:, :, : self.tokens].transpose(1, 2)
         x = self.norm(x + F.gelu(placed))
         bias = self.bias_table[self.buckets.flatten()].view(self.tokens, self.tokens, -1).permute(2, 0, 1)

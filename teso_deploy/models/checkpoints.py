@@ -1,4 +1,4 @@
-"""Checkpoints on disk: safetensors of our own."""
+"""Checkpoints of this package on disk, as safetensors."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from teso_deploy.outputs import staged_file
 from teso_deploy.recipe import Calibration, Recipe
 from teso_deploy.text import to_one_line
 
-#: Where a checkpoint's metadata keep its calibration.
+#: The metadata key of a checkpoint's calibration.
 CALIBRATION = "calibration"
 
 
 @dataclass(frozen=True, slots=True)
 class KeyReport:
-    """What a checkpoint gave a model: ``loaded`` keys, and those that did not fit."""
+    """The result of loading a checkpoint: ``loaded`` keys, and keys that did not fit."""
 
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
@@ -31,7 +31,7 @@ class KeyReport:
 
     @property
     def is_complete(self) -> bool:
-        """True when every parameter came from the file and nothing was left over."""
+        """Whether the file gave every parameter and had no other keys."""
         return not (self.missing or self.unexpected or self.misshaped)
 
     def __str__(self) -> str:
@@ -45,7 +45,13 @@ class KeyReport:
 
 
 def save(model: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a model's weights as safetensors, whole or not at all."""
+    """Write a model's weights as safetensors, completely or not at all.
+
+    Args:
+        model: The model.
+        path: The file to write.
+        metadata: Metadata of the file. Default: none.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with staged_file(path) as file:
@@ -53,9 +59,9 @@ def save(model: nn.Module, path: Path, metadata: Mapping[str, str] | None = None
 
 
 def recipe_of(path: Path) -> Recipe:
-    """The recipe that a checkpoint of `train` was trained with.
+    """Return the recipe that a checkpoint of `train` was trained with.
 
-    Raises what :func:`read` raises, and :class:`CheckpointError` where the file does not say.
+    Raises the errors of :func:`read`, and :class:`CheckpointError` if the file does not name its recipe.
     """
     text = read_metadata(path).get("recipe")
     try:
@@ -67,9 +73,9 @@ def recipe_of(path: Path) -> Recipe:
 
 
 def calibrated(recipe: Recipe, path: Path) -> Recipe:
-    """The recipe with the thresholds that a checkpoint was calibrated to; the recipe itself where it was not.
+    """Return the recipe with a checkpoint's calibrated thresholds, or unchanged if it was not calibrated.
 
-    Raises :class:`CheckpointError` when the calibration can't be read.
+    Raises :class:`CheckpointError` if the calibration can't be read.
     """
     text = read_metadata(path).get(CALIBRATION)
     try:
@@ -79,22 +85,32 @@ def calibrated(recipe: Recipe, path: Path) -> Recipe:
 
 
 def load(model: nn.Module, path: Path, parts: Sequence[str] = (), averaging: Averaging | None = None) -> KeyReport:
-    """Load a checkpoint of our own into a model; every key must fit.
+    """Load a checkpoint of this package into a model. Every key must fit.
 
     Args:
-        model: What is filled.
+        model: The model to fill.
         path: The checkpoint.
-        parts: Only the keys that start with one of these, and only they must fit; default: all.
-        averaging: Which weights of a file that holds an average beside the trained ones.
+        parts: Load only keys that start with one of these, and require only these to fit. Default: all keys.
+        averaging: Which weights to take if the file has both trained and averaged ones.
 
     Raises:
-        CheckpointError: Names the keys that do not fit; and what :func:`weight_files.read_weights` raises.
+        CheckpointError: Names the keys that do not fit; and the errors of :func:`weight_files.read_weights`.
     """
     return fill(model, read(path, averaging)[0], path, parts)
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, parts: Sequence[str] = ()) -> KeyReport:
-    """Load tensors of the checkpoint ``path`` into a model; the rest is as for :func:`load`."""
+    """Load tensors into a model. Every key must fit.
+
+    Args:
+        model: The model to fill.
+        tensors: The tensors by key.
+        path: The checkpoint that they are from, for messages.
+        parts: Load only keys that start with one of these. Default: all keys.
+
+    Raises:
+        CheckpointError: Names the keys that do not fit.
+    """
     own = model.state_dict()
     if parts:
         tensors = {key: value for key, value in tensors.items() if key.startswith(tuple(parts))}

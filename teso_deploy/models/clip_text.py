@@ -1,7 +1,7 @@
-"""CLIP's text tower (Radford et al., 2021, section 2.4): OpenCLIP ViT-H/14, which is ImageBind's text encoder too.
+"""CLIP's text tower (Radford et al., 2021, section 2.4): OpenCLIP ViT-H/14, which is also ImageBind's text encoder.
 
-Token and position embeddings, a pre-norm transformer in which a token sees only what is before
-it, a last norm, and a linear layer without bias at the token that ends the text.
+It has token and position embeddings, a causal pre-norm transformer, a last norm, and a linear layer without bias at the
+token that ends the text.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch.nn import functional as F
 from teso_deploy.models.layers import MASKED_SCORE, Attention, FeedForward
 from teso_deploy.recipe import ClipTextRecipe
 
-#: OpenCLIP's and Hugging Face's ε of the norms; ImageBind's is 1e-6.
+#: The ε of the norms in OpenCLIP and Hugging Face; ImageBind's is 1e-6.
 NORM_EPS = 1e-5
-#: What ImageBind's learned scale is clamped to.
+#: ImageBind clamps its learned scale to this.
 LARGEST_SCALE = 100.0
 
 
 class QuickGelu(nn.Module):
-    """x · σ(1.702 x), the activation of OpenAI's own towers."""
+    """x · σ(1.702 x), the activation of OpenAI's towers."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
@@ -28,9 +28,9 @@ class QuickGelu(nn.Module):
 
 
 class Norm(nn.Module):
-    """Layer norm with an ε that is a tensor: which it is, the checkpoint says.
+    """Layer norm whose ε is a tensor, because it depends on the checkpoint.
 
-    It matters: embedded tokens are small (from 0.02 on, OpenCLIP's start), 1e-5 is 2 % of their variance.
+    The value matters: embedded tokens are small (OpenCLIP starts at 0.02), so 1e-5 is 2 % of their variance.
     """
 
     def __init__(self, dim: int) -> None:
@@ -46,7 +46,7 @@ class Norm(nn.Module):
 
 
 class ClipTextLayer(nn.Module):
-    """Masked self-attention and an MLP, each behind a norm."""
+    """Masked self-attention and an MLP, each after a norm."""
 
     def __init__(self, recipe: ClipTextRecipe) -> None:
         super().__init__()
@@ -57,7 +57,13 @@ class ClipTextLayer(nn.Module):
         self.mlp = FeedForward(recipe.width, recipe.mlp_dim, activation)
 
     def forward(self, x: Tensor, seen: Tensor, eps: Tensor) -> Tensor:
-        """(N, L, d), what each token sees (N or 1, 1, L, L) bool, ε () → (N, L, d)."""
+        """Transform (N, L, d) tokens.
+
+        Args:
+            x: Tokens (N, L, d).
+            seen: Which tokens each token attends to, (N or 1, 1, L, L) bool.
+            eps: ε of the norms, ().
+        """
         normed = self.norm1(x, eps)
         scores = torch.where(seen, self.attention.scores(normed, normed), MASKED_SCORE)
         x = x + self.attention.attended(scores, normed)
@@ -67,8 +73,8 @@ class ClipTextLayer(nn.Module):
 class ClipText(nn.Module):
     """Token rows → embeddings (N, ``output_dim``).
 
-    Two things come with the checkpoint, not with the recipe: ``log_scale``, the logarithm of the
-    learned scale of a normalised embedding (ImageBind; 0 without one), and ``norm_eps``.
+    Two values belong to the checkpoint, not to the recipe: ``norm_eps``, and ``log_scale``, the logarithm of the
+    learned scale of a normalised embedding (ImageBind; 0 without one).
     """
 
     log_scale: Tensor
@@ -86,10 +92,10 @@ class ClipText(nn.Module):
         self.register_buffer("norm_eps", torch.tensor(NORM_EPS))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Ids (N, L) int64, L up to the context, and which of them are no padding (N, L) → (N, ``output_dim``).
+        """Embed ids (N, L) int64, L up to the context; ``attention_mask`` (N, L) is 0 at padding.
 
-        The text ends at the first of its highest ids, for the token that ends it has the highest
-        there is; what is behind it is not seen by it, so padding needs no mask.
+        The text ends at its first highest id, because the end token has the highest id of all. Tokens after it are
+        not attended to, so padding needs no mask.
         """
         length = input_ids.shape[1]
         place = torch.arange(length, device=input_ids.device)
@@ -99,7 +105,7 @@ class ClipText(nn.Module):
         x = self.token_embedding(input_ids) + self.positions[:length]
         for layer in self.layers:
             x = layer(x, seen, self.norm_eps)
-        # int32: runtimes lack the arg-maximum of int64.
+        # int32, because runtimes lack the arg-maximum of int64.
         end = input_ids.to(torch.int32).argmax(dim=1)
         last = x.gather(1, end[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
         embedded = self.projection(self.norm(last, self.norm_eps))

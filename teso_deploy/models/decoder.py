@@ -1,9 +1,8 @@
-"""Mask2Former's masked-attention decoder, cut in two where the sound comes in.
+"""Mask2Former's masked-attention decoder, split at the point where the sound enters.
 
-:class:`DecoderMemory` is everything that depends on the picture alone: keys and values of
-every cross-attention, and the mask features resized to the three levels. It belongs to
-the encoder's graph and runs once a frame. :class:`MaskedDecoder` is the rest; it runs
-again for a new window of sound or new cues.
+:class:`DecoderMemory` contains everything that depends only on the picture: keys and values of every
+cross-attention, and the mask features resized to the three levels. It is part of the encoder's graph and runs
+once per frame. :class:`MaskedDecoder` is the rest. It runs again for each new audio window and for new cues.
 """
 
 from __future__ import annotations
@@ -29,11 +28,13 @@ from teso_deploy.recipe import DecoderRecipe, HeadRecipe
 
 
 class Memory(NamedTuple):
-    """What the decoder needs of a picture.
+    """The inputs of the decoder that depend on the picture.
 
-    ``mask_features`` (B, D, H/4, W/4); ``resized`` its bilinear copies at strides 32, 16, 8;
-    ``keys`` and ``values`` (B, heads, S_l, d_head) of each decoder layer, the attention scale
-    folded into the keys.
+    Attributes:
+        mask_features: (B, D, H/4, W/4).
+        resized: Its bilinear copies at strides 32, 16, 8.
+        keys: (B, heads, S_l, d_head) for each decoder layer, multiplied by the attention scale.
+        values: The same shapes.
     """
 
     mask_features: Tensor
@@ -42,7 +43,7 @@ class Memory(NamedTuple):
     values: list[Tensor]
 
     def repeat(self, times: int) -> Memory:
-        """Each picture ``times`` times in a row, for as many sounds on the same picture."""
+        """Repeat each picture ``times`` times in a row, to decode several sounds on the same picture."""
 
         def again(x: Tensor) -> Tensor:
             return x.repeat_interleave(times, dim=0)
@@ -56,7 +57,7 @@ class Memory(NamedTuple):
 
 
 class DecoderMemory(nn.Module):
-    """Maps at strides 32, 16, 8 and mask features → :class:`Memory`. Layer i looks at level i mod 3."""
+    """Maps at strides 32, 16, 8 and mask features → :class:`Memory`. Layer i uses level i mod 3."""
 
     def __init__(self, dim: int, recipe: DecoderRecipe) -> None:
         super().__init__()
@@ -74,7 +75,7 @@ class DecoderMemory(nn.Module):
             source = sources[i % LEVELS]
             keys.append(split_heads(key(source + positions[i % LEVELS]) * self.scale, self.heads))
             values.append(split_heads(value(source), self.heads))
-        # Bilinear resize is linear, so the masks' einsum may be taken after it, at the small size.
+        # Bilinear resizing is linear, so the masks' einsum may follow it, at the small size.
         resized = [F.interpolate(mask_features, size=x.shape[2:], mode="bilinear", align_corners=False) for x in maps]
         return Memory(mask_features, resized, keys, values)
 
@@ -96,9 +97,17 @@ class DecoderLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, positions: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
-        """x (B, Q, d), positions (Q, d), keys and values (B, heads, S, d_head), hidden (B, Q, S) bool."""
+        """Transform (B, Q, d) queries.
+
+        Args:
+            x: Queries (B, Q, d).
+            positions: (Q, d).
+            keys: (B, heads, S, d_head).
+            values: (B, heads, S, d_head).
+            hidden: Cells that a query must not attend to, (B, Q, S) bool.
+        """
         query = split_heads(self.cross_query(x + positions), self.heads)
-        # A row that hides everything attends everywhere, as in Mask2Former: its softmax would be NaN.
+        # As in Mask2Former, a row that hides everything attends everywhere: its softmax would be NaN.
         hidden = hidden & ~hidden.all(dim=-1, keepdim=True)
         scores = query @ keys.transpose(-1, -2) + (hidden.to(x.dtype) * MASKED_SCORE)[:, None]
         x = self.cross_norm(x + self.cross_adapter(self.cross_output(attend(scores, values))))
@@ -126,15 +135,18 @@ class MaskedDecoder(nn.Module):
         return logits.unflatten(2, (features.shape[2], features.shape[3]))
 
     def hidden(self, queries: Tensor, features: Tensor) -> Tensor:
-        """What a layer must not look at: cells outside of the queries' masks so far, (B, Q, S) bool."""
-        # sigmoid(x) < 0.5 is x < 0; the threshold carries no gradient.
+        """Return which cells a layer must not attend to: those outside of the current masks, (B, Q, S) bool."""
+        # sigmoid(x) < 0.5 is x < 0; the threshold has no gradient.
         return (self.mask_logits(queries, features).detach() < 0).flatten(2)
 
     def refine(self, queries: Tensor, memory: Memory, hidden: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """The queries before the first layer and after each: layers + 1 of (B, Q, d).
+        """Return the queries before the first layer and after each: layers + 1 times (B, Q, d).
 
-        ``hidden``: each layer's mask (B, Q, S) bool in place of its own. The threshold is
-        discontinuous; two implementations are told apart, or not, only behind equal masks.
+        Args:
+            queries: (B, Q, d).
+            memory: The picture's part.
+            hidden: A given mask (B, Q, S) bool for each layer. The threshold is discontinuous, so two implementations can
+                be compared only with equal masks. Default: each layer computes its mask.
         """
         states = [queries]
         for i, layer in enumerate(self.layers):
@@ -143,16 +155,21 @@ class MaskedDecoder(nn.Module):
         return states
 
     def forward(self, queries: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Class logits (B, Q, C + 1) and mask logits (B, Q, H/4, W/4) of the last layer."""
+        """Return class logits (B, Q, C + 1) and mask logits (B, Q, H/4, W/4) of the last layer."""
         last = self.refine(queries, memory)[-1]
         return self.classifier(self.norm(last)), self.mask_logits(last, memory.mask_features)
 
 
 def segmentation_scores(class_logits: Tensor, mask_logits: Tensor, head: HeadRecipe) -> Tensor:
-    """Eq. 7: softmax(class) without "no object" times sigmoid(mask), (B, C, h, w) in 0 … Q.
+    """Compute eq. 7: softmax(class) without "no object" times sigmoid(mask), (B, C, h, w) in 0 … Q.
 
-    ``binary`` is the same with C = 1. ``raw`` masks are summed as logits; the sigmoid comes
-    behind the resizes. Both are linear, so the sum may be taken first, at the small size.
+    ``binary`` is the same with C = 1. ``raw`` masks are summed as logits, and the sigmoid follows the resizes. Both
+    steps are linear, so the sum may be taken first, at the small size.
+
+    Args:
+        class_logits: (B, Q, C + 1).
+        mask_logits: (B, Q, h, w).
+        head: The kind of head.
     """
     assert class_logits.shape[-1] == len(head.classes) + 1
     share = torch.softmax(class_logits, dim=-1)[..., :-1].transpose(1, 2)

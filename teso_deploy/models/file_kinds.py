@@ -1,7 +1,7 @@
-"""What a file is, by its first bytes: its name may be wrong.
+"""Recognising a file by its first bytes, because its name may be wrong.
 
-A download that asked for a password is a web page, a clone without Git LFS has pointers, and ``.pth.tar`` is rarely an
-archive. Each kind that holds no weights has a sentence that says what to do.
+A download that needed a password is a web page, a clone without Git LFS has pointers, and ``.pth.tar`` is rarely an
+archive. For each kind of file without weights, a sentence says what to do.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HEAD = 4096
 _SAVE = "save the model's state_dict with torch.save or as safetensors, and give that"
 _UNPACK = "unpack it and give the file of weights in it"
 
-#: Place, bytes, what such a file is, what to do.
+#: Offset, bytes, what such a file is, what to do.
 _MAGICS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, LFS_POINTER, "a pointer of Git LFS, not the file",
      "run `git lfs pull` where it was cloned, or download the file itself"),
@@ -49,7 +49,7 @@ _MAGICS: tuple[tuple[int, bytes, str, str], ...] = (
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is not there, and a FIFO or a device, which would be waited for.
+    """Refuse a path that does not exist, and a FIFO or a device, for which reading would block.
 
     Raises :class:`InputNotFoundError`, :class:`CheckpointError`.
     """
@@ -67,10 +67,11 @@ def check_regular(path: Path) -> None:
 
 
 def identify(path: Path) -> Kind:
-    """What a file of weights is.
+    """Return the kind of a weight file.
 
-    Raises :class:`InputNotFoundError`, and :class:`CheckpointError` that says what a file without weights is and what
-    to do.
+    Raises:
+        InputNotFoundError: The file does not exist.
+        CheckpointError: The file has no weights. The message says what it is and what to do.
     """
     check_regular(path)
     try:
@@ -109,7 +110,7 @@ def _identify_zip(path: Path) -> Kind:
         raise CheckpointError(f"{path} is truncated: copy it again") from error
     inner = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
-        raise CheckpointError(f"{path} is TorchScript, a program of its own: {_SAVE}")
+        raise CheckpointError(f"{path} is TorchScript, a program and not weights: {_SAVE}")
     if "data.pkl" in inner:
         return "zipped"
     if "model.weights.h5" in names:
@@ -124,7 +125,7 @@ def _begins_as_json(head: bytes) -> bool:
 
 
 def _refuse_text(path: Path, head: bytes) -> None:
-    """Refuse web pages and other text (:class:`CheckpointError`); JSON may be an index of shards."""
+    """Refuse web pages and other text with a :class:`CheckpointError`. JSON may be an index of shards."""
     begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:512].lower()
     if begin.startswith(b"<"):
         if b"<html" in begin or b"<!doctype html" in begin or b"<head" in begin:

@@ -1,15 +1,13 @@
-"""SeDAM and PMQS: where sound and cues meet, and where they prompt the mask queries (eqs. 1-6).
+"""SeDAM and PMQS: how sound and cues are combined, and how they prompt the mask queries (eqs. 1-6).
 
-Where the paper is silent the choice is ours: the latents are an MLP of F_A scaled by
-learned vectors (one vector repeated, as in the released code, makes the attention a
-no-op), text and audio are projected to one width first, and a learned fallback cue
-stands in when none is offered, since the sound reaches the masks only through the cues.
+Where the paper gives no details, the choices are ours. The latents are an MLP of F_A scaled by learned vectors: one
+repeated vector, as in the released code, makes the attention a no-op. Text and audio are projected to one width
+first. A learned fallback cue is used when no cue is offered, because sound reaches the masks only through the cues.
 
-Ablations (``fusion.without``). The paper does not say what takes the place of a part; ours:
-``sedam``: a cue's prompt is its projection plus the mean of the latents, and every cue
-offered is alive; ``pmqs``: the mean of the prompts that are alive is added to each query;
-``dynamic_mask``: every cue offered is alive, whatever ξ says; ``text``: always the fallback
-cue; ``audio``: F_A is zero.
+Ablations (``fusion.without``). The paper does not say what replaces a part; ours:
+``sedam``: a cue's prompt is its projection plus the mean of the latents, and every offered cue is alive.
+``pmqs``: the mean of the prompts that are alive is added to each query.
+``dynamic_mask``: every offered cue is alive, whatever ξ is. ``text``: always the fallback cue. ``audio``: F_A is zero.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ class AudioLatents(nn.Module):
 
 
 class Sedam(nn.Module):
-    """Crossmodal layers from the cues to the audio latents, and the dynamic cue mask."""
+    """Crossmodal layers from the cues to the audio latents, and the dynamic mask of the cues."""
 
     def __init__(self, text_dim: int, output_dim: int, recipe: FusionRecipe) -> None:
         super().__init__()
@@ -49,9 +47,9 @@ class Sedam(nn.Module):
         self.output = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, output_dim))
 
     def forward(self, cues: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Cues (B, N_T, d_T), latents (B, N_L, d) → F_AT (B, N_T, output_dim), ξ (B, N_T).
+        """Map cues (B, N_T, d_T) and latents (B, N_L, d) to F_AT (B, N_T, output_dim) and ξ (B, N_T).
 
-        ξ (eqs. 3-4): mean over heads and keys of the last layer's scaled scores before softmax.
+        ξ (eqs. 3-4) is the mean over heads and keys of the last layer's scaled scores before softmax.
         """
         x = self.project(cues)
         for i, attention in enumerate(self.attentions):
@@ -63,7 +61,7 @@ class Sedam(nn.Module):
 
 
 class PlainSum(nn.Module):
-    """In place of SeDAM: a cue's projection plus the mean of the latents; ξ is 1."""
+    """Replaces SeDAM: a cue's projection plus the mean of the latents; ξ is 1."""
 
     def __init__(self, text_dim: int, output_dim: int, recipe: FusionRecipe) -> None:
         super().__init__()
@@ -71,22 +69,28 @@ class PlainSum(nn.Module):
         self.output = nn.Sequential(nn.LayerNorm(recipe.dim), nn.Linear(recipe.dim, output_dim))
 
     def forward(self, cues: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`Sedam.forward`."""
+        """Map cues and latents; see :meth:`Sedam.forward`."""
         prompts = self.output(self.project(cues) + latents.mean(dim=1, keepdim=True))
         return prompts, torch.ones_like(prompts[..., 0], dtype=torch.float32)
 
 
 class MeanPrompt(nn.Module):
-    """In place of PMQS: the mean of the prompts that are alive, added to each query."""
+    """Replaces PMQS: adds the mean of the prompts that are alive to each query."""
 
     def forward(self, queries: Tensor, prompts: Tensor, alive: Tensor) -> Tensor:
-        """As :meth:`Pmqs.forward`."""
+        """Prompt the queries; see :meth:`Pmqs.forward`.
+
+        Args:
+            queries: (B, Q, d).
+            prompts: F_AT, (B, N_T, d).
+            alive: (B, N_T) bool.
+        """
         weight = alive.to(prompts.dtype)[..., None]
         return queries + (prompts * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
 
 
 class Pmqs(nn.Module):
-    """Prompts the mask queries with the cues that are alive (eqs. 5-6); with none it is the identity."""
+    """Prompts the mask queries with the cues that are alive (eqs. 5-6). Without one, it is the identity."""
 
     def __init__(self, dim: int, recipe: FusionRecipe) -> None:
         super().__init__()
@@ -97,7 +101,16 @@ class Pmqs(nn.Module):
         self.ffns = nn.ModuleList(FeedForward(dim, recipe.ffn_dim, nn.ReLU()) for _ in range(layers))
 
     def forward(self, queries: Tensor, prompts: Tensor, alive: Tensor) -> Tensor:
-        """Queries (B, Q, d), prompts F_AT (B, N_T, d), alive (B, N_T) bool → (B, Q, d)."""
+        """Prompt the queries.
+
+        Args:
+            queries: (B, Q, d).
+            prompts: F_AT, (B, N_T, d).
+            alive: (B, N_T) bool.
+
+        Returns:
+            (B, Q, d).
+        """
         any_alive = alive.any(dim=1).to(queries.dtype)[:, None, None]
         masked = ((~alive).to(queries.dtype) * MASKED_SCORE)[:, None, None, :]
         for i, attention in enumerate(self.attentions):
@@ -121,7 +134,7 @@ class Fusion(nn.Module):
         self.fallback_cue = nn.Parameter(torch.randn(text.dim) / text.dim**0.5)
 
     def offered(self, cues: Tensor, cue_valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Cues with zero rows where unused; where none is valid, the fallback cue in slot 0."""
+        """Return the cues with zero rows where unused. If none is valid, slot 0 holds the fallback cue."""
         none = ~cue_valid.any(dim=1, keepdim=True)  # (B, 1)
         first = torch.arange(cues.shape[1], device=cues.device) == 0  # (N_T,)
         fallback = none & first
@@ -129,10 +142,16 @@ class Fusion(nn.Module):
         return torch.where(fallback[..., None], self.fallback_cue, cues), cue_valid | fallback
 
     def forward(self, audio: Tensor, cues: Tensor, cue_valid: Tensor) -> tuple[Tensor, Tensor]:
-        """audio (B, d_A), cues (B, N_T, d_T), cue_valid (B, N_T) bool.
+        """Combine sound and cues.
 
-        Returns queries (B, Q, d) and ξ (B, N_T) float32, 0 in slots that hold no cue. With no
-        valid cue, slot 0 holds the fallback cue's ξ.
+        Args:
+            audio: (B, d_A).
+            cues: (B, N_T, d_T).
+            cue_valid: (B, N_T) bool.
+
+        Returns:
+            Queries (B, Q, d) and ξ (B, N_T) float32, which is 0 in slots without a cue. Without a valid cue, slot 0
+            has the ξ of the fallback cue.
         """
         queries, gate, _ = self.fuse(audio, cues, cue_valid, self.gate_threshold)
         return queries, gate
@@ -140,9 +159,13 @@ class Fusion(nn.Module):
     def fuse(
         self, audio: Tensor, cues: Tensor, cue_valid: Tensor, gate_threshold: float = 0.0
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As :meth:`forward`, with the latents (B, N_L, d), which training needs for InfoNCE.
+        """Do the same as :meth:`forward`, and also return the latents (B, N_L, d), which training needs for InfoNCE.
 
-        ``gate_threshold`` is what ξ is measured from: training's is 0, an exported graph's is calibrated.
+        Args:
+            audio: (B, d_A).
+            cues: (B, N_T, d_T).
+            cue_valid: (B, N_T) bool.
+            gate_threshold: A cue is alive if its ξ exceeds this: 0 in training, calibrated in an exported graph.
         """
         if "text" in self.without:
             cue_valid = torch.zeros_like(cue_valid)

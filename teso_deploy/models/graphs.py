@@ -1,4 +1,4 @@
-"""The graphs that are exported: their modules, and the names of their tensors (docs/design.md)."""
+"""The exported graphs: their modules, and the names of their tensors (docs/design.md)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class GraphSpec:
 
 
 def memory_names(recipe: Recipe) -> tuple[str, ...]:
-    """Names of what the decoder is given of a picture, in the order of :func:`flatten_memory`."""
+    """Names of the decoder's inputs that depend on the picture, in the order of :func:`flatten_memory`."""
     if recipe.foundation == "sam":
         return ("image_embeddings",)
     layers = range(recipe.decoder.layers)
@@ -34,7 +34,7 @@ def memory_names(recipe: Recipe) -> tuple[str, ...]:
 
 
 def flatten_memory(memory: Memory | Tensor) -> tuple[Tensor, ...]:
-    """A :class:`Memory`, or SAM's one tensor, as a flat tuple."""
+    """Return a :class:`Memory`, or SAM's single tensor, as a flat tuple."""
     if isinstance(memory, Tensor):
         return (memory,)
     return (memory.mask_features, *memory.resized, *memory.keys, *memory.values)
@@ -50,14 +50,14 @@ def unflatten_memory(tensors: tuple[Tensor, ...]) -> Memory | Tensor:
 
 
 def graph_specs(recipe: Recipe) -> dict[str, GraphSpec]:
-    """Every graph of a recipe, in the order in which they run."""
+    """Return every graph of a recipe, in the order in which they run."""
     memory = memory_names(recipe)
     tags = ("tags",) if recipe.tagger.words else ()
     return {
         "visual_encoder": GraphSpec(("image",), (*memory, *tags)),
         "audio_encoder": GraphSpec(("waveform",), ("audio",)),
         "fusion": GraphSpec(("audio", "cues", "cue_valid"), ("queries", "cue_gate")),
-        # The decoder never looks at the level-32 … 8 features themselves, only at keys and values.
+        # The decoder never uses the level-32 … 8 features directly, only keys and values.
         "decoder": GraphSpec(("queries", *memory), ("masks",)),
     }
 
@@ -69,14 +69,14 @@ class _VisualGraph(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         memory = self.encoder(image)
-        # Stride 8 is fine enough to name things, and a quarter of the cells of the mask features.
+        # Stride 8 is fine enough for naming, and has a quarter of the cells of the mask features.
         tagger = getattr(self.encoder, "tagger", None)
         tags = () if tagger is None else (tagger(memory.resized[-1]),)
         return (*flatten_memory(memory), *tags)
 
 
 class _FusionGraph(nn.Module):
-    # A level of its own: the learned queries would else share the name of the output "queries".
+    # An extra module level: otherwise the learned queries and the output "queries" would have the same name.
     def __init__(self, model: Teso) -> None:
         super().__init__()
         self.fusion = model.fusion
@@ -97,7 +97,7 @@ class _DecoderGraph(nn.Module):
 
 
 def graph_modules(model: Teso) -> dict[str, nn.Module]:
-    """Modules that take and return plain tensors in the order of :func:`graph_specs`."""
+    """Return modules that take and return plain tensors in the order of :func:`graph_specs`."""
     return {
         "visual_encoder": _VisualGraph(model),
         "audio_encoder": model.audio_encoder,

@@ -1,4 +1,4 @@
-"""Small parts that several networks share."""
+"""Small layers that several networks share."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-#: Masks a score before softmax. Not -inf: a row of -inf is NaN; not -1e9: that is -inf in fp16.
+#: A masked score before softmax. A row of -inf would become NaN, and -1e9 is -inf in fp16.
 MASKED_SCORE = -3e4
 
 
 class Adapter(nn.Module):
-    """Bottleneck MLP d → d/4 → d behind an output projection (paper, section 3.4).
+    """Bottleneck MLP d → d/4 → d after an output projection (paper, section 3.4).
 
-    Residual, and the second layer starts at zero, so that a frozen foundation starts unharmed.
-    ``residual=False`` is the authors' released form.
+    It is residual and its second layer starts at zero, so a frozen foundation is unchanged at first.
+    ``residual=False`` is the form in the authors' release.
     """
 
     def __init__(self, dim: int, residual: bool = True) -> None:
@@ -33,7 +33,7 @@ class Adapter(nn.Module):
 
 
 def adapter_or_identity(wanted: bool, dim: int) -> nn.Module:
-    """An :class:`Adapter` where the recipe asks for one."""
+    """Return an :class:`Adapter` if the recipe asks for one, else the identity."""
     return Adapter(dim) if wanted else nn.Identity()
 
 
@@ -84,16 +84,32 @@ class Attention(nn.Module):
         return q @ split_heads(self.key(keys), self.heads).transpose(-1, -2)
 
     def attended(self, scores: Tensor, values: Tensor) -> Tensor:
-        """Output projection of the attended values, (B, Q, d)."""
+        """Return the output projection of the attended values, (B, Q, d)."""
         return self.output(attend(scores, split_heads(self.value(values), self.heads)))
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """(B, Q, d), (B, S, key_dim), (B, S, key_dim) → (B, Q, d)."""
+        """Attend.
+
+        Args:
+            queries: (B, Q, d).
+            keys: (B, S, key_dim).
+            values: (B, S, key_dim).
+
+        Returns:
+            (B, Q, d).
+        """
         return self.attended(self.scores(queries, keys), values)
 
 
 def sine_positions(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:
-    """Normalised sine position embedding (DETR, appendix A.4), (H·W, d), y half first."""
+    """Compute the normalised sine position embedding (DETR, appendix A.4), (H·W, d), y half first.
+
+    Args:
+        height: Rows of the map.
+        width: Columns of the map.
+        dim: d.
+        device: Where to compute it. Default: the CPU.
+    """
     half = dim // 2
     eps, scale, temperature = 1e-6, 2 * math.pi, 10_000.0
     y = torch.arange(1, height + 1, dtype=torch.float32, device=device) / (height + eps) * scale
@@ -111,5 +127,5 @@ def sine_positions(height: int, width: int, dim: int, device: torch.device | Non
 
 
 def group_norm(dim: int) -> nn.GroupNorm:
-    """GroupNorm with Mask2Former's 32 groups, or the most that divide a narrower width."""
+    """GroupNorm with Mask2Former's 32 groups, or with the most that divide a narrower width."""
     return nn.GroupNorm(math.gcd(32, dim), dim)

@@ -1,6 +1,6 @@
 """Multi-scale deformable attention (Zhu et al., 2021, eq. 3).
 
-The core is a function of tensors alone, so that an export can replace it as a whole: see
+The core is a function of tensors only, so that an export can replace it as a whole: see
 ``conversion/functions.py``.
 """
 
@@ -15,21 +15,27 @@ from torch.nn import functional as F
 from teso_deploy.models.layers import adapter_or_identity
 
 Shapes = Sequence[tuple[int, int]]
-#: Domain and name of the node that stands for :func:`sample_around` in an exported graph.
+#: Domain and name of the node that replaces :func:`sample_around` in an exported graph.
 ONNX_OPERATOR = "teso_deploy::MSDA"
 
 
 def _sample_grid(value: Tensor, height: int, width: int, locations: Tensor) -> Tensor:
-    """Bilinear samples of one level, zero outside. (N, d, H·W), (N, Q, P, 2) in 0 … 1 → (N, d, Q, P)."""
+    """Bilinear samples of one level, zero outside: (N, d, H·W), (N, Q, P, 2) in 0 … 1 → (N, d, Q, P)."""
     image = value.unflatten(2, (height, width))
     return F.grid_sample(image, 2 * locations - 1, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def msda(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of samples over all levels and points.
+    """Sum weighted samples over all levels and points.
 
-    value (B, S, M, d) with S = Σ H_l·W_l; locations (B, Q, M, L, P, 2), x then y, 0 … 1 over
-    the level; weights (B, Q, M, L, P), summing to 1 over L·P. Returns (B, Q, M·d).
+    Args:
+        value: (B, S, M, d) with S = Σ H_l·W_l.
+        shapes: (H_l, W_l) of each level.
+        locations: (B, Q, M, L, P, 2), x then y, 0 … 1 over the level.
+        weights: (B, Q, M, L, P), with sum 1 over L·P.
+
+    Returns:
+        (B, Q, M·d).
     """
     heads, dim = value.shape[2:]
     queries = locations.shape[1]
@@ -47,14 +53,30 @@ def msda(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> T
 
 
 def sample_around(value: Tensor, offsets: Tensor, weights: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
-    """:func:`msda` at the reference points (Q, 2), moved by offsets (B, Q, M, L, P, 2) in cells of the level."""
+    """Apply :func:`msda` at reference points that are moved by offsets.
+
+    Args:
+        value: (B, S, M, d).
+        offsets: (B, Q, M, L, P, 2) in cells of the level.
+        weights: (B, Q, M, L, P).
+        reference: (Q, 2), x then y, 0 … 1.
+        shapes: (H_l, W_l) of each level.
+    """
     cell = value.new_tensor([[1 / width, 1 / height] for height, width in shapes])  # (L, 2)
     locations = reference[:, None, None, None, :] + offsets * cell[:, None, :]
     return msda(value, shapes, locations, weights)
 
 
 def onnx_node(value: Tensor, offsets: Tensor, weights: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
-    """:func:`sample_around` as one node of an ONNX graph: each runtime has its own best form of it."""
+    """Emit :func:`sample_around` as one ONNX node, because the best implementation differs by runtime.
+
+    Args:
+        value: (B, S, M, d).
+        offsets: (B, Q, M, L, P, 2) in cells of the level.
+        weights: (B, Q, M, L, P).
+        reference: (Q, 2), x then y, 0 … 1.
+        shapes: (H_l, W_l) of each level.
+    """
     return torch.onnx.ops.symbolic(
         ONNX_OPERATOR,
         (value, offsets, weights, reference),
@@ -66,7 +88,7 @@ def onnx_node(value: Tensor, offsets: Tensor, weights: Tensor, reference: Tensor
 
 
 class DeformableAttention(nn.Module):
-    """The attention around :func:`msda`: offsets and weights come from the queries."""
+    """The attention around :func:`msda`: offsets and weights are computed from the queries."""
 
     def __init__(self, dim: int, heads: int, levels: int, points: int, adapter: bool) -> None:
         super().__init__()
@@ -79,7 +101,7 @@ class DeformableAttention(nn.Module):
         self._reset()
 
     def _reset(self) -> None:
-        """Heads look in as many directions, points ever further (the authors' start)."""
+        """Initialise as the authors do: each head has a direction, each further point is farther away."""
         nn.init.zeros_(self.offsets.weight)
         angle = torch.arange(self.heads) * (2 * torch.pi / self.heads)
         direction = torch.stack((angle.cos(), angle.sin()), dim=1)
@@ -92,7 +114,17 @@ class DeformableAttention(nn.Module):
         nn.init.zeros_(self.weights.bias)
 
     def forward(self, x: Tensor, positions: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
-        """x (B, S, d), positions (S, d), reference (S, 2) x then y in 0 … 1 → (B, S, d)."""
+        """Attend.
+
+        Args:
+            x: (B, S, d).
+            positions: (S, d).
+            reference: (S, 2), x then y, 0 … 1.
+            shapes: (H_l, W_l) of each level.
+
+        Returns:
+            (B, S, d).
+        """
         length = x.shape[1]
         query = x + positions
         value = self.value(x).unflatten(2, (self.heads, -1))

@@ -1,8 +1,8 @@
-"""Pickles as plain data: the steps of a pickle are followed, and no code that it names is ever looked up or called.
+"""Reading pickles as plain data: the steps are followed, but named code is never imported or called.
 
-Python's own unpickler imports what a pickle names and calls it, and it reserves memory that a pickle merely claims.
-This reader follows the same steps (``pickletools`` in Python's documentation lists them), but a class, a function and
-what a call would give stay placeholders that only keep their names and arguments.
+Python's own unpickler imports and calls what a pickle names, and reserves memory that a pickle merely claims. This
+reader follows the same steps (``pickletools`` in Python's documentation lists them). Classes, functions and results of
+calls become placeholders that keep only their names and arguments.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import IO, Any
 from teso_deploy.errors import CheckpointError
 from teso_deploy.text import to_one_line
 
-#: More than these are no weights: 1,000 tensors take about 30,000 steps, and a step may take 60 times its bytes.
+#: A file of weights has fewer steps: 1,000 tensors take about 30,000. A step may take 60 times its bytes of memory.
 MOST_STEPS = 5_000_000
 _MARK = object()
-#: Modules and functions that no checkpoint has a use for. Nothing runs here; the next program may be less careful.
+#: Modules and functions that a checkpoint never needs. Nothing runs here, but the next program may be less careful.
 _HARMFUL_MODULES = frozenset(
     ("os", "posix", "nt", "subprocess", "shutil", "socket", "runpy", "importlib", "pty", "commands", "webbrowser")
 )  # fmt: skip
@@ -29,7 +29,7 @@ _HARMFUL_FUNCTIONS = frozenset(
 
 
 class Global:
-    """A class or function that a pickle names: ``name`` is the module's and its own."""
+    """A class or function that a pickle names. ``name`` includes the module."""
 
     __slots__ = ("name",)
 
@@ -38,7 +38,7 @@ class Global:
 
 
 class Placeholder:
-    """What a call in a pickle would have made: of what, with which arguments, and the state that was given to it."""
+    """The result of a call in a pickle: the name of the function, its arguments, and the state given to the result."""
 
     __slots__ = ("arguments", "name", "state")
 
@@ -47,7 +47,7 @@ class Placeholder:
         self.state: Any = None
 
 
-#: What makes something of a call in a pickle, in place of a placeholder.
+#: Converts a call in a pickle to a value that is not a placeholder.
 Maker = Callable[[str, tuple[Any, ...]], Any]
 
 
@@ -55,11 +55,10 @@ class PickleReader:
     """Follows one pickle in a file.
 
     Args:
-        file: Where the pickle begins; afterwards it stands right after the pickle. Reading more than there is must
-            not take memory, as with ``BytesIO`` and ``mmap``.
-        make: From the name of a function and its arguments to what stands for the outcome, :class:`Placeholder` in
-            doubt.
-        persistent: From a persistent identifier to what stands for it.
+        file: A file at the start of the pickle. Afterwards it is positioned right after the pickle. Reading beyond
+            its end must not take memory, as with ``BytesIO`` and ``mmap``.
+        make: Maps the name of a function and its arguments to a value, or to a :class:`Placeholder` if unknown.
+        persistent: Maps a persistent identifier to a value.
     """
 
     def __init__(self, file: IO[bytes], make: Maker, persistent: Callable[[Any], Any]) -> None:
@@ -68,11 +67,11 @@ class PickleReader:
         self._memo: dict[int, Any] = {}
 
     def read(self) -> Any:
-        """What was pickled.
+        """Return the pickled value.
 
         Raises:
-            CheckpointError: The pickle names code that is harmful, or it has too many steps.
-            Exception: Whatever noise leads to: ``ValueError``, ``IndexError`` and others.
+            CheckpointError: The pickle names harmful code, or has too many steps.
+            Exception: Random bytes raise ``ValueError``, ``IndexError`` and others.
         """
         for count, (opcode, argument, _) in enumerate(pickletools.genops(self._file)):
             if count == MOST_STEPS:
@@ -126,7 +125,7 @@ class PickleReader:
         self._name(module, name)
 
     def _called(self, function: Any, arguments: Any) -> None:
-        # As in Python only a tuple is taken. A copy of a list would cost its memory at each call that names the list.
+        # As in Python, only a tuple is accepted. Copying a list would cost its memory at each call that names it.
         given = arguments if isinstance(arguments, tuple) else ()
         if isinstance(function, Global):
             self._stack.append(self._make(function.name, given))
@@ -164,7 +163,7 @@ class PickleReader:
         made = self._stack[-1]
         if isinstance(made, dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
-                # The hash of nested tuples may take for ever, and only text names a tensor.
+                # Hashing nested tuples may take forever, and only text names a tensor.
                 if isinstance(key, str | int):
                     made[key] = value
 
@@ -179,7 +178,7 @@ class PickleReader:
 
 _Step = Callable[[PickleReader, Any], None]
 _CONSTANTS: dict[str, Any] = {"MARK": _MARK, "NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-# The steps reach into the reader that they belong to.
+# The steps access private members of their reader.
 _STEPS: dict[str, _Step] = {
     "POP": lambda self, _: self._pop(1).clear(),
     "POP_MARK": lambda self, _: self._to_mark().clear(),

@@ -1,4 +1,4 @@
-"""The files of ``torch.save``, zipped and as they were before PyTorch 1.6, and plain pickles of NumPy arrays."""
+"""Files of ``torch.save``, zipped or from before PyTorch 1.6, and plain pickles of NumPy arrays."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _LITTLE = sys.byteorder == "little"
 
 
 def read_zipped(path: Path) -> Any:
-    """The content of a file that ``torch.save`` writes: mappings, with :class:`StoredTensor` for tensors.
+    """Read a file of ``torch.save``: mappings with :class:`StoredTensor` for tensors.
 
-    Raises :class:`CheckpointError` with a reason that goes after the file's name, and what noise leads to.
+    Raises :class:`CheckpointError` with a reason to print after the file's name; random bytes raise other errors.
     """
     archive = zipfile.ZipFile(path)
     entries = {entry.filename: entry for entry in archive.infolist()}
@@ -40,7 +40,7 @@ def read_zipped(path: Path) -> Any:
     rows: dict[str, Tensor] = {}
 
     def row(name: str) -> Tensor:
-        """The bytes of a storage, read once."""
+        """Return the bytes of a storage. Each storage is read once."""
         if name not in rows:
             raw = torch.empty(entries[name].file_size, dtype=torch.uint8)
             with archive.open(entries[name]) as stream:
@@ -50,7 +50,7 @@ def read_zipped(path: Path) -> Any:
 
     def persistent(named: Any) -> Any:
         kind, of, key, *_, count = named[:5]
-        # The text or the hash of nested tuples may take for ever.
+        # Printing or hashing nested tuples may take forever.
         if kind != "storage" or not isinstance(count, int) or count < 0 or not isinstance(key, str):
             raise ValueError("not a storage")
         dtype, name = find_dtype(of), f"{place}data/{key}"
@@ -62,12 +62,12 @@ def read_zipped(path: Path) -> Any:
 
 
 def _as_type(raw: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bytes (N,) as numbers; what is left over of the last number is cut off."""
+    """View bytes (N,) as numbers. The bytes of an incomplete last number are dropped."""
     return raw[: raw.numel() // dtype.itemsize * dtype.itemsize].view(dtype)
 
 
 def _mapped(path: Path) -> mmap.mmap:
-    """The file in memory of the system's: reading more than there is gives what there is."""
+    """Map the file into memory. Reading beyond its end returns what exists."""
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
@@ -77,22 +77,22 @@ def _no_storage(named: Any) -> Any:
 
 
 def read_pickle(path: Path) -> Any:
-    """The content of a pickle without PyTorch's frame, as Detectron2's model zoo has them. Raises as above."""
+    """Read a pickle without PyTorch's frame, as in Detectron2's model zoo. Raises the errors of `read_zipped`."""
     with _mapped(path) as file:
         return PickleReader(_opened(file), make_tensor, _no_storage).read()
 
 
 def _opened(file: mmap.mmap) -> IO[bytes]:
-    return file  # type: ignore[return-value]  # reads, tells and reads lines as a file does
+    return file  # type: ignore[return-value]  # it has read, tell and readline like a file
 
 
 def read_legacy(path: Path) -> Any:
-    """The content of a file that ``torch.save`` wrote before PyTorch 1.6: pickles, then the numbers.
+    """Read a file from before PyTorch 1.6: pickles, then the numbers.
 
-    Raises as above.
+    Raises the errors of :func:`read_zipped`.
     """
     file = _mapped(path)
-    rows: dict[str, tuple[int, int]] = {}  # a storage's key → where its numbers begin, and how many they are
+    rows: dict[str, tuple[int, int]] = {}  # key of a storage → (offset of its numbers, count)
     claimed: dict[str, int] = {}
 
     def at(key: str, dtype: torch.dtype) -> Callable[[torch.dtype], Tensor]:

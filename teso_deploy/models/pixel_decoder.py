@@ -34,7 +34,17 @@ class DeformableLayer(nn.Module):
         self.norm2 = nn.LayerNorm(recipe.dim)
 
     def forward(self, x: Tensor, positions: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
-        """(B, S, d) → (B, S, d)."""
+        """Transform all levels together.
+
+        Args:
+            x: (B, S, d).
+            positions: (S, d).
+            reference: (S, 2), x then y, 0 … 1.
+            shapes: (H_l, W_l) of each level.
+
+        Returns:
+            (B, S, d).
+        """
         x = self.norm1(x + self.attention(x, positions, reference, shapes))
         return self.norm2(x + self.ffn(x))
 

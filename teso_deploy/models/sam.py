@@ -1,4 +1,4 @@
-"""SAM's image encoder (Kirillov et al., 2023, appendix A): a ViT of windows with relative positions, and a neck."""
+"""SAM's image encoder (Kirillov et al., 2023, appendix A): a windowed ViT with relative positions, and a neck."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LayerNorm2d(nn.Module):
 
 
 def relative_index(size: int) -> Tensor:
-    """Row of the table for each pair of places along an axis, (size, size) int64."""
+    """Table row for each pair of positions along an axis, (size, size) int64."""
     place = torch.arange(size)
     return place[:, None] - place[None, :] + size - 1
 
@@ -54,7 +54,7 @@ class DecomposedAttention(nn.Module):
         size = self.size
         q, k, v = (split_heads(layer(x), self.heads) for layer in (self.query, self.key, self.value))
         grid = q.unflatten(2, (size, size))  # (N, heads, y, x, d)
-        # The product of every query with the table's row for each key's row, and column.
+        # Multiply every query by the table's row for each key's row, and by that for its column.
         tall = torch.einsum("nhyxd,ykd->nhyxk", grid, self.rows[self.index])
         wide = torch.einsum("nhyxd,xkd->nhyxk", grid, self.columns[self.index])
         bias = (tall[..., :, None] + wide[..., None, :]).flatten(4).flatten(2, 3)
@@ -63,7 +63,7 @@ class DecomposedAttention(nn.Module):
 
 
 class SamBlock(nn.Module):
-    """Pre-norm attention and MLP; ``window`` 0 looks at the whole picture."""
+    """Pre-norm attention and MLP. With ``window`` 0 it attends to the whole picture."""
 
     def __init__(self, recipe: SamRecipe, side: int, window: int, adapter: bool) -> None:
         super().__init__()

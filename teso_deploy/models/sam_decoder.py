@@ -1,7 +1,7 @@
-"""SAM's mask decoder (Kirillov et al., 2023, figure 14), whose mask tokens are TeSO's queries.
+"""SAM's mask decoder (Kirillov et al., 2023, figure 14), with its mask tokens as TeSO's queries.
 
-SAM's own prompts, points and boxes, are not used: what PMQS makes of the mask tokens is the
-prompt. The head that foretells IoUs is not built; its token stays, the others attend to it.
+SAM's own prompts, points and boxes, are not used: the mask tokens after PMQS are the prompt. The head that predicts
+IoUs is not built. Its token stays, because the other tokens attend to it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from teso_deploy.recipe import SamRecipe
 
 
 class NarrowAttention(nn.Module):
-    """Multi-head attention at a part of the width, with an adapter behind its output projection."""
+    """Multi-head attention at a fraction of the width, with an adapter after its output projection."""
 
     def __init__(self, dim: int, heads: int, downsample: int, adapter: bool) -> None:
         super().__init__()
@@ -31,16 +31,25 @@ class NarrowAttention(nn.Module):
         self.adapter = adapter_or_identity(adapter, dim)
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """(B, Q, d), (B, S, d), (B, S, d) → (B, Q, d)."""
+        """Attend.
+
+        Args:
+            queries: (B, Q, d).
+            keys: (B, S, d).
+            values: (B, S, d).
+
+        Returns:
+            (B, Q, d).
+        """
         q = split_heads(self.query(queries) * self.scale, self.heads)
         k, v = split_heads(self.key(keys), self.heads), split_heads(self.value(values), self.heads)
         return self.adapter(self.output(attend(q @ k.transpose(-1, -2), v)))
 
 
 class TwoWayLayer(nn.Module):
-    """Tokens among themselves, tokens to picture, MLP, picture to tokens; all post-norm.
+    """Self-attention of tokens, tokens to picture, MLP, picture to tokens; all post-norm.
 
-    ε of the norms is Hugging Face's; Meta's code has 1e-5 here.
+    The ε of the norms is that of Hugging Face; Meta's code has 1e-5 here.
     """
 
     def __init__(self, recipe: SamRecipe, is_first: bool, adapter: bool) -> None:
@@ -57,8 +66,18 @@ class TwoWayLayer(nn.Module):
         self.norm4 = nn.LayerNorm(dim, EPS)
 
     def forward(self, tokens: Tensor, image: Tensor, token_positions: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
-        """tokens (B, T, d), image (B, S, d) and what places them → tokens, image."""
-        if self.is_first:  # the tokens are their own positions, and nothing has been added to them yet
+        """Update tokens and picture.
+
+        Args:
+            tokens: (B, T, d).
+            image: (B, S, d).
+            token_positions: (B, T, d).
+            positions: (S, d).
+
+        Returns:
+            Tokens and image, in the same shapes.
+        """
+        if self.is_first:  # here the tokens are their own positions, which must not be added again
             tokens = self.self_attention(tokens, tokens, tokens)
         else:
             placed = tokens + token_positions
@@ -71,7 +90,7 @@ class TwoWayLayer(nn.Module):
 
 
 def hypernetwork(dim: int, outside: int) -> nn.Sequential:
-    """A token → the weights of its mask over the upscaled picture."""
+    """A network from a token to the weights of its mask over the upscaled picture."""
     return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, outside))
 
 
@@ -85,7 +104,7 @@ class SamMaskDecoder(nn.Module):
         self.iou_token = nn.Parameter(torch.randn(1, dim))
         self.no_mask = nn.Parameter(torch.randn(dim))
         self.frequencies: Tensor
-        # SAM's random Fourier features: never learnt, but part of every checkpoint.
+        # SAM's random Fourier features: not learned, but part of every checkpoint.
         self.register_buffer("frequencies", torch.randn(2, dim // 2))
         self.layers = nn.ModuleList(TwoWayLayer(recipe, i == 0, adapter) for i in range(recipe.decoder_layers))
         self.final_attention = NarrowAttention(dim, recipe.decoder_heads, recipe.attention_downsample, adapter)
@@ -97,10 +116,10 @@ class SamMaskDecoder(nn.Module):
         self.hypernetworks = nn.ModuleList(hypernetwork(dim, dim // 8) for _ in range(recipe.mask_tokens))
 
     def positions(self) -> Tensor:
-        """Where each cell of the picture is, (h·w, d)."""
+        """Position embedding of each cell of the picture, (h·w, d)."""
         place = (torch.arange(self.side, device=self.frequencies.device, dtype=torch.float32) + 0.5) / self.side
         along = (2 * place - 1)[:, None]
-        # x takes the first row of the frequencies, y the second; their sum is the product with both.
+        # x uses the first row of the frequencies, y the second; the sum equals the product with both.
         angle = (along * self.frequencies[1])[:, None] + (along * self.frequencies[0])[None]
         angle = 2 * math.pi * angle.flatten(0, 1)
         return torch.cat((angle.sin(), angle.cos()), dim=1)

@@ -1,8 +1,8 @@
-"""The fusion of the authors' released code, which differs from the paper (eqs. 1-6): for those who have such a file.
+"""The fusion of the authors' released code, which differs from the paper (eqs. 1-6), to run such checkpoints.
 
-F_A and the cues go through an MLP each to one width; one attention brings the sound to the
-cues, one more the cues to the mask queries. There is no mask and no gate: slots without a cue
-hold the embedding of "None", and every slot counts (`SegPref/models` of the release).
+An MLP each maps F_A and the cues to one width. One attention brings the sound to the cues, another one the cues to the
+mask queries. It has no mask and no gate: slots without a cue hold the embedding of "None", and every slot is used
+(`SegPref/models` of the release).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _mlp(inside: int, hidden: int, outside: int) -> nn.Sequential:
 
 
 class SegprefFusion(nn.Module):
-    """The graph ``fusion``: sound and cues → prompted queries. Its ξ is 1 for each slot that counts."""
+    """The graph ``fusion``: sound and cues → prompted queries. Its ξ is 1 for each slot that is used."""
 
     def __init__(self, audio_dim: int, text: TextRecipe, recipe: FusionRecipe, queries: int, query_dim: int) -> None:
         super().__init__()
@@ -46,8 +46,17 @@ class SegprefFusion(nn.Module):
         self.queries = nn.Parameter(torch.randn(queries, query_dim))
 
     def forward(self, audio: Tensor, cues: Tensor, cue_valid: Tensor) -> tuple[Tensor, Tensor]:
-        """audio (B, d_A), cues (B, N_T, d_T), cue_valid (B, N_T) bool → queries (B, Q, d), ξ (B, N_T)."""
-        # The release repeats this one latent N_L times; an attention can't tell that from having it once.
+        """Combine sound and cues.
+
+        Args:
+            audio: (B, d_A).
+            cues: (B, N_T, d_T).
+            cue_valid: (B, N_T) bool.
+
+        Returns:
+            Queries (B, Q, d) and ξ (B, N_T).
+        """
+        # The release repeats this latent N_L times. For an attention, that is the same as once.
         latent = self.audio_projection(audio)[:, None, :]
         prompts = self.prompt_projection(self.cue_attention(self.text_projection(cues), latent))
         queries = self.queries.expand(audio.shape[0], -1, -1)

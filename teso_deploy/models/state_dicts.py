@@ -1,8 +1,8 @@
-"""Which of the tensors in a file are the weights, by what the key maps know.
+"""Finding the weights among the tensors of a file, with the help of the key maps.
 
 Training codes wrap models and keep several sets of weights: ``{"state_dict": …}``, ``module.`` of data parallelism,
 ``_orig_mod.`` of ``torch.compile``, ``model.`` of Lightning, an average beside the trained weights. All places are
-searched, and the place whose keys a format recognises is taken.
+searched, and the place whose keys a format recognises is used.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from teso_deploy.models.pickle_reading import Placeholder
 from teso_deploy.models.stored_tensors import Array, StoredTensor
 from teso_deploy.text import to_one_line
 
-#: Which of two sets of weights: the average that training kept, or the trained weights themselves.
+#: Which set of weights: the average that training kept, or the trained weights.
 Averaging = Literal["ema", "raw"]
 Stored = dict[str, StoredTensor]
-#: Where training codes keep the weights, in the order of preference where no format recognises them.
+#: Usual containers of weights, most preferred first. Used if no format recognises the keys.
 _USUAL = (
     "state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params", "generator", "student",
 )  # fmt: skip
-#: Names that wrappers put into keys, at any depth.
+#: Names that wrappers insert into keys, at any depth.
 _WRAPPERS = frozenset(
     ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 )  # fmt: skip
 _AVERAGED = re.compile(
     r"(\w+_)?(ema|swa)(_\w+)?|averaged?|averaged_(model|weights)|(model|weights)_averaged?|avg_model|teacher"
 )
-#: What belongs to training beside a model's own keys.
+#: Values of the training that are stored beside a model's keys.
 _OF_TRAINING = re.compile(
     r"(\w+_)?(criterion|criteria|loss|losses|loss_fn|metrics?|optimizers?|lr_schedulers?|schedulers?|scaler)(_\w+)?\."
 )
 _OF_OPTIMIZERS = re.compile(r"(\w+_)?(optim|optimizers?|exp_avg|exp_avg_sq|momentum|grads?|schedulers?)(_\w+)?")
-#: Counters of averages, beside or among the averaged weights.
+#: Counters of averages, stored beside or among the averaged weights.
 _COUNTERS = frozenset(("n_averaged", "initted", "decay", "num_updates"))
 _DEEPEST, _MOST_PLACES, _LONGEST_PREFIX = 6, 10_000, 4
 
@@ -49,11 +49,11 @@ class Found:
     """A set of weights in a file.
 
     Args:
-        place: The names of the containers that it lies in, and the prefix of its keys.
-        tensors: Without the prefix; what stands beside them and is of no known use has its whole key.
-        format: Of others; None for our own, or where nothing is recognised.
-        is_own: True for a whole model of ours.
-        is_averaged: True for an average over training.
+        place: The names of the containers around it, and the prefix of its keys.
+        tensors: Tensors by key, without the prefix. A tensor of unknown use beside them keeps its whole key.
+        format: The recognised format; None for a checkpoint of this package, or if nothing is recognised.
+        is_own: Whether it is a whole model of this package.
+        is_averaged: Whether it is an average over training.
     """
 
     place: tuple[str, ...]
@@ -64,7 +64,7 @@ class Found:
 
     @property
     def part(self) -> Part | None:
-        """What it gives a model; None where nothing is recognised."""
+        """The part that it gives a model; None if nothing is recognised."""
         return self.format.part if self.format else "model" if self.is_own else None
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ class Found:
 
 
 def _recognise(keys: Collection[str], is_whole: bool) -> tuple[bool, Format | None]:
-    """Whether keys are a model of ours, or their format. ``is_whole``: nothing was taken from their beginnings."""
+    """Return whether keys are a model of this package, or their format. ``is_whole``: no prefix was removed."""
     firsts = {key.partition(".")[0] for key in keys}
     wanted = {"fusion"} if is_whole else {"fusion", "visual_encoder", "audio_encoder", "decoder"}
     if wanted <= firsts:
@@ -81,7 +81,7 @@ def _recognise(keys: Collection[str], is_whole: bool) -> tuple[bool, Format | No
 
 
 def _places(content: Any) -> Iterator[tuple[tuple[str, ...], Stored]]:
-    """Every mapping that holds tensors by name, with the names that lead to it; outer ones first."""
+    """Yield every mapping with tensors by name, and the names that lead to it, outer ones first."""
     waiting: deque[tuple[tuple[str, ...], Any]] = deque([((), content)])
     seen: set[int] = set()
     while waiting and len(seen) < _MOST_PLACES:
@@ -99,7 +99,7 @@ def _places(content: Any) -> Iterator[tuple[tuple[str, ...], Stored]]:
 
 
 def _without_wrappers(tensors: Stored) -> Stored:
-    """Keys without what wrappers put into them; as they are where two would become the same."""
+    """Remove the insertions of wrappers from the keys, unless two keys would become the same."""
     found = {".".join(part for part in key.split(".") if part not in _WRAPPERS): t for key, t in tensors.items()}
     return found if len(found) == len(tensors) else tensors
 
@@ -109,12 +109,12 @@ def _is_averaged(names: Collection[str]) -> bool:
 
 
 def _is_of_use(key: str, tensor: StoredTensor) -> bool:
-    """Whether a key that stands beside a model may be a weight: not a loss's, a counter or a metric."""
+    """Whether a key beside a model may be a weight, not a loss, a counter or a metric."""
     return not _OF_TRAINING.match(key) and tensor.shape != () and tensor.dtype.is_floating_point
 
 
 def _sets_in(place: tuple[str, ...], tensors: Stored) -> Iterator[Found]:
-    """The sets of weights of one mapping: below which prefixes a format recognises the keys."""
+    """Yield the sets of weights of one mapping: the prefixes below which a format recognises the keys."""
     tensors = _without_wrappers(tensors)
     everywhere = _is_averaged(place) or "n_averaged" in tensors
     kept = {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[2] not in _COUNTERS}
@@ -123,7 +123,7 @@ def _sets_in(place: tuple[str, ...], tensors: Stored) -> Iterator[Found]:
     for of_average, group in ((False, raw), (True, averaged)):
         found = list(_below_prefixes(place, group, of_average))
         known = [".".join(one.place[len(place) :]) for one in found]
-        # What no set explains is an error later, not left out in silence.
+        # A key that no set explains must become an error later; it must not be dropped silently.
         beside = {
             key: tensor
             for key, tensor in group.items()
@@ -152,15 +152,16 @@ def _below_prefixes(place: tuple[str, ...], tensors: Stored, of_average: bool) -
 
 
 def choose_weights(content: Any, averaging: Averaging | None = None, part: str | None = None) -> Found:
-    """The weights in what a file holds.
+    """Choose the weights in the content of a file.
 
     Args:
         content: Mappings with :class:`StoredTensor` in them.
-        averaging: Which of two sets, where the file holds an average beside the trained weights.
-        part: What they are to give a model; a set of another part is taken only where there is no other.
+        averaging: Which set to take if the file has both trained and averaged weights.
+        part: The part they should give a model. A set for another part is taken only if it is the only one.
 
     Raises:
-        CheckpointError: No weights, two kinds without a choice, several sets. Its text goes after the file's name.
+        CheckpointError: No weights, trained and averaged weights without a choice, or several sets. Print the text
+            after the file's name.
     """
     places = [(place, t) for place, t in _places(content) if not any(_OF_OPTIMIZERS.fullmatch(name) for name in place)]
     found = [one for place, tensors in places for one in _sets_in(place, tensors)]
@@ -190,12 +191,12 @@ def choose_weights(content: Any, averaging: Averaging | None = None, part: str |
 
 
 def _identity(found: Found) -> tuple[tuple[str, int], ...]:
-    """Equal for two names of the same tensors."""
+    """Return a key that is equal for two names of the same tensors."""
     return tuple(sorted((key, id(tensor)) for key, tensor in found.tensors.items()))
 
 
 def _usual(content: Any, places: list[tuple[tuple[str, ...], Stored]]) -> Found:
-    """Where no format recognises anything: the usual place, or the fullest one."""
+    """Return the usual place, or the one with most tensors. For files that no format recognises."""
     if not places:
         raise CheckpointError(_describe_objects(content))
 
@@ -203,14 +204,14 @@ def _usual(content: Any, places: list[tuple[tuple[str, ...], Stored]]) -> Found:
         place, tensors = of
         return (_USUAL.index(place[-1]) if place and place[-1] in _USUAL else len(_USUAL), -len(tensors))
 
-    # A lone tensor is a loss; and of averages only the trained weights are asked about here.
+    # A single tensor is a loss. For averages, only the trained weights are considered here.
     several = [one for one in places if len(one[1]) > 1] or places
     place, tensors = min(several, key=rank)
     return Found(place, _without_common(_without_wrappers(tensors)))
 
 
 def _without_common(tensors: Stored) -> Stored:
-    """Keys without the first name that all share, if it is a container's."""
+    """Remove the first name that all keys share, if it is the name of a container."""
     first = {key.partition(".")[0] for key in tensors}
     if len(first) == 1 and (name := next(iter(first))) in _USUAL:
         return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items()}
@@ -218,7 +219,7 @@ def _without_common(tensors: Stored) -> Stored:
 
 
 def _describe_objects(content: Any) -> str:
-    """Why a file without a state_dict holds none: a whole module was pickled, or something else."""
+    """Say why a file has no state_dict: a whole module was pickled, or something else."""
     candidates = [content, *(content.values() if isinstance(content, Mapping) else ())]
     for one in candidates:
         if isinstance(one, Placeholder) and isinstance(one.state, Mapping) and "_modules" in one.state:

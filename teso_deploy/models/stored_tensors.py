@@ -1,7 +1,7 @@
-"""Tensors that a file describes and that are read when they are needed, and the pickled forms of PyTorch and NumPy.
+"""Tensors of a file that are read when they are needed, and the pickled forms of PyTorch and NumPy.
 
-A training checkpoint is three times as large as its weights: what is not needed is not read. Sizes that a file claims
-are compared with what it holds before memory is taken.
+A training checkpoint is three times as large as its weights, so unneeded tensors are not read. Sizes that a file claims
+are compared with its content before memory is allocated.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class StoredTensor:
 
     Args:
         shape: Its shape.
-        dtype: Its type of number.
+        dtype: Its data type.
         read: Reads it.
-        trouble: Why it can't be read: "is sparse"; empty when it can.
+        trouble: Why it can't be read, such as "is sparse"; empty if it can.
     """
 
     shape: tuple[int, ...]
@@ -36,20 +36,20 @@ class StoredTensor:
 
     @property
     def count(self) -> int:
-        """How many numbers it has."""
+        """The number of elements."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Storage:
-    """Numbers in a row that tensors are views of; ``read`` gives at least ``count`` of them as (N,) of ``dtype``."""
+    """A row of numbers that tensors are views of. ``read`` returns at least ``count`` of them as (N,) of ``dtype``."""
 
     dtype: torch.dtype
     count: int
     read: Callable[[torch.dtype], Tensor]
 
 
-#: PyTorch's names of storages, where they are not the name of the type.
+#: PyTorch's names of storages that differ from the name of the type.
 _OLD_NAMES = {
     "Float": "float32", "Double": "float64", "Half": "float16", "Long": "int64", "Int": "int32", "Short": "int16",
     "Char": "int8", "Byte": "uint8", "Bool": "bool", "BFloat16": "bfloat16", "ComplexFloat": "complex64",
@@ -58,7 +58,7 @@ _OLD_NAMES = {
 
 
 def find_dtype(of: Any) -> torch.dtype:
-    """The type of number that a pickle names (``torch.FloatStorage``, ``torch.float32``). Raises ``ValueError``."""
+    """Return the data type that a pickle names (``torch.FloatStorage``, ``torch.float32``). Raises ``ValueError``."""
     name = of.name.rsplit(".", 1)[-1] if isinstance(of, Global) else ""
     found = getattr(torch, _OLD_NAMES.get(name.removesuffix("Storage"), name), None)
     if not isinstance(found, torch.dtype):
@@ -75,7 +75,7 @@ def _sizes(of: Any) -> tuple[int, ...]:
 
 
 def _view(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None) -> StoredTensor:
-    """A view of a storage. Raises ``ValueError`` when it reaches beyond it."""
+    """Return a view of a storage. Raises ``ValueError`` if it exceeds the storage."""
     if not isinstance(storage, Storage):
         raise ValueError("not a storage")
     shape, steps = _sizes(size), _sizes(stride)
@@ -97,7 +97,7 @@ def _view(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype 
 
 
 def _typed_view(_name: str, given: tuple[Any, ...]) -> StoredTensor:
-    """A view that names its type of number, as those do that have no class of storage (float8)."""
+    """Return a view that names its data type, for types without a storage class (float8)."""
     storage, offset, size, stride, _requires_grad, _hooks, dtype, *_rest = given
     return _view(storage, offset, size, stride, find_dtype(dtype))
 
@@ -107,7 +107,7 @@ def _refused(trouble: str) -> StoredTensor:
 
 
 def _array(shape: Any, described: Any, content: Any, fortran: bool) -> Any:
-    """A NumPy array from the parts of its pickle; a placeholder for one that holds no numbers."""
+    """Return a NumPy array from the parts of its pickle, or a placeholder for one without numbers."""
     if not isinstance(described, Placeholder) or not isinstance(content, bytes | bytearray | str):
         return Placeholder("numpy.ndarray")
     kind = described.arguments[0]
@@ -122,8 +122,8 @@ def _array(shape: Any, described: Any, content: Any, fortran: bool) -> Any:
         raise ValueError("an array of another size than its numbers")
 
     def read() -> Tensor:
-        # The machine's own order of bytes, and memory of its own: PyTorch takes nothing else.
-        raw = content.encode("latin-1") if isinstance(content, str) else content  # of Python 2, whose texts are bytes
+        # PyTorch requires the native byte order and writable memory.
+        raw = content.encode("latin-1") if isinstance(content, str) else content  # Python 2 pickles bytes as text
         values = np.frombuffer(raw, dtype).astype(dtype.newbyteorder("="), copy=False)
         return torch.from_numpy(np.array(values.reshape(sizes, order="F" if fortran else "C"), order="C"))
 
@@ -131,25 +131,25 @@ def _array(shape: Any, described: Any, content: Any, fortran: bool) -> Any:
 
 
 class Array(Placeholder):
-    """A NumPy array whose numbers come with its state."""
+    """A NumPy array whose numbers follow as its state."""
 
     __slots__ = ()
 
     def stored(self) -> Any:
-        """The tensor, or itself where it holds no numbers."""
+        """Return the tensor, or the placeholder itself if it has no numbers."""
         if not isinstance(self.state, tuple) or len(self.state) != 5:
             return self
         _, shape, described, fortran, content = self.state
         try:
             return _array(shape, described, content, bool(fortran))
-        except Exception:  # parts that make no sense together: ValueError, TypeError, IndexError
+        except Exception:  # parts that do not fit together: ValueError, TypeError, IndexError
             return _refused("is damaged")
 
 
 def _text_as_bytes(name: str, given: tuple[Any, ...]) -> Any:
-    """What ``_codecs.encode`` gives: how Python 2 and protocols below 3 write bytes.
+    """Return the result of ``_codecs.encode``, with which Python 2 and protocols below 3 write bytes.
 
-    The text stays as it is until its numbers are read: a copy would cost its memory at each call that names it.
+    The text is kept until its numbers are read: a copy would cost its memory at each call that names it.
     """
     if len(given) == 2 and isinstance(given[0], str) and given[1] in ("latin1", "latin-1"):
         return given[0]
@@ -157,16 +157,16 @@ def _text_as_bytes(name: str, given: tuple[Any, ...]) -> Any:
 
 
 def _typed(name: str, given: tuple[Any, ...]) -> Any:
-    """A subclass of a tensor: (function, class, arguments, state)."""
+    """Return a subclass of a tensor from (function, class, arguments, state)."""
     function, _, arguments, _ = given
     return make_tensor(function.name, tuple(arguments)) if isinstance(function, Global) else Placeholder(name, given)
 
 
 def _pairs(name: str, given: tuple[Any, ...]) -> Any:
-    """An ordered mapping, empty or of pairs."""
+    """Return an ordered mapping, empty or made of pairs."""
     pairs = given[-1] if given and isinstance(given[-1], list) else []
     found = {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and isinstance(pair[0], str | int)}
-    pairs.clear()  # each list of pairs makes one mapping, or a short pickle would fill the memory with copies
+    pairs.clear()  # use each list of pairs only once, or a short pickle could fill the memory with copies
     return found
 
 
@@ -186,7 +186,7 @@ _MAKERS: Mapping[str, Callable[[str, tuple[Any, ...]], Any]] = {
     "torch._utils._rebuild_sparse_tensor": lambda *_: _refused("is sparse"),
     "torch._utils._rebuild_sparse_csr_tensor": lambda *_: _refused("is sparse"),
     "torch._utils._rebuild_nested_tensor": lambda *_: _refused("is nested"),
-    "torch._utils._rebuild_wrapper_subclass": lambda *_: _refused("is of a class of its own"),
+    "torch._utils._rebuild_wrapper_subclass": lambda *_: _refused("is of a special class"),
     "torch._utils._rebuild_meta_tensor_no_storage": lambda *_: _refused('has no numbers (device "meta")'),
     "torch._utils._rebuild_device_tensor_from_numpy": lambda _, given: given[0],
     **{
@@ -200,9 +200,9 @@ _MAKERS: Mapping[str, Callable[[str, tuple[Any, ...]], Any]] = {
 
 
 def make_tensor(name: str, given: tuple[Any, ...]) -> Any:
-    """What stands for the outcome of a call in a pickle: tensors and mappings, placeholders for all else.
+    """Return the value for a call in a pickle: tensors and mappings, and placeholders for everything else.
 
-    Raises ``ValueError`` and others for arguments that make no sense.
+    Raises ``ValueError`` and others for arguments that do not fit.
     """
     maker = _MAKERS.get(name)
     return Placeholder(name, given) if maker is None else maker(name, given)

@@ -1,4 +1,4 @@
-"""Swin transformer (Liu et al., 2021), as Mask2Former uses it: four normed stages, adapters built in."""
+"""Swin transformer (Liu et al., 2021) as in Mask2Former: four normed stages, with optional adapters."""
 
 from __future__ import annotations
 
@@ -19,13 +19,23 @@ def windows(x: Tensor, size: int) -> Tensor:
 
 
 def unwindows(x: Tensor, size: int, height: int, width: int) -> Tensor:
-    """Inverse of :func:`windows`: (B · windows, size², C) → (B, H, W, C)."""
+    """Invert :func:`windows`.
+
+    Args:
+        x: (B · windows, size², C).
+        size: Side of a window.
+        height: H.
+        width: W.
+
+    Returns:
+        (B, H, W, C).
+    """
     x = x.view(-1, height // size, width // size, size, size, x.shape[-1])
     return x.transpose(2, 3).reshape(-1, height, width, x.shape[-1])
 
 
 def relative_position_index(size: int) -> Tensor:
-    """Index into the bias table of each pair of positions in a window, (size², size²) int64."""
+    """Index into the bias table for each pair of positions in a window, (size², size²) int64."""
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     place = torch.stack((y.flatten(), x.flatten()))
     offset = place[:, :, None] - place[:, None, :] + size - 1
@@ -33,11 +43,20 @@ def relative_position_index(size: int) -> Tensor:
 
 
 def shift_mask(height: int, width: int, size: int, shift: int, device: torch.device) -> Tensor:
-    """0 / -100 between positions of one shifted window that are not neighbours in the picture.
+    """Return 0, or -100 between positions of a shifted window that are not neighbours in the picture.
 
-    (windows, size², size²). -100 is Swin's own constant; the scores are small. The small
-    table of regions is a constant, the large mask is computed from it: an exported graph
-    carries only the table.
+    -100 is Swin's own constant; scores are small. The small table of regions is a constant and the large mask is
+    computed from it, so an exported graph contains only the table.
+
+    Args:
+        height: Rows of the map.
+        width: Columns of the map.
+        size: Side of a window.
+        shift: How far the windows are shifted.
+        device: Where to compute it.
+
+    Returns:
+        (windows, size², size²).
     """
     region = np.zeros((height, width), np.int32)
     edges = (0, height - size, height - shift, height), (0, width - size, width - shift, width)
@@ -87,13 +106,22 @@ class ConvolvedFeedForward(nn.Module):
         self.outer = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        """(B, H·W, C) → (B, H·W, C)."""
+        """Transform a map.
+
+        Args:
+            x: (B, H·W, C).
+            height: H.
+            width: W.
+
+        Returns:
+            (B, H·W, C).
+        """
         image = self.inner(x).transpose(1, 2).unflatten(2, (height, width))
         return self.outer(F.gelu(self.depthwise(image)).flatten(2).transpose(1, 2))
 
 
 def convolutional_stem(dim: int) -> nn.Sequential:
-    """Three small convolutions to stride 4 in place of one of 4×4 (Xiao et al., 2021)."""
+    """Three small convolutions to stride 4 instead of one of 4×4 (Xiao et al., 2021)."""
     half = dim // 2
     return nn.Sequential(
         nn.Conv2d(3, half, 3, stride=2, padding=1), group_norm(half), nn.GELU(),
@@ -118,7 +146,16 @@ class SwinBlock(nn.Module):
         self.mlp = ConvolvedFeedForward(dim, hidden) if self.convolved else FeedForward(dim, hidden, nn.GELU())
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        """(B, H·W, C) → (B, H·W, C)."""
+        """Transform a map.
+
+        Args:
+            x: (B, H·W, C).
+            height: H.
+            width: W.
+
+        Returns:
+            (B, H·W, C).
+        """
         size = self.window
         shift = size // 2 if self.shifted and (self.shift_covered or min(height, width) > size) else 0
         image = self.norm1(x).view(-1, height, width, x.shape[-1])
@@ -149,7 +186,16 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        """(B, H·W, C) → (B, ⌈H/2⌉·⌈W/2⌉, 2C)."""
+        """Halve a map.
+
+        Args:
+            x: (B, H·W, C).
+            height: H.
+            width: W.
+
+        Returns:
+            (B, ⌈H/2⌉·⌈W/2⌉, 2C).
+        """
         image = x.view(-1, height, width, x.shape[-1])
         if height % 2 or width % 2:
             image = F.pad(image, (0, 0, 0, width % 2, 0, height % 2))

@@ -1,18 +1,18 @@
-"""What is visible, in words: a head on the mask features (ours)."""
+"""The tagger: a head on the mask features that names what is visible (our addition)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-#: A word's tag is the mean over this share of the cells, those that look most like it.
+#: The tag of a word is its mean over this share of the cells, those with the highest scores.
 TOP_SHARE = 0.01
 
 
 class Tagger(nn.Module):
-    """Which of K words each cell shows, and from that which are visible at all.
+    """Scores which of K words each cell shows, and from that which words are visible at all.
 
-    Trained on the cells, so that a tag rests on something that could be pointed at.
+    It is trained on cells, so that each tag is supported by a place in the picture.
     """
 
     def __init__(self, dim: int, words: int) -> None:

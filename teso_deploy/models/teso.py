@@ -1,4 +1,4 @@
-"""The whole of TeSO, built from a recipe."""
+"""The whole TeSO model, built from a recipe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from teso_deploy.recipe import AudioRecipe, BeatsRecipe, Recipe
 
 
 class VisualEncoder(nn.Module):
-    """Swin, pixel decoder and the picture's half of the decoder: (B, 3, H, W) → :class:`Memory`."""
+    """Swin, pixel decoder and the picture's part of the decoder: (B, 3, H, W) → :class:`Memory`."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -36,14 +36,20 @@ class VisualEncoder(nn.Module):
 
 
 def audio_encoder(audio: AudioRecipe, beats: BeatsRecipe) -> nn.Module:
-    """waveform (B, 15600) → F_A (B, d_A), by the recipe's encoder."""
+    """Build the recipe's encoder: waveform (B, 15600) → F_A (B, d_A)."""
     return BeatsEncoder(beats) if audio.encoder == "beats" else Vggish(audio)
 
 
 def class_scores(recipe: Recipe, decoder: nn.Module, queries: Tensor, memory: Memory | Tensor) -> Tensor:
-    """Prompted queries (B, Q, d) and what the visual encoder gives → scores of the classes (B, C, h, w).
+    """Compute the scores of the classes (B, C, h, w).
 
-    SAM has no classes: its answer is the mask of one of its mask tokens (``sam.mask_token``).
+    SAM has no classes: its result is the mask of one of its mask tokens (``sam.mask_token``).
+
+    Args:
+        recipe: The recipe.
+        decoder: Its decoder.
+        queries: Prompted queries (B, Q, d).
+        memory: The output of the visual encoder.
     """
     if recipe.foundation == "sam":
         return torch.sigmoid(decoder(queries, memory)[:, recipe.sam.mask_token, None])
@@ -52,7 +58,7 @@ def class_scores(recipe: Recipe, decoder: nn.Module, queries: Tensor, memory: Me
 
 
 class Teso(nn.Module):
-    """Visual encoder, audio encoder, fusion (SeDAM and PMQS), decoder: a graph each."""
+    """Visual encoder, audio encoder, fusion (SeDAM and PMQS) and decoder; each is exported as a graph."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -62,7 +68,7 @@ class Teso(nn.Module):
         dim = recipe.sam.dim if is_sam else recipe.pixel_decoder.dim
         queries = recipe.sam.mask_tokens if is_sam else recipe.decoder.queries
         fusion = SegprefFusion if recipe.fusion.kind == "segpref" else Fusion
-        # A seed's random weights follow this order.
+        # The random weights of a seed depend on this order.
         self.visual_encoder = SamVisualEncoder(recipe.sam, size, recipe.adapters) if is_sam else VisualEncoder(recipe)
         self.audio_encoder = audio_encoder(recipe.audio, recipe.beats)
         self.fusion = fusion(recipe.audio.dim, recipe.text, recipe.fusion, queries, dim)
@@ -73,22 +79,29 @@ class Teso(nn.Module):
                 dim, recipe.pixel_decoder.mask_dim, recipe.decoder, len(recipe.head.classes), recipe.adapters
             )
         )
-        # The recipe's choice for all of them: said here once, not through every layer.
+        # One choice of the recipe for all adapters, set here instead of passed through every layer.
         for module in self.modules():
             if isinstance(module, Adapter):
                 module.residual = recipe.adapter_residual
 
     def forward(self, image: Tensor, waveform: Tensor, cues: Tensor, cue_valid: Tensor) -> tuple[Tensor, Tensor]:
-        """image (B, 3, H, W), waveform (B, 15600), cues (B, N_T, d_T), cue_valid (B, N_T) bool.
+        """Segment pictures.
 
-        Returns the class scores (B, C, h, w), of eq. 7 at H/4 × W/4, and ξ (B, N_T).
+        Args:
+            image: (B, 3, H, W).
+            waveform: (B, 15600).
+            cues: (B, N_T, d_T).
+            cue_valid: (B, N_T) bool.
+
+        Returns:
+            The class scores (B, C, h, w), of eq. 7 at H/4 × W/4, and ξ (B, N_T).
         """
         queries, gate = self.fusion(self.audio_encoder(waveform), cues, cue_valid)
         return class_scores(self.recipe, self.decoder, queries, self.visual_encoder(image)), gate
 
 
 def build(recipe: Recipe, seed: int | None = None) -> Teso:
-    """The PyTorch model of a recipe, on the CPU, in eval mode; ``seed`` fixes its random weights."""
+    """Build the PyTorch model of a recipe, on the CPU, in eval mode. ``seed`` fixes its random weights."""
     if seed is None:
         return Teso(recipe).eval()
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Files of weights, ours and others': what a file is decides how it is read, and no code in it is run."""
+"""Reading files of weights. The content of a file decides how it is read, and no code in it is run."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from teso_deploy.models.weight_folders import WeightFiles, find_weight_files
 from teso_deploy.text import to_one_line
 
 _SAVE = "save the model's state_dict as safetensors"
-#: Tied weights are stored once and counted twice.
+#: Tied weights are stored once but counted twice, so tensors may exceed the file by this factor.
 _MOST_TIMES_THE_FILE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights out of a checkpoint.
+    """The weights of a checkpoint.
 
     Args:
-        tensors: By the keys of their format, floats as float32.
-        metadata: Of a safetensors file.
-        format: What they were recognised as; None for our own and for what is not known.
-        is_own: True for a whole model of ours.
-        is_averaged: True for an average over training.
-        folder: Where the files lie, with what belongs to them.
+        tensors: Tensors by the keys of their format, floats as float32.
+        metadata: Metadata of a safetensors file.
+        format: The recognised format; None for a checkpoint of this package and for an unknown one.
+        is_own: Whether it is a whole model of this package.
+        is_averaged: Whether it is an average over training.
+        folder: The folder of the files, and of other files that belong to them.
     """
 
     tensors: dict[str, Tensor]
@@ -48,19 +48,19 @@ class Weights:
 
 
 def read(path: Path, averaging: Averaging | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a checkpoint. Raises what :func:`read_weights` raises."""
+    """Return tensors and metadata of a checkpoint. Raises the errors of :func:`read_weights`."""
     weights = read_weights(path, averaging)
     return weights.tensors, weights.metadata
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file; of all other kinds none. Raises what :func:`read_weights` raises."""
+    """Return the metadata of a safetensors file; empty for other kinds. Raises errors of :func:`read_weights`."""
     file, kind = find_weight_files(path).files[0]
     return _opened(file, kind)[1]
 
 
 def holds_nothing_but(path: Path, keys: Collection[str]) -> bool:
-    """True when a file holds no tensors but those of these keys. Raises what :func:`read_weights` raises."""
+    """Whether a file has no tensors except those of these keys. Raises the errors of :func:`read_weights`."""
     content, _ = _opened(*find_weight_files(path).files[0])
     return isinstance(content, Mapping) and content.keys() <= set(keys)
 
@@ -69,13 +69,13 @@ def read_weights(path: Path, averaging: Averaging | None = None, part: str | Non
     """Read the weights of a checkpoint.
 
     Args:
-        path: A file, a shard, an index, a folder of Hugging Face, or a model's folder in its cache.
-        averaging: Which of two sets, where a file holds an average beside the trained weights.
-        part: What they are to give a model, where a file holds several parts.
+        path: A file, a shard, an index, a Hugging Face folder, or a model's folder in the Hugging Face cache.
+        averaging: Which set to take if a file has both trained and averaged weights.
+        part: The part they should give a model, if a file has several parts.
 
     Raises:
-        InputNotFoundError: Nothing is there.
-        CheckpointError: Not weights, damaged, both kinds without a choice, NaN or infinity in them.
+        InputNotFoundError: The path does not exist.
+        CheckpointError: The file has no weights, is damaged, has both sets without a choice, or has NaN or infinity.
     """
     found_files = find_weight_files(path)
     content, metadata = _content_of(path, found_files)
@@ -91,7 +91,7 @@ def read_weights(path: Path, averaging: Averaging | None = None, part: str | Non
 
 
 def _content_of(path: Path, found: WeightFiles) -> tuple[Any, dict[str, str]]:
-    """What all files of a checkpoint hold together."""
+    """Return the combined content of all files of a checkpoint."""
     if len(found.files) == 1 and not found.promised:
         return _opened(*found.files[0])
     joined: dict[str, Any] = {}
@@ -109,7 +109,7 @@ def _content_of(path: Path, found: WeightFiles) -> tuple[Any, dict[str, str]]:
 
 
 def _named(path: Path, error: BaseException) -> CheckpointError:
-    """The error with the file's name before it."""
+    """Return the error with the file's name before its text."""
     text = str(error)
     if not isinstance(error, CheckpointError):
         return CheckpointError(f"{path} is truncated or not a checkpoint: copy it again")
@@ -119,7 +119,7 @@ def _named(path: Path, error: BaseException) -> CheckpointError:
 
 
 def _opened(path: Path, kind: Kind) -> tuple[Any, dict[str, str]]:
-    """What one file holds: mappings with :class:`StoredTensor` in them, and its metadata."""
+    """Return the content of one file: mappings with :class:`StoredTensor` in them, and its metadata."""
     if kind == "safetensors":
         return _read_safetensors(path)
     if kind == "gguf":
@@ -131,7 +131,7 @@ def _opened(path: Path, kind: Kind) -> tuple[Any, dict[str, str]]:
         raise CheckpointError(f"{path} is JSON, not weights: download it again")
     try:
         return readers[kind](path), {}
-    except Exception as error:  # what noise makes of readers of whole files: IndexError, BadZipFile, MemoryError
+    except Exception as error:  # random bytes make readers raise IndexError, BadZipFile, MemoryError and others
         raise _named(path, error) from error
 
 
@@ -158,9 +158,9 @@ _DTYPES = {
 
 
 def _load(found: Found, size: int) -> dict[str, Tensor]:
-    """Read the tensors of a set, floats as float32. Raises :class:`CheckpointError` for those that are no weights.
+    """Read the tensors of a set, floats as float32. Raises :class:`CheckpointError` for unusable tensors.
 
-    ``size``: bytes of the files; a tensor that repeats few numbers may claim more than any memory has.
+    ``size``: bytes of the files. A tensor that repeats few numbers may claim more memory than any machine has.
     """
     is_ignored = found.format.ignored if found.format else (lambda key: False)
     wanted = {key: tensor for key, tensor in found.tensors.items() if not is_ignored(key)}
@@ -170,14 +170,14 @@ def _load(found: Found, size: int) -> dict[str, Tensor]:
     for key, stored in found.tensors.items():
         name = to_one_line(key)
         if key not in wanted:
-            # Of no use here: its name alone is needed, and masks of minus infinity are right.
+            # Not needed: only its name is used, and masks of minus infinity are valid.
             tensors[key] = torch.empty(0)
             continue
         if stored.trouble:
             raise CheckpointError(f"can't be used: {name} {stored.trouble}; {_SAVE}, dense and in float32")
         try:
             tensor = stored.read()
-        except Exception as error:  # as above, when the numbers are read
+        except Exception as error:  # random bytes again, when the numbers are read
             raise CheckpointError(f"is damaged ({name} can't be read): copy it again") from error
         if tensor.is_complex():
             raise CheckpointError(f"can't be used: {name} has complex numbers; give a checkpoint that the recipe is of")

@@ -1,6 +1,6 @@
-"""From what a user names to the files that hold the weights: folders, shards, indices, caches of Hugging Face.
+"""Finding the weight files of a path: folders, shards, indices, caches of Hugging Face.
 
-Nothing is looked up outside of the folder that an index lies in. Links are followed: in a cache every file is one.
+Files are searched only in the folder of an index. Links are followed, because in a cache every file is a link.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".pkl", ".tar")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{1,6})-of-(?P<count>\d{1,6})(?P<suffix>\.\w+)")
 #: An index of a model of 100,000 tensors has 10 MB.
 _LARGEST_INDEX = 64 << 20
-#: Files that say that a folder's weights are of another kind, and what to do.
+#: Files that show that a folder has another kind of weights, and what to do.
 _OTHERS = (
     ("bundle.json", "is a bundle, which has no PyTorch weights: give the checkpoint that it was exported from"),
     ("zero_to_fp32.py", "holds the parts of a DeepSpeed run: join them with `python zero_to_fp32.py . weights.pt`"),
@@ -37,22 +37,23 @@ _OTHERS = (
 
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
-    """The files of a checkpoint, with their kinds, and the keys that an index promises of each by name."""
+    """The files of a checkpoint with their kinds, and by file the keys that an index promises."""
 
     files: tuple[tuple[Path, Kind], ...]
     promised: dict[str, str]
 
     @property
     def folder(self) -> Path:
-        """Where they lie, and what belongs to them."""
+        """The folder of the files, and of other files that belong to them."""
         return self.files[0][0].parent
 
 
 def find_weight_files(path: Path) -> WeightFiles:
-    """The files of a checkpoint that is named by a file, a shard, an index, a folder or a cache's folder.
+    """Find the files of a checkpoint, named by a file, a shard, an index, a folder or a folder of the cache.
 
-    Raises :class:`InputNotFoundError`, :class:`CheckpointError` that says what is there instead, or which shards are
-    missing.
+    Raises:
+        InputNotFoundError: The path does not exist.
+        CheckpointError: The path has no weights, and what it has instead; or the shards that are missing.
     """
     check_regular(path)
     if path.is_dir():
@@ -72,7 +73,7 @@ def _of_folder(folder: Path) -> WeightFiles:
     if (snapshot := find_snapshot(folder)) != folder:
         return _of_folder(snapshot)
     files = [name for name in names if (folder / name).is_file()]
-    # Of a link into a cache whose blob is gone more can be said than that there is no file.
+    # For a broken link into a cache, the message can say more than that the file does not exist.
     broken = [name for name in names if name.endswith(_SUFFIXES) and not (folder / name).exists()]
     if broken:
         check_regular(folder / broken[0])
@@ -101,9 +102,9 @@ def _listed(names: list[str]) -> str:
 
 
 def find_snapshot(folder: Path) -> Path:
-    """The snapshot that a model's folder in a cache of Hugging Face stands for; any other folder is itself.
+    """Return the snapshot of a model's folder in a Hugging Face cache; any other folder is returned unchanged.
 
-    Raises :class:`CheckpointError` where there are several and none is ``main``.
+    Raises :class:`CheckpointError` if there are several and none is ``main``.
     """
     root = folder.parent if folder.name == "snapshots" and (folder.parent / "blobs").is_dir() else folder
     found = hub_snapshot(root)
@@ -113,7 +114,7 @@ def find_snapshot(folder: Path) -> Path:
 
 
 def _of_shards(path: Path, shard: re.Match[str]) -> WeightFiles:
-    """All shards beside one, where there is no index."""
+    """Return all shards beside a given one, if no index exists."""
     width, count = len(shard["number"]), int(shard["count"])
     if count > 10_000:
         raise CheckpointError(f"{path} is one of {count} shards: give the folder that holds them all")
@@ -128,7 +129,7 @@ def _of_shards(path: Path, shard: re.Match[str]) -> WeightFiles:
 
 
 def _of_index(path: Path) -> WeightFiles:
-    """The shards that an index names, all of them beside it."""
+    """Return the shards that an index names. All of them are beside it."""
     text = read_text(path, "an index of shards", limit_bytes=_LARGEST_INDEX, error=CheckpointError)
     content = parse_json(text, path, error=CheckpointError)
     promised = content.get("weight_map") if isinstance(content, dict) else None

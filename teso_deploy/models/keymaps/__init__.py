@@ -1,4 +1,4 @@
-"""Checkpoints of others: which of their keys is which of ours, format by format."""
+"""Key maps: how the keys of other projects' checkpoints correspond to ours, format by format."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from teso_deploy.models.keymaps.sam import SAM_HUGGING_FACE, SAM_META
 from teso_deploy.models.keymaps.segpref import SEGPREF
 from teso_deploy.models.keymaps.vggish import VGGISH
 
-#: Every kind of checkpoint that is known; the first that recognises a file has it.
+#: Every known format. The first one that recognises a file is used.
 FORMATS: tuple[Format, ...] = (SEGPREF, MASK2FORMER, SAM_HUGGING_FACE, SAM_META, VGGISH, BEATS, *CLIP_TEXT_FORMATS)

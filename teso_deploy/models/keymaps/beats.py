@@ -1,4 +1,4 @@
-"""BEATs as Microsoft releases it: the ``model`` of a file that also holds its ``cfg``."""
+"""BEATs as released by Microsoft: the ``model`` of a file that also has its ``cfg``."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from teso_deploy.models.keymaps.rules import Format, Rule, copied, layer, reshap
 from teso_deploy.recipe import Recipe
 
 _TABLE = "encoder.layers.0.self_attn.relative_attention_bias.weight"
-#: The layers share one table, which the file repeats; a fine-tuned model has a head of its own.
+#: The layers share one table, which the file repeats. A fine-tuned model also has a head.
 _OF_NO_USE = re.compile(r"^encoder\.layers\.[1-9]\d*\.self_attn\.relative_attention_bias\.weight$|^predictor\.")
 
 
 def _joined(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Weight normalisation undone: magnitude (1, 1, K) of each place of the kernel, direction (d, d / groups, K)."""
+    """Undo the weight normalisation: magnitude (1, 1, K) of each kernel position, direction (d, d / groups, K)."""
     magnitude, direction = tensors
     return (direction * (magnitude / direction.norm(dim=(0, 1), keepdim=True)),)
 
 
 def beats_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
-    """All of the encoder."""
+    """The rules of the whole encoder."""
     yield from layer("patch_embedding", "patch", bias=False)
     yield from layer("layer_norm", "patch_norm")
     yield from layer("post_extract_proj", "project")
-    # The same two tensors by PyTorch's names of before 2.0 and of today.
+    # The same two tensors, by PyTorch's names before 2.0 and by today's.
     new = "encoder.pos_conv.0.parametrizations.weight.original"
     parts = (f"{new}0", f"{new}1") if f"{new}0" in tensors else tuple(f"encoder.pos_conv.0.weight_{x}" for x in "gv")
     yield Rule(parts, ("positions.weight",), _joined)

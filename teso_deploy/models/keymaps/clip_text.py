@@ -1,9 +1,9 @@
-"""CLIP's text tower as Hugging Face, OpenCLIP and ImageBind keep it; targets are keys of ``ClipText``.
+"""CLIP's text tower as stored by Hugging Face, OpenCLIP and ImageBind; targets are keys of ``ClipText``.
 
 Names: ``transformers/models/clip/modeling_clip.py`` (equal in 4.x and 5.x),
 ``open_clip/model.py`` and ``open_clip/transformer.py``,
 ``imagebind/models/{imagebind_model,multimodal_preprocessors,transformer,helpers}.py``.
-What is for pictures, or for other senses, is ignored.
+Keys for pictures or other modalities are ignored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from teso_deploy.models.keymaps.rules import Format, Rule, Tensors, copied, laye
 from teso_deploy.recipe import Recipe
 
 IMAGEBIND_EPS = 1e-6
-#: Before the names of a tower that is a module of its own (``CustomTextCLIP``).
+#: The prefix of the keys of a tower that is a separate module (``CustomTextCLIP``).
 OPEN_CLIP_INNER = "text."
 _OPEN_CLIP_OTHERS = re.compile(
     r"^visual\.|^(text\.)?attn_mask$|^(logit_scale|logit_bias|input_resolution|context_length|vocab_size)$"
@@ -31,14 +31,20 @@ _IMAGEBIND_OTHERS = re.compile(
 
 
 def _inside(recipe: Recipe, source: str, names: Mapping[str, str]) -> Iterator[Rule]:
-    """Weight and bias of what is in every layer; ``source`` has a place for the layer's number."""
+    """Weight and bias of modules in every layer; ``source`` has a placeholder for the layer's number.
+
+    Args:
+        recipe: The recipe.
+        source: The file's key, with a placeholder.
+        names: The file's name → our name of each module.
+    """
     for i in range(recipe.clip_text.layers):
         for theirs, ours in names.items():
             yield from layer(f"{source.format(i)}.{theirs}", f"layers.{i}.{ours}")
 
 
 def _packed(recipe: Recipe, source: str) -> Iterator[Rule]:
-    """Query, key and value of every layer in one tensor."""
+    """Query, key and value of every layer as one packed tensor."""
     for i in range(recipe.clip_text.layers):
         for kind in ("weight", "bias"):
             targets = [f"layers.{i}.attention.{name}.{kind}" for name in ("query", "key", "value")]
@@ -74,7 +80,7 @@ def _open_clip_inner(keys: Collection[str]) -> str:
 
 
 def _open_clip_names(recipe: Recipe) -> Iterator[Rule]:
-    """Without a prefix. The projection is a matrix from the right."""
+    """The rules without a prefix. The projection is a matrix that multiplies from the right."""
     yield copied("token_embedding.weight", "token_embedding.weight")
     yield copied("positional_embedding", "positions")
     source = "transformer.resblocks.{}"
@@ -92,7 +98,7 @@ def _open_clip_names(recipe: Recipe) -> Iterator[Rule]:
 
 
 def open_clip_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
-    """OpenCLIP's own names (OpenAI's too), of a whole CLIP or of one with a tower by itself."""
+    """OpenCLIP's own names (also OpenAI's), of a whole CLIP or of a separate text tower."""
     yield from prefixed(_open_clip_names(recipe), source=_open_clip_inner(tensors))
 
 
@@ -101,7 +107,7 @@ def _with_imagebind_eps(tensors: Tensors) -> Tensors:
 
 
 def imagebind_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
-    """The text's parts of ImageBind: OpenCLIP's tower with another ε and a learned scale."""
+    """The text parts of ImageBind: OpenCLIP's tower with another ε and a learned scale."""
     before, trunk, head = "modality_preprocessors.text", "modality_trunks.text", "modality_heads.text"
     yield copied(f"{before}.token_embedding.weight", "token_embedding.weight")
     yield Rule((f"{before}.pos_embed",), ("positions", "norm_eps"), _with_imagebind_eps)
@@ -124,7 +130,7 @@ Rules = Callable[[Recipe, Mapping[str, Tensor]], Iterator[Rule]]
 
 
 def _sized(rules: Rules) -> Callable[[Recipe, Mapping[str, Tensor]], Recipe]:
-    """The recipe with the sizes of a file, read through its own rules. Heads and activation don't show in it."""
+    """Return a function that reads the recipe's sizes from a file. Heads and activation are not visible in a file."""
 
     def sized(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Recipe:
         one = recipe.model_copy(update={"clip_text": recipe.clip_text.model_copy(update={"layers": 1})})
@@ -151,7 +157,7 @@ def _sized(rules: Rules) -> Callable[[Recipe, Mapping[str, Tensor]], Recipe]:
     return sized
 
 
-#: The number of a layer, whatever the format; anchored, for a picture's layers are called the same.
+#: The number of a layer, for all formats. It is anchored, because layers for pictures have the same names.
 _LAYER = re.compile(
     r"^(?:text_model\.encoder\.layers|(?:text\.)?transformer\.resblocks|modality_trunks\.text\.blocks)\.(\d+)\."
 )

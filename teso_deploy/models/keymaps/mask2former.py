@@ -1,6 +1,6 @@
-"""Hugging Face's ``Mask2FormerForUniversalSegmentation`` with a Swin backbone, in the names of 4.x and of 5.x.
+"""Hugging Face's ``Mask2FormerForUniversalSegmentation`` with a Swin backbone, with the names of 4.x and of 5.x.
 
-Targets are keys of the whole model: the foundation gives it the visual encoder, the decoder
+Targets are keys of the whole model: the foundation gives the visual encoder, the decoder
 and, as mask queries, ``fusion.queries``.
 """
 
@@ -18,14 +18,14 @@ from teso_deploy.recipe import Recipe
 BACKBONE = "model.pixel_level_module.encoder."
 PIXEL_DECODER = "model.pixel_level_module.decoder."
 TRANSFORMER = "model.transformer_module."
-#: In 5.x the backbone is one module deeper.
+#: In 5.x the backbone is nested one level deeper.
 BACKBONE_5 = BACKBONE + "swin."
-#: Tables that are computed, the loss, and a last norm that a backbone with norms of its own never calls.
+#: Computed tables, the loss, and a last norm that this backbone never calls because it has other norms.
 _OF_NO_USE = re.compile(r"relative_position_index$|^criterion\.|^model\.pixel_level_module\.encoder\.swin\.layernorm\.")
 
 
 def _swin_block(recipe: Recipe, of_5: bool) -> Iterator[Rule]:
-    """One block, without its prefix."""
+    """The rules of one block, without its prefix."""
     attention = {
         "query": ("attention.self.query", "attention.q_proj"),
         "key": ("attention.self.key", "attention.k_proj"),
@@ -43,7 +43,7 @@ def _swin_block(recipe: Recipe, of_5: bool) -> Iterator[Rule]:
 
 
 def swin_rules(recipe: Recipe, of_5: bool) -> Iterator[Rule]:
-    """The backbone → ``visual_encoder.swin``."""
+    """The rules of the backbone → ``visual_encoder.swin``."""
     source, target = (BACKBONE_5 if of_5 else BACKBONE), "visual_encoder.swin."
     yield from layer(f"{source}embeddings.patch_embeddings.projection", f"{target}patch")
     yield from layer(f"{source}embeddings.norm", f"{target}patch_norm")
@@ -56,18 +56,18 @@ def swin_rules(recipe: Recipe, of_5: bool) -> Iterator[Rule]:
         if stage < 3:
             yield from layer(f"{inside}downsample.norm", f"{target}merges.{stage}.norm")
             yield from layer(f"{inside}downsample.reduction", f"{target}merges.{stage}.reduction", bias=False)
-        # Of both releases these lie beside the backbone's layers, not inside of "swin".
+        # In both releases these are beside the backbone's layers, not inside "swin".
         yield from layer(f"{BACKBONE}hidden_states_norms.stage{stage + 1}", f"{target}norms.{stage}")
 
 
 def _convolution(source: str, target: str, *, bias: bool) -> Iterator[Rule]:
-    """Convolution and group norm."""
+    """The rules of a convolution and its group norm."""
     yield from layer(f"{source}.0", f"{target}.0", bias=bias)
     yield from layer(f"{source}.1", f"{target}.1")
 
 
 def pixel_decoder_rules(recipe: Recipe) -> Iterator[Rule]:
-    """The pixel decoder → ``visual_encoder.pixel_decoder``."""
+    """The rules of the pixel decoder → ``visual_encoder.pixel_decoder``."""
     source, target = PIXEL_DECODER, "visual_encoder.pixel_decoder."
     yield copied(f"{source}level_embed", f"{target}level_embedding")
     for level in range(LEVELS):
@@ -91,7 +91,7 @@ def pixel_decoder_rules(recipe: Recipe) -> Iterator[Rule]:
 
 
 def decoder_rules(recipe: Recipe) -> Iterator[Rule]:
-    """The transformer decoder → ``decoder``, the picture's half of it → ``visual_encoder.memory``."""
+    """The rules of the transformer decoder → ``decoder``, and of its picture part → ``visual_encoder.memory``."""
     source, target, memory = f"{TRANSFORMER}decoder.", "decoder.", "visual_encoder.memory."
     yield copied(f"{TRANSFORMER}queries_features.weight", "fusion.queries")
     yield copied(f"{TRANSFORMER}queries_embedder.weight", f"{target}query_positions")
@@ -120,7 +120,7 @@ def decoder_rules(recipe: Recipe) -> Iterator[Rule]:
 
 
 def mask2former_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
-    """All of the foundation."""
+    """The rules of the whole foundation."""
     yield from swin_rules(recipe, any(key.startswith(BACKBONE_5) for key in tensors))
     yield from pixel_decoder_rules(recipe)
     yield from decoder_rules(recipe)
@@ -128,13 +128,13 @@ def mask2former_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """How many different numbers stand in the place of ``(\\d+)``."""
+    """Count the different numbers at the position of ``(\\d+)``."""
     found = (re.match(pattern, key) for key in tensors)
     return len({match[1] for match in found if match})
 
 
 def sized(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Recipe:
-    """The recipe with the sizes of a file. Heads and points of attentions don't show in it: the recipe's stay."""
+    """Return the recipe with a file's sizes. Heads and points of attentions are not visible in it and stay."""
     source = BACKBONE_5 if any(key.startswith(BACKBONE_5) for key in tensors) else BACKBONE
     blocks = [_count(tensors, rf"{re.escape(source)}encoder\.layers\.{i}\.blocks\.(\d+)\.") for i in range(4)]
     tables = [

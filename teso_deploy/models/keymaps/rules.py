@@ -1,4 +1,4 @@
-"""What a key map is made of: rules from keys of a file to keys of one of our modules."""
+"""The elements of a key map: rules from keys of a file to keys of one of our modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from teso_deploy.recipe import Recipe
 
-#: What a checkpoint of others can give a model.
+#: The part of a model that a checkpoint of another project can give.
 Part = Literal["visual", "audio", "text", "model"]
 Tensors = tuple[Tensor, ...]
 
@@ -21,9 +21,9 @@ def _as_they_are(tensors: Tensors) -> Tensors:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """``targets`` (our keys) are ``convert`` of ``sources`` (the file's keys).
+    """A conversion from ``sources`` (the file's keys) to ``targets`` (our keys) by ``convert``.
 
-    ``optional``: neither has to be there; a target that no file gives stays as it was built.
+    ``optional``: neither side is required. A target that no file gives keeps its initial value.
     """
 
     sources: tuple[str, ...]
@@ -33,28 +33,52 @@ class Rule:
 
 
 def copied(source: str, target: str, *, optional: bool = False) -> Rule:
-    """One tensor as it is."""
+    """Copy one tensor.
+
+    Args:
+        source: The file's key.
+        target: Our key.
+        optional: Whether the file may lack it. Default: False.
+    """
     return Rule((source,), (target,), optional=optional)
 
 
 def layer(source: str, target: str, *, bias: bool = True) -> Iterator[Rule]:
-    """Weight and bias of a linear layer, a convolution or a norm, as they are."""
+    """Copy weight and bias of a linear layer, a convolution or a norm.
+
+    Args:
+        source: The file's prefix.
+        target: Our prefix.
+        bias: Whether it has a bias. Default: True.
+    """
     for name in ("weight", "bias") if bias else ("weight",):
         yield copied(f"{source}.{name}", f"{target}.{name}")
 
 
 def split(source: str, targets: Sequence[str]) -> Rule:
-    """One tensor in equal parts along its first axis: a packed query, key and value."""
+    """Split one tensor in equal parts along its first axis: a packed query, key and value."""
     return Rule((source,), tuple(targets), lambda tensors: tensors[0].chunk(len(targets)))
 
 
 def reshaped(source: str, target: str, shape: Sequence[int]) -> Rule:
-    """One tensor of equal content and another shape: a 1 × 1 convolution that is a linear layer here."""
+    """Copy one tensor in another shape: a 1 × 1 convolution that is a linear layer here.
+
+    Args:
+        source: The file's key.
+        target: Our key.
+        shape: The new shape.
+    """
     return Rule((source,), (target,), lambda tensors: (tensors[0].reshape(tuple(shape)),))
 
 
 def prefixed(rules: Iterable[Rule], source: str = "", target: str = "") -> Iterator[Rule]:
-    """The same rules with something before every key of the file, of ours, or of both."""
+    """Add a prefix to the keys of rules.
+
+    Args:
+        rules: The rules.
+        source: Prefix of the file's keys. Default: none.
+        target: Prefix of our keys. Default: none.
+    """
     for rule in rules:
         yield replace(
             rule,
@@ -65,15 +89,16 @@ def prefixed(rules: Iterable[Rule], source: str = "", target: str = "") -> Itera
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A kind of checkpoint.
+    """A format of checkpoints.
 
-    ``recognises``: by the names of a file's keys, from which a common prefix has been taken.
-    ``rules``: of a recipe and of the file's tensors (whose names may be of an older or newer
-    release). ``ignored``: of a key, whether it is known and of no use here. ``replaceable``: our
-    keys that may have another shape than the file's, and then are as new as an adapter: the head
-    of a foundation, whose classes are others.
-    ``sized``: the recipe with the sizes that the file has, where they can be read from it; a whole
-    model is built by them, of a part they say why it does not fit.
+    Attributes:
+        recognises: Whether the file's keys, without a common prefix, are of this format.
+        rules: Returns the rules for a recipe and the file's tensors, whose names depend on the release.
+        ignored: Whether a key is known and not needed.
+        replaceable: Our keys that may differ in shape from the file's and then start new, like an adapter: the head
+            of a foundation for other classes.
+        sized: Returns the recipe with the file's sizes, if they can be read from it. A whole model is built with
+            them; for a part they explain why it does not fit.
     """
 
     name: str

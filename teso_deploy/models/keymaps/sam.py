@@ -1,7 +1,7 @@
-"""SAM: Hugging Face's ``SamModel`` (4.x and 5.x name it alike) and Meta's own files.
+"""SAM: Hugging Face's ``SamModel`` (the same names in 4.x and 5.x) and Meta's own files.
 
-Targets are keys of the whole model: the mask tokens are the queries of the fusion. Prompts by
-points, boxes and masks and the head that foretells IoUs have no place here.
+Targets are keys of the whole model: the mask tokens are the queries of the fusion. Prompts by points, boxes and masks,
+and the head that predicts IoUs, are not used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from teso_deploy.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """What a release calls things."""
+    """The names in one release."""
 
     encoder: str
     positions: str

@@ -12,7 +12,7 @@ from teso_deploy.models.keymaps.rules import Format, Rule, copied, layer, prefix
 from teso_deploy.recipe import Recipe
 
 FOUNDATION = "model_v."
-#: Made by the release, never called by it.
+#: Modules that the release creates but never calls.
 UNUSED = ("mha_A_T.", "mha_V_T.", "mha_mm.")
 
 
@@ -30,12 +30,12 @@ def _attention(source: str, target: str) -> Iterator[Rule]:
 
 
 def _first_and_last(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Of the foundation's classes the release looks at the first and at "no object"."""
+    """Of the foundation's classes, the release uses the first and "no object"."""
     return (torch.stack((tensors[0][0], tensors[0][-1])),)
 
 
 def segpref_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
-    """Foundation, adapters behind MSDA, both projections and both attentions; the sound's encoder is no part of it."""
+    """The rules of foundation, adapters after MSDA, both projections and both attentions, without the audio encoder."""
     of_the_foundation = {key.removeprefix(FOUNDATION): value for key, value in tensors.items()}
     for rule in prefixed(mask2former_rules(recipe, of_the_foundation), source=FOUNDATION):
         if rule.targets[0].startswith("decoder.classifier."):

@@ -1,4 +1,4 @@
-"""VGGish as torchvggish keeps it, in the order of the layers that ours has too."""
+"""VGGish as stored by torchvggish, with layers in the same order as ours."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 from teso_deploy.models.keymaps.rules import Format, Rule, layer
 from teso_deploy.recipe import Recipe
 
-#: Places of the convolutions and of the linear layers in ``features`` and ``embeddings``.
+#: Indices of the convolutions and of the linear layers in ``features`` and ``embeddings``.
 CONVOLUTIONS = (0, 3, 6, 8, 11, 13)
 LINEAR = (0, 2, 4)
 
 
 def vggish_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
-    """All layers; a VGGish with batch norm is ours alone, and no such file fits it."""
+    """The rules of all layers. VGGish with batch norm exists only here, so no such file fits it."""
     for i in CONVOLUTIONS:
         yield from layer(f"features.{i}", f"features.{i}")
     for i in LINEAR:
@@ -31,6 +31,6 @@ VGGISH = Format(
     part="audio",
     recognises=_recognises,
     rules=vggish_rules,
-    # PCA and quantisation, which audio-visual segmentation leaves off.
+    # PCA and quantisation, which audio-visual segmentation does not use.
     ignored=lambda key: key.startswith("pproc."),
 )
