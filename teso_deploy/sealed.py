@@ -82,23 +82,40 @@ def _begin_of(path: Path) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of folder: manifest name, version, the keys that distinguish it, and the command that writes it."""
+    """A kind of folder.
+
+    Attributes:
+        manifest: The name of the manifest's file.
+        schema_version: The version of the manifest that this package reads and writes.
+        keys: Keys that tell its manifest from other JSON.
+        command: The command that writes such a folder.
+        again: What a message advises if the folder is damaged.
+        former_manifest: The name that earlier versions gave the manifest's file; it is still read.
+    """
 
     manifest: str
     schema_version: int
     keys: frozenset[str]
     command: str
     again: str
+    former_manifest: str | None = None
+
+    def _find_manifest(self, folder: Path) -> Path:
+        """The manifest's file, by its former name if the folder has only that one."""
+        former = folder / (self.former_manifest or self.manifest)
+        is_former = os.path.lexists(former) and not os.path.lexists(folder / self.manifest)
+        return former if is_former else folder / self.manifest
 
     def read(self, folder: Path, model: type[M]) -> M:
         """Read the manifest. Raises :class:`BundleError`, which names the fault."""
-        path = folder / self.manifest
+        path = self._find_manifest(folder)
         what = f"a folder that `{self.command}` wrote"
         try:
             text = read_text(path, what, limit_bytes=MANIFEST_BYTES, error=BundleError)
         except InputNotFoundError:
+            former = f", nor {self.former_manifest} of earlier versions" if self.former_manifest else ""
             raise BundleError(
-                f"{to_one_line(folder)} has no {self.manifest}: give the folder that `{self.command}` wrote"
+                f"{to_one_line(folder)} has no {self.manifest}{former}: give the folder that `{self.command}` wrote"
             ) from None
         except BundleError as error:
             raise BundleError(f"{error}, or {self.again}") from error
@@ -160,15 +177,16 @@ class Kind:
             }
         if not found:
             return
+        manifest = self._find_manifest(folder)
         try:
-            text = read_text(folder / self.manifest, "a manifest", limit_bytes=MANIFEST_BYTES)
-            content = parse_json(text, self.manifest, error=OutputError)
+            text = read_text(manifest, "a manifest", limit_bytes=MANIFEST_BYTES)
+            content = parse_json(text, manifest.name, error=OutputError)
         except (InputNotFoundError, OutputError):
             content = None
         if not (isinstance(content, dict) and self.keys <= content.keys()):
             raise OutputError(f"{out} exists and is not a bundle: give another --out, nothing was changed")
         listed = content.get("files")
-        if more := sorted(found - {self.manifest} - set(listed if isinstance(listed, dict) else ())):
+        if more := sorted(found - {manifest.name} - set(listed if isinstance(listed, dict) else ())):
             raise OutputError(
                 f"{out} holds {more[0]}, which is not of the bundle: move it away, or give another --out; nothing was "
                 "changed"

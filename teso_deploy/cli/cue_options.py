@@ -22,8 +22,8 @@ ServerOption = Annotated[
     typer.Option(
         "--server",
         metavar="URL",
-        help=f"An OpenAI-compatible server (vLLM, llama.cpp, Ollama) of {', '.join(list_sources_taking('server'))}; its key "
-        "is in TESO_CUES_API_KEY.",
+        help=f"Of {', '.join(list_sources_taking('server'))}: an OpenAI-compatible server (vLLM, llama.cpp, Ollama). "
+        "Its key is in TESO_CUES_API_KEY.",
     ),
 ]
 ServerModelOption = Annotated[str | None, typer.Option("--server-model", help="Default: the server's first.")]

@@ -20,10 +20,16 @@ from teso_deploy.hub import hub_snapshot
 from teso_deploy.sealed import FileEntry, Kind
 from teso_deploy.text import to_one_line
 
-MANIFEST = "cues.json"
+MANIFEST = "cue_models.json"
 SCHEMA_VERSION = 1
-KIND = Kind(MANIFEST, SCHEMA_VERSION, frozenset({"schema_version", "captioner", "reasoner", "files"}),
-            "teso-deploy export-cues", "export the cue models again")  # fmt: skip
+KIND = Kind(
+    MANIFEST,
+    SCHEMA_VERSION,
+    frozenset({"schema_version", "captioner", "reasoner", "files"}),
+    "teso-deploy export-cues",
+    "export the cue models again",
+    former_manifest="cues.json",
+)
 TOKENIZER_FILE = "tokenizer.json"
 
 ModelKind = Literal["decoder", "vision-encoder-decoder", "pix2struct", "llava"]
@@ -100,7 +106,7 @@ class ModelEntry(_Table):
 
 
 class CueModelsManifest(_Table):
-    """The content of ``cues.json``."""
+    """The content of ``cue_models.json``."""
 
     schema_version: int = SCHEMA_VERSION
     captioner: ModelEntry | None = None

@@ -175,7 +175,7 @@ def fuzz_models(shop: Workshop) -> Case:
         shop.write(f"models/{name}", content)
     is_right = draw.random() < 0.1
     text = json.dumps(manifest).encode() if is_right else mutate_json(draw, manifest)
-    folder = shop.write("models/cues.json", text).parent
+    folder = shop.write(f"models/{draw.choice(('cue_models.json', 'cues.json'))}", text).parent
     clip = shop.write("clip.mp4", shop.seeds.clip)
     arguments = [
         "cues",
