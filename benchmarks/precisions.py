@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from teso_deploy.backends.onnxruntime import form_of
+from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
 from teso_deploy.bundle import Bundle
 from teso_deploy.comparison.report import environment_of, publish
 from teso_deploy.errors import BundleError, TesoError
@@ -34,7 +34,7 @@ Labels = list[NDArray[np.uint8]]
 def with_int8(bundle: Bundle, folder: Path) -> Bundle:
     """The bundle, if it has an int8 form, or one made from it that has."""
     try:
-        form_of(bundle, "int8")
+        bundle.form_for((ONNXRUNTIME,), "int8")
     except BundleError:
         from teso_deploy.conversion.derive import derive_bundle
 

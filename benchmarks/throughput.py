@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from teso_deploy.backends.onnxruntime import form_of, onnxruntime_factory
+from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
+from teso_deploy.backends.onnxruntime import onnxruntime_factory
 from teso_deploy.bundle import Bundle
 from teso_deploy.comparison.report import environment_of, publish, spread
 from teso_deploy.errors import TesoError
@@ -47,7 +48,7 @@ def _passes(one_pass: Callable[[], int], seconds: float) -> list[float]:
 
 def measure(bundle: Bundle, clip: Path, words: list[str], threads: int, seconds: float) -> dict[str, Any]:
     """The report."""
-    pipeline = Pipeline(bundle, onnxruntime_factory(threads, form_of(bundle, "fp32")))
+    pipeline = Pipeline(bundle, onnxruntime_factory(threads, bundle.form_for((ONNXRUNTIME,), "fp32")))
     cues = pipeline.cues_of(words)
 
     def decode() -> int:

@@ -8,7 +8,7 @@ in whole.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from pydantic import ValidationError
 
 from teso_deploy.array_files import Expected, read_arrays
 from teso_deploy.bundle_tables import (
+    OLDEST_SCHEMA_VERSION,
     SCHEMA_VERSION,
+    STANDARD,
     BundleManifest,
     CueEntry,
     EngineEntry,
@@ -33,10 +35,12 @@ from teso_deploy.bundle_tables import (
 from teso_deploy.errors import BundleError, InputNotFoundError
 from teso_deploy.external_data import check_graph
 from teso_deploy.hub import hub_snapshot
+from teso_deploy.program import Program
 from teso_deploy.recipe import Recipe
 from teso_deploy.resources import shipped_path
 from teso_deploy.sealed import Kind
 from teso_deploy.text import to_one_line
+from teso_deploy.types import PRECISIONS, Precision
 
 __all__ = [
     "CUE_TABLE",
@@ -45,6 +49,7 @@ __all__ = [
     "MANIFEST",
     "REFERENCE",
     "SCHEMA_VERSION",
+    "STANDARD",
     "Bundle",
     "BundleManifest",
     "CueEntry",
@@ -66,7 +71,7 @@ REFERENCE = "reference.npz"
 CUE_TABLE = "cues.npz"
 DEFAULT_BUNDLE = "teso-nano"
 KIND = Kind(MANIFEST, SCHEMA_VERSION, frozenset({"schema_version", "graphs", "files"}), "teso-deploy export",
-            "export the bundle again")  # fmt: skip
+            "export the bundle again", oldest_schema_version=OLDEST_SCHEMA_VERSION)  # fmt: skip
 
 
 def bundle_folder(path: str | Path | None) -> Path:
@@ -107,14 +112,15 @@ class Bundle:
         wanted |= {entry.weights for entry in entries if entry.weights}
         wanted |= {entry.file for entry in self.manifest.engines}
         cue = self.manifest.cue
-        wanted |= {cue.table} if cue.table else set()
-        wanted |= {cue.encoder.graph, cue.encoder.weights, cue.encoder.tokenizer} if cue.encoder else set()
+        encoder = cue.encoder if cue else None
+        wanted |= {cue.table} if cue and cue.table else set()
+        wanted |= {encoder.graph, encoder.weights, encoder.tokenizer} if encoder else set()
         if unlisted := wanted - self.manifest.files.keys() - {MANIFEST}:
             raise BundleError(
                 f"{self.folder}: the manifest gives no hash of {to_one_line(sorted(unlisted)[0])}; "
                 "export the bundle again"
             )
-        graphs = {entry.file for entry in entries} | ({cue.encoder.graph} if cue.encoder else set())
+        graphs = {entry.file for entry in entries} | ({encoder.graph} if encoder else set())
         for name in sorted(graphs):
             check_graph(self.folder, name, self.manifest.files)
 
@@ -122,6 +128,11 @@ class Bundle:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes; label k is the k-th, from 1."""
         return self.manifest.classes
+
+    @property
+    def program(self) -> Program:
+        """How the bundle's graphs are connected."""
+        return self.manifest.program
 
     @property
     def recipe(self) -> Recipe:
@@ -155,17 +166,50 @@ class Bundle:
         """The buckets (height, width); the first is what the model was trained at."""
         return self.manifest.preprocessing.sizes
 
-    def graph_at(self, graph: str, size: tuple[int, int]) -> str:
-        """The name under which the manifest has a graph at a bucket (height, width).
+    def form_for(self, targets: Sequence[str], precision: Precision) -> str | None:
+        """Choose the form of the graphs that a backend runs.
 
-        Raises :class:`BundleError` for a size that is no bucket.
+        Args:
+            targets: What the backend can run, the best first: ``onnxruntime``, ``onnx``.
+            precision: What the graphs are computed in.
+
+        Returns:
+            Name of the form in the manifest. None: the canonical graphs, which every backend runs in fp32.
+
+        Raises:
+            BundleError: The bundle has no form of that precision.
         """
+        for target in targets:
+            if (name := f"{target}-{precision}") in self.manifest.forms:
+                return name
+        if precision == "fp32":
+            return None
+        there = [p for p in PRECISIONS if any(f"{target}-{p}" in self.manifest.forms for target in targets)]
+        raise BundleError(
+            f"bundle {self.manifest.name} has no {precision} form for {' or '.join(targets)} (there: "
+            f"{', '.join(dict.fromkeys(['fp32', *there]))}): "
+            f"teso-deploy export {self.folder} --out FOLDER --precision {precision}"
+        )
+
+    def precision_of(self, graph: str, form: str | None) -> Precision:
+        """What a graph of a form is computed in; ``form`` None: the canonical graph."""
+        return "fp32" if form is None else self.manifest.forms[form][graph].precision
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise :class:`BundleError` for a size (height, width) that is not a bucket."""
         if size not in self.sizes:
             there = ", ".join(f"{height}x{width}" for height, width in self.sizes)
             raise BundleError(
                 f"{size[0]}x{size[1]} is no picture size of bundle {self.manifest.name} (height x width: {there}): "
                 "name one of these, or export it with --size"
             )
+
+    def graph_at(self, graph: str, size: tuple[int, int]) -> str:
+        """The name under which the manifest has a graph at a bucket (height, width).
+
+        Raises :class:`BundleError` for a size that is not a bucket.
+        """
+        self.check_size(size)
         sized = sized_name(graph, size)
         return sized if sized in self.manifest.graphs else graph
 
@@ -186,6 +230,12 @@ def read_manifest(folder: Path) -> BundleManifest:
 def write_manifest(folder: Path, manifest: BundleManifest, extra: Mapping[str, Any] | None = None) -> BundleManifest:
     """Hash every file of a staged folder and write ``bundle.json``; ``extra`` goes to ``measured``."""
     files = KIND.hashed(folder)
-    manifest = manifest.model_copy(update={"files": files, "measured": {**manifest.measured, **dict(extra or {})}})
+    manifest = manifest.model_copy(
+        update={
+            "schema_version": SCHEMA_VERSION,
+            "files": files,
+            "measured": {**manifest.measured, **dict(extra or {})},
+        }
+    )
     KIND.write(folder, manifest)
     return manifest

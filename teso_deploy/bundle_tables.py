@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from teso_deploy.recipe_tables import Scale, Text
+from teso_deploy.program import EXTERNAL_TENSORS, MASKS, TESO, Program
+from teso_deploy.recipe_tables import Scale, Table, Text
 from teso_deploy.sealed import FileEntry
 from teso_deploy.types import Precision
 
-SCHEMA_VERSION = 1
+#: 1: without ``program``, which was TeSO's.
+SCHEMA_VERSION, OLDEST_SCHEMA_VERSION = 2, 1
 #: Labels are uint8, and 0 is the background.
 MOST_CLASSES = 255
 #: Far above what any model has: what is allocated by these numbers stays small.
 MOST_SIDE, MOST_CUES, MOST_NUMBERS = 8192, 1024, 65_536
+#: Target of forms of standard operators, for TensorRT and everything else that reads ONNX.
+STANDARD = "onnx"
 
 
 Count = Annotated[int, Field(ge=0)]
@@ -25,12 +29,6 @@ Threshold = Annotated[float, Field(gt=0, lt=1)]
 def sized_name(graph: str, size: tuple[int, int]) -> str:
     """A graph's name in the manifest at a bucket that is not the first: ``decoder@288x512``."""
     return f"{graph}@{size[0]}x{size[1]}"
-
-
-class Table(BaseModel):
-    """A table of the manifest: frozen, no other field than its own, and every number is finite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TensorSpec(Table):
@@ -131,48 +129,85 @@ class TaggerEntry(Table):
 class BundleManifest(Table):
     """The content of ``bundle.json``.
 
-    ``graphs``: a graph that depends on the picture's size has an entry a bucket: that of the first
-    under its plain name, others as ``name@HxW``. ``forms``: name of the form → graph → entry.
-    ``engines``: built from them for GPUs.
+    ``program``: how the graphs are connected; of schema 1, which has no such field, TeSO's. ``graphs``: a stage that
+    is ``sized`` has an entry for each bucket: that of the first under its plain name, others as ``name@HxW``.
+    ``forms``: name of the form → graph → entry. ``engines``: built from them for GPUs. ``cue``: None where the
+    program takes no cues.
     """
 
     schema_version: int = SCHEMA_VERSION
     name: Text
     trained: bool
     recipe: dict[str, Any]
+    program: Program = TESO
     graphs: dict[Text, GraphEntry]
-    forms: dict[Text, dict[Text, FormEntry]] = {}
+    forms: dict[Text, dict[Text, FormEntry]] = Field(default_factory=dict)
     engines: tuple[EngineEntry, ...] = ()
     preprocessing: Preprocessing
     postprocessing: Postprocessing
     classes: Annotated[tuple[Text, ...], Field(min_length=1, max_length=MOST_CLASSES)]
-    cue: CueEntry
+    cue: CueEntry | None = None
     tagger: TaggerEntry | None = None
     provenance: dict[Text, str]
     licence: str
-    measured: dict[str, Any] = {}
-    files: dict[str, FileEntry] = {}
+    measured: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, FileEntry] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _tensors_fit(self) -> BundleManifest:
-        """What the manifest says twice is the same both times."""
-        for height, width in self.preprocessing.sizes:
-            self._check_sides("visual_encoder", (height, width), "image", (3, height, width), "preprocessing.sizes")
-            self._check_sides("decoder", (height, width), "masks", (len(self.classes),), "classes")
-            words = len(self.tagger.words) if self.tagger else 0
-            if self.tagger:
-                self._check_sides("visual_encoder", (height, width), "tags", (words,), "tagger.words")
-        cue = self.cue
-        self._check_sides("fusion", self.preprocessing.sizes[0], "cues", (cue.max_cues, cue.dim), "cue")
-        self._check_sides("fusion", self.preprocessing.sizes[0], "cue_valid", (cue.max_cues,), "cue.max_cues")
+    def _check_agreement(self) -> BundleManifest:
+        """Whatever the manifest says twice is the same both times, and the graphs are those of the program."""
+        is_read = "schema_version" in self.model_fields_set
+        if is_read and self.schema_version > 1 and "program" not in self.model_fields_set:
+            raise ValueError("program: Field required")
+        if self.program.takes("cues") and self.cue is None:
+            raise ValueError("cue: the program takes cues, and the manifest does not describe them")
+        for size in self.preprocessing.sizes:
+            self._check_program(size)
+            self._check_shapes(size)
         return self
 
-    def _check_sides(self, graph: str, size: tuple[int, int], tensor: str, sides: tuple[int, ...], field: str) -> None:
-        """A graph's tensor has these sides after the batch, where the manifest describes it (:class:`ValueError`)."""
-        name = sized_name(graph, size)
-        name = name if name in self.graphs else graph
-        entry = self.graphs.get(name)
-        for spec in (*entry.inputs, *entry.outputs) if entry else ():
-            if spec.name == tensor and spec.shape[1 : 1 + len(sides)] != sides:
-                found, said = (" x ".join(map(str, shape)) for shape in (spec.shape, ("B", *sides)))
-                raise ValueError(f"{tensor} of the graph {name} is {found}, {field} says {said}")
+    def _entry(self, stage: str, size: tuple[int, int]) -> tuple[str, GraphEntry]:
+        """The graph of a stage at a bucket: its name in the manifest, and its entry."""
+        sized = sized_name(stage, size)
+        name = sized if sized in self.graphs else stage
+        if name not in self.graphs:
+            raise ValueError(f"program: no graph serves the stage {stage}")
+        return name, self.graphs[name]
+
+    def _check_program(self, size: tuple[int, int]) -> None:
+        """Every stage has a graph, and every tensor that a graph takes is given by one of the stage's inputs."""
+        given = {name: set(tensors) for name, tensors in EXTERNAL_TENSORS.items()}
+        for stage in self.program.stages:
+            graph, entry = self._entry(stage.name, size)
+            tensors = set[str]().union(*(given[source] for source in stage.inputs))
+            if missing := [spec.name for spec in entry.inputs if spec.name not in tensors]:
+                raise ValueError(
+                    f"program: the graph {graph} takes {missing[0]}, which is given by none of the stage's inputs "
+                    f"({', '.join(stage.inputs)})"
+                )
+            outputs = {spec.name for spec in entry.outputs}
+            if twice := sorted(outputs & set[str]().union(*given.values())):
+                raise ValueError(f"program: {twice[0]} is given by the graph {graph} and by another one")
+            given[stage.name] = outputs
+        are_known = all(given[stage.name] for stage in self.program.stages)
+        if are_known and not any(MASKS in outputs for outputs in given.values()):
+            raise ValueError(f"program: no graph gives {MASKS}")
+
+    def _check_shapes(self, size: tuple[int, int]) -> None:
+        """Sides after the batch are those that other fields say."""
+        said: dict[str, tuple[tuple[int, ...], str]] = {
+            "image": ((3, *size), "preprocessing.sizes"),
+            MASKS: ((len(self.classes),), "classes"),
+        }
+        if self.tagger:
+            said["tags"] = (len(self.tagger.words),), "tagger.words"
+        if self.cue:
+            said["cues"] = (self.cue.max_cues, self.cue.dim), "cue"
+            said["cue_valid"] = (self.cue.max_cues,), "cue.max_cues"
+        for stage in self.program.stages:
+            graph, entry = self._entry(stage.name, size)
+            for spec in (*entry.inputs, *entry.outputs):
+                sides, field = said.get(spec.name, ((), ""))
+                if spec.shape[1 : 1 + len(sides)] != sides:
+                    found, wanted = (" x ".join(map(str, shape)) for shape in (spec.shape, ("B", *sides)))
+                    raise ValueError(f"{spec.name} of the graph {graph} is {found}, {field} says {wanted}")

@@ -86,11 +86,12 @@ class Kind:
 
     Attributes:
         manifest: The name of the manifest's file.
-        schema_version: The version of the manifest that this package reads and writes.
+        schema_version: The version of the manifest that this package writes.
         keys: Keys that tell its manifest from other JSON.
         command: The command that writes such a folder.
         again: What a message advises if the folder is damaged.
         former_manifest: The name that earlier versions gave the manifest's file; it is still read.
+        oldest_schema_version: The oldest version that is still read. Default: only ``schema_version``.
     """
 
     manifest: str
@@ -99,6 +100,7 @@ class Kind:
     command: str
     again: str
     former_manifest: str | None = None
+    oldest_schema_version: int | None = None
 
     def _find_manifest(self, folder: Path) -> Path:
         """The manifest's file, by its former name if the folder has only that one."""
@@ -122,16 +124,23 @@ class Kind:
         if text.startswith(LFS_POINTER.decode()):
             raise BundleError(f"{path} {LFS_ADVICE}")
         content = parse_json(text, path, error=BundleError, advice=self.again)
-        version = content.get("schema_version") if isinstance(content, dict) else None
-        if version != self.schema_version or isinstance(version, bool):
-            raise BundleError(
-                f"{path} has schema version {to_one_line(version)}, this package reads {self.schema_version}: "
-                f"{self.again} with this version of teso-deploy"
-            )
+        self._check_version(path, content.get("schema_version") if isinstance(content, dict) else None)
         try:
             return model.model_validate(content)
         except ValidationError as error:
             raise BundleError(f"{path}: {first_fault(error)}; {self.again}") from error
+
+    def _check_version(self, path: Path, version: object) -> None:
+        newest = self.schema_version
+        oldest = newest if self.oldest_schema_version is None else self.oldest_schema_version
+        known = str(newest) if oldest == newest else f"{oldest} to {newest}"
+        remedy = f"{self.again} with this version of teso-deploy"
+        if isinstance(version, int) and not isinstance(version, bool):
+            if oldest <= version <= newest:
+                return
+            if version > newest:
+                remedy = f"install a newer teso-deploy, or {remedy}"
+        raise BundleError(f"{path} has schema version {to_one_line(version)}, this package reads {known}: {remedy}")
 
     def check_files(self, folder: Path, files: Mapping[str, FileEntry]) -> None:
         """Check that every file exists, is inside the folder, and is unchanged. Raises :class:`BundleError`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ WINDOW_SAMPLES = 15_600
 ImageSize = tuple[int, int]
 #: The numeric precision in which a form of a graph is computed.
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 #: Where cues came from: a source of :mod:`teso_deploy.cues.sources.registry`, "fallback" or "none".
 CueSourceName = str
 

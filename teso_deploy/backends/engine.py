@@ -53,6 +53,10 @@ class Engine(Protocol):
         """The form of the graph that it runs, by its name in the manifest; None is the canonical graph."""
 
     @property
+    def is_asynchronous(self) -> bool:
+        """True if a slot's run only queues work on a device: the outputs are there when they are read."""
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the inputs."""
 

@@ -125,6 +125,7 @@ class OnnxRuntimeEngine:
     """
 
     backend = "cpu"
+    is_asynchronous = False
 
     def __init__(
         self,
@@ -190,29 +191,12 @@ class OnnxRuntimeEngine:
 TARGET = "onnxruntime"
 
 
-def form_of(bundle: Bundle, precision: str = "fp32") -> str | None:
-    """The form to run at a precision: the one derived for this library, or None, which is the canonical graphs.
-
-    Raises :class:`BundleError` where the bundle has none of that precision, naming those that it has.
-    """
-    ours = [name for name in bundle.manifest.forms if name.startswith(f"{TARGET}-")]
-    wanted = f"{TARGET}-{precision}"
-    if wanted not in ours and precision != "fp32":
-        there = ", ".join(dict.fromkeys(("fp32", *(name.removeprefix(f"{TARGET}-") for name in ours))))
-        raise BundleError(
-            f"bundle {bundle.manifest.name} has no {precision} form for ONNX Runtime (there: {there}): "
-            f"export it again with --precision {precision}"
-        )
-    return wanted if wanted in ours else None
-
-
 def onnxruntime_factory(threads: int | None = None, form: str | None = None) -> EngineFactory:
     """Engines of a bundle's graphs on the CPU: of the canonical ones, or of a form by its name in the manifest."""
 
     def make(bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
         path = bundle.graph_path(graph, form)
-        precision = "fp32" if form is None else bundle.manifest.forms[form][graph].precision
-        engine = OnnxRuntimeEngine(path, threads, precision=precision, form=form)
+        engine = OnnxRuntimeEngine(path, threads, precision=bundle.precision_of(graph, form), form=form)
         check_declared(bundle, graph, engine.session)
         return engine
 

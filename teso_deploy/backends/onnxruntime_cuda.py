@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.backends.engine import EngineFactory, Tensor
 from teso_deploy.backends.onnxruntime import check_declared
-from teso_deploy.bundle import Bundle
+from teso_deploy.bundle import STANDARD, Bundle
 from teso_deploy.errors import BundleError, DeviceError, DeviceMemoryError, EngineError, MissingExtraError, TesoError
 from teso_deploy.requirements import write_install_command
 from teso_deploy.text import to_one_line
@@ -137,6 +137,9 @@ class OnnxRuntimeCudaEngine:
     :class:`DeviceMemoryError`.
     """
 
+    #: A slot waits for its run.
+    is_asynchronous = False
+
     def __init__(
         self,
         path: Path,
@@ -192,12 +195,8 @@ def onnxruntime_cuda_factory(bundle: Bundle, precision: Precision = "fp32", inde
     Raises :class:`BundleError` where the bundle has none, :class:`MissingExtraError`.
     """
     check_available()
-    form = None if precision == "fp32" else f"onnx-{precision}"
-    if form is not None and form not in bundle.manifest.forms:
-        raise BundleError(
-            f"bundle {bundle.manifest.name} has no {precision} graphs: "
-            f"teso-deploy export {bundle.folder} --out FOLDER --precision {precision}"
-        )
+    # The standard form of fp32 has a node for TensorRT's plugin.
+    form = bundle.form_for(() if precision == "fp32" else (STANDARD,), precision)
 
     def make(bundle: Bundle, graph: str) -> OnnxRuntimeCudaEngine:
         engine = OnnxRuntimeCudaEngine(bundle.graph_path(graph, form), precision, form, "cuda", index)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from teso_deploy.backends.onnxruntime import available_cores, form_of
+from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
+from teso_deploy.backends.onnxruntime import available_cores
 from teso_deploy.bundle import Bundle, bundle_folder
 from teso_deploy.cli.export import parsed_precision, parsed_size
 from teso_deploy.cli.reports import check_json, say, shown_in, write_json
@@ -22,7 +23,7 @@ from teso_deploy.errors import BundleError, CheckFailedError
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.outputs import check_apart, check_file, check_folder, make_folder, write_text
 from teso_deploy.resources import shipped_path
-from teso_deploy.types import Precision
+from teso_deploy.types import PRECISIONS, Precision
 
 SECONDS = 20.0
 
@@ -32,12 +33,12 @@ def _precisions(bundle: Bundle, asked: list[str]) -> list[Precision]:
     if asked:
         wanted = list(dict.fromkeys(parsed_precision(text) for text in asked))
         for precision in wanted:
-            form_of(bundle, precision)
+            bundle.form_for((ONNXRUNTIME,), precision)
         return wanted
     there: list[Precision] = []
-    for precision in get_args(Precision):
+    for precision in PRECISIONS:
         try:
-            form_of(bundle, precision)
+            bundle.form_for((ONNXRUNTIME,), precision)
         except BundleError:
             continue
         there.append(precision)
@@ -93,7 +94,7 @@ def bench(
     check_apart([bundle_folder(bundle), clip], [*reports, json_out])
     opened = Bundle.open(bundle)
     wanted = wanted or opened.sizes[0]
-    opened.graph_at("decoder", wanted)
+    opened.check_size(wanted)
     clip = clip or shipped_path("export/demo/clip.mp4")
     with VideoReader(clip):
         pass

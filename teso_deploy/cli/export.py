@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
@@ -25,7 +25,7 @@ from teso_deploy.outputs import check_apart, show_path
 from teso_deploy.recipe import Recipe, load_recipe
 from teso_deploy.requirements import write_install_command
 from teso_deploy.text import to_one_line
-from teso_deploy.types import Precision
+from teso_deploy.types import PRECISIONS, Precision
 
 _PARTS = ("visual", "audio", "text", "model")
 #: The option ``--weights`` of each command that takes checkpoints of others.
@@ -132,10 +132,10 @@ def parsed_size(text: str) -> tuple[int, int]:
 
 def parsed_precision(text: str) -> Precision:
     """Raises :class:`typer.BadParameter` for what is none."""
-    for precision in get_args(Precision):
+    for precision in PRECISIONS:
         if text == precision:
             return precision
-    choices = ", ".join(get_args(Precision))
+    choices = ", ".join(PRECISIONS)
     raise typer.BadParameter(f"{text!r} is no precision: choose from {choices}", param_hint="--precision")
 
 

@@ -208,7 +208,7 @@ def verify(
         raise typer.BadParameter("there is no --checkpoint to choose weights of", param_hint="--weights")
     opened = Bundle.open(bundle)
     for wanted in sizes:
-        opened.graph_at("decoder", wanted)
+        opened.check_size(wanted)
     console = Console(stderr=True)
     model = _pytorch(opened, files, random_weights, weights) if files or random_weights is not None else None
     with console.status("running every form") as status:

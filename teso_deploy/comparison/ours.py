@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teso_deploy.backends.engine import Engine
-from teso_deploy.backends.onnxruntime import form_of, onnxruntime_factory
+from teso_deploy.backends.onnxruntime import TARGET, onnxruntime_factory
 from teso_deploy.bundle import Bundle
 from teso_deploy.pipeline.pipeline import GRAPHS, Pipeline
 from teso_deploy.pipeline.postprocess import labels_of
 from teso_deploy.pipeline.preprocess import fitted_size, normalised, resized
 from teso_deploy.pipeline.video_source import VideoSource
+from teso_deploy.types import Precision
 from teso_deploy.verification.parity import compare_masks
 from teso_deploy.verification.probes import observe, reference_at
 
@@ -33,10 +34,11 @@ PARTS = ("preprocess", *GRAPHS, "postprocess")
 class Ours:
     """A bundle's graphs in one precision at one size (height, width), on frames and sounds of a clip."""
 
-    def __init__(self, bundle: Bundle, size: tuple[int, int], precision: str, threads: int, clip: Path) -> None:
+    def __init__(self, bundle: Bundle, size: tuple[int, int], precision: Precision, threads: int, clip: Path) -> None:
         self._bundle, self._size = bundle, size
         # Each stage has its own pipeline, so that none finds what another has kept; the engines are shared.
-        self._engine: Callable[[Bundle, str], Engine] = cache(onnxruntime_factory(threads, form_of(bundle, precision)))
+        form = bundle.form_for((TARGET,), precision)
+        self._engine: Callable[[Bundle, str], Engine] = cache(onnxruntime_factory(threads, form))
         with VideoSource(clip) as source:
             self._images = [moment.frame.image for moment in islice(source, FRAMES)]
             self._sounds = [source.track.window(HOP_SECONDS * i).samples for i in range(SOUNDS)]

@@ -78,10 +78,10 @@ def derive_bundle(
         forms = wanted.write_forms(writer)
         measured = {key: value for key, value in source.manifest.measured.items() if key not in ("parity", "int8")}
         update = {"graphs": graphs, "forms": forms, "engines": (), "measured": measured}
-        if encoder is not None:
+        if encoder is not None and (cue := source.manifest.cue) is not None:
             on_progress("text encoder")
             entry = write_text_encoder(folder, encoder, recipe, table)
-            update["cue"] = source.manifest.cue.model_copy(update={"encoder": entry})
+            update["cue"] = cue.model_copy(update={"encoder": entry})
         manifest = source.manifest.model_copy(update=update)
         manifest, parity = finish(folder, manifest, writer, wanted, on_progress)
     return Bundle(out, manifest), parity

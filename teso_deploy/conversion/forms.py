@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
-from teso_deploy.bundle import FormEntry, GraphEntry
+from teso_deploy.bundle import STANDARD, FormEntry, GraphEntry
 from teso_deploy.conversion.functions import plugin_nodes
 from teso_deploy.conversion.onnxruntime_form import derived
 from teso_deploy.conversion.precision import check_precision, halved, shares
@@ -26,8 +26,6 @@ from teso_deploy.sealed import sha256_of
 from teso_deploy.types import Precision
 from teso_deploy.verification.parity import compare_masks
 
-#: Forms of standard operators, for TensorRT and whoever else reads ONNX.
-STANDARD = "onnx"
 #: What a form's own weights add to a bundle, as a share of the canonical ones.
 BYTES_SHARE: Mapping[Precision, float] = {"fp32": 0.05, "fp16": 0.55, "bf16": 0.55, "int8": 0.35}
 #: What a bucket takes beside the weights: its tables, and the encoder's outputs in the reference.

@@ -72,6 +72,8 @@ class CueTable:
     def open(cls, bundle: Bundle) -> CueTable:
         """The bundle's table; one without a table knows no word. Raises :class:`BundleError` for a damaged one."""
         cue = bundle.manifest.cue
+        if cue is None:  # the method takes no cues
+            return cls((), np.zeros((0, 0), np.float32), 0)
         if cue.table is None:
             return cls((), np.zeros((0, cue.dim), np.float32), cue.max_cues)
         wanted = {"names": Expected("U", (None,)), "embeddings": Expected("f", (None, cue.dim))}

@@ -37,8 +37,8 @@ class TextEncoder:
     @classmethod
     def open(cls, bundle: Bundle) -> TextEncoder | None:
         """The bundle's; None where it has none."""
-        entry = bundle.manifest.cue.encoder
-        return None if entry is None else cls(bundle, entry)
+        cue = bundle.manifest.cue
+        return None if cue is None or cue.encoder is None else cls(bundle, cue.encoder)
 
     @cached_property
     def _tokens(self) -> Tokens:
@@ -57,6 +57,7 @@ class TextEncoder:
     def embed(self, word: str) -> NDArray[np.float32]:
         """(d_T,) of a word in the bundle's template. Raises :class:`MissingExtraError`, :class:`BundleError`."""
         cue = self._bundle.manifest.cue
+        assert cue is not None  # it has this encoder
         sentence = cue.template.replace("{cue}", word)
         path = self._folder / f"{hashlib.sha256(f'{self._identity}:{sentence}'.encode()).hexdigest()}.f32"
         kept = read_vouched(path)

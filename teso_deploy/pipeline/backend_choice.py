@@ -8,7 +8,8 @@ from typing import Literal, get_args
 
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.engine import Engine, EngineFactory
-from teso_deploy.backends.onnxruntime import form_of, onnxruntime_factory
+from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
+from teso_deploy.backends.onnxruntime import onnxruntime_factory
 from teso_deploy.backends.tensorrt.bindings import TARGETS, Target, check_installed
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import MissingExtraError, TesoError
@@ -56,7 +57,7 @@ def load_backend(
     if name == "auto":
         return _automatic(bundle, precision, threads, on_progress, on_note)
     if name == "cpu":
-        return Backend(onnxruntime_factory(threads, form_of(bundle, precision)))
+        return Backend(onnxruntime_factory(threads, bundle.form_for((ONNXRUNTIME,), precision)))
     if name == "cuda":
         return _cuda(bundle, precision, on_note)
     return _tensorrt(name, bundle, precision, on_progress, profile, rebuild_engines)

@@ -160,13 +160,18 @@ class Pipeline:
         return self.bundle.manifest.tagger
 
     def cues_of(self, cues: Offered) -> Cues:
-        """Cues as the fusion takes them: words are looked up, no word offers the trained fallback.
+        """Look up cues: words become embeddings, no word offers the trained fallback.
 
-        Raises :class:`CueError` for a word without embedding, or cues of another bundle's shape.
+        Of a method that takes no cues these are empty. Raises :class:`CueError` for a word without embedding, cues of
+        another bundle's shape, and any cue for a method that takes none.
         """
         cues = cues.split(",") if isinstance(cues, str) else cues
+        if (cue := self.bundle.manifest.cue) is None:
+            names = cues.names if isinstance(cues, Cues) else [word for word in cues or () if word.strip()]
+            if names:
+                raise CueError(f"bundle {self.bundle.manifest.name} takes no cues: run it without cues")
+            return self.cue_table.none()
         cues = cues if isinstance(cues, Cues) else self.cue_names.of_words(cues or ())
-        cue = self.bundle.manifest.cue
         if cues.embeddings.shape != (cue.max_cues, cue.dim):
             raise CueError(
                 f"cues are {cues.embeddings.shape}, the bundle takes {(cue.max_cues, cue.dim)}: look them up in it"

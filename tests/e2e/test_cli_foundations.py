@@ -96,7 +96,11 @@ def test_the_released_network_s_file_is_a_whole_model(text: Path, vggish: Path, 
     report = exported(recipe, tmp_path / "b", *options)
     assert report["trained"] and not report["random_keys"]
     manifest = Bundle.open(tmp_path / "b").manifest
-    assert manifest.cue.padding == "none-embedding" and manifest.postprocessing.threshold == 0.4
+    assert (
+        manifest.cue is not None
+        and manifest.cue.padding == "none-embedding"
+        and manifest.postprocessing.threshold == 0.4
+    )
     assert manifest.graphs["decoder"].outputs[0].shape == ("B", 1, 40, 40)
     assert masks_of(clip, tmp_path / "b", tmp_path / "one", "--cues", "dog")
     assert masks_of(clip, tmp_path / "b", tmp_path / "none")

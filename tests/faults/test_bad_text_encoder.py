@@ -27,7 +27,7 @@ from teso_deploy.cues.contracts import CueAnswer
 from teso_deploy.cues.names import CueNames
 from teso_deploy.errors import BundleError, MissingExtraError
 from teso_deploy.recipe import Recipe
-from tests.support.graph_files import empty_graph
+from tests.support.graph_files import empty_graph, one_graph
 
 FILES = {"graph": "text_encoder.onnx", "weights": "text_encoder.onnx.data", "tokenizer": "text_encoder.tokenizer.json"}
 
@@ -68,7 +68,7 @@ def folder(tmp_path: Path, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch)
         name="tiny",
         trained=False,
         recipe=tiny_recipe.model_dump(mode="json", by_alias=True),
-        graphs={},
+        **one_graph("text_encoder.onnx"),
         preprocessing=Preprocessing(sizes=((64, 64),), mean=(0, 0, 0), std=(1, 1, 1)),
         postprocessing=Postprocessing(threshold=0.5),
         classes=("dog",),

@@ -30,7 +30,7 @@ SURE = {"sha256": "", "bytes": 0}
 Change = Callable[[dict[str, Any]], object]
 
 
-def put(*path: str, value: object) -> Change:
+def put(*path: str | int, value: object) -> Change:
     """A change of one place of the manifest."""
 
     def change(content: dict[str, Any]) -> None:
@@ -39,6 +39,11 @@ def put(*path: str, value: object) -> Change:
         content[path[-1]] = value
 
     return change
+
+
+def program(**stages: list[str]) -> dict[str, Any]:
+    """Stages by name, each with its inputs, as the manifest has them."""
+    return {"stages": [{"name": name, "inputs": inputs} for name, inputs in stages.items()]}
 
 
 @pytest.fixture
@@ -81,6 +86,8 @@ def replace_file(folder: Path, name: str, content: bytes) -> None:
         ('{"schema_version": "\\u001b[31m\\n"}', "schema version ,"),
         ('{"schema_version": NaN}', "schema version nan"),
         ("{}", "schema version None"),
+        ('{"schema_version": 3}', "has schema version 3, this package reads 1 to 2: install a newer teso-deploy"),
+        ('{"schema_version": 0}', "this package reads 1 to 2: export the bundle again"),
         ('{"schema_version": 1, "name": "\\ud800"}', "half a character"),
         ('{"schema_version": 1}', "name: Field required"),
     ],
@@ -123,6 +130,18 @@ def test_manifests_that_are_not_one(folder: Path, text: str, says: str) -> None:
         (put("graphs", "decoder", "file", value="/etc/passwd"), "no hash of /etc/passwd"),
         (put("graphs", "decoder", "file", value="decoder.weights"), "must end in .onnx"),
         (put("graphs", "decoder", "nodes", value=-1), "graphs.decoder.nodes"),
+        (put("cue", value=None), "cue: the program takes cues, and the manifest does not describe them"),
+        (put("schema_version", value=2), "program: Field required"),
+        (put("program", value=program(ear=["audio_window"])), "program: no graph serves the stage ear"),
+        (put("program", value=program(decoder=["image"])), "the graph decoder takes queries, which is given by none"),
+        (put("program", value=program(fusion=["decoder"])), "fusion takes decoder, which is neither a stage nor one"),
+        (put("program", value=program(fusion=["fusion"])), "fusion takes fusion, which does not run before it"),
+        (put("program", value=program(audio_encoder=["audio_window"])), "program: no graph gives masks"),
+        (put("graphs", "fusion", "outputs", 0, "name", value="masks"), "takes queries, which is given by none"),
+        (
+            put("graphs", "audio_encoder", "outputs", 0, "name", value="tags"),
+            "tags is given by the graph audio_encoder",
+        ),
         (put("cue", "encoder", value={"graph": "x.onnx", "weights": "w", "tokenizer": "t"}), "no hash of"),
     ],
 )

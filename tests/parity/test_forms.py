@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine, form_of
+from teso_deploy.backends.onnxruntime import TARGET, OnnxRuntimeEngine
 from teso_deploy.bundle import Bundle
 from teso_deploy.conversion.bundle_export import export_bundle
 from teso_deploy.conversion.derive import derive_bundle
@@ -302,9 +302,11 @@ def test_queries_are_laid_out_as_square_as_can_be() -> None:
 
 
 def test_the_pipeline_takes_the_form_of_a_precision(bundle: Bundle) -> None:
-    assert form_of(bundle, "fp32") == "onnxruntime-fp32" and form_of(bundle, "int8") == "onnxruntime-int8"
-    with pytest.raises(BundleError, match="no fp16 form for ONNX Runtime"):
-        form_of(bundle, "fp16")
+    ours = (TARGET,)
+    assert bundle.form_for(ours, "fp32") == "onnxruntime-fp32" and bundle.form_for(ours, "int8") == "onnxruntime-int8"
+    assert bundle.form_for(("onnx", *ours), "int8") == "onnx-int8" and bundle.form_for((), "fp32") is None
+    with pytest.raises(BundleError, match="no fp16 form for onnxruntime"):
+        bundle.form_for(ours, "fp16")
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     sound = np.random.default_rng(0).standard_normal(15_600).astype(np.float32) * 0.1
     gates = [

@@ -37,6 +37,7 @@ from teso_deploy.recipe import Recipe
 from tests.parity.test_clip_text import hugging_face
 from tests.parity.test_vocabulary import small_vocabulary, spelt, write_vocabulary
 from tests.support.foundations import SHALLOW, small_recipe
+from tests.support.graph_files import one_graph
 from tests.support.sharing import made_once
 
 #: Of few tokens and of more than the encoder takes.
@@ -77,6 +78,7 @@ def by_transformers(sentences: list[str]) -> NDArray[np.float32]:
 def test_minilm_from_a_bundle_is_that_of_transformers(with_minilm: Path) -> None:
     bundle = Bundle.open(with_minilm)
     encoder, cue = TextEncoder.open(bundle), bundle.manifest.cue
+    assert cue is not None
     assert encoder is not None
     found = np.stack([encoder.embed(word) for word in WORDS])
     expected = by_transformers([cue.template.replace("{cue}", word) for word in WORDS])
@@ -89,7 +91,9 @@ def test_its_words_reach_the_fusion(with_minilm: Path, tiny_bundle: Path) -> Non
     pipeline = Pipeline.load(with_minilm, threads=1)
     cues = pipeline.cues_of("dogs, Kazoos")
     assert cues.names == ("dog", "kazoo") and cues.valid.tolist() == [True, True, False, False]
-    (expected,) = by_transformers([pipeline.bundle.manifest.cue.template.replace("{cue}", "kazoo")])
+    cue = pipeline.bundle.manifest.cue
+    assert cue is not None
+    (expected,) = by_transformers([cue.template.replace("{cue}", "kazoo")])
     np.testing.assert_allclose(cues.embeddings[1], expected, atol=1e-4)
     np.testing.assert_array_equal(cues.embeddings[0], pipeline.cue_table.lookup(["dog"]).embeddings[0])
     image, sound = np.full((48, 64, 3), 90, np.uint8), np.sin(np.arange(15_600, dtype=np.float32) / 9)
@@ -119,8 +123,9 @@ def test_embeddings_are_kept_by_text_and_encoder(
     assert second.computed == 1, "what was changed is not taken"
 
     files = bundle.manifest.files
-    entry = bundle.manifest.cue.encoder
-    assert entry is not None
+    cue = bundle.manifest.cue
+    assert cue is not None and cue.encoder is not None
+    entry = cue.encoder
     changed = files[entry.weights].model_copy(update={"sha256": "0" * 64})
     other = bundle.manifest.model_copy(update={"files": files | {entry.weights: changed}})
     third = TextEncoder.open(Bundle(bundle.folder, other))
@@ -176,7 +181,7 @@ def test_clip_from_a_bundle_is_that_of_transformers(tmp_path: Path) -> None:
         name="small",
         trained=False,
         recipe=recipe.model_dump(mode="json", by_alias=True),
-        graphs={},
+        **one_graph("text_encoder.onnx"),
         preprocessing=Preprocessing(sizes=recipe.image.sizes, mean=(0, 0, 0), std=(1, 1, 1)),
         postprocessing=Postprocessing(threshold=0.5),
         classes=recipe.head.classes,
@@ -188,6 +193,7 @@ def test_clip_from_a_bundle_is_that_of_transformers(tmp_path: Path) -> None:
         np.savez(folder / REFERENCE, nothing=np.zeros(1))
         np.savez(folder / CUE_TABLE, names=np.array(words), embeddings=rows.astype(np.float16))
         entry = write_text_encoder(folder, text_graph(recipe, recognised(tmp_path, "text")), recipe, table)
+        assert manifest.cue is not None
         cue = manifest.cue.model_copy(update={"encoder": entry})
         write_manifest(folder, manifest.model_copy(update={"cue": cue}))
     bundle = Bundle.open(tmp_path / "bundle")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from teso_deploy.bundle import GraphEntry
+from teso_deploy.program import Program, Stage
+
 
 def field(number: int, content: bytes) -> bytes:
     """A protobuf field that holds bytes."""
@@ -15,3 +20,9 @@ def field(number: int, content: bytes) -> bytes:
 def empty_graph(note: str) -> bytes:
     """A model without nodes; the note is its producer's name."""
     return field(2, note.encode())
+
+
+def one_graph(file: str) -> dict[str, Any]:
+    """Fields of a manifest whose program is one graph, for tests that do not run it."""
+    entry = GraphEntry(file=file, inputs=(), outputs=(), parameters=0, multiply_adds=0, nodes=0)
+    return {"program": Program(stages=(Stage(name="only", inputs=("image",)),)), "graphs": {"only": entry}}

@@ -20,6 +20,7 @@ from teso_deploy.bundle import (
 )
 from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import BundleError, InputNotFoundError, OutputError
+from teso_deploy.program import Program, Stage
 from teso_deploy.recipe import Recipe
 from teso_deploy.sealed import sha256_of
 from tests.support.graph_files import empty_graph
@@ -29,6 +30,7 @@ def write_bundle(out: Path, recipe: Recipe, note: str = "a graph") -> None:
     """A bundle of one file that is called a graph, with a cue table and a reference."""
     tensor = TensorSpec(name="masks", dtype="float", shape=("B", 3, 16, 16))
     manifest = BundleManifest(
+        program=Program(stages=(Stage(name="decoder", inputs=("image",)),)),
         name=recipe.name,
         trained=False,
         recipe=recipe.model_dump(mode="json", by_alias=True),

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from teso_deploy.backends.engine import Tensor
 from teso_deploy.bundle import Bundle, BundleManifest, sized_name
-from teso_deploy.errors import BundleError, CueError
+from teso_deploy.errors import CueError
 from teso_deploy.pipeline.pipeline import GRAPHS, Pipeline
 from teso_deploy.recipe import Recipe
 from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Cues, Frame
@@ -50,7 +51,7 @@ class FakeSlot:
 class FakeEngine:
     """Shapes as of a real graph; class 1 is on where the picture is bright and something is heard."""
 
-    backend, precision, form = "fake", "fp32", None
+    backend, precision, form, is_asynchronous = "fake", "fp32", None, False
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
 
@@ -190,8 +191,8 @@ def test_wrong_inputs_are_named(pipeline: Pipeline, tiny_recipe: Recipe) -> None
         pipeline.segment(np.zeros((3, 64, 64), np.uint8), sound(0.2))
     with pytest.raises(CueError, match="look them up"):
         pipeline.segment(picture(0), sound(0.2), Cues((), np.zeros((4, 3), np.float32), np.zeros(4, np.bool_)))
-    with pytest.raises(BundleError, match="no graph fusion"):
-        Pipeline(bundle_of(tiny_recipe, ("visual_encoder", "audio_encoder", "decoder")), lambda b, n: FakeEngine(n))
+    with pytest.raises(ValidationError, match="no graph serves the stage fusion"):
+        bundle_of(tiny_recipe, ("visual_encoder", "audio_encoder", "decoder"))
     with pytest.raises(ValueError, match="unknown backend"):
         Pipeline.load(backend="tpu")  # type: ignore[arg-type]
 

@@ -19,7 +19,7 @@ LEVELS = {
     "resources": 0, "outputs": 0, "recipe": 0, "recipe_tables": 0, "sealed": 0,
     "array_files": 0, "external_data": 0, "hub": 0, "named_objects": 0,
     "text": 0, "small_files": 0, "redaction": 0, "staging": 0, "telemetry": 0,
-    "bundle": 1, "bundle_tables": 1,
+    "program": 1, "bundle": 1, "bundle_tables": 1,
     "backends": 2, "media": 2, "cues": 2,
     "pipeline": 3, "sinks": 3, "verification": 3, "evaluation": 3,
     "live": 4,

@@ -43,6 +43,9 @@ class TensorRTEngine:
     Raises :class:`EngineError` where the library refuses it, :class:`DeviceMemoryError`.
     """
 
+    #: A slot queues its run on the device's stream.
+    is_asynchronous = True
+
     def __init__(
         self,
         library: TensorRTLibrary,

@@ -27,8 +27,8 @@ from teso_deploy.backends.tensorrt.sidecar import (
     this_platform,
     write_engine,
 )
-from teso_deploy.bundle import Bundle
-from teso_deploy.errors import BundleError, CheckFailedError, EngineError, InputNotFoundError, TesoError
+from teso_deploy.bundle import STANDARD, Bundle
+from teso_deploy.errors import CheckFailedError, EngineError, InputNotFoundError, TesoError
 from teso_deploy.outputs import read_vouched, write_vouched
 from teso_deploy.types import Precision
 
@@ -54,14 +54,7 @@ class GraphSource:
 
 def source_of(bundle: Bundle, graph: str, precision: Precision) -> GraphSource:
     """The file of a bundle to build from. Raises :class:`BundleError` where it has none of that precision."""
-    form: str | None = f"onnx-{precision}"
-    if form not in bundle.manifest.forms:
-        if precision != "fp32":
-            raise BundleError(
-                f"bundle {bundle.manifest.name} has no {precision} graphs to build engines from: "
-                f"teso-deploy export {bundle.folder} --out FOLDER --precision {precision}"
-            )
-        form = None  # the canonical graph can be read as it is
+    form = bundle.form_for((STANDARD,), precision)
     path = bundle.graph_path(graph, form)
     entry = bundle.manifest.graphs[graph] if form is None else bundle.manifest.forms[form][graph]
     names = [entry.file, *([entry.weights] if entry.weights else [])]

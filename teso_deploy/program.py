@@ -1,0 +1,175 @@
+"""The inference program as data: the stages of a method, and what each of them is given.
+
+A stage is a graph of the bundle. It takes external inputs (the picture, the audio window, the cues) and the
+outputs of other stages. Tensors are matched by name: a stage is given every tensor of its inputs, and its graph
+takes those that it declares. What a stage depends on follows from this, and everything that runs graphs reads it:
+what a new picture or a new sound makes run again, what has a graph for each picture size, what int8 is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Annotated, Literal, Protocol, TypeVar
+
+from pydantic import Field, model_validator
+
+from teso_deploy.recipe_tables import Table, Text
+
+ExternalInput = Literal["image", "audio_window", "cues"]
+#: What a program is given from outside, and the tensors that each of these consists of.
+EXTERNAL_TENSORS: Mapping[str, tuple[str, ...]] = {
+    "image": ("image",),
+    "audio_window": ("waveform",),
+    "cues": ("cues", "cue_valid"),
+}
+#: Tensors that the runtime reads by name. Every program gives the first; the others are optional.
+MASKS, CUE_GATE, TAGS = "masks", "cue_gate", "tags"
+
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Stage(Table):
+    """One graph of a program.
+
+    ``name``: of the graph in the manifest. ``inputs``: external inputs and names of earlier stages. ``sized``: the
+    bundle has a graph for each picture size. ``quantizable``: int8 is for this stage; in other precisions every
+    stage is converted.
+    """
+
+    name: Text
+    inputs: Annotated[tuple[Text, ...], Field(min_length=1, max_length=64)]
+    sized: bool = False
+    quantizable: bool = False
+
+
+class Program(Table):
+    """Stages in the order in which they run."""
+
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=64)]
+
+    @model_validator(mode="after")
+    def _check_wiring(self) -> Program:
+        names = [stage.name for stage in self.stages]
+        known = set[str](EXTERNAL_TENSORS)
+        for stage in self.stages:
+            if "@" in stage.name:
+                raise ValueError(f"stage {stage.name}: a name has no @, which separates it from a picture size")
+            for source in stage.inputs:
+                if source in known:
+                    continue
+                if source in names:
+                    raise ValueError(
+                        f"stage {stage.name} takes {source}, which does not run before it: list the stages in the "
+                        "order in which they run, without a cycle"
+                    )
+                raise ValueError(
+                    f"stage {stage.name} takes {source}, which is neither a stage nor one of "
+                    f"{', '.join(EXTERNAL_TENSORS)}"
+                )
+            if stage.name in known:
+                raise ValueError(f"{stage.name} is the name of two stages, or of a stage and an external input")
+            known.add(stage.name)
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the stages, in the order in which they run."""
+        return tuple(stage.name for stage in self.stages)
+
+    def stage_of(self, graph: str) -> Stage:
+        """The stage that a graph of the manifest serves: ``decoder@288x512`` serves ``decoder``."""
+        name = graph.partition("@")[0]
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def dependencies(self, name: str) -> frozenset[str]:
+        """The external inputs that a stage, or an external input, depends on; also through other stages."""
+        if name in EXTERNAL_TENSORS:
+            return frozenset({name})
+        return frozenset[str]().union(*(self.dependencies(source) for source in self.stage_of(name).inputs))
+
+    def takes(self, external: ExternalInput) -> bool:
+        """True if a stage takes this external input."""
+        return any(external in stage.inputs for stage in self.stages)
+
+    @property
+    def picture_stages(self) -> tuple[Stage, ...]:
+        """Stages that depend on the picture alone: they can run ahead, and a new sound leaves them as they are."""
+        return tuple(stage for stage in self.stages if self.dependencies(stage.name) == {"image"})
+
+    @property
+    def sound_stages(self) -> tuple[Stage, ...]:
+        """Stages that depend on the audio window alone."""
+        return tuple(stage for stage in self.stages if self.dependencies(stage.name) == {"audio_window"})
+
+    @property
+    def query_stages(self) -> tuple[Stage, ...]:
+        """Stages that depend on the cues, and not on the picture."""
+        of = {stage.name: self.dependencies(stage.name) for stage in self.stages}
+        return tuple(stage for stage in self.stages if "cues" in of[stage.name] and "image" not in of[stage.name])
+
+    @property
+    def mask_stages(self) -> tuple[Stage, ...]:
+        """Stages that depend on the picture and on something else."""
+        return tuple(stage for stage in self.stages if self.dependencies(stage.name) > {"image"})
+
+
+#: The program of TeSO, and of every bundle of schema 1.
+TESO = Program(
+    stages=(
+        Stage(name="visual_encoder", inputs=("image",), sized=True, quantizable=True),
+        Stage(name="audio_encoder", inputs=("audio_window",), quantizable=True),
+        # Small, and its cue gate decides: int8 is not for it.
+        Stage(name="fusion", inputs=("audio_encoder", "cues")),
+        Stage(name="decoder", inputs=("fusion", "visual_encoder"), sized=True, quantizable=True),
+    )
+)
+
+
+class Runs(Protocol[T_contra, T_co]):
+    """What :func:`run_program` needs of an engine: arrays, tensors of a device or of PyTorch go in and come out."""
+
+    def run(self, feeds: Mapping[str, T_contra], /) -> Mapping[str, T_co]:
+        """All outputs for all inputs; feeds that the graph does not take are ignored."""
+
+
+def group_inputs(program: Program, tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """The tensors of a program's external inputs, by input; other tensors are left out."""
+    return {
+        external: {name: tensors[name] for name in names}
+        for external, names in EXTERNAL_TENSORS.items()
+        if any(external in stage.inputs for stage in program.stages)
+    }
+
+
+def run_program(
+    program: Program,
+    engines: Mapping[str, Runs[T, T]],
+    inputs: Mapping[str, Mapping[str, T]],
+    *,
+    stages: Iterable[Stage] | None = None,
+) -> dict[str, Mapping[str, T]]:
+    """Run stages of a program, each on the outputs of those before it.
+
+    Args:
+        program: What is run.
+        engines: Name of a stage to what runs it. May hold more than the stages that run.
+        inputs: External input, or a stage that has run already, to its tensors by name.
+        stages: What to run, in order. Default: all stages.
+
+    Returns:
+        ``inputs``, and the outputs of every stage that ran, by the stage's name.
+    """
+    found = dict(inputs)
+    for stage in program.stages if stages is None else stages:
+        feeds = {name: tensor for source in stage.inputs for name, tensor in found[source].items()}
+        found[stage.name] = engines[stage.name].run(feeds)
+    return found
+
+
+def merge_outputs(found: Mapping[str, Mapping[str, T]], leave_out: Collection[str] = ()) -> dict[str, T]:
+    """All tensors of :func:`run_program` by their names; ``leave_out``: inputs or stages."""
+    return {
+        name: tensor for source, tensors in found.items() if source not in leave_out for name, tensor in tensors.items()
+    }
