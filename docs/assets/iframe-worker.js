@@ -17,7 +17,6 @@ if (location.protocol === "file:") {
       addEventListener("message", this.onInner);
       this.ready = new Promise(resolve => {
         const inner = this.inner;
-        inner.postMessage = inner.postMessage.bind(inner);
         const pages = window;
         inner.importScripts = (...sources) => sources.reduce(
           (before, source) => before.then(() => new Promise((done, fail) => {
