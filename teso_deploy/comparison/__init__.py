@@ -1,1 +1,1 @@
-"""How fast, against whom: one harness for ``teso-deploy bench`` and the scripts in ``benchmarks/``."""
+"""Speed comparisons: one harness for ``teso-deploy bench`` and the scripts in ``benchmarks/``."""

@@ -1,4 +1,4 @@
-"""Who can be compared with: by name, with what each needs and what builds it."""
+"""The registry of contenders: by name, with what each one needs and what builds it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EXPORT = (*_TORCH, "onnx", "onnxscript", "onnxruntime")
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """What runs Hugging Face's model; ``subject`` is MODULE:FUNCTION for a worker."""
+    """A runtime for Hugging Face's model. ``subject`` is MODULE:FUNCTION for a worker."""
 
     name: str
     subject: str
@@ -42,9 +42,11 @@ CONTENDERS = {
 
 
 def chosen(names: Sequence[str]) -> list[Contender]:
-    """Contenders by name, each once; nothing heavy is imported.
+    """Return contenders by name, each once, without importing anything heavy.
 
-    Raises :class:`InputNotFoundError` for an unknown name, :class:`MissingExtraError` for what is not installed.
+    Raises:
+        InputNotFoundError: A name is unknown.
+        MissingExtraError: A library or compiler is not installed.
     """
     for name in names:
         if name not in CONTENDERS:
@@ -65,12 +67,12 @@ def chosen(names: Sequence[str]) -> list[Contender]:
 
 
 def mask2former_sizes(recipe: Recipe) -> dict[str, Any]:
-    """The sizes that Hugging Face's Mask2Former shares with a recipe, for :mod:`.hugging_face`.
+    """Return the sizes that Hugging Face's Mask2Former shares with a recipe, for :mod:`.hugging_face`.
 
-    Raises :class:`BundleError` where it can't be built like that.
+    Raises :class:`BundleError` if the library can't build such a model.
     """
     swin, pixel, decoder = recipe.swin, recipe.pixel_decoder, recipe.decoder
-    where = f"there is nothing to compare {recipe.name} with: leave --against away"
+    where = f"there is nothing to compare {recipe.name} with: omit --against"
     if recipe.foundation != "mask2former":
         raise BundleError(f"contenders run Hugging Face's Mask2Former and the bundle's foundation is "
                           f"{recipe.foundation}, {where}")  # fmt: skip

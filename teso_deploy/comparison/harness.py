@@ -1,4 +1,4 @@
-"""Everybody who is compared, each in a process of its own, taking turns."""
+"""Timing of several entrants, each in a separate process, in alternating turns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Entrant:
-    """Who is timed: MODULE:FUNCTION that builds it in its process, and what that is told."""
+    """An entrant to be timed: MODULE:FUNCTION that builds it in its process, and the settings for it."""
 
     name: str
     precision: str
@@ -34,7 +34,7 @@ class Entrant:
 
 @dataclass
 class Measured:
-    """Seconds of every turn, and at the end ``peak_rss_mb`` and ``mask_iou`` by entrant."""
+    """The seconds of every turn, and at the end ``peak_rss_mb`` and ``mask_iou`` by entrant."""
 
     timings: Timings
     ends: dict[str, dict[str, float | None]] = field(default_factory=dict)
@@ -48,9 +48,18 @@ def entrants(
     threads: int,
     clip: Path,
 ) -> list[Entrant]:
-    """Ours in each precision, then the contenders on a model of the bundle's sizes.
+    """List our entrant in each precision, then the contenders with a model of the bundle's sizes.
 
-    Raises :class:`BundleError` where there are contenders and their library can't build such a model.
+    Args:
+        bundle: The bundle.
+        size: Height and width of the picture.
+        precisions: Our precisions.
+        contenders: The contenders.
+        threads: Threads for each.
+        clip: The clip for our entrants.
+
+    Raises:
+        BundleError: Contenders are given, but their library can't build such a model.
     """
     common = {"size": list(size), "threads": threads}
     told = common | {"bundle": str(bundle.folder.absolute()), "clip": str(clip.absolute())}
@@ -66,7 +75,14 @@ def entrants(
 def run(
     who: Sequence[Entrant], seconds: float, least_rounds: int = LEAST_ROUNDS, progress: Progress = lambda stage: None
 ) -> Measured:
-    """Build everybody, one after the other, then let them take turns. Who fails is left out, and says why."""
+    """Build all entrants one after the other, then alternate their turns. An entrant that fails is omitted.
+
+    Args:
+        who: The entrants.
+        seconds: Time for the turns.
+        least_rounds: The least number of rounds.
+        progress: Called with the current stage. Default: nothing.
+    """
     failures: dict[str, str] = {}
     turns: dict[Key, Turn] = {}
     with ExitStack() as stack:
@@ -122,7 +138,15 @@ def _rows(who: Sequence[Entrant], measured: Measured) -> list[dict[str, Any]]:
 def report_of(
     bundle: Bundle, size: tuple[int, int], who: Sequence[Entrant], measured: Measured, environment: dict[str, Any]
 ) -> dict[str, Any]:
-    """For JSON: ``rows``, ``ratios`` (how many times as long a contender's frame takes as ours), ``shares``."""
+    """Make the JSON report: ``rows``, ``ratios`` (time of a contender's frame divided by ours), ``shares``.
+
+    Args:
+        bundle: The bundle.
+        size: Height and width of the picture.
+        who: The entrants.
+        measured: Their times.
+        environment: The machine.
+    """
     rows = _rows(who, measured)
     frames = {row["name"]: row["p50_ms"] for row in rows if row["stage"] == "frame"}
     ours = [entrant.name for entrant in who if entrant.subject == OURS]
@@ -167,6 +191,16 @@ def compare(
     libraries: Sequence[str],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Measure, and the report; the machine's load is looked at before anything runs."""
+    """Measure, and make the report. The machine's load is read before anything runs.
+
+    Args:
+        bundle: The bundle.
+        size: Height and width of the picture.
+        who: The entrants.
+        threads: Threads for each.
+        seconds: Time for the turns.
+        libraries: Libraries whose versions are reported.
+        progress: Called with the current stage.
+    """
     environment = environment_of(threads, bundle, libraries)
     return report_of(bundle, size, who, run(who, seconds, progress=progress), environment)

@@ -1,6 +1,6 @@
-"""Hugging Face's Mask2Former in PyTorch: eager, compiled, and exported as anybody would.
+"""Hugging Face's Mask2Former in PyTorch: eager, compiled, and in a plain export.
 
-Imported in worker processes only, since it loads torch. Weights are random: no time depends on them.
+Imported in worker processes only, because it loads torch. Weights are random: no time depends on them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ SEED = 0
 
 @torch.no_grad()
 def _randomise(module: nn.Module) -> None:
-    """Weights scaled by fan-in, norms around 1, biases around 0: logits are of the size of a trained model's.
+    """Set weights scaled by fan-in, norms around 1, biases around 0, so that logits are as large as after training.
 
-    Those of the library's own initialisation stay at 1e-4, where each rounding turns a mask.
+    With the library's own initialisation, logits stay at 1e-4, where each rounding flips a mask.
     """
     generator = torch.Generator().manual_seed(SEED)
     for name, value in module.named_parameters():
@@ -38,7 +38,7 @@ def _randomise(module: nn.Module) -> None:
 
 
 def mask2former(sizes: dict[str, Any], size: tuple[int, int]) -> Any:
-    """``Mask2FormerForUniversalSegmentation`` of :func:`mask2former_sizes` for pictures of a size (height, width)."""
+    """Build ``Mask2FormerForUniversalSegmentation`` from :func:`mask2former_sizes` for a picture (height, width)."""
     backbone = SwinConfig(
         image_size=size[0],
         embed_dim=sizes["embed_dim"],
@@ -55,7 +55,7 @@ def mask2former(sizes: dict[str, Any], size: tuple[int, int]) -> Any:
         hidden_dim=sizes["dim"],
         encoder_feedforward_dim=sizes["pixel_ffn_dim"],
         encoder_layers=sizes["pixel_layers"],
-        decoder_layers=sizes["layers"] + 1,  # it counts the prediction before the first layer
+        decoder_layers=sizes["layers"] + 1,  # the library counts the prediction before the first layer
         num_attention_heads=sizes["heads"],
         dim_feedforward=sizes["ffn_dim"],
         num_queries=sizes["queries"],
@@ -67,7 +67,7 @@ def mask2former(sizes: dict[str, Any], size: tuple[int, int]) -> Any:
 
 
 class TorchSubject:
-    """A model in PyTorch; its masks are compared with those of ``reference``, which is the model in eager mode."""
+    """A PyTorch model. Its masks are compared with those of ``reference``, the model in eager mode."""
 
     stages = ("frame",)
 
@@ -99,19 +99,19 @@ def _model_and_images(settings: dict[str, Any]) -> tuple[Any, NDArray[np.float32
 
 
 def eager(settings: dict[str, Any]) -> TorchSubject:
-    """The model as it is."""
+    """Build the unchanged model."""
     model, images = _model_and_images(settings)
     return TorchSubject(model, model, images)
 
 
 def compiled(settings: dict[str, Any]) -> TorchSubject:
-    """The model behind ``torch.compile`` with its defaults; compiled when it runs first."""
+    """Build the model with the defaults of ``torch.compile``. It is compiled at its first run."""
     model, images = _model_and_images(settings)
     return TorchSubject(torch.compile(model), model, images)
 
 
 def export(settings: dict[str, Any], folder: Path) -> None:
-    """``model.onnx`` by a plain call of PyTorch's exporter, and ``masks.npy``: the logits of the first picture."""
+    """Write ``model.onnx`` by a plain call of PyTorch's exporter, and ``masks.npy``: logits of the first picture."""
     model, images = _model_and_images(settings)
     image = torch.from_numpy(images[:1])
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The parent's end of a worker process."""
+"""The parent's side of a worker process."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from typing import Any, Self
 from teso_deploy.comparison.turns import TurnFailedError
 from teso_deploy.redaction import child_environment
 
-#: A worker whose stdin is closed ends by itself, and so do the processes that it has started.
+#: A worker whose stdin is closed ends within this time, and so do the processes that it started.
 GRACE_SECONDS = 10
 
 
 class WorkerProcess:
-    """A worker (:mod:`teso_deploy.comparison.worker`) as a context: it ends with the block.
+    """A worker (:mod:`teso_deploy.comparison.worker`) as a context manager: it ends with the block.
 
-    ``subject``: MODULE:FUNCTION that builds what is timed; ``settings`` are handed to it. Every
-    method raises :class:`TurnFailedError` when the worker has died or says that it failed.
+    Every method raises :class:`TurnFailedError` if the worker died or reports a failure.
+
+    Args:
+        subject: MODULE:FUNCTION that builds what is timed.
+        settings: The argument of this function.
     """
 
     def __init__(self, subject: str, settings: dict[str, Any]) -> None:
@@ -39,15 +42,15 @@ class WorkerProcess:
         )
 
     def stages(self) -> tuple[str, ...]:
-        """What can be timed; to be asked once and first, it waits until everything is built."""
+        """Return what can be timed. Call it once and first: it waits until everything is built."""
         return tuple(self._reply()["stages"])
 
     def turn(self, stage: str) -> list[float]:
-        """Seconds of a few runs of a stage."""
+        """Run a stage a few times and return the seconds of each run."""
         return list(self._ask({"turn": stage})["seconds"])
 
     def finish(self) -> dict[str, float | None]:
-        """``peak_rss_mb`` and ``mask_iou``; nothing can be asked after it."""
+        """Return ``peak_rss_mb`` and ``mask_iou``. The worker answers nothing after this."""
         return self._ask({"finish": True})
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -70,7 +73,7 @@ class WorkerProcess:
         return reply
 
     def _cause(self) -> str:
-        """Why the process is gone: the signal that ended it, or the last line that it printed."""
+        """Say why the process ended: the signal, or the last line that it printed."""
         code = self._process.wait()
         if code == -signal.SIGKILL:
             return "its process was killed, as the system does when memory runs out"
@@ -87,7 +90,7 @@ class WorkerProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # what is still in the buffer has nobody to read it
+        with contextlib.suppress(BrokenPipeError):  # the rest of the buffer has no reader any more
             self._process.stdin.close()
         try:
             self._process.wait(timeout=0 if error else GRACE_SECONDS)

@@ -1,4 +1,4 @@
-"""What was measured, on which machine, as JSON, as a page, and as bars."""
+"""Reports of measurements, with the machine: as JSON, as a page, and as bars."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from teso_deploy.outputs import make_folder, staged_file, write_text
 from teso_deploy.pipeline.latency import percentiles_ms
 
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "numpy", "av", "pillow")
-#: Where the load was above this when it began, other work has slowed some turns.
+#: With a higher load at the start, other work has slowed some turns.
 NOISY_LOAD_PER_CORE = 0.5
 
 
 def spread(values: Sequence[float]) -> float:
-    """Coefficient of variation: standard deviation / mean."""
+    """Compute the coefficient of variation: standard deviation / mean."""
     return float(np.std(values) / np.mean(values))
 
 
 def percentile_row(name: str, seconds: Sequence[float]) -> dict[str, Any]:
-    """The beginning of a row: how often, percentiles in milliseconds, how far they spread."""
+    """Make the first columns of a row: count, percentiles in milliseconds, spread."""
     latency = {f"{percentile}_ms": value for percentile, value in percentiles_ms(seconds).items()}
     return {"name": name, "runs": len(seconds), **latency, "coefficient_of_variation": round(spread(seconds), 4)}
 
@@ -49,7 +49,14 @@ def _cpu_name() -> str:
 def environment_of(
     threads: int, bundle: Bundle | None = None, libraries: Sequence[str] = LIBRARIES, **more: Any
 ) -> dict[str, Any]:
-    """What the numbers hold for; the load is that of the last minute, as it is when this is called."""
+    """Describe the machine and versions for which numbers hold, with its load of the last minute.
+
+    Args:
+        threads: Threads for each entrant.
+        bundle: The bundle. Default: none.
+        libraries: Libraries whose versions are reported.
+        **more: Further entries.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     load = os.getloadavg()[0]
     found: dict[str, Any] = {
@@ -81,7 +88,7 @@ def _cell(value: Any) -> str:
 
 
 def markdown(title: str, report: dict[str, Any]) -> str:
-    """The report as a page: rows as a table (their union of columns), a sentence, ratios, the machine."""
+    """Format a report as a page: rows as a table (the union of their columns), a sentence, ratios, the machine."""
     rows: list[dict[str, Any]] = report["rows"]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = [f"# {title}", "", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
@@ -95,7 +102,13 @@ def markdown(title: str, report: dict[str, Any]) -> str:
 
 
 def save_bars(path: Path, title: str, bars: Sequence[tuple[str, float, float]]) -> None:
-    """PNG of (name, p50, p95) in milliseconds: a bar to the one, a line to the other."""
+    """Draw (name, p50, p95) in milliseconds as PNG: a bar to p50, a line to p95.
+
+    Args:
+        path: The file.
+        title: The title.
+        bars: The rows.
+    """
     left, width, height = 220, 900, 34
     image = Image.new("RGB", (left + width + 130, 50 + height * len(bars)), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(15)
@@ -114,7 +127,14 @@ def save_bars(path: Path, title: str, bars: Sequence[tuple[str, float, float]]) 
 
 
 def publish(name: str, title: str, report: dict[str, Any], folder: Path) -> None:
-    """Write ``{name}.json`` and ``{name}.md`` to a folder, and print the page."""
+    """Write ``{name}.json`` and ``{name}.md`` to a folder, and print the page.
+
+    Args:
+        name: The name of the files.
+        title: The title of the page.
+        report: The report.
+        folder: The folder.
+    """
     make_folder(folder)
     write_text(folder / f"{name}.json", json.dumps(report, indent=1) + "\n")
     page = markdown(title, report)

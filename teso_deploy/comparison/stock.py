@@ -1,6 +1,6 @@
-"""Hugging Face's Mask2Former as a plain export leaves it, on ONNX Runtime and on OpenVINO. No torch.
+"""Hugging Face's Mask2Former after a plain export, on ONNX Runtime and on OpenVINO. No torch.
 
-The export is made in a process of its own, once for each size, and kept in a cache folder.
+The export runs in a separate process, once for each size, and is kept in a cache folder.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ Arrays = NDArray[np.float32]
 
 
 def pictures(size: tuple[int, int]) -> Arrays:
-    """(N, 3, height, width): normalised pictures of noise, always the same ones."""
+    """Return normalised pictures of noise (N, 3, height, width), the same ones each time."""
     return np.random.default_rng(0).standard_normal((PICTURES, 3, *size), np.float32)
 
 
 def masks_agree(found: Arrays, reference: Arrays) -> float:
-    """Mean IoU of where the mask logits (1, N_Q, h, w) of each query are positive."""
-    # Each query by itself: with random weights every pixel has many, and an argmax among them means nothing.
+    """Compute the mean IoU of the positive mask logits (1, N_Q, h, w) of each query."""
+    # Compare each query separately: with random weights a pixel has many, and their argmax means nothing.
     return compare_masks(found.swapaxes(0, 1), reference.swapaxes(0, 1), 0.0)[0]
 
 
 def exported(settings: dict[str, Any]) -> Path:
-    """The folder with ``model.onnx`` and ``masks.npy`` of the settings' sizes; made where there is none.
+    """Return the folder with ``model.onnx`` and ``masks.npy`` for the settings' sizes. Export them if needed.
 
-    Raises :class:`TurnFailedError` when the exporter fails.
+    Raises :class:`TurnFailedError` if the exporter fails.
     """
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "onnx", "onnxscript", "numpy")}
     content = {"sizes": settings["sizes"], "size": settings["size"], "versions": versions}
@@ -68,7 +68,7 @@ def exported(settings: dict[str, Any]) -> Path:
         try:
             os.replace(staged, folder)
         except OSError:
-            if not folder.is_dir():  # unless another run has just put the same there
+            if not folder.is_dir():  # unless another run has just created the same folder
                 raise
         return folder
     finally:
@@ -76,7 +76,7 @@ def exported(settings: dict[str, Any]) -> Path:
 
 
 class StockSubject:
-    """An export on some runtime; ``infer`` gives the mask logits (1, N_Q, h, w) of a picture (1, 3, H, W)."""
+    """An export on a runtime. ``infer`` returns the mask logits (1, N_Q, h, w) of a picture (1, 3, H, W)."""
 
     stages = ("frame",)
 
@@ -94,7 +94,7 @@ class StockSubject:
 
 
 def on_onnxruntime(settings: dict[str, Any]) -> StockSubject:
-    """ONNX Runtime's CPU provider with its defaults, but for the threads."""
+    """Run on ONNX Runtime's CPU provider with its defaults except for the threads."""
     import onnxruntime
 
     folder = exported(settings)
@@ -108,9 +108,9 @@ def on_onnxruntime(settings: dict[str, Any]) -> StockSubject:
 
 
 def on_openvino(settings: dict[str, Any]) -> StockSubject:
-    """OpenVINO's CPU plugin, tuned for latency, in ``settings["precision"]``.
+    """Run on OpenVINO's CPU plugin, tuned for latency, in ``settings["precision"]``.
 
-    Raises :class:`TurnFailedError` where the machine can't compute in it.
+    Raises :class:`TurnFailedError` if the machine can't compute in this precision.
     """
     import openvino
 

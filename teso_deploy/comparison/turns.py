@@ -1,4 +1,4 @@
-"""Who runs when: everything that is compared takes turns in one run, so that the machine's moods strike all alike."""
+"""Alternating turns: everything is compared in one run, so that disturbances of the machine affect all equally."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from teso_deploy.errors import TesoError
 
-#: (who, what of it is timed).
+#: (entrant, stage that is timed).
 Key = tuple[str, str]
-#: Runs the thing a few times and gives the seconds of each.
+#: Runs a stage a few times and returns the seconds of each run.
 Turn = Callable[[], list[float]]
 
 TURN_SECONDS = 0.1
@@ -19,14 +19,14 @@ WARM_UP_ROUNDS, LEAST_ROUNDS = 2, 10
 
 
 class TurnFailedError(TesoError, RuntimeError):
-    """Who was asked can't go on; the message says why. The others do."""
+    """An entrant can't continue; the message says why. The others continue."""
 
     exit_code = 1
 
 
 @dataclass
 class Timings:
-    """Seconds of every timed run, by who and what; who failed, and why; how many rounds there were."""
+    """Seconds of every timed run by entrant and stage, the failures with reasons, and the number of rounds."""
 
     seconds: dict[Key, list[float]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
@@ -34,9 +34,9 @@ class Timings:
 
 
 def one_turn(run: Callable[[], object]) -> list[float]:
-    """Run for a tenth of a second, or once if that takes longer; the seconds of each run.
+    """Run for a tenth of a second, or once if that takes longer. Return the seconds of each run.
 
-    The first of several is not counted: it pays for the caches that another has filled.
+    The first of several runs is not counted, because it refills the caches that another entrant has used.
     """
     times: list[float] = []
     while not times or sum(times) < TURN_SECONDS:
@@ -55,10 +55,15 @@ def interleaved(
     seed: int = 0,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Timings:
-    """Rounds in which everybody has one turn, in an order of its own each round.
+    """Run rounds in which every entrant has one turn, in a new random order each round.
 
-    At least ``seconds`` and ``least_rounds``, after ``warm_up_rounds`` that are not counted. Who
-    raises :class:`TurnFailedError` has no more turns. ``progress`` is told the share that is done.
+    Args:
+        turns: The turn of each entrant and stage. One that raises :class:`TurnFailedError` gets no more turns.
+        seconds: The least total time.
+        least_rounds: The least number of rounds.
+        warm_up_rounds: Rounds at the start that are not counted.
+        seed: Seed of the orders. Default: 0.
+        progress: Called with the share that is done. Default: nothing.
     """
     order = random.Random(seed)
     found = Timings({key: [] for key in turns})

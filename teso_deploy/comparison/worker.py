@@ -1,10 +1,10 @@
-"""A process in which one subject of a benchmark lives: built once, run when the parent asks, silent otherwise.
+"""A process for one subject of a benchmark: built once, run when the parent asks, silent otherwise.
 
     python -m teso_deploy.comparison.worker MODULE:FUNCTION SETTINGS
 
-``FUNCTION(settings)`` builds the :class:`Subject`. Requests come in on stdin and replies go out on
-stdout, a line of JSON each: ``{"turn": STAGE}`` → ``{"seconds": […]}``, ``{"finish": true}`` →
-``{"peak_rss_mb": …, "mask_iou": …}``. Whatever else is printed goes to stderr.
+``FUNCTION(settings)`` builds the :class:`Subject`. Requests on stdin and replies on stdout are one line of JSON each:
+``{"turn": STAGE}`` → ``{"seconds": […]}``, ``{"finish": true}`` → ``{"peak_rss_mb": …, "mask_iou": …}``. All other
+output goes to stderr.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from teso_deploy.comparison.turns import one_turn
 
 
 class Subject(Protocol):
-    """What is timed."""
+    """The object that is timed."""
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """What of it can be timed by itself; ``frame`` is the whole."""
+        """What can be timed separately; ``frame`` is the whole."""
 
     def run(self, stage: str, i: int) -> object:
-        """A stage on its i-th input."""
+        """Run a stage on its i-th input."""
 
     def mask_iou(self) -> float | None:
-        """How well its masks agree with those of fp32 PyTorch."""
+        """Compute how well its masks agree with those of fp32 PyTorch."""
 
 
 def peak_rss_mb() -> float:
-    """The most memory that this process has held, in MB (10⁶ bytes)."""
+    """Return the peak memory of this process in MB (10⁶ bytes)."""
     try:
-        # Not ru_maxrss: after fork and exec that begins with the memory of the parent.
+        # Not ru_maxrss: after fork and exec it starts with the memory of the parent.
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024 / 1e6
@@ -49,7 +49,7 @@ def peak_rss_mb() -> float:
 
 
 def built(path: str, settings: dict[str, Any]) -> Subject:
-    """The subject that ``MODULE:FUNCTION`` builds, every stage run once."""
+    """Build the subject of ``MODULE:FUNCTION`` and run every stage once."""
     module, function = path.split(":")
     subject: Subject = getattr(import_module(module), function)(settings)
     for stage in subject.stages:
@@ -73,7 +73,7 @@ def main() -> None:
         for line in sys.stdin:
             request = json.loads(line)
             if "finish" in request:
-                peak = peak_rss_mb()  # before the masks are compared, which takes memory of its own
+                peak = peak_rss_mb()  # before comparing the masks, which takes more memory
                 reply(peak_rss_mb=peak, mask_iou=subject.mask_iou())
                 return
             stage = request["turn"]

@@ -145,8 +145,8 @@ class MaskedDecoder(nn.Module):
         Args:
             queries: (B, Q, d).
             memory: The picture's part.
-            hidden: A given mask (B, Q, S) bool for each layer. The threshold is discontinuous, so two implementations can
-                be compared only with equal masks. Default: each layer computes its mask.
+            hidden: A given mask (B, Q, S) bool for each layer. The threshold is discontinuous, so two
+                implementations can be compared only with equal masks. Default: each layer computes its mask.
         """
         states = [queries]
         for i, layer in enumerate(self.layers):

@@ -1,9 +1,8 @@
-"""Batches of composed scenes: one picture, several sounds on it.
+"""Batches of composed scenes: one picture with several sounds.
 
-The encoder depends on the picture alone, so each picture is encoded once and decoded
-with ``sounds_per_scene`` different sounds: one object, another, some of them, and
-nothing that is visible (silence, noise, something off screen). That contrast on equal
-pixels is what makes a mask follow the sound.
+The encoder depends only on the picture, so each picture is encoded once and decoded with ``sounds_per_scene`` different
+sounds: one object, another, some of them, and nothing visible (silence, noise, something off screen). This contrast on
+equal pixels teaches the mask to follow the sound.
 """
 
 from __future__ import annotations
@@ -28,17 +27,22 @@ MAX_OBJECTS = 4
 STRIDE = 4
 
 
-#: A word's stand-ins: so many of the nearest names, drawn by exp(cosine / temperature).
+#: A word is replaced by one of this many nearest names, drawn by exp(cosine / temperature).
 _STAND_INS, _STAND_IN_TEMPERATURE = 5, 0.06
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lesson:
-    """B pictures and N windows: what an encoder can learn from by itself.
+    """B pictures and N windows, from which the encoders learn separately.
 
-    ``image`` (B, 3, H, W) normalised; ``photograph`` (B, 2H, 2W, 3) uint8, the same for a
-    teacher's eyes; ``dense_tags`` (B, H/4, W/4) int64, 0 none; ``waveform`` (N, 15600);
-    ``audio_tags`` (N, A) float; the teachers' features, some (B, C, h, w) and some (N, C, 1, 1).
+    Attributes:
+        image: (B, 3, H, W), normalised.
+        photograph: (B, 2H, 2W, 3) uint8, the same pictures for a teacher.
+        dense_tags: (B, H/4, W/4) int64, 0 for none.
+        waveform: (N, 15600).
+        audio_tags: (N, A) float.
+        picture_features: The teacher's features of the pictures, each (B, C, h, w).
+        sound_features: The teacher's features of the windows, each (N, C, 1, 1).
     """
 
     image: Tensor
@@ -50,7 +54,7 @@ class Lesson:
     sound_features: tuple[Tensor, ...] = ()
 
     def to(self, device: torch.device) -> Self:
-        """The same on another device."""
+        """Return the same lesson on another device."""
 
         def moved(value: Any) -> Any:
             return tuple(map(moved, value)) if isinstance(value, tuple) else value.to(device, non_blocking=True)
@@ -60,11 +64,14 @@ class Lesson:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch(Lesson):
-    """B pictures with K sounds each; N = B·K windows, those of one picture next to each other.
+    """B pictures with K sounds each, N = B·K windows; those of one picture are adjacent.
 
-    ``cues`` (N, N_T, d_T); ``cue_valid`` (N, N_T) bool; ``cue_sounds`` (N, N_T) float, -1 where
-    no cue is offered; ``classes`` (N, 4) int64, -1 where unused; ``masks`` (N, 4, H/4, W/4)
-    coverage 0 … 1.
+    Attributes:
+        cues: (N, N_T, d_T).
+        cue_valid: (N, N_T) bool.
+        cue_sounds: (N, N_T) float, -1 where no cue is offered.
+        classes: (N, 4) int64, -1 where unused.
+        masks: (N, 4, H/4, W/4), coverage 0 … 1.
     """
 
     cues: Tensor
@@ -75,17 +82,17 @@ class Batch(Lesson):
 
 
 def coverage(mask: NDArray[np.uint8], stride: int = STRIDE) -> NDArray[np.float32]:
-    """Share of each cell that a mask covers: (H, W) 0 … 255 → (H/stride, W/stride) 0 … 1."""
+    """Return the share of each cell that a mask covers: (H, W) 0 … 255 → (H/stride, W/stride) 0 … 1."""
     height, width = mask.shape
     cells = mask.reshape(height // stride, stride, width // stride, stride)
     return cells.mean(axis=(1, 3), dtype=np.float32) / np.float32(255)
 
 
 class SceneBatches:
-    """Makes the batch of any step from the seed and the step's number alone."""
+    """Makes the batch of each step. It depends only on the seed and on the step's number."""
 
     def __init__(self, recipe: Recipe, library: MediaLibrary, embeddings: Mapping[str, NDArray[np.float32]]) -> None:
-        """Raises :class:`DataError` for a class that the library can't show and sound."""
+        """Raises :class:`DataError` if the library has no picture or no sound of a class."""
         assert recipe.train is not None
         self.recipe, self.train, self.library, self.embeddings = recipe, recipe.train, library, embeddings
         both = library.pictures.keys() & library.sounds.keys()
@@ -107,7 +114,7 @@ class SceneBatches:
         self.stand_ins = {word: self._near(word) for word in library.pictures if word in embeddings}
 
     def _near(self, word: str) -> tuple[list[str], NDArray[np.float64]]:
-        """What may be shown in a word's place, and how likely each is."""
+        """Return the words that may be shown in place of a word, and their probabilities."""
         others = [other for other in self.library.pictures if other in self.embeddings and other != word]
         likeness = np.array([float(self.embeddings[other] @ self.embeddings[word]) for other in others])
         nearest = np.argsort(-likeness)[:_STAND_INS]
@@ -115,11 +122,11 @@ class SceneBatches:
         return [others[i] for i in nearest], share / share.sum()
 
     def _shown(self, rng: np.random.Generator, words: Sequence[str]) -> list[str]:
-        """Of what each word's picture is: of the word itself, or now and then of what stands in for it.
+        """Choose the word whose picture is shown for each word: the word itself, or sometimes a similar one.
 
-        A class of which there are one or two pictures is learnt by heart; the next one of its
-        kind would not be known. Shown a llama as "camel", while no camel is about, the model
-        learns to take what comes nearest to the name.
+        The model would memorise a class with only one or two pictures, and not recognise the next object of the
+        class. If a llama is sometimes shown as "camel" while no camel is in the scene, the model learns to choose
+        what is nearest to the name.
         """
         shown = list(words)
         for place, word in enumerate(words):
@@ -143,7 +150,7 @@ class SceneBatches:
         return [str(word) for word in words]
 
     def _sounds(self, rng: np.random.Generator, picture: Picture) -> list[tuple[list[str], NDArray[np.float32]]]:
-        """K pairs of what is heard and its waveform."""
+        """Return K pairs of the sounding words and their waveform."""
         audible = [word for word in picture.words if word in self.class_of]
         plans: list[list[str]] = [[word] for word in rng.permutation(audible)]
         if len(audible) > 1:
@@ -172,7 +179,7 @@ class SceneBatches:
         return made
 
     def _cues(self, rng: np.random.Generator, picture: Picture) -> list[str]:
-        """Names as a captioner and a reasoner give them: some missed, some made up, sometimes none."""
+        """Choose names as a captioner and a reasoner do: some missing, some invented, sometimes none."""
         if rng.random() < self.train.no_cue_rate:
             return []
         names = [word for word in dict.fromkeys(picture.words) if rng.random() >= self.train.missed_cue_rate]
@@ -188,18 +195,18 @@ class SceneBatches:
         return torch.from_numpy(np.ascontiguousarray(((images - mean) / std).transpose(0, 3, 1, 2)))
 
     def _dense_tags(self, cover: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
-        """Coverage (h, w) of each visible word → the number of the tagger's word in each cell, 0 for none."""
+        """Map the coverage (h, w) of each visible word to the tagger's word number of each cell, 0 for none."""
         tags = np.zeros(next(iter(cover.values())).shape, np.int64)
         for word, cells in cover.items():
             tags[cells > 0.5] = self.dense_tag_of.get(word, 0)
         return tags
 
     def make_lesson(self, step: int, phase: EncoderPhase) -> Lesson:
-        """Pictures and windows of a step of the encoders' own phase.
+        """Make the pictures and windows of a step of the encoders' phase.
 
-        Words are drawn by the root of how many pictures or sounds they have: the rare are not
-        lost, and the one picture of some does not crowd out the rest. Things may fill the frame
-        and more: close up they look as they do in a frame of twice the size.
+        Words are drawn by the square root of their number of pictures or sounds. So rare words appear, and a word
+        with a single picture does not crowd out the rest. Objects may fill the frame or exceed it: close up they
+        look as they do in a frame of twice the size.
         """
         rng = np.random.default_rng((self.train.seed, step))
         words = list(self.library.pictures)
@@ -242,7 +249,7 @@ class SceneBatches:
     def _seen(
         self, photographs: Sequence[NDArray[np.uint8]], dense_tags: Sequence[NDArray[np.int64]]
     ) -> dict[str, Any]:
-        """The picture's half of a :class:`Lesson`, from pictures of twice the size."""
+        """Make the picture part of a :class:`Lesson`, from pictures of twice the size."""
         photograph = np.stack(photographs)
         return {
             "image": F.avg_pool2d(self._normalised(photograph.astype(np.float32)), 2),
@@ -251,7 +258,7 @@ class SceneBatches:
         }
 
     def make(self, step: int, phase: TrainPhase) -> Batch:
-        """The batch of a step of a phase of scenes."""
+        """Make the batch of a step of a scene phase."""
         recipe, sounds, size = self.recipe, self.train.sounds_per_scene, phase.size
         scenes = self.train.scenes_per_step
         rows = scenes * sounds

@@ -1,8 +1,7 @@
-"""The three thresholds that training leaves open: of ξ, of the masks (τ) and of the tags.
+"""Calibration of the three thresholds that training does not set: of ξ, of the masks (τ) and of the tags.
 
-Chosen on scenes of training pictures and of the training sounds that no step ever heard
-(:func:`teso_deploy.evaluation.media_library.read_library`, split ``calibration``); nothing of
-``test`` is looked at.
+They are chosen on scenes of training pictures with training sounds that no step used
+(:func:`teso_deploy.evaluation.media_library.read_library`, split ``calibration``). The split ``test`` is never used.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from teso_deploy.pipeline.preprocess import normalised, resized
 from teso_deploy.recipe import Calibration
 from teso_deploy.training.loop import WEIGHTS
 
-#: So often may a sound of nothing visible open a gate, in each of the blank rows: noise, which is easily told
-#: apart, must not make up for the voices of other things.
+#: The share of sounds of invisible things that may open a gate, in each blank row separately: noise, which is easy
+#: to reject, must not compensate for the voices of other things.
 FALSE_ALARM_RATE = 0.05
 SOUNDING_ROWS = ("one source", "two sources", "silent distractor")
 BLANK_ROWS = ("white noise", "off-screen")
@@ -37,7 +36,7 @@ _TAG_THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A trial and what the encoders made of it."""
+    """A trial, and the outputs of the encoders for it."""
 
     trial: Trial
     memory: Memory
@@ -70,18 +69,20 @@ def _trials(
 
 
 def _gate_threshold(sounding: NDArray[np.float32], blank: Sequence[NDArray[np.float32]]) -> float:
-    """The least threshold of ξ above which no more than ``FALSE_ALARM_RATE`` of any row's blank trials lie.
+    """Return the lowest threshold of ξ that at most ``FALSE_ALARM_RATE`` of each row's blank trials exceed.
 
-    ``sounding``: ξ of each cue that is heard; ``blank``: for each row the highest ξ of each trial in which none is.
+    Args:
+        sounding: ξ of each cue that sounds.
+        blank: For each row, the highest ξ of each trial in which no cue sounds.
     """
     threshold = max(float(np.quantile(row, 1 - FALSE_ALARM_RATE)) for row in blank)
-    # Gates that lie far apart: the middle between them errs least on what was not seen here.
+    # If the gates are far apart, their midpoint has the lowest risk on unseen data.
     lowest = float(sounding.min())
     return (threshold + lowest) / 2 if lowest > threshold else threshold
 
 
 def _miou(model: Teso, seen: _Seen, gate_threshold: float) -> list[float]:
-    """IoU of the sounding words of a trial, a mean for each of ``_MASK_THRESHOLDS``."""
+    """Return the mean IoU of a trial's sounding words for each of ``_MASK_THRESHOLDS``."""
     head = model.recipe.head
     queries, _, _ = model.fusion.fuse(seen.audio, seen.cues, seen.cue_valid, gate_threshold)
     class_logits, mask_logits = model.decoder(queries, seen.memory)
@@ -102,10 +103,10 @@ def _miou(model: Teso, seen: _Seen, gate_threshold: float) -> list[float]:
 
 
 def _tag_threshold(tags: NDArray[np.float32], visible: NDArray[np.bool_]) -> tuple[float, float]:
-    """Tags (N, K) and what is visible (N, K) → the threshold of the best F2, and that.
+    """Choose the threshold with the best F2 from tags (N, K) and what is visible (N, K); return both.
 
-    F2, because a word too many costs little, the gate refuses what does not sound; a word that is
-    missing is never segmented.
+    F2, because an extra word costs little (the gate rejects what does not sound), but a missing word is never
+    segmented.
     """
 
     def f2(threshold: float) -> float:
@@ -120,11 +121,17 @@ def _tag_threshold(tags: NDArray[np.float32], visible: NDArray[np.bool_]) -> tup
 def calibrate(
     model: Teso, library: MediaLibrary, embeddings: Mapping[str, NDArray[np.float32]], scenes: int = 150, seed: int = 0
 ) -> Calibration:
-    """Choose the thresholds of a trained model on ``scenes`` scenes of each row.
+    """Choose the thresholds of a trained model.
 
-    ``library``: the split ``calibration``. ``embeddings``: word → (d_T,). First that of ξ, such
-    that what is not visible opens a gate in no more than ``FALSE_ALARM_RATE``; with it the τ of
-    the best mIoU; apart from both the tags' of the best F2.
+    The threshold of ξ is chosen first, such that invisible things open a gate in at most ``FALSE_ALARM_RATE`` of the
+    trials. With it, τ is chosen by the best mIoU. The threshold of the tags is independent: the best F2.
+
+    Args:
+        model: The trained model.
+        library: Media of the split ``calibration``.
+        embeddings: Word → (d_T,).
+        scenes: Number of scenes for each row. Default: 150.
+        seed: Seed of the scenes. Default: 0.
     """
     model.eval()
 
@@ -132,7 +139,7 @@ def calibrate(
         return (seen for row in rows for seen in _trials(model, library, embeddings, row, scenes, seed))
 
     blank = [np.array([seen.gates.max() for seen in seen_in(row) if len(seen.names)], np.float32) for row in BLANK_ROWS]
-    # Each scene is made twice: to keep what the encoders made of all of them would take gigabytes.
+    # Make each scene twice: keeping the encoders' outputs of all scenes would take gigabytes.
     heard = np.array(
         [
             gate
@@ -168,10 +175,18 @@ def calibrate(
 def calibrate_checkpoint(
     path: Path, data: Path, embeddings: Mapping[str, NDArray[np.float32]], scenes: int = 150, seed: int = 0
 ) -> Calibration:
-    """Calibrate the model of a checkpoint that training wrote, and keep the thresholds in it.
+    """Calibrate the model of a training checkpoint, and store the thresholds in the file.
 
-    Raises :class:`CheckpointError` (not such a file, or one that holds more, which would be lost), :class:`DataError`
-    (too few sounds left out of training).
+    Args:
+        path: The checkpoint that `train` wrote.
+        data: The media folder.
+        embeddings: Word → (d_T,).
+        scenes: Number of scenes for each row. Default: 150.
+        seed: Seed of the scenes. Default: 0.
+
+    Raises:
+        CheckpointError: The file is not from `train`, or has other content that would be lost.
+        DataError: Too few sounds were kept out of training.
     """
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, and the thresholds are kept in a file: name the {WEIGHTS} in it")

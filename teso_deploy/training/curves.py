@@ -1,4 +1,4 @@
-"""Training curves as a picture."""
+"""Pictures of training curves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PANELS = (
 
 
 def smoothed(values: Sequence[float], width: int) -> np.ndarray:
-    """Running mean that leaves out what is not a number."""
+    """Return the running mean of the values that are numbers."""
     kept = np.array(values, float)
     seen = ~np.isnan(kept)
     window = np.ones(width)
@@ -30,7 +30,7 @@ def smoothed(values: Sequence[float], width: int) -> np.ndarray:
 
 
 def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Write the log's curves as PNG, a panel for each of ``PANELS``."""
+    """Write the curves of a log as PNG, a panel for each of ``PANELS``."""
     if not rows:
         return
     figure = Figure(figsize=(15, 3.6), layout="constrained")

@@ -1,7 +1,7 @@
-"""Training on videos: the foundation is held, its adapters and everything new learn, each at its rate (section 4.1).
+"""Training on videos: the foundation is frozen; its adapters and all new parts learn, each at its rate (section 4.1).
 
-One process or several, on the CPU or on GPUs: `accelerate` shares out the frames and joins the
-gradients. A run that was broken off goes on from its last saved step.
+It runs in one process or several, on the CPU or on GPUs: `accelerate` distributes the frames and combines the
+gradients. An interrupted run continues from its last saved step.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from teso_deploy.training.losses import TrainingHeads, training_losses
 from teso_deploy.training.states import load_state, read_log, save_state
 from teso_deploy.training.videos import VideoBatches
 
-#: Of the fusion, what a foundation gives: the learned mask queries are held with it.
+#: The foundation's part of the fusion: the learned mask queries are frozen with it.
 _HELD = ("fusion.queries",)
-#: Always new: what sounds is not what the foundation's classes were.
+#: Always new, because the classes that sound are not the foundation's classes.
 _NEW = ("fusion.", "decoder.classifier.")
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter is of an adapter inside of the foundation."""
+    """Whether a parameter belongs to an adapter inside the foundation."""
     return ".adapter." in name or "_adapter." in name
 
 
 def learnable(model: nn.Module, random: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names of the adapters' parameters, and of everything else that learns.
+    """Return the names of the adapters' parameters, and of all other parameters that learn.
 
-    ``random``: keys that no checkpoint gave; what nobody trained is not held.
+    ``random``: keys that no checkpoint gave. Untrained parameters are never frozen.
     """
     unknown = set(random)
     adapters, new = [], []
@@ -56,7 +56,7 @@ def learnable(model: nn.Module, random: Sequence[str]) -> tuple[list[str], list[
 
 
 class _Losses(nn.Module):
-    """All terms of a batch: what several processes wrap, so that gradients are joined."""
+    """All loss terms of a batch, as the module that several processes wrap to combine gradients."""
 
     def __init__(self, model: Teso, heads: TrainingHeads, train: TrainRecipe) -> None:
         super().__init__()
@@ -68,21 +68,21 @@ class _Losses(nn.Module):
 
 
 class FineTuning:
-    """A model that learns from videos, and where that is kept."""
+    """The training of a model on videos, and the files of its run."""
 
     def __init__(self, built: Assembly, batches: VideoBatches, out: Path, device: str) -> None:
-        """Raises :class:`RecipeError` for a recipe that can't be trained so."""
+        """Raises :class:`RecipeError` for a recipe that can't be trained on videos."""
         recipe = built.model.recipe
         check_trainable(recipe)
         assert recipe.train is not None and recipe.train.videos is not None
         self.recipe, self.phase, self.batches, self.out = recipe, recipe.train.videos, batches, out
         self.accelerator = Accelerator(
             cpu=device == "cpu",
-            # With no cue offered the fallback stands in, with some it does not: not every step reaches every weight.
+            # The fallback cue is used only if no cue is offered, so a step may not reach every weight.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         on_gpu = self.accelerator.device.type == "cuda"
-        # On a CPU half precision is slower, and no memory is short.
+        # On a CPU, half precision is slower and its memory saving is not needed.
         self.train = recipe.train.model_copy(update={"mixed_precision": recipe.train.mixed_precision and on_gpu})
         self.model = built.model
         adapters, new = learnable(self.model, built.random)
@@ -107,33 +107,33 @@ class FineTuning:
         self.step = 0
 
     def numbers(self, step: int, part: int) -> list[int]:
-        """Which frames this process learns from in a part of a step: an epoch's own order, from seed and number."""
+        """Return the frames that this process uses in a part of a step, in the epoch's order of seed and number."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng((self.train.seed, epoch)).permutation(len(self.batches))
         each, parts = self.phase.frames_per_batch, self.phase.accumulation_steps
         processes, process = self.accelerator.num_processes, self.accelerator.process_index
         start = ((place * parts + part) * processes + process) * each
-        # The last step begins the order anew, so that every process has its share.
+        # The last step wraps around to the start of the order, so that every process has frames.
         return [int(order[i % len(order)]) for i in range(start, start + each)]
 
     def batch(self, step: int, part: int = 0) -> Batch:
-        """The batch of a part of a step, the same whenever it is made."""
+        """Make the batch of a part of a step. It is the same each time."""
         rng = np.random.default_rng((self.train.seed, step, part, self.accelerator.process_index))
         return self.batches.make(self.numbers(step, part), rng).to(self.accelerator.device)
 
     def run_step(self) -> dict[str, float]:
-        """Move the weights once, by the gradients of ``accumulation_steps`` batches; returns the values for the log."""
+        """Update the weights once, by the gradients of ``accumulation_steps`` batches. Return the log values."""
         rate = learning_rate(1.0, self.train.warmup_steps, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
         self.losses.train()
-        for module in self.model.modules():  # a sound encoder that is held keeps its statistics
+        for module in self.model.modules():  # a frozen audio encoder keeps its statistics
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad:
                 module.eval()
         parts = self.phase.accumulation_steps
         logged = [self._learn_from(part, is_last=part == parts - 1) for part in range(parts)]
         norm = self.accelerator.clip_grad_norm_(self.losses.parameters(), self.train.gradient_clip)
-        if torch.isfinite(norm):  # weights that once are not a number never are one again
+        if torch.isfinite(norm):  # otherwise skip this step: a NaN gradient would make the weights NaN permanently
             self.prepared.step()
         self.prepared.zero_grad()
         self.step += 1
@@ -141,7 +141,7 @@ class FineTuning:
         return values | {"gradient_norm": float(norm), "learning_rate": rate * self.train.learning_rate}
 
     def _learn_from(self, part: int, is_last: bool) -> dict[str, float]:
-        """Add the gradients of one batch; several processes join theirs with the last."""
+        """Add the gradients of one batch. Processes combine their gradients at the last batch."""
         batch = self.batch(self.step, part)
         seed = (self.train.seed * 1_000_003 + self.step) * 101 + part
         with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.losses):
@@ -152,7 +152,7 @@ class FineTuning:
         return values | batch_scores(self.recipe, class_logits, mask_logits, batch)
 
     def save(self) -> None:
-        """Write the state to go on from and the weights; the first of several processes does."""
+        """Write the state and the weights. Only the first of several processes writes."""
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
             return
@@ -168,10 +168,10 @@ class FineTuning:
         checkpoints.save(self.model, self.out / WEIGHTS, metadata)
 
     def resume(self) -> bool:
-        """Go on from a state in ``out``; False when there is none.
+        """Continue from a state in ``out``. Return False if there is none.
 
-        Raises :class:`CheckpointError` when it is damaged, or belongs to another recipe or another set of weights that
-        learn.
+        Raises :class:`CheckpointError` if the state is damaged, or is of another recipe or of another set of learning
+        weights.
         """
         path = self.out / STATE
         if not path.is_file():
@@ -189,13 +189,13 @@ class FineTuning:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """The mean of those that are numbers."""
+    """Return the mean of the values that are numbers."""
     numbers = [value for value in values if not math.isnan(value)]
     return sum(numbers) / len(numbers) if numbers else math.nan
 
 
 def check_trainable(recipe: Recipe) -> None:
-    """Raises :class:`RecipeError` for what training on videos can't do."""
+    """Raise :class:`RecipeError` for a recipe that can't be trained on videos."""
     if recipe.train is None or recipe.train.videos is None:
         raise RecipeError(f"recipe {recipe.name} says nothing about training on videos: add [train.videos]")
     if recipe.foundation != "mask2former" or recipe.fusion.kind != "teso":
@@ -212,11 +212,25 @@ def train_on_videos(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     save_every_steps: int = 100,
 ) -> Path:
-    """Train a model on the labelled frames of a data set; returns the path of the weights.
+    """Train a model on the labelled frames of a data set.
 
-    ``out`` keeps the state, the weights, the log and the curves; a run that was broken off goes
-    on from there. Several GPUs: start the command with ``accelerate launch``. Raises
-    :class:`RecipeError`, :class:`CheckpointError`, :class:`DataError`.
+    To use several GPUs, start the command with ``accelerate launch``.
+
+    Args:
+        built: The model.
+        batches: The frames.
+        out: The folder of state, weights, log and curves. An interrupted run continues from there.
+        device: The device of PyTorch. Default: "cpu".
+        on_progress: Called after each step. Default: nothing.
+        save_every_steps: Steps between two saved states. Default: 100.
+
+    Returns:
+        The path of the weights.
+
+    Raises:
+        RecipeError: The recipe can't be trained on videos.
+        CheckpointError: The state in ``out`` is damaged or of another run.
+        DataError: The data set has no mask.
     """
     if not len(batches):
         raise DataError("no frame of the data set has a mask: name another split or subset")

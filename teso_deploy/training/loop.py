@@ -1,4 +1,4 @@
-"""The training loop: resumable, and the same again for the same seed."""
+"""The training loop on composed scenes. It can be resumed, and gives the same result for the same seed."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from teso_deploy.training.states import load_state, read_log, save_state
 from teso_deploy.training.teachers import Teachers, load_teachers
 
 STATE, WEIGHTS, LOG, CURVES = "state.pt", "model.safetensors", "log.jsonl", "curves.png"
-#: The parts that a checkpoint of another fusion and decoder can give.
+#: The parts that can start from a checkpoint with another fusion and decoder.
 START_PARTS = ("visual_encoder", "audio_encoder")
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where training stands: ``step`` of ``steps`` done, and the last values of the log."""
+    """The state of a training: ``step`` of ``steps`` done, and the latest log values."""
 
     step: int
     steps: int
@@ -41,16 +41,16 @@ class Progress:
 
 
 def phase_of_step(train: TrainRecipe, step: int) -> TrainPhase:
-    """The phase of scenes that a step belongs to."""
+    """Return the scene phase that a step belongs to."""
     for phase in train.phases:
         if step < phase.steps:
             return phase
         step -= phase.steps
-    raise RecipeError(f"step {step} lies behind the last phase")
+    raise RecipeError(f"step {step} is after the last phase")
 
 
 def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """An exponential moving average that does not drag its beginnings along: the decay grows from 2/11 to ``decay``."""
+    """Return an exponential moving average without a bias to its start: its decay grows from 2/11 to ``decay``."""
 
     def update(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
         return average.lerp(current, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
@@ -59,21 +59,35 @@ def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Ten
 
 
 def learning_rate(peak: float, warmup_steps: int, step: int, steps: int) -> float:
-    """Linear warm-up to ``peak``, then a half cosine to a hundredth of it."""
+    """Return the learning rate of a step: linear warm-up, then a half cosine to a hundredth of the peak.
+
+    Args:
+        peak: The highest rate.
+        warmup_steps: Steps of the warm-up.
+        step: The step, from 0.
+        steps: Number of steps.
+    """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(1, steps - warmup_steps)
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-#: What ``encoder_rate`` is of: all that the encoders' own phase teaches.
+#: The modules to which ``encoder_rate`` applies: all that the encoders' phase trains.
 ENCODERS = ("visual_encoder.swin.", "visual_encoder.pixel_decoder.", "visual_encoder.tagger.", "audio_encoder.")
 
 
 def make_optimizer(
     model: nn.Module, heads: nn.Module, train: TrainRecipe, encoder_rate: float = 1.0
 ) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices only. ``rate`` of a group multiplies the learning rate of a step."""
+    """Make AdamW with weight decay on matrices only. A group's ``rate`` multiplies the learning rate of a step.
+
+    Args:
+        model: The model.
+        heads: The heads for training.
+        train: The recipe's settings.
+        encoder_rate: Factor of the encoders' learning rate. Default: 1.
+    """
     groups = []
     for rate, parameters in (
         (
@@ -92,7 +106,14 @@ def make_optimizer(
 
 @torch.no_grad()
 def batch_scores(recipe: Recipe, class_logits: Tensor, mask_logits: Tensor, batch: Batch) -> dict[str, float]:
-    """IoU over the rows in which something sounds, and the share of blank rows that are blank."""
+    """Compute the IoU over rows in which something sounds, and the share of blank rows with blank masks.
+
+    Args:
+        recipe: The recipe.
+        class_logits: Of the last layer.
+        mask_logits: Of the last layer.
+        batch: The batch.
+    """
     scores = segmentation_scores(class_logits, mask_logits, recipe.head)
     best, label = scores.max(dim=1)
     label = torch.where(best >= recipe.head.threshold, label, -1)
@@ -111,7 +132,7 @@ def batch_scores(recipe: Recipe, class_logits: Tensor, mask_logits: Tensor, batc
 
 
 class Trainer:
-    """Model, optimiser and average, and where they are kept."""
+    """Model, optimiser and averaged weights, and the files of their run."""
 
     def __init__(
         self, recipe: Recipe, batches: SceneBatches, out: Path, device: torch.device, teachers: Teachers | None = None
@@ -139,15 +160,15 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write the state to go on from, and the averaged weights."""
+        """Write the state and the averaged weights."""
         save_state(self._state(), self.out / STATE)
         metadata = {"recipe": self.recipe.model_dump_json(by_alias=True), "step": str(self.step)}
         checkpoints.save(self.average.module, self.out / WEIGHTS, metadata)
 
     def resume(self) -> bool:
-        """Go on from a state in ``out``; False when there is none.
+        """Continue from a state in ``out``. Return False if there is none.
 
-        Raises :class:`CheckpointError` when it is damaged or belongs to another recipe.
+        Raises :class:`CheckpointError` if the state is damaged or of another recipe.
         """
         path = self.out / STATE
         if not path.is_file():
@@ -167,16 +188,22 @@ class Trainer:
     def start_from(
         self, checkpoint: Path, parts: Sequence[str] = START_PARTS, averaging: Averaging | None = None
     ) -> None:
-        """Take the weights of some parts from a checkpoint and go on after the encoders' own phase.
+        """Take some parts from a checkpoint, and start after the encoders' phase.
 
-        Raises :class:`CheckpointError` when they are of another recipe.
+        Args:
+            checkpoint: The checkpoint.
+            parts: The parts to take. Default: both encoders.
+            averaging: Which weights to take if the file has both trained and averaged ones.
+
+        Raises:
+            CheckpointError: The weights are of another recipe.
         """
         checkpoints.load(self.model, checkpoint, tuple(f"{part}." for part in parts), averaging)
         self.average.module.load_state_dict(self.model.state_dict())
         self.step = self.encoder_steps
 
     def lesson(self, step: int) -> Lesson:
-        """What a step learns from, the teachers' answers included; a :class:`Batch` behind the encoders' own phase."""
+        """Make the lesson of a step, with the teachers' answers: a :class:`Batch` after the encoders' phase."""
         if step >= self.encoder_steps:
             step -= self.encoder_steps
             return self.teachers.answer(self.batches.make(step, phase_of_step(self.train, step)))
@@ -184,13 +211,13 @@ class Trainer:
         return self.teachers.answer(self.batches.make_lesson(step, self.train.encoders))
 
     def lessons(self, workers: int = 0) -> Iterable[Lesson]:
-        """The lessons of all steps to come, made ahead by so many processes; the same ones whatever their number."""
+        """Make the lessons of all remaining steps ahead in ``workers`` processes. Their number changes no lesson."""
         return torch.utils.data.DataLoader(
             _Lessons(self), batch_size=None, sampler=range(self.step, self.steps), num_workers=workers
         )
 
     def run_step(self, lesson: Lesson | None = None) -> dict[str, float]:
-        """One step, by default on its own lesson; returns the values for the log."""
+        """Do one step, by default on its own lesson. Return the log values."""
         lesson = (self.lesson(self.step) if lesson is None else lesson).to(self.device)
         values = self._scenes_step(lesson) if isinstance(lesson, Batch) else self._encoders_step(lesson)
         self.step += 1
@@ -205,7 +232,7 @@ class Trainer:
 
     def _scenes_step(self, batch: Batch) -> dict[str, float]:
         step, steps = self.step - self.encoder_steps, self.steps - self.encoder_steps
-        if step == 0:  # what Adam remembers of the encoders' own losses means nothing to those of the scenes
+        if step == 0:  # Adam's moments of the encoders' losses do not apply to the losses of the scenes
             self.optimizer = make_optimizer(self.model, self.heads, self.train, self.train.encoder_rate)
         rate = learning_rate(self.train.learning_rate, self.train.warmup_steps, step, steps)
         self.model.train()
@@ -214,7 +241,7 @@ class Trainer:
         return self._update(losses, rate) | batch_scores(self.recipe, class_logits, mask_logits, batch)
 
     def _update(self, losses: dict[str, Tensor], rate: float) -> dict[str, float]:
-        """Move all weights that the losses reach, and the average; a step that is not finite is skipped."""
+        """Update the weights that the losses reach, and the average. Skip a step that is not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
         total = torch.stack(list(losses.values())).sum()
@@ -229,7 +256,7 @@ class Trainer:
 
 
 class _Lessons(torch.utils.data.Dataset[Lesson]):
-    """A trainer's lessons, by step."""
+    """The lessons of a trainer, by step."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -254,15 +281,26 @@ def train_model(
     start_parts: Sequence[str] = START_PARTS,
     averaging: Averaging | None = None,
 ) -> Path:
-    """Train a recipe on composed scenes of a media folder; returns the path of the weights.
+    """Train a recipe on composed scenes of a media folder.
 
-    ``start``: a checkpoint whose ``start_parts`` to begin with, in place of the encoders' own
-    phase; in its other parts it may be of another recipe. ``averaging``: which of its weights, where it holds their
-    average too. ``workers``: processes that make
-    the scenes ahead, for a device that is faster than one core can make them.
+    Args:
+        recipe: The recipe.
+        data: The media folder.
+        out: The folder of state, averaged weights, log and curves. An interrupted run continues from there, with the
+            same result.
+        embeddings: Word → (d_T,).
+        device: The device of PyTorch. Default: "cpu".
+        on_progress: Called after each step. Default: nothing.
+        save_every_steps: Steps between two saved states. Default: 100.
+        start: A checkpoint that replaces the encoders' phase. Parts that are not taken may be of another recipe.
+            Default: none.
+        workers: Processes that make scenes ahead, for a device that is faster than one core can make them.
+            Default: 0, this process.
+        start_parts: The parts to take from ``start``. Default: both encoders.
+        averaging: Which weights to take from ``start`` if it has both trained and averaged ones.
 
-    ``out`` keeps the state, the averaged weights, the log and the curves; a run that was
-    broken off goes on from there, to the same result. ``embeddings``: word → (d_T,).
+    Returns:
+        The path of the weights.
     """
     if recipe.train is None or not recipe.train.phases:
         raise RecipeError(f"recipe {recipe.name} says nothing about training: add [train] with phases")

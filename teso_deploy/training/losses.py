@@ -1,8 +1,8 @@
-"""L = 5 BCE + 5 dice + 2 class + InfoNCE (paper, section 3.5) and the auxiliary terms that are ours.
+"""L = 5 BCE + 5 dice + 2 class + InfoNCE (paper, section 3.5), and auxiliary terms of this project.
 
-Ours: BCE on ξ ("does this cue sound?"), since the hard cue mask gives a rejected cue no
-gradient; and, in place of the pre-trained foundations of the paper, tags of the sound, a
-dense map of everything visible (the tagger's), and the features of teachers.
+The auxiliary terms: BCE on ξ ("does this cue sound?"), because the hard cue mask gives a rejected cue no gradient. And,
+instead of the paper's pre-trained foundations: tags of the sound, a dense map of everything visible (for the tagger),
+and the features of teachers.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from teso_deploy.training.batches import Batch, Lesson
 
 
 def pairwise_bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean BCE of every query with every target: (N, Q, P), (N, T, P) → (N, Q, T)."""
+    """Compute the mean BCE of every query with every target: (N, Q, P), (N, T, P) → (N, Q, T)."""
     points = logits.shape[-1]
     positive, negative = F.softplus(-logits), F.softplus(logits)
     return (positive @ targets.transpose(1, 2) + negative @ (1 - targets).transpose(1, 2)) / points
 
 
 def pairwise_dice(logits: Tensor, targets: Tensor) -> Tensor:
-    """1 - dice of every query with every target: (N, Q, P), (N, T, P) → (N, Q, T)."""
+    """Compute 1 - dice of every query with every target: (N, Q, P), (N, T, P) → (N, Q, T)."""
     shares = logits.sigmoid()
     overlap = 2 * shares @ targets.transpose(1, 2)
     total = shares.sum(-1)[:, :, None] + targets.sum(-1)[:, None, :]
@@ -36,7 +36,7 @@ def pairwise_dice(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def match(cost: Tensor, present: Tensor) -> Tensor:
-    """Hungarian assignment: cost (N, Q, T), present (N, T) bool → the query of each target (N, T), -1 if none."""
+    """Assign queries to targets (Hungarian): cost (N, Q, T), present (N, T) bool → query of each target, or -1."""
     chosen = torch.full(present.shape, -1, dtype=torch.int64)
     costs, there = cost.detach().float().cpu().numpy(), present.cpu().numpy()
     for row, columns in enumerate(there):
@@ -48,7 +48,7 @@ def match(cost: Tensor, present: Tensor) -> Tensor:
 
 
 def info_nce(latents: Tensor, temperature: float) -> Tensor:
-    """Eq. 10 over the latents (B, N_L, d): each is its own positive, the others are negatives."""
+    """Compute eq. 10 over the latents (B, N_L, d): each is its own positive, all others are negatives."""
     unit = F.normalize(latents, dim=-1)
     similarity = unit @ unit.transpose(1, 2) / temperature
     target = torch.arange(similarity.shape[1], device=similarity.device).expand(similarity.shape[:2])
@@ -56,9 +56,9 @@ def info_nce(latents: Tensor, temperature: float) -> Tensor:
 
 
 class TrainingHeads(nn.Module):
-    """Heads that exist in training only: what sounds (from F_A), and what the teachers see and hear.
+    """Heads that exist only in training: tags of the sound (from F_A), and the features of the teachers.
 
-    ``picture_dims``, ``sound_dims``: channels of the teachers' features, none without a teacher.
+    ``picture_dims``, ``sound_dims``: channels of the teachers' features; empty without a teacher.
     """
 
     def __init__(
@@ -66,34 +66,47 @@ class TrainingHeads(nn.Module):
     ) -> None:
         super().__init__()
         self.audio = nn.Sequential(nn.ReLU(), nn.Linear(recipe.audio.dim, audio_words))
-        # Tags are rare: start from "nothing is there".
+        # Tags are rare, so start with "nothing sounds".
         nn.init.constant_(self.audio[1].bias, -4.0)  # type: ignore[arg-type]
-        # The last two stages together, at the stride of the finer one.
+        # Combine the last two stages, at the stride of the finer one.
         widths = [recipe.swin.embed_dim * n for n in (1, 2, 4 + 8)]
         self.picture = nn.ModuleList(nn.Conv2d(*dims, 1) for dims in zip(widths, picture_dims, strict=False))
         self.sound = nn.ModuleList(nn.Conv2d(recipe.audio.dim, dim, 1) for dim in sound_dims)
 
 
 def imitation(found: Tensor, target: Tensor) -> Tensor:
-    """1 - cosine to a teacher's features, both (B, C, h, w), standardised by channel over the batch.
+    """Compute 1 - cosine to a teacher's features, both (B, C, h, w), standardised by channel over the batch.
 
-    What all examples have in common would teach nothing.
+    Standardising removes what all examples have in common, because it would teach nothing.
     """
     target = (target - target.mean((0, 2, 3), keepdim=True)) / (target.std((0, 2, 3), keepdim=True) + 1e-2)
     return 1 - F.cosine_similarity(found.float(), target, dim=1).mean()
 
 
 def audio_tag_loss(heads: TrainingHeads, audio: Tensor, tags: Tensor) -> Tensor:
-    """BCE of what sounds. Summed over the words: the mean of a hundred mostly empty tags would teach nothing."""
+    """Compute the BCE of the sound's tags, summed over words: in a mean, a hundred mostly empty tags teach nothing.
+
+    Args:
+        heads: The heads for training.
+        audio: F_A, (N, d_A).
+        tags: (N, A).
+    """
     return F.binary_cross_entropy_with_logits(heads.audio(audio), tags, reduction="none").sum(1).mean()
 
 
 def encoder_losses(
     model: Teso, heads: TrainingHeads, lesson: Lesson, train: TrainRecipe
 ) -> tuple[dict[str, Tensor], Memory, Tensor]:
-    """What each encoder learns by itself: from labels, and from its teacher's features where there is one.
+    """Compute what each encoder learns separately: from labels, and from a teacher's features if it has a teacher.
 
-    Returns the terms, weighted, and what the encoders gave: the decoder's memory and F_A.
+    Args:
+        model: The model.
+        heads: The heads for training.
+        lesson: Pictures and windows.
+        train: The recipe's settings.
+
+    Returns:
+        The weighted terms, and the outputs of the encoders: the decoder's memory and F_A.
     """
     losses = {}
     visual = model.visual_encoder
@@ -128,10 +141,14 @@ def encoder_losses(
 def mask_losses(
     class_logits: Tensor, mask_logits: Tensor, batch: Batch, train: TrainRecipe, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Set losses of one or more decoder states.
+    """Compute the set losses of one or more decoder states, summed over states and averaged over targets.
 
-    class_logits (S·N, Q, C+1), mask_logits (S·N, Q, h, w): S states one after the other.
-    The terms are summed over states, each averaged over its targets.
+    Args:
+        class_logits: (S·N, Q, C+1), S states one after the other.
+        mask_logits: (S·N, Q, h, w).
+        batch: The batch.
+        train: The recipe's settings.
+        generator: Draws the cells of the mask losses.
     """
     states = len(class_logits) // len(batch.classes)
     classes = batch.classes.repeat(states, 1)
@@ -139,7 +156,7 @@ def mask_losses(
     cells = mask_logits.shape[2] * mask_logits.shape[3]
     logits, targets = mask_logits.flatten(2), batch.masks.flatten(2)
     if train.loss_points < cells:
-        # Random cells, the same for all rows of the step.
+        # Random cells, the same for all rows of a step.
         points = torch.randperm(cells, generator=generator)[: train.loss_points].to(logits.device)
         logits, targets = logits[:, :, points], targets[:, :, points]
     targets = targets.repeat(states, 1, 1)
@@ -166,7 +183,15 @@ def mask_losses(
 def training_losses(
     model: Teso, heads: TrainingHeads, batch: Batch, train: TrainRecipe, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Every term of a batch, weighted; and the last class and mask logits for the log."""
+    """Compute every weighted term of a batch, and the last class and mask logits for the log.
+
+    Args:
+        model: The model.
+        heads: The heads for training.
+        batch: The batch.
+        train: The recipe's settings.
+        generator: Draws the cells of the mask losses.
+    """
     sounds = len(batch.waveform) // len(batch.image)
     terms, memory, audio = encoder_losses(model, heads, batch, train)
     with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=train.mixed_precision):
@@ -179,7 +204,7 @@ def training_losses(
     losses = terms | mask_losses(class_logits, torch.cat(masks), batch, train, generator)
     losses["info_nce"] = train.info_nce * info_nce(latents.float(), train.info_nce_temperature)
     offered = batch.cue_sounds >= 0
-    if offered.any():  # of no cue at all the mean is not a number
+    if offered.any():  # without any cue, the mean would be NaN
         losses["cue_gate"] = train.cue_gate * F.binary_cross_entropy_with_logits(
             gate.float()[offered], batch.cue_sounds[offered]
         )

@@ -1,4 +1,4 @@
-"""What a run of training goes on from: its state (weights, optimiser and step in one file), and its log."""
+"""The files from which a training continues: its state (weights, optimiser and step in one file), and its log."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from teso_deploy.outputs import staged_file
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
-    """Write a state whole or not at all."""
+    """Write a state completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with staged_file(path) as file:
         torch.save(state, file)
 
 
 def load_state(path: Path, device: torch.device, names: tuple[str, ...]) -> dict[str, Any]:
-    """Read a state that :func:`save_state` wrote.
+    """Read a state of :func:`save_state`.
 
     Args:
         path: The file.
-        device: Where its tensors go.
-        names: What it must hold.
+        device: The device for its tensors.
+        names: The keys it must have.
 
     Raises:
-        CheckpointError: The file is damaged, or not such a state.
+        CheckpointError: The file is damaged, or not a state.
     """
     identify(path)
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         if not isinstance(state, dict) or not all(name in state for name in names):
             raise ValueError("not a state")
-    except Exception as error:  # what noise leads to: RuntimeError, UnpicklingError, IndexError
+    except Exception as error:  # random bytes raise RuntimeError, UnpicklingError, IndexError
         raise CheckpointError(
             f"{path} is damaged or not the state of a run: remove it to begin again, or give another --out"
         ) from error
@@ -44,9 +44,9 @@ def load_state(path: Path, device: torch.device, names: tuple[str, ...]) -> dict
 
 
 def read_log(path: Path, step: int) -> list[dict[str, float]]:
-    """Read what an earlier run logged up to a step; nothing if there is no log.
+    """Read the log of an earlier run up to a step; empty if there is no log.
 
-    A run that was killed may leave half a line, which is left out.
+    A run that was killed may leave an incomplete last line, which is skipped.
     """
     if not path.is_file():
         return []

@@ -1,8 +1,7 @@
-"""Teachers: trained networks of others, whose features ours learn to foretell.
+"""Teachers: trained networks of other projects, whose features our network learns to predict.
 
-A teacher is shown the same composed pictures and sounds. It adds what a few hundred
-pictures cannot teach: what is alike. Only its answers are learnt from, none of its
-weights is kept.
+A teacher gets the same composed pictures and sounds. It adds what a few hundred pictures can't teach: which things are
+similar. The network learns from its answers; none of its weights are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from teso_deploy.recipe import TeacherRecipe, TrainRecipe
 from teso_deploy.requirements import write_install_command
 from teso_deploy.training.batches import Lesson
 
-#: What YAMNet adds before the logarithm (VGGish: 0.01); the mel bands are the same.
+#: The number that YAMNet adds before the logarithm (VGGish: 0.01). The mel bands are the same.
 _YAMNET_LOG_OFFSET = 0.001
 
 
@@ -31,21 +30,23 @@ Learnt = TypeVar("Learnt", bound=Lesson)
 
 
 class Features(Protocol):
-    """(B, …) → some maps of features (B, C_i, h_i, w_i) float32."""
+    """(B, …) → several feature maps (B, C_i, h_i, w_i) float32."""
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """C_i of each."""
+        """C_i of each map."""
 
     def __call__(self, inputs: NDArray[Any]) -> tuple[Tensor, ...]:
-        """Features of a batch."""
+        """Compute the features of a batch."""
 
 
 class TensorFlowLiteTeacher:
-    """Feature maps of a TensorFlow Lite file, each by a part of its tensor's name.
+    """Feature maps of a TensorFlow Lite file, each chosen by a part of its tensor's name.
 
-    Raises :class:`InputNotFoundError` (no such file), :class:`DataError` (not such a file, no
-    such tensor), :class:`MissingExtraError`.
+    Raises:
+        InputNotFoundError: The file does not exist.
+        DataError: It is not such a file, or lacks a tensor.
+        MissingExtraError: The library is not installed.
     """
 
     def __init__(self, path: Path, tensors: Sequence[str]) -> None:
@@ -66,13 +67,13 @@ class TensorFlowLiteTeacher:
             self._interpreter.allocate_tensors()
         except DataError:
             raise
-        except Exception as error:  # of a cut or damaged file: struct.error, IndexError, ValueError, RuntimeError
+        except Exception as error:  # a truncated file raises struct.error, IndexError, ValueError, RuntimeError
             raise DataError(f"{path} is damaged: download it again") from error
         self._input = self._interpreter.get_input_details()[0]
         self.channels = tuple(int(output["shape"][-1]) for output in self._interpreter.get_output_details())
 
     def __call__(self, inputs: NDArray[Any]) -> tuple[Tensor, ...]:
-        """(B, …) of the type that the network takes → (B, C, h, w) float32 of each tensor."""
+        """Run a batch (B, …) in the network's input type. Return each tensor as (B, C, h, w) float32."""
         if tuple(self._interpreter.get_input_details()[0]["shape"]) != inputs.shape:
             self._interpreter.resize_tensor_input(self._input["index"], inputs.shape)
             self._interpreter.allocate_tensors()
@@ -87,9 +88,15 @@ class TensorFlowLiteTeacher:
 
 
 def _end_at(content: bytearray, graph: Any, tensors: Sequence[str], path: Path) -> None:
-    """Make ``tensors`` the outputs of a TensorFlow Lite graph in memory, and cut off what comes behind them.
+    """Make ``tensors`` the outputs of a TensorFlow Lite graph in memory, and remove the operators after them.
 
-    With its fast kernels an interpreter hands out no tensors but the outputs.
+    With its fast kernels, an interpreter returns no tensors except the outputs.
+
+    Args:
+        content: The file, changed in place.
+        graph: Its parsed graph.
+        tensors: Parts of the tensors' names.
+        path: The file's path, for messages.
     """
     made = [int(graph.Operators(i).Outputs(0)) for i in range(graph.OperatorsLength())]
     names = [graph.Tensors(output).Name().decode() for output in made]
@@ -100,7 +107,7 @@ def _end_at(content: bytearray, graph: Any, tensors: Sequence[str], path: Path) 
             raise DataError(f"{path} has no tensor {tensor!r}: the recipe's [train] is for another teacher")
         ends.append(found[-1])
     # Fields of a SubGraph in the format's schema: the third (8) points to the outputs, the fourth (10)
-    # to the operators. The new list of outputs is put behind everything else.
+    # to the operators. The new list of outputs is appended.
     content += bytes(-len(content) % 4)
     field = graph._tab.Pos + graph._tab.Offset(8)
     content[field : field + 4] = (len(content) - field).to_bytes(4, "little")
@@ -110,7 +117,7 @@ def _end_at(content: bytearray, graph: Any, tensors: Sequence[str], path: Path) 
 
 
 def yamnet_patches(waveform: Tensor, log_mel: LogMel) -> NDArray[np.float32]:
-    """(N, 15600) → log mel as YAMNet takes it, (N, 96, 64)."""
+    """Compute the log mel patches for YAMNet: (N, 15600) → (N, 96, 64)."""
     with torch.no_grad():
         mel = torch.exp(log_mel(waveform)[:, 0]) - LOG_OFFSET
     return torch.log(mel.clamp(min=0) + _YAMNET_LOG_OFFSET).numpy()
@@ -118,7 +125,7 @@ def yamnet_patches(waveform: Tensor, log_mel: LogMel) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, slots=True)
 class Teachers:
-    """The teachers of a run, none of which has to be there."""
+    """The teachers of a run. Both are optional."""
 
     picture: Features | None = None
     sound: Features | None = None
@@ -126,22 +133,22 @@ class Teachers:
 
     @property
     def channels(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of the picture's and the sound's features; none without a teacher."""
+        """Channels of the picture's and of the sound's features; empty without a teacher."""
         return (self.picture.channels if self.picture else (), self.sound.channels if self.sound else ())
 
     def answer(self, lesson: Learnt) -> Learnt:
-        """The lesson with the teachers' features."""
+        """Return the lesson with the teachers' features."""
         seen = () if self.picture is None else self.picture(lesson.photograph.numpy())
         if self.sound is None or self.log_mel is None:
             return replace(lesson, picture_features=seen)
-        # One window at a time: unlike the pictures' network, YAMNet's is built for a batch of one.
+        # One window at a time: YAMNet, unlike the network for pictures, is built for a batch of one.
         patches = yamnet_patches(lesson.waveform, self.log_mel)
         heard = [self.sound(patch[None]) for patch in patches]
         return replace(lesson, picture_features=seen, sound_features=tuple(map(torch.cat, zip(*heard, strict=True))))
 
 
 def load_teachers(train: TrainRecipe, data: Path) -> Teachers:
-    """The teachers that a recipe names, from the media folder."""
+    """Load the teachers that a recipe names, from the media folder."""
 
     def load(recipe: TeacherRecipe | None) -> TensorFlowLiteTeacher | None:
         return None if recipe is None else TensorFlowLiteTeacher(data / recipe.file, recipe.tensors)

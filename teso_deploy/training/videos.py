@@ -1,4 +1,4 @@
-"""Batches of videos with masks: the public data sets, a frame with its own second of sound each."""
+"""Batches of videos with masks: frames of public data sets, each with its second of sound."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from teso_deploy.recipe import Recipe
 from teso_deploy.small_files import parse_json, read_text
 from teso_deploy.training.batches import STRIDE, Batch, coverage
 
-#: uid or vid → frame ("f0" …) → words; the format that the authors released theirs in.
+#: uid or vid → frame ("f0" …) → words; the format of the authors' released cues.
 CueFile = Mapping[str, Mapping[str, str]]
 
 
 def read_cue_file(path: Path) -> CueFile:
-    """Cues of each frame: ``{"uid": {"f0": "guitar,", "f1": "guitar,man,"}}``.
+    """Read the cues of each frame: ``{"uid": {"f0": "guitar,", "f1": "guitar,man,"}}``.
 
-    Raises :class:`InputNotFoundError`, :class:`DataError` for anything else than that.
+    Raises :class:`InputNotFoundError`, and :class:`DataError` for a file of another form.
     """
     content = parse_json(read_text(path, "a cue file", error=DataError), path, error=DataError)
     fits = isinstance(content, dict) and all(
@@ -37,7 +37,7 @@ def read_cue_file(path: Path) -> CueFile:
 
 
 def words_in(text: str) -> list[str]:
-    """Words of a list with commas, or of a category's name.
+    """Split the words of a list with commas, or of a category's name.
 
     >>> words_in("guitar,old_man,")
     ['guitar', 'old man']
@@ -47,7 +47,13 @@ def words_in(text: str) -> list[str]:
 
 
 def words_of(samples: Sequence[VideoSample], layout: Layout, cue_file: CueFile | None = None) -> list[str]:
-    """All words that may be offered as cues in a data set."""
+    """Return all words that may be offered as cues in a data set.
+
+    Args:
+        samples: The videos.
+        layout: The layout of the data set.
+        cue_file: Cues of each frame. Default: the labels are the cues.
+    """
     if cue_file is not None:
         return sorted({word for frames in cue_file.values() for text in frames.values() for word in words_in(text)})
     if layout == "avss":
@@ -56,10 +62,10 @@ def words_of(samples: Sequence[VideoSample], layout: Layout, cue_file: CueFile |
 
 
 class VideoBatches:
-    """The labelled frames of a data set, any of them as a :class:`Batch`.
+    """The labelled frames of a data set, each as a :class:`Batch`.
 
-    Cues are those of the cue file where there is one, otherwise the names of all that is labelled in
-    a video (or its category): the paper's "manual" cues.
+    The cues are those of the cue file, if given. Otherwise they are the names of all labels of a video (or its
+    category): the paper's "manual" cues.
     """
 
     def __init__(
@@ -80,7 +86,7 @@ class VideoBatches:
         return len(self.frames)
 
     def _names_of(self, mask: NDArray[np.uint8]) -> dict[str, int]:
-        """Names → values of what an index mask shows."""
+        """Return name → value for what an index mask shows."""
         names = avss_classes()
         return {names[value - 1]: int(value) for value in np.unique(mask) if value}
 
@@ -88,7 +94,7 @@ class VideoBatches:
         return tuple(self._names_of(load_mask(path, self.layout, "semantic")))
 
     def offered(self, sample: VideoSample, frame: int) -> list[str]:
-        """The cues of a frame, before any is left out."""
+        """Return the cues of a frame, before some are dropped."""
         if self.cue_file is not None:
             told = self.cue_file.get(sample.uid) or self.cue_file.get(sample.vid) or {}
             return words_in(told.get(f"f{frame}", ""))
@@ -98,7 +104,13 @@ class VideoBatches:
         return words_in(sample.category)
 
     def _sounding(self, sample: VideoSample, frame: int, blank: bool) -> list[str] | None:
-        """Which words sound in a frame; None where the data set does not say."""
+        """Return the words that sound in a frame, or None if the data set does not say.
+
+        Args:
+            sample: The video.
+            frame: Number of the frame.
+            blank: Whether nothing is masked in the frame.
+        """
         path = sample.masks[frame]
         if self.layout == "avss" and path is not None:
             return list(self._semantic(path))
@@ -107,7 +119,13 @@ class VideoBatches:
         return words_in(sample.category) or None
 
     def _targets(self, sample: VideoSample, frame: int, size: tuple[int, int]) -> list[tuple[int, NDArray[np.float32]]]:
-        """Class and coverage (H/4, W/4) of each thing that sounds."""
+        """Return class and coverage (H/4, W/4) of each thing that sounds.
+
+        Args:
+            sample: The video.
+            frame: Number of the frame.
+            size: (H, W).
+        """
         path = sample.masks[frame]
         assert path is not None
         semantic = self.recipe.head.kind == "semantic"
@@ -118,14 +136,14 @@ class VideoBatches:
             parts = {}
             for name, value in self._names_of(mask).items():
                 if name not in self.recipe.head.classes:
-                    raise DataError(f"{path} shows {name!r}, which is no class of recipe {self.recipe.name}: add it")
+                    raise DataError(f"{path} shows {name!r}, which is not a class of recipe {self.recipe.name}: add it")
                 parts[self.recipe.head.classes.index(name)] = mask == value
         return [(index, coverage(_filled(part, size))) for index, part in parts.items()]
 
     def _cues(
         self, sample: VideoSample, frame: int, blank: bool, rng: np.random.Generator
     ) -> tuple[list[str], list[float]]:
-        """Words as they are offered in training, and whether each sounds (-1: nobody says)."""
+        """Return the words to offer in training, and whether each sounds (-1: unknown)."""
         words = [word for word in self.offered(sample, frame) if word in self.embeddings]
         sounding = self._sounding(sample, frame, blank)
         if rng.random() < self.train.no_cue_rate:
@@ -138,7 +156,7 @@ class VideoBatches:
         return words, [-1.0 if sounding is None else float(word in sounding) for word in words]
 
     def make(self, numbers: Sequence[int], rng: np.random.Generator) -> Batch:
-        """The batch of these frames; ``rng`` leaves cues out and adds others. Raises :class:`DataError`."""
+        """Make the batch of these frames. ``rng`` drops some cues and adds others. Raises :class:`DataError`."""
         recipe, size = self.recipe, self.recipe.image.sizes[0]
         cells = (size[0] // STRIDE, size[1] // STRIDE)
         count, slots = len(numbers), recipe.text.max_cues
@@ -163,7 +181,7 @@ class VideoBatches:
                 sounds[row, slot] = heard
         return Batch(
             image=torch.cat(images),
-            photograph=torch.zeros(count, 1, 1, 3, dtype=torch.uint8),  # for teachers, of which there are none here
+            photograph=torch.zeros(count, 1, 1, 3, dtype=torch.uint8),  # for teachers, which are not used here
             dense_tags=torch.zeros(count, *cells, dtype=torch.int64),
             waveform=torch.stack(waves),
             audio_tags=torch.zeros(count, 1),
@@ -176,6 +194,6 @@ class VideoBatches:
 
 
 def _filled(part: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A part as 0 … 255 at the size of the picture."""
+    """Return a part as 0 … 255 at the size of the picture."""
     grey = part.astype(np.uint8)[..., None].repeat(3, axis=2) * np.uint8(255)
     return resized(grey, size)[..., 0]

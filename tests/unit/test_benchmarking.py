@@ -175,7 +175,7 @@ def test_contenders_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_a_mask2former_has_contenders(tiny_recipe: Recipe) -> None:
     assert mask2former_sizes(load_recipe("teso-m2f-swin-b"))["depths"] == [2, 2, 18, 2]
-    with pytest.raises(BundleError, match="leave --against away"):
+    with pytest.raises(BundleError, match="omit --against"):
         mask2former_sizes(load_recipe("teso-sam-vit-b"))
     with pytest.raises(BundleError, match="multiples of 32"):
         mask2former_sizes(tiny_recipe)

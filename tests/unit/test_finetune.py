@@ -126,7 +126,7 @@ def test_the_released_cue_files(avss: Path, tmp_path: Path, words: dict[str, NDA
 def test_a_class_that_the_recipe_has_not(avss: Path, words: dict[str, NDArray[np.float32]]) -> None:
     recipe = recipe_of()
     less = recipe.model_copy(update={"head": recipe.head.model_copy(update={"classes": ("dog",)})})
-    with pytest.raises(DataError, match="which is no class of recipe tiny"):
+    with pytest.raises(DataError, match="which is not a class of recipe tiny"):
         batches_of(less, avss, words).make(range(10), np.random.default_rng(0))
 
 
