@@ -1,1 +1,1 @@
-"""From PyTorch models to bundles (needs the extra ``export``)."""
+"""Conversion of PyTorch models to bundles (needs the extra ``export``)."""

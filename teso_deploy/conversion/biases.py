@@ -1,10 +1,10 @@
-"""Biases that need not be added: those that softmax cancels, and those that a later addition can take along.
+"""Removing biases: those that softmax cancels, and those that a later addition can include.
 
-- A bias of the keys adds the same number to all scores of a query, and softmax does not see it.
-- The weights of an attention sum to 1: a bias of the values comes out as it went in, and the output
-  projection's own bias can hold it.
-- A bias in front of a residual bottleneck (an adapter) may be added behind it, if the bottleneck's own
-  first bias makes up for it.
+- A bias of the keys adds the same number to all scores of a query, so softmax cancels it.
+- The weights of an attention sum to 1, so a bias of the values passes through unchanged and can be added to the
+  output projection's bias.
+- A bias before a residual bottleneck (an adapter) may be added after it, if the first bias of the bottleneck
+  compensates for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from teso_deploy.conversion.rewriting import Rewriter, constant_of, made_by
 
 
 def _biased(value: ir.Value | None) -> tuple[ir.Value, NDArray[np.float32], ir.Node] | None:
-    """(what a bias (N,) is added to, the bias, the addition) of a value that is just that."""
+    """Return (the value without its bias, the bias (N,), the addition) if a value is such a sum."""
     node = made_by(value, "Add")
     bias = constant_of(node.inputs[1]) if node is not None else None
     if node is None or bias is None or bias.ndim != 1 or node.inputs[0] is None:
@@ -36,7 +36,7 @@ def _only_user(value: ir.Value) -> ir.Node | None:
 
 
 def _before_heads(value: ir.Value | None, product: ir.Node) -> ir.Value | None:
-    """The tokens that ``value`` splits into heads for one product alone."""
+    """Return the tokens that ``value`` splits into heads for a single product."""
     user = product
     for op_type in ("Transpose", "Reshape"):
         node = made_by(value, op_type)
@@ -47,7 +47,7 @@ def _before_heads(value: ir.Value | None, product: ir.Node) -> ir.Value | None:
 
 
 def _output_projection(weighted: ir.Node) -> tuple[ir.Node, NDArray[np.float32]] | None:
-    """The addition of the bias behind the product that takes the merged heads, and that product's weights."""
+    """Return the bias addition after the product of the merged heads, and that product's weights."""
     node: ir.Node | None = weighted
     for op_type in ("Transpose", "Reshape", "MatMul", "Add"):
         taken = node.outputs[0] if node is not None else None
@@ -65,7 +65,7 @@ def _rebiased(edit: Rewriter, addition: ir.Node, bias: NDArray[np.float64]) -> N
 
 
 def _renamed(first: ir.Value, last: ir.Value) -> None:
-    """Tensors behind ``first`` and before ``last`` are others than those of the canonical graph by their names."""
+    """Rename tensors between ``first`` and ``last``, because they differ from those of the canonical graph."""
     waiting = [first]
     while waiting:
         for node, _ in waiting.pop().uses():
@@ -85,7 +85,7 @@ def _attention_biases(edit: Rewriter) -> None:
             if (mask := made_by(scores, "Add") or made_by(scores, "Reshape")) is None:
                 break
             scores, user = mask.inputs[0], mask
-        # Scores that anything else looks at (SeDAM's gate is their mean) keep their bias.
+        # Scores with another user (SeDAM's gate is their mean) keep their bias.
         product = made_by(scores, "MatMul") if scores is not None and _only_user(scores) is user else None
         keys = _biased(_before_heads(product.inputs[1], product)) if product is not None else None
         if keys is not None:
@@ -127,6 +127,6 @@ def _adapter_biases(edit: Rewriter) -> None:
 
 
 def folded_biases(edit: Rewriter) -> None:
-    """All three of them, in float64 and rounded once."""
+    """Remove all three kinds of biases. They are computed in float64 and rounded once."""
     _attention_biases(edit)
     _adapter_biases(edit)

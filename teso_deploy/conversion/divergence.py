@@ -1,4 +1,4 @@
-"""Where two forms of a graph part: the first tensor, in the order of the canonical graph, that is not the same."""
+"""Finding the first tensor, in the order of the canonical graph, in which two forms of a graph differ."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from teso_deploy.backends.onnxruntime import available_cores
 from teso_deploy.verification.parity import compare
 
-#: Tensors that are looked at in one run; each is held whole.
+#: Tensors that are compared in one run. Each is held in memory completely.
 AT_ONCE = 64
-#: What a serialised model may have: the limit of protobuf.
+#: The largest serialised model: the limit of protobuf.
 LARGEST_BYTES = 2_000_000_000
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -41,23 +41,23 @@ class Difference:
 
 
 class _Opened:
-    """A graph whose inner tensors can be asked for."""
+    """A graph whose inner tensors can be read."""
 
     def __init__(self, path: Path) -> None:
-        # With its weights inside: ONNX Runtime refuses external ones outside of a graph's folder, and
-        # nothing is written into a bundle.
+        # Embed the weights: ONNX Runtime refuses external ones outside of a graph's folder, and
+        # nothing may be written into a bundle.
         self._proto = onnx.load(path)
         self.makers = {name: node for node in self._proto.graph.node for name in node.output if name}
         self._outputs = list(self._proto.graph.output)
 
     def values(self, names: list[str], feeds: Feeds) -> dict[str, NDArray[Any]]:
-        """Some tensors, by name."""
+        """Return some tensors, by name."""
         del self._proto.graph.output[:]
         self._proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = available_cores()
         options.log_severity_level = 3
-        # As the file says: a fusion of the library's own is not what is looked for here.
+        # Run the file as it is, because fusions of the library are not examined here.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = onnxruntime.InferenceSession(
             self._proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -67,16 +67,23 @@ class _Opened:
 
     @property
     def is_too_large(self) -> bool:
-        """True where protobuf can't hold it in one piece."""
+        """Whether protobuf can't hold the graph in one piece."""
         return self._proto.ByteSize() > LARGEST_BYTES
 
 
 def first_difference(canonical: Path, form: Path, feeds: Feeds, tolerance: float) -> Difference | None:
-    """Of the tensors that both graphs have by one name, the first that differs; None where none does.
+    """Return the first tensor that differs, of those with the same name in both graphs, or None.
 
-    ``feeds``: the graph's inputs. ``tolerance``: of the largest error, as a share of the tensor's largest
-    value. What a form has fused away has no name in it: the node named is where the difference shows first.
-    Raises :class:`ValueError` for a graph of more than 2 GB.
+    A tensor that a form has fused away is missing in it. So the returned node is where a difference shows first.
+
+    Args:
+        canonical: The canonical graph.
+        form: The other graph.
+        feeds: The graph's inputs.
+        tolerance: Allowed largest error, as a share of the tensor's largest value.
+
+    Raises:
+        ValueError: A graph has more than 2 GB.
     """
     left, right = _Opened(canonical), _Opened(form)
     if left.is_too_large or right.is_too_large:

@@ -1,4 +1,4 @@
-"""Engines that travel with a bundle: built when it is exported, for GPUs that need not be here."""
+"""Engines inside a bundle: built at export, also for GPUs that are not in this machine."""
 
 from __future__ import annotations
 
@@ -32,10 +32,14 @@ FOLDER = "engines"
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """What to build: for a library, and of TensorRT-RTX for generations (none: one portable engine).
+    """The engines to build for a library.
 
-    ``precisions``: of each graph an engine in every one. ``device``: the GPU that is here, which TensorRT can't
-    do without.
+    Attributes:
+        library: The library.
+        architectures: GPU generations of TensorRT-RTX. Empty: one portable engine.
+        precisions: Each graph gets an engine in each precision.
+        settings: The build settings.
+        device: The GPU of this machine, which TensorRT requires.
     """
 
     library: TensorRTLibrary
@@ -59,10 +63,18 @@ def _gpu(is_needed: bool) -> Device | None:
 def request_engines(
     targets: Sequence[Target], architectures: Sequence[str], precisions: Sequence[Precision], settings: BuildProfile
 ) -> list[EngineRequest]:
-    """Refuse, before anything is exported, what can't be built here.
+    """Check, before anything is exported, that the engines can be built here.
 
-    Raises :class:`MissingExtraError`, :class:`EngineError` (a generation that a library does not know),
-    :class:`DeviceError` (TensorRT without a GPU).
+    Args:
+        targets: The engine libraries.
+        architectures: GPU generations of TensorRT-RTX.
+        precisions: The precisions of the engines.
+        settings: The build settings.
+
+    Raises:
+        MissingExtraError: A library is not installed.
+        EngineError: A library does not know a generation.
+        DeviceError: TensorRT needs a GPU and none exists.
     """
     requests = []
     for target in dict.fromkeys(targets):
@@ -76,7 +88,7 @@ def request_engines(
 
 
 def _device_for(request: EngineRequest, architecture: str | None) -> Device | None:
-    """The GPU that is here, if it is one that the engine is for."""
+    """Return this machine's GPU if the engine is for it."""
     if request.device is None or not request.library.is_portable:
         return request.device
     capability = request.device.compute_capability
@@ -89,7 +101,16 @@ def build_engines(
     requests: Sequence[EngineRequest],
     on_progress: Callable[[str], None] = lambda stage: None,
 ) -> tuple[EngineEntry, ...]:
-    """Build every graph's engines into a staged bundle's folder; what the manifest is to say of them."""
+    """Build the engines of every graph into the folder of a staged bundle.
+
+    Args:
+        bundle: The staged bundle.
+        requests: The engines to build.
+        on_progress: Called with the current stage. Default: nothing.
+
+    Returns:
+        The entries for the manifest.
+    """
     return tuple(
         _built(bundle, request, architecture, precision, graph, on_progress)
         for request in requests
@@ -130,9 +151,15 @@ def _built(
 def verify_engines(
     bundle: Bundle, requests: Sequence[EngineRequest], on_progress: Callable[[str], None] = lambda stage: None
 ) -> None:
-    """All graphs in a row, batches, and whether they obey the sound: on the GPU, where the engines run on it.
+    """Check masks, batches and audio control of the whole pipeline, on the GPU if the engines run on it.
 
-    Raises :class:`CheckFailedError`: engines that segment silence don't ship.
+    Args:
+        bundle: The staged bundle.
+        requests: The engines that were built.
+        on_progress: Called with the current stage. Default: nothing.
+
+    Raises:
+        CheckFailedError: The engines differ from the model, or segment silence. Such engines are not shipped.
     """
     for request in requests:
         usable = [name for name in request.architectures or (None,) if _device_for(request, name) is not None]
@@ -140,7 +167,7 @@ def verify_engines(
             continue
         on_progress(f"{request.library.target}: masks and audio control")
         with tempfile.TemporaryDirectory() as folder:
-            store = EngineCache(Path(folder))  # an empty one: the bundle's own engines are to be looked at
+            store = EngineCache(Path(folder))  # an empty cache, so that the bundle's own engines are checked
             backends = {
                 f"{request.library.target}-{precision}": (
                     precision,

@@ -1,4 +1,4 @@
-"""What every bundle goes through before it takes its place: forms, engines, hashes, parity."""
+"""The last steps of every bundle before it is put in place: forms, engines, hashes, parity."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from teso_deploy.verification.verify import CANONICAL, VerifyReport, verify_bund
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for beside the canonical graphs: forms of these precisions, and engines of some of them."""
+    """Additions to the canonical graphs: forms in these precisions, and engines for some of them."""
 
     precisions: Sequence[Precision] = ("fp32",)
     engines: Sequence[EngineRequest] = ()
 
     def write_forms(self, writer: Forms) -> dict[str, dict[str, FormEntry]]:
-        """Every form: what runs here, and what engines are built from."""
+        """Write every form: those that run here, and those from which engines are built."""
         forms: dict[str, dict[str, FormEntry]] = {}
         for precision in dict.fromkeys(self.precisions):
             forms |= writer.write(precision)
@@ -40,14 +40,22 @@ def finish(
     wanted: Wanted,
     on_progress: Callable[[str], None],
 ) -> tuple[BundleManifest, VerifyReport]:
-    """Hash a staged folder, hold its forms against PyTorch, build its engines, and write the manifest.
+    """Hash a staged folder, compare its forms with PyTorch, build its engines, and write the manifest.
 
-    Raises :class:`CheckFailedError` where a form is not the model, and what :func:`build_engines` does.
+    Args:
+        folder: The staged folder.
+        manifest: The manifest so far.
+        writer: Writes the forms.
+        wanted: The forms and engines to add.
+        on_progress: Called with the current stage.
+
+    Raises:
+        CheckFailedError: A form differs from the model; and the errors of :func:`build_engines`.
     """
     on_progress("parity with PyTorch")
     manifest = write_manifest(folder, manifest)
     staged = Bundle.open(folder)
-    # Whether it obeys the sound is `verify`'s question; here: is it the model?
+    # Whether the masks depend on the sound is checked by `verify`. Here: do they equal the model's?
     ours = [form for form in manifest.forms if form.startswith(f"{ONNXRUNTIME}-")] or [CANONICAL]
     parity = verify_bundle(staged, lambda form: onnxruntime_factory(None, form), ours, is_thorough=False)
     if not parity.passed:

@@ -1,4 +1,4 @@
-"""Real frames, sounds and cues of videos, as the graphs take them: what int8 is calibrated on."""
+"""Real frames, sounds and cues of videos as inputs of the graphs, to calibrate int8."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FRAMES_PER_VIDEO = 12
 
 
 def visible_in(script: Path) -> list[str]:
-    """The words that the script of a clip calls visible; none where the file beside a video is of another kind."""
+    """Return the words that a clip's script calls visible; empty if the file beside a video is of another kind."""
     try:
         content = parse_json(read_text(script, "the script of a clip"), script, error=DataError)
     except TesoError:
@@ -33,10 +33,20 @@ def visible_in(script: Path) -> list[str]:
 def video_frames(
     recipe: Recipe, size: tuple[int, int], table: CueTable, videos: Sequence[Path], count: int = FRAMES_PER_VIDEO
 ) -> list[dict[str, NDArray[Any]]]:
-    """The inputs of all graphs, batch 1, for ``count`` frames evenly spread over each video, each with its sound.
+    """Return the inputs of all graphs, batch 1, for frames evenly spread over each video, each with its sound.
 
-    Cues are those that the JSON beside a video calls visible, else the table's first words.
-    Raises :class:`InputNotFoundError`, :class:`MediaError`.
+    The cues are those that the JSON beside a video calls visible, else the first words of the table.
+
+    Args:
+        recipe: The recipe.
+        size: Height and width of the picture.
+        table: The cue table.
+        videos: The videos.
+        count: Frames of each video.
+
+    Raises:
+        InputNotFoundError: A video does not exist.
+        MediaError: A video can't be read.
     """
     found = []
     for video in videos:

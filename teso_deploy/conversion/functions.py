@@ -1,11 +1,11 @@
-"""Deformable attention as a model-local function: an operator with a body of standard operators.
+"""Deformable attention as a model-local function: an operator whose body uses standard operators.
 
-A runtime that has an implementation of its own puts it in the node's place; every other runs the
-body. That samples by gather, which TensorRT computes rightly (its GridSample does not).
+A runtime with its own implementation replaces the node; every other runtime runs the body. The body samples by gather,
+which TensorRT computes correctly (its GridSample it does not).
 
-In the canonical graph the node is ours (:data:`MSDA`). In the forms for others it has the name, the
-inputs and the attributes of TensorRT's plugin (:func:`plugin_nodes`), which its importer takes where it
-is registered; where it is not, the function of that name is there.
+In the canonical graph the node is ours (:data:`MSDA`). In forms for TensorRT it has the name, inputs and attributes of
+TensorRT's plugin (:func:`plugin_nodes`). TensorRT's importer uses the plugin if it is registered, else the function of
+that name.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from teso_deploy.conversion.rewriting import Rewriter, constant_of, sizes_of
 from teso_deploy.models.msda import ONNX_OPERATOR
 
 DOMAIN, MSDA = ONNX_OPERATOR.split("::")
-#: TensorRT's own deformable attention. Version 2 is an IPluginV3, fp32 or fp16, all of its floats in one type.
+#: TensorRT's own deformable attention. Version 2 is an IPluginV3 in fp32 or fp16, with one type for all its floats.
 PLUGIN, PLUGIN_VERSION = MSDA_PLUGIN
-#: The attributes by which TensorRT's importer looks a node up in the registry before it takes the function.
+#: The attributes by which TensorRT's importer looks up a node in the registry before it uses the function.
 PLUGIN_ATTRIBUTES = {"plugin_version": PLUGIN_VERSION, "plugin_namespace": ""}
 #: (height, width) of every level.
 Shapes = Sequence[tuple[int, int]]
 
-#: Where a level's cells lie, from offsets around the reference points.
+#: Computes the sampling locations of a level from offsets around the reference points.
 _PLACED = """
   cell = Constant <value = float[{levels}, 1, 2] {{{cells}}}> ()
   moved = Mul (offsets, cell)
@@ -37,8 +37,8 @@ _PLACED = """
   around = Unsqueeze (reference, axes)
   locations = Add (around, moved)
 """
-#: All levels at once. A sample is the sum of its four neighbours' rows of (N·S·M, D), each taken by one Gather and
-#: weighed by how near it is; a neighbour outside of the level counts nothing.
+#: All levels at once. A sample is the weighted sum of its four neighbours' rows of (N·S·M, D), each fetched by one
+#: Gather. The weight is the nearness; a neighbour outside of the level has weight 0.
 _SAMPLED = """
   size = Constant <value = float[{levels}, 1, 2] {{{sizes}}}> ()
   last = Constant <value = float[{levels}, 1, 2] {{{lasts}}}> ()
@@ -97,12 +97,18 @@ _CORNER = """
 
 
 def _numbers(values: Sequence[float]) -> str:
-    """As ONNX's text form has them; the shortest that read back to the same float32."""
+    """Format numbers for ONNX's text form: the shortest text that reads back to the same float32."""
     return ", ".join(str(np.float32(value)) if value % 1 else str(int(value)) for value in values)
 
 
 def _sampling(shapes: Shapes, heads: int, dim: int) -> str:
-    """From ``value`` (N, S, M, D), ``locations`` (N, Q, M, L, P, 2) and ``weights`` to ``heads_sum`` (N, Q, M, D)."""
+    """From ``value`` (N, S, M, D), ``locations`` (N, Q, M, L, P, 2) and ``weights`` to ``heads_sum`` (N, Q, M, D).
+
+    Args:
+        shapes: (height, width) of every level.
+        heads: M.
+        dim: D.
+    """
     areas = [height * width for height, width in shapes]
     pairs = [(width, height) for height, width in shapes]
     text = _SAMPLED.format(
@@ -132,7 +138,15 @@ def _function(name: str, inputs: str, attributes: Sequence[str], body: str) -> o
 
 
 def msda_function(shapes: Shapes, heads: int, dim: int) -> onnx.FunctionProto:
-    """Of :data:`MSDA`: value, offsets, weights, reference → (N, Q, M·D). See :func:`models.msda.sample_around`."""
+    """Make the function :data:`MSDA`: value, offsets, weights, reference → (N, Q, M·D).
+
+    See :func:`models.msda.sample_around`.
+
+    Args:
+        shapes: (height, width) of every level.
+        heads: M.
+        dim: D.
+    """
     cells = _numbers([1 / side for height, width in shapes for side in (width, height)])
     body = _PLACED.format(levels=len(shapes), cells=cells) + _sampling(shapes, heads, dim)
     body += f"  flat = Constant <value = int64[3] {{0, 0, {heads * dim}}}> ()\n  sampled = Reshape (heads_sum, flat)\n"
@@ -140,7 +154,13 @@ def msda_function(shapes: Shapes, heads: int, dim: int) -> onnx.FunctionProto:
 
 
 def plugin_function(shapes: Shapes, heads: int, dim: int) -> onnx.FunctionProto:
-    """Of :data:`PLUGIN`, whose inputs ``shapes`` and ``starts`` are known here: → (N, Q, M, D)."""
+    """Make the function :data:`PLUGIN`: → (N, Q, M, D). Its inputs ``shapes`` and ``starts`` are constants here.
+
+    Args:
+        shapes: (height, width) of every level.
+        heads: M.
+        dim: D.
+    """
     body = _sampling(shapes, heads, dim) + "  sampled = Identity (heads_sum)\n"
     return _function(PLUGIN, "value, shapes, starts, locations, weights", list(PLUGIN_ATTRIBUTES), body)
 
@@ -150,12 +170,12 @@ def _pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def level_shapes(node: onnx.NodeProto) -> list[tuple[int, int]]:
-    """(height, width) of every level that an MSDA node samples."""
+    """Return (height, width) of every level that an MSDA node samples."""
     return _pairs(next(list(attribute.ints) for attribute in node.attribute if attribute.name == "shapes"))
 
 
 def add_functions(model: onnx.ModelProto) -> None:
-    """Give the model's MSDA nodes their body, in place. Nothing happens where there are none."""
+    """Add the body of the model's MSDA nodes, in place. A model without such nodes is unchanged."""
     nodes = [node for node in model.graph.node if node.domain == DOMAIN]
     if not nodes:
         return
@@ -169,9 +189,9 @@ def add_functions(model: onnx.ModelProto) -> None:
 
 
 def plugin_nodes(model: ir.Model) -> ir.Model:
-    """A canonical model whose MSDA nodes became those of TensorRT's plugin, in place.
+    """Convert the MSDA nodes of a canonical model to those of TensorRT's plugin, in place.
 
-    Offsets become locations in 0 … 1, which is what the plugin takes. Nothing happens where there are none.
+    Offsets become locations in 0 … 1, as the plugin expects. A model without MSDA nodes is unchanged.
     """
     edit = Rewriter(model)
     nodes = edit.nodes(MSDA, DOMAIN)

@@ -1,4 +1,4 @@
-"""One graph from PyTorch to a canonical ONNX file."""
+"""Export of one graph from PyTorch to a canonical ONNX file."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from teso_deploy.conversion.weights import WeightsFile, save_with_weights
 from teso_deploy.models.graphs import GraphSpec
 
 OPSET = 20
-#: Folding a constant of more elements would make the file larger than the graph that computes it.
+#: Folding a larger constant would make the file larger than the graph that computes it.
 LARGEST_FOLDED_ELEMENTS = 16_384
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns about packages that have nothing to do with our graphs."""
+    """Silence the exporter's warnings about packages that our graphs do not use."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -43,7 +43,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _rarely_collecting() -> Iterator[None]:
-    """Tracing makes millions of small objects that stay: looking through them for cycles takes a tenth of the time."""
+    """Collect garbage rarely: tracing makes millions of small, lasting objects, and scans take a tenth of the time."""
     threshold = gc.get_threshold()
     gc.set_threshold(50_000, 20, 100)
     try:
@@ -60,9 +60,9 @@ def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
 
 
 def multiply_adds(module: nn.Module, arguments: Sequence[Tensor]) -> int:
-    """Multiply-adds of convolutions and matrix products for one item of the batch."""
+    """Count the multiply-adds of convolutions and matrix products for one item of the batch."""
     counter = FlopCounterMode(display=False)
-    with counter:  # its module tracker needs gradients on
+    with counter:  # its module tracker requires gradients
         module(*arguments)
     return int(counter.get_total_flops() // 2 // len(arguments[0]))
 
@@ -74,7 +74,15 @@ def exported(
     outputs: Sequence[str],
     shapes: tuple[Any, ...],
 ) -> onnx.ModelProto:
-    """A module as ONNX, small constants folded, without traces of where it was exported."""
+    """Convert a module to ONNX, with small constants folded, and without traces of the exporting machine.
+
+    Args:
+        module: The module.
+        arguments: Example inputs.
+        inputs: Names of the inputs.
+        outputs: Names of the outputs.
+        shapes: The dynamic dimensions of the inputs.
+    """
     with _quiet(), _rarely_collecting(), torch.no_grad():
         program = torch.onnx.export(
             module,
@@ -88,10 +96,10 @@ def exported(
             verbose=False,
         )
         assert program is not None
-        # Small constants are folded here; large ones (Swin's window masks) every runtime folds when it loads.
+        # Fold small constants here. Large ones (Swin's window masks) are folded by each runtime when it loads them.
         optimize_ir(program.model, output_size_limit=LARGEST_FOLDED_ELEMENTS)
     model = program.model_proto
-    # Stack traces of the exporting machine are no part of the model.
+    # Remove the stack traces of the exporting machine.
     for node in model.graph.node:
         del node.metadata_props[:]
         node.ClearField("doc_string")
@@ -110,9 +118,15 @@ def export_graph(
     metadata: Mapping[str, str],
     weights: WeightsFile | None = None,
 ) -> GraphEntry:
-    """Write one graph: opset 20, dynamic batch "B"; its weights go to a file beside it, or stay inside.
+    """Write one graph: opset 20, dynamic batch "B".
 
-    ``arguments`` have a batch of at least 2: with 1 the exporter would fix the batch.
+    Args:
+        module: The module.
+        spec: Names of inputs and outputs.
+        arguments: Example inputs with a batch of at least 2. With 1, the exporter would make the batch constant.
+        path: The file.
+        metadata: Metadata of the file.
+        weights: The file beside it for the weights. Default: the weights are inside the graph.
     """
     assert len(arguments[0]) >= 2
     batch = {0: torch.export.Dim("B", min=1, max=4096)}

@@ -1,4 +1,4 @@
-"""Hidden layers that fit the caches of a CPU: the same function, laid out otherwise in memory."""
+"""Hidden layers that fit the caches of a CPU: the same function with another memory layout."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import onnx_ir as ir
 
 from teso_deploy.conversion.rewriting import Rewriter, constant_of, made_by, sizes_of
 
-#: Rows whose length is a multiple of this many bytes lie in the same sets of an L1 cache and drive each other out.
+#: Rows whose length is a multiple of this many bytes use the same sets of an L1 cache and evict each other.
 ALIASED_BYTES = 4096
-#: Columns of zeros that move them apart: one cache line.
+#: Columns of zeros that avoid this: one cache line.
 PAD_COLUMNS = 16
-#: A layer of more than this leaves the caches before the second product has read it.
+#: A larger layer has left the caches before the second product reads it.
 LARGEST_LAYER_BYTES = 16 << 20
-#: What a part of such a layer may have.
+#: The size of a part of such a layer.
 PART_BYTES = 5 << 20
-#: f(0) = 0: what is padded by zeros stays so.
+#: Activations with f(0) = 0, which keep the padding zero.
 _ZERO_KEEPING = {"Gelu", "Relu"}
 
 
 @dataclass(frozen=True, slots=True)
 class HiddenLayer:
-    """Two products with constant weights, one after the other; ``between``: bias and activation."""
+    """Two successive products with constant weights. ``between``: bias and activation."""
 
     first: ir.Node
     between: tuple[ir.Node, ...]
@@ -31,12 +31,12 @@ class HiddenLayer:
 
     @property
     def units(self) -> int:
-        """Its width."""
+        """The width of the layer."""
         return sizes_of(self.first.outputs[0])[-1]
 
 
 def _has_constant_weights(node: ir.Node) -> bool:
-    """A product with weights (K, N) float32 of the file, or of those and zeros behind them."""
+    """Whether a product has constant weights (K, N) float32, or such weights with zeros appended."""
     if node.op_type != "MatMul" or node.domain:
         return False
     weights = node.inputs[1]
@@ -47,7 +47,7 @@ def _has_constant_weights(node: ir.Node) -> bool:
 
 
 def hidden_layers(edit: Rewriter) -> list[HiddenLayer]:
-    """All of a graph, in order."""
+    """Return all hidden layers of a graph, in order."""
     found = []
     for second in filter(_has_constant_weights, edit.nodes("MatMul")):
         between: list[ir.Node] = []
@@ -67,9 +67,9 @@ def hidden_layers(edit: Rewriter) -> list[HiddenLayer]:
 
 
 def padded_hidden_layers(edit: Rewriter) -> None:
-    """A few units more, with zeros for weights, in layers whose rows would be multiples of 4 KiB.
+    """Add a few units with zero weights to layers whose rows would be multiples of 4 KiB.
 
-    The weights stay those of the canonical graph; the runtime appends the zeros when it loads them.
+    The stored weights are those of the canonical graph; the runtime appends the zeros when it loads them.
     """
     for layer in hidden_layers(edit):
         units, (inner, outer) = layer.units, (node.inputs[1] for node in (layer.first, layer.second))
@@ -95,7 +95,7 @@ def padded_hidden_layers(edit: Rewriter) -> None:
 
 
 def hidden_layers_in_parts(edit: Rewriter) -> None:
-    """Layers that are larger than the caches, some tokens at a time."""
+    """Compute layers that exceed the caches in parts, some tokens at a time."""
     for layer in hidden_layers(edit):
         tokens, taken = sizes_of(layer.first.outputs[0])[:-1], layer.first.inputs[0]
         if len(tokens) != 1 or taken is None or tokens[0] * layer.units * 4 <= LARGEST_LAYER_BYTES:

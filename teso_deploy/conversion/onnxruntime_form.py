@@ -1,13 +1,13 @@
-"""The form of a canonical graph for ONNX Runtime on the CPU: the same function, in the operators that are fast there.
+"""The form of a canonical graph for ONNX Runtime on the CPU: the same function in operators that are fast there.
 
-- Deformable attention is DeformConv: one depthwise kernel whose taps are the attention's points does
-  what GridSample, Mul and ReduceSum do, in half the time. Its queries are laid out as a picture of any
-  shape; the reference points, less the place where a convolution would look, are one constant.
-- Attention is one operator, its scores never leave the cache; position bias and window mask are one constant.
-- Biases that softmax cancels are gone, others wait until one addition takes them all.
+- Deformable attention becomes DeformConv: a depthwise kernel whose taps are the attention's points replaces
+  GridSample, Mul and ReduceSum and takes half the time. Its queries are arranged as a picture of any shape. The
+  reference points, minus the position where a convolution would sample, are one constant.
+- Attention becomes one operator, so its scores stay in the cache. Position bias and window mask are one constant.
+- Biases that softmax cancels are removed; others are combined into one addition.
 - Windows are shifted, cut out and put back by one gather each.
 - Hidden layers fit the caches (:mod:`.hidden_layers`).
-- Quantised products are MatMulIntegerToFloat, the bias inside.
+- Quantised products become MatMulIntegerToFloat, which includes the bias.
 """
 
 from __future__ import annotations
@@ -25,21 +25,27 @@ from teso_deploy.conversion.hidden_layers import hidden_layers_in_parts, padded_
 from teso_deploy.conversion.rearrangement import gathered_tokens
 from teso_deploy.conversion.rewriting import Rewriter, constant_of, made_by, sizes_of
 
-#: Attention came with 23; what our graphs use of 20 did not change until then.
+#: Opset 23 introduced Attention; the operators of opset 20 in our graphs did not change until then.
 OPSET = 23
 MICROSOFT = "com.microsoft"
-#: A grid of queries that is longer than this would lose the offsets' last bits.
+#: A longer side of the query grid would lose the last bits of the offsets.
 LONGEST_GRID_SIDE = 512
 
 
 def query_grid(count: int) -> tuple[int, int]:
-    """The most square (rows, columns) of ``count`` cells."""
+    """Return the most square grid (rows, columns) with ``count`` cells."""
     rows = next(rows for rows in range(math.isqrt(count), 0, -1) if count % rows == 0)
     return rows, count // rows
 
 
 def _stride_and_padding(size: int, cells: int, kernel: int) -> tuple[int, int]:
-    """So that a convolution over ``size`` gives exactly ``cells``; the padding is behind."""
+    """Return stride and end padding with which a convolution over ``size`` has exactly ``cells`` outputs.
+
+    Args:
+        size: Length of the input.
+        cells: Number of outputs.
+        kernel: Length of the kernel.
+    """
     stride = 1
     while (padding := (cells - 1) * stride + kernel - size) < 0:
         stride += 1
@@ -47,13 +53,13 @@ def _stride_and_padding(size: int, cells: int, kernel: int) -> tuple[int, int]:
 
 
 def _channels(edit: Rewriter, node: ir.Node, maps: ir.Value, index: NDArray[np.int64], rows: int) -> ir.Value:
-    """Some of the channels of (B, channels, Q), as pictures of so many rows."""
+    """Select channels of (B, channels, Q), arranged as pictures with this many rows."""
     picked = edit.add(node, "Gather", [maps, edit.constant(index.reshape(-1))], {"axis": 1})[0]
     return edit.shaped(node, picked, 0, index.size, rows, -1)
 
 
 def deformable_convolutions(edit: Rewriter) -> None:
-    """Every MSDA node as one DeformConv a level."""
+    """Replace every MSDA node by one DeformConv per level."""
     for node in edit.nodes(MSDA, DOMAIN):
         value, offsets, weights, reference = node.inputs
         points_of = constant_of(reference)
@@ -61,7 +67,7 @@ def deformable_convolutions(edit: Rewriter) -> None:
         queries, heads, levels, points, _ = sizes_of(offsets)
         rows, columns = query_grid(queries)
         if points_of is None or columns > LONGEST_GRID_SIDE:
-            continue  # the body of the function stays
+            continue  # keep the body of the function
         dim = heads * sizes_of(value)[2]
         flat = [int(side) for side in node.attributes["shapes"].as_ints()]
         shapes = list(zip(flat[::2], flat[1::2], strict=True))
@@ -122,7 +128,7 @@ def deformable_convolutions(edit: Rewriter) -> None:
 
 
 def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
-    """The node that takes ``value`` first, if no other takes it and it is of this operator."""
+    """Return the node that uses ``value`` first, if it is the only user and has this operator."""
     uses = tuple(value.uses())
     if len(uses) != 1 or value.is_graph_output():
         return None
@@ -131,20 +137,20 @@ def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
 
 
 def _permuted(value: ir.Value | None, *perm: int) -> ir.Value | None:
-    """What ``value`` is a transposition of, by this permutation."""
+    """Return the value of which ``value`` is a transposition with this permutation."""
     node = made_by(value, "Transpose")
     return node.inputs[0] if node is not None and tuple(node.attributes["perm"].as_ints()) == perm else None
 
 
 def _tokens(heads: ir.Value | None) -> ir.Value | None:
-    """(B, S, d) of (B, heads, S, d_head) that were split from it."""
+    """Return the (B, S, d) from which (B, heads, S, d_head) was split."""
     reshape = made_by(_permuted(heads, 0, 2, 1, 3), "Reshape")
     tokens = reshape.inputs[0] if reshape is not None else None
     return tokens if tokens is not None and tokens.shape is not None and len(tokens.shape) == 3 else None
 
 
 def _scaled(query: ir.Value) -> tuple[ir.Value, float]:
-    """The queries before a multiplication by a scalar, and that scalar."""
+    """Return the queries before a multiplication by a scalar, and the scalar."""
     node = made_by(query, "Mul")
     factor = constant_of(node.inputs[1]) if node is not None else None
     if node is None or factor is None or factor.size != 1 or node.inputs[0] is None:
@@ -153,10 +159,10 @@ def _scaled(query: ir.Value) -> tuple[ir.Value, float]:
 
 
 def _peeled(edit: Rewriter, softmax: ir.Node) -> tuple[ir.Node, ir.Value | None, int] | None:
-    """(the product of queries and keys, what is added to it, windows that are to be taken as heads).
+    """Return (product of queries and keys, the value added to it, windows to be treated as heads).
 
-    Swin adds the position bias (heads, S, S) and, in shifted blocks, the mask (1, windows, 1, S, S) of
-    each window. With the windows as heads, one table serves every picture of the batch.
+    Swin adds the position bias (heads, S, S) and, in shifted blocks, the mask (1, windows, 1, S, S) of each window.
+    With windows as heads, one table serves every picture of the batch.
     """
     scores, windows, mask = softmax.inputs[0], 1, None
     if (outer := made_by(scores, "Reshape")) is not None:
@@ -187,7 +193,7 @@ def _peeled(edit: Rewriter, softmax: ir.Node) -> tuple[ir.Node, ir.Value | None,
 
 
 def fused_attention(edit: Rewriter) -> None:
-    """softmax(q kᵀ + bias) v as one Attention node, on whole tokens where heads are only split and merged around it."""
+    """Fuse softmax(q kᵀ + bias) v into one Attention node, on whole tokens if heads are only split and merged."""
     for softmax in edit.nodes("Softmax"):
         weighted = _only_user(softmax.outputs[0], "MatMul")
         found = _peeled(edit, softmax) if weighted is not None else None
@@ -222,7 +228,7 @@ def fused_attention(edit: Rewriter) -> None:
 
 
 def integer_products(edit: Rewriter) -> None:
-    """Products between Q / DQ pairs as MatMulIntegerToFloat, a bias behind them inside."""
+    """Fuse products between Q / DQ pairs, and a bias after them, into MatMulIntegerToFloat."""
     for node in [*edit.nodes("MatMul"), *edit.nodes("Gemm")]:
         taken, given = made_by(node.inputs[0], "DequantizeLinear"), made_by(node.inputs[1], "DequantizeLinear")
         weights = constant_of(given.inputs[0]) if given is not None else None
@@ -236,7 +242,7 @@ def integer_products(edit: Rewriter) -> None:
         if bias is None and adding is not None and added is not None and added.ndim == 1:
             output, bias = adding.outputs[0], adding.inputs[1]
         integers, scale, zero = taken.inputs
-        # For processors without VNNI the library makes these uint8, and fails at one that two nodes share.
+        # On processors without VNNI the library converts these to uint8, and fails if two nodes share one.
         zeros = edit.constant(np.zeros(weights.shape[1], np.int8), of_one_node=True)
         weights_value = edit.constant(weights, of_one_node=True)
         inputs = [integers, weights_value, scale, given.inputs[1], zero, zeros, bias]
@@ -257,7 +263,7 @@ PASSES: Mapping[str, Callable[[Rewriter], None]] = {
 
 
 def derived(model: ir.Model, passes: Sequence[str] = tuple(PASSES)) -> ir.Model:
-    """A canonical model (or its int8 form) rewritten for ONNX Runtime, in place; ``passes``: of :data:`PASSES`."""
+    """Rewrite a canonical model (or its int8 form) for ONNX Runtime, in place. ``passes``: keys of :data:`PASSES`."""
     edit = Rewriter(model)
     for name in passes:
         PASSES[name](edit)

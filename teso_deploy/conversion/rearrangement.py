@@ -1,7 +1,7 @@
-"""Chains of nodes that only move tokens, as one gather.
+"""Merging chains of nodes that only move tokens into one gather.
 
-A shifted window of Swin is cut out by two rolls (each a pair of slices and a concatenation) and a
-transposition, and put back by as many: every one of them reads and writes the whole map.
+A shifted window of Swin is cut out by two rolls (each a pair of slices and a concatenation) and a transposition, and
+put back in the same way. Each of these nodes reads and writes the whole map.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from teso_deploy.conversion.rewriting import Rewriter, constant_of, sizes_of
 
 _MOVING = {"Reshape", "Transpose", "Slice", "Concat"}
-#: A chain without these is left alone: a transposition of whole blocks is as fast as a gather.
+#: A chain without these is kept: a transposition of whole blocks is as fast as a gather.
 _ROLLING = {"Concat"}
 
 
 def _chain(sink: ir.Value) -> tuple[list[ir.Node], ir.Value] | None:
-    """(the moving nodes that lead to ``sink`` in order, the one value that they move)."""
+    """Return (the moving nodes that lead to ``sink`` in order, the single value that they move)."""
     nodes: list[ir.Node] = []
     sources: set[ir.Value] = set()
 
@@ -40,7 +40,7 @@ def _chain(sink: ir.Value) -> tuple[list[ir.Node], ir.Value] | None:
 
 
 def _moved(nodes: list[ir.Node], source: ir.Value, places: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    """What the chain makes of ``places``; None where it depends on more than constants."""
+    """Apply the chain to ``places``. Return None if it depends on more than constants."""
     values: dict[ir.Value | None, NDArray[np.int64]] = {source: places}
     for node in nodes:
         taken, constants = values[node.inputs[0]], [constant_of(value) for value in node.inputs[1:]]
@@ -69,9 +69,9 @@ def _moved(nodes: list[ir.Node], source: ir.Value, places: NDArray[np.int64]) ->
 
 
 def _rows(nodes: list[ir.Node], source: ir.Value) -> NDArray[np.int64] | None:
-    """Which of a picture's tokens stands where, the same for every item of a batch; None where it is no such chain."""
+    """Return which token ends up where, equal for every batch item, or None if the chain does something else."""
     sizes, target = sizes_of(source), sizes_of(nodes[-1].outputs[0])
-    windows = max(1, int(np.prod(target)) // int(np.prod(sizes)))  # that were taken as items of the batch
+    windows = max(1, int(np.prod(target)) // int(np.prod(sizes)))  # windows that were items of the batch
     count, channels = windows * int(np.prod(sizes[:-1])), sizes[-1]
     places = np.arange(2 * count * channels, dtype=np.int64).reshape(2 * windows, *sizes)
     moved = _moved(nodes, source, places)
@@ -85,13 +85,13 @@ def _rows(nodes: list[ir.Node], source: ir.Value) -> NDArray[np.int64] | None:
 
 
 def gathered_tokens(edit: Rewriter) -> None:
-    """Every roll of windows, with what is cut and put together around it, as one Gather."""
+    """Replace every roll of windows, with the cutting and joining around it, by one Gather."""
     for last in reversed(list(edit.graph)):
         sink = last.outputs[0]
         if last.op_type not in _MOVING or last.domain or not sink.uses() or sink.shape is None:
             continue
         if all(node.op_type in _MOVING and not node.domain for node, _ in sink.uses()):
-            continue  # the chain goes on
+            continue  # this node is not the end of the chain
         found = _chain(sink)
         rows = _rows(*found) if found is not None else None
         if found is None or rows is None:

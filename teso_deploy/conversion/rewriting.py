@@ -1,4 +1,4 @@
-"""What every pass over a graph needs: nodes by operator, constants by value, new nodes in their place."""
+"""Tools for passes over a graph: nodes by operator, constants by value, replacement of nodes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 
 class Rewriter:
-    """One graph under rewriting; names of what stays stay, so that two forms can be compared by tensor."""
+    """A graph that is being rewritten. Unchanged tensors keep their names, so two forms can be compared by tensor."""
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
@@ -22,7 +22,7 @@ class Rewriter:
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
     def nodes(self, op_type: str, domain: str = "") -> list[ir.Node]:
-        """All nodes of one operator, in order."""
+        """Return all nodes with one operator, in order."""
         return [node for node in self.graph if node.op_type == op_type and node.domain == domain]
 
     def add(
@@ -34,7 +34,19 @@ class Rewriter:
         domain: str = "",
         outputs: int = 1,
     ) -> list[ir.Value]:
-        """Insert a node; its outputs."""
+        """Insert a node.
+
+        Args:
+            before: The node before which it is inserted.
+            op_type: Its operator.
+            inputs: Its inputs; None for an omitted one.
+            attributes: Its attributes. Default: none.
+            domain: The domain of the operator. Default: ONNX's own.
+            outputs: Number of outputs. Default: 1.
+
+        Returns:
+            The outputs.
+        """
         self._number += 1
         node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=outputs, name=f"ours_{self._number}")
         for i, value in enumerate(node.outputs):
@@ -43,7 +55,7 @@ class Rewriter:
         return list(node.outputs)
 
     def constant(self, array: NDArray[Any], *, of_one_node: bool = False) -> ir.Value:
-        """An initialiser; equal ones are one, unless it is to be ``of_one_node``."""
+        """Return an initialiser. Equal arrays share one, unless it must belong to a single node (``of_one_node``)."""
         array = np.ascontiguousarray(array).reshape(array.shape)
         key = (str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).digest())
         if key not in self._constants or of_one_node:
@@ -58,17 +70,23 @@ class Rewriter:
         return self._constants[key]
 
     def shaped(self, before: ir.Node, value: ir.Value, *shape: int) -> ir.Value:
-        """``value`` in another shape; -1 is what is left."""
+        """Reshape ``value``; -1 stands for the remaining size.
+
+        Args:
+            before: The node before which the reshape is inserted.
+            value: The value.
+            *shape: The new shape.
+        """
         return self.add(before, "Reshape", [value, self.constant(np.array(shape, np.int64))])[0]
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
-        """Whoever took ``old`` takes ``new``, under the old name where the graph gives it out."""
+        """Let all users of ``old`` use ``new``. If ``old`` is an output of the graph, ``new`` gets its name."""
         if old.is_graph_output():
             old.name, new.name = f"{old.name}_before", old.name
         old.replace_all_uses_with(new, replace_graph_outputs=True)
 
     def finish(self) -> ir.Model:
-        """Without what nothing uses any more, in topological order."""
+        """Remove unused nodes and sort the rest topologically."""
         for node in reversed(list(self.graph)):
             if not any(value.uses() or value.is_graph_output() for value in node.outputs):
                 self.graph.remove(node, safe=True)
@@ -80,7 +98,7 @@ class Rewriter:
 
 
 def constant_of(value: ir.Value | None) -> NDArray[Any] | None:
-    """What an initialiser or a Constant node holds; None for what is computed."""
+    """Return the content of an initialiser or a Constant node, or None for a computed value."""
     if value is None or value.is_graph_input():
         return None
     tensor = ir.convenience.get_const_tensor(value)
@@ -88,12 +106,12 @@ def constant_of(value: ir.Value | None) -> NDArray[Any] | None:
 
 
 def made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """The node that computes ``value``, if it is of this operator."""
+    """Return the node that computes ``value``, if it has this operator."""
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type == op_type and node.domain == "" else None
 
 
 def sizes_of(value: ir.Value) -> tuple[int, ...]:
-    """The shape behind the batch, which is static in all of our graphs."""
+    """Return the shape without the batch, which is static in all our graphs."""
     assert value.shape is not None, f"{value.name} has no shape"
     return tuple(int(size) for size in list(value.shape)[1:])  # type: ignore[arg-type]

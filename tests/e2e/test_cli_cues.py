@@ -94,7 +94,7 @@ def test_of_a_server_with_caption_and_reasoning(clip: Path, tiny_bundle: Path, t
 
 
 def test_of_exported_models(clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    """From checkpoints to cues by the two commands; what so small a model says means nothing."""
+    """The two commands lead from checkpoints to cues. The words of such a small model mean nothing."""
     save_vision_encoder_decoder(tmp_path / "captioner")
     save_reasoner(tmp_path / "reasoner", "llama")
     models, out = tmp_path / "models", tmp_path / "cues.json"
@@ -292,7 +292,7 @@ def test_a_server_that_asks_for_patience(clip: Path, tiny_bundle: Path, tmp_path
 
 
 def test_a_server_that_answers_nothing(clip: Path, bold: Path, tmp_path: Path) -> None:
-    """An error with its reason, also for `run`; one of several pictures, or a chain's first source, is told of."""
+    """An error with its reason, also for `run`. Among several pictures or sources, a failure is only reported."""
     refusing: Answer = lambda r: r.send(200, {"choices": [{"message": {"content": None, "refusal": "I can't help."}}]})  # noqa: E731
     out = tmp_path / "c.json"
     with chat_server(refusing) as server:

@@ -1,4 +1,4 @@
-"""`export --target tensorrt-rtx` for real: TensorRT-RTX builds engines where there is no GPU."""
+"""`export --target tensorrt-rtx` with the real library: TensorRT-RTX builds engines without a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``teso-deploy run`` on a generated clip: every option, and what comes out of it."""
+"""``teso-deploy run`` on a generated clip: every option, and its outputs."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_what_an_exporter_says_of_a_model_it_can_not_take(tmp_path: Path) -> Non
 
 
 def test_what_was_exported_is_tried_out(tmp_path: Path, reasoner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph that can't be run is told of now, and not at the first question."""
+    """A graph that can't be run is reported at the export, not at the first request."""
 
     def broken(*arguments: Any, **more: Any) -> Any:
         raise RuntimeError("Got invalid dimensions for past_key_values.0.value")

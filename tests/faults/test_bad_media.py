@@ -1,4 +1,4 @@
-"""Files that are no video, and places that can't be written to: the right error, one sentence, no leftovers."""
+"""Files that are not videos, and unwritable outputs: the right error, one sentence, no leftovers."""
 
 from __future__ import annotations
 

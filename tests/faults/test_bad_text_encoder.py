@@ -87,7 +87,7 @@ def folder(tmp_path: Path, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch)
 
 
 def vouch(folder: Path) -> None:
-    """Let the manifest vouch for what lies there."""
+    """Write a manifest for the folder's current content."""
     manifest = Bundle(folder, KIND.read(folder, BundleManifest)).manifest
     write_manifest(folder, manifest)
 

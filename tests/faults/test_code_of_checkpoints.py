@@ -82,7 +82,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> _Asked:
 
 
 def with_code(folder: Path, trace: Path, **files: dict[str, Any]) -> Path:
-    """A model's folder with code of its own, which would leave a trace; ``files``: what to change in its JSON."""
+    """Write a model's folder with Python code that would leave a trace. ``files``: changes of its JSON files."""
     (folder / "evil.py").write_text(
         f"open({str(trace)!r}, 'w').write('ran')\n"
         + "".join(f"class Evil{name}: pass\n" for name in ("Config", "Model", "Processor", "Tokenizer"))

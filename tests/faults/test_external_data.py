@@ -21,7 +21,7 @@ FILES = {name: FileEntry(sha256="", bytes=64) for name in ("a.onnx", "a.weights"
 
 
 def tensor(location: str, **numbers: int) -> onnx.TensorProto:
-    """A tensor whose bytes lie elsewhere."""
+    """A tensor whose bytes are in another file."""
     found = onnx.numpy_helper.from_array(np.zeros(4, np.float32), "w")
     found.ClearField("raw_data")
     found.data_location = onnx.TensorProto.EXTERNAL

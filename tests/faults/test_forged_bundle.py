@@ -1,4 +1,4 @@
-"""A bundle or cue models by somebody else, whatever their files say: one sentence, and no memory is taken for it."""
+"""Forged bundles and cue models, whatever their files claim: one sentence, and no memory is allocated for it."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def npy(array: Any) -> bytes:
 
 
 def header(text: str) -> bytes:
-    """The start of a .npy file with a header of our own."""
+    """The start of a .npy file with the given header."""
     raw = text.encode() + b"\n"
     return b"\x93NUMPY\x01\x00" + len(raw).to_bytes(2, "little") + raw
 

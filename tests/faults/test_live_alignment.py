@@ -26,7 +26,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sent(path: Path, seconds: float = SECONDS) -> Seen:
-    """What is seen of a file but for its last moments, behind which the server hangs up."""
+    """What a stream shows of a file, except for its last moments, after which the server hangs up."""
     with serving(tcp(Sender(path, seconds))) as server:
         return watched(
             f"tcp://127.0.0.1:{server.port}", seconds + 3.0, lossless=True,

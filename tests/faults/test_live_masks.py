@@ -1,4 +1,4 @@
-"""The shipped model behind a fault: within a second of clean input its masks are those of an undamaged stream."""
+"""The shipped model after a fault: within a second of clean input its masks are those of an undamaged stream."""
 
 from __future__ import annotations
 
@@ -94,5 +94,5 @@ def test_masks_are_right_again_within_a_second(clip: Path) -> None:
         assert damaged > 5 and min(agreement.values()) < 1.0
         behind = [share for at, share in agreement.items() if at > end + 1.0]
         assert len(behind) >= 30 and min(behind) >= 0.98
-        # A window that moves by hops, and sound that is sent behind its picture, hold a little of it for longer.
+        # The effect lasts longer in a window that moves by hops, and in sound that is sent after its picture.
         assert min(share for at, share in agreement.items() if at > end + 1.0 + 0.24) > 0.999

@@ -34,7 +34,7 @@ FAULTS = ("kill", "silence", "corrupted", "lost")
 
 
 class Camera:
-    """A server whose clip begins anew every five seconds, and that has a fault when it is told to."""
+    """A server whose clip restarts every five seconds, and that has a fault on request."""
 
     def __init__(self, path: Path) -> None:
         self._path, self.port, self._stack = path, free_port(), ExitStack()
@@ -79,7 +79,7 @@ def test_minutes_of_faults(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def watch_for_minutes(pipeline: Pipeline, path: Path, out: Path) -> None:
-    """A camera, its faults, and what is asked of the stream all along."""
+    """Run a camera with its faults, and check the stream's limits all the time."""
     camera = Camera(path)
     latest, memory = [0.0], list[float]()
 

@@ -1,4 +1,4 @@
-"""Files that hold no weights, or lie about them: one sentence says what they are, and no code of theirs runs."""
+"""Files without weights, or with false claims: one sentence says what they are, and none of their code runs."""
 
 from __future__ import annotations
 

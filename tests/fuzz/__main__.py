@@ -27,7 +27,7 @@ from tests.fuzz.targets import TARGETS
 
 
 def plan_cases(count: int, seed: int, targets: list[str]) -> Iterator[tuple[str, int, int]]:
-    """(target, seed, number) of so many cases, in turn over the targets."""
+    """Yield (target, seed, number) of each case, alternating over the targets."""
     for number in range(count):
         yield targets[number % len(targets)], seed, number // len(targets)
 

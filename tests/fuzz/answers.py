@@ -29,7 +29,7 @@ class _Server(socketserver.ThreadingTCPServer):
 
 
 class AnswerServer:
-    """Gives each path the answer that it was told to give; a context manager. Closes after each answer."""
+    """Sends the answer that was set for each path; a context manager. Closes after each answer."""
 
     def __init__(self) -> None:
         self._answers: dict[str, Answer] = {}

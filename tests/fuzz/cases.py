@@ -1,4 +1,4 @@
-"""A case: one command line on inputs of its own, in a folder of its own."""
+"""A case: one command line with separate inputs in a separate folder."""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ def mutate_safetensors(draw: random.Random, content: bytes) -> bytes:
 
 
 class Harm:
-    """Pickled as a call of a function: whoever unpickles it makes a folder ``harmed`` where the command runs."""
+    """Pickled as a call of a function: unpickling it makes a folder ``harmed`` where the command runs."""
 
     def __init__(self, module: str, name: str) -> None:
         self.module, self.name = module, name
@@ -307,7 +307,7 @@ _LOCATIONS = (
 
 
 def mutate_onnx(draw: random.Random, content: bytes) -> bytes:
-    """Change a graph: where its weights lie, its operators, shapes, names, attributes, versions; or its bytes."""
+    """Change a graph: the location of its weights, operators, shapes, names, attributes, versions; or its bytes."""
     import onnx
 
     if draw.random() < 0.2:

@@ -84,7 +84,7 @@ class Ended:
 
 
 class ForkServer:
-    """The server in a process of its own; a context manager. One command at a time."""
+    """The server in a separate process; a context manager. It runs one command at a time."""
 
     def __init__(self, environment: dict[str, str], preloaded: Sequence[str] = PRELOADED) -> None:
         self._process = subprocess.Popen(

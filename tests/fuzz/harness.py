@@ -23,7 +23,7 @@ ENVIRONMENT: Mapping[str, str] = {
     # ONNX Runtime's telemetry is a thread, which a fork would not have.
     "ORT_DISABLE_TELEMETRY": "1",
 }  # fmt: skip
-#: One case of so many ends as a Python process does, in a third of a second.
+#: One case in this many ends like a normal Python process, which takes a third of a second.
 _ENDS_FULLY_EVERY = 10
 _STDOUT, _STDERR = "stdout", "stderr"
 
@@ -76,7 +76,7 @@ class Fuzzer:
         self._server = ForkServer(dict(ENVIRONMENT), preloaded)
 
     def make_workshop(self, name: str) -> Workshop:
-        """A workshop for a case that no target makes, with a folder of its own."""
+        """Make a workshop, with a separate folder, for a case that no target makes."""
         folder = self._folder / name
         shutil.rmtree(folder, ignore_errors=True)
         return Workshop(random.Random(name), self.seeds, self._answers, folder)

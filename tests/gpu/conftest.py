@@ -35,7 +35,7 @@ from teso_deploy.verification.parity import LIMITS
 Absent = Callable[[object], NoReturn]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 Labels = NDArray[np.uint8]
-#: Pieces in which the memory is filled, from large to small: a rest of less than the last one is of no use to anybody.
+#: Pieces in which the memory is filled, from large to small. A rest smaller than the last one is useless.
 PIECES_BYTES = tuple(1 << power for power in range(30, 15, -1))
 
 

@@ -203,7 +203,7 @@ def test_arrays_of_torch_come_in_and_go_out_where_they_are(tensorrt: Running) ->
     slot, feeds = tensorrt.engine("visual_encoder").slot(), feeds_of(tensorrt.bundle, "visual_encoder")
     image = torch.from_numpy(feeds["image"]).cuda()
     for scale in (1.0, 0.5, 0.25):
-        given = image * scale  # queued, and read behind it
+        given = image * scale  # queued, and read after it
         found = cast(DeviceTensor, slot.run({"image": given})["mask_features"])
         theirs = from_dlpack(found.array())
         assert theirs.is_cuda and theirs.data_ptr() == found.pointer
@@ -320,7 +320,7 @@ def test_a_gpu_without_memory_is_told_in_a_sentence(running: Running, gpu: Devic
     with full_memory(gpu):
         with pytest.raises(DeviceMemoryError, match=r"memory|MB") as raised:
             engine.slot().run(feeds)
-        if running.name != "cuda":  # whose libraries may fail in words of their own where they find nothing at all
+        if running.name != "cuda":  # its libraries may fail with other messages if they find no memory at all
             with pytest.raises(DeviceMemoryError, match=r"memory|MB"):
                 running.engine("visual_encoder").slot().run(feeds)
     assert_is_a_sentence(raised.value)

@@ -69,6 +69,6 @@ def test_other_kinds_of_video(on_gpu: Open, tmp_path: Path, codec: str, pixels: 
 
 def test_several_files_one_after_the_other(on_gpu: Open, tmp_path: Path) -> None:
     path = make_clip(tmp_path / "clip.mp4", seconds=1, size=(240, 320))
-    for _ in range(20):  # whoever leaves a decoder open runs out of them
+    for _ in range(20):  # a decoder that stays open would exhaust the GPU's decoders
         with on_gpu(path) as reader:
             assert sum(1 for _ in reader) == 12

@@ -122,7 +122,7 @@ def places(samples: NDArray[np.float32]) -> list[int]:
 
 
 def ramp(seconds: float, start_seconds: float = 0.0) -> AudioTrack:
-    """Each sample tells its own place."""
+    """Each sample encodes its position."""
     count = round(seconds * SAMPLE_RATE_HZ)
     return AudioTrack((np.arange(1, count + 1) / 1e6).astype(np.float32), start_seconds)
 

@@ -20,7 +20,7 @@ SECONDS = 1.0
 
 
 def tones(channels: int) -> NDArray[np.float32]:
-    """(N, channels): each channel has a tone and a loudness of its own."""
+    """(N, channels): each channel has a different tone and loudness."""
     times = np.arange(round(SECONDS * RATE_HZ)) / RATE_HZ
     hertz = 200 + 90 * np.arange(channels)
     loudness = 0.9 / (1 + np.arange(channels) % 5)

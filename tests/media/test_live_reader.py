@@ -45,7 +45,7 @@ def reader_of(path: Path | str, **more: Any) -> LiveReader:
 
 
 def all_of(reader: LiveReader) -> list[LiveFrame]:
-    """What comes until its end."""
+    """Return all frames until the end."""
     found, deadline = [], time.monotonic() + MOST_SECONDS
     while not reader.ended:
         assert time.monotonic() < deadline, "it does not end"

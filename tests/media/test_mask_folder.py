@@ -1,4 +1,4 @@
-"""Folders of masks: only those with our marker are replaced, all at once, wherever they lie."""
+"""Folders of masks: only those with our marker are replaced, all at once, in any place."""
 
 from __future__ import annotations
 

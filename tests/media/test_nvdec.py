@@ -39,7 +39,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class GpuFrame:
-    """A decoded frame that lies on the GPU: its numbers come down as NV12."""
+    """A decoded frame in GPU memory. It is downloaded as NV12."""
 
     def __init__(self, frame: av.VideoFrame, downloads: list[str]) -> None:
         self._frame, self._downloads = frame, downloads
@@ -92,7 +92,7 @@ class GpuContainer:
 
 
 class Gpu:
-    """A GPU for PyAV. ``decodes``: what it is given; None: it fails at every packet."""
+    """A GPU for PyAV. ``decodes``: the format that it decodes; None: it fails at every packet."""
 
     def __init__(self) -> None:
         self.decodes: bool | None = True

@@ -133,7 +133,7 @@ def test_a_name_that_no_file_can_have(clip: Path, inside: Path, name: str) -> No
 def test_what_comes_by_a_pipe_can_not_name_local_files(
     clip: Path, inside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A playlist that a stranger sends would be read with the user's rights."""
+    """An untrusted playlist would be read with the user's rights."""
     Path("secret.mp4").write_bytes(clip.read_bytes())
     Path("list").write_text("ffconcat version 1.0\nfile secret.mp4\n")
     with av.open("list", format="concat") as container:

@@ -1,4 +1,4 @@
-"""Names, outlines and cues lie where they can be read, at any size, in a few milliseconds."""
+"""Names, outlines and cues are placed where they can be read, at any size, in a few milliseconds."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_the_index_comes_first(tmp_path: Path) -> None:
 
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Writing beyond so many bytes of a file fails, as on a full disk."""
+    """Make writing fail beyond this many bytes of a file, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -106,7 +106,7 @@ def msda_by_definition(value: Array, shapes: list[tuple[int, int]], locations: A
 
 
 def msda_inputs() -> tuple[list[tuple[int, int]], Array, Array, Array]:
-    """Levels, values, locations of which some lie outside, weights."""
+    """Levels, values, locations (some of them outside), weights."""
     rng = np.random.default_rng(0)
     shapes = [(2, 3), (4, 5), (1, 1)]
     cells = sum(height * width for height, width in shapes)

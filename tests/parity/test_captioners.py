@@ -173,7 +173,7 @@ def test_gemm_is_split_into_what_it_is(turned: bool) -> None:
 
 
 def test_the_picture_is_looked_at_once(vision_encoder_decoder: Made, pix2struct: Made) -> None:
-    """Keys and values of the picture come from a graph of their own: no step of a decoder takes the picture."""
+    """Keys and values of the picture are computed by a separate graph: no step of a decoder takes the picture."""
     for made in (vision_encoder_decoder, pix2struct):
         taken = {
             name: {value.name for value in onnxruntime.InferenceSession(made.folder / "out" / file).get_inputs()}

@@ -107,7 +107,7 @@ def test_the_tower_is_hugging_face_s(activation: str, eos: int) -> None:
         expected = reference(input_ids=ids).text_embeds
         assert largest_error(model(ids), expected) <= 1e-4
         mask = torch.arange(ids.shape[1]) <= ids.argmax(1, keepdim=True)
-        mask[:, 2] = False  # not only what nobody sees anyway
+        mask[:, 2] = False  # also a token that would otherwise be attended to
         mask[1, :] = True
         masked = reference(input_ids=ids, attention_mask=mask.long()).text_embeds
         assert largest_error(model(ids, mask.long()), masked) <= 1e-4

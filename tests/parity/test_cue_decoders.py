@@ -165,7 +165,7 @@ def test_few_bits_are_what_they_say(models: Callable[[str], Model], precision: W
     expected, exact = reference.step(reference.empty(), ids)[0], model.logits(ids)[-1]
     if precision == "int4":
         np.testing.assert_allclose(ours.step(ours.empty(), ids)[0], expected, atol=1e-4)
-    else:  # what goes in is rounded to eight bits too, unless the graph is told not to
+    else:  # inputs are rounded to eight bits too, unless an attribute of the graph forbids it
         assert np.corrcoef(ours.step(ours.empty(), ids)[0], expected)[0, 1] > 0.99
         told = onnx.load(str(path))
         for attribute in (a for node in told.graph.node for a in node.attribute if a.name == "accuracy_level"):
@@ -179,7 +179,7 @@ def test_few_bits_are_what_they_say(models: Callable[[str], Model], precision: W
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
 def test_only_the_last_token_has_logits(models: Callable[[str], Model], architecture: str) -> None:
-    """Also where a cap stands behind the product."""
+    """Also if a cap follows the product."""
     model = models(architecture)
     session = onnxruntime.InferenceSession(str(model.folder / model.entry().folder / "decoder.onnx"))
     logits = next(value for value in session.get_outputs() if value.name == "logits")

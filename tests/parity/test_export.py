@@ -1,4 +1,4 @@
-"""The exported graphs are the model: in ONNX Runtime, at every batch, behind every guard."""
+"""The exported graphs equal the model: in ONNX Runtime, at every batch, with every guard."""
 
 from __future__ import annotations
 

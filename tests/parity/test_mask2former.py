@@ -58,7 +58,7 @@ def opened(hidden: Tensor) -> Tensor:
 
 
 def compare(recipe: Recipe, batch: int) -> tuple[float, float, float, float]:
-    """Largest error of the class and of the mask logits behind equal masks; free running, equal pixels and flips."""
+    """Largest error of class and mask logits given equal masks; without them, equal pixels and flips."""
     reference = hugging_face_mask2former(recipe, CLASSES)
     model = loaded(of_five_classes(recipe), reference)
     height, width = recipe.image.sizes[0]

@@ -141,7 +141,7 @@ def test_windows_are_cut_out_and_put_back_by_one_gather_each(tmp_path: Path) -> 
 
 
 def attention(path: Path, is_looked_at: bool) -> Path:
-    """One head of two, an adapter behind it; ``is_looked_at``: the scores are a result, as those of SeDAM are."""
+    """One head of two, then an adapter. ``is_looked_at``: the scores are an output, as those of SeDAM are."""
     rng = np.random.default_rng(0)
     shapes = {f"w{name}": (8, 8) for name in "qkvo"} | {f"b{name}": (8,) for name in "qkvo"}
     shapes |= {"wd": (8, 4), "bd": (4,), "wu": (4, 8), "bu": (8,)}

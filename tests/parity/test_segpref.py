@@ -31,7 +31,7 @@ def segpref_recipe(**tables: Any) -> Recipe:
 
 
 class ReleasedAttention(nn.Module):
-    """`REF_AVS_Transformer`, written anew: head by head."""
+    """`REF_AVS_Transformer`, rewritten head by head."""
 
     def __init__(self, dim: int, heads: int = 4) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Released(nn.Module):
                 lambda module, given, result: (module.avs_adapt(result[0]), *result[1:])
             )
         randomise(self, seed=3)
-        with torch.no_grad():  # logits of a hundred would all be 0 or 1 behind the sigmoid
+        with torch.no_grad():  # with logits around a hundred, every sigmoid would be 0 or 1
             self.get_parameter("model_v.model.transformer_module.decoder.mask_predictor.mask_embedder.2.0.weight").mul_(
                 0.1
             )

@@ -44,7 +44,7 @@ def changed(source: Path, out: Path, file: str, weight: str | None = None, facto
     manifest = json.loads((source / "bundle.json").read_text())
     for entry in (*manifest["graphs"].values(), *(e for form in manifest["forms"].values() for e in form.values())):
         if entry["file"] == file:
-            entry["weights"] = None  # they lie in the file now
+            entry["weights"] = None  # they are inside the file now
     write_manifest(out, Bundle.open(source).manifest.model_validate(manifest))
     return Bundle.open(out)
 

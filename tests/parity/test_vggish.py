@@ -19,7 +19,7 @@ WIDTHS = (3, 4, 5, 6, 7, 8)
 
 
 def random_file(dim: int, hidden: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """A ``state_dict`` of torchvggish: a network of these widths, and the PCA that nobody here uses."""
+    """A ``state_dict`` of torchvggish: a network of these widths, and the PCA, which is not used here."""
     generator = torch.Generator().manual_seed(0)
     shapes: dict[str, tuple[int, ...]] = {}
     inside = 1
@@ -37,7 +37,7 @@ def random_file(dim: int, hidden: tuple[int, int]) -> dict[str, torch.Tensor]:
 
 
 def convolved(x: Array, weight: Array, bias: Array) -> Array:
-    """3 × 3, stride 1, zeros around: (C, H, W) → (K, H, W), relu behind it."""
+    """3 × 3, stride 1, zeros around: (C, H, W) → (K, H, W), then relu."""
     _, height, width = x.shape
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
     out = np.zeros((len(weight), height, width))

@@ -127,7 +127,8 @@ def find_markers(text: Text) -> Iterator[Found]:
 def list_files(paths: Iterable[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
-            yield from sorted(file for file in path.rglob("*") if file.suffix in (".py", ".md"))
+            found = (file for file in path.rglob("*") if file.suffix in (".py", ".md"))
+            yield from sorted(file for file in found if "results" not in file.parts)  # written by programs
         elif path.exists():
             yield path
 

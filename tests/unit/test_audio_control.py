@@ -1,4 +1,4 @@
-"""The audio control hears each stored sound with the cues of its own row."""
+"""The audio control runs each stored sound with the cues of the same row."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ MODEL = {
 
 @pytest.fixture
 def reference() -> dict[str, NDArray[Any]]:
-    """Four rows as a bundle of random weights has them: each with cues of its own."""
+    """Four rows as in a bundle of random weights, each with different cues."""
     rng = np.random.default_rng(0)
     found: dict[str, NDArray[Any]] = {
         "image": np.zeros((1, 3, 32, 32), np.float32),

@@ -1,4 +1,4 @@
-"""The harness: who runs when, what becomes of who fails, what is reported."""
+"""The harness: the order of turns, the handling of failures, and the report."""
 
 from __future__ import annotations
 

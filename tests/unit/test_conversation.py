@@ -126,7 +126,7 @@ def test_pieces_are_what_tokens_say(chat: Made) -> None:
     assert all(pieces[number] == "" for number in tokenizer.all_special_ids)
 
 
-#: As processors of models that see have it: what is said comes in parts, and the first token is left to the tokenizer.
+#: As in processors of vision models: content comes in parts, and the first token is added by the tokenizer.
 PARTS = (
     "{% for m in messages %}{{ m['role'].upper() + ': ' }}{% for part in m['content'] "
     "| selectattr('type', 'equalto', 'text') %}{{ part['text'] + ' ' }}{% endfor %}{% endfor %}"

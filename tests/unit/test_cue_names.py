@@ -26,7 +26,7 @@ def vocabulary() -> list[str]:
 
 
 class Letters(TextEncoder):
-    """Its embedding of a word says which word it was; it writes down what it was asked."""
+    """Its embedding of a word encodes the word. It records the words that it embeds."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []

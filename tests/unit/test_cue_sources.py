@@ -33,7 +33,7 @@ def moment(
 
 
 class Saying:
-    """Captioner and reasoner that say what they are told to."""
+    """A captioner and reasoner with preset answers."""
 
     identity = "saying"
 

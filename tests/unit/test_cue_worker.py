@@ -1,4 +1,4 @@
-"""The worker: nobody waits for a source, whatever it does."""
+"""The worker: no thread waits for a source, whatever the source does."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 
 
 def window(k: int) -> NDArray[np.float32]:
-    """One that is no other."""
+    """A window that differs from all others."""
     return SAMPLES * np.float32(1 + 0.01 * k)
 
 
@@ -218,7 +218,7 @@ def test_a_new_scene_and_a_new_sound_are_causes() -> None:
     worker = worker_of(Scripted(DOG), offers, every_seconds=None, on_sound=True)
     for k in range(12):
         worker.saw(0, Frame(PICTURES[k // 6], pts_seconds=k / 25), FEATURES, window(k))
-        if k in (0, 5):  # a cause that comes while another waits is not told
+        if k in (0, 5):  # a cause that arrives while another one waits is not offered
             until(lambda count=1 + k // 5: len(offers) == count)  # type: ignore[misc]
     until(lambda: len(offers) == 3)
     for k in range(12, 20):

@@ -1,4 +1,4 @@
-"""Reading the published layouts: what is found, what is accepted, and what is refused in one sentence."""
+"""Reading the published layouts: which files are found, accepted, and refused with one sentence."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def copies(written: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
     return {name: shutil.copytree(root, tmp_path / name) for name, root in written.items()}
 
 
-# --- what is found
+# --- files that are found
 
 
 @pytest.mark.parametrize("layout", ["s4", "ms3", "avss"])

@@ -16,7 +16,7 @@ from teso_deploy.media.decoding import LEAST_LOSSLESS_PACKETS, LOSSLESS_SECONDS,
 
 @dataclass
 class Given:
-    """What is asked of a packet."""
+    """The part of a packet that the queue uses."""
 
     dts: int | None
     time_base: Fraction = Fraction(1, 1000)

@@ -106,7 +106,7 @@ class Fake:
         self.patch.setattr(shared_libraries, "load_all", load)
 
     def gpu(self, pynvml: Any = None, lacks: tuple[str, ...] = (), module: str | None = None) -> None:
-        """What NVML tells (None: there is no pynvml); driver libraries that are absent; the kernel module's version."""
+        """Set NVML (None: no pynvml), the driver libraries that are absent, and the kernel module's version."""
         self.patch.setitem(sys.modules, "pynvml", pynvml)
         there = pynvml is not None
         self.patch.setattr(machine, "can_load", lambda library: there and library not in lacks)

@@ -60,7 +60,7 @@ class Machine:
         return cached_path(self.cache, self.library, source_of(bundle, "fusion", "fp32"), settings, self.device)
 
     def ship(self, folder: Path, *, settings: BuildProfile = PROFILE, device: Device | None = None) -> Bundle:
-        """Give the bundle in a folder engines of its own."""
+        """Add engines to the bundle in a folder."""
         bundle = Bundle.open(folder)
         engines = build_engines(bundle, [EngineRequest(self.library, (), ("fp32",), settings, device)])
         write_manifest(folder, bundle.manifest.model_copy(update={"engines": engines}))

@@ -220,7 +220,7 @@ def test_who_lends_an_array_may_write_it_behind_the_call(machine: Machine, names
     ran = machine.state.runs
     other = np.full_like(feeds["audio"], 9)
     gpu.copy_in(lent.memory.pointer, other, theirs)
-    theirs.synchronize()  # at once, and before anybody looks at the outputs
+    theirs.synchronize()  # at once, before the outputs are read
     machine.check(outputs, feeds)
     assert names_stream or machine.state.runs == ran, "the host has waited already"
 

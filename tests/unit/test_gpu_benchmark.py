@@ -112,7 +112,7 @@ def settings_of(folder: Path, batch: int, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_torch_takes_the_steps(tiny_bundle: Path, tmp_path: Path, precision: str) -> None:
-    """On the CPU, where there are no CUDA graphs."""
+    """On the CPU, which has no CUDA graphs."""
     settings = settings_of(tmp_path, 2, bundle=str(tiny_bundle), how="eager", precision=precision)
     runner = script("gpu_torch").ours_in_torch(settings)
     assert runner.mask_iou() == 1.0 if precision == "fp32" else runner.mask_iou() > 0.9

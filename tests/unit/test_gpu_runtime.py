@@ -1,7 +1,7 @@
 """The GPU runtime around the engines: what it waits for, what it records, what stays on the device.
 
-The library is a fake that computes with ONNX Runtime, the GPU one that does everything as late as it may, and our
-kernels run on the CPU: what comes out has to be what the CPU path gives.
+The library is a fake that computes with ONNX Runtime, the GPU is a fake that does everything as late as it may, and our
+kernels run on the CPU. The results must be those of the CPU path.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The runner on a tiny bundle and sources that are fakes: nobody waits for anybody."""
+"""The runner on a tiny bundle and fake sources: no stream waits for another one."""
 
 from __future__ import annotations
 

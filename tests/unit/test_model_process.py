@@ -28,7 +28,7 @@ from tests.support.chat_server import timed
 from tests.support.language_models import photograph, save_reasoner, save_vision_encoder_decoder
 from tests.support.leaks import nothing_left
 
-#: Speaks the protocol; what it is told decides what it does.
+#: A process that speaks the protocol. The request decides what it does.
 CHILD = textwrap.dedent("""
     import json, os, struct, sys, time
     head = struct.Struct(">II")

@@ -1,4 +1,4 @@
-"""The slot of ONNX Runtime on a GPU, in the host's memory: each run is on what it was given, whatever came before."""
+"""The slot of ONNX Runtime on a GPU, faked in host memory: each run uses its own inputs, whatever ran before."""
 
 from __future__ import annotations
 

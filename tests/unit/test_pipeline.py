@@ -1,4 +1,4 @@
-"""What runs again when something changes, and what comes out, with engines that only count."""
+"""Which stages run again after a change, and their results, with engines that only count."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DIM = 8
 
 
 class FakeTensor:
-    """An output in the memory of a device: what is no array can't be taken for one."""
+    """An output in device memory: it can't be mistaken for an array."""
 
     def __init__(self, content: NDArray[Any]) -> None:
         self.content = content.copy()
@@ -79,7 +79,7 @@ class FakeEngine:
 
 
 def size_of(graph: str) -> tuple[int, int]:
-    """The bucket that a graph's name in the manifest tells."""
+    """Return the bucket in a graph's name."""
     height, _, width = (graph.partition("@")[2] or "64x64").partition("x")
     return int(height), int(width)
 

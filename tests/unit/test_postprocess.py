@@ -118,7 +118,7 @@ def test_labels_of_a_padded_picture_lie_on_the_picture(shape: tuple[int, int]) -
     scores = np.ones((1, 16, 16), np.float32)
     rows, columns = np.mgrid[0:16, 0:16]
     scores[0, (rows + 0.5) * 4 > height / 2] = 0  # the lower half of the picture, and all padding
-    scores[0, (columns + 0.5) * 4 > width] = 1  # padding at the side, which nobody is to see
+    scores[0, (columns + 0.5) * 4 > width] = 1  # padding at the side, which must not be visible
     labels = labels_of(scores, shape, 0.5, (height / 64, width / 64))
     assert labels.shape == shape
     assert (labels[: shape[0] // 2 - 4] == 1).all() and (labels[shape[0] // 2 + 4 :, : shape[1] - 4] == 0).all()

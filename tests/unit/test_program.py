@@ -65,7 +65,7 @@ def test_a_program_is_read_back_as_it_was_written() -> None:
 
 
 class Noting:
-    """An engine that notes what it is given."""
+    """An engine that records its inputs."""
 
     def __init__(self, name: str) -> None:
         self.name = name

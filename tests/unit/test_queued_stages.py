@@ -1,4 +1,4 @@
-"""What is said of the stages of a frame where the engines only queue their work."""
+"""The reported stages of a frame if the engines only queue their work."""
 
 from __future__ import annotations
 

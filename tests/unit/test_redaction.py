@@ -98,7 +98,7 @@ def test_messages_of_others_become_one_line() -> None:
         ("LiveStreamCamera", False),
         ("chunklist_w1234567.m3u8", False),
         ("1700000000123.ts", False),
-        ("s3cr3t", False),  # too short to tell
+        ("s3cr3t", False),  # too short to decide
     ],
 )
 def test_what_may_be_a_key(text: str, is_random: bool) -> None:

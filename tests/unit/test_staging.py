@@ -16,7 +16,7 @@ from tests.support.commands import names_in
 
 
 def run_in_a_child(work: Callable[[], None]) -> int:
-    """Run a function in a process of its own, which then dies without cleaning up; how it ended."""
+    """Run a function in a child process that then dies without cleaning up. Return how it ended."""
     child = os.fork()
     if child == 0:
         try:

@@ -10,7 +10,7 @@ these conventions:
 - What a class of ours that is made from one of TensorRT's defines without an underscore, TensorRT calls.
 - A name that only some versions have is asked for by its name in quotes, ``getattr(x, "NAME", None)`` or
   ``hasattr(x, "NAME")``. It need be in one list only, and may be used plainly in the same module.
-- What only TensorRT-RTX has, and the code uses only behind ``Library.is_portable``, stands in :data:`RTX_ONLY`.
+- Names that only TensorRT-RTX has, and that the code uses only after ``Library.is_portable``, are in :data:`RTX_ONLY`.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def last_name(node: ast.AST) -> str:
 
 
 def owner_of(node: ast.AST) -> str | None:
-    """The class whose attributes are named behind ``node``: "" for the module, None for what is not TensorRT's."""
+    """Return the class whose attributes follow ``node``: "" for the module, None for other libraries."""
     name = last_name(node)
     if name == "trt":
         return ""

@@ -1,4 +1,4 @@
-"""Text of strangers is one printable line."""
+"""Foreign text becomes one printable line."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ HEAVY = {
     "accelerate",
     "instant_clip_tokenizer",
 }
-#: Run in processes of their own; nobody imports them.
+#: These run in separate processes; no module imports them.
 WORKERS = {"comparison.hugging_face", "cues.language.serve"}
 #: Imports `tokenizers`, in a function: what takes words to ids at run time goes through it.
 TOKENIZING = {"cues.tokens"}

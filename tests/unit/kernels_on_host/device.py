@@ -27,7 +27,7 @@ FLAGS = (
 
 
 def build_runner(folder: Path, kernels: Path | None = None) -> Path:
-    """The runner of the kernels in ``kernels`` (default: the shipped ones); skips where there is no g++.
+    """Build the runner of the kernels in ``kernels`` (default: the shipped ones). Skip the test without g++.
 
     ``folder``: from pytest. The shipped kernels are compiled once for all tests.
     """
@@ -91,7 +91,7 @@ class HostDevice:
         self.launches = 0
 
     def command(self, command: bytes, answer_bytes: int = 0, answer: NDArray[Any] | None = None) -> int:
-        """Send a command; its answer goes into ``answer``, and the number behind it is returned."""
+        """Send a command, read its answer into ``answer``, and return the number after the answer."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write(command)

@@ -57,7 +57,7 @@ def offers(module: ModuleType) -> dict[str, list[str]]:
         name, thing = waiting.pop()
         if inspect.isclass(thing) and thing.__module__.startswith(module.__name__):
             found[name] = public(thing)
-            # An enumeration's members are of its own kind, and no nested classes.
+            # An enumeration's members have its own type and are not nested classes.
             waiting += [(f"{name}.{inner}", getattr(thing, inner)) for inner in found[name]]
     return dict(sorted(found.items()))
 
