@@ -35,7 +35,7 @@ from teso_deploy.bundle import Bundle
 from teso_deploy.comparison.report import environment_of, publish
 from teso_deploy.errors import TesoError
 from teso_deploy.live.accounting import Accounting
-from teso_deploy.live.runner import LiveRunner
+from teso_deploy.live.runner import LiveRunner, describe_live_run
 from teso_deploy.live.scheduler import LiveOptions
 from teso_deploy.media.address import Address
 from teso_deploy.media.live_reader import LiveReader, start_all
@@ -44,8 +44,10 @@ from teso_deploy.pipeline.backend_choice import BACKENDS, load_backend
 from teso_deploy.pipeline.pipeline import AUTO, Offered, Pipeline
 from teso_deploy.pipeline.video_source import VideoSource
 from teso_deploy.resources import shipped_path
+from teso_deploy.sinks.callback import CallbackSink
+from teso_deploy.sinks.contracts import Sink
 from teso_deploy.sinks.delivery import Delivery
-from teso_deploy.sinks.sinks import CallbackSink, OverlaySink, Sink
+from teso_deploy.sinks.video import AnnotatedVideoSink
 from teso_deploy.types import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 RESULTS = Path(__file__).parent / "results"
@@ -163,7 +165,7 @@ def measure(pipeline: Pipeline, path: Path, seconds: float, video: Path | None, 
         start_all(readers)
         sinks: list[Sink] = [CallbackSink(note)]
         if video is not None:
-            sinks.append(OverlaySink(video, pipeline.classes, readers[0].ring, readers[0].info.fps))
+            sinks.append(AnnotatedVideoSink(video, describe_live_run(pipeline, readers)))
         accounting = Accounting([address.shown for address in addresses])
         cues: Offered = AUTO if pipeline.bundle.manifest.tagger is not None else visible_cues(pipeline.bundle)
         runner = LiveRunner(pipeline, readers, sinks, options=LiveOptions(), cues=cues, accounting=accounting)

@@ -37,8 +37,8 @@ from teso_deploy.live.scheduler import LiveOptions
 from teso_deploy.media.address import Address
 from teso_deploy.media.live_reader import LiveReader, start_all
 from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.sinks.callback import CallbackSink
 from teso_deploy.sinks.delivery import Delivery
-from teso_deploy.sinks.sinks import CallbackSink
 
 HERE = Path(__file__).parent
 SOURCE_SECONDS = 20.0

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from teso_deploy.backends.onnxruntime import onnxruntime_factory
 from teso_deploy.bundle import Bundle
 from teso_deploy.comparison.report import environment_of, publish, spread
 from teso_deploy.errors import TesoError
-from teso_deploy.pipeline.file_runner import run_source
+from teso_deploy.pipeline.file_runner import describe_file_run, run_file
 from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.pipeline.video_source import VideoSource
 from teso_deploy.resources import shipped_path
+from teso_deploy.sinks.video import AnnotatedVideoSink
 
 LEAST_PASSES, LEAST_SECONDS = 3, 3.0
 RESULTS = Path(__file__).parent / "results"
@@ -57,7 +59,10 @@ def measure(bundle: Bundle, clip: Path, words: list[str], threads: int, seconds:
 
     def segment(video: Path | None = None) -> int:
         with VideoSource(clip) as source:
-            return int(run_source(pipeline, source, cues, video=video).report["frames"])
+            facts = describe_file_run(pipeline, [str(clip)])
+            with ExitStack() as stack:
+                sinks = [stack.enter_context(AnnotatedVideoSink(video, facts))] if video else []
+                return run_file(pipeline, source, cues, sinks=sinks)
 
     with tempfile.TemporaryDirectory() as folder:
         passes = {

@@ -354,12 +354,18 @@ def write_vouched(path: Path, content: bytes) -> None:
             write_whole(place, data)
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes, *, shown: Path | None = None) -> None:
     """Write one of many small files completely or not at all, without waiting for the disk or checking the target.
 
-    Raises :class:`OutputError`.
+    Args:
+        path: The file.
+        content: All of it.
+        shown: What an error names, such as the folder that the user gave. Default: ``path``.
+
+    Raises:
+        OutputError: The file can't be written.
     """
-    with explained(path):
+    with explained(shown or path):
         file = create_file(path.parent)
         try:
             with file:

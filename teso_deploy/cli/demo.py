@@ -16,9 +16,9 @@ from teso_deploy.bundle import bundle_folder
 from teso_deploy.cli.reports import as_markup, check_json, progress_bar, say, write_json
 from teso_deploy.errors import CheckFailedError, InputNotFoundError, MediaError
 from teso_deploy.media.audio import AudioTrack
+from teso_deploy.media.fitted_video import FittedVideo
 from teso_deploy.media.overlay import Overlay
 from teso_deploy.outputs import check_apart, check_file, check_folder, make_folder, show_path, staged_file
-from teso_deploy.pipeline.file_runner import VideoSink
 from teso_deploy.pipeline.latency import LatencyLog
 from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.pipeline.video_source import VideoSource
@@ -79,7 +79,7 @@ def _write_demo(
     nonblank = dict.fromkeys(HALVES, 0)
     frames, latency = 0, LatencyLog()
     with ExitStack() as stack:
-        sink = VideoSink(stack, video, source)
+        written = stack.enter_context(FittedVideo(video, fps=source.shown_fps, sound=source.track))
         bar = stack.enter_context(progress_bar(Console(stderr=True)))
         task = bar.add_task(as_markup(source.path.name), total=duration)
         for frame, _, seconds in source:
@@ -92,7 +92,7 @@ def _write_demo(
                 if half == "with sound":
                     latency.add(segmentation.stamps)
             frames += 1
-            sink.write(np.concatenate(drawn, axis=1), seconds)
+            written.write(np.concatenate(drawn, axis=1), seconds)
             if len(columns) < len(wanted) and seconds >= wanted[len(columns)][0]:
                 moment, heard = wanted[len(columns)]
                 columns.append(_captioned(np.concatenate(drawn), f"{moment:.1f} s: {heard}"))

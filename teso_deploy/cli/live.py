@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,16 +23,15 @@ from teso_deploy.cues.worker import CueWorker
 from teso_deploy.errors import OutputError
 from teso_deploy.live.accounting import Accounting
 from teso_deploy.live.metrics_server import MetricsServer, parse_place
-from teso_deploy.live.runner import LiveRunner
+from teso_deploy.live.runner import LiveRunner, describe_live_run
 from teso_deploy.live.scheduler import LiveOptions
 from teso_deploy.media.address import Address
 from teso_deploy.media.connecting import choose_sound, choose_tracks
 from teso_deploy.media.container import opened
 from teso_deploy.media.live_reader import LiveReader, start_all
-from teso_deploy.media.mask_folder import check_mask_folder, describe_masks
-from teso_deploy.outputs import check_file
+from teso_deploy.pipeline.file_runner import describe_model
 from teso_deploy.pipeline.pipeline import Offered, Pipeline
-from teso_deploy.sinks.sinks import EventSink, MaskFolderSink, MaskLinesSink, OverlaySink, Sink
+from teso_deploy.sinks.registry import check_target, choose_sink, open_sink
 
 #: How often the terminal shows what is going on.
 VIEW_SECONDS = 0.5
@@ -64,7 +63,13 @@ class LiveRequest:
     @property
     def masks_are_a_folder(self) -> bool:
         """Whether ``masks`` names a folder, and not a file of lines."""
-        return self.masks is not None and self.masks.suffix != ".jsonl"
+        return self.masks is not None and choose_sink("--masks", self.masks).writes == "folder"
+
+    @property
+    def targets(self) -> dict[str, Path]:
+        """Option → where it writes, for the outputs that are asked for."""
+        targets = {"--out": self.out, "--masks": self.masks, "--events": self.events}
+        return {option: target for option, target in targets.items() if target is not None}
 
 
 def check_live(request: LiveRequest) -> None:
@@ -83,15 +88,8 @@ def check_live(request: LiveRequest) -> None:
         parse_place(request.metrics)
     if len(request.inputs) > 1 and (request.out or request.masks):
         raise OutputError("--out and --masks are of one stream: run several streams with --events or --json alone")
-    if request.out is not None:
-        check_file(request.out, ".mp4")
-    if request.masks is not None:
-        if request.masks_are_a_folder:
-            check_mask_folder(request.masks)
-        else:
-            check_file(request.masks)
-    if request.events is not None:
-        check_file(request.events)
+    for option, target in request.targets.items():
+        check_target(choose_sink(option, target), target)
 
 
 @contextmanager
@@ -120,23 +118,6 @@ def ended_by_signals(runner: LiveRunner) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def sinks_of(request: LiveRequest, classes: Sequence[str], readers: Sequence[LiveReader], bundle: str) -> list[Sink]:
-    """Where results go. ``bundle``: its name."""
-    sinks: list[Sink] = []
-    if request.out is not None:
-        (reader,) = readers
-        sinks.append(OverlaySink(request.out, classes, None if request.mute else reader.ring, reader.info.fps))
-    if request.masks is not None:
-        if request.masks_are_a_folder:
-            marker = describe_masks(classes, request.inputs[0].shown, bundle)
-            sinks.append(MaskFolderSink(request.masks, marker))
-        else:
-            sinks.append(MaskLinesSink(request.masks, classes))
-    if request.events is not None:
-        sinks.append(EventSink(request.events, classes, [address.shown for address in request.inputs]))
-    return sinks
 
 
 def cue_worker(chosen: Chosen, asking: AskingOptions, pipeline: Pipeline, runner: LiveRunner) -> CueWorker:
@@ -192,7 +173,8 @@ def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, cues: O
         options = LiveOptions(
             staleness_budget_seconds=request.staleness_seconds, lossless=lossless, fps=request.fps, mute=request.mute
         )
-        sinks = sinks_of(request, pipeline.classes, readers, pipeline.bundle.manifest.name)
+        facts = describe_live_run(pipeline, readers)
+        sinks = [open_sink(choose_sink(option, target), target, facts) for option, target in request.targets.items()]
         runner = LiveRunner(
             pipeline,
             readers,
@@ -215,22 +197,14 @@ def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, cues: O
 
 
 def _report(request: LiveRequest, pipeline: Pipeline, runner: LiveRunner, accounting: Accounting) -> dict[str, Any]:
-    snapshot, manifest = accounting.snapshot(), pipeline.bundle.manifest
+    snapshot = accounting.snapshot()
     for stream, runs in zip(snapshot["streams"], runner.runs(), strict=True):
         stream |= runs
     return {
         **snapshot,
         "mode": request.mode,
         "errors": [str(error) for error in runner.errors()],
-        "backend": pipeline.backend,
-        "bundle": {
-            "name": manifest.name,
-            "trained": manifest.trained,
-            "weights_sha256": manifest.provenance.get("weights_sha256"),
-            "form": pipeline.form,
-            "precision": pipeline.precision,
-            "size": pipeline.size,
-        },
+        **describe_model(pipeline),
     }
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,14 +28,16 @@ from teso_deploy.cues.timed import TimedCues
 from teso_deploy.errors import MediaError, OutputError, StreamFailedError
 from teso_deploy.media.address import Address
 from teso_deploy.media.audio import check_sound
-from teso_deploy.media.mask_folder import check_mask_folder
 from teso_deploy.media.reader import Hardware, VideoReader
-from teso_deploy.outputs import check_apart, check_file, check_folder, make_folder, write_text
+from teso_deploy.outputs import check_apart, check_folder, make_folder, show_path
 from teso_deploy.pipeline.backend_choice import BackendName
-from teso_deploy.pipeline.file_runner import RunResult, run_source
+from teso_deploy.pipeline.file_runner import describe_file_run, run_file
 from teso_deploy.pipeline.pipeline import AUTO, Offered, Pipeline, SizeChoice
 from teso_deploy.pipeline.video_source import VideoSource
-from teso_deploy.text import replace_undecodable, to_one_line
+from teso_deploy.sinks.contracts import RunFacts, Sink
+from teso_deploy.sinks.registry import check_target, choose_sink, find_sink, open_sink
+from teso_deploy.sinks.report import ReportSink
+from teso_deploy.text import to_one_line
 from teso_deploy.types import Precision
 
 #: Of pictures. Python turns no text of thousands of digits into a number.
@@ -74,6 +75,11 @@ def _places(inputs: Sequence[Path], target: Path | None, suffix: str) -> list[Pa
     return [target] if len(inputs) == 1 else [target / f"{path.stem}{suffix}" for path in inputs]
 
 
+def _are_masks_per_input(masks: Path | None) -> bool:
+    """Tell whether each input's masks go to a place of their own: folders do, lines of all inputs go to one file."""
+    return masks is not None and not choose_sink("--masks", masks).takes_many
+
+
 def _check_outputs(
     inputs: Sequence[Path],
     out: Path | None,
@@ -86,7 +92,7 @@ def _check_outputs(
     if len(inputs) > 1 and len({path.stem for path in inputs}) < len(inputs):
         raise OutputError("two inputs have the same name, so their outputs would too: run them one by one")
     if len(inputs) > 1:
-        for folder in (out, masks):
+        for folder in (out, masks if _are_masks_per_input(masks) else None):
             if folder is not None:
                 check_folder(folder)
     elif out is not None and os.path.isdir(out):
@@ -94,19 +100,21 @@ def _check_outputs(
     many = len(inputs) > 1
     for video in _places(inputs, out, ".mp4"):
         if video is not None and (not many or os.path.isdir(video.parent)):
-            check_file(video, ".mp4")
-    for folder in _places(inputs, masks, ""):
-        if folder is not None and (not many or os.path.isdir(folder.parent)):
-            check_mask_folder(folder)
+            check_target(find_sink("video"), video)
+    if masks is not None:
+        entry = choose_sink("--masks", masks)
+        for place in [masks] if entry.takes_many else _places(inputs, masks, ""):
+            if place is not None and (not many or entry.takes_many or os.path.isdir(place.parent)):
+                check_target(entry, place)
     if events is not None:
-        check_file(events)
+        check_target(find_sink("events"), events)
     check_json(json_out)
 
 
-def _print_summary(console: Console, results: Sequence[RunResult]) -> None:
+def _print_summary(console: Console, reports: Sequence[dict[str, Any]]) -> None:
     table = Table("input", "frames", "not blank", "labelled pixels", "p50 ms", "p95 ms", "frames/s", "sound")
-    for result in results:
-        report, latency = result.report, result.report["latency_ms"].get("frame", {})
+    for report in reports:
+        latency = report["latency_ms"].get("frame", {})
         table.add_row(
             as_markup(report["input"].rpartition("/")[2]),
             str(report["frames"]),
@@ -118,15 +126,6 @@ def _print_summary(console: Console, results: Sequence[RunResult]) -> None:
             report["audio"]["source"],
         )
     console.print(table)
-
-
-def _event_lines(results: Sequence[RunResult]) -> str:
-    lines = [
-        json.dumps({"input": result.report["input"], **event.as_dict()}, ensure_ascii=False)
-        for result in results
-        for event in result.events
-    ]
-    return replace_undecodable("".join(f"{line}\n" for line in lines))
 
 
 def run(
@@ -187,8 +186,8 @@ def run(
     masks: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for {index:06d}.png: 8-bit class ids with a palette, 0 = background; live also a .jsonl file "
-            "of COCO run lengths."
+            help="Folder for {index:06d}.png: 8-bit class ids with a palette, 0 = background; or a .jsonl file of COCO "
+            "run lengths."
         ),
     ] = None,
     events: Annotated[
@@ -289,7 +288,12 @@ def run(
             raise typer.BadParameter("--audio, --metrics and --seconds are for streams: add --mode live")
         _check_inputs(paths, sound_from, video_track, audio_track)
         _check_outputs(paths, out, masks, events, json_out)
-        check_apart([*read, sound_from], [*_places(paths, out, ".mp4"), events, json_out], _places(paths, masks, ""))
+        has_folders = _are_masks_per_input(masks)
+        check_apart(
+            [*read, sound_from],
+            [*_places(paths, out, ".mp4"), events, json_out, None if has_folders else masks],
+            _places(paths, masks if has_folders else None, ""),
+        )
     opened = Bundle.open(bundle)
     run_cues = RunCues(cue_request, opened, paths, has_streams=request is not None)
     console = Console(stderr=True)
@@ -317,26 +321,34 @@ def run(
         "mute": mute, "noise_dbfs": noise_dbfs, "sound_from": sound_from,
         "video_track": video_track, "audio_track": audio_track,
     }  # fmt: skip
-    for folder in (out, masks) if len(paths) > 1 else ():
+    has_folders = _are_masks_per_input(masks)
+    for folder in (out, masks if has_folders else None) if len(paths) > 1 else ():
         if folder is not None:
             make_folder(folder)
-    # Beside a model on the CPU there may be no GPU at all, and looking for one takes time.
+    # If the model runs on the CPU there may be no GPU at all, and looking for one takes time.
     hardware: Hardware | None = "nvdec" if decoder == "nvdec" else None
     if decoder == "auto" and pipeline.backend != "cpu":
         hardware = "auto"
-    results = []
-    with closing(run_cues):
-        for path, video, mask_folder in zip(paths, _places(paths, out, ".mp4"), _places(paths, masks, ""), strict=True):
+    facts = describe_file_run(pipeline, [show_path(path) for path in paths])
+    report_sink = ReportSink(None, facts)
+    with closing(run_cues), ExitStack() as stack:
+        shared = [
+            stack.enter_context(open_sink(choose_sink(option, target), target, facts))
+            for option, target in (("--masks", None if has_folders else masks), ("--events", events))
+            if target is not None
+        ]
+        videos, folders = _places(paths, out, ".mp4"), _places(paths, masks if has_folders else None, "")
+        for number, path in enumerate(paths):
             offered = run_cues.of_file(console, pipeline, path, sound)
             source = VideoSource(path, mode="paper" if mode == "paper" else "file", fps=fps, hardware=hardware, **sound)
             if source.reader.decoder_note:
                 say(console, f"{path.name} is decoded in software: {source.reader.decoder_note}")
-            results.append(_run_one(console, pipeline, source, offered, video, mask_folder))
-    if events is not None:
-        write_text(events, _event_lines(results))
-    reports = [result.report for result in results]
-    write_json(json_out, reports[0] if len(reports) == 1 else {"schema_version": 1, "runs": reports})
-    _print_summary(console, results)
+            own = {"--out": videos[number], "--masks": folders[number]}
+            with source, ExitStack() as opened_sinks:
+                sinks = [opened_sinks.enter_context(sink) for sink in _open_sinks(own, facts, number)]
+                _run_one(console, pipeline, source, offered, sinks=[*sinks, *shared, report_sink], number=number)
+    write_json(json_out, report_sink.describe())
+    _print_summary(console, report_sink.describe_inputs())
 
 
 def _run_one(
@@ -344,23 +356,28 @@ def _run_one(
     pipeline: Pipeline,
     source: VideoSource,
     cues: Offered | TimedCues,
-    video: Path | None,
-    masks: Path | None,
-) -> RunResult:
+    *,
+    sinks: Sequence[Sink],
+    number: int,
+) -> None:
     if source.sound == "none":
         what = f"no sound that can be decoded, {source.sound_note}" if source.info.has_audio else "no sound"
         say(console, f"{source.path.name} has {what}: it is run as silence")
     elif source.sound_note:
         say(console, f"the sound of {source.path.name}: {source.sound_note}")
-    with source, progress_bar(console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task(as_markup(source.path.name), total=source.info.duration_seconds or None)
-        result = run_source(
-            pipeline,
-            source,
-            cues,
-            video=video,
-            masks=masks,
-            progress=lambda seconds: bar.update(task, completed=seconds),
-        )
-        bar.update(task, completed=source.info.duration_seconds)
-        return result
+
+        def show_progress(seconds: float) -> None:
+            bar.update(task, completed=seconds)
+
+        run_file(pipeline, source, cues, sinks=sinks, number=number, progress=show_progress)
+        show_progress(source.info.duration_seconds)
+
+
+def _open_sinks(targets: Mapping[str, Path | None], run: RunFacts, number: int) -> Iterator[Sink]:
+    """Open the sinks of one input, one by one: option → target."""
+    facts = replace(run, inputs=run.inputs[number : number + 1])
+    for option, target in targets.items():
+        if target is not None:
+            yield open_sink(choose_sink(option, target), target, facts)

@@ -8,11 +8,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from teso_deploy.media.live_reader import SourceHealth
-from teso_deploy.pipeline.latency import WHOLE_FRAME, BoundedCounts, Histogram
+from teso_deploy.pipeline.latency import BoundedCounts, Histogram, LatencyHistograms
 from teso_deploy.sinks.delivery import Delivery
 
 SCHEMA_VERSION = 1
@@ -46,7 +45,7 @@ class _StreamCounts:
     def __init__(self) -> None:
         self.frames = self.masks_nonblank = 0
         self.redecodes: Counter[str] = Counter()
-        self.stages: dict[str, Histogram] = {}
+        self.latency = LatencyHistograms()
         self.redecode = Histogram()
         self.staleness = Histogram()
         self.rate = _Rate()
@@ -94,9 +93,7 @@ class Accounting:
             stream.masks_nonblank += not found.is_blank
             stream.rate.add(self._clock())
             stream.staleness.add(delivery.staleness_seconds)
-            for (_, before), (stage, done) in pairwise(stamps.items()):
-                stream.stages.setdefault(stage, Histogram()).add(done - before)
-            stream.stages.setdefault(WHOLE_FRAME, Histogram()).add(times[-1] - times[0])
+            stream.latency.add(stamps)
 
     def source(self, stream: int, health: SourceHealth, drops: Mapping[str, int]) -> None:
         """How a source is, and what the scheduler dropped of it, by cause."""
@@ -126,7 +123,7 @@ class Accounting:
         with self._lock:
             return [
                 StreamDurations(
-                    {stage: histogram.bounded() for stage, histogram in stream.stages.items()},
+                    {stage: histogram.bounded() for stage, histogram in stream.latency.stages.items()},
                     stream.redecode.bounded(),
                     stream.staleness.bounded(),
                 )
@@ -149,10 +146,7 @@ class Accounting:
             "fps": round(stream.rate.per_second(now, self._began), 2),
             "drops": {cause: count for cause, count in sorted(drops.items()) if count},
             "redecodes": {cause: stream.redecodes[cause] for cause in ("sound", "cues")},
-            "latency_ms": {
-                stage: stream.stages[stage].percentiles_ms()
-                for stage in sorted(stream.stages, key=lambda name: name == WHOLE_FRAME)
-            },
+            "latency_ms": stream.latency.summary(),
             "redecode_ms": stream.redecode.percentiles_ms(),
             "staleness_ms": stream.staleness.percentiles_ms(),
             "audio": {

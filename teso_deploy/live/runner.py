@@ -5,6 +5,7 @@ Nobody waits for a frame that is late, for cues, or for a sink. Whatever ends a 
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +21,11 @@ from teso_deploy.live.scheduler import LiveOptions, Scheduler, StreamState
 from teso_deploy.media.decoding import LiveFrame
 from teso_deploy.media.live_reader import LiveReader
 from teso_deploy.pipeline.cache import Encoded
+from teso_deploy.pipeline.file_runner import describe_model
 from teso_deploy.pipeline.pipeline import AUTO, Offered, Pipeline, Stream
-from teso_deploy.sinks.delivery import Cause, Delivery
-from teso_deploy.sinks.sinks import Outbox, Sink
+from teso_deploy.sinks.contracts import RunFacts, Sink
+from teso_deploy.sinks.delivery import Cause, Delivery, InputFacts
+from teso_deploy.sinks.outbox import Outbox
 from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Cues, Frame, Segmentation
 
 #: How long nothing happens before it is looked whether something should: a tenth of a hop.
@@ -36,6 +39,16 @@ _State = StreamState[LiveFrame, Encoded]
 Watch = Callable[
     [int, Frame, NDArray[np.float32], NDArray[np.float32], Mapping[str, float] | None, tuple[str, ...] | None], None
 ]
+
+
+def describe_live_run(pipeline: Pipeline, readers: Sequence[LiveReader]) -> RunFacts:
+    """Return what sinks are opened with for the run of some streams."""
+    return RunFacts(
+        kind="streams",
+        classes=tuple(pipeline.classes),
+        inputs=tuple(reader.address.shown for reader in readers),
+        bundle=pipeline.bundle.manifest.name,
+    )
 
 
 def silence(end_seconds: float) -> AudioWindow:
@@ -74,6 +87,15 @@ class LiveRunner:
         self._cue_ttl_seconds = cue_ttl_seconds
         self._watch: Watch | None = None
         self._watches_tags = self._watches_masks = False
+        self._inputs = [
+            InputFacts(
+                name=reader.address.shown,
+                fps=reader.info.fps,
+                sound=None if self.options.mute else reader.ring,
+                describe=functools.partial(self._describe_stream, number),
+            )
+            for number, reader in enumerate(readers)
+        ]
         self._outboxes = [Outbox(sink, lossless=self.options.lossless) for sink in sinks]
         self._work = threading.Condition()
         self._stopping = False
@@ -220,7 +242,18 @@ class LiveRunner:
         )
         staleness = max(0.0, now - picture.pts_seconds)
         end = None if is_mute else until
-        return Delivery(stream.number, encoded.frame, found, cause, shown_at, staleness, end, stamps), sound
+        delivery = Delivery(
+            stream=stream.number,
+            input=self._inputs[stream.number],
+            frame=encoded.frame,
+            segmentation=found,
+            cause=cause,
+            shown_at_seconds=shown_at,
+            staleness_seconds=staleness,
+            audio_end_seconds=end,
+            stamps=stamps,
+        )
+        return delivery, sound
 
     def _tell(self, saw: Watch, number: int, encoded: Encoded, sound: AudioWindow, found: Segmentation) -> None:
         stream = self._streams[number]
@@ -238,12 +271,24 @@ class LiveRunner:
             drops = [dict(stream.drops) for stream in self._scheduler.streams]
         for number, (reader, ours) in enumerate(zip(self._readers, drops, strict=True)):
             self.accounting.source(number, reader.health(), ours)
-        self.accounting.sinks({outbox.name: outbox.health() for outbox in self._outboxes})
+        self.accounting.sinks({outbox.name: outbox.get_health() for outbox in self._outboxes})
 
     def errors(self) -> list[TesoError]:
         """Why streams and sinks ended before their time."""
         found = [reader.error for reader in self._readers] + [outbox.error for outbox in self._outboxes]
         return [error for error in found if error is not None]
+
+    def _describe_stream(self, number: int) -> dict[str, Any]:
+        """Return what a report that a sink writes says of a stream and of the model."""
+        health, mode = self._readers[number].health(), "file" if self.options.lossless else "live"
+        return {
+            "mode": mode,
+            **self.runs()[number],
+            "drops": dict(health.drops),
+            "corrupt_frames": health.corrupt_frames,
+            "audio": {"gap_seconds": health.gap_seconds, "note": health.audio_note},
+            **describe_model(self._pipeline),
+        }
 
     def runs(self) -> list[dict[str, Any]]:
         """How often each graph ran for each stream, and how often the encoder did not have to."""

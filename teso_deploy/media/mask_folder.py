@@ -1,4 +1,4 @@
-"""A folder of masks: numbered pictures and ``masks.json``, by which it is known as ours and may be replaced."""
+"""A folder of masks: numbered PNGs, and ``masks.json``, which says that we wrote the folder and may replace it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _has_marker(folder: Path) -> bool:
 def check_mask_folder(path: Path) -> Target:
     """Refuse a folder that can't be written, or that holds anything but masks with their ``masks.json``.
 
-    A link to a folder, a mount point and ``.`` are folders like others. Raises :class:`OutputError`.
+    A link to a folder, a mount point and ``.`` are allowed. Raises :class:`OutputError`.
     """
     check_folder(path)
     target = find_target(path)
@@ -84,8 +84,8 @@ def check_mask_folder(path: Path) -> Target:
     return target
 
 
-def _write_marker(folder: Path, marker: dict[str, Any]) -> None:
-    write_whole(folder / MARKER, as_json(marker).encode())
+def _write_marker(folder: Path, marker: dict[str, Any], shown: Path) -> None:
+    write_whole(folder / MARKER, as_json(marker).encode(), shown=shown)
 
 
 def _mask_names(folder: Path) -> set[str]:
@@ -94,7 +94,7 @@ def _mask_names(folder: Path) -> set[str]:
 
 
 def _must_stay(folder: Path) -> bool:
-    """Whether a folder can't give its name to another one."""
+    """Tell whether no other folder can take the place of this one."""
     return (
         os.path.ismount(folder)
         or os.path.samefile(folder, os.curdir)
@@ -103,9 +103,9 @@ def _must_stay(folder: Path) -> bool:
 
 
 def _move_in(new: Path, folder: Path) -> None:
-    """Move masks into a folder that stays; only then what was there goes. Killed in between, it has both."""
+    """Move masks into a folder that stays, then delete those that were there. If killed in between, it has both."""
     before, coming = _mask_names(folder), _mask_names(new)
-    shutil.move(new / MARKER, folder / MARKER)  # first: whatever happens, the next run knows the folder as ours
+    shutil.move(new / MARKER, folder / MARKER)  # first, so that the next run knows the folder as ours
     for name in sorted(coming):
         shutil.move(new / name, folder / name)
     for name in before - coming:
@@ -114,9 +114,10 @@ def _move_in(new: Path, folder: Path) -> None:
 
 @contextmanager
 def staged_mask_folder(path: Path, marker: dict[str, Any]) -> Iterator[Path]:
-    """A folder for masks that takes the place of ``path`` when the block ends well; masks that were there go then.
+    """Give a folder for masks that takes the place of ``path`` when the block ends without an error.
 
-    ``marker``: see :func:`describe_masks`. Raises :class:`OutputError`.
+    Until then the masks of an earlier run stay at ``path``. ``marker``: see :func:`describe_masks`. Raises
+    :class:`OutputError`.
     """
     target = check_mask_folder(path)
     place = target.path
@@ -127,7 +128,7 @@ def staged_mask_folder(path: Path, marker: dict[str, Any]) -> Iterator[Path]:
             clear_leftovers(folder)
         with created_folder(home) as new:
             yield new
-            _write_marker(new, marker)
+            _write_marker(new, marker, path)
             if check_mask_folder(path).kind == "folder":
                 with suppress(OSError):
                     os.chmod(new, stat.S_IMODE(os.stat(place).st_mode))
@@ -143,7 +144,7 @@ def staged_mask_folder(path: Path, marker: dict[str, Any]) -> Iterator[Path]:
 
 
 def open_mask_folder(path: Path, marker: dict[str, Any]) -> Path:
-    """Make or empty a folder for masks that are there as soon as they are made, and return where it is.
+    """Make or empty a folder in which each mask appears as soon as it is made, and return the folder's place.
 
     ``marker``: see :func:`describe_masks`. Raises :class:`OutputError`.
     """
@@ -151,7 +152,7 @@ def open_mask_folder(path: Path, marker: dict[str, Any]) -> Path:
     with explained(path):
         folder.mkdir(exist_ok=True)
         clear_leftovers(folder)
-        _write_marker(folder, marker)  # before anything is deleted: the folder stays known as ours
+        _write_marker(folder, marker, path)  # before anything is deleted, so that the folder is still known as ours
         for name in _mask_names(folder):
             os.unlink(folder / name)
     return folder

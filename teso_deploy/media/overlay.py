@@ -1,4 +1,4 @@
-"""What a run found, drawn on the frame: masks with names, the cues, the sound."""
+"""Draw what a run found on the frame: masks with names, the cues, the sound."""
 
 from __future__ import annotations
 
@@ -28,22 +28,31 @@ _FILL = 0.45
 
 @functools.lru_cache(maxsize=1)
 def palette() -> NDArray[np.uint8]:
-    """(256, 3) uint8 RGB: 0 black, then well separated bright colours."""
+    """Return the colours of the labels (256, 3) uint8 RGB: black for 0, then bright colours that differ well."""
     colors = np.zeros((256, 3), np.uint8)
     for index in range(1, 256):
-        hue = (0.02 + index * 0.618034) % 1  # golden ratio: neighbours are far apart
+        hue = (0.02 + index * 0.618034) % 1  # the golden ratio puts neighbours far apart
         red, green, blue = colorsys.hsv_to_rgb(hue, 0.75 if index % 2 else 0.55, 1.0)
         colors[index] = (round(red * 255), round(green * 255), round(blue * 255))
     return colors
 
 
-def save_mask(path: Path, labels: NDArray[np.uint8]) -> None:
-    """Write labels (H, W) as an 8-bit PNG with the palette; :class:`OutputError` when that fails."""
+def save_mask(path: Path, labels: NDArray[np.uint8], *, shown: Path | None = None) -> None:
+    """Write labels as an 8-bit PNG with the palette.
+
+    Args:
+        path: The PNG.
+        labels: (H, W) uint8.
+        shown: What an error names. Default: ``path``.
+
+    Raises:
+        OutputError: The PNG can't be written.
+    """
     image = Image.fromarray(labels, mode="P")
     image.putpalette(palette().tobytes())
     content = io.BytesIO()
     image.save(content, "PNG", compress_level=1)
-    write_whole(path, content.getvalue())
+    write_whole(path, content.getvalue(), shown=shown)
 
 
 @functools.lru_cache(maxsize=8)
@@ -52,7 +61,7 @@ def _font(size: int) -> _Font:
 
 
 def _outline(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
-    """The outermost pixels of a mask; where it meets the border of the picture there are none."""
+    """Return the outermost pixels of a mask. A mask that touches the border of the picture has no outline there."""
     inner = mask
     for _ in range(pixels):
         outer, inner = inner, inner.copy()
@@ -64,10 +73,12 @@ def _outline(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
 
 
 class Overlay:
-    """Draws on frames of one source.
+    """Draws on frames of one file; a strip below the picture shows all of its sound.
 
-    ``classes``: names of the labels from 1; ``track``: the sound that was heard, drawn as a
-    strip below the picture; without one the strip stays empty.
+    Args:
+        classes: Names of the labels from 1.
+        track: The sound that the model hears. None: the strip stays empty.
+        duration_seconds: Of the file, which the strip shows.
     """
 
     def __init__(self, classes: Sequence[str], track: Sound | None, duration_seconds: float) -> None:
@@ -77,7 +88,7 @@ class Overlay:
         self._strips: dict[int, NDArray[np.uint8]] = {}
 
     def _strip(self, width: int, height: int) -> NDArray[np.uint8]:
-        """The whole waveform, drawn once."""
+        """Return the waveform, which is drawn once: it does not change."""
         if width not in self._strips:
             self._strips[width] = self._waveform(width, height)
         return self._strips[width]
@@ -93,13 +104,13 @@ class Overlay:
 
     @staticmethod
     def _draw_masks(image: NDArray[np.uint8], labels: NDArray[np.uint8], scale: float) -> list[tuple[int, int, int]]:
-        """Tint in place; (label, x, y) of where each name goes."""
+        """Tint the masks in place, and return (label, x, y) of where each name goes."""
         places = []
         colors = palette()
         for label in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[1:]) + 1:
             whole = labels == label
             rows, columns = (np.flatnonzero(whole.any(axis)) for axis in (1, 0))
-            # One pixel more on each side: the outline looks at neighbours.
+            # One pixel more on each side, since the outline needs the neighbours.
             box = tuple(slice(max(int(along[0]) - 1, 0), int(along[-1]) + 2) for along in (rows, columns))
             mask, part = whole[box], image[box]
             tinted = part * np.float32(1 - _FILL) + colors[label] * np.float32(_FILL)
@@ -112,7 +123,7 @@ class Overlay:
         return places
 
     def draw(self, frame: Frame, segmentation: Segmentation) -> NDArray[np.uint8]:
-        """The frame (H, W, 3) with masks, names and cues, and the strip of sound below: (H', W, 3) uint8."""
+        """Return the frame with masks, names and cues, and the strip of sound below it: (H', W, 3) uint8."""
         image = frame.image.copy()
         height, width = image.shape[:2]
         scale = max(min(height, width) / 360, 0.5)
@@ -132,7 +143,7 @@ class Overlay:
         return np.asarray(canvas)
 
     def _mark_window(self, strip: NDArray[np.uint8], segmentation: Segmentation) -> None:
-        """Brighten the part of the waveform that was heard."""
+        """Brighten the window of sound in the waveform."""
         width = strip.shape[1]
         start = segmentation.audio_start_seconds - self._from_seconds
         low, high = (round(t / self._seconds * width) for t in (start, start + WINDOW_SECONDS))
@@ -149,9 +160,9 @@ class Overlay:
     def _tag(
         pen: ImageDraw.ImageDraw, text: str, place: tuple[int, int], font: _Font, color: Color, width: int, scale: float
     ) -> None:  # fmt: skip
-        """A name centred at a place: a label of the mask's colour, kept inside the picture."""
+        """Draw a name at a place (x of its middle, y of its top) in the mask's colour, inside the picture."""
         left, _, right, _ = pen.textbbox((0, 0), text, font=font)
-        _, top, _, bottom = pen.textbbox((0, 0), "Ag", font=font)  # all labels equally high
+        _, top, _, bottom = pen.textbbox((0, 0), "Ag", font=font)  # so that all labels are equally high
         gap = max(2, round(4 * scale))
         wide, tall = right - left + 3 * gap, bottom - top + 2 * gap
         x, y = min(max(place[0] - wide / 2, 2), max(width - wide - 2, 2)), place[1]
@@ -161,7 +172,7 @@ class Overlay:
 
     @staticmethod
     def _draw_cues(pen: ImageDraw.ImageDraw, segmentation: Segmentation, font: _Font, width: int, scale: float) -> None:
-        """Accepted cues bright, rejected ones faint and struck out; a new row where the picture ends."""
+        """Draw accepted cues bright, rejected ones faint and struck out, in rows as wide as the picture."""
         slots = np.flatnonzero(segmentation.cues.valid)
         alive_slots = segmentation.cue_gate[slots] > 0
         named = [(name, bool(alive)) for name, alive in zip(segmentation.cues.names, alive_slots, strict=False)]
@@ -189,7 +200,7 @@ class Overlay:
 
 
 class RollingOverlay(Overlay):
-    """Draws on frames of a stream: its strip shows the last ten seconds of sound, and moves."""
+    """Draws on frames of a stream; the strip below the picture shows the last ten seconds of sound."""
 
     SECONDS = 10.0
 
@@ -200,7 +211,6 @@ class RollingOverlay(Overlay):
         return self._waveform(width, height)
 
     def draw(self, frame: Frame, segmentation: Segmentation) -> NDArray[np.uint8]:
-        """See :meth:`Overlay.draw`."""
         latest = max(frame.pts_seconds, segmentation.audio_start_seconds + WINDOW_SECONDS)
         self._from_seconds = max(0.0, latest - self.SECONDS)
         return super().draw(frame, segmentation)

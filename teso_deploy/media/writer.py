@@ -1,4 +1,4 @@
-"""Writing a video with its sound, whole or not at all."""
+"""Write a video with its sound: whole or not at all, or so that it can be played while it grows."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _CHUNK_SAMPLES = 4096
 #: The same numbers name matrix, primaries and transfer function.
 _BT709, _SMPTE170M = 1, 6
 _LIMITED_RANGE = 1
-#: What a growing file may lack when its process is killed: a piece is written when it is so long, the last one not.
+#: Length of the pieces of a growing file. If its process is killed, the file lacks the piece that was not finished.
 _PIECE_SECONDS = 1.0
-#: Sound that is later than this is silence in a growing file: whole pieces need both tracks.
+#: In a growing file, sound that comes later than this is replaced by silence: a piece needs both tracks.
 _LATE_SOUND_SECONDS = 1.0
 
 
 class _Output:
-    """The file that FFmpeg writes to, as PyAV takes it.
+    """The file that FFmpeg writes to, in the form that PyAV takes.
 
-    The first error is kept: FFmpeg forgets those of its last writes. So is what a signal raises, which does not pass
-    through FFmpeg: PyAV would lose Ctrl-C, and end the process at once for SystemExit.
-    A file of Python has any name: FFmpeg would take ``12:30.mp4`` for an address.
+    It keeps the first error, because FFmpeg forgets errors of its last writes. It also keeps what a signal handler
+    raises, which can't pass through FFmpeg: PyAV would lose Ctrl-C, and end the process at once for SystemExit.
+    The file is opened by Python, because FFmpeg would take a name like ``12:30.mp4`` for an address.
     """
 
     name = "video.mp4"
@@ -68,21 +68,26 @@ class _Output:
         return self._file.seekable()
 
     def open_again(self, url: str, flags: int, options: dict[str, str]) -> BinaryIO:
-        """Open it to read, which moves the index of a finished file to its front."""
+        """Open the file to read it: FFmpeg does so to move the index of a finished file to its front."""
         return open(self._file.name, "rb", buffering=0)
 
 
 class VideoWriter:
-    """H.264 and AAC in MP4; a context manager.
+    """Writes H.264 and AAC in MP4; a context manager.
 
-    Frames carry their own time, so a variable frame rate stays one. The sound is the
-    track's: what the model heard. The file appears under its name when the block ends
-    well; on an error nothing is left.
+    Frames carry their own time, so a variable frame rate is kept.
 
-    ``is_growing``: of a stream. The file is there from the first picture, where it begins, in
-    pieces of a second that can be played whatever becomes of the process.
+    Args:
+        path: The video. It appears under this name when the block ends without an error; otherwise nothing is left.
+        width: Of the pictures, in pixels. If it is odd, the video is a pixel wider.
+        height: Of the pictures, in pixels. If it is odd, the video is a pixel higher.
+        fps: Frames per second that are expected; how long the last one lasts.
+        sound: What the model hears, as the sound track. Default: None, no sound track.
+        is_growing: For streams: the file exists from the first picture on, which is its time 0, and consists of pieces
+            of a second that can be played even after the process was killed. Default: False.
 
-    Raises :class:`OutputError` when the file can't be written.
+    Raises:
+        OutputError: The file can't be written.
     """
 
     def __init__(
@@ -90,8 +95,9 @@ class VideoWriter:
         path: str | Path,
         width: int,
         height: int,
+        *,
         fps: float | Fraction,
-        audio: Sound | None = None,
+        sound: Sound | None = None,
         is_growing: bool = False,
     ) -> None:
         self.path, self._is_growing = Path(path), is_growing
@@ -102,7 +108,7 @@ class VideoWriter:
         self._begin_seconds = None if is_growing else 0.0
         self._width, self._height = width, height
         self._frame_seconds = float(1 / fps)
-        self._track = audio
+        self._track = sound
         self._sent_samples = 0
         self._last_tick = -1
         self._last_image: NDArray[np.uint8] | None = None
@@ -133,10 +139,10 @@ class VideoWriter:
         self._video.pix_fmt = "yuv420p"
         self._video.options = {"crf": "20", "preset": "veryfast"}
         if self._is_growing:
-            # A piece begins with a key frame: of these there is one when it is due by time, whatever the frame rate.
+            # A piece begins with a key frame, and _encode asks for one by time: the frame rate may be low or vary.
             self._video.options |= {"preset": "ultrafast", "tune": "zerolatency", "g": "9999", "forced-idr": "1"}
         self._video.codec_context.time_base = Fraction(1, _TICKS_PER_SECOND)
-        # Without tags players guess, and take large pictures for BT.709.
+        # Without tags players guess, and assume BT.709 for large pictures.
         self._matrix = "ITU709" if is_hd(width, height) else "ITU601"
         context, tag = self._video.codec_context, _BT709 if is_hd(width, height) else _SMPTE170M
         context.colorspace = context.color_primaries = context.color_trc = tag
@@ -151,7 +157,7 @@ class VideoWriter:
         return self
 
     def write(self, image: NDArray[np.uint8], pts_seconds: float) -> None:
-        """One picture (height, width, 3) uint8 RGB at its time; times must grow.
+        """Write a picture (height, width, 3) uint8 RGB at its time in seconds; times must grow.
 
         Raises :class:`OutputError` (the disk is full, say), :class:`ValueError` (another size).
         """
@@ -190,7 +196,7 @@ class VideoWriter:
                 raise self._output.error
 
     def _write_sound(self, until_seconds: float) -> None:
-        """Send the sound up to a time of the file, so that both tracks lie close together in it."""
+        """Send the sound up to a time of the file, so that picture and sound of a time are close together in it."""
         begin = self._begin_seconds or 0.0
         if self._sound is None or self._track is None:
             return
@@ -210,14 +216,14 @@ class VideoWriter:
             self._sent_samples = last
 
     def hold_until(self, end_seconds: float) -> None:
-        """Let the last picture stay, and the sound go on, until a time (seconds) when the file is finished."""
+        """Show the last picture, and play the sound, until a time in seconds when the file is finished."""
         self._end_seconds = end_seconds
 
     def _finish(self) -> None:
         end = self._last_tick / _TICKS_PER_SECOND + self._frame_seconds
         held = self._end_seconds - (self._begin_seconds or 0.0)
         if self._last_image is not None and held - end > self._frame_seconds / 2:
-            # MP4 has no better way to say that a picture lasts: encoders put frames in another order.
+            # Encoders reorder frames, so in MP4 only a second picture can say reliably how long the last one lasts.
             self._encode(self._last_image, self._end_seconds - self._frame_seconds)
         self._write_sound(max(end, held))
         self._container.mux(self._video.encode(None))
@@ -245,7 +251,7 @@ class VideoWriter:
             self._discard()
 
     def _discard(self) -> None:
-        """Close the file; one that has not taken its name vanishes."""
+        """Close the file, and remove one that has not got its name yet."""
         if not self._is_growing:
             with contextlib.suppress(OSError):
                 os.unlink(self._file.name)

@@ -1,4 +1,4 @@
-"""How long each stage took, as percentiles: a mean alone is not a result."""
+"""How long each stage took, as percentiles: a mean alone hides the slow frames."""
 
 from __future__ import annotations
 
@@ -19,11 +19,24 @@ BOUNDS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 
 
 def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
-    """``p50`` … ``p99`` in milliseconds; empty without a value."""
+    """Return ``p50`` … ``p99`` in milliseconds; empty without a value."""
     if not seconds:
         return {}
     values = np.percentile(np.asarray(seconds, np.float64) * 1e3, PERCENTILES)
     return {f"p{percent}": round(float(value), 4) for percent, value in zip(PERCENTILES, values, strict=True)}
+
+
+def _put_frame_last(stages: Mapping[str, object]) -> list[str]:
+    return sorted(stages, key=lambda stage: stage == WHOLE_FRAME)
+
+
+def _measure_stages(stamps: Mapping[str, float]) -> dict[str, float]:
+    """Stage → how long it lasted in seconds: from the stamp before it to its own. The first stamp only begins."""
+    durations = {stage: done - before for (_, before), (stage, done) in pairwise(stamps.items())}
+    if durations:
+        times = list(stamps.values())
+        durations[WHOLE_FRAME] = times[-1] - times[0]
+    return durations
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +48,10 @@ class BoundedCounts:
 
 
 class Histogram:
-    """Durations in buckets of one per cent: a run of a month takes no more room than one of a minute."""
+    """Durations in buckets of one per cent, so that a run of a month takes no more memory than one of a minute."""
 
     _GROWTH = math.log(1.01)
-    #: Shorter ones are as good as nothing.
+    #: Shorter durations count as zero.
     _LEAST_SECONDS = 1e-7
 
     def __init__(self) -> None:
@@ -51,7 +64,7 @@ class Histogram:
         """Count a duration."""
         self._buckets[round(math.log(max(seconds, self._LEAST_SECONDS)) / self._GROWTH)] += 1
         self._bounded[bisect_left(BOUNDS_SECONDS, seconds)] += 1
-        self._sum_seconds += max(seconds, 0.0)  # a sum that fell would look like a restart
+        self._sum_seconds += max(seconds, 0.0)  # Prometheus takes a sum that falls for a restart
         self.count += 1
 
     def bounded(self) -> BoundedCounts:
@@ -59,7 +72,7 @@ class Histogram:
         return BoundedCounts(tuple(accumulate(self._bounded)), self._sum_seconds)
 
     def percentiles_ms(self) -> dict[str, float]:
-        """``p50`` … ``p99`` in milliseconds, to one per cent; empty without a value."""
+        """Return ``p50`` … ``p99`` in milliseconds, exact to one per cent; empty without a value."""
         found: dict[str, float] = {}
         waiting, seen = list(PERCENTILES), 0
         for bucket in sorted(self._buckets):
@@ -73,22 +86,34 @@ class Histogram:
 class LatencyLog:
     """Collects the stamps of frames: stage → monotonic seconds at which it was done, in order.
 
-    A stage lasts from the stamp before it to its own. One that was spared, because its input
-    had not changed, counts with the time that this took, which is next to nothing.
+    A stage that did not have to run, because its input had not changed, counts with the time that this took, which is
+    close to zero. Percentiles are exact; memory grows with the number of frames.
     """
 
     def __init__(self) -> None:
         self._seconds: dict[str, list[float]] = {}
 
     def add(self, stamps: Mapping[str, float]) -> None:
-        """Account one frame."""
-        for (_, before), (stage, done) in pairwise(stamps.items()):
-            self._seconds.setdefault(stage, []).append(done - before)
-        if len(stamps) > 1:
-            times = list(stamps.values())
-            self._seconds.setdefault(WHOLE_FRAME, []).append(times[-1] - times[0])
+        """Count a frame."""
+        for stage, seconds in _measure_stages(stamps).items():
+            self._seconds.setdefault(stage, []).append(seconds)
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Stage → percentiles in milliseconds, ``frame`` last."""
-        stages = sorted(self._seconds, key=lambda stage: stage == WHOLE_FRAME)
-        return {stage: percentiles_ms(self._seconds[stage]) for stage in stages}
+        return {stage: percentiles_ms(self._seconds[stage]) for stage in _put_frame_last(self._seconds)}
+
+
+class LatencyHistograms:
+    """The same as :class:`LatencyLog` for runs that may never end: exact to one per cent, in bounded memory."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, Histogram] = {}
+
+    def add(self, stamps: Mapping[str, float]) -> None:
+        """Count a frame."""
+        for stage, seconds in _measure_stages(stamps).items():
+            self.stages.setdefault(stage, Histogram()).add(seconds)
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Stage → percentiles in milliseconds, ``frame`` last."""
+        return {stage: self.stages[stage].percentiles_ms() for stage in _put_frame_last(self.stages)}

@@ -1,1 +1,1 @@
-"""Where results go: annotated video, masks, events, reports."""
+"""Outputs of a run: annotated video, masks, events, reports, callbacks; the same for files and for streams."""

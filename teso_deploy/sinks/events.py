@@ -1,18 +1,24 @@
-"""When each class begins and ceases to sound, from the masks of a stream."""
+"""When each class begins and stops to sound, from the masks of a run."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
+from teso_deploy.sinks.contracts import InputKind, RunFacts, Sink
+from teso_deploy.sinks.delivery import Delivery, InputFacts
+from teso_deploy.sinks.json_lines import JsonLines
 from teso_deploy.types import BLANK_PIXEL_RATE, Segmentation
 
-#: A class that is gone for no longer than this has not stopped: one hop of the sound's window.
+#: An absence up to this long does not end an event: one hop of the window of sound.
 JOIN_SECONDS = 0.24
-#: Where results are rare nobody looks in between: what is there again behind so short a pause was there all the time.
+#: Where results are rare, a class that two consecutive results show is assumed to have sounded in between, if the
+#: pause between them is no longer than this.
 PAUSE_SECONDS = 2.0
 #: What rounding may add to a time.
 _NEAR_SECONDS = 1e-6
@@ -32,7 +38,7 @@ class Event:
     frames: int
 
     def as_dict(self) -> dict[str, object]:
-        """For a JSON line."""
+        """Return the content of a JSON line."""
         return asdict(self)
 
 
@@ -45,9 +51,11 @@ class _Open:
 
 
 class EventLog:
-    """Turns segmentations in order of time into events.
+    """Turns the segmentations of one input into events.
 
-    ``classes``: the bundle's; ``join_seconds``: an absence that a result has shown ends an event when it lasts longer.
+    Args:
+        classes: The bundle's.
+        join_seconds: If results show a class absent for longer than this, its event has ended.
     """
 
     def __init__(self, classes: Sequence[str], join_seconds: float = JOIN_SECONDS) -> None:
@@ -62,9 +70,12 @@ class EventLog:
         return {self._classes[label - 1]: event.onset_seconds for label, event in self._open.items()}
 
     def add(self, segmentation: Segmentation, at_seconds: float | None = None) -> Iterator[Event]:
-        """Account a frame, or another sound for it ``at_seconds``; gives the events that are over by then.
+        """Account a result, and give the events that have ended by then.
 
-        What comes late, a sound say that was heard before the newest picture, counts as of the newest time.
+        Args:
+            segmentation: The result.
+            at_seconds: The time that it is true for. A time before that of the last result, as of a sound that was
+                heard before the newest picture, counts as the last one. Default: the time of its frame.
         """
         self._now = now = max(self._now, segmentation.pts_seconds if at_seconds is None else at_seconds)
         pixels = np.bincount(segmentation.labels.ravel(), minlength=len(self._classes) + 1)
@@ -77,23 +88,23 @@ class EventLog:
                 event.scores.append(score)
                 continue
             if event is not None:
-                yield self._closed(label)
+                yield self._close(label)
             self._open[label] = _Open(now, now, [score])
         for label in [key for key in self._open if key not in present]:
             self._open[label].was_missed = True
             if not self._goes_on(self._open[label], now):
-                yield self._closed(label)
+                yield self._close(label)
 
     def _goes_on(self, event: _Open, now: float) -> bool:
         most = self._join_seconds if event.was_missed else max(self._join_seconds, PAUSE_SECONDS)
         return now - event.end_seconds <= most + _NEAR_SECONDS
 
     def finish(self) -> Iterator[Event]:
-        """The events that last to the end."""
+        """Give the events that last to the end."""
         for label in sorted(self._open):
-            yield self._closed(label)
+            yield self._close(label)
 
-    def _closed(self, label: int) -> Event:
+    def _close(self, label: int) -> Event:
         event = self._open.pop(label)
         return Event(
             self._classes[label - 1],
@@ -102,3 +113,65 @@ class EventLog:
             round(float(np.mean(event.scores)), 4),
             len(event.scores),
         )
+
+
+def open_event_log(classes: Sequence[str], kind: InputKind, facts: InputFacts) -> EventLog:
+    """Make the log of an input. In a file with few frames, one frame without a class does not end its event."""
+    is_slow_file = kind == "files" and facts.fps > 0
+    return EventLog(classes, max(JOIN_SECONDS, 1.5 / facts.fps) if is_slow_file else JOIN_SECONDS)
+
+
+@dataclass(slots=True)
+class _InputEvents:
+    name: str
+    log: EventLog
+    ended: list[Event] = field(default_factory=list)
+
+
+class EventSink(Sink):
+    """Writes events as JSON lines.
+
+    Of files a line for each event, in the order of the inputs and then of the ends. Of streams two lines as it
+    happens: ``{"event": "onset", …}`` when a class begins to sound, ``{"event": "end", …}`` when it has stopped.
+    Raises :class:`OutputError`.
+    """
+
+    def __init__(self, path: Path, run: RunFacts) -> None:
+        self.name, self._run = path.name, run
+        self._lines = JsonLines(path, run.kind)
+        self._inputs: dict[int, _InputEvents] = {}
+
+    def append(self, delivery: Delivery) -> None:
+        number, is_file = delivery.stream, self._run.kind == "files"
+        if number not in self._inputs:
+            log = open_event_log(self._run.classes, self._run.kind, delivery.input)
+            self._inputs[number] = _InputEvents(delivery.input.name, log)
+        found = self._inputs[number]
+        before = found.log.open_names
+        ended = list(found.log.add(delivery.segmentation, delivery.at_seconds))
+        if is_file:  # a later input may have results before an earlier one's last event has ended
+            found.ended += ended
+            return
+        for event in ended:
+            before.pop(event.name, None)
+            self._lines.write({"event": "end", "input": found.name, **event.as_dict()})
+        for name, onset in found.log.open_names.items():
+            if name not in before:
+                line = {"event": "onset", "input": found.name, "name": name}
+                self._lines.write({**line, "onset_seconds": round(onset, 6)})
+
+    def close(self) -> None:
+        first = {} if self._run.kind == "files" else {"event": "end"}
+        for number in sorted(self._inputs):
+            found = self._inputs.pop(number)
+            for event in [*found.ended, *found.log.finish()]:
+                self._lines.write({**first, "input": found.name, **event.as_dict()})
+        self._lines.close()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._lines.__exit__(kind, error, trace)

@@ -103,6 +103,31 @@ def test_masks_are_those_of_the_library(clip: Path, tiny_bundle: Path, tmp_path:
     assert report["cues"] == {"names": [], "source": "fallback", "offered_rate": {}, "accepted_rate": {}}
 
 
+def test_masks_of_files_as_lines(clip: Path, silent_clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    folder, lines = tmp_path / "masks", tmp_path / "masks.jsonl"
+    for masks in (folder, lines):
+        code, _, err = teso("run", clip, "--bundle", tiny_bundle, "--threads", 1, "--masks", masks)
+        assert code == 0, err
+    found = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [line["index"] for line in found] == list(range(24)) and {line["cause"] for line in found} == {"frame"}
+    names = [entry["name"] for entry in json.loads((folder / "masks.json").read_text())["classes"]]
+    for line in found:
+        labels = np.zeros((48, 64), np.uint8)
+        for thing in line["objects"]:
+            height, width = thing["segmentation"]["size"]
+            counts = thing["segmentation"]["counts"]
+            mask = np.repeat(np.arange(len(counts)) % 2, counts).reshape(width, height).T
+            labels = np.zeros((height, width), np.uint8) if labels.shape != mask.shape else labels
+            labels[mask > 0] = names.index(thing["name"]) + 1
+        expected = np.asarray(Image.open(folder / f"{line['index']:06d}.png"))
+        np.testing.assert_array_equal(labels if line["objects"] else np.zeros_like(expected), expected)
+    code, _, err = teso("run", clip, silent_clip, "--bundle", tiny_bundle, "--threads", 1, "--masks", lines)
+    assert code == 0, err
+    assert [json.loads(line)["stream"] for line in lines.read_text().splitlines()][:25] == [0] * 24 + [1]
+    assert json.loads(lines.read_text().splitlines()[-1])["audio_end_seconds"] is None, "it has no sound"
+    assert teso("run", lines, "--masks", lines).code == 2, "an input is not written"
+
+
 def test_masks_of_an_earlier_run_are_replaced(clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     report_of(clip, "--bundle", tiny_bundle, "--masks", masks)

@@ -129,7 +129,7 @@ def test_a_bad_file_is_closed_again(tmp_path: Path) -> None:
 
 
 def write_to(path: Path) -> None:
-    with VideoWriter(path, 64, 48, 25, AudioTrack.silence(1)) as writer:
+    with VideoWriter(path, 64, 48, fps=25, sound=AudioTrack.silence(1)) as writer:
         writer.write(np.zeros((48, 64, 3), np.uint8), 0.0)
 
 

@@ -252,7 +252,7 @@ def test_one_channel_that_is_no_number_leaves_the_others(tmp_path: Path) -> None
 def test_a_video_is_written_from_sound_that_is_no_number(tmp_path: Path) -> None:
     samples = np.full(16_000, 0.25, np.float32)
     samples[::7], samples[3::7] = np.nan, np.inf
-    with VideoWriter(tmp_path / "o.mp4", 64, 48, 10, AudioTrack(samples)) as writer:
+    with VideoWriter(tmp_path / "o.mp4", 64, 48, fps=10, sound=AudioTrack(samples)) as writer:
         for number in range(10):
             writer.write(np.zeros((48, 64, 3), np.uint8), number / 10)
     assert 0.05 < np.abs(read_audio(tmp_path / "o.mp4").samples).max() < 1

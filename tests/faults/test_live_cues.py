@@ -20,8 +20,8 @@ from teso_deploy.live.prometheus import render_metrics
 from teso_deploy.live.runner import LiveRunner
 from teso_deploy.media.live_reader import LiveReader
 from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.sinks.callback import CallbackSink
 from teso_deploy.sinks.delivery import Delivery
-from teso_deploy.sinks.sinks import CallbackSink
 from tests.support.leaks import nothing_left
 from tests.unit.test_cue_worker import Scripted
 from tests.unit.test_live_runner import Camera

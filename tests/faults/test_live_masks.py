@@ -15,8 +15,8 @@ from teso_deploy.media.address import Address
 from teso_deploy.media.live_reader import LiveReader
 from teso_deploy.pipeline.pipeline import AUTO, Pipeline
 from teso_deploy.resources import shipped_path
+from teso_deploy.sinks.callback import CallbackSink
 from teso_deploy.sinks.delivery import Delivery
-from teso_deploy.sinks.sinks import CallbackSink
 from tests.support.streams import Damage, Sender, lost, serving, tcp, untouched
 from tests.support.transport import begins_picture
 

@@ -14,13 +14,16 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from teso_deploy.live.accounting import Accounting
-from teso_deploy.live.runner import LiveRunner
+from teso_deploy.live.runner import LiveRunner, describe_live_run
 from teso_deploy.media.address import Address
 from teso_deploy.media.backoff import Backoff
 from teso_deploy.media.live_reader import LiveReader
 from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.sinks.callback import CallbackSink
+from teso_deploy.sinks.contracts import Sink
 from teso_deploy.sinks.delivery import Delivery
-from teso_deploy.sinks.sinks import CallbackSink, MaskLinesSink, OverlaySink, Sink
+from teso_deploy.sinks.mask_lines import MaskLinesSink
+from teso_deploy.sinks.video import AnnotatedVideoSink
 from tests.support.leaks import nothing_left
 from tests.support.recordings import click_track, record
 from tests.support.streams import Sender, corrupted, free_port, lost, serving, tcp, untouched
@@ -89,10 +92,11 @@ def watch_for_minutes(pipeline: Pipeline, path: Path, out: Path) -> None:
     address = Address.parse(f"tcp://127.0.0.1:{camera.port}")
     with LiveReader(address, timeout_seconds=1.0, backoff=lambda: Backoff(0.1, 0.5)) as reader:
         reader.start()
+        facts = describe_live_run(pipeline, [reader])
         sinks: list[Sink] = [
             CallbackSink(note),
-            OverlaySink(out / "out.mp4", pipeline.classes, reader.ring, 15.0),
-            MaskLinesSink(out / "m.jsonl", pipeline.classes),
+            AnnotatedVideoSink(out / "out.mp4", facts),
+            MaskLinesSink(out / "m.jsonl", facts),
         ]
         accounting = Accounting([address.shown])
         runner = LiveRunner(pipeline, [reader], sinks, accounting=accounting)

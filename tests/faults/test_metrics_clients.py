@@ -20,11 +20,10 @@ import pytest
 from teso_deploy.errors import OutputError
 from teso_deploy.live.accounting import Accounting
 from teso_deploy.live.metrics_server import MOST_REQUEST_BYTES, MetricsServer
-from teso_deploy.live.runner import LiveRunner
+from teso_deploy.live.runner import LiveRunner, describe_live_run
 from teso_deploy.media.live_reader import LiveReader
-from teso_deploy.media.mask_folder import describe_masks
 from teso_deploy.pipeline.pipeline import Pipeline
-from teso_deploy.sinks.sinks import MaskFolderSink
+from teso_deploy.sinks.mask_folder import MaskFolderSink
 from tests.support.leaks import nothing_left
 from tests.unit.test_live_accounting import HEALTH
 from tests.unit.test_live_runner import Camera
@@ -195,8 +194,8 @@ def test_the_oldest_gives_way_to_the_newest(server: MetricsServer) -> None:
 
 def test_a_run_loses_nothing_to_slow_clients(tiny_bundle: Path, tmp_path: Path) -> None:
     pipeline = Pipeline.load(tiny_bundle, threads=1)
-    marker = describe_masks(pipeline.classes, "cam", "tiny")
-    camera, sink = Camera(1.5), MaskFolderSink(tmp_path / "masks", marker)
+    camera = Camera(1.5)
+    sink = MaskFolderSink(tmp_path / "masks", describe_live_run(pipeline, cast(list[LiveReader], [camera])))
     accounting = Accounting(["cam"])
     runner = LiveRunner(pipeline, cast(list[LiveReader], [camera]), [sink], accounting=accounting)
     before = len(os.listdir("/proc/self/fd"))

@@ -150,7 +150,7 @@ def test_sound_from_another_file_is_cut_to_the_picture(tiny_bundle: Path, tmp_pa
 
 def test_a_writer_holds_its_last_picture(tmp_path: Path) -> None:
     image = np.full((48, 64, 3), 90, np.uint8)
-    with VideoWriter(tmp_path / "o.mp4", 64, 48, 10, AudioTrack.silence(9.0)) as writer:
+    with VideoWriter(tmp_path / "o.mp4", 64, 48, fps=10, sound=AudioTrack.silence(9.0)) as writer:
         for at in (0.0, 0.1):
             writer.write(image, at)
         writer.hold_until(5.0)
@@ -166,7 +166,7 @@ def test_the_written_video_has_tags_that_its_colours_agree_with(
     colours = np.array([[180 * (n >> b & 1) for b in (1, 2, 0)] for n in range(8)] + [[255, 0, 0], [16, 32, 200]])
     bars = np.repeat(colours, width // 10, axis=0).astype(np.uint8)
     image = np.broadcast_to(bars, (height, len(bars), 3))
-    with VideoWriter(tmp_path / "o.mp4", width, height, 5) as writer:
+    with VideoWriter(tmp_path / "o.mp4", width, height, fps=5) as writer:
         for number in range(3):
             writer.write(image, number / 5)
     with av.open(str(tmp_path / "o.mp4")) as container:

@@ -34,7 +34,7 @@ def flash(lit: bool, size: tuple[int, int] = (48, 64)) -> np.ndarray:
 def test_flash_and_beep_stay_together(tmp_path: Path, start: float) -> None:
     """The picture lights up when the beep starts; after writing and reading they still agree."""
     track = beep_track(1.0, 2.5, start)
-    with VideoWriter(tmp_path / "o.mp4", 64, 48, 25, track) as writer:
+    with VideoWriter(tmp_path / "o.mp4", 64, 48, fps=25, sound=track) as writer:
         for i in range(60):
             writer.write(flash(i / 25 >= 1.0 + start), i / 25)
     with VideoReader(tmp_path / "o.mp4") as reader:
@@ -46,7 +46,7 @@ def test_flash_and_beep_stay_together(tmp_path: Path, start: float) -> None:
 
 def test_times_and_size_are_kept(tmp_path: Path) -> None:
     times = [0.0, 0.04, 0.3, 0.31, 1.0]
-    with VideoWriter(tmp_path / "o.mp4", 63, 47, 25) as writer:
+    with VideoWriter(tmp_path / "o.mp4", 63, 47, fps=25) as writer:
         for seconds in times:
             writer.write(flash(True, (47, 63)), seconds)
     with VideoReader(tmp_path / "o.mp4") as reader:
@@ -55,7 +55,7 @@ def test_times_and_size_are_kept(tmp_path: Path) -> None:
 
 
 def test_the_sound_ends_with_the_picture(tmp_path: Path) -> None:
-    with VideoWriter(tmp_path / "o.mp4", 64, 48, 25, beep_track(0, 10)) as writer:
+    with VideoWriter(tmp_path / "o.mp4", 64, 48, fps=25, sound=beep_track(0, 10)) as writer:
         for i in range(25):
             writer.write(flash(False), i / 25)
     assert read_audio(tmp_path / "o.mp4").duration_seconds == pytest.approx(1.0, abs=0.1)
@@ -64,7 +64,7 @@ def test_the_sound_ends_with_the_picture(tmp_path: Path) -> None:
 def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
     target = tmp_path / "o.mp4"
     target.write_text("the last good one")
-    with pytest.raises(RuntimeError), VideoWriter(target, 64, 48, 25) as writer:
+    with pytest.raises(RuntimeError), VideoWriter(target, 64, 48, fps=25) as writer:
         writer.write(flash(True), 0)
         raise RuntimeError
     assert target.read_text() == "the last good one" and os.listdir(tmp_path) == ["o.mp4"]
@@ -74,7 +74,7 @@ def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["12:30.mp4", os.fsdecode(b"caf\xe9.mp4"), "-y.mp4", "%03d.mp4", "b" * 251 + ".mp4"])
 def test_any_name_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, is_growing: bool) -> None:
     monkeypatch.chdir(tmp_path)
-    with VideoWriter(name, 64, 48, 25, beep_track(0, 1), is_growing=is_growing) as writer:
+    with VideoWriter(name, 64, 48, fps=25, sound=beep_track(0, 1), is_growing=is_growing) as writer:
         for i in range(10):
             writer.write(flash(True), i / 25)
     assert os.listdir(tmp_path) == [name]
@@ -84,7 +84,7 @@ def test_any_name_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nam
 
 def test_the_index_comes_first(tmp_path: Path) -> None:
     """So that players can begin before the whole file has come."""
-    with VideoWriter(tmp_path / "o.mp4", 64, 48, 25, beep_track(0, 1)) as writer:
+    with VideoWriter(tmp_path / "o.mp4", 64, 48, fps=25, sound=beep_track(0, 1)) as writer:
         writer.write(flash(True), 0)
     content = (tmp_path / "o.mp4").read_bytes()
     assert 0 < content.index(b"moov") < content.index(b"mdat")
@@ -105,7 +105,7 @@ def file_size_limit(size: int) -> Iterator[None]:
 @pytest.mark.parametrize("missing_bytes", [1, 500])
 def test_a_disk_that_fills_up_at_the_very_end(tmp_path: Path, missing_bytes: int, is_growing: bool) -> None:
     def write(path: Path) -> None:
-        with VideoWriter(path, 64, 48, 25, beep_track(0, 2), is_growing=is_growing) as writer:
+        with VideoWriter(path, 64, 48, fps=25, sound=beep_track(0, 2), is_growing=is_growing) as writer:
             for i in range(30):
                 writer.write(flash(i % 2 == 0), i / 25)
 
@@ -140,7 +140,7 @@ def test_a_signal_in_the_middle_of_a_write_ends_the_video(tmp_path: Path, error:
 
     before, pictures = signal.signal(signal.SIGUSR1, end), 0
     try:
-        with pytest.raises(error), VideoWriter(tmp_path / "video.mp4", 64, 48, 10) as writer:
+        with pytest.raises(error), VideoWriter(tmp_path / "video.mp4", 64, 48, fps=10) as writer:
             writer._output._file = file = Interrupted(writer._file)
             for pictures in range(1, 200):
                 writer.write(flash(pictures % 2 == 0), pictures / 10)
@@ -152,23 +152,23 @@ def test_a_signal_in_the_middle_of_a_write_ends_the_video(tmp_path: Path, error:
 
 def test_a_link_stays_and_a_device_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link.mp4").symlink_to("o.mp4")
-    with VideoWriter(tmp_path / "link.mp4", 64, 48, 25) as writer:
+    with VideoWriter(tmp_path / "link.mp4", 64, 48, fps=25) as writer:
         writer.write(flash(True), 0)
     assert (tmp_path / "link.mp4").is_symlink() and (tmp_path / "o.mp4").stat().st_size > 500
     for is_growing in (True, False):
         with pytest.raises(OutputError, match="a device or a pipe"):
-            VideoWriter("/dev/null", 64, 48, 25, is_growing=is_growing)
+            VideoWriter("/dev/null", 64, 48, fps=25, is_growing=is_growing)
 
 
 def test_a_picture_of_another_size_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="64x48"), VideoWriter(tmp_path / "o.mp4", 64, 48, 25) as writer:
+    with pytest.raises(ValueError, match="64x48"), VideoWriter(tmp_path / "o.mp4", 64, 48, fps=25) as writer:
         writer.write(flash(True, (50, 64)), 0)
     assert os.listdir(tmp_path) == []
 
 
 def test_places_that_can_t_be_written(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="no folder"):
-        VideoWriter(tmp_path / "no" / "o.mp4", 64, 48, 25)
+        VideoWriter(tmp_path / "no" / "o.mp4", 64, 48, fps=25)
     (tmp_path / "o.mp4").mkdir()
     with pytest.raises(OutputError, match="folder"):
-        VideoWriter(tmp_path / "o.mp4", 64, 48, 25)
+        VideoWriter(tmp_path / "o.mp4", 64, 48, fps=25)

@@ -25,7 +25,7 @@ VARIABLE = [0.0, *np.cumsum(np.random.default_rng(0).integers(10, 45, 100) / 100
 def write(
     path: Path, times: Sequence[float], track: AudioTrack | None, *, flashes: Sequence[float] = (), fps: float = 25
 ) -> Path:
-    with VideoWriter(path, 96, 64, fps, track) as writer:
+    with VideoWriter(path, 96, 64, fps=fps, sound=track) as writer:
         for at in times:
             is_lit = any(flash - 1e-6 <= at < flash + CLICK_SECONDS for flash in flashes)
             writer.write(np.full((64, 96, 3), 255 if is_lit else 20, np.uint8), at)
@@ -86,7 +86,7 @@ def test_it_is_h264_and_aac_and_plays_while_it_loads(tmp_path: Path) -> None:
 def test_the_picture_is_the_picture(tmp_path: Path) -> None:
     y, x = np.mgrid[:64, :96]
     image = np.stack([y * 3, x * 2, 128 + 0 * x], axis=2).astype(np.uint8)
-    with VideoWriter(tmp_path / "out.mp4", 96, 64, 25, None) as writer:
+    with VideoWriter(tmp_path / "out.mp4", 96, 64, fps=25) as writer:
         for at in STEADY[:10]:
             writer.write(image, at)
     with VideoReader(tmp_path / "out.mp4") as reader:

@@ -15,17 +15,26 @@ from teso_deploy.live.accounting import Accounting
 from teso_deploy.live.metrics_server import parse_place
 from teso_deploy.media.live_reader import SourceHealth
 from teso_deploy.pipeline.latency import Histogram
-from teso_deploy.sinks.delivery import Delivery
+from teso_deploy.sinks.delivery import Cause, Delivery, InputFacts
 from teso_deploy.types import Cues, Frame, Segmentation
 
 HEALTH = SourceHealth("running", 30, 2, 1, {"superseded": 3}, 1, 0, 2, 0.5, 9.5, True, 0.04, 2, None, None)
 
 
-def delivery(cause: str = "frame", took: float = 0.04) -> Delivery:
+def delivery(cause: Cause = "frame", took: float = 0.04) -> Delivery:
     cues = Cues(("dog",), np.zeros((1, 2), np.float32), np.ones(1, bool), "llm", 2.5)
     found = Segmentation(np.ones((4, 4), np.uint8), np.ones(1, np.float32), np.ones(1, np.float32), cues)
-    stamps = {"captured": 0.0, "decoded": took / 4, "delivered": took}
-    return Delivery(0, Frame(np.zeros((4, 4, 3), np.uint8), 0.0), found, cause, 0.0, 0.1, 0.0, stamps)  # type: ignore[arg-type]
+    return Delivery(
+        stream=0,
+        input=InputFacts(name="camera"),
+        frame=Frame(np.zeros((4, 4, 3), np.uint8), 0.0),
+        segmentation=found,
+        cause=cause,
+        shown_at_seconds=0.0,
+        staleness_seconds=0.1,
+        audio_end_seconds=0.0,
+        stamps={"captured": 0.0, "decoded": took / 4, "delivered": took},
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))

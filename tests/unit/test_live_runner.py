@@ -17,11 +17,11 @@ from teso_deploy.live.accounting import Accounting
 from teso_deploy.live.runner import LiveRunner
 from teso_deploy.live.scheduler import LiveOptions
 from teso_deploy.media.address import Address
-from teso_deploy.media.live_reader import LiveReader, SourceHealth
+from teso_deploy.media.live_reader import LiveInfo, LiveReader, SourceHealth
 from teso_deploy.media.ring import AudioRing
 from teso_deploy.pipeline.pipeline import Pipeline, Stream
+from teso_deploy.sinks.callback import CallbackSink
 from teso_deploy.sinks.delivery import Delivery
-from teso_deploy.sinks.sinks import CallbackSink
 from teso_deploy.types import Frame
 
 
@@ -42,6 +42,7 @@ class Camera:
         self, seconds: float, fps: float = 25.0, has_sound: bool = True, fails_after: float | None = None
     ) -> None:
         self.address, self.ring = Address.parse("rtsp://camera/live"), AudioRing()
+        self.info = LiveInfo("rtsp", 96, 64, fps, has_sound, 0)
         self.error: MediaError | None = None
         self.on_frame = self.on_sound = lambda: None
         self._seconds, self._fps, self._has_sound, self._fails_after = seconds, fps, has_sound, fails_after
