@@ -21,8 +21,9 @@ from teso_deploy.bundle import Bundle
 from teso_deploy.comparison.report import environment_of, publish
 from teso_deploy.conversion.bundle_export import export_bundle
 from teso_deploy.conversion.vocabulary import build_cue_table, shipped_nouns
-from teso_deploy.evaluation.media_library import MediaLibrary, label_words, read_library
-from teso_deploy.evaluation.protocol import ROWS, RowScore, over_seeds, score_row, segmenter
+from teso_deploy.evaluation.datasets.media_folder import label_words, read_library
+from teso_deploy.evaluation.protocols.composed_scenes import ComposedScenes, make_predictor
+from teso_deploy.evaluation.scoring import score_protocol
 from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.recipe import Recipe, TrainPhase, load_recipe
 from teso_deploy.training.loop import START_PARTS, train_model
@@ -67,15 +68,6 @@ def variant(recipe: Recipe, name: str, steps: int) -> Recipe:
     )
 
 
-def score(pipeline: Pipeline, library: MediaLibrary, scenes: int, seeds: int) -> list[RowScore]:
-    """Every row, the cues being the names of what is visible."""
-    segment = segmenter(pipeline, library)
-    return [
-        over_seeds([score_row(segment, library, pipeline.classes, row, scenes, seed) for seed in range(seeds)])
-        for row in ROWS
-    ]
-
-
 def measure(recipe: Recipe, data: Path, start: Path, work: Path, steps: int, scenes: int, seeds: int) -> dict[str, Any]:
     """Train, export and score every variant; the report."""
     words, embeddings = build_cue_table(recipe, sorted({*shipped_nouns(), *label_words(data)}))
@@ -90,10 +82,14 @@ def measure(recipe: Recipe, data: Path, start: Path, work: Path, steps: int, sce
             weights = train_model(chosen, data, folder, table, start=start, start_parts=(*START_PARTS, "decoder"))
             export_bundle(chosen, folder / "bundle", weights)
         pipeline = Pipeline(Bundle.open(folder / "bundle"), onnxruntime_factory())
-        scores = score(pipeline, library, scenes, seeds)
-        details.append({"name": name, "rows": [score.as_dict() for score in scores]})
+        # The cues are the names of what is visible.
+        composed = ComposedScenes(library, pipeline.classes, scenes, range(seeds))
+        scores = score_protocol(composed, make_predictor(pipeline, library))
+        details.append({"name": name, "rows": [composed.report_score(score) for score in scores]})
         figures = {
-            f"{score.row} ({NAMES[figure]})": getattr(score, figure) for score in scores for figure in FIGURE[score.row]
+            f"{score.group} ({NAMES[figure]})": score.values[figure]
+            for score in scores
+            for figure in FIGURE[score.group]
         }
         rows.append({"name": name, **figures})
         print(rows[-1], flush=True)

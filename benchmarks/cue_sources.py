@@ -36,14 +36,13 @@ from teso_deploy.cues.sources.nouns import NounSource
 from teso_deploy.cues.sources.reasoned import ReasonedSource
 from teso_deploy.cues.sources.tagger import TaggerSource
 from teso_deploy.errors import TesoError
-from teso_deploy.evaluation.media_library import MediaLibrary, read_library
-from teso_deploy.evaluation.protocol import (
-    ROWS,
-    SCENE_SIZE,
-    Trial,
-    intersection_over_union,
+from teso_deploy.evaluation.datasets.media_folder import MediaLibrary, read_library
+from teso_deploy.evaluation.metrics import compute_iou
+from teso_deploy.evaluation.protocols.composed_scenes import (
+    SCENE_ROWS,
+    SceneTrial,
+    find_testable_words,
     make_scene,
-    testable_words,
 )
 from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.pipeline.video_cues import Seen
@@ -127,12 +126,12 @@ class Score:
 
 def trials_of(
     library: MediaLibrary, words: list[str], scenes: int, seed: int
-) -> Iterator[tuple[Trial, tuple[int, ...]]]:
+) -> Iterator[tuple[SceneTrial, tuple[int, ...]]]:
     """All trials, each with the seed of its sentence."""
     for row in SOUNDING_ROWS:
         for number in range(scenes):
-            for trial in make_scene(library, words, row, seed, number, SCENE_SIZE):
-                yield trial, (seed, list(ROWS).index(row), number, 1)
+            for trial in make_scene(library, words, row, seed=seed, number=number):
+                yield trial, (seed, list(SCENE_ROWS).index(row), number, 1)
 
 
 def kept_classes(labels: NDArray[np.uint8], classes: tuple[str, ...], names: tuple[str, ...]) -> NDArray[np.uint8]:
@@ -160,7 +159,7 @@ def measure(
                 sources[f"llm ({style}) of the {kind} caption"] = source
     sources["filter: manual"] = FilterSource(visible)
     scores = {name: Score() for name in ("no cue", *sources)}
-    words = testable_words(library, classes)
+    words = find_testable_words(library, classes)
     for trial, caption_seed in trials_of(library, words, scenes, seed):
         heard = set(trial.heard)
         frame = Frame(trial.picture.image, 0.0)
@@ -192,7 +191,7 @@ def measure(
             score.add_cues("accepted", accepted, heard)
             for word in trial.heard:
                 truth = trial.picture.mask_of([word]) > 127
-                score.ious.append(intersection_over_union(labels == 1 + classes.index(word), truth))
+                score.ious.append(compute_iou(labels == 1 + classes.index(word), truth))
     if process is not None:
         process.close()
     return [score.row(name) for name, score in scores.items()]

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from teso_deploy.comparison.report import environment_of, publish
-from teso_deploy.evaluation.media_library import SLICE_SAMPLES, read_recording
-from teso_deploy.evaluation.protocol import intersection_over_union
+from teso_deploy.evaluation.datasets.media_folder import SLICE_SAMPLES, read_recording
+from teso_deploy.evaluation.metrics import compute_iou
 from teso_deploy.evaluation.scenes import HEARD_SECONDS
 from teso_deploy.media.overlay import Overlay
 from teso_deploy.pipeline.pipeline import Pipeline
@@ -81,7 +81,7 @@ def measure(pipeline: Pipeline, photographs: list[Photograph]) -> tuple[dict[str
 
         label = 1 + pipeline.classes.index(photograph.word)
         own = [segmented(window) for window in photograph.windows]
-        ious = [intersection_over_union(found.labels == label, photograph.mask) for found in own]
+        ious = [compute_iou(found.labels == label, photograph.mask) for found in own]
         muted = segmented(np.zeros(WINDOW_SAMPLES, np.float32))
         others = [segmented(window) for other in photographs if other is not photograph for window in other.windows]
         rows.append(

@@ -22,8 +22,10 @@ from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
 from teso_deploy.bundle import Bundle
 from teso_deploy.comparison.report import environment_of, publish
 from teso_deploy.errors import BundleError, TesoError
-from teso_deploy.evaluation.media_library import MediaLibrary, read_library
-from teso_deploy.evaluation.protocol import ROWS, Trial, score_row, segmenter
+from teso_deploy.evaluation.contracts import Prediction
+from teso_deploy.evaluation.datasets.media_folder import MediaLibrary, read_library
+from teso_deploy.evaluation.protocols.composed_scenes import SCENE_ROWS, ComposedScenes, SceneTrial, make_predictor
+from teso_deploy.evaluation.scoring import score_protocol
 from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.types import BLANK_PIXEL_RATE, Precision
 
@@ -64,14 +66,16 @@ def run_row(
     pipeline: Pipeline, library: MediaLibrary, row: str, scenes: int, seed: int
 ) -> tuple[dict[str, float | None], Labels]:
     """The scores of one row, and the labels of each of its frames."""
-    segment, labels = segmenter(pipeline, library, "visible", seed), Labels()
+    predict, labels = make_predictor(pipeline, library), Labels()
 
-    def kept(trial: Trial) -> NDArray[np.uint8]:
-        labels.append(segment(trial))
-        return labels[-1]
+    def predict_and_keep(trial: SceneTrial) -> Prediction:
+        found = predict(trial)
+        labels.append(found.labels)
+        return found
 
-    score = score_row(kept, library, pipeline.classes, row, scenes, seed)
-    figures = {"miou": score.miou, "blank_rate": score.blank_rate}
+    composed = ComposedScenes(library, pipeline.classes, scenes, (seed,), rows=(row,))
+    (score,) = score_protocol(composed, predict_and_keep)
+    figures = {name: score.values[name] for name in ("miou", "blank_rate")}
     rates = [np.count_nonzero(found) / found.size for found in labels]
     return {
         **{name: None if value is None else round(value, 4) for name, value in figures.items()},
@@ -84,7 +88,7 @@ def measure(bundle: Bundle, library: MediaLibrary, scenes: int, seed: int, threa
     rows: list[dict[str, Any]] = []
     precisions: tuple[Precision, ...] = ("fp32", "int8")
     pipelines = [Pipeline.load(bundle.folder, threads=threads, precision=precision) for precision in precisions]
-    for row in ROWS:
+    for row in SCENE_ROWS:
         expected: Labels = []
         for pipeline, precision in zip(pipelines, precisions, strict=True):
             figures, labels = run_row(pipeline, library, row, scenes, seed)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from teso_deploy.evaluation.media_library import read_library
+from teso_deploy.evaluation.datasets.media_folder import read_library
 from teso_deploy.recipe import load_recipe
 from teso_deploy.training.batches import SceneBatches
 from teso_deploy.training.loop import Trainer

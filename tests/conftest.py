@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from teso_deploy.evaluation.media_library import MediaLibrary, read_library
+from teso_deploy.evaluation.datasets.media_folder import MediaLibrary, read_library
 from teso_deploy.recipe import Recipe
 from teso_deploy.types import Precision
 from tests.support.imports import find_absent_packages

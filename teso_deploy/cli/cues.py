@@ -30,9 +30,9 @@ from teso_deploy.cues.prompts import DEFAULT_PROMPT
 from teso_deploy.cues.sources.parts import SourceOptions
 from teso_deploy.cues.tracks import VideoCues, cue_file_content, read_cue_file
 from teso_deploy.errors import CueError, OutputError
-from teso_deploy.evaluation.media_library import read_library
-from teso_deploy.evaluation.protocol import ROWS
-from teso_deploy.evaluation.scene_cues import cues_of_scenes
+from teso_deploy.evaluation.datasets.media_folder import read_library
+from teso_deploy.evaluation.protocols.composed_scenes import ComposedScenes
+from teso_deploy.evaluation.scene_cues import ask_about_scenes
 from teso_deploy.media.audio import check_sound
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.outputs import as_json, check_apart, check_file, show_path, write_text
@@ -134,10 +134,10 @@ def cues(
             if library is not None:
                 if chosen.needs_track:
                     raise CueError("manual and released are of videos: name another source for a folder's scenes")
-                task = bar.add_task(library.fingerprint, total=len(ROWS) * scenes * seeds)
-                every_seed = range(seed, seed + seeds)
-                for name, entry in cues_of_scenes(
-                    chosen.source, library, opened.classes, scenes, every_seed, watch, pipeline, unanswered=unanswered
+                composed = ComposedScenes(library, opened.classes, scenes, range(seed, seed + seeds))
+                task = bar.add_task(composed.data, total=composed.count_samples())
+                for name, entry in ask_about_scenes(
+                    chosen.source, composed, watch, pipeline=pipeline, unanswered=unanswered
                 ):
                     videos[name] = entry
                     bar.advance(task)

@@ -23,7 +23,7 @@ from teso_deploy.requirements import write_install_command
 from teso_deploy.resources import cache_folder
 
 if TYPE_CHECKING:
-    from teso_deploy.evaluation.datasets import Layout
+    from teso_deploy.evaluation.datasets.registry import Layout
     from teso_deploy.models.state_dicts import Averaging
     from teso_deploy.training.loop import Progress as TrainingProgress
 
@@ -38,7 +38,7 @@ def check_extra(also: str | None = None) -> None:
 def embedded_words(console: Console, recipe: Recipe, data: Path) -> dict[str, NDArray[np.float32]]:
     """Embeddings of all nouns and of a media folder's labels."""
     from teso_deploy.conversion.vocabulary import build_cue_table, shipped_nouns
-    from teso_deploy.evaluation.media_library import label_words
+    from teso_deploy.evaluation.datasets.media_folder import label_words
 
     with console.status("embedding cue words"):
         words, embeddings = build_cue_table(recipe, sorted({*shipped_nouns(), *label_words(data)}))
@@ -121,7 +121,7 @@ def train_videos(
 ) -> Path:
     """The training split of a public data set."""
     from teso_deploy.conversion.bundle_export import cue_table
-    from teso_deploy.evaluation.datasets import detect_layout, read_dataset
+    from teso_deploy.evaluation.datasets.reading import detect_layout, read_dataset
     from teso_deploy.models.assembly import assemble
     from teso_deploy.training import finetune
     from teso_deploy.training.videos import VideoBatches, read_cue_file, words_of

@@ -1,1 +1,1 @@
-"""Metrics, protocols, data sets and audio control; no torch."""
+"""Evaluation: samples → trials → scores → report; no torch."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
-from teso_deploy.evaluation.media_library import SLICE_SAMPLES, MediaLibrary, Recording
+from teso_deploy.evaluation.datasets.media_folder import SLICE_SAMPLES, MediaLibrary, Recording
 from teso_deploy.types import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 HEARD_SECONDS = 0.3

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from teso_deploy.errors import DataError
-from teso_deploy.evaluation.media_library import MediaLibrary
+from teso_deploy.evaluation.datasets.media_folder import MediaLibrary
 from teso_deploy.evaluation.scenes import Picture, compose_picture, compose_sound
 from teso_deploy.recipe import EncoderPhase, Recipe, TrainPhase
 from teso_deploy.types import WINDOW_SAMPLES

@@ -1,7 +1,7 @@
 """Calibration of the three thresholds that training does not set: of ξ, of the masks (τ) and of the tags.
 
 They are chosen on scenes of training pictures with training sounds that no step used
-(:func:`teso_deploy.evaluation.media_library.read_library`, split ``calibration``). The split ``test`` is never used.
+(:func:`teso_deploy.evaluation.datasets.media_folder.read_library`, split ``calibration``). The split ``test`` is never used.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from teso_deploy.errors import CheckpointError
-from teso_deploy.evaluation.media_library import MediaLibrary, read_library
-from teso_deploy.evaluation.protocol import Trial, intersection_over_union, make_scene, testable_words
+from teso_deploy.evaluation.datasets.media_folder import MediaLibrary, read_library
+from teso_deploy.evaluation.metrics import compute_iou
+from teso_deploy.evaluation.protocols.composed_scenes import SceneTrial, find_testable_words, make_scene
 from teso_deploy.models import build, checkpoints, weight_files
 from teso_deploy.models.decoder import Memory, segmentation_scores
 from teso_deploy.models.teso import Teso
@@ -38,7 +39,7 @@ _TAG_THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 class _Seen:
     """A trial, and the outputs of the encoders for it."""
 
-    trial: Trial
+    trial: SceneTrial
     memory: Memory
     audio: torch.Tensor
     cues: torch.Tensor
@@ -51,9 +52,11 @@ def _trials(
     model: Teso, library: MediaLibrary, embeddings: Mapping[str, NDArray[np.float32]], row: str, scenes: int, seed: int
 ) -> Iterator[_Seen]:
     recipe = model.recipe
-    words = testable_words(library, recipe.head.classes if recipe.head.kind == "semantic" else sorted(library.sounds))
+    words = find_testable_words(
+        library, recipe.head.classes if recipe.head.kind == "semantic" else sorted(library.sounds)
+    )
     for number in range(scenes):
-        for trial in make_scene(library, words, row, seed, number, (360, 480)):
+        for trial in make_scene(library, words, row, seed=seed, number=number):
             picture = resized(trial.picture.image, recipe.image.sizes[0])
             memory = model.visual_encoder(torch.from_numpy(normalised(picture, recipe.image.mean, recipe.image.std)))
             names = tuple(dict.fromkeys(word for word in trial.picture.words if word in embeddings))
@@ -92,7 +95,7 @@ def _miou(model: Teso, seen: _Seen, gate_threshold: float) -> list[float]:
     for threshold in _MASK_THRESHOLDS:
         labels = labels_of(scores, picture.image.shape[:2], threshold)
         ious = [
-            intersection_over_union(
+            compute_iou(
                 labels == 1 + (head.classes.index(word) if head.kind == "semantic" else 0),
                 picture.mask_of([word] if head.kind == "semantic" else seen.trial.heard) > 127,
             )

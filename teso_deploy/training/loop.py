@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from teso_deploy.errors import CheckpointError, RecipeError
-from teso_deploy.evaluation.media_library import read_library
+from teso_deploy.evaluation.datasets.media_folder import read_library
 from teso_deploy.models import build, checkpoints
 from teso_deploy.models.decoder import segmentation_scores
 from teso_deploy.models.state_dicts import Averaging

@@ -11,7 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from teso_deploy.errors import DataError
-from teso_deploy.evaluation.datasets import Layout, VideoSample, avss_classes, load_frame, load_mask, second_of
+from teso_deploy.evaluation.datasets.avss import list_avss_classes
+from teso_deploy.evaluation.datasets.contracts import VideoSample
+from teso_deploy.evaluation.datasets.pictures import load_frame
+from teso_deploy.evaluation.datasets.reading import load_mask
+from teso_deploy.evaluation.datasets.registry import Layout
+from teso_deploy.evaluation.datasets.sounds import read_second
 from teso_deploy.pipeline.preprocess import normalised, resized
 from teso_deploy.recipe import Recipe
 from teso_deploy.small_files import parse_json, read_text
@@ -57,7 +62,7 @@ def words_of(samples: Sequence[VideoSample], layout: Layout, cue_file: CueFile |
     if cue_file is not None:
         return sorted({word for frames in cue_file.values() for text in frames.values() for word in words_in(text)})
     if layout == "avss":
-        return sorted(avss_classes())
+        return sorted(list_avss_classes())
     return sorted({word for sample in samples for word in words_in(sample.category)})
 
 
@@ -87,7 +92,7 @@ class VideoBatches:
 
     def _names_of(self, mask: NDArray[np.uint8]) -> dict[str, int]:
         """Return name → value for what an index mask shows."""
-        names = avss_classes()
+        names = list_avss_classes()
         return {names[value - 1]: int(value) for value in np.unique(mask) if value}
 
     def _read_names(self, path: Path) -> tuple[str, ...]:
@@ -171,7 +176,7 @@ class VideoBatches:
         for row, (sample, frame) in enumerate(chosen):
             picture = resized(load_frame(sample.frames[frame]), size)
             images.append(torch.from_numpy(normalised(picture, recipe.image.mean, recipe.image.std)))
-            waves.append(torch.from_numpy(second_of(sample.audio, frame)))
+            waves.append(torch.from_numpy(read_second(sample.audio, frame)))
             for place, (index, covered) in enumerate(targets[row]):
                 classes[row, place] = index
                 masks[row, place] = torch.from_numpy(covered)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from teso_deploy.evaluation.protocol import ROWS
+from teso_deploy.evaluation.protocols.composed_scenes import SCENE_ROWS
 from tests.support.commands import teso
 
 
@@ -20,12 +20,12 @@ def test_scores_of_every_row(media_folder: Path, tiny_bundle: Path, tmp_path: Pa
     )  # fmt: skip
     assert code == 0, err
     report = json.loads(out)
-    assert [row["row"] for row in report["rows"]] == list(ROWS)
+    assert [row["row"] for row in report["rows"]] == list(SCENE_ROWS)
     assert report["cues"] == cues and report["bundle"] == "tiny"
     assert all(0 <= row["blank_rate"] <= 1 and row["scenes"] == 2 and row["seeds"] == [0, 1] for row in report["rows"])
     rows = table.read_text().splitlines()
     assert rows[2].startswith("| one source: one object, its own sound | 2 × 2 | ") and "±" in rows[2]
-    assert {line.split(" | ")[0] for line in rows[len(ROWS) + 5 :]} <= {"| car", "| cow", "| dog"}
+    assert {line.split(" | ")[0] for line in rows[len(SCENE_ROWS) + 5 :]} <= {"| car", "| cow", "| dog"}
 
 
 def test_bad_input_is_one_sentence(media_folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:

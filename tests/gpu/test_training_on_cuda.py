@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from teso_deploy.evaluation.datasets import read_dataset
+from teso_deploy.evaluation.datasets.reading import read_dataset
 from teso_deploy.models.assembly import assemble
 from teso_deploy.recipe import Recipe, TrainPhase, TrainRecipe
 from teso_deploy.training.finetune import train_on_videos

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from teso_deploy.evaluation.media_library import MediaLibrary
+from teso_deploy.evaluation.datasets.media_folder import MediaLibrary
 from teso_deploy.recipe import Recipe, TrainRecipe
 
 if TYPE_CHECKING:

@@ -10,10 +10,7 @@ import pytest
 from PIL import Image
 
 from teso_deploy.errors import InputNotFoundError, MediaError
-from teso_deploy.evaluation.datasets import (
-    second_of,
-    windows_of,
-)
+from teso_deploy.evaluation.datasets.sounds import read_second, read_windows
 from tests.support.avs_layouts import (
     THINGS,
     sounding,
@@ -26,17 +23,17 @@ def test_a_second_starts_at_its_second(tmp_path: Path) -> None:
     write_wav(tmp_path / "a.wav", seconds)
     with wave.open(str(tmp_path / "a.wav")) as file:
         whole = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, 2)[:, 0] / 32768
-    together = windows_of(tmp_path / "a.wav", 5)
+    together = read_windows(tmp_path / "a.wav", 5)
     assert together.shape == (5, 15_600) and together.dtype == np.float32
     for k in range(5):
-        window = second_of(tmp_path / "a.wav", k)
+        window = read_second(tmp_path / "a.wav", k)
         assert window.shape == (15_600,) and window.dtype == np.float32
         assert np.array_equal(window, together[k])
         assert np.abs(window - whole[k * 16_000 : k * 16_000 + 15_600]).max() < 1e-4
         spectrum = np.abs(np.fft.rfft(window, 16_000))
         heard = {word for word, (_, hertz) in THINGS.items() if spectrum[round(hertz)] > 0.1 * 15_600 / 2}
         assert heard == set(seconds[k])
-    contiguous = windows_of(tmp_path / "a.wav", 5, hop_seconds=0.96)
+    contiguous = read_windows(tmp_path / "a.wav", 5, hop_seconds=0.96)
     for k in range(5):
         assert np.abs(contiguous[k] - whole[k * 15_360 : k * 15_360 + 15_600]).max() < 1e-4
 
@@ -50,7 +47,7 @@ def test_what_a_short_wav_does_not_reach_is_zero(tmp_path: Path) -> None:
         file.setsampwidth(2)
         file.setframerate(16_000)
         file.writeframes(frames)
-    windows = windows_of(tmp_path / "short.wav", 4)
+    windows = read_windows(tmp_path / "short.wav", 4)
     assert np.abs(windows[1][:8000]).max() > 0.2 and not windows[1][8000:].any()
     assert not windows[2:].any()
 
@@ -62,27 +59,27 @@ def test_channels_are_averaged(tmp_path: Path) -> None:
         file.setsampwidth(2)
         file.setframerate(16_000)
         file.writeframes((np.stack([left, right], axis=1) * 32767).astype("<i2").tobytes())
-    assert np.abs(second_of(tmp_path / "a.wav", 0) - ((left + right) / 2)[:15_600]).max() < 1e-4
+    assert np.abs(read_second(tmp_path / "a.wav", 0) - ((left + right) / 2)[:15_600]).max() < 1e-4
 
 
 def test_other_rates_become_16_khz(tmp_path: Path) -> None:
     write_wav(tmp_path / "a.wav", [["dog"], ["piano"]], rate_hz=44_100)
     for k, hertz in enumerate((500, 2000)):
-        spectrum = np.abs(np.fft.rfft(second_of(tmp_path / "a.wav", k), 16_000))
+        spectrum = np.abs(np.fft.rfft(read_second(tmp_path / "a.wav", k), 16_000))
         assert int(spectrum.argmax()) == hertz
 
 
 def test_sound_that_can_not_be_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="negative"):
-        second_of(tmp_path / "a.wav", -1)
+        read_second(tmp_path / "a.wav", -1)
     with pytest.raises(InputNotFoundError):
-        second_of(tmp_path / "a.wav", 0)
+        read_second(tmp_path / "a.wav", 0)
     (tmp_path / "a.wav").write_text("no sound")
     with pytest.raises(MediaError):
-        second_of(tmp_path / "a.wav", 0)
+        read_second(tmp_path / "a.wav", 0)
     write_wav(tmp_path / "a.wav", [])
     with pytest.raises(MediaError):
-        second_of(tmp_path / "a.wav", 0)
+        read_second(tmp_path / "a.wav", 0)
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     with pytest.raises(MediaError, match="no audio track"):
-        second_of(tmp_path / "a.png", 0)
+        read_second(tmp_path / "a.png", 0)

@@ -10,17 +10,11 @@ import pytest
 from PIL import Image
 
 from teso_deploy.errors import DataError, InputNotFoundError
-from teso_deploy.evaluation.datasets import (
-    CLASSES,
-    FRAMES,
-    Layout,
-    VideoSample,
-    avss_classes,
-    detect_layout,
-    load_frame,
-    load_mask,
-    read_dataset,
-)
+from teso_deploy.evaluation.datasets.avss import CLASSES, list_avss_classes
+from teso_deploy.evaluation.datasets.contracts import FRAMES, VideoSample
+from teso_deploy.evaluation.datasets.pictures import load_frame
+from teso_deploy.evaluation.datasets.reading import detect_layout, load_mask, read_dataset
+from teso_deploy.evaluation.datasets.registry import Layout
 from tests.support.avs_layouts import (
     AVSS_INDEX,
     PATTERN,
@@ -116,7 +110,7 @@ def test_frames_and_masks_are_those_of_their_second(written: dict[str, Path]) ->
 
 
 def test_classes_of_avss_are_in_its_own_order() -> None:
-    classes = avss_classes()
+    classes = list_avss_classes()
     assert len(classes) == len(set(classes)) == CLASSES - 1 and list(classes) == sorted(classes)
     assert all(classes[value - 1] == word for word, value in AVSS_INDEX.items())
     # Values of label2idx.json less one, read there.

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from teso_deploy.errors import CheckpointError, DataError, InputNotFoundError, RecipeError
-from teso_deploy.evaluation.datasets import load_mask, read_dataset
+from teso_deploy.evaluation.datasets.reading import load_mask, read_dataset
 from teso_deploy.models import weight_files
 from teso_deploy.models.assembly import Assembly, assemble
 from teso_deploy.models.teso import build

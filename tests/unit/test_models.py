@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from teso_deploy.evaluation.datasets import avss_classes
+from teso_deploy.evaluation.datasets.avss import list_avss_classes
 from teso_deploy.models import build, checkpoints
 from teso_deploy.models.assembly import assemble
 from teso_deploy.models.decoder import Memory, segmentation_scores
@@ -297,7 +297,7 @@ def test_every_shipped_recipe_can_be_built() -> None:
             model = build(recipe)
         assert recipe.name == name and sum(parameter.numel() for parameter in model.parameters()) > 5e6
     seventy = load_recipe("teso-m2f-swin-b-semantic-70").head
-    assert seventy.kind == "semantic" and seventy.classes == avss_classes()
+    assert seventy.kind == "semantic" and seventy.classes == list_avss_classes()
 
 
 def test_a_recipe_says_only_what_is_other_than_in_the_one_it_extends(tmp_path: Path) -> None:

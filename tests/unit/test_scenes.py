@@ -10,21 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from teso_deploy.errors import DataError, InputNotFoundError
-from teso_deploy.evaluation.media_library import MediaLibrary, Recording, read_library, read_recording, word_of
-from teso_deploy.evaluation.protocol import (
-    ROWS,
-    RowScore,
-    Trial,
-    intersection_over_union,
-    make_scene,
-    over_seeds,
-    score_row,
-)
+from teso_deploy.evaluation.contracts import Prediction, Score
+from teso_deploy.evaluation.datasets.media_folder import MediaLibrary, Recording, read_library, read_recording, word_of
+from teso_deploy.evaluation.metrics import compute_iou
+from teso_deploy.evaluation.protocols.composed_scenes import SCENE_ROWS, ComposedScenes, SceneTrial, make_scene
 from teso_deploy.evaluation.scenes import _reverberate, compose_picture, compose_sound, heard_excerpt
+from teso_deploy.evaluation.scoring import average_seeds, score_protocol
 from teso_deploy.types import WINDOW_SAMPLES
 
 WORDS = ("dog", "cow", "car")
@@ -92,15 +86,16 @@ def test_a_sound_is_mixed_from_its_words_and_noise(library: MediaLibrary) -> Non
     assert np.abs(both).max() <= 1
 
 
-@pytest.mark.parametrize("row", list(ROWS))
+@pytest.mark.parametrize("row", list(SCENE_ROWS))
 def test_scenes_of_a_row_come_from_seed_and_number(library: MediaLibrary, row: str) -> None:
-    first, again = (make_scene(library, WORDS, row, 0, 7, (48, 64)) for _ in range(2))
+    first, again = (make_scene(library, WORDS, row, seed=0, number=7, size=(48, 64)) for _ in range(2))
     assert len(first) == (2 if row == "swapped" else 1)
     assert all(np.array_equal(a.samples, b.samples) for a, b in zip(first, again, strict=True))
-    assert not np.array_equal(first[0].picture.image, make_scene(library, WORDS, row, 1, 7, (48, 64))[0].picture.image)
+    other = make_scene(library, WORDS, row, seed=1, number=7, size=(48, 64))
+    assert not np.array_equal(first[0].image, other[0].image)
 
 
-def by_colour_and_tone(trial: Trial) -> NDArray[np.uint8]:
+def by_colour_and_tone(trial: SceneTrial) -> Prediction:
     """A segmenter that knows how the library is made: an object is its colour, a sound its tone."""
     image, samples = trial.picture.image, trial.samples
     spectrum = np.abs(np.fft.rfft(samples))
@@ -110,31 +105,34 @@ def by_colour_and_tone(trial: Trial) -> NDArray[np.uint8]:
         if spectrum[peak - 3 : peak + 4].max() > 25 * (np.median(spectrum) + 1e-3):
             strongest = image.astype(int).argmax(axis=2) == index
             labels[strongest & (image[..., index] > 100) & (image.min(axis=2) < 60)] = index + 1
-    return labels
+    return Prediction(labels)
 
 
 def test_a_segmenter_that_listens_scores_well_in_every_row(library: MediaLibrary) -> None:
-    scores = {row: score_row(by_colour_and_tone, library, WORDS, row, 12, size=(64, 64)) for row in ROWS}
-    assert scores["one source"].miou > 0.8 and scores["two sources"].miou > 0.7  # type: ignore[operator]
-    assert scores["swapped"].follows_rate >= 0.9  # type: ignore[operator]
-    assert all(scores[row].blank_rate == 1.0 for row in ("muted", "white noise"))
-    assert scores["muted"].miou is None and scores["muted"].follows_rate is None
+    found = score_protocol(ComposedScenes(library, WORDS, 12, size=(64, 64)), by_colour_and_tone)
+    assert [score.group for score in found] == list(SCENE_ROWS) and all(score.samples == 12 for score in found)
+    scores = {score.group: score.values for score in found}
+    assert scores["one source"]["miou"] > 0.8 and scores["two sources"]["miou"] > 0.7  # type: ignore[operator]
+    assert scores["swapped"]["follows_rate"] >= 0.9  # type: ignore[operator]
+    assert all(scores[row]["blank_rate"] == 1.0 for row in ("muted", "white noise"))
+    assert scores["muted"]["miou"] is None and "follows_rate" not in scores["muted"]
 
 
 def test_a_deaf_segmenter_is_found_out(library: MediaLibrary) -> None:
-    def deaf(trial: Trial) -> NDArray[np.uint8]:
+    def deaf(trial: SceneTrial) -> Prediction:
         tone = np.sin(2 * np.pi * np.arange(WINDOW_SAMPLES) / 16_000 * np.array([[500], [1000], [2000]])).sum(axis=0)
         return by_colour_and_tone(replace(trial, samples=tone.astype(np.float32) / 3))
 
-    assert score_row(deaf, library, WORDS, "muted", 8, size=(64, 64)).blank_rate == 0.0
-    assert score_row(deaf, library, WORDS, "swapped", 8, size=(64, 64)).follows_rate == 0.0
+    composed = ComposedScenes(library, WORDS, 8, rows=("muted", "swapped"), size=(64, 64))
+    muted, swapped = score_protocol(composed, deaf)
+    assert muted.values["blank_rate"] == 0.0 and swapped.values["follows_rate"] == 0.0
 
 
 def test_iou() -> None:
     a, b = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
-    assert intersection_over_union(a, b) == 1.0
+    assert compute_iou(a, b) == 1.0
     a[:2], b[1:3] = True, True
-    assert intersection_over_union(a, b) == pytest.approx(4 / 12)
+    assert compute_iou(a, b) == pytest.approx(4 / 12)
 
 
 def test_a_folder_on_disk(media_folder: Path) -> None:
@@ -203,15 +201,14 @@ def test_a_room_keeps_the_start_and_adds_a_tail() -> None:
 
 def test_scores_over_seeds_are_means_with_their_spread() -> None:
     scores = [
-        RowScore("one source", 10, 0.5, 0.6, 0.1, None, {"dog": 0.4}, (3,)),
-        RowScore("one source", 10, 0.7, 0.6, 0.3, None, {"dog": 0.6, "cow": 0.8}, (4,)),
+        Score("one source", 10, {"miou": 0.5, "binary_miou": 0.6, "none": None}, {"miou": {"dog": 0.4}}, (3,)),
+        Score("one source", 10, {"miou": 0.7, "binary_miou": 0.6}, {"miou": {"dog": 0.6, "cow": 0.8}}, (4,)),
     ]
-    found = over_seeds(scores)
-    assert found.miou == pytest.approx(0.6) and found.binary_miou == 0.6
-    assert found.follows_rate is None and found.seeds == (3, 4)
-    assert found.spread["miou"] == pytest.approx(0.2 / 2**0.5) and "follows_rate" not in found.spread
-    assert found.label_miou == {"cow": pytest.approx(0.8), "dog": pytest.approx(0.5)}
-    assert over_seeds(scores[:1]).spread == {}
+    found = average_seeds(scores)
+    assert found.values == {"miou": pytest.approx(0.6), "binary_miou": 0.6, "none": None} and found.seeds == (3, 4)
+    assert found.spread["miou"] == pytest.approx(0.2 / 2**0.5) and "none" not in found.spread
+    assert found.class_values == {"miou": {"cow": pytest.approx(0.8), "dog": pytest.approx(0.5)}}
+    assert average_seeds(scores[:1]) == scores[0]
 
 
 @pytest.mark.parametrize("broken", ["stamps/dog/0.png", "audio/cow/1.wav", "backgrounds/train.jpg"])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from teso_deploy.errors import CheckpointError, DataError, RecipeError
-from teso_deploy.evaluation.media_library import MediaLibrary
+from teso_deploy.evaluation.datasets.media_folder import MediaLibrary
 from teso_deploy.models import build, checkpoints
 from teso_deploy.recipe import EncoderPhase, HeadRecipe, Recipe, TrainPhase
 from teso_deploy.training.batches import Batch, SceneBatches, coverage

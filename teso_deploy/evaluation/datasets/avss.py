@@ -1,0 +1,93 @@
+"""AVSBench-semantic (Zhou et al., IJCV 2024): masks of 70 classes::
+
+    metadata.csv                      vid,uid,s_min,s_sec,a_obj,split,label
+    {label}/{uid}/frames/{i}.jpg                        label: v1s, v1m (i = 0..4), v2 (i = 0..9)
+    {label}/{uid}/labels_semantic/{i}.png               v1s in train: only 0
+    {label}/{uid}/audio.wav
+
+``labels_semantic`` are index images whose values are those of ``label2idx.json`` less one: 0 is the background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from teso_deploy.errors import DataError, InputNotFoundError
+from teso_deploy.evaluation.datasets.contracts import SUBSETS, DataLayout, MaskKind, Place
+from teso_deploy.evaluation.datasets.pictures import open_picture
+from teso_deploy.resources import shipped_path
+
+#: Values of an index mask: the background and 70 classes.
+CLASSES = 71
+_INDEX_MODES = ("L", "P", "I", "I;16")
+_TABLE = "metadata.csv"
+
+
+def list_avss_classes() -> tuple[str, ...]:
+    """The 70 classes of AVSS as words; the k-th (from 0) has the value k + 1 in an index mask.
+
+    :class:`InputNotFoundError` if the installation lacks ``export/vocabulary/avss70.txt``.
+    """
+    path = shipped_path("export/vocabulary/avss70.txt")
+    if not path.is_file():
+        raise InputNotFoundError(f"no word list {path}: install the package again")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+
+
+def _find_folder(root: Path) -> Path | None:
+    return root if any((root / subset).is_dir() for subset in SUBSETS) else None
+
+
+def _find_table(root: Path, folder: Path) -> Path:
+    if (root / _TABLE).is_file():
+        return root / _TABLE
+    raise DataError(f"{folder} has no {_TABLE} in it: the table comes with the data set, put it there")
+
+
+def _place_row(folder: Path, row: Mapping[str, str]) -> Place:
+    home = folder / row["label"] / row["uid"]
+    return Place(
+        row["uid"],
+        row.get("vid") or row["uid"],
+        row["label"],
+        row["a_obj"],
+        frames=home / "frames",
+        masks=home / "labels_semantic",
+        audio=home / "audio.wav",
+        first=0,
+    )
+
+
+def _read_mask(path: Path, kind: MaskKind) -> NDArray[np.uint8]:
+    """Read the classes of an index image; for ``binary`` 1 wherever there is any class."""
+    with open_picture(path) as image:
+        indices = _read_indices(path, image)
+    return np.minimum(indices, 1) if kind == "binary" else indices
+
+
+def _read_indices(path: Path, image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode not in _INDEX_MODES:
+        raise DataError(f"{path} is not an index image but {image.mode}: take it from labels_semantic, not labels_rgb")
+    indices = np.array(image)
+    outside = (indices < 0) | (indices >= CLASSES)
+    if outside.any():
+        raise DataError(f"{path} has the class {indices[outside][0]}: AVSS has 0 (background) to {CLASSES - 1}")
+    return indices.astype(np.uint8)
+
+
+LAYOUT = DataLayout(
+    "avss",
+    "metadata.csv with a folder v1s, v1m or v2",
+    ("uid", "a_obj", "split", "label"),
+    _find_folder,
+    _find_table,
+    _place_row,
+    _read_mask,
+    subset_column="label",
+)

@@ -1,0 +1,172 @@
+"""Read a public data set in any of the layouts of the registry.
+
+What varies between archives is accepted: a root that is ``Single-source`` or ``s4_data`` itself (``Multi-sources``,
+``ms3_data``); the table beside the data folder, in it or at the root; pictures named ``{name}_{i}``,
+``{name}.mp4_{i}`` or ``{i}``, as .png, .jpg or .jpeg; a table with a byte order mark; files of other names (previews,
+``.DS_Store``, ``audio_log_mel``, ``labels_rgb``). The log-mel pickles are never read.
+
+The layouts are those of AVSBench (after the data loaders and ``preprocess_scripts`` of OpenNLPLab/AVSBench).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teso_deploy.errors import DataError, InputNotFoundError
+from teso_deploy.evaluation.datasets.contracts import FRAMES, SUBSETS, DataLayout, MaskKind, Place, Split, VideoSample
+from teso_deploy.evaluation.datasets.pictures import read_size, read_table
+from teso_deploy.evaluation.datasets.registry import LAYOUTS, Layout, load_layout
+
+_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def detect_layout(root: Path) -> Layout:
+    """Which layout a folder is in.
+
+    Raises :class:`InputNotFoundError` (no such folder), :class:`DataError` (in none, or in several: an archive
+    may hold s4 and ms3).
+    """
+    _check_root(root)
+    layouts = {name: load_layout(name) for name in LAYOUTS}
+    found = [name for name, layout in layouts.items() if layout.find_folder(root) is not None]
+    if not found:
+        marks = ", ".join(layout.mark for layout in layouts.values())
+        raise DataError(f"{root} is in no known layout: looked for {marks}")
+    if len(found) > 1:
+        raise DataError(f"{root} holds {' and '.join(found)}: name the layout, or give the folder of one of them")
+    return found[0]
+
+
+def read_dataset(
+    root: Path, layout: Layout | None, split: Split, subsets: Sequence[str] = SUBSETS
+) -> list[VideoSample]:
+    """Find every video of a split. No picture is decoded.
+
+    All files are looked for and the sizes of frames and masks compared, so that nothing is found missing later.
+
+    Args:
+        root: The data set's folder.
+        layout: Its layout; None: :func:`detect_layout`.
+        split: ``train``, ``val`` or ``test``.
+        subsets: Those of avss that are wanted; s4 and ms3 have one only. Default: all.
+
+    Returns:
+        The videos, in the order of the data set's table (scores per batch depend on it).
+
+    Raises:
+        InputNotFoundError: No such folder.
+        DataError: Another layout, no table or one without the columns, an empty split, or a row whose frames, masks or
+            sound are missing or don't fit: the first one, and how many more there are.
+    """
+    _check_root(root)
+    if unknown := [subset for subset in subsets if subset not in SUBSETS]:
+        raise DataError(f"no subset {unknown[0]!r}: there are {', '.join(SUBSETS)}")
+    if split not in get_args(Split):
+        raise DataError(f"no split {split!r}: there are {', '.join(get_args(Split))}")
+    name = layout or detect_layout(root)
+    known = load_layout(name)
+    folder = known.find_folder(root)
+    if folder is None:
+        raise DataError(f"{root} is not in the layout {name}: looked for {known.mark}")
+    table = known.find_table(root, folder)
+    rows = _choose_rows(table, known, split, subsets)
+    samples: list[VideoSample] = []
+    problems: list[str] = []
+    for row in rows:
+        place = known.place_row(folder, row)
+        try:
+            if not place.uid:
+                raise DataError("a row has no name")
+            samples.append(_read_sample(place, split))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        more = f"; {len(problems) - 1} more of {len(rows)} videos are not whole" if len(problems) > 1 else ""
+        raise DataError(f"{problems[0]}{more}: restore the files, or remove the rows from {table}")
+    return samples
+
+
+def load_mask(path: Path, layout: Layout, kind: MaskKind) -> NDArray[np.uint8]:
+    """Read a mask, (H, W) uint8.
+
+    Args:
+        path: The mask's file.
+        layout: The layout of its data set.
+        kind: ``binary``: 1 where something sounds. ``semantic``, of avss alone: the class, 0 (background) to 70.
+
+    Raises:
+        DataError: It is broken, not an index image, has an unknown class, or s4 and ms3 were asked for classes.
+    """
+    return load_layout(layout).read_mask(path, kind)
+
+
+def _check_root(root: Path) -> None:
+    if not root.is_dir():
+        raise InputNotFoundError(f"no folder {root}: give the folder of an audio-visual segmentation data set")
+
+
+def _choose_rows(table: Path, layout: DataLayout, split: Split, subsets: Sequence[str]) -> list[dict[str, str]]:
+    """The table's rows of a split and of some subsets. Raises :class:`DataError` if there are none."""
+    rows = read_table(table, layout.columns)
+    if column := layout.subset_column:
+        for row in rows:
+            if row[column] not in SUBSETS:
+                raise DataError(f"{table}: {row['uid']} has the label {row[column]!r}, not {', '.join(SUBSETS)}")
+        rows = [row for row in rows if row[column] in subsets]
+    chosen = [row for row in rows if row["split"] == split]
+    if not chosen:
+        counts = Counter(row["split"] for row in rows)
+        others = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items())) or "none at all"
+        of = f" of {', '.join(subsets)}" if layout.subset_column else ""
+        raise DataError(f"{table} has no video{of} in the split {split}; it has {others}")
+    return chosen
+
+
+def _find_pictures(folder: Path, uid: str) -> dict[int, Path]:
+    """Pictures of a folder by number; of two with one number, the one whose suffix comes first."""
+    if not folder.is_dir():
+        return {}
+    name = re.compile(rf"(?:{re.escape(uid)}(?:\.mp4)?_)?(\d+)")
+    found: dict[int, Path] = {}
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        match = name.fullmatch(path.stem)
+        if match is None or (suffix := path.suffix.lower()) not in _SUFFIXES:
+            continue
+        number = int(match[1])
+        if number not in found or _SUFFIXES.index(suffix) < _SUFFIXES.index(found[number].suffix.lower()):
+            found[number] = path
+    return found
+
+
+def _check_numbers(folder: Path, what: str, found: Collection[int], wanted: Sequence[int], *, more: bool) -> None:
+    """Check that the pictures have the wanted numbers; ``more``: there may be others besides."""
+    missing = [str(number) for number in wanted if number not in found]
+    if missing:
+        has = f"has {len(found)} of {len(wanted)} {what}, {', '.join(missing)} missing" if found else f"has no {what}"
+        raise DataError(f"{folder} {has if folder.is_dir() else 'is not there'}")
+    if not more and len(found) != len(wanted):
+        raise DataError(f"{folder} has {len(found)} {what} instead of {len(wanted)}")
+
+
+def _read_sample(place: Place, split: Split) -> VideoSample:
+    numbers = range(place.first, place.first + FRAMES[place.subset])
+    is_sparse = place.subset == "v1s" and split == "train"
+    frames, masks = _find_pictures(place.frames, place.uid), _find_pictures(place.masks, place.uid)
+    _check_numbers(place.frames, "frames", frames, numbers, more=False)
+    _check_numbers(place.masks, "masks", masks, numbers[:1] if is_sparse else numbers, more=is_sparse)
+    if not place.audio.is_file():
+        raise DataError(f"{place.audio} is not there")
+    labels = tuple(masks[number] if number == place.first or not is_sparse else None for number in numbers)
+    shown = tuple(frames[number] for number in numbers)
+    sample = VideoSample(place.uid, place.subset, split, shown, labels, place.audio, place.category, place.vid)
+    for frame, mask in zip(sample.frames, sample.masks, strict=True):
+        if mask is not None and (size := read_size(mask)) != (wanted := read_size(frame)):
+            raise DataError(f"{mask} is {size[0]} × {size[1]} pixels, its frame {wanted[0]} × {wanted[1]}")
+    return sample

@@ -1,0 +1,45 @@
+"""AVSBench S4 (Zhou et al., ECCV 2022): one source that sounds, binary masks.
+
+``split`` is ``train``, ``val`` or ``test``; in ``train`` only the first frame has a mask::
+
+    Single-source/s4_meta_data.csv                      the name first; category, split
+    Single-source/s4_data/visual_frames/{split}/{category}/{name}/{name}_{1..5}.png
+                          gt_masks/{split}/{category}/{name}/{name}_{1..5}.png     train: only _1
+                          audio_wav/{split}/{category}/{name}.wav
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from teso_deploy.evaluation.datasets import binary_masks
+from teso_deploy.evaluation.datasets.contracts import DataLayout, Place
+
+TABLE = "s4_meta_data.csv"
+
+
+def _place_row(folder: Path, row: Mapping[str, str]) -> Place:
+    uid, category = row[""], row["category"]
+    inside = Path(row["split"], category)
+    return Place(
+        uid,
+        uid,
+        "v1s",
+        category,
+        frames=folder / "visual_frames" / inside / uid,
+        masks=folder / "gt_masks" / inside / uid,
+        audio=folder / "audio_wav" / inside / f"{uid}.wav",
+        first=1,
+    )
+
+
+LAYOUT = DataLayout(
+    "s4",
+    "Single-source/s4_data/visual_frames",
+    ("category", "split"),
+    lambda root: binary_masks.find_data(root, "Single-source", "s4_data", TABLE),
+    lambda root, folder: binary_masks.find_table(root, folder, TABLE),
+    _place_row,
+    lambda path, kind: binary_masks.read_binary_mask(path, kind, "s4"),
+)

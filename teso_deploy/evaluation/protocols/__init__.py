@@ -1,0 +1,1 @@
+"""Evaluation protocols: one module for each, and the registry that names them."""

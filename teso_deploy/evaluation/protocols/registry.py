@@ -1,0 +1,123 @@
+"""Every evaluation protocol, as data. To add one, write a module in this package and an entry here.
+
+The command line, its help texts and the messages all read this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from teso_deploy.errors import InputNotFoundError
+from teso_deploy.evaluation.contracts import EvaluationProtocol, Prediction, Score
+from teso_deploy.named_objects import check_installed, load_object
+from teso_deploy.pipeline.pipeline import AUTO, Pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolEntry:
+    """How a protocol is made, and what it needs.
+
+    Attributes:
+        factory: "module:object". The object is called with the data set's folder and a :class:`ProtocolOptions`, and
+            returns an :class:`OpenProtocol`.
+        summary: What is measured, in one line.
+        data: The data set that it needs, as a user would say it.
+        cue_ways: The ways to choose cues that ``--cues`` may name; the first is the default.
+        modules: Modules of other packages that it imports.
+        extra: The extra of this package that installs those modules.
+    """
+
+    factory: str
+    summary: str
+    data: str
+    cue_ways: tuple[str, ...]
+    modules: tuple[str, ...] = ()
+    extra: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolOptions:
+    """What a user gives a protocol.
+
+    Attributes:
+        classes: The bundle's classes: label k is the k-th.
+        samples: How many samples each group has, of a protocol that makes its samples itself.
+        seed: The first seed of such a protocol.
+        seeds: How many seeds, from ``seed`` on.
+    """
+
+    classes: tuple[str, ...]
+    samples: int = 300
+    seed: int = 0
+    seeds: int = 1
+
+
+class OpenProtocol(EvaluationProtocol[Any], Protocol):
+    """A protocol on a data set that was opened, as the command line uses it.
+
+    Attributes:
+        figures: Number → its heading in tables, in order.
+    """
+
+    figures: dict[str, str]
+
+    @property
+    def data(self) -> str:
+        """What was read, in one line."""
+
+    def make_predictor(self, pipeline: Pipeline, cues: Any) -> Callable[[Any], Prediction]:
+        """The model with the cues of a way, or those of a :class:`~teso_deploy.cues.tracks.CueFile`.
+
+        A file of cues is checked at once, not after an hour of scoring. Raises :class:`CueError`.
+        """
+
+    def describe_group(self, group: str) -> str:
+        """What a group is, in a few words."""
+
+    def report_score(self, score: Score) -> dict[str, Any]:
+        """A score as JSON has it."""
+
+
+_HERE = "teso_deploy.evaluation.protocols"
+DEFAULT_PROTOCOL = "composed-scenes"
+PROTOCOLS: dict[str, ProtocolEntry] = {
+    DEFAULT_PROTOCOL: ProtocolEntry(
+        f"{_HERE}.composed_scenes:open_composed_scenes",
+        "scenes composed of held-out media: sources, distractors, silence, noise, swapped sounds",
+        "a folder of pictures and sounds with a split.csv",
+        ("visible", AUTO, "none", "wrong"),
+    ),
+}
+
+
+def find_protocol(name: str) -> ProtocolEntry:
+    """The entry of a protocol; nothing is imported.
+
+    Raises :class:`InputNotFoundError` for an unknown name, :class:`MissingExtraError` for a package that is not
+    installed.
+    """
+    if name not in PROTOCOLS:
+        raise InputNotFoundError(f"there is no protocol {name!r}: name one of {', '.join(PROTOCOLS)}")
+    entry = PROTOCOLS[name]
+    check_installed(f"the protocol {name}", entry.modules, entry.extra)
+    return entry
+
+
+def open_protocol(name: str, folder: Path, options: ProtocolOptions) -> OpenProtocol:
+    """Open a protocol on a data set.
+
+    Args:
+        name: Its name in the registry.
+        folder: The data set.
+        options: What the user gave.
+
+    Raises:
+        InputNotFoundError: An unknown name, or no such folder.
+        MissingExtraError: The protocol needs a package that is not installed.
+        DataError: The folder is not such a data set, or is damaged.
+    """
+    opened: OpenProtocol = load_object(find_protocol(name).factory)(folder, options)
+    return opened

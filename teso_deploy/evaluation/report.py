@@ -1,0 +1,59 @@
+"""Scores as JSON, as Markdown and as rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from teso_deploy.evaluation.contracts import Score
+from teso_deploy.evaluation.protocols.registry import OpenProtocol
+
+
+def make_report(protocol: OpenProtocol, scores: Sequence[Score], model: Mapping[str, Any]) -> dict[str, Any]:
+    """The report of an evaluation, as JSON has it.
+
+    Args:
+        protocol: What was asked.
+        scores: One of each group.
+        model: What was tested, and how it ran.
+    """
+    return {
+        "schema_version": 1,
+        "protocol": protocol.name,
+        "data": protocol.data,
+        **model,
+        "rows": [protocol.report_score(score) for score in scores],
+    }
+
+
+def format_figures(protocol: OpenProtocol, score: Score) -> list[str]:
+    """The numbers of a score, each with its spread; a dash for one that means nothing."""
+    cells = []
+    for name in protocol.figures:
+        value, spread = score.values.get(name), score.spread.get(name)
+        cells.append("–" if value is None else f"{value:.3f}" + ("" if spread is None else f" ± {spread:.3f}"))
+    return cells
+
+
+def format_markdown(protocol: OpenProtocol, scores: Sequence[Score]) -> str:
+    """A table of all groups, and after it one of the classes for each number that tells them apart."""
+    lines = [
+        f"| row | scenes | {' | '.join(protocol.figures.values())} |",
+        "|---|---|" + "---|" * len(protocol.figures),
+    ]
+    for score in scores:
+        count = f"{len(score.seeds)} × {score.samples}" if len(score.seeds) > 1 else str(score.samples)
+        cells = " | ".join(format_figures(protocol, score))
+        lines.append(f"| {score.group}: {protocol.describe_group(score.group)} | {count} | {cells} |")
+    for name in dict.fromkeys(name for score in scores for name in score.class_values):
+        lines += _format_classes(protocol.figures.get(name, name), name, scores)
+    return "\n".join(lines) + "\n"
+
+
+def _format_classes(title: str, name: str, scores: Sequence[Score]) -> list[str]:
+    shown = {score.group: by_class for score in scores if (by_class := score.class_values.get(name))}
+    lines = ["", f"| {title} of | {' | '.join(shown)} |", "|---|" + "---|" * len(shown)]
+    for label in sorted({label for by_class in shown.values() for label in by_class}):
+        values = (by_class.get(label) for by_class in shown.values())
+        lines.append(f"| {label} | {' | '.join('–' if value is None else f'{value:.2f}' for value in values)} |")
+    return lines
