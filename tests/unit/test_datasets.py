@@ -357,7 +357,7 @@ def test_index_masks_are_checked(tmp_path: Path, written: dict[str, Path]) -> No
         with pytest.raises(DataError, match=r"0\.png has the class 71"):
             load_mask(path, "avss", kind)  # type: ignore[arg-type]
     colour = next(written["avss"].rglob("labels_rgb/0.png"))
-    with pytest.raises(DataError, match="no index image but RGB"):
+    with pytest.raises(DataError, match="not an index image but RGB"):
         load_mask(colour, "avss", "semantic")
     with pytest.raises(DataError, match="only avss has classes"):
         load_mask(path, "s4", "semantic")
