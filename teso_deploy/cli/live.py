@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -35,6 +39,10 @@ from teso_deploy.sinks.registry import check_target, choose_sink, open_sink
 
 #: How often the terminal shows what is going on.
 VIEW_SECONDS = 0.5
+#: A pipe whose video is this many times as long as the run is not a camera.
+FASTER_THAN_REAL_TIME = 1.5
+#: Causes of dropped frames that a slower input would not have.
+TOO_FAST = ("superseded", "stale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +171,7 @@ def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, cues: O
             )
             for address in request.inputs
         ]
+        began = time.monotonic()
         with console.status(as_markup("opening " + ", ".join(address.shown for address in request.inputs))):
             start_all(readers)
         for address, reader in zip(request.inputs, readers, strict=True):
@@ -193,7 +202,40 @@ def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, cues: O
             timer.start()
             stack.callback(timer.cancel)
         _watched(console, runner, accounting)
-    return _report(request, pipeline, runner, accounting)
+        lasted = time.monotonic() - began
+    report = _report(request, pipeline, runner, accounting)
+    if not lossless:
+        for address, reader, stream in zip(request.inputs, readers, report["streams"], strict=True):
+            if address.kind == "pipe" and (hint := suggest_file_mode(stream, reader.info.fps, lasted)):
+                say(console, hint)
+    return report
+
+
+def suggest_file_mode(stream: Mapping[str, Any], fps: float, lasted_seconds: float) -> str | None:
+    """Return a line for a recording that was piped into a live run, which drops the frames that come too fast.
+
+    Args:
+        stream: What the report says of standard input.
+        fps: Its frames per second; 0 if unknown.
+        lasted_seconds: How long the run took.
+
+    Returns:
+        The line; None if no frame was dropped, or if the frames came no faster than a camera gives them.
+    """
+    dropped, decoded = sum(stream["drops"].get(cause, 0) for cause in TOO_FAST), stream["frames_decoded"]
+    is_faster = fps > 0 and decoded / fps > FASTER_THAN_REAL_TIME * lasted_seconds
+    if not dropped or not (is_faster or _is_stdin_a_file()):
+        return None
+    return (
+        f"standard input came faster than real time, so {dropped} of {decoded} frames were dropped: add --mode file to "
+        "segment every frame"
+    )
+
+
+def _is_stdin_a_file() -> bool:
+    with suppress(OSError, ValueError, AttributeError):  # closed, or not of the system
+        return stat.S_ISREG(os.fstat(sys.stdin.fileno()).st_mode)
+    return False
 
 
 def _report(request: LiveRequest, pipeline: Pipeline, runner: LiveRunner, accounting: Accounting) -> dict[str, Any]:

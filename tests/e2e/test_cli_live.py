@@ -15,6 +15,7 @@ from typing import Any
 import av
 import pytest
 
+from teso_deploy.cli.live import suggest_file_mode
 from teso_deploy.resources import shipped_path
 from tests.support.commands import teso
 from tests.support.streams import Sender, free_port, rtsp, serving, silent, tcp
@@ -127,6 +128,38 @@ def test_standard_input_without_a_frame_lost(clip: Path, tmp_path: Path) -> None
     assert stream["frames_decoded"] == 250 and stream["frames"] == 50 and stream["drops"] == {"fps": 200}
     assert len(list((tmp_path / "masks").glob("*.png"))) == 50
     assert json.loads((tmp_path / "masks" / "masks.json").read_text())["input"] == "-"
+
+
+def test_a_recording_that_is_piped_is_recognised(clip: Path) -> None:
+    """A pipe of frames that come faster than a camera would give them, and a regular file."""
+    command = [sys.executable, "-m", "teso_deploy", "run", "-", "--json", "-"]
+    piped = subprocess.run(command, input=clip.read_bytes(), capture_output=True, check=False)
+    with clip.open("rb") as file:
+        opened = subprocess.run(command, stdin=file, capture_output=True, check=False)
+    for done in (piped, opened):
+        (stream,), told = json.loads(done.stdout)["streams"], done.stderr.decode()
+        dropped = stream["drops"]["superseded"] + stream["drops"].get("stale", 0)
+        assert done.returncode == 0 and f"so {dropped} of {stream['frames_decoded']} frames were dropped" in told
+        assert "add --mode file to segment every frame" in told and told.count("--mode file") == 1
+
+
+@pytest.mark.parametrize(
+    ("drops", "fps", "lasted_seconds", "is_suggested"),
+    [
+        ({"superseded": 200}, 25.0, 2.0, True),
+        ({"stale": 3}, 25.0, 2.0, True),
+        ({"superseded": 200}, 25.0, 10.5, False),
+        ({"superseded": 200}, 0.0, 2.0, False),
+        ({"fps": 200}, 25.0, 2.0, False),
+        ({}, 25.0, 2.0, False),
+    ],
+)
+def test_when_file_mode_is_suggested(
+    drops: dict[str, int], fps: float, lasted_seconds: float, is_suggested: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    hint = suggest_file_mode({"drops": drops, "frames_decoded": 250}, fps, lasted_seconds)
+    assert (hint is not None) == is_suggested
 
 
 def test_bad_input_is_a_sentence(clip: Path, tmp_path: Path) -> None:
