@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from teso_deploy._version import __version__
-from teso_deploy.backends.tensorrt.bindings import PORTABLE, load_library
+from teso_deploy.backends.tensorrt.bindings import load_library
 from teso_deploy.backends.tensorrt.making import make_engine, source_of
 from teso_deploy.backends.tensorrt.profiles import load_profile
+from teso_deploy.backends.tensorrt.targets import PORTABLE
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import TesoError
 from teso_deploy.types import Precision

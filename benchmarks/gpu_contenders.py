@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from precisions import agreement
 
+from teso_deploy.backends.contracts import OperatorsFactory
 from teso_deploy.backends.cuda.device import Device, Event, Module
 from teso_deploy.backends.cuda.kernels import Postprocess, Preprocess, load_kernels
 from teso_deploy.backends.cuda.opening import open_device
@@ -26,7 +27,6 @@ from teso_deploy.backends.engine import EngineFactory
 from teso_deploy.backends.onnxruntime_cuda import DTYPES
 from teso_deploy.bundle import Bundle
 from teso_deploy.cues.table import CueTable
-from teso_deploy.pipeline.operators import OperatorsFactory
 from teso_deploy.pipeline.pipeline import GRAPHS, Pipeline
 from teso_deploy.pipeline.preprocess import fitted_size
 from teso_deploy.pipeline.video_source import VideoSource

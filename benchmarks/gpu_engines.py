@@ -24,11 +24,11 @@ import numpy as np
 from gpu_contenders import FRAMES, asked_nvml, batches_of, visible_cues
 from gpu_report import page
 
-from teso_deploy.backends.availability import RTX_CAPABILITIES
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.cuda.opening import open_device
 from teso_deploy.backends.onnxruntime import available_cores
 from teso_deploy.backends.tensorrt.sidecar import architecture_of
+from teso_deploy.backends.tensorrt.targets import runs_rtx
 from teso_deploy.bundle import Bundle
 from teso_deploy.comparison.harness import Entrant, Measured, run
 from teso_deploy.comparison.report import environment_of, percentile_row
@@ -68,7 +68,7 @@ def profile_of(batch: int) -> str:
 
 def rtx_architectures(capability: tuple[int, int]) -> list[str | None]:
     """Which engines of TensorRT-RTX are tried on a GPU: portable (None), sm80, and its own generation if there is."""
-    own = [architecture_of(capability)] if capability in RTX_CAPABILITIES else []
+    own = [architecture_of(capability)] if runs_rtx(capability) else []
     return list(dict.fromkeys([None, "sm80", *own]))
 
 

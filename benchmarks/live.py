@@ -31,6 +31,7 @@ from gpu_contenders import visible_cues
 from numpy.typing import NDArray
 from PIL import Image
 
+from teso_deploy.backends.registry import list_backends
 from teso_deploy.bundle import Bundle
 from teso_deploy.comparison.report import environment_of, publish
 from teso_deploy.errors import TesoError
@@ -40,7 +41,7 @@ from teso_deploy.live.scheduler import LiveOptions
 from teso_deploy.media.address import Address
 from teso_deploy.media.live_reader import LiveReader, start_all
 from teso_deploy.outputs import as_json, write_text
-from teso_deploy.pipeline.backend_choice import BACKENDS, load_backend
+from teso_deploy.pipeline.backend_choice import load_backend
 from teso_deploy.pipeline.pipeline import AUTO, Offered, Pipeline
 from teso_deploy.pipeline.video_source import VideoSource
 from teso_deploy.resources import shipped_path
@@ -202,7 +203,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--name", default="teso-nano-cpu")
-    parser.add_argument("--backend", choices=BACKENDS, default="cpu")
+    parser.add_argument("--backend", choices=list_backends(), default="cpu")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--streams", type=int, action="append", help="a row for each; alone: with the video, too")
     parser.add_argument("--out", type=Path, default=RESULTS, help="a folder, or FILE.json")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from teso_deploy.pipeline.backend_choice import BackendName
+    from teso_deploy.backends.registry import BackendName
     from teso_deploy.pipeline.pipeline import Pipeline, SizeChoice
     from teso_deploy.types import Precision
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -63,6 +63,25 @@ def find_lower_bounds(requirements: Iterable[str]) -> dict[str, str]:
             if package not in bounds or is_older(bounds[package], bound):
                 bounds[package] = bound
     return bounds
+
+
+def find_version(package: str) -> str | None:
+    """The version of an installed package; None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def find_outdated(version_of: Callable[[str], str | None] = find_version) -> dict[str, tuple[str, str]]:
+    """Package → its version and the lowest one that is needed, of all that are installed and older than that."""
+    bounds = find_lower_bounds(read_requirements())
+    versions = {package: version_of(package) for package in bounds}
+    return {
+        package: (version, bounds[package])
+        for package, version in versions.items()
+        if version is not None and is_older(version, bounds[package])
+    }
 
 
 def is_older(version: str, bound: str) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from teso_deploy.backends.machine import Driver, Gpu, Machine
+from teso_deploy.backends.registry import BACKENDS, BackendEntry, find_absent, load_object
 from teso_deploy.backends.shared_libraries import Found
+from teso_deploy.backends.tensorrt.targets import format_capability, list_capabilities, runs_rtx
 
 #: CUDA → the first driver that knows it.
 DRIVER_OF_CUDA = {12: 525, 13: 580}
@@ -15,18 +17,36 @@ DRIVER_OF_CUDA = {12: 525, 13: 580}
 OUR_CUDA = 13
 #: Below, neither CUDA 13 nor TensorRT runs.
 OLDEST_CAPABILITY = (7, 5)
-#: GPUs that TensorRT-RTX builds for; of others its documents say nothing.
-RTX_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
 #: ONNX Runtime's TensorRT provider is linked to libnvinfer.so.10.
 TENSORRT_OF_ONNXRUNTIME = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Backend:
-    """Whether a backend can run here, and with what or why not."""
+class Surroundings:
+    """What was found on a machine.
+
+    Attributes:
+        machine: Its GPUs and their driver.
+        libraries: The GPU libraries that are installed, by their names in
+            :data:`~teso_deploy.backends.shared_libraries.LIBRARIES`.
+        providers: The execution providers of ONNX Runtime; none if it can't be loaded.
+    """
+
+    machine: Machine
+    libraries: Mapping[str, Found]
+    providers: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether a backend can run here, and with what, or why not."""
 
     ok: bool
     detail: str
+
+
+#: The form of the function that a registry entry names as its probe.
+Probe = Callable[[BackendEntry, Surroundings], Availability]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,77 +57,101 @@ class Exclusion:
     mend: tuple[str, ...] = ()
 
 
-def major_of(version: str) -> int:
-    """13 for ``13.5.0``; 0 for what is no version."""
+def parse_major(version: str) -> int:
+    """Read 13 from ``13.5.0``; 0 if the text is not a version."""
     found = re.match(r"\d+", version)
     return int(found[0]) if found else 0
 
 
-def dotted(numbers: tuple[int, int]) -> str:
-    """``9.0`` for (9, 0)."""
-    return f"{numbers[0]}.{numbers[1]}"
-
-
-def runs_rtx(gpu: Gpu) -> bool:
-    """Whether TensorRT-RTX knows a GPU; True where it can't be told."""
-    return gpu.compute_capability is None or gpu.compute_capability in RTX_CAPABILITIES
-
-
-def knows_cuda(driver: Driver, major: int) -> bool:
-    """Whether a driver is new enough; True where it can't be told."""
+def supports_cuda(driver: Driver, major: int) -> bool:
+    """Whether a driver is new enough; True if its version is unknown."""
     if driver.cuda is not None:
         return driver.cuda[0] >= major
-    return driver.version is None or major_of(driver.version) >= DRIVER_OF_CUDA.get(major, 0)
+    return driver.version is None or parse_major(driver.version) >= DRIVER_OF_CUDA.get(major, 0)
 
 
-def described(driver: Driver) -> str:
-    """``driver 550.54.15 (CUDA 12.4)``."""
+def describe_driver(driver: Driver) -> str:
+    """Write ``driver 550.54.15 (CUDA 12.4)``."""
     parts = ["driver", *([driver.version] if driver.version else [])]
-    return " ".join(parts) + (f" (CUDA {dotted(driver.cuda)})" if driver.cuda else "")
+    return " ".join(parts) + (f" (CUDA {format_capability(driver.cuda)})" if driver.cuda else "")
 
 
-def backends(machine: Machine, libraries: Mapping[str, Found], providers: Sequence[str]) -> dict[str, Backend]:
-    """cpu, cuda, tensorrt and tensorrt-rtx; ``providers`` are those of ONNX Runtime."""
-    has_cpu = "CPUExecutionProvider" in providers
-    found = {"cpu": Backend(has_cpu, "ONNX Runtime" if has_cpu else "ONNX Runtime can't be loaded")}
-    for name, library in (("cuda", "onnxruntime-gpu"), ("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt-rtx")):
-        problem = _no_gpu(machine) or _no_library(machine, libraries, library)
-        if problem is None and name != "cuda":
-            problem = _no_host_library(libraries)
-        gpus = [gpu for gpu in machine.gpus if name != "tensorrt-rtx" or runs_rtx(gpu)]
-        if problem is None and not gpus:
-            problem = rtx_problem(machine.gpus[0])
-        detail = problem or f"{library} {libraries[library].version} on {gpus[0].name}"
-        found[name] = Backend(problem is None, detail)
-    return found
+def find_available(here: Surroundings) -> dict[str, Availability]:
+    """Name → whether each backend of the registry can run here."""
+    return {name: load_object(entry.probe)(entry, here) for name, entry in BACKENDS.items()}
 
 
-def rtx_problem(gpu: Gpu) -> str:
-    """What is told of a GPU that TensorRT-RTX does not know."""
-    capability = dotted(gpu.compute_capability) if gpu.compute_capability else "unknown"
-    known = ", ".join(map(dotted, RTX_CAPABILITIES))
-    return f"{gpu.name} has compute capability {capability}, and TensorRT-RTX knows {known}: use tensorrt"
+def probe_modules(entry: BackendEntry, here: Surroundings) -> Availability:
+    """A backend that needs nothing but its modules, and a GPU if it runs on one."""
+    if entry.device == "gpu" and (problem := _find_gpu_problem(here.machine)):
+        return Availability(False, problem)
+    absent = find_absent(entry)
+    return Availability(not absent, f"{absent[0]} is not installed" if absent else entry.summary)
 
 
-def _no_gpu(machine: Machine) -> str | None:
+def probe_cpu(entry: BackendEntry, here: Surroundings) -> Availability:
+    """ONNX Runtime on the CPU."""
+    has_cpu = "CPUExecutionProvider" in here.providers
+    return Availability(has_cpu, "ONNX Runtime" if has_cpu else "ONNX Runtime can't be loaded")
+
+
+def probe_gpu_library(entry: BackendEntry, here: Surroundings) -> Availability:
+    """A backend whose library runs on any NVIDIA GPU that CUDA runs on."""
+    name = entry.library or entry.name
+    problem = _find_gpu_problem(here.machine) or _find_library_problem(here, name)
+    if problem is None and entry.builds_engines:  # its engines run on buffers that we allocate
+        problem = _find_device_library_problem(here.libraries)
+    if problem is not None:
+        return Availability(False, problem)
+    return Availability(True, f"{name} {here.libraries[name].version} on {here.machine.gpus[0].name}")
+
+
+def probe_tensorrt_rtx(entry: BackendEntry, here: Surroundings) -> Availability:
+    """TensorRT-RTX, which runs on some GPUs only."""
+    found, gpus = probe_gpu_library(entry, here), here.machine.gpus
+    fitting = tuple(gpu for gpu in gpus if can_run_rtx(gpu))
+    if not found.ok or fitting == gpus:
+        return found
+    if not fitting:
+        return Availability(False, describe_rtx_problem(gpus[0]))
+    return probe_gpu_library(entry, replace(here, machine=replace(here.machine, gpus=fitting)))
+
+
+def can_run_rtx(gpu: Gpu) -> bool:
+    """Whether TensorRT-RTX runs on a GPU; True if its compute capability is unknown."""
+    return gpu.compute_capability is None or runs_rtx(gpu.compute_capability)
+
+
+def describe_rtx_problem(gpu: Gpu) -> str:
+    """Say that TensorRT-RTX does not run on a GPU."""
+    capability = format_capability(gpu.compute_capability) if gpu.compute_capability else "unknown"
+    return (
+        f"{gpu.name} has compute capability {capability}, and TensorRT-RTX runs on {list_capabilities()}: use tensorrt"
+    )
+
+
+def _find_gpu_problem(machine: Machine) -> str | None:
     if machine.problem or not machine.gpus:
         return machine.problem or "no NVIDIA GPU"
     gpu = machine.gpus[0]
     if all(one.compute_capability and one.compute_capability < OLDEST_CAPABILITY for one in machine.gpus):
-        return f"{gpu.name} is older than compute capability {dotted(OLDEST_CAPABILITY)}, where CUDA 13 begins"
+        return (
+            f"{gpu.name} is older than compute capability {format_capability(OLDEST_CAPABILITY)}, where CUDA 13 begins"
+        )
     return None
 
 
-def _no_library(machine: Machine, libraries: Mapping[str, Found], name: str) -> str | None:
+def _find_library_problem(here: Surroundings, name: str) -> str | None:
+    machine, libraries = here.machine, here.libraries
     if name not in libraries:
         return f"{name} is not installed"
     found = libraries[name]
-    if machine.driver and found.cuda_major and not knows_cuda(machine.driver, found.cuda_major):
-        return f"{name} is built for CUDA {found.cuda_major}, {described(machine.driver)} is too old for it"
+    if machine.driver and found.cuda_major and not supports_cuda(machine.driver, found.cuda_major):
+        return f"{name} is built for CUDA {found.cuda_major}, {describe_driver(machine.driver)} is too old for it"
     return None if found.loads else f"{name} can't be loaded: {found.problem}"
 
 
-def _no_host_library(libraries: Mapping[str, Found]) -> str | None:
+def _find_device_library_problem(libraries: Mapping[str, Found]) -> str | None:
     def loads(*names: str) -> bool:
         return all(name in libraries and libraries[name].loads for name in names)
 
@@ -116,7 +160,7 @@ def _no_host_library(libraries: Mapping[str, Found]) -> str | None:
     return "neither cuda-core with cuda-bindings nor pycuda can be loaded"
 
 
-def exclusions(
+def find_exclusions(
     machine: Machine, libraries: Mapping[str, Found], version_of: Callable[[str], str | None]
 ) -> list[Exclusion]:
     """What does not go together here; ``version_of`` a package, None where it is not installed."""
@@ -129,7 +173,7 @@ def exclusions(
             )
         )
     tensorrt = libraries["tensorrt"].version if "tensorrt" in libraries else version_of("tensorrt")
-    if version_of("onnxruntime-gpu") and tensorrt and major_of(tensorrt) > TENSORRT_OF_ONNXRUNTIME:
+    if version_of("onnxruntime-gpu") and tensorrt and parse_major(tensorrt) > TENSORRT_OF_ONNXRUNTIME:
         found.append(
             Exclusion(
                 f"onnxruntime-gpu's own TensorRT provider wants TensorRT {TENSORRT_OF_ONNXRUNTIME}, and {tensorrt} is "
@@ -140,7 +184,7 @@ def exclusions(
     if old := _old_driver(machine, libraries):
         found.append(old)
     transformers = version_of("transformers")
-    if version_of("optimum-onnx") and transformers and major_of(transformers) >= 5:
+    if version_of("optimum-onnx") and transformers and parse_major(transformers) >= 5:
         found.append(
             Exclusion(
                 f"optimum-onnx can't be imported with transformers {transformers}",
@@ -156,7 +200,7 @@ def _two_cudas(family: str, machine: Machine, version_of: Callable[[str], str | 
     there = [part for part in parts if version_of(part)]
     if not all(any(f"-{cuda}" in part for part in there) for cuda in ("cu12", "cu13")):
         return None
-    cuda = "cu13" if machine.driver is None or knows_cuda(machine.driver, 13) else "cu12"
+    cuda = "cu13" if machine.driver is None or supports_cuda(machine.driver, 13) else "cu12"
     # The package without a CUDA in its name wants that for CUDA 13.
     whole = [family] if version_of(family) else []
     return Exclusion(
@@ -170,14 +214,14 @@ def _old_driver(machine: Machine, libraries: Mapping[str, Found]) -> Exclusion |
     if driver is None:
         return None
     needed = {name: found.cuda_major for name, found in libraries.items() if found.cuda_major}
-    wanting = {name: cuda for name, cuda in needed.items() if not knows_cuda(driver, cuda)}
+    wanting = {name: cuda for name, cuda in needed.items() if not supports_cuda(driver, cuda)}
     if wanting:
         who, cuda = ", ".join(wanting), max(wanting.values())
-    elif not needed and not knows_cuda(driver, OUR_CUDA):
+    elif not needed and not supports_cuda(driver, OUR_CUDA):
         who, cuda = "what the extras cuda and tensorrt install", OUR_CUDA
     else:
         return None
     return Exclusion(
-        f"{described(driver)} is too old for {who}, built for CUDA {cuda}: "
+        f"{describe_driver(driver)} is too old for {who}, built for CUDA {cuda}: "
         f"install a driver of version {DRIVER_OF_CUDA.get(cuda, 0)} or newer"
     )

@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from teso_deploy.backends.contracts import Backend, BackendRequest
 from teso_deploy.backends.engine import EngineFactory, Tensor
 from teso_deploy.backends.huge_pages import huge_pages
 from teso_deploy.bundle import Bundle
@@ -201,3 +202,8 @@ def onnxruntime_factory(threads: int | None = None, form: str | None = None) -> 
         return engine
 
     return make
+
+
+def load_cpu(request: BackendRequest) -> Backend:
+    """Load ONNX Runtime on the CPU. Raises :class:`BundleError` (no form of the precision)."""
+    return Backend(onnxruntime_factory(request.threads, request.bundle.form_for((TARGET,), request.precision)))

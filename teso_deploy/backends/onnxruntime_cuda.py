@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from teso_deploy.backends.contracts import Backend, BackendRequest
 from teso_deploy.backends.engine import EngineFactory, Tensor
 from teso_deploy.backends.onnxruntime import check_declared
 from teso_deploy.bundle import STANDARD, Bundle
@@ -204,3 +205,20 @@ def onnxruntime_cuda_factory(bundle: Bundle, precision: Precision = "fp32", inde
         return engine
 
     return make
+
+
+def load_cuda(request: BackendRequest) -> Backend:
+    """Load ONNX Runtime on a GPU, with our operators on the same GPU if they can be loaded.
+
+    Raises :class:`MissingExtraError` (ONNX Runtime was built without CUDA) and :class:`BundleError` (no form of the
+    precision).
+    """
+    engines = onnxruntime_cuda_factory(request.bundle, request.precision)
+    try:
+        from teso_deploy.backends.cuda import opening
+        from teso_deploy.backends.cuda.operators import load_device_operators
+
+        return Backend(engines, load_device_operators(opening.open_device()))
+    except TesoError as error:  # the host's operators give the same labels, more slowly
+        request.on_note(f"resizing and labelling on the CPU: {error}")
+        return Backend(engines)

@@ -13,10 +13,10 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import NamedTuple
 
 from teso_deploy.redaction import child_environment
+from teso_deploy.requirements import find_version
 
 TIMEOUT_SECONDS = 120.0
 #: An ONNX model of one Identity, opset 17.
@@ -107,10 +107,7 @@ class Found:
 
 def version_of(package: str) -> str | None:
     """The version of an installed package."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    return find_version(package)
 
 
 def has_module(name: str) -> bool:

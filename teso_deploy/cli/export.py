@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from teso_deploy.backends.tensorrt.bindings import TARGETS, Target, check_installed
+from teso_deploy.backends.registry import check_installed
 from teso_deploy.backends.tensorrt.profiles import DEFAULT_PROFILE, load_profile
+from teso_deploy.backends.tensorrt.targets import TARGETS, Target
 from teso_deploy.bundle import KIND, MANIFEST, Bundle, BundleManifest
 from teso_deploy.cli.reports import as_markup, check_json, say, shown_in, toml_file, write_json
 from teso_deploy.errors import BundleError, InputNotFoundError, MissingExtraError, RecipeError

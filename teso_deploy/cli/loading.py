@@ -7,20 +7,27 @@ from collections.abc import Sequence
 import typer
 from rich.console import Console
 
-from teso_deploy.backends.tensorrt.bindings import TARGETS
+from teso_deploy.backends.registry import BackendName, list_backends, list_targets
 from teso_deploy.bundle import Bundle
 from teso_deploy.cli.reports import say, shown_in
 from teso_deploy.errors import CueError
-from teso_deploy.pipeline.backend_choice import BackendName, load_backend
+from teso_deploy.pipeline.backend_choice import load_backend
 from teso_deploy.pipeline.pipeline import Pipeline, SizeChoice
 from teso_deploy.types import Precision
 
 
+def parse_backend(text: str) -> BackendName:
+    """Check the value of ``--backend`` (:class:`typer.BadParameter`)."""
+    if text not in list_backends():
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(map(repr, list_backends()))}.")
+    return text
+
+
 def check_engine_options(backends: Sequence[str], profile: str | None, rebuild_engines: bool) -> None:
     """Refuse options of engines where no backend builds any (:class:`typer.BadParameter`)."""
-    if (profile is not None or rebuild_engines) and not set(backends) & set(TARGETS):
+    if (profile is not None or rebuild_engines) and not set(backends) & set(list_targets()):
         raise typer.BadParameter(
-            f"only --backend {' and '.join(TARGETS)} build engines: name one of them, or leave this away",
+            f"only --backend {' and '.join(list_targets())} build engines: name one of them, or leave this away",
             param_hint="--rebuild-engines" if profile is None else "--profile",
         )
 

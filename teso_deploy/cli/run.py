@@ -15,11 +15,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from teso_deploy.backends.registry import BackendName, describe_choice, list_backends, runs_on_gpu
 from teso_deploy.bundle import Bundle, bundle_folder
 from teso_deploy.cli.cue_options import SOURCE_HELP, ModelsOption, ServerModelOption, ServerOption
 from teso_deploy.cli.live import LiveRequest, check_live, run_live
 from teso_deploy.cli.live_view import rendered
-from teso_deploy.cli.loading import check_engine_options, load_pipeline
+from teso_deploy.cli.loading import check_engine_options, load_pipeline, parse_backend
 from teso_deploy.cli.reports import as_markup, check_json, progress_bar, say, toml_file, write_json
 from teso_deploy.cli.run_cues import CueRequest, RunCues
 from teso_deploy.cli.track_options import AudioTrackOption, VideoTrackOption
@@ -30,7 +31,6 @@ from teso_deploy.media.address import Address
 from teso_deploy.media.audio import check_sound
 from teso_deploy.media.reader import Hardware, VideoReader
 from teso_deploy.outputs import check_apart, check_folder, make_folder, show_path
-from teso_deploy.pipeline.backend_choice import BackendName
 from teso_deploy.pipeline.file_runner import describe_file_run, run_file
 from teso_deploy.pipeline.pipeline import AUTO, Offered, Pipeline, SizeChoice
 from teso_deploy.pipeline.video_source import VideoSource
@@ -209,10 +209,7 @@ def run(
     ] = 0.0,
     backend: Annotated[
         BackendName,
-        typer.Option(
-            help="cpu and cuda: ONNX Runtime; auto: the first of tensorrt, tensorrt-rtx, cuda, cpu that can run this "
-            "bundle without building an engine."
-        ),
+        typer.Option(parser=parse_backend, metavar=f"[{'|'.join(list_backends())}]", help=describe_choice()),
     ] = "cpu",
     profile: Annotated[
         str | None, typer.Option(help="Of engines that have to be built: a shipped profile's name, or a TOML file.")
@@ -327,7 +324,7 @@ def run(
             make_folder(folder)
     # If the model runs on the CPU there may be no GPU at all, and looking for one takes time.
     hardware: Hardware | None = "nvdec" if decoder == "nvdec" else None
-    if decoder == "auto" and pipeline.backend != "cpu":
+    if decoder == "auto" and runs_on_gpu(pipeline.backend):
         hardware = "auto"
     facts = describe_file_run(pipeline, [show_path(path) for path in paths])
     report_sink = ReportSink(None, facts)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from teso_deploy.backends.engine import EngineFactory
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
-from teso_deploy.backends.tensorrt.bindings import TARGETS
+from teso_deploy.backends.registry import BACKENDS, list_backends_to_verify
 from teso_deploy.bundle import Bundle, bundle_folder, sized_name
 from teso_deploy.cli.export import WeightsOption, check_extra, parsed_precision, parsed_size, part_and_file
 from teso_deploy.cli.loading import check_engine_options
@@ -22,7 +22,7 @@ from teso_deploy.cli.reports import as_markup, check_json, say, shown_in, toml_f
 from teso_deploy.errors import BundleError, CheckFailedError
 from teso_deploy.media.contact_sheet import difference, save_sheet, with_labels
 from teso_deploy.outputs import check_apart, check_file
-from teso_deploy.pipeline.backend_choice import GPU_BACKENDS, load_backend
+from teso_deploy.pipeline.backend_choice import load_backend
 from teso_deploy.pipeline.pipeline import GRAPHS
 from teso_deploy.pipeline.postprocess import labels_of
 from teso_deploy.requirements import write_install_command
@@ -72,13 +72,13 @@ def _backends(
                 name,
                 bundle,
                 precision,
-                profile=profile if name in TARGETS else None,
-                rebuild_engines=rebuild_engines and name in TARGETS,
+                profile=profile if BACKENDS[name].builds_engines else None,
+                rebuild_engines=rebuild_engines and BACKENDS[name].builds_engines,
                 on_progress=on_progress,
                 on_note=on_note,
             ).engines,
         )
-        for name in GPU_BACKENDS
+        for name in list_backends_to_verify()
         if name in names
         for precision in precisions
     }
@@ -86,8 +86,9 @@ def _backends(
 
 def _check_backends(names: Sequence[str], precisions: Sequence[str]) -> list[Precision]:
     """What ``--precision`` names. Raises :class:`typer.BadParameter` where it or ``--backend`` can't be meant."""
-    if unknown := [name for name in names if name not in GPU_BACKENDS]:
-        raise typer.BadParameter(f"{unknown[0]!r} is none: {', '.join(GPU_BACKENDS)}", param_hint="--backend")
+    known = list_backends_to_verify()
+    if unknown := [name for name in names if name not in known]:
+        raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(known)}", param_hint="--backend")
     if precisions and not names:
         raise typer.BadParameter("goes with --backend; forms are named by --form", param_hint="--precision")
     return [parsed_precision(text) for text in precisions] or ["fp32"]
@@ -180,8 +181,8 @@ def verify(
     backend: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[cuda|tensorrt|tensorrt-rtx]",
-            help="On a GPU, in place of the forms and held against the canonical graphs (may be repeated).",
+            metavar=f"[{'|'.join(list_backends_to_verify())}]",
+            help="Check this backend instead of the forms, against the canonical graphs (may be repeated).",
         ),
     ] = None,
     precision: Annotated[list[str] | None, typer.Option(help="Of --backend (may be repeated); default: fp32.")] = None,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
-from teso_deploy.backends.tensorrt.bindings import PORTABLE, Target, TensorRTLibrary, load_library, runs_portable
+from teso_deploy.backends.tensorrt.bindings import TensorRTLibrary, load_library
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.making import (
     built_for,
@@ -21,6 +21,7 @@ from teso_deploy.backends.tensorrt.making import (
 )
 from teso_deploy.backends.tensorrt.profiles import BuildProfile
 from teso_deploy.backends.tensorrt.sidecar import architecture_of
+from teso_deploy.backends.tensorrt.targets import PORTABLE, Target, runs_portable
 from teso_deploy.bundle import Bundle, EngineEntry
 from teso_deploy.errors import CheckFailedError, TesoError
 from teso_deploy.types import Precision

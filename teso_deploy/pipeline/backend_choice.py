@@ -1,33 +1,26 @@
-"""What runs a bundle's graphs, by the name of the backend; heavy libraries are loaded when they are asked for."""
+"""Choose what runs a bundle's graphs: a backend of the registry by its name, or the best one that can."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import replace
+from typing import cast
 
-from teso_deploy.backends.cuda.device import Device
+from teso_deploy.backends.contracts import Backend, BackendFactory, BackendRequest, Note
 from teso_deploy.backends.engine import Engine, EngineFactory
-from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
-from teso_deploy.backends.onnxruntime import onnxruntime_factory
-from teso_deploy.backends.tensorrt.bindings import TARGETS, Target, check_installed
+from teso_deploy.backends.registry import (
+    AUTO,
+    BACKENDS,
+    BackendEntry,
+    BackendName,
+    check_installed,
+    find_absent,
+    list_automatic,
+    list_backends,
+    load_object,
+)
 from teso_deploy.bundle import Bundle
-from teso_deploy.errors import MissingExtraError, TesoError
-from teso_deploy.pipeline.operators import HostOperators, OperatorsFactory
+from teso_deploy.errors import BundleError, TesoError
 from teso_deploy.types import Precision
-
-BackendName = Literal["auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx"]
-BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
-GPU_BACKENDS: tuple[BackendName, ...] = ("cuda", "tensorrt", "tensorrt-rtx")
-Note = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """Engines, and what stands around them."""
-
-    engines: EngineFactory
-    operators: OperatorsFactory = HostOperators
 
 
 def load_backend(
@@ -41,116 +34,102 @@ def load_backend(
     on_progress: Note = lambda note: None,
     on_note: Note | None = None,
 ) -> Backend:
-    """A backend for a bundle.
+    """Load a backend for a bundle.
 
-    ``threads``: of ``cpu``. ``profile``, ``rebuild_engines``: of engines that TensorRT builds, see
-    :func:`engine_factory`. ``on_progress``: told of what takes time. ``on_note`` (default: the same): told of what
-    is not as it was asked for, or slower than it might be, and of what ``auto`` has chosen.
-    Raises :class:`ValueError` (no such backend, options of engines for one that builds none), :class:`BundleError`
-    (no form of that precision), :class:`MissingExtraError`, :class:`DeviceError`, :class:`EngineError`.
+    Args:
+        name: A name of the registry, or ``auto``: the first that can run this bundle without building an engine.
+        bundle: The bundle.
+        precision: What the graphs are computed in. Default: fp32.
+        threads: Threads of each graph on the CPU. Default: all cores.
+        profile: Build profile, by name or TOML file. Default: engines of any profile are taken, and built by the
+            default one.
+        rebuild_engines: Whether engines are built again although some exist. Default: no.
+        on_progress: Called with what takes time. Default: ignored.
+        on_note: Called with what is not as requested, or slower than it could be, and with the choice of ``auto``.
+            Default: ``on_progress``.
+
+    Returns:
+        The backend. Engines are loaded when a graph is first needed.
+
+    Raises:
+        ValueError: There is no such backend, or a build option was given for one that builds no engines.
+        BundleError: The bundle has no form of that precision.
+        MissingExtraError: What the backend needs is not installed; the message names the extra.
+        DeviceError: The GPU can't be used.
+        EngineError: The library's version does not fit.
     """
-    on_note = on_note or on_progress
-    if name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}: one of {', '.join(BACKENDS)}")
-    if name not in TARGETS and (profile is not None or rebuild_engines):
-        raise ValueError(f"backend {name!r} builds no engines: leave profile and rebuild_engines away")
-    if name == "auto":
-        return _automatic(bundle, precision, threads, on_progress, on_note)
-    if name == "cpu":
-        return Backend(onnxruntime_factory(threads, bundle.form_for((ONNXRUNTIME,), precision)))
-    if name == "cuda":
-        return _cuda(bundle, precision, on_note)
-    return _tensorrt(name, bundle, precision, on_progress, profile, rebuild_engines)
-
-
-def _cuda(bundle: Bundle, precision: Precision, on_note: Note) -> Backend:
-    from teso_deploy.backends.onnxruntime_cuda import onnxruntime_cuda_factory
-
-    engines = onnxruntime_cuda_factory(bundle, precision)
-    try:
-        from teso_deploy.backends.cuda.opening import open_device
-
-        return Backend(engines, _device_operators(open_device()))
-    except TesoError as error:  # right all the same, and slower
-        on_note(f"resizing and labelling on the CPU: {error}")
-        return Backend(engines)
-
-
-def _device_operators(device: Device) -> OperatorsFactory:
-    from teso_deploy.backends.cuda.kernels import load_kernels
-    from teso_deploy.backends.cuda.operators import DeviceOperators
-
-    module = load_kernels(device)
-    return lambda manifest: DeviceOperators(device, module, manifest)
-
-
-def _tensorrt(
-    name: Target,
-    bundle: Bundle,
-    precision: Precision,
-    on_progress: Note,
-    profile: str | None = None,
-    rebuild: bool = False,
-    may_build: bool = True,
-) -> Backend:
-    from teso_deploy.backends.cuda.opening import open_device
-    from teso_deploy.backends.tensorrt.bindings import load_library
-    from teso_deploy.backends.tensorrt.making import engine_factory
-    from teso_deploy.backends.tensorrt.profiles import load_profile
+    if name not in list_backends():
+        raise ValueError(f"unknown backend {name!r}: one of {', '.join(list_backends())}")
+    if (profile is not None or rebuild_engines) and not (name in BACKENDS and BACKENDS[name].builds_engines):
+        raise ValueError(f"backend {name!r} builds no engines: omit profile and rebuild_engines")
     from teso_deploy.verification.engine_check import check_against_onnxruntime
 
-    settings = load_profile(profile) if profile is not None else None
-    library, device = load_library(name), open_device()
-    engines = engine_factory(
-        library,
-        device,
-        precision,
-        settings,
-        check_against_onnxruntime,
-        rebuild=rebuild,
-        may_build=may_build,
+    request = BackendRequest(
+        name=name,
+        bundle=bundle,
+        precision=precision,
+        threads=threads,
+        profile=profile,
+        rebuild_engines=rebuild_engines,
+        check_of=check_against_onnxruntime,
         on_progress=on_progress,
+        on_note=on_note or on_progress,
     )
-    return Backend(engines, _device_operators(device))
+    return _choose(request) if name == AUTO else _load(request)
 
 
-def _automatic(bundle: Bundle, precision: Precision, threads: int | None, on_progress: Note, on_note: Note) -> Backend:
-    """The first that can run this bundle without building anything: engines that are there, CUDA, the CPU."""
-    brought = {entry.target for entry in bundle.manifest.engines if entry.precision == precision}
-    names: tuple[Target | Literal["cuda"], ...] = (*TARGETS, "cuda")
-    for name in names:
-        try:
-            if name == "cuda":
-                chosen = _cuda(bundle, precision, on_note)
-            elif name in brought or _is_installed(name):
-                chosen = _tensorrt(name, bundle, precision, on_progress, may_build=False)
-            else:
-                continue
-            fusion = chosen.engines(bundle, "fusion")  # the smallest: does it load at all?
-        except TesoError as error:
-            on_note(f"not {name}: {error}")
+def _load(request: BackendRequest) -> Backend:
+    """Load the backend that a request names."""
+    entry = BACKENDS[request.name]
+    check_installed(entry.name)
+    if request.precision not in entry.precisions:
+        raise BundleError(f"backend {entry.name} runs {', '.join(entry.precisions)}, not {request.precision}")
+    return cast(BackendFactory, load_object(entry.factory))(request)
+
+
+def _choose(request: BackendRequest) -> Backend:
+    """Load the first backend that runs the bundle without building an engine; the last one is not tried first."""
+    *candidates, last = list_automatic()
+    smallest = _find_smallest_graph(request.bundle)
+    for entry in candidates:
+        if not _is_worth_trying(entry, request):
             continue
-        on_note(f"backend {name}")
-        return replace(chosen, engines=_handing_out(bundle, "fusion", fusion, chosen.engines))
-    on_note("backend cpu")
-    return load_backend("cpu", bundle, precision, threads=threads)
+        try:
+            chosen = _load(replace(request, name=entry.name, may_build=False))
+            engine = chosen.engines(request.bundle, smallest)
+        except TesoError as error:
+            request.on_note(f"not {entry.name}: {error}")
+            continue
+        request.on_note(f"backend {entry.name}")
+        return replace(chosen, engines=_hand_out_once(request.bundle, smallest, engine, chosen.engines))
+    request.on_note(f"backend {last.name}")
+    return _load(replace(request, name=last.name))
 
 
-def _is_installed(target: Target) -> bool:
-    try:
-        check_installed(target)
-    except MissingExtraError:
-        return False
-    return True
+def _is_worth_trying(entry: BackendEntry, request: BackendRequest) -> bool:
+    """Whether a backend is installed, or the bundle brings engines for it, so that its absence deserves a note."""
+    brought = {engine.target for engine in request.bundle.manifest.engines if engine.precision == request.precision}
+    return entry.name in brought or not find_absent(entry)
 
 
-def _handing_out(of: Bundle, name: str, loaded: Engine, engines: EngineFactory) -> EngineFactory:
-    """A factory that gives the engine of a graph which is loaded already in place of loading it again, once."""
-    left = [loaded]
+def _find_smallest_graph(bundle: Bundle) -> str:
+    """The graph of the fewest bytes at the first size: loading it shows whether a backend works at all."""
+    manifest = bundle.manifest
 
-    def engine(bundle: Bundle, graph: str) -> Engine:
-        if left and bundle is of and graph == name:
+    def count_bytes(graph: str) -> int:
+        entry = manifest.graphs[graph]
+        return sum(manifest.files[name].bytes for name in (entry.file, entry.weights) if name)
+
+    return min(manifest.graphs, key=count_bytes)
+
+
+def _hand_out_once(bundle: Bundle, graph: str, engine: Engine, engines: EngineFactory) -> EngineFactory:
+    """A factory that gives an engine that is already loaded once, and otherwise what ``engines`` gives."""
+    left = [engine]
+
+    def load_engine(wanted_bundle: Bundle, wanted: str) -> Engine:
+        if left and wanted_bundle is bundle and wanted == graph:
             return left.pop()
-        return engines(bundle, graph)
+        return engines(wanted_bundle, wanted)
 
-    return engine
+    return load_engine

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from teso_deploy.backends.contracts import Operators
 from teso_deploy.backends.engine import Engine, Tensor
-from teso_deploy.pipeline.operators import Operators
 from teso_deploy.types import Frame
 
 #: Side in pixels of the squares in which two pictures are compared.

@@ -1,9 +1,8 @@
-"""What stands around the graphs: pictures to the encoder's input, class scores to labels; on the host."""
+"""The steps around the graphs on the host: pictures to the encoder's input, class scores to labels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,26 +14,8 @@ from teso_deploy.pipeline.preprocess import normalised, resized
 from teso_deploy.types import ImageSize
 
 
-class Operators(Protocol):
-    """One stream's: buffers that a GPU needs for them are kept from frame to frame."""
-
-    @property
-    def compares_frames(self) -> bool:
-        """Whether a frame is known again by itself, not by what it is resized to, which is made elsewhere."""
-
-    def image(self, frame: NDArray[np.uint8], fitted: ImageSize, bucket: ImageSize) -> NDArray[np.float32] | Tensor:
-        """A frame (H, W, 3) resized to ``fitted``, normalised and padded to ``bucket``: (1, 3, *bucket)."""
-
-    def labels(self, masks: Tensor, size: ImageSize, shares: tuple[float, float]) -> NDArray[np.uint8]:
-        """Class scores (1, C, h, w) → labels (height, width); ``shares`` as for :func:`labels_of`."""
-
-
-#: A new set for a new stream.
-OperatorsFactory = Callable[[BundleManifest], Operators]
-
-
 class HostOperators:
-    """See :class:`Operators`."""
+    """The :class:`~teso_deploy.backends.contracts.Operators` of the host."""
 
     compares_frames = False
 

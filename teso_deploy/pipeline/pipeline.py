@@ -13,8 +13,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from teso_deploy.backends.contracts import Operators, OperatorsFactory
 from teso_deploy.backends.cuda.tensors import DeviceTensor
 from teso_deploy.backends.engine import Engine, EngineFactory
+from teso_deploy.backends.registry import BackendName
 from teso_deploy.bundle import Bundle, TaggerEntry
 from teso_deploy.checks import check_window_length
 from teso_deploy.cues.names import CueNames
@@ -22,9 +24,9 @@ from teso_deploy.cues.table import CueTable
 from teso_deploy.cues.text_encoder import TextEncoder
 from teso_deploy.cues.timed import TimedCues
 from teso_deploy.errors import BundleError, CueError
-from teso_deploy.pipeline.backend_choice import BackendName, load_backend
+from teso_deploy.pipeline.backend_choice import load_backend
 from teso_deploy.pipeline.cache import Encoded, Feeds, Kept, KeptGraph, Of, likeness
-from teso_deploy.pipeline.operators import HostOperators, Operators, OperatorsFactory
+from teso_deploy.pipeline.operators import HostOperators
 from teso_deploy.pipeline.preprocess import fitted_size, nearest_size, resized
 from teso_deploy.pipeline.video_source import Mode, VideoSource
 from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Cues, Frame, Precision, Segmentation
@@ -62,7 +64,7 @@ class Pipeline:
         *,
         size: SizeChoice = None,
         still_threshold: float = 0.0,
-        operators: OperatorsFactory = HostOperators,
+        operators: OperatorsFactory | None = None,
     ) -> None:
         if absent := [name for name in GRAPHS if name not in bundle.manifest.graphs]:
             raise BundleError(f"{bundle.folder} has no graph {absent[0]}: export the bundle again")
@@ -76,7 +78,7 @@ class Pipeline:
         self.encoder_skips: Counter[str] = Counter()
         self.engines: dict[str, Engine] = {}
         self._loading, self._counting = threading.Lock(), threading.Lock()
-        self._factory, self._operators = factory, operators
+        self._factory, self._operators = factory, operators or HostOperators
         first = bundle.sizes[0] if self.size == AUTO else self.size
         self._first = {name: self.engine(bundle.graph_at(name, first)) for name in GRAPHS}
         self._kept = Kept()

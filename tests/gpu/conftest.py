@@ -11,21 +11,23 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import NoReturn, cast
+from typing import NoReturn
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from teso_deploy.backends.contracts import Backend
 from teso_deploy.backends.cuda.device import CudaLibrary, Device
 from teso_deploy.backends.cuda.opening import open_device
 from teso_deploy.backends.engine import Engine
-from teso_deploy.backends.tensorrt.bindings import Target, load_library
+from teso_deploy.backends.registry import BackendName
+from teso_deploy.backends.tensorrt.bindings import load_library
 from teso_deploy.backends.tensorrt.sidecar import architecture_of
+from teso_deploy.backends.tensorrt.targets import Target
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError, MissingExtraError
-from teso_deploy.pipeline.backend_choice import Backend, BackendName, load_backend
-from teso_deploy.pipeline.operators import HostOperators
+from teso_deploy.pipeline.backend_choice import load_backend
 from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.pipeline.video_source import Moment, VideoSource
 from teso_deploy.resources import shipped_path
@@ -127,11 +129,11 @@ def load_running(name: BackendName, precision: Precision, bundle: Bundle, gpu: D
         backend = load_backend(name, bundle, precision, on_progress=notes.append)
     except MissingExtraError as error:
         absent(error)
-    assert backend.operators is not HostOperators, f"the operators are not on the GPU: {notes[-1]}"
+    assert backend.operators is not None, f"the operators are not on the GPU: {notes[-1]}"
     try:
         backend.engines(bundle, "fusion")
     except (EngineError, DeviceError) as error:
-        if name == "cuda" or is_listed(cast(Target, name), gpu):
+        if name == "cuda" or is_listed(name, gpu):
             raise
         # Nothing is missing, so that no switch makes a failure of it: see test_tensorrt_rtx_answers_in_a_sentence.
         pytest.skip(f"{name} does not list {gpu.name}, and refuses it: {error}")

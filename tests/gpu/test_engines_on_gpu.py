@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.cuda.tensors import DeviceTensor
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
-from teso_deploy.backends.tensorrt.bindings import Target, load_library
+from teso_deploy.backends.registry import list_gpu_backends
+from teso_deploy.backends.tensorrt.bindings import load_library
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine, TensorRTSlot
 from teso_deploy.backends.tensorrt.making import cached_path, engine_factory, make_engine, source_of
@@ -29,7 +30,6 @@ from teso_deploy.backends.tensorrt.profiles import load_profile
 from teso_deploy.backends.tensorrt.sidecar import architecture_of, read_engine, sidecar_path
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError, MissingExtraError, TesoError
-from teso_deploy.pipeline.backend_choice import GPU_BACKENDS
 from teso_deploy.pipeline.pipeline import GRAPHS, Pipeline
 from teso_deploy.pipeline.video_source import Moment
 from teso_deploy.types import Precision
@@ -55,7 +55,7 @@ pytestmark = pytest.mark.gpu
 PORTABLE_ON = ("sm80", "sm86", "sm89", "sm120")
 
 
-@pytest.fixture(scope="module", params=list(product(GPU_BACKENDS, PRECISIONS)), ids="-".join)
+@pytest.fixture(scope="module", params=list(product(list_gpu_backends(), PRECISIONS)), ids="-".join)
 def running(request: pytest.FixtureRequest, bundle: Bundle, gpu: Device, absent: Absent) -> Running:
     name, precision = request.param
     return load_running(name, precision, bundle, gpu, absent)
@@ -243,7 +243,7 @@ def test_what_does_not_fit_never_reaches_the_library(
     spoil: Callable[[Path], Any],
     says: str,
 ) -> None:
-    library = load_library(cast(Target, tensorrt.name))
+    library = load_library(tensorrt.name)
     cache, source = EngineCache(tmp_path), source_of(tensorrt.bundle, "fusion", tensorrt.precision)
     factory = engine_factory(library, gpu, tensorrt.precision, cache=cache)
     factory(tensorrt.bundle, "fusion")

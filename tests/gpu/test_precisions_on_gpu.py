@@ -7,8 +7,8 @@ from itertools import product
 import pytest
 
 from teso_deploy.backends.cuda.device import Device
+from teso_deploy.backends.tensorrt.targets import TARGETS
 from teso_deploy.bundle import Bundle
-from teso_deploy.pipeline.backend_choice import GPU_BACKENDS
 from teso_deploy.pipeline.video_source import Moment
 from teso_deploy.types import Precision
 from tests.gpu.conftest import (
@@ -34,7 +34,7 @@ def rounded(bundle: Bundle) -> Bundle:
     return derive_bundle(bundle, bundle.folder.parent / "rounded", ("fp32", *OTHERS))[0]
 
 
-@pytest.fixture(scope="module", params=list(product(GPU_BACKENDS[1:], OTHERS)), ids="-".join)
+@pytest.fixture(scope="module", params=list(product(TARGETS, OTHERS)), ids="-".join)
 def running(request: pytest.FixtureRequest, rounded: Bundle, gpu: Device, absent: Absent) -> Running:
     name, precision = request.param
     return load_running(name, precision, rounded, gpu, absent)

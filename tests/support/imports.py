@@ -11,14 +11,24 @@ ROOT = Path(__file__).parents[2]
 
 
 @cache
-def find_imports(path: Path, *, at_load: bool = False) -> frozenset[str]:
-    """Absolute names of what a module imports; ``at_load``: not within functions or for types only."""
+def find_imports(path: Path, *, at_load: bool = False, for_types: bool = True) -> frozenset[str]:
+    """Find what a module imports.
+
+    Args:
+        path: The module's file.
+        at_load: Whether to leave out imports inside functions and under ``if TYPE_CHECKING``. Default: all count.
+        for_types: Whether imports under ``if TYPE_CHECKING`` count. Default: they do.
+
+    Returns:
+        Absolute names of modules and of names in them.
+    """
     found: set[str] = set()
     waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while waiting:
         node = waiting.pop()
         is_for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        if at_load and (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_for_types):
+        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if (is_for_types and (at_load or not for_types)) or (is_function and at_load):
             continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}

@@ -14,10 +14,11 @@ import pytest
 
 from teso_deploy.backends import machine, shared_libraries
 from teso_deploy.backends.shared_libraries import Answer
-from teso_deploy.cli.doctor import GPU_EXTRAS, examine
+from teso_deploy.cli.doctor import EXTRAS, examine, list_extras
 from tests.support.commands import teso
 
 GIB = 1 << 30
+GPU_EXTRAS = {extra: modules for extra, modules in list_extras(has_gpu=True).items() if extra not in EXTRAS}
 H200 = ("NVIDIA H200", (9, 0), 140 * GIB, 3 * GIB)
 RTX_4090 = ("NVIDIA GeForce RTX 4090", (8, 9), 24 * GIB, GIB)
 V100 = ("Tesla V100", (7, 0), 16 * GIB, 0)
@@ -188,7 +189,7 @@ def test_a_gpu_that_tensorrt_rtx_does_not_know_is_told(fake: Fake) -> None:
     fake.installed(ALL, NO_CPU_PACKAGE)
     fake.gpu(nvml(H200, driver="580.65.06", cuda=13000))
     told = examine()["backends"]["tensorrt-rtx"]
-    assert not told["ok"] and "compute capability 9.0" in told["detail"] and "8.9, 12.0, 12.1" in told["detail"]
+    assert not told["ok"] and "compute capability 9.0" in told["detail"] and "8.9, 12.0 and later" in told["detail"]
 
 
 def test_a_gpu_that_cuda_13_has_left_behind(fake: Fake) -> None:

@@ -12,19 +12,21 @@ from typing import Any, cast
 
 import pytest
 
+from teso_deploy.backends import shared_libraries
+from teso_deploy.backends.contracts import Backend, BackendRequest
 from teso_deploy.backends.cuda.device import Device
-from teso_deploy.backends.tensorrt import cache, making
-from teso_deploy.backends.tensorrt.bindings import Target, TensorRTLibrary, adopt, runs_portable
+from teso_deploy.backends.tensorrt import cache, loading, making
+from teso_deploy.backends.tensorrt.bindings import TensorRTLibrary, adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
 from teso_deploy.backends.tensorrt.making import cached_path, engine_factory, source_of
 from teso_deploy.backends.tensorrt.profiles import BuildProfile, load_profile
 from teso_deploy.backends.tensorrt.sidecar import check_fits, read_engine, read_sidecar, sidecar_path, write_engine
+from teso_deploy.backends.tensorrt.targets import Target, runs_portable
 from teso_deploy.bundle import Bundle, write_manifest
 from teso_deploy.conversion.engines import EngineRequest, _device_for, build_engines, verify_engines
-from teso_deploy.errors import CheckFailedError, EngineError, InputNotFoundError, MissingExtraError, OutputError
+from teso_deploy.errors import CheckFailedError, EngineError, InputNotFoundError, OutputError
 from teso_deploy.outputs import read_vouched, write_vouched
-from teso_deploy.pipeline import backend_choice as backends
 from teso_deploy.pipeline.backend_choice import load_backend
 from teso_deploy.pipeline.operators import HostOperators
 from teso_deploy.pipeline.pipeline import GRAPHS
@@ -104,19 +106,21 @@ def test_who_may_not_build_wants_the_engines_of_all_graphs(machine: Machine, bun
 def test_auto_builds_nothing_and_loads_nothing_twice(
     machine: Machine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def installed(target: Target) -> None:
-        if target != "tensorrt":
-            raise MissingExtraError(f"{target} is not installed")
+    def has_module(name: str) -> bool:
+        return name == "tensorrt"
 
-    monkeypatch.setattr(backends, "check_installed", installed)
-    monkeypatch.setattr(backends, "_device_operators", lambda device: HostOperators)
+    def load_cuda(request: BackendRequest) -> Backend:
+        raise EngineError("it is made up")
+
+    monkeypatch.setattr(shared_libraries, "has_module", has_module)
+    monkeypatch.setattr(loading, "load_device_operators", lambda device: HostOperators)
     monkeypatch.setattr("teso_deploy.backends.tensorrt.bindings.load_library", lambda target: machine.library)
     monkeypatch.setattr("teso_deploy.backends.cuda.opening.open_device", lambda: machine.device)
-    monkeypatch.setattr(backends, "_cuda", lambda *of: load_backend("tensorrt-rtx", bundle, profile="none"))
+    monkeypatch.setattr("teso_deploy.backends.onnxruntime_cuda.load_cuda", load_cuda)
     notes: list[str] = []
     assert load_backend("auto", bundle, on_note=notes.append).engines(bundle, "fusion").backend == "cpu"
     assert machine.state.builds == 0 and notes[0].startswith("not tensorrt: no tensorrt engine of visual_encoder")
-    assert notes[1].startswith("not cuda: no build profile none") and notes[2:] == ["backend cpu"]
+    assert notes[1] == "not cuda: it is made up" and notes[2:] == ["backend cpu"]
     ours = load_backend("tensorrt", bundle)
     for graph in GRAPHS:
         ours.engines(bundle, graph)

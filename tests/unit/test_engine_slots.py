@@ -13,11 +13,12 @@ from teso_deploy.backends.cuda.arrays import DeviceArray
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.cuda.tensors import HostInput
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
-from teso_deploy.backends.tensorrt.bindings import Target, adopt
+from teso_deploy.backends.tensorrt.bindings import adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.engine import MOST_SHAPES, TensorRTEngine
 from teso_deploy.backends.tensorrt.inspection import inspected_shares
 from teso_deploy.backends.tensorrt.making import engine_factory
+from teso_deploy.backends.tensorrt.targets import Target
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError
 from tests.support.fake_gpu import FakeDevice, FakeStream

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from teso_deploy.backends.cuda.device import Device
-from teso_deploy.backends.tensorrt.bindings import Target, TensorRTLibrary, adopt, check_installed
+from teso_deploy.backends.registry import check_installed
+from teso_deploy.backends.tensorrt.bindings import TensorRTLibrary, adopt
 from teso_deploy.backends.tensorrt.builder import build_engine, shares_of
 from teso_deploy.backends.tensorrt.cache import EngineCache, content_key
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
@@ -28,6 +29,7 @@ from teso_deploy.backends.tensorrt.making import (
 )
 from teso_deploy.backends.tensorrt.profiles import Batch, BuildProfile, load_profile, profile_names
 from teso_deploy.backends.tensorrt.sidecar import check_fits, read_engine, read_sidecar, sidecar_path
+from teso_deploy.backends.tensorrt.targets import Target
 from teso_deploy.bundle import Bundle, write_manifest
 from teso_deploy.conversion.engines import EngineRequest, build_engines, verify_engines
 from teso_deploy.errors import (

@@ -23,6 +23,7 @@ from teso_deploy.backends.cuda.tensors import DeviceTensor, HostInput
 from teso_deploy.backends.engine import EngineFactory
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
 from teso_deploy.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine, check_available, onnxruntime_cuda_factory
+from teso_deploy.backends.registry import check_installed
 from teso_deploy.backends.tensorrt import bindings
 from teso_deploy.backends.tensorrt.bindings import adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
@@ -305,8 +306,8 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without a GPU, with the CPU's ONNX Runtime and without TensorRT, whatever this one has."""
     find, load = importlib.util.find_spec, bindings.load_library
 
-    def load_others(target: bindings.Target) -> bindings.TensorRTLibrary:
-        bindings.check_installed(target)
+    def load_others(target: str) -> bindings.TensorRTLibrary:
+        check_installed(target)
         return load(target)
 
     def refuse(*arguments: Any, **named: Any) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from teso_deploy.backends.contracts import OperatorsFactory
 from teso_deploy.backends.cuda.device import Device, Module
-from teso_deploy.backends.cuda.kernels import Postprocess, Preprocess
+from teso_deploy.backends.cuda.kernels import Postprocess, Preprocess, load_kernels
 from teso_deploy.backends.cuda.plans import Labels, RgbPictures, Scores
 from teso_deploy.backends.cuda.tensors import DeviceTensor, HostInput
 from teso_deploy.backends.engine import Tensor
@@ -15,7 +16,7 @@ from teso_deploy.types import ImageSize
 
 
 class DeviceOperators:
-    """One stream's operators; the interface is :class:`teso_deploy.pipeline.operators.Operators`.
+    """One stream's operators; the interface is :class:`~teso_deploy.backends.contracts.Operators`.
 
     ``module``: of :func:`load_kernels`. A frame of 1080p is 6 MB on the bus, its image at 384 × 384 would be 1.8,
     but resizing it on the host takes longer than the copy.
@@ -63,3 +64,12 @@ class DeviceOperators:
             masks.read_until(id(self), done)
         found: NDArray[np.uint8] = self._labels.numpy()[0].copy()
         return found
+
+
+def load_device_operators(device: Device) -> OperatorsFactory:
+    """Load our kernels onto a GPU; each stream gets operators of its own on it.
+
+    Raises what :func:`load_kernels` raises.
+    """
+    module = load_kernels(device)
+    return lambda manifest: DeviceOperators(device, module, manifest)

@@ -8,32 +8,14 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
-from teso_deploy.errors import EngineError, MissingExtraError
+from teso_deploy.backends.registry import BACKENDS, check_installed
+from teso_deploy.backends.tensorrt.targets import TARGETS, Target
+from teso_deploy.errors import EngineError
 from teso_deploy.requirements import write_install_command
-
-Target = Literal["tensorrt", "tensorrt-rtx"]
-TARGETS: tuple[Target, ...] = get_args(Target)
-_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-#: [first, behind the last) version whose API this package was held against.
-_VERSIONS = {"tensorrt": ((10, 13), (12, 0)), "tensorrt-rtx": ((1, 4), (2, 0))}
-#: In place of a generation: an engine of TensorRT-RTX for all of ``PORTABLE_ON``, and one of TensorRT from Ampere on.
-PORTABLE, AMPERE_PLUS = "portable", "ampere-plus"
-#: Compute capabilities that NVIDIA lists for engines of TensorRT-RTX that name none, beside all from ``PORTABLE_FROM``
-#: on. Turing has to be named; data-centre GPUs (9.0, 10.0) stand in no list.
-PORTABLE_ON = ((8, 0), (8, 6), (8, 9))
-PORTABLE_FROM = (12, 0)
-#: The same for people.
-PORTABLE_TEXT = "8.0, 8.6, 8.9, 12.0 and later"
-
-
-def runs_portable(capability: tuple[int, int]) -> bool:
-    """Whether a portable engine of TensorRT-RTX runs on a GPU of this compute capability."""
-    return capability in PORTABLE_ON or capability >= PORTABLE_FROM
 
 
 @dataclass
@@ -78,7 +60,7 @@ class TensorRTLibrary:
     @property
     def is_portable(self) -> bool:
         """True where engines are built without a GPU, for others than the one that is here."""
-        return self.target == "tensorrt-rtx"
+        return TARGETS[self.target].is_portable
 
     def architectures(self) -> tuple[str, ...]:
         """Generations that engines can be built for, as ``sm89``; none where only the GPU that is here counts."""
@@ -96,12 +78,6 @@ class TensorRTLibrary:
         )
 
 
-def check_installed(target: Target) -> None:
-    """Raises :class:`MissingExtraError` where the library is not installed; loads nothing."""
-    if importlib.util.find_spec(_MODULES[target]) is None:
-        raise MissingExtraError(f"{target} is not installed: {write_install_command(target)}")
-
-
 @functools.cache
 def load_library(target: Target) -> TensorRTLibrary:
     """Load a library and its plugins.
@@ -111,7 +87,7 @@ def load_library(target: Target) -> TensorRTLibrary:
     """
     check_installed(target)
     try:
-        trt = importlib.import_module(_MODULES[target])
+        trt = importlib.import_module(BACKENDS[target].modules[0])
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineError(
             f"{target} is installed and can't be loaded ({error}): {write_install_command(target, '--force-reinstall')}"
@@ -122,11 +98,11 @@ def load_library(target: Target) -> TensorRTLibrary:
 def adopt(target: Target, trt: Any) -> TensorRTLibrary:
     """A loaded module as a library. Raises :class:`EngineError` for a version of another API."""
     version = str(trt.__version__)
-    first, behind = _VERSIONS[target]
+    first, end = TARGETS[target].first_version, TARGETS[target].end_version
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if not first <= numbers < behind:
+    if not first <= numbers < end:
         raise EngineError(
-            f"{target} {version} is here, this package works with {first[0]}.{first[1]} up to {behind[0]}.{behind[1]}: "
+            f"{target} {version} is here, this package works with {first[0]}.{first[1]} up to {end[0]}.{end[1]}: "
             f"{write_install_command(target, '--upgrade')}"
         )
     messages = Messages()

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from teso_deploy._version import __version__
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.engine import EngineFactory
-from teso_deploy.backends.tensorrt.bindings import AMPERE_PLUS, PORTABLE, PORTABLE_TEXT, TensorRTLibrary, runs_portable
+from teso_deploy.backends.tensorrt.bindings import TensorRTLibrary
 from teso_deploy.backends.tensorrt.builder import Progress, build_engine, check_precision
 from teso_deploy.backends.tensorrt.cache import EngineCache, content_key
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
@@ -27,6 +27,7 @@ from teso_deploy.backends.tensorrt.sidecar import (
     this_platform,
     write_engine,
 )
+from teso_deploy.backends.tensorrt.targets import AMPERE_PLUS, PORTABLE, list_capabilities, runs_portable
 from teso_deploy.bundle import STANDARD, Bundle
 from teso_deploy.errors import CheckFailedError, EngineError, InputNotFoundError, TesoError
 from teso_deploy.outputs import read_vouched, write_vouched
@@ -279,7 +280,8 @@ def _buildable(library: TensorRTLibrary, device: Device) -> str | None:
         major, minor = device.compute_capability
         raise EngineError(
             f"{library.target} {library.version} has no engines for {device.name} (compute capability "
-            f"{major}.{minor}): it builds for {', '.join(there)}, and portable ones run on {PORTABLE_TEXT}; take "
+            f"{major}.{minor}): it builds for {', '.join(there)}, and portable ones run on "
+            f"{list_capabilities(portable=True)}; take "
             "--backend tensorrt or cuda"
         )
     return here if here in there else None

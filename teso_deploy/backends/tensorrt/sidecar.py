@@ -17,20 +17,21 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from teso_deploy.backends.tensorrt.bindings import (
-    AMPERE_PLUS,
-    PORTABLE,
-    PORTABLE_TEXT,
-    Target,
-    TensorRTLibrary,
-    runs_portable,
-)
+from teso_deploy.backends.tensorrt.bindings import TensorRTLibrary
 from teso_deploy.backends.tensorrt.builder import Msda
 from teso_deploy.backends.tensorrt.profiles import BuildProfile
+from teso_deploy.backends.tensorrt.targets import (
+    AMPERE_PLUS,
+    PORTABLE,
+    TARGETS,
+    Target,
+    list_capabilities,
+    runs_portable,
+)
 from teso_deploy.errors import EngineError, InputNotFoundError, OutputError
 from teso_deploy.outputs import staged_file
 from teso_deploy.types import Precision
@@ -38,6 +39,13 @@ from teso_deploy.types import Precision
 SCHEMA_VERSION = 1
 SUFFIX = ".json"
 REBUILD = "build it again (--rebuild-engines, or `teso-deploy export`)"
+
+
+def _check_target(name: str) -> Target:
+    """Refuse a library that this package does not know (ValueError, which pydantic reports)."""
+    if name not in TARGETS:
+        raise ValueError(f"{name!r} is not one of {', '.join(TARGETS)}")
+    return name
 
 
 class Sidecar(BaseModel):
@@ -57,7 +65,7 @@ class Sidecar(BaseModel):
     bytes: int
     graph: str
     graph_sha256: str
-    target: Target
+    target: Annotated[Target, AfterValidator(_check_target)]
     library_version: str
     platform: str
     architecture: str
@@ -170,7 +178,7 @@ def check_fits(
             f"{what} was built by {sidecar.target} {sidecar.library_version}, here is {library.version}: {REBUILD}, "
             f"or install that version"
         )
-    if sidecar.platform != this_platform() and sidecar.target == "tensorrt":
+    if sidecar.platform != this_platform() and not library.is_portable:
         raise EngineError(f"{what} was built on {sidecar.platform}, this is {this_platform()}: {REBUILD}")
     if graph_sha256 is not None and sidecar.graph_sha256 != graph_sha256:
         raise EngineError(f"{what} was built from another graph than the bundle's: {REBUILD}")
@@ -179,15 +187,15 @@ def check_fits(
     if sidecar.architecture == PORTABLE:
         if not runs_portable(capability):
             raise EngineError(
-                f"{what} is a portable one, for compute capability {PORTABLE_TEXT}, and {gpu or 'this GPU'} has "
-                f"{capability[0]}.{capability[1]}: {REBUILD}"
+                f"{what} is a portable one, for compute capability {list_capabilities(portable=True)}, and "
+                f"{gpu or 'this GPU'} has {capability[0]}.{capability[1]}: {REBUILD}"
             )
         return
     here, compatibility = architecture_of(capability), sidecar.settings.hardware_compatibility
-    if compatibility == AMPERE_PLUS and sidecar.target == "tensorrt":
+    if compatibility == AMPERE_PLUS and not library.is_portable:
         if capability < (8, 0):
             raise EngineError(f"{what} is for GPUs from sm80 on, {gpu or 'this one'} is {here}: {REBUILD}")
     elif sidecar.architecture != here:
         raise EngineError(f"{what} is for {sidecar.architecture}, {gpu or 'this GPU'} is {here}: {REBUILD}")
-    elif sidecar.target == "tensorrt" and compatibility == "none" and sidecar.gpu != gpu:
+    elif not library.is_portable and compatibility == "none" and sidecar.gpu != gpu:
         raise EngineError(f"{what} was built on {sidecar.gpu}, this is {gpu}: {REBUILD}")

@@ -1,0 +1,31 @@
+"""TensorRT and TensorRT-RTX as backends: their engines, with our operators on the same GPU."""
+
+from __future__ import annotations
+
+from teso_deploy.backends.contracts import Backend, BackendRequest
+from teso_deploy.backends.cuda import opening
+from teso_deploy.backends.cuda.operators import load_device_operators
+from teso_deploy.backends.tensorrt import bindings
+from teso_deploy.backends.tensorrt.making import engine_factory
+from teso_deploy.backends.tensorrt.profiles import load_profile
+
+
+def load_tensorrt(request: BackendRequest) -> Backend:
+    """Load TensorRT or TensorRT-RTX, whichever the request names.
+
+    Raises :class:`MissingExtraError`, :class:`DeviceError` (no GPU that can be used) and :class:`EngineError` (a
+    version that does not fit).
+    """
+    settings = load_profile(request.profile) if request.profile is not None else None
+    library, device = bindings.load_library(request.name), opening.open_device()
+    engines = engine_factory(
+        library,
+        device,
+        request.precision,
+        settings,
+        request.check_of,
+        rebuild=request.rebuild_engines,
+        may_build=request.may_build,
+        on_progress=request.on_progress,
+    )
+    return Backend(engines, load_device_operators(device))
