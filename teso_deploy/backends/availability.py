@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from teso_deploy.backends.machine import Driver, Gpu, Machine
-from teso_deploy.backends.registry import BACKENDS, BackendEntry, find_absent, load_object
+from teso_deploy.backends.registry import BACKENDS, BackendEntry, find_absent
 from teso_deploy.backends.shared_libraries import Found
 from teso_deploy.backends.tensorrt.targets import format_capability, list_capabilities, runs_rtx
+from teso_deploy.named_objects import load_object
 
 #: CUDA → the first driver that knows it.
 DRIVER_OF_CUDA = {12: 525, 13: 580}

@@ -7,8 +7,7 @@ until a backend is loaded.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from teso_deploy.backends import shared_libraries
 from teso_deploy.errors import MissingExtraError
@@ -160,9 +159,3 @@ def check_installed(name: str) -> None:
     if absent := find_absent(entry):
         mend = write_install_command(entry.extra) if entry.extra else f"pip install {' '.join(absent)}"
         raise MissingExtraError(f"{name} is not installed: {mend}")
-
-
-def load_object(path: str) -> Any:
-    """Import what an entry names as MODULE:NAME."""
-    module, _, name = path.partition(":")
-    return getattr(import_module(module), name)

@@ -16,10 +16,10 @@ from teso_deploy.backends.registry import (
     find_absent,
     list_automatic,
     list_backends,
-    load_object,
 )
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import BundleError, TesoError
+from teso_deploy.named_objects import load_object
 from teso_deploy.types import Precision
 
 

@@ -16,11 +16,11 @@ from teso_deploy.backends.registry import (
     list_backends,
     list_gpu_backends,
     list_targets,
-    load_object,
 )
 from teso_deploy.backends.tensorrt.targets import TARGETS
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import BundleError, MissingExtraError
+from teso_deploy.named_objects import load_object
 from teso_deploy.pipeline.backend_choice import load_backend
 from teso_deploy.pipeline.pipeline import Pipeline
 from tests.support.commands import refused, teso
