@@ -24,10 +24,11 @@ from teso_deploy.backends.onnxruntime import onnxruntime_factory
 from teso_deploy.backends.registry import list_gpu_backends
 from teso_deploy.backends.tensorrt.bindings import load_library
 from teso_deploy.backends.tensorrt.cache import EngineCache
-from teso_deploy.backends.tensorrt.engine import TensorRTEngine, TensorRTSlot
+from teso_deploy.backends.tensorrt.engine import TensorRTEngine
 from teso_deploy.backends.tensorrt.making import cached_path, engine_factory, make_engine, source_of
 from teso_deploy.backends.tensorrt.profiles import load_profile
 from teso_deploy.backends.tensorrt.sidecar import architecture_of, read_engine, sidecar_path
+from teso_deploy.backends.tensorrt.slot import TensorRTSlot
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError, MissingExtraError, TesoError
 from teso_deploy.pipeline.pipeline import GRAPHS, Pipeline

@@ -15,9 +15,10 @@ from teso_deploy.backends.cuda.tensors import HostInput
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
 from teso_deploy.backends.tensorrt.bindings import adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
-from teso_deploy.backends.tensorrt.engine import MOST_SHAPES, TensorRTEngine
+from teso_deploy.backends.tensorrt.engine import TensorRTEngine
 from teso_deploy.backends.tensorrt.inspection import inspected_shares
 from teso_deploy.backends.tensorrt.making import engine_factory
+from teso_deploy.backends.tensorrt.slot import MOST_SHAPES
 from teso_deploy.backends.tensorrt.targets import Target
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError
@@ -103,7 +104,7 @@ def test_shapes_that_alternate_keep_their_graphs_and_outputs(machine: Machine) -
 
 
 def test_no_more_shapes_are_kept_than_was_said(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("teso_deploy.backends.tensorrt.engine.MOST_SHAPES", 2)
+    monkeypatch.setattr("teso_deploy.backends.tensorrt.slot.MOST_SHAPES", 2)
     slot = machine.engine().slot()
     for batch in (1, 2, 1, 3, 1, 2):  # 3 drives out 2, and 2 then 3
         feeds = machine.feeds(batch, seed=batch)

@@ -27,8 +27,9 @@ from teso_deploy.backends.registry import check_installed
 from teso_deploy.backends.tensorrt import bindings
 from teso_deploy.backends.tensorrt.bindings import adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
-from teso_deploy.backends.tensorrt.engine import TensorRTEngine, TensorRTSlot
+from teso_deploy.backends.tensorrt.engine import TensorRTEngine
 from teso_deploy.backends.tensorrt.making import engine_factory
+from teso_deploy.backends.tensorrt.slot import TensorRTSlot
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import DeviceError, EngineError, MissingExtraError
 from teso_deploy.pipeline.backend_choice import load_backend
