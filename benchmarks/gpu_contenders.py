@@ -258,7 +258,7 @@ def _rtx_factory(device: Device, settings: Mapping[str, Any]) -> EngineFactory:
         source = source_of(bundle, graph, settings["precision"])
         parts = {"graph": source.sha256, "library": library.version, "profile": load_profile(profile).model_dump()}
         path = store.path(graph, content_key(parts | {"architecture": architecture, "precision": source.precision}))
-        with store.locked(path):
+        with store.lock(path):
             if not sidecar_path(path).is_file():
                 make_engine(library, source, load_profile(profile), path, architecture)
         return TensorRTEngine(library, device, *read_engine(path), source.form, JitCache(path.with_suffix(".jit")))

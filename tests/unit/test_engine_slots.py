@@ -16,7 +16,7 @@ from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
 from teso_deploy.backends.tensorrt.bindings import adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
-from teso_deploy.backends.tensorrt.inspection import inspected_shares
+from teso_deploy.backends.tensorrt.inspection import read_shares
 from teso_deploy.backends.tensorrt.making import engine_factory
 from teso_deploy.backends.tensorrt.slot import MOST_SHAPES
 from teso_deploy.backends.tensorrt.targets import Target
@@ -299,7 +299,7 @@ HALF, UNSAID = {"Format/Datatype": "Half"}, {"Format/Datatype": "N/A due to dyna
     ],
 )
 def test_shares_are_only_told_where_they_stand_for_the_engine(text: str, shares: dict[str, float]) -> None:
-    assert inspected_shares(text) == shares
+    assert read_shares(text) == shares
 
 
 def test_an_engine_that_hides_its_types_is_not_refused(machine: Machine) -> None:

@@ -19,7 +19,7 @@ from teso_deploy.backends.tensorrt.bindings import TensorRTLibrary, adopt
 from teso_deploy.backends.tensorrt.builder import build_engine, shares_of
 from teso_deploy.backends.tensorrt.cache import EngineCache, content_key
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
-from teso_deploy.backends.tensorrt.inspection import inspected_shares
+from teso_deploy.backends.tensorrt.inspection import read_shares
 from teso_deploy.backends.tensorrt.making import (
     cached_path,
     check_architectures,
@@ -132,8 +132,8 @@ def test_inspected_types_in_both_wordings() -> None:
 
     words = ["Half", "Row major linear FP16 format", "Two wide channel vectorized row major FP16 format", "Float"]
     text = json.dumps({"Layers": [*map(layer, words), layer("Int64"), "a name alone"], "Bindings": ["x"]})
-    assert inspected_shares(text) == {"fp16": 0.75, "fp32": 0.25}
-    assert inspected_shares('{"Layers": ["a", "b"]}') == {} == shares_of(["int64"])
+    assert read_shares(text) == {"fp16": 0.75, "fp32": 0.25}
+    assert read_shares('{"Layers": ["a", "b"]}') == {} == shares_of(["int64"])
 
 
 def test_an_engine_that_computes_something_else_is_not_kept(machine: Machine, bundle: Bundle) -> None:

@@ -1,4 +1,4 @@
-"""One ONNX graph to one engine: strongly typed, so that its precision is that of the graph."""
+"""Build an engine from an ONNX graph, strongly typed, so that the engine has the precision of the graph."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from teso_deploy.types import Precision
 Progress = Callable[[str], None]
 #: How deformable attention is computed: by TensorRT's plugin, or by the body of the function in the graph.
 Msda = Literal["plugin", "function"]
-#: Of TensorRT's element types, those of floating-point tensors, as we name them.
+#: TensorRT's names of floating-point types → ours.
 FLOAT_TYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "FP8": "fp8", "INT8": "int8"}
-#: Of a graph's products, how many have to be in what was asked for: a log-mel's and an offset's stay in fp32.
+#: The share of a graph's products that must have the requested type. Those of the log-mel and of offsets stay in fp32.
 LEAST_PRODUCTS = 0.5
-#: Name and version of the plugin that nodes of deformable attention stand for.
+#: Name and version of TensorRT's plugin for nodes of deformable attention.
 MSDA_PLUGIN = ("MultiscaleDeformableAttnPlugin_TRT", "2")
-#: Names of nodes with a function, as they stand in an ONNX file.
+#: Names of the nodes that have a function in the graph, as bytes of an ONNX file.
 _MSDA_NAMES = (MSDA_PLUGIN[0].encode(), b"MSDA")
 _COMPATIBILITY = {
     "none": "NONE",
@@ -34,9 +34,15 @@ _COMPATIBILITY = {
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A serialized engine, and what its network said of itself.
+    """A serialized engine, and facts about the network that it was built from.
 
-    ``shares``: of the network's floating-point tensors, by type. ``warnings``: of the library, in its words.
+    Attributes:
+        content: The engine.
+        shares: Share of each type among the network's floating-point tensors.
+        msda: How deformable attention is computed; None if the graph has none.
+        build_seconds: How long the build took.
+        timing_cache: TensorRT's timings for the next build; None if none are kept.
+        warnings: The library's warnings, in its words.
     """
 
     content: bytes
@@ -48,23 +54,23 @@ class Built:
 
 
 def type_name(dtype: Any) -> str:
-    """TensorRT's element type in our words: ``fp16``; in lower case where we have none."""
+    """Our name of a TensorRT type, such as ``fp16``; its own name in lower case if we have none."""
     name = str(dtype).rpartition(".")[2]
     return FLOAT_TYPES.get(name, name.lower())
 
 
 def shares_of(types: Sequence[str]) -> dict[str, float]:
-    """Of floating-point types, how large a share each has."""
+    """The share of each floating-point type in a list of types."""
     counts = Counter(name for name in types if name in FLOAT_TYPES.values())
     total = sum(counts.values())
     return {name: round(count / total, 4) for name, count in sorted(counts.items())} if total else {}
 
 
-def _monitor(library: TensorRTLibrary, graph: str, on_progress: Progress) -> Any:
+def _make_monitor(library: TensorRTLibrary, graph: str, on_progress: Progress) -> Any:
     trt = library.trt
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
-        """Names the outer phases; the builder has hundreds of inner ones."""
+        """Reports the outer phases; the builder has hundreds of inner ones."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -91,7 +97,7 @@ def _monitor(library: TensorRTLibrary, graph: str, on_progress: Progress) -> Any
     return Monitor()
 
 
-def _parsed(library: TensorRTLibrary, network: Any, path: Path) -> None:
+def _parse(library: TensorRTLibrary, network: Any, path: Path) -> None:
     parser = library.trt.OnnxParser(network, library.logger)
     if not parser.parse_from_file(str(path)):
         error = parser.get_error(0) if parser.num_errors else None
@@ -101,8 +107,8 @@ def _parsed(library: TensorRTLibrary, network: Any, path: Path) -> None:
         )
 
 
-def _types(library: TensorRTLibrary, network: Any) -> tuple[list[str], list[str]]:
-    """Types of all tensors that a network computes, and of those that its products give."""
+def _list_types(library: TensorRTLibrary, network: Any) -> tuple[list[str], list[str]]:
+    """The types of all tensors that a network computes, and of the outputs of its products alone."""
     trt = library.trt
     products = (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION)
     everything: list[str] = []
@@ -120,7 +126,7 @@ def _is_plugin(layer: Any) -> bool:
     return str(layer.type).rpartition(".")[2].startswith("PLUGIN")
 
 
-def _msda_of(network: Any, path: Path) -> Msda | None:
+def _find_msda(network: Any, path: Path) -> Msda | None:
     if not any(name in path.read_bytes() for name in _MSDA_NAMES):
         return None
     is_plugin = any(_is_plugin(network.get_layer(i)) for i in range(network.num_layers))
@@ -128,12 +134,21 @@ def _msda_of(network: Any, path: Path) -> Msda | None:
 
 
 def check_precision(shares: Mapping[str, float], asked: Precision, least: float, what: str) -> None:
-    """Refuse what was read back (:class:`EngineError`) where less than ``least`` is in what was asked for.
+    """Refuse a network or an engine that is not in the requested precision.
 
-    Int8 is a matter of the Q/DQ pairs in the graph, which were counted when it was exported.
+    Int8 is not checked: it comes from the Q/DQ pairs of the graph, which were counted when it was exported.
+
+    Args:
+        shares: Share of each type, as it was read back.
+        asked: The requested precision.
+        least: The least share (0 … 1) that must have this precision.
+        what: What was read, for the message.
+
+    Raises:
+        EngineError: The share is smaller.
     """
     if asked != "int8" and shares.get(asked, 0.0) < least:
-        told = ", ".join(f"{share:.0%} {name}" for name, share in shares.items()) or "of no type that is known"
+        told = ", ".join(f"{share:.0%} {name}" for name, share in shares.items()) or "of no known type"
         raise EngineError(f"{what} was to be {asked}, but is {told}: nothing was kept; export the bundle again")
 
 
@@ -146,17 +161,17 @@ def _set_architectures(library: TensorRTLibrary, config: Any, architectures: Seq
         config.set_compute_capability(getattr(trt.ComputeCapability, name.upper()), i)
 
 
-def _configured(
+def _configure(
     library: TensorRTLibrary, builder: Any, network: Any, graph: str, settings: BuildProfile, timing_cache: bytes | None
 ) -> Any:
     trt = library.trt
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib << 20)
     config.builder_optimization_level = settings.optimization_level
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else nobody can read back its types
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # otherwise its types can't be read back
     if not settings.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
-    # TensorRT-RTX may else allocate while it runs, which no CUDA graph can record.
+    # Otherwise TensorRT-RTX may allocate during a run, which a CUDA graph can't record.
     user_allocation = getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
     if settings.cuda_graphs and user_allocation is not None:
         config.set_flag(user_allocation)
@@ -187,11 +202,22 @@ def build_engine(
     timing_cache: bytes | None = None,
     on_progress: Progress = lambda stage: None,
 ) -> Built:
-    """Build the engine of an ONNX file, whose types are the engine's.
+    """Build the engine of an ONNX file. Its tensors have the types of the file.
 
-    ``graph``: its name in the manifest. ``architectures``: of TensorRT-RTX, ``sm89`` and the like; none is one
-    engine for all of them. Raises :class:`InputNotFoundError`, :class:`EngineError` (the graph can't be read or
-    built, or not in this precision) and :class:`DeviceMemoryError`.
+    Args:
+        library: The library that builds it.
+        path: The ONNX file.
+        graph: The graph's name in the manifest.
+        settings: The build profile.
+        precision: The precision that the file has.
+        architectures: GPU generations such as ``sm89``, for TensorRT-RTX only. Default: one engine for all of them.
+        timing_cache: TensorRT's timings of earlier builds. Default: none.
+        on_progress: Called with the phase of the build. Default: ignored.
+
+    Raises:
+        InputNotFoundError: There is no such file.
+        EngineError: The graph can't be read or built, or is not in this precision.
+        DeviceMemoryError: The GPU's memory does not suffice.
     """
     if not path.is_file():
         raise InputNotFoundError(f"no graph {path}: export the bundle again")
@@ -200,17 +226,17 @@ def build_engine(
     library.messages.warnings.clear()
     began = time.monotonic()
     builder = trt.Builder(library.logger)
-    # In TensorRT 11 there is no other kind, and no flag.
+    # In TensorRT 11 every network is strongly typed, and there is no flag.
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(1 << int(typed) if typed is not None else 0)
-    _parsed(library, network, path)
-    types, of_products = _types(library, network)
+    _parse(library, network, path)
+    types, of_products = _list_types(library, network)
     check_precision(shares_of(of_products), precision, LEAST_PRODUCTS, f"{path.name}, as {library.target} reads it,")
-    msda = _msda_of(network, path)
-    config = _configured(library, builder, network, graph, settings, timing_cache)
+    msda = _find_msda(network, path)
+    config = _configure(library, builder, network, graph, settings, timing_cache)
     if architectures:
         _set_architectures(library, config, architectures)
-    monitor = _monitor(library, graph, on_progress)
+    monitor = _make_monitor(library, graph, on_progress)
     config.progress_monitor = monitor
     serialized = builder.build_serialized_network(network, config)
     if monitor.interrupted:

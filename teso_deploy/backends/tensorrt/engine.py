@@ -14,11 +14,11 @@ from teso_deploy.backends.cuda.device import Device, Memory
 from teso_deploy.backends.cuda.tensors import DeviceTensor
 from teso_deploy.backends.tensorrt.bindings import TensorRTLibrary
 from teso_deploy.backends.tensorrt.builder import MSDA_PLUGIN
-from teso_deploy.backends.tensorrt.inspection import inspected_shares
+from teso_deploy.backends.tensorrt.inspection import read_shares
 from teso_deploy.backends.tensorrt.jit_cache import JitCache
 from teso_deploy.backends.tensorrt.sidecar import REBUILD, Sidecar
 from teso_deploy.backends.tensorrt.slot import TensorRTSlot
-from teso_deploy.backends.tensorrt.validity import memory_refusal, refusal
+from teso_deploy.backends.tensorrt.validity import explain_memory, explain_refusal
 from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError
 from teso_deploy.requirements import write_install_command
 
@@ -91,11 +91,11 @@ class TensorRTEngine:
             return
         validity, bits = ask(content)
         if validity == self.library.trt.EngineValidity.INVALID:
-            raise refusal(self.library, self.device, self.sidecar, int(bits))
+            raise explain_refusal(self.library, self.device, self.sidecar, int(bits))
 
     def _raise(self, what: str) -> None:
         if self.library.messages.is_out_of_memory:
-            raise memory_refusal(self.device, self.sidecar, what)
+            raise explain_memory(self.device, self.sidecar, what)
         raise EngineError(f"the engine of {self.name} {what} ({self.library.messages.first_error}): {REBUILD}")
 
     def activations(self) -> Memory:
@@ -150,7 +150,7 @@ class TensorRTEngine:
     def shares(self) -> dict[str, float]:
         """The share of each type among the floating-point outputs of the built layers, as the inspector reports it.
 
-        Empty if it reports none; see :func:`inspected_shares`.
+        Empty if it reports none; see :func:`read_shares`.
         """
         inspector = self.engine.create_engine_inspector()
         with suppress(EngineError, DeviceError):  # without a context it omits the types of dynamic shapes
@@ -158,7 +158,7 @@ class TensorRTEngine:
             for name in self.inputs:
                 context.set_input_shape(name, tuple(self.engine.get_tensor_profile_shape(name, 0)[1]))
             inspector.execution_context = context
-        return inspected_shares(inspector.get_engine_information(self.library.trt.LayerInformationFormat.JSON))
+        return read_shares(inspector.get_engine_information(self.library.trt.LayerInformationFormat.JSON))
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run any number of rows. More rows than the largest batch are run as several batches on two streams in turn,

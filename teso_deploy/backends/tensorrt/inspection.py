@@ -1,4 +1,4 @@
-"""Of which types a built engine is, in what the library's inspector says of it."""
+"""Read the types of a built engine from the JSON of the library's inspector."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ from typing import Any
 
 from teso_deploy.backends.tensorrt.builder import shares_of
 
-#: Words of the inspector → our names, and "" for what is typed and no floating-point tensor of ours.
+#: Words of the inspector → our names; "" for types that are not floating-point types of ours.
 _WORDS = {"half": "fp16", "fp16": "fp16", "float": "fp32", "fp32": "fp32", "bf16": "bf16", "bfloat16": "bf16"}
 _WORDS |= {"int8": "int8", "fp8": "fp8", "e4m3": "fp8"}
 _WORDS |= dict.fromkeys(("int4", "int32", "int64", "uint8", "bool", "fp4", "e8m0"), "")
-#: Keys of a tensor's type, in lower case, the surest first.
+#: Keys under which a tensor's type may be found, in lower case, the most reliable first.
 _KEYS = ("datatype", "data type", "type", "format/datatype", "format")
-#: Of the tensors that layers give, how many have to have a type for their shares to stand for the engine.
+#: The share of the layers' outputs that must have a type, so that their shares can stand for the engine.
 LEAST_TYPED = 0.5
 
 
-def inspected_shares(text: str) -> dict[str, float]:
-    """Of the floating-point tensors that the layers give, the share of each type. ``text``: the inspector's JSON.
+def read_shares(text: str) -> dict[str, float]:
+    """Read the share of each type among the floating-point outputs of the layers.
 
-    Empty where it does not say: most tensors without a type (``N/A due to dynamic shapes``), or parts of the graph
-    that are one layer of a compiler (ForeignNode), whose own tensors it does not show.
+    Args:
+        text: The inspector's JSON.
+
+    Returns:
+        Share by type. Empty if the inspector does not tell: most tensors have no type (``N/A due to dynamic shapes``),
+        or part of the graph is one compiled layer (ForeignNode), whose inner tensors it does not show.
     """
     try:
         layers = _lower(json.loads(text))["layers"]
@@ -32,13 +36,13 @@ def inspected_shares(text: str) -> dict[str, float]:
     described = [one for one in map(_lower, layers if isinstance(layers, list) else []) if isinstance(one, dict)]
     if any(map(_is_foreign, described)):
         return {}
-    types = [_type(tensor) for one in described for tensor in _outputs(one)]
+    types = [_read_type(tensor) for one in described for tensor in _list_outputs(one)]
     known = [name for name in types if name is not None]
     return shares_of(known) if len(known) >= LEAST_TYPED * len(types) else {}
 
 
 def _lower(value: Any) -> Any:
-    """An object with its keys in lower case; anything else as it is."""
+    """Put the keys of an object in lower case; return anything else unchanged."""
     return {str(key).lower(): one for key, one in value.items()} if isinstance(value, dict) else value
 
 
@@ -47,13 +51,13 @@ def _is_foreign(described: dict[str, Any]) -> bool:
     return "foreignnode" in name or kind in ("myelin", "foreignnode")
 
 
-def _outputs(described: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _list_outputs(described: dict[str, Any]) -> Iterator[dict[str, Any]]:
     outputs = described.get("outputs")
     yield from (one for one in map(_lower, outputs if isinstance(outputs, list) else []) if isinstance(one, dict))
 
 
-def _type(tensor: dict[str, Any]) -> str | None:
-    """``fp16`` of ``Half`` or ``Row major linear FP16 format``; None where no word is a type's."""
+def _read_type(tensor: dict[str, Any]) -> str | None:
+    """Read ``fp16`` from ``Half`` or ``Row major linear FP16 format``; None if no word names a type."""
     for key in _KEYS:
         found = [_WORDS[word] for word in re.findall(r"\w+", str(tensor.get(key)).lower()) if word in _WORDS]
         if found:

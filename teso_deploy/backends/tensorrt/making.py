@@ -239,7 +239,7 @@ def engine_factory(
         if check_of is not None and (sidecar.parity is None or sidecar.parity.get("gpu") != device.name):
             _check_once(store, loaded, lambda: check_of(bundle, source.graph), on_progress)
         if sha256 is None:
-            store.used(path)
+            store.mark_used(path)
         return loaded
 
     def check_complete(bundle: Bundle) -> None:
@@ -253,7 +253,7 @@ def engine_factory(
     def built(bundle: Bundle, source: GraphSource) -> TensorRTEngine:
         path = cached_path(store, library, source, wanted, device)
         target = _buildable(library, device)
-        with store.locked(path, lambda: on_progress(f"{source.graph}: another process builds it")):
+        with store.lock(path, lambda: on_progress(f"{source.graph}: another process builds it")):
             if rebuild or not store.has(path):
                 check = check_of(bundle, source.graph) if check_of is not None else None
                 timings = timings_path(store, library, wanted, device)

@@ -1,4 +1,4 @@
-"""How engines are built, as data: batches, effort, memory, and where they may run."""
+"""Build profiles as data: batches, effort, memory, and the GPUs that an engine runs on."""
 
 from __future__ import annotations
 
@@ -37,11 +37,17 @@ class Batch(_Table):
 class BuildProfile(_Table):
     """A file of ``engines/profiles``.
 
-    ``batch``: of every graph; ``batches``: of single ones, by name. ``workspace_mib``: what a kernel may use
-    beside its tensors. ``optimization_level`` 0 … 5: how long the builder looks for faster kernels.
-    ``hardware_compatibility``: of TensorRT, which else builds for one GPU. ``timing_cache``: keep TensorRT's
-    timings for the next build. ``tf32``: of fp32 graphs, products rounded to 10 bits: faster, and no longer within
-    the limits that fp32 is held to. ``cuda_graphs``: record each graph's kernels and launch them as one.
+    Attributes:
+        name: Its name.
+        summary: What it is for.
+        batch: Batch sizes of every graph.
+        batches: Batch sizes of single graphs by name, instead of ``batch``.
+        workspace_mib: Memory in MiB that a kernel may use besides its tensors.
+        optimization_level: How long the builder looks for faster kernels, 0 … 5.
+        hardware_compatibility: Which other GPUs an engine of TensorRT runs on. Default: none.
+        tf32: Whether products of fp32 graphs are rounded to 10 bits. Faster, but no longer within the limits of fp32.
+        timing_cache: Whether TensorRT's timings are kept for the next build.
+        cuda_graphs: Whether each graph's kernels are recorded and launched together.
     """
 
     name: str
@@ -67,13 +73,13 @@ def profile_names() -> list[str]:
 
 
 def load_profile(name: str = DEFAULT_PROFILE) -> BuildProfile:
-    """A shipped profile by its name, or a TOML file.
+    """Load a shipped profile by its name, or a TOML file.
 
-    Raises :class:`InputNotFoundError` for neither and one that can't be read, :class:`EngineError` for one that says
-    something unknown.
+    Raises :class:`InputNotFoundError` if there is no such profile or it can't be read, and :class:`EngineError` if it
+    has an unknown key or a value that is not allowed.
     """
     path = Path(name) if name.endswith(".toml") else shipped_path(f"{FOLDER}/{name}.toml")
-    if not os.path.isfile(path):  # Path.is_file raises where a folder may not be looked into
+    if not os.path.isfile(path):  # Path.is_file raises for a folder without permission
         raise InputNotFoundError(f"no build profile {name}: give a TOML file, or one of {', '.join(profile_names())}")
     try:
         text = read_text(path, f"a build profile that you may read, or one of {', '.join(profile_names())}")

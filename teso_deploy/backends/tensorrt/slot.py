@@ -17,7 +17,7 @@ from teso_deploy.backends.cuda.device import Graph, Stream
 from teso_deploy.backends.cuda.tensors import DeviceTensor, HostInput
 from teso_deploy.backends.engine import Tensor
 from teso_deploy.backends.tensorrt.sidecar import REBUILD
-from teso_deploy.backends.tensorrt.validity import memory_refusal
+from teso_deploy.backends.tensorrt.validity import explain_memory
 from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class TensorRTSlot:
         messages.errors.clear()
         if not self._now.context.execute_async_v3(self._compute.handle):
             if messages.is_out_of_memory:
-                raise memory_refusal(self._device, self._owner.sidecar, "did not run")
+                raise explain_memory(self._device, self._owner.sidecar, "did not run")
             raise DeviceError(
                 f"the engine of {self._owner.name} did not run ({messages.first_error}): "
                 f"{REBUILD}; if that does not help, please report this"

@@ -1,4 +1,4 @@
-"""Why TensorRT-RTX won't run an engine here: its bits as sentences."""
+"""Turn the bits with which TensorRT-RTX refuses an engine into sentences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from teso_deploy.backends.tensorrt.sidecar import REBUILD, Sidecar
 from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError, TesoError
 from teso_deploy.requirements import write_install_command
 
-#: Members of ``EngineInvalidityDiagnostics``; of several bits the first here is told, since it explains the rest.
+#: Members of ``EngineInvalidityDiagnostics``. If several bits are set, the first in this order explains the others.
 REASONS = (
     "MALFORMED_ENGINE",
     "VERSION_MISMATCH",
@@ -22,8 +22,15 @@ REASONS = (
 )
 
 
-def refusal(library: TensorRTLibrary, device: Device, sidecar: Sidecar, bits: int) -> TesoError:
-    """What to raise for an engine that is not valid. ``bits``: of ``Runtime.get_engine_validity``."""
+def explain_refusal(library: TensorRTLibrary, device: Device, sidecar: Sidecar, bits: int) -> TesoError:
+    """Make the error to raise for an engine that is not valid here.
+
+    Args:
+        library: The library that refuses it.
+        device: The GPU.
+        sidecar: The engine's sidecar.
+        bits: Diagnostics of ``Runtime.get_engine_validity``.
+    """
     members: dict[str, Any] = library.trt.EngineInvalidityDiagnostics.__members__
     told = [name for name in REASONS if name in members and bits & int(members[name])]
     what = f"the engine of {sidecar.graph}"
@@ -52,16 +59,16 @@ def refusal(library: TensorRTLibrary, device: Device, sidecar: Sidecar, bits: in
                 f"{sidecar.architecture}): {REBUILD}"
             )
         case "INSUFFICIENT_GPU_MEMORY":
-            return memory_refusal(device, sidecar, "does not fit")
-    # The library has no bit for another operating system or processor: an engine of one ends here, or as malformed.
+            return explain_memory(device, sidecar, "does not fit")
+    # The library has no bit for an engine of another operating system or processor: it comes here, or is malformed.
     return EngineError(
         f"{what} does not run here, {library.target} {library.version} says no more than "
         f"{bits:#x} ({library.messages.first_error}): {REBUILD}"
     )
 
 
-def memory_refusal(device: Device, sidecar: Sidecar, what: str) -> DeviceMemoryError:
-    """The GPU's memory does not suffice for an engine; ``what`` it can't do."""
+def explain_memory(device: Device, sidecar: Sidecar, what: str) -> DeviceMemoryError:
+    """Make the error to raise if the GPU's memory does not suffice; ``what``: what the engine failed to do."""
     free, total = device.memory_info()
     return DeviceMemoryError(
         f"{sidecar.graph} {what}: it has {sidecar.bytes / 1e6:,.0f} MB and {free / 1e6:,.0f} of {total / 1e6:,.0f} MB "
