@@ -1,1 +1,1 @@
-"""One :class:`Engine` protocol, a module for each library that runs graphs; no torch."""
+"""The libraries that run graphs: a protocol, a registry, and a module for each library. No torch."""

@@ -1,4 +1,4 @@
-"""Which backends can run on a machine, and which installed packages exclude each other: rules, no probing."""
+"""Rules for which backends can run on a machine, and which installed packages exclude each other."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from teso_deploy.backends.shared_libraries import Found
 from teso_deploy.backends.tensorrt.targets import format_capability, list_capabilities, runs_rtx
 from teso_deploy.named_objects import load_object
 
-#: CUDA → the first driver that knows it.
+#: CUDA → the first driver that supports it.
 DRIVER_OF_CUDA = {12: 525, 13: 580}
-#: What the extras bring.
+#: The CUDA that the extras install.
 OUR_CUDA = 13
-#: Below, neither CUDA 13 nor TensorRT runs.
+#: CUDA 13 and TensorRT run on no older GPU.
 OLDEST_CAPABILITY = (7, 5)
 #: ONNX Runtime's TensorRT provider is linked to libnvinfer.so.10.
 TENSORRT_OF_ONNXRUNTIME = 10
@@ -52,7 +52,7 @@ Probe = Callable[[BackendEntry, Surroundings], Availability]
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """Things that do not go together: a sentence that says what to do, and commands that do it, if any."""
+    """Packages or drivers that do not work together: the reason, and commands that repair it, if any exist."""
 
     reason: str
     mend: tuple[str, ...] = ()
@@ -164,7 +164,13 @@ def _find_device_library_problem(libraries: Mapping[str, Found]) -> str | None:
 def find_exclusions(
     machine: Machine, libraries: Mapping[str, Found], version_of: Callable[[str], str | None]
 ) -> list[Exclusion]:
-    """What does not go together here; ``version_of`` a package, None where it is not installed."""
+    """Find what does not work together here.
+
+    Args:
+        machine: The machine.
+        libraries: The GPU libraries that are installed.
+        version_of: Gives the version of a package, or None if it is not installed.
+    """
     found = []
     if version_of("onnxruntime") and version_of("onnxruntime-gpu"):
         found.append(
@@ -177,12 +183,12 @@ def find_exclusions(
     if version_of("onnxruntime-gpu") and tensorrt and parse_major(tensorrt) > TENSORRT_OF_ONNXRUNTIME:
         found.append(
             Exclusion(
-                f"onnxruntime-gpu's own TensorRT provider wants TensorRT {TENSORRT_OF_ONNXRUNTIME}, and {tensorrt} is "
-                "installed: take TensorRT by the backend tensorrt, which does not need that provider"
+                f"onnxruntime-gpu's own TensorRT provider needs TensorRT {TENSORRT_OF_ONNXRUNTIME}, and {tensorrt} is "
+                "installed: use the backend tensorrt, which does not need that provider"
             )
         )
-    found += [two for family in ("tensorrt", "tensorrt-rtx") if (two := _two_cudas(family, machine, version_of))]
-    if old := _old_driver(machine, libraries):
+    found += [two for family in ("tensorrt", "tensorrt-rtx") if (two := _find_two_cudas(family, machine, version_of))]
+    if old := _find_old_driver(machine, libraries):
         found.append(old)
     transformers = version_of("transformers")
     if version_of("optimum-onnx") and transformers and parse_major(transformers) >= 5:
@@ -195,14 +201,14 @@ def find_exclusions(
     return found
 
 
-def _two_cudas(family: str, machine: Machine, version_of: Callable[[str], str | None]) -> Exclusion | None:
-    """Packages of one library for two versions of CUDA, which are installed into the same folders."""
+def _find_two_cudas(family: str, machine: Machine, version_of: Callable[[str], str | None]) -> Exclusion | None:
+    """Find packages of one library for two versions of CUDA, which overwrite each other's files."""
     parts = [f"{family}-{cuda}{part}" for cuda in ("cu12", "cu13") for part in ("", "-bindings", "-libs")]
     there = [part for part in parts if version_of(part)]
     if not all(any(f"-{cuda}" in part for part in there) for cuda in ("cu12", "cu13")):
         return None
     cuda = "cu13" if machine.driver is None or supports_cuda(machine.driver, 13) else "cu12"
-    # The package without a CUDA in its name wants that for CUDA 13.
+    # The package without a CUDA in its name depends on the one for CUDA 13.
     whole = [family] if version_of(family) else []
     return Exclusion(
         f"{family} for CUDA 12 and for CUDA 13 share their folders, and one has overwritten the other",
@@ -210,7 +216,7 @@ def _two_cudas(family: str, machine: Machine, version_of: Callable[[str], str | 
     )
 
 
-def _old_driver(machine: Machine, libraries: Mapping[str, Found]) -> Exclusion | None:
+def _find_old_driver(machine: Machine, libraries: Mapping[str, Found]) -> Exclusion | None:
     driver = machine.driver
     if driver is None:
         return None

@@ -1,8 +1,7 @@
-"""What every engine can do, whichever library runs it.
+"""The interface of every engine, independent of the library that runs it.
 
-Each graph takes arrays and gives arrays (:meth:`Engine.run`). Where one graph's outputs are
-another's inputs, a :class:`Slot` leaves them where they are, so that none of them passes
-through NumPy on the way.
+A graph takes arrays and gives arrays (:meth:`Engine.run`). If the outputs of one graph are the inputs of another, a
+:class:`Slot` leaves them where they are, so that they do not pass through NumPy.
 """
 
 from __future__ import annotations
@@ -16,20 +15,24 @@ from teso_deploy.bundle import Bundle
 
 
 class Tensor(Protocol):
-    """An output of a graph where its backend left it, in the memory of the host or of a device."""
+    """An output of a graph, in the memory of the host or of a device."""
 
     def numpy(self) -> NDArray[Any]:
-        """Its content on the host. It may be a view: copy what has to outlive the slot's next run."""
+        """Return its content on the host. It may be a view that the slot's next run overwrites: copy what you keep."""
 
 
 class Slot(Protocol):
-    """Room for one graph's outputs: allocated at the first run, written anew by each one after it."""
+    """The outputs of one graph: allocated by the first run, overwritten by each later one."""
 
     def run(self, feeds: Mapping[str, NDArray[Any] | Tensor]) -> Mapping[str, Tensor]:
-        """All outputs for all inputs; feeds that are not inputs of the graph are left alone.
+        """Run the graph.
 
-        Inputs may be tensors of other slots of the same backend, and are only read. As long as their shapes
-        stay, the outputs are the same tensors each time.
+        Args:
+            feeds: Inputs by name: arrays, or tensors of other slots of the same backend. They are only read. Names that
+                are not inputs of the graph are ignored.
+
+        Returns:
+            Outputs by name, the same tensors each time while the inputs keep their shapes.
         """
 
 
@@ -42,15 +45,15 @@ class Engine(Protocol):
 
     @property
     def backend(self) -> str:
-        """What runs it, for reports: ``cpu``."""
+        """The backend's name: ``cpu``."""
 
     @property
     def precision(self) -> str:
-        """What most of it is computed in, for reports: ``fp32``."""
+        """The precision of most of it: ``fp32``."""
 
     @property
     def form(self) -> str | None:
-        """The form of the graph that it runs, by its name in the manifest; None is the canonical graph."""
+        """Name in the manifest of the form that it runs; None for the canonical graph."""
 
     @property
     def is_asynchronous(self) -> bool:
@@ -65,10 +68,10 @@ class Engine(Protocol):
         """Names of the outputs."""
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """All outputs for all inputs; arrays that are not inputs of the graph are left alone."""
+        """Run the graph on the inputs by name and return its outputs. Other names are ignored."""
 
     def slot(self) -> Slot:
-        """A new slot. It shares the weights, and nothing else, with the engine's other slots."""
+        """Make a slot. It shares only the weights with the engine's other slots."""
 
 
 #: (bundle, graph name) → engine.

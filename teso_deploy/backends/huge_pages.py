@@ -1,8 +1,8 @@
-"""Weights and activations on pages of 2 MiB, where Linux lets a process ask for them.
+"""Put weights and activations on pages of 2 MiB, if Linux supports it.
 
-A frame of Swin-B walks through 400 MB of weights. On pages of 4 KiB the prefetcher stops at every one of a
-hundred thousand; what large ones are worth is a rung of ``benchmarks/ladder.py``. Nothing depends on them:
-where the kernel is older than 6.1 or says no, the pages stay as they are.
+A frame of Swin-B reads 400 MB of weights. On pages of 4 KiB the prefetcher stops at each of the hundred thousand pages;
+``benchmarks/ladder.py`` measures what large pages save. Nothing depends on them: if the kernel is older than 6.1 or
+refuses, the pages stay small.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 
 HUGE_BYTES = 2 << 20
 MAPS = Path("/proc/self/maps")
-#: Of Linux's <asm-generic/mman-common.h>.
+#: From Linux's <asm-generic/mman-common.h>.
 MADV_HUGEPAGE, MADV_COLLAPSE = 14, 25
-#: [start, end) of addresses.
+#: Ranges of addresses, [start, end).
 Ranges = list[tuple[int, int]]
 
 
 def writable_memory() -> Ranges:
-    """The process's own memory, neither files nor stacks, in order of address; nothing where there is no /proc."""
+    """The process's memory without files and stacks, in order of address; nothing without /proc."""
     try:
         lines = MAPS.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -36,8 +36,8 @@ def writable_memory() -> Ranges:
     return found
 
 
-def without(ranges: Ranges, taken: Ranges) -> Ranges:
-    """What is in ``ranges`` and not in ``taken``; both in order of address."""
+def subtract(ranges: Ranges, taken: Ranges) -> Ranges:
+    """The parts of ``ranges`` that are not in ``taken``; both in order of address."""
     left = []
     for start, end in ranges:
         for other_start, other_end in taken:
@@ -51,15 +51,15 @@ def without(ranges: Ranges, taken: Ranges) -> Ranges:
     return left
 
 
-def aligned(ranges: Ranges) -> Ranges:
-    """The whole large pages inside of each range."""
+def align(ranges: Ranges) -> Ranges:
+    """The complete large pages inside each range."""
     found = [(-(-start // HUGE_BYTES) * HUGE_BYTES, end // HUGE_BYTES * HUGE_BYTES) for start, end in ranges]
     return [(start, end) for start, end in found if start < end]
 
 
 @contextmanager
 def huge_pages() -> Iterator[None]:
-    """What is allocated in this block, and is still there when it ends, goes on large pages."""
+    """Move what is allocated inside the block, and still exists at its end, to large pages."""
     if not sys.platform.startswith("linux"):
         yield
         return
@@ -67,7 +67,7 @@ def huge_pages() -> Iterator[None]:
     yield
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-    for start, end in aligned(without(writable_memory(), before)):
+    for start, end in align(subtract(writable_memory(), before)):
         madvise(start, end - start, MADV_HUGEPAGE)
-        for page in range(start, end, HUGE_BYTES):  # one by one: a page that holds nothing ends the call
+        for page in range(start, end, HUGE_BYTES):  # one by one, because an empty page ends the call
             madvise(page, HUGE_BYTES, MADV_COLLAPSE)

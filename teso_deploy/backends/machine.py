@@ -1,7 +1,7 @@
-"""The NVIDIA GPUs of this machine and their driver, asked for without any package that has to be installed.
+"""Find the NVIDIA GPUs of this machine and their driver, even if no package for GPUs is installed.
 
-``nvidia-ml-py`` (extra ``cuda``) tells most. Without it the driver's own library is asked through ctypes, which
-tells all but how much memory is in use. What can't be found out is None; nothing here raises.
+``nvidia-ml-py`` (extra ``cuda``) gives the most facts. Without it the driver's own library is called through ctypes,
+which gives everything except the memory in use. Unknown facts are None; nothing here raises.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: Where Linux's kernel module tells its version; the second is there in containers, too.
+#: Where Linux's kernel module publishes its version; the second also exists in containers.
 VERSION_FILES = (Path("/sys/module/nvidia/version"), Path("/proc/driver/nvidia/version"))
 PCI_DEVICES = Path("/sys/bus/pci/devices")
-#: Libraries that come with the driver, each with what does not work without it.
+#: Libraries of the driver → what does not work without them.
 DRIVER_LIBRARIES = {"libcuda.so.1": "CUDA", "libnvcuvid.so.1": "decoding video on the GPU"}
-#: Of cuda.h: CUdevice_attribute.
+#: Values of CUdevice_attribute in cuda.h.
 COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76
 NVIDIA_VENDOR, DISPLAY_CLASS = "0x10de", "0x03"
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU. ``compute_capability`` (major, minor); memory in bytes, ``used_bytes`` by all processes."""
+    """One GPU: its compute capability (major, minor), its memory and what all processes use of it, in bytes."""
 
     index: int
     name: str
@@ -36,8 +36,13 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """``version`` of the kernel module (580.65.06), ``cuda`` the newest CUDA that it knows, (13, 0);
-    ``missing``: those of :data:`DRIVER_LIBRARIES` that can't be loaded here."""
+    """NVIDIA's driver.
+
+    Attributes:
+        version: Version of the kernel module: 580.65.06.
+        cuda: The newest CUDA that it supports: (13, 0).
+        missing: The libraries of :data:`DRIVER_LIBRARIES` that can't be loaded.
+    """
 
     version: str | None
     cuda: tuple[int, int] | None
@@ -46,7 +51,7 @@ class Driver:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """``problem``: why there is no driver or no GPU although there should be one, in a sentence."""
+    """The driver and the GPUs. ``problem`` says in a sentence why one is missing although it should exist."""
 
     driver: Driver | None = None
     gpus: tuple[Gpu, ...] = ()
@@ -63,7 +68,7 @@ def can_load(library: str) -> bool:
 
 
 def probe_machine() -> Machine:
-    """What there is."""
+    """Find the driver and the GPUs."""
     missing = tuple(library for library in DRIVER_LIBRARIES if not can_load(library))
     version = _module_version()
     problem = None
@@ -110,7 +115,7 @@ def _nvml_gpu(pynvml: Any, index: int) -> Gpu:
     def tell(ask: Callable[[Any], Any]) -> Any:
         try:
             return ask(handle)
-        except pynvml.NVMLError:  # not of this GPU, or not in this container
+        except pynvml.NVMLError:  # this GPU, or this container, does not support it
             return None
 
     memory, capability = tell(pynvml.nvmlDeviceGetMemoryInfo), tell(pynvml.nvmlDeviceGetCudaComputeCapability)
@@ -124,7 +129,7 @@ def _nvml_gpu(pynvml: Any, index: int) -> Gpu:
 
 
 def _ask_libcuda() -> tuple[Driver, tuple[Gpu, ...]]:
-    """By the driver's own library. Raises OSError where it is not there, RuntimeError where it refuses."""
+    """Ask the driver's own library. Raises OSError if it does not exist, RuntimeError if a call fails."""
     cuda = ctypes.CDLL("libcuda.so.1")
 
     def number(function: str, *arguments: object) -> int:
@@ -158,7 +163,7 @@ def _text(value: str | bytes) -> str:
 
 
 def _cuda_version(number: int) -> tuple[int, int]:
-    """13000 → (13, 0)."""
+    """Turn 13000 into (13, 0)."""
     return number // 1000, number % 1000 // 10
 
 

@@ -25,24 +25,25 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-#: Slower than what they fuse: one thread of SkipLayerNormalization against two of Add and LayerNormalization.
+#: Fusions that are slower than the nodes that they replace: SkipLayerNormalization runs on one thread, Add and
+#: LayerNormalization on two.
 SLOW_FUSIONS = ("SkipLayerNormFusion",)
-#: How long a thread waits for work inside of a run before it goes to sleep.
+#: How long in microseconds a thread waits for work during a run before it sleeps.
 SPIN_US = 1000
 
 
 def check_declared(bundle: Bundle, graph: str, session: onnxruntime.InferenceSession) -> None:
-    """Hold a loaded graph to the tensors that the manifest says it has.
+    """Check that a loaded graph has the tensors that the manifest declares.
 
-    What is allocated and indexed later goes by the manifest. Every form of a graph has the same tensors.
+    Later code allocates and indexes by the manifest. Every form of a graph has the same tensors.
 
     Raises:
-        BundleError: A name, an element type, or a side of a shape is another one.
+        BundleError: A name, an element type, or a side of a shape differs.
     """
     entry = bundle.manifest.graphs[graph]
     for said, found in ((entry.inputs, session.get_inputs()), (entry.outputs, session.get_outputs())):
-        expected = {spec.name: _description(f"tensor({spec.dtype})", spec.shape) for spec in said}
-        loaded = {value.name: _description(value.type, value.shape) for value in found}
+        expected = {spec.name: _describe(f"tensor({spec.dtype})", spec.shape) for spec in said}
+        loaded = {value.name: _describe(value.type, value.shape) for value in found}
         if expected != loaded:
             name = next(name for name in (*expected, *loaded) if expected.get(name) != loaded.get(name))
             raise BundleError(
@@ -51,18 +52,18 @@ def check_declared(bundle: Bundle, graph: str, session: onnxruntime.InferenceSes
             )
 
 
-def _description(kind: str, shape: Sequence[int | str | None]) -> str:
-    """A tensor's type and shape, as text; a side without a fixed length is the batch."""
+def _describe(kind: str, shape: Sequence[int | str | None]) -> str:
+    """Write a tensor's type and shape; a side without a fixed length is the batch."""
     return f"{kind} of {' x '.join(str(side) if isinstance(side, int) else 'B' for side in shape) or 'one number'}"
 
 
-def run_failure(name: str, error: Exception) -> BundleError:
-    """What to raise for a graph that ONNX Runtime loads and can't run: it does not fit the inputs."""
+def explain_failure(name: str, error: Exception) -> BundleError:
+    """Make the error for a graph that ONNX Runtime can load but not run, because it does not fit the inputs."""
     return BundleError(f"ONNX Runtime can't run {name} ({to_one_line(error)}); export the bundle again")
 
 
 class OnnxRuntimeSlot:
-    """See :class:`Slot`: an IO binding whose outputs are bound once. Its tensors are ``OrtValue``."""
+    """A :class:`~teso_deploy.backends.engine.Slot` by an IO binding whose outputs are bound once, as ``OrtValue``."""
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class OnnxRuntimeSlot:
         outputs: tuple[str, ...],
         check_shapes: Callable[[Sequence[Sequence[int]]], None],
     ) -> None:
-        """``check_shapes``: refuses those of the outputs where they are not what the graph declares."""
+        """``check_shapes`` refuses shapes of outputs that the graph does not declare; the rest is the engine's."""
         self._name, self._session, self._inputs, self._outputs = name, session, inputs, outputs
         self._check_shapes = check_shapes
         self._binding = session.io_binding()
@@ -82,7 +83,7 @@ class OnnxRuntimeSlot:
             self._binding.bind_output(name)  # no buffer yet: the first run allocates them
 
     def run(self, feeds: Mapping[str, NDArray[Any] | Tensor]) -> Mapping[str, Tensor]:
-        """See :meth:`Slot.run`."""
+        """Run the graph; the outputs are complete when this returns."""
         for name in self._inputs:
             value = feeds[name]
             if not isinstance(value, onnxruntime.OrtValue):
@@ -105,13 +106,13 @@ class OnnxRuntimeSlot:
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # its own exceptions share no base class
-            raise run_failure(self._name, error) from error
+            raise explain_failure(self._name, error) from error
         if not self._values:
             self._check_shapes([value.shape() for value in self._binding.get_outputs()])
 
 
 def _advise_loading() -> str:
-    """What to do about a graph that can't be loaded: an old library knows no new operators."""
+    """Say what to do about a graph that can't be loaded; an old library does not have the newest operators."""
     bound = find_lower_bounds(read_requirements()).get("onnxruntime")
     if bound is None or not is_older(onnxruntime.__version__, bound):
         return "export the bundle again"
@@ -121,8 +122,15 @@ def _advise_loading() -> str:
 class OnnxRuntimeEngine:
     """The graph of a file in an ONNX Runtime session.
 
-    ``threads``: of its operators, default all cores. ``precision`` and ``form``: what the file is.
-    Raises :class:`BundleError` for a file that is no graph.
+    Args:
+        path: The file.
+        threads: Threads of its operators. Default: all cores.
+        providers: ONNX Runtime's execution providers. Default: the CPU.
+        precision: The precision of the file, for reports. Default: fp32.
+        form: Name in the manifest of the form that the file belongs to. Default: the canonical graphs.
+
+    Raises:
+        BundleError: The file is not a graph that can be loaded.
     """
 
     backend = "cpu"
@@ -140,16 +148,16 @@ class OnnxRuntimeEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or available_cores()
         options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # its errors come as exceptions, and their text may be a stranger's
-        # A graph has a thousand places where its threads meet: waiting for the next by spinning saves 4 to
-        # 12 %. Behind the run it would starve the sessions of the other graphs and whatever decodes the video.
+        options.log_severity_level = 4  # its errors come as exceptions; their text may come from an untrusted file
+        # The threads of a graph wait for each other a thousand times in a run: spinning there saves 4 to 12 %. After
+        # the run, spinning would take the cores from the other graphs and from the decoder of the video.
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        # Without VNNI products of uint8 and int8 are added up in 16 bits, which they overflow: with this the
-        # library takes slower ones there, and on other processors none.
+        # On processors without VNNI, products of uint8 and int8 are summed in 16 bits, which overflow. With this option
+        # the library uses slower instructions there; other processors are not affected.
         options.add_session_config_entry("session.x64quantprecision", "1")
-        # Memory patterns put a second plan of all activations beside what the first run has taken from
-        # the arena: 190 MB more for Swin-B at 384 x 384, and no time won.
+        # Memory patterns allocate all activations a second time, besides what the first run took from the arena: 190 MB
+        # more for Swin-B at 384 x 384, and no faster.
         options.enable_mem_pattern = False
         try:
             with huge_pages():
@@ -165,20 +173,20 @@ class OnnxRuntimeEngine:
         self._declared = tuple(tuple(value.shape) for value in self.session.get_outputs())
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """See :meth:`Engine.run`."""
+        """Run the graph on arrays."""
         try:
             values = self.session.run(self.outputs, {name: feeds[name] for name in self.inputs})
         except Exception as error:  # its own exceptions share no base class
-            raise run_failure(self.name, error) from error
+            raise explain_failure(self.name, error) from error
         self._check_shapes([value.shape for value in values])
         return dict(zip(self.outputs, values, strict=True))
 
     def slot(self) -> OnnxRuntimeSlot:
-        """See :meth:`Engine.slot`."""
+        """Make a slot."""
         return OnnxRuntimeSlot(self.name, self.session, self.inputs, self.outputs, self._check_shapes)
 
     def _check_shapes(self, shapes: Sequence[Sequence[int]]) -> None:
-        """Outputs of a run have the shapes that the file declares. ONNX Runtime itself only warns."""
+        """Refuse outputs whose shapes the file does not declare; ONNX Runtime itself only warns."""
         for name, declared, shape in zip(self.outputs, self._declared, shapes, strict=True):
             sides = zip(declared, shape, strict=False)
             if len(declared) != len(shape) or any(a != b for a, b in sides if isinstance(a, int)):
@@ -193,7 +201,7 @@ TARGET = "onnxruntime"
 
 
 def onnxruntime_factory(threads: int | None = None, form: str | None = None) -> EngineFactory:
-    """Engines of a bundle's graphs on the CPU: of the canonical ones, or of a form by its name in the manifest."""
+    """Make a factory of engines on the CPU; ``form``: name of a form in the manifest, default the canonical graphs."""
 
     def make(bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
         path = bundle.graph_path(graph, form)

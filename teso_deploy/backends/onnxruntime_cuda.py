@@ -1,4 +1,4 @@
-"""ONNX Runtime on a GPU: inputs have a place on the device, outputs stay there."""
+"""ONNX Runtime on a GPU: inputs are copied to the device, and outputs stay there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from teso_deploy.text import to_one_line
 from teso_deploy.types import Precision
 
 PROVIDER = "CUDAExecutionProvider"
-#: ONNX Runtime's names of the types that graphs take and give.
+#: ONNX Runtime's names of types → NumPy's, for all types that graphs use.
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16), "tensor(bool)": np.dtype(np.bool_),
     "tensor(uint8)": np.dtype(np.uint8), "tensor(int32)": np.dtype(np.int32), "tensor(int64)": np.dtype(np.int64),
@@ -29,7 +29,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 
 
 def check_available() -> None:
-    """Raises :class:`MissingExtraError` where this ONNX Runtime was built without CUDA."""
+    """Refuse an ONNX Runtime that was built without CUDA (:class:`MissingExtraError`)."""
     if PROVIDER not in onnxruntime.get_available_providers():
         raise MissingExtraError(
             "this ONNX Runtime has no CUDA: pip uninstall -y onnxruntime onnxruntime-gpu, then "
@@ -38,9 +38,15 @@ def check_available() -> None:
 
 
 class OnnxRuntimeCudaSlot:
-    """See :class:`Slot`: every tensor is an ``OrtValue`` on the device, made at the first run.
+    """A :class:`~teso_deploy.backends.engine.Slot` whose tensors are ``OrtValue`` on the device.
 
-    ``device``: ``cuda``; ``cpu`` is the same in the host's memory.
+    Args:
+        graph: The graph's name, for messages.
+        session: The session.
+        inputs: Name of each input → its type, as ONNX Runtime writes it.
+        outputs: Names of the outputs.
+        device: ``cuda``, or ``cpu`` for tensors in the host's memory.
+        index: The GPU's number.
     """
 
     def __init__(
@@ -52,7 +58,6 @@ class OnnxRuntimeCudaSlot:
         device: str,
         index: int,
     ) -> None:
-        """``inputs``: name → type, as ONNX Runtime writes it."""
         self._graph, self._session, self._inputs, self._outputs = graph, session, inputs, outputs
         self._device, self._index = device, index
         self._binding = session.io_binding()
@@ -61,13 +66,13 @@ class OnnxRuntimeCudaSlot:
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def _bind(self, name: str, value: Any) -> tuple[int, ...]:
-        """Binds anew each time: what was bound before may be another tensor of this shape, or gone."""
+        """Bind an input again for each run: the tensor of the last run may have been another one, or be freed."""
         if isinstance(value, onnxruntime.OrtValue):
             self._check_type(name, value.data_type())
             self._binding.bind_ortvalue_input(name, value)
             return tuple(value.shape())
         pointer = getattr(value, "pointer", None)
-        if pointer is not None:  # of our operators, on another stream than the session's
+        if pointer is not None:  # a tensor of our operators, which use another stream than the session
             self._check_type(name, value.dtype)
             if value.ready is not None:
                 value.ready.synchronize()
@@ -84,7 +89,7 @@ class OnnxRuntimeCudaSlot:
         return array.shape
 
     def _check_type(self, name: str, given: Any) -> None:
-        """ONNX Runtime takes an address for whatever it expects there."""
+        """Refuse another type, because ONNX Runtime would read the address as the type that it expects."""
         expected = self._inputs[name]
         if given != expected and given != DTYPES.get(expected):
             raise EngineError(
@@ -92,9 +97,11 @@ class OnnxRuntimeCudaSlot:
             )
 
     def run(self, feeds: Mapping[str, NDArray[Any] | Tensor]) -> Mapping[str, Tensor]:
-        """See :meth:`Slot.run`; it returns when the GPU is done. Raises :class:`EngineError` (an input of another
-        type), :class:`DeviceError`, :class:`DeviceMemoryError`."""
-        before, self._shapes = self._shapes, {}  # a run that fails leaves nothing that the next one builds on
+        """Run the graph and wait for the GPU.
+
+        Raises :class:`EngineError` (an input of another type), :class:`DeviceError`, :class:`DeviceMemoryError`.
+        """
+        before, self._shapes = self._shapes, {}  # after a run that fails the next one starts from nothing
         try:
             shapes = {name: self._bind(name, feeds[name]) for name in self._inputs}
             if shapes != before:
@@ -114,7 +121,7 @@ class OnnxRuntimeCudaSlot:
 
 
 def _is_out_of_memory(told: str) -> bool:
-    told = told.lower()  # of ONNX Runtime's arena, of CUDA, and of cuBLAS and cuDNN
+    told = told.lower()  # messages of ONNX Runtime's arena, CUDA, cuBLAS and cuDNN
     if "alloc_failed" in told or "resource allocation failed" in told:
         return True
     return "memory" in told and ("allocat" in told or "out of" in told)
@@ -124,18 +131,26 @@ def _device_error(error: Exception) -> DeviceError:
     told = " ".join(str(error).split())
     if _is_out_of_memory(told):
         return DeviceMemoryError(
-            f"the GPU's memory does not suffice ({told[:200]}): end what else uses the GPU, take --precision fp16, a "
+            f"the GPU's memory does not suffice ({told[:200]}): end what else uses the GPU, use --precision fp16, a "
             "smaller --size or smaller batches"
         )
     return DeviceError(f"ONNX Runtime failed on the GPU ({told[:300]}): run `teso-deploy doctor`")
 
 
 class OnnxRuntimeCudaEngine:
-    """The graph of a file in a session on a GPU; see :class:`Engine`.
+    """The graph of a file in a session on a GPU. Products of fp32 are not rounded to TF32.
 
-    Products of fp32 are not rounded to TF32. ``device`` "cpu" is for tests of everything but the GPU.
-    Raises :class:`BundleError` for a file that is no graph, :class:`DeviceError` where the GPU is refused,
-    :class:`DeviceMemoryError`.
+    Args:
+        path: The file.
+        precision: The precision of the file. Default: fp32.
+        form: Name in the manifest of the form that the file belongs to. Default: the canonical graphs.
+        device: ``cuda``; ``cpu`` is for tests without a GPU.
+        index: The GPU's number.
+
+    Raises:
+        BundleError: The file is not a graph that can be loaded.
+        DeviceError: The GPU can't be used.
+        DeviceMemoryError: The GPU's memory does not suffice.
     """
 
     #: A slot waits for its run.
@@ -153,10 +168,10 @@ class OnnxRuntimeCudaEngine:
         self.backend = device
         self._device, self._index = device, index
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # its errors come as exceptions, and their text may be a stranger's
+        options.log_severity_level = 4  # its errors come as exceptions; their text may come from an untrusted file
         providers: list[Any] = ["CPUExecutionProvider"]
         if device == "cuda":
-            with contextlib.suppress(AttributeError):  # finds the CUDA and cuDNN of pip's packages
+            with contextlib.suppress(AttributeError):  # loads the CUDA and cuDNN that pip installed
                 onnxruntime.preload_dlls()
             providers.insert(0, (PROVIDER, {"device_id": index, "use_tf32": 0}))
         try:
@@ -178,7 +193,7 @@ class OnnxRuntimeCudaEngine:
         self.outputs = tuple(value.name for value in self.session.get_outputs())
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """See :meth:`Engine.run`."""
+        """Run the graph on arrays."""
         try:
             values = self.session.run(self.outputs, {name: feeds[name] for name in self.inputs})
         except Exception as error:
@@ -186,14 +201,21 @@ class OnnxRuntimeCudaEngine:
         return dict(zip(self.outputs, values, strict=True))
 
     def slot(self) -> OnnxRuntimeCudaSlot:
-        """See :meth:`Engine.slot`."""
+        """Make a slot."""
         return OnnxRuntimeCudaSlot(self.name, self.session, self._input_types, self.outputs, self._device, self._index)
 
 
 def onnxruntime_cuda_factory(bundle: Bundle, precision: Precision = "fp32", index: int = 0) -> EngineFactory:
-    """Engines of a bundle's graphs on a GPU: of the standard form of a precision, in fp32 the canonical graphs.
+    """Make a factory of engines on a GPU, which run the standard form of a precision (fp32: the canonical graphs).
 
-    Raises :class:`BundleError` where the bundle has none, :class:`MissingExtraError`.
+    Args:
+        bundle: The bundle.
+        precision: The precision. Default: fp32.
+        index: The GPU's number.
+
+    Raises:
+        BundleError: The bundle has no standard form of this precision.
+        MissingExtraError: ONNX Runtime was built without CUDA.
     """
     check_available()
     # The standard form of fp32 has a node for TensorRT's plugin.

@@ -1,7 +1,7 @@
-"""Which of the libraries for GPUs are installed, and which of them can be loaded.
+"""Find which libraries for GPUs are installed, and which of them can be loaded.
 
-Each that is installed is loaded in a process of its own: TensorRT and ONNX Runtime may bring two versions of one
-shared library, and a broken one may end the process.
+Each installed library is loaded in a process of its own: TensorRT and ONNX Runtime may need two versions of the same
+shared library, and a broken library may crash the process.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from teso_deploy.redaction import child_environment
 from teso_deploy.requirements import find_version
 
 TIMEOUT_SECONDS = 120.0
-#: An ONNX model of one Identity, opset 17.
+#: An ONNX model with one Identity node, opset 17.
 IDENTITY = (
     b'\x08\x08:6\n\x10\n\x01a\x12\x01b"\x08Identity\x12\x00Z\x0f\n\x01a\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01b\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
 )
-#: Only a session tells whether the CUDA provider works: the list of providers is what it was built with.
+#: Only a session shows whether the CUDA provider works: the list of providers is what the library was built with.
 CUDA_SESSION = f"""
 import onnxruntime as library
 tell(library.__version__, getattr(library, "cuda_version", None))
@@ -36,7 +36,7 @@ session = library.InferenceSession({IDENTITY!r}, providers=["CUDAExecutionProvid
 if "CUDAExecutionProvider" not in session.get_providers():
     raise SystemExit(1)
 """
-#: How the programs answer, also those that fail later; whatever else the libraries print stands on other lines.
+#: How the programs answer, even if they fail later; what the libraries print is on other lines.
 PREAMBLE = """
 import json
 def tell(version=None, cuda=None):
@@ -46,12 +46,18 @@ def tell(version=None, cuda=None):
 
 @dataclass(frozen=True, slots=True)
 class SharedLibrary:
-    """``packages`` that bring it, newest CUDA first; ``module`` by which it is found; ``program`` that loads it."""
+    """A library for GPUs.
+
+    Attributes:
+        packages: Packages that install it, those for the newest CUDA first.
+        module: The module by which it is found.
+        program: A program that loads it.
+        parts: Packages that belong to it, with ``{cuda}`` for CUDA's version. Default: none.
+    """
 
     packages: tuple[str, ...]
     module: str
     program: str
-    #: Packages that belong to it, without a name for CUDA's version.
     parts: tuple[str, ...] = ()
 
 
@@ -82,7 +88,7 @@ LIBRARIES = {
 
 
 class Answer(NamedTuple):
-    """What the process in which a library was loaded tells."""
+    """The answer of the process that loaded a library."""
 
     version: str | None = None
     cuda: str | None = None
@@ -91,8 +97,14 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A library here: its version, the CUDA it was built for where it tells, ``problem`` in a line if it
-    can't be loaded, and the versions of the packages that belong to it."""
+    """An installed library.
+
+    Attributes:
+        version: Its version.
+        problem: Why it can't be loaded, in one line; None if it can.
+        cuda_major: The CUDA that it was built for; None if it does not tell.
+        parts: Packages that belong to it → their versions.
+    """
 
     version: str | None
     problem: str | None = None
@@ -111,7 +123,7 @@ def version_of(package: str) -> str | None:
 
 
 def has_module(name: str) -> bool:
-    """Whether a module is there, without importing it (those around it are)."""
+    """Whether a module is installed, without importing it; the packages around it are imported."""
     try:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):
@@ -120,7 +132,7 @@ def has_module(name: str) -> bool:
 
 def _start(program: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", PREAMBLE + program],  # -P: nothing of the folder that we are in
+        [sys.executable, "-P", "-c", PREAMBLE + program],  # -P: import nothing from the current folder
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -130,17 +142,17 @@ def _start(program: str) -> subprocess.Popen[str]:
     )
 
 
-def reason_in(text: str) -> str:
-    """The line of what a process wrote that says why it failed."""
+def find_reason(text: str) -> str:
+    """Find the line of a process's output that says why it failed."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     if found := re.search(r"lib[\w.+-]+: cannot open shared object file", plain):
         return f"{found[0].split(':')[0]} is not found"
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
-    return lines[-1] if lines else "it ends without a word"
+    return lines[-1] if lines else "it ends without a message"
 
 
 def load_all(programs: Mapping[str, str]) -> dict[str, Answer]:
-    """Run every program, all at once."""
+    """Run all programs at the same time."""
     running = {name: _start(program) for name, program in programs.items()}
     return {name: _answer(process) for name, process in running.items()}
 
@@ -156,7 +168,7 @@ def _answer(process: subprocess.Popen[str]) -> Answer:
         if process.returncode < 0:
             problem = f"loading it ends the process (signal {-process.returncode})"
         else:
-            problem = reason_in(err) if process.returncode else None
+            problem = find_reason(err) if process.returncode else None
     told = [line.removeprefix("answer:") for line in out.splitlines() if line.startswith("answer:")]
     version, cuda = json.loads(told[-1]) if told else (None, None)
     return Answer(version, cuda, problem)
@@ -168,11 +180,11 @@ def _parts(library: SharedLibrary) -> dict[str, str]:
 
 
 def probe_libraries() -> dict[str, Found]:
-    """Those of :data:`LIBRARIES` that are installed."""
+    """Load each library of :data:`LIBRARIES` that is installed."""
     versions = {
         name: next(filter(None, map(version_of, library.packages)), None) for name, library in LIBRARIES.items()
     }
-    # ONNX Runtime's module is there without its GPU; NVRTC may come with CUDA itself and has no module.
+    # ONNX Runtime for the CPU has the same module. NVRTC may be installed with CUDA itself, and has no module.
     there = [
         name
         for name, library in LIBRARIES.items()
@@ -183,7 +195,7 @@ def probe_libraries() -> dict[str, Found]:
     for name in there:
         version, cuda, problem = loaded[name]
         if name == "nvrtc" and problem and versions[name] is None:
-            continue  # not installed: nothing is wrong with it
+            continue  # it is not installed, which is not a problem
         built_for = cuda or (versions[name] if name == "cuda-bindings" else None)
         parts = _parts(LIBRARIES[name])
         majors = {int(part.split("-cu")[1][:2]) for part in parts}

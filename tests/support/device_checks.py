@@ -187,7 +187,7 @@ def graphs_run_what_was_recorded(device: Device) -> None:
         arguments = (second.pointer, first.pointer, np.float32(2), np.uint32(N))
         module.launch("scale", (N // 128 + 1, 1, 1), (128, 1, 1), arguments, stream)
         device.copy_out(target, second.pointer, stream)
-        with pytest.raises(DeviceError, match="behind the block"):
+        with pytest.raises(DeviceError, match="after the block"):
             graph.launch(stream)
     stream.synchronize()
     assert np.all(target == -1)

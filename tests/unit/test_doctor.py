@@ -372,5 +372,5 @@ def test_libraries_are_loaded_in_processes_of_their_own(monkeypatch: pytest.Monk
 
 def test_the_reason_is_the_library_that_is_absent() -> None:
     log = "\x1b[1;31m[E:onnxruntime] with error: libcublasLt.so.13: cannot open shared object file: No such\x1b[m\nmore"
-    assert shared_libraries.reason_in(log) == "libcublasLt.so.13 is not found"
-    assert shared_libraries.reason_in("\n") == "it ends without a word"
+    assert shared_libraries.find_reason(log) == "libcublasLt.so.13 is not found"
+    assert shared_libraries.find_reason("\n") == "it ends without a message"

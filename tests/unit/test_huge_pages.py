@@ -17,9 +17,9 @@ from teso_deploy.backends.huge_pages import (
     HUGE_BYTES,
     MADV_COLLAPSE,
     Ranges,
-    aligned,
+    align,
     huge_pages,
-    without,
+    subtract,
     writable_memory,
 )
 
@@ -44,11 +44,11 @@ def cells(found: Ranges) -> set[int]:
 
 @given(ranges.map(disjoint), ranges.map(disjoint))
 def test_what_was_there_before_is_left_out(after: Ranges, before: Ranges) -> None:
-    assert cells(without(after, before)) == cells(after) - cells(before)
+    assert cells(subtract(after, before)) == cells(after) - cells(before)
 
 
 def test_only_whole_pages_count() -> None:
-    assert aligned([(1, HUGE_BYTES), (HUGE_BYTES - 1, 2 * HUGE_BYTES), (5, 3 * HUGE_BYTES + 5)]) == [
+    assert align([(1, HUGE_BYTES), (HUGE_BYTES - 1, 2 * HUGE_BYTES), (5, 3 * HUGE_BYTES + 5)]) == [
         (HUGE_BYTES, 2 * HUGE_BYTES),
         (HUGE_BYTES, 3 * HUGE_BYTES),
     ]
@@ -72,7 +72,7 @@ def test_what_is_allocated_inside_is_asked_for_and_nothing_else(monkeypatch: pyt
 
     def pages(array: np.ndarray[Any, Any]) -> set[int]:
         start = array.ctypes.data
-        whole = aligned([(start, start + array.nbytes)])
+        whole = align([(start, start + array.nbytes)])
         return {page for first, end in whole for page in range(first, end, HUGE_BYTES)}
 
     before = allocated()

@@ -1,4 +1,4 @@
-"""Arrays in device memory, shared with torch, CuPy and others by DLPack or by the CUDA array interface."""
+"""Arrays in device memory, shared with torch, CuPy and others by DLPack or the CUDA array interface."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from teso_deploy.backends.cuda.device import Device, Stream
 from teso_deploy.backends.cuda.host_views import host_view
 from teso_deploy.errors import DeviceError
 
-#: Of DLPack and of the CUDA array interface: the default stream of old, and no stream at all.
+#: Numbers of streams in DLPack and the CUDA array interface: the legacy default stream, and no stream.
 _LEGACY_STREAM, _NO_STREAM = 1, -1
 
 
@@ -22,10 +22,20 @@ _LEGACY_STREAM, _NO_STREAM = 1, -1
 class DeviceArray:
     """An array in C order at an address. It is a :class:`~teso_deploy.backends.engine.Tensor`.
 
-    ``owner`` keeps the memory. ``device``: None is the host's memory. ``stream``: on which what is in it is written;
-    None: it is there already. ``owner_stream``: handle of the one that its owner works on, where that is known:
-    whoever queues reads of it lets that stream wait for them (:meth:`Device.order_streams`), and else the host,
-    before the owner may write it again. Raises :class:`TypeError` for a dtype of Python objects.
+    Attributes:
+        pointer: The address.
+        shape: The shape.
+        dtype: The type of the elements.
+        owner: Keeps the memory.
+        device: The GPU; None for memory of the host.
+        stream: The stream that writes the content; None if it is complete already.
+        is_readonly: Whether it may not be written.
+        owner_stream: Handle of the stream that the owner works on, if it is known. Before the owner may write the array
+            again, that stream has to wait for queued reads (:meth:`Device.order_streams`); if it is unknown, the host
+            has to wait.
+
+    Raises:
+        TypeError: The dtype holds Python objects.
     """
 
     pointer: int
@@ -45,7 +55,7 @@ class DeviceArray:
 
     @property
     def nbytes(self) -> int:
-        """Its size."""
+        """Its size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
@@ -54,13 +64,13 @@ class DeviceArray:
         return self.device is None
 
     def contiguous(self, dtype: DTypeLike) -> DeviceArray:
-        """Itself. Raises :class:`DeviceError` where it is of another dtype: it is not converted on the device."""
+        """Return it unchanged. Raises :class:`DeviceError` for another dtype, which is not converted."""
         if self.dtype != np.dtype(dtype):
             raise DeviceError(f"an array of {self.dtype} was given where {np.dtype(dtype)} is needed: convert it first")
         return self
 
     def numpy(self) -> NDArray[Any]:
-        """On the host: a copy of device memory, a view of host memory. Waits for its stream."""
+        """A copy of device memory, or a view of host memory. Waits for its stream."""
         if self.device is None:
             return host_view(self.pointer, self.shape, self.dtype, self.owner, self.is_readonly)
         host = np.empty(self.shape, self.dtype)
@@ -71,7 +81,7 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Version 3. An AttributeError, as for any object without it, on the host and for types beyond NumPy's."""
+        """Version 3. Missing (AttributeError) for memory of the host and for types that are not NumPy's."""
         if self.device is None or self.dtype.kind == "V":
             raise AttributeError("__cuda_array_interface__")
         return {
@@ -84,7 +94,7 @@ class DeviceArray:
         }
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        """(type, number) of where it is."""
+        """DLPack's (type, number) of the device."""
         return (dlpack.CPU, 0) if self.device is None else (dlpack.CUDA, self.device.index)
 
     def __dlpack__(
@@ -95,7 +105,7 @@ class DeviceArray:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> Any:
-        """A capsule. What is queued on ``stream`` from now on sees what is in it. Raises BufferError."""
+        """Make a DLPack capsule; work that is queued on ``stream`` from now on sees the content. Raises BufferError."""
         is_versioned = max_version is not None and max_version[0] >= 1
         if dl_device is not None and tuple(dl_device) != self.__dlpack_device__():
             if tuple(dl_device) != (dlpack.CPU, 0):
@@ -127,7 +137,7 @@ class DeviceArray:
             stream.synchronize()
         else:
             self.device.order_streams(stream.handle, reader)
-        # With this array too: the copy may still be under way when the reader has let go of it.
+        # This array is kept as well: the copy may still run when the reader has released the result.
         return DeviceArray(memory.pointer, self.shape, self.dtype, (memory, self), self.device)
 
     def _export(self, is_versioned: bool, is_copied: bool = False) -> Any:
@@ -142,29 +152,32 @@ def _on_host(array: NDArray[Any]) -> DeviceArray:
 
 
 def device_array(array: object, device: Device | None = None, stream: Stream | None = None) -> DeviceArray:
-    """An array of another library, without a copy: whatever offers DLPack or the CUDA array interface.
+    """Take an array of another library without a copy.
 
-    What is queued on ``stream`` from now on sees what is in it; without a stream the host waits until it is there.
-    An array in host memory is taken as that (:attr:`DeviceArray.is_on_host`), whatever ``device`` is.
+    Its owner does not learn until when it is read: see :attr:`DeviceArray.owner_stream`, which the CUDA array interface
+    may name and DLPack never does.
 
-    Until when it is read, its owner does not learn from this: see :attr:`DeviceArray.owner_stream`, which the CUDA
-    array interface may name and DLPack does not.
+    Args:
+        array: Any object with DLPack or the CUDA array interface.
+        device: The GPU that is used. An array in host memory is taken too (:attr:`DeviceArray.is_on_host`).
+        stream: Work that is queued here from now on sees the content. Default: the host waits for the content.
 
-    Raises :class:`DeviceError` where it is on another GPU than ``device``, not in C order, of a type that NumPy does
-    not have, or offers neither.
+    Raises:
+        DeviceError: The array is on another GPU, not in C order, of a type that NumPy does not have, or has neither
+            interface.
     """
     # DLPack first: it orders the streams on both sides, and torch's CUDA array interface names none.
     if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
-        return _by_dlpack(array, device, stream)
+        return _take_dlpack(array, device, stream)
     interface = getattr(array, "__cuda_array_interface__", None)
     if interface is None:
         raise DeviceError(
             f"{type(array).__name__} offers neither DLPack nor the CUDA array interface: convert it first"
         )
-    return _by_interface(array, interface, device, stream)
+    return _take_interface(array, interface, device, stream)
 
 
-def _needed(device: Device | None, index: int | None = None) -> Device:
+def _check_device(device: Device | None, index: int | None = None) -> Device:
     if device is None or index not in (None, device.index):
         where = "a GPU" if index is None else f"GPU {index}"
         here = "no GPU was opened for it" if device is None else f"GPU {device.index} is used: move it there first"
@@ -172,8 +185,8 @@ def _needed(device: Device | None, index: int | None = None) -> Device:
     return device
 
 
-def _checked_order(shape: tuple[int, ...], strides: tuple[int, ...] | None, step: int) -> None:
-    """Raise :class:`DeviceError` unless the array is in C order. ``step``: from one element to the next, in strides."""
+def _check_order(shape: tuple[int, ...], strides: tuple[int, ...] | None, step: int) -> None:
+    """Refuse an array that is not in C order (:class:`DeviceError`); ``step``: the stride of the last axis."""
     if strides is None or 0 in shape:
         return
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
@@ -182,27 +195,27 @@ def _checked_order(shape: tuple[int, ...], strides: tuple[int, ...] | None, step
         step *= size
 
 
-def _by_dlpack(array: Any, device: Device | None, stream: Stream | None) -> DeviceArray:
+def _take_dlpack(array: Any, device: Device | None, stream: Stream | None) -> DeviceArray:
     kind, index = (int(number) for number in array.__dlpack_device__())
     how: dict[str, Any] = {}
     if kind in (dlpack.CPU, dlpack.CUDA_PINNED):
         gpu = None
     elif kind in (dlpack.CUDA, dlpack.CUDA_MANAGED):
-        # Managed memory is on no GPU in particular.
-        gpu = _needed(device, index if kind == dlpack.CUDA else None)
+        # Managed memory does not belong to one GPU.
+        gpu = _check_device(device, index if kind == dlpack.CUDA else None)
         waiting = stream or gpu.stream()
         how["stream"] = waiting.handle
     else:
-        raise DeviceError(f"an array is on a device that is no NVIDIA GPU (DLPack's type {kind}): move it to one first")
+        raise DeviceError(f"an array's device is not an NVIDIA GPU (DLPack's type {kind}): move it to one first")
     try:
         try:
             capsule = array.__dlpack__(max_version=(1, 0), **how)
-        except TypeError:  # from before DLPack 1.0
+        except TypeError:  # a library from before DLPack 1.0
             capsule = array.__dlpack__(**how)
         block = dlpack.take(capsule)
     except (BufferError, RuntimeError) as error:
         raise DeviceError(f"{type(array).__name__} can't be shared by DLPack: {error}") from error
-    _checked_order(block.shape, block.strides, 1)
+    _check_order(block.shape, block.strides, 1)
     if gpu is not None and stream is None:
         waiting.synchronize()
     here = stream if gpu else None
@@ -210,15 +223,15 @@ def _by_dlpack(array: Any, device: Device | None, stream: Stream | None) -> Devi
     return DeviceArray(block.pointer, block.shape, block.dtype, block.owner, gpu, here, block.is_readonly, theirs)
 
 
-def _by_interface(
+def _take_interface(
     array: object, interface: dict[str, Any], device: Device | None, stream: Stream | None
 ) -> DeviceArray:
-    gpu = _needed(device)  # on which one it is, the interface does not say
+    gpu = _check_device(device)  # the interface does not say on which GPU it is
     dtype, shape = np.dtype(interface["typestr"]), tuple(interface["shape"])
     if interface.get("mask") is not None:
         raise DeviceError("an array has a mask: give it without")
     strides = interface.get("strides")
-    _checked_order(shape, None if strides is None else tuple(strides), dtype.itemsize)
+    _check_order(shape, None if strides is None else tuple(strides), dtype.itemsize)
     writer = interface.get("stream")
     if writer == 0:
         raise DeviceError("an array names stream 0, which is ambiguous: 1 is the default stream, 2 that of the thread")

@@ -1,4 +1,4 @@
-"""Our CUDA sources, compiled by NVRTC for one GPU when they are first needed, and kept on disk."""
+"""Compile our CUDA sources with NVRTC for one GPU when they are first needed, and keep the result on disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OPTIONS = ("--std=c++17",)
 
 
 def kernel_sources() -> list[Path]:
-    """The shipped sources, by name. Raises :class:`InputNotFoundError`."""
+    """The shipped sources in order of name. Raises :class:`InputNotFoundError` if there are none."""
     folder = shipped_path("engines/kernels")
     found = sorted(folder.glob("*.cu"))
     if not found:
@@ -24,17 +24,17 @@ def kernel_sources() -> list[Path]:
 
 
 def sources_sha256(sources: list[Path]) -> str:
-    """Of the files' own SHA-256 in hexadecimal, one behind the other. CMakeLists.txt computes the same."""
+    """The SHA-256 of the files' concatenated SHA-256 in hexadecimal. CMakeLists.txt computes the same."""
     each = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in sources)
     return hashlib.sha256(each.encode()).hexdigest()
 
 
-def _nvrtc() -> tuple[Any, tuple[int, int]]:
-    """The bindings and NVRTC's version. Raises :class:`MissingExtraError` where either is absent."""
+def _load_nvrtc() -> tuple[Any, tuple[int, int]]:
+    """The bindings and NVRTC's version. Raises :class:`MissingExtraError` if either is not installed."""
     try:
         from cuda.bindings import nvrtc
 
-        # Only the first call loads the library, and fails with a RuntimeError where there is none.
+        # Only the first call loads the library; it raises RuntimeError if the library is not installed.
         _, major, minor = nvrtc.nvrtcVersion()
     except (ImportError, RuntimeError) as error:
         raise MissingExtraError(
@@ -45,9 +45,9 @@ def _nvrtc() -> tuple[Any, tuple[int, int]]:
 
 
 def architecture_for(compute_capability: tuple[int, int], supported: list[int]) -> str:
-    """What NVRTC is to compile for: the GPU itself, else the newest virtual architecture that is not above it.
+    """Choose what NVRTC compiles for: the GPU itself, or the newest older virtual architecture.
 
-    Raises :class:`DeviceError` where it knows only newer ones.
+    Raises :class:`DeviceError` if NVRTC supports only newer GPUs.
     """
     number = 10 * compute_capability[0] + compute_capability[1]
     if number in supported:
@@ -62,7 +62,7 @@ def architecture_for(compute_capability: tuple[int, int], supported: list[int]) 
 
 
 def _compile(nvrtc: Any, source: bytes, architecture: str) -> bytes:
-    """A cubin for ``sm_…``, PTX for ``compute_…``."""
+    """Compile to a cubin for ``sm_…``, to PTX for ``compute_…``."""
 
     def checked(answer: tuple[Any, ...]) -> Any:
         if answer[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
@@ -94,7 +94,7 @@ def compiled(compute_capability: tuple[int, int], cache: Path | None = None) -> 
     can't be written, or holds something else than was written, the kernels are compiled again.
     Raises :class:`MissingExtraError`, :class:`DeviceError`.
     """
-    nvrtc, version = _nvrtc()
+    nvrtc, version = _load_nvrtc()
     _, supported = nvrtc.nvrtcGetSupportedArchs()
     architecture = architecture_for(compute_capability, list(supported))
     source = b"\n".join(path.read_bytes() for path in kernel_sources())

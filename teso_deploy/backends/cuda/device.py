@@ -1,8 +1,7 @@
-"""Memory, streams and kernels of one NVIDIA GPU, whichever library talks to the driver.
+"""Memory, streams and kernels of one NVIDIA GPU, independent of the library that talks to the driver.
 
-Two libraries do: ``cuda-core`` (extra ``cuda``, the default) and PyCUDA (extra ``pycuda``). Both work on the
-device's *primary* context, which is the one that torch, TensorRT and ONNX Runtime use, so that memory and
-streams may be handed from one to the other.
+Two libraries are supported: ``cuda-core`` (extra ``cuda``, the default) and PyCUDA (extra ``pycuda``). Both use the
+device's *primary* context, as torch, TensorRT and ONNX Runtime do, so that memory and streams can be shared with them.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 CudaLibrary = Literal["cuda-core", "pycuda"]
-#: Of a kernel: a device pointer is given as a Python int, anything else as a NumPy scalar of the parameter's type.
+#: An argument of a kernel: a Python int for a device pointer, otherwise a NumPy scalar of the parameter's type.
 KernelArgument = int | np.generic
 
 
@@ -28,24 +27,24 @@ class Memory(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Its size."""
+        """Its size in bytes."""
 
     def close(self) -> None:
-        """Give it back; a second time does nothing. Nobody may be using it."""
+        """Free it; a second call does nothing. No work that uses it may be queued any more."""
 
 
 class Event(Protocol):
-    """A place in a stream."""
+    """A point in a stream."""
 
     def synchronize(self) -> None:
-        """Wait on the host until the stream has come here."""
+        """Wait on the host until the stream has reached this point."""
 
     def milliseconds_since(self, earlier: Event) -> float:
-        """Time between two places that have been reached; both with ``is_timed``."""
+        """Time between two points that were reached; both must have been recorded with ``is_timed``."""
 
 
 class Stream(Protocol):
-    """What is queued here runs in order, beside other streams. A stream of its own, not the default one."""
+    """A queue of work that runs in order, in parallel with other streams. It is never the default stream."""
 
     @property
     def handle(self) -> int:
@@ -55,13 +54,13 @@ class Stream(Protocol):
         """Wait on the host until everything that was queued has run."""
 
     def record(self, is_timed: bool = False) -> Event:
-        """An event behind what was queued so far."""
+        """Record an event after the work that was queued so far."""
 
     def wait_for(self, event: Event) -> None:
-        """What is queued from now on runs behind ``event``; the host does not wait."""
+        """Let work that is queued from now on run after ``event``; the host does not wait."""
 
     def capture(self) -> AbstractContextManager[Graph]:
-        """What is queued inside the block is recorded and not run; when it ends, the graph can be launched."""
+        """Record what is queued inside the block without running it; after the block the graph can be launched."""
 
 
 class Graph(Protocol):
@@ -72,7 +71,7 @@ class Graph(Protocol):
 
 
 class Module(Protocol):
-    """Kernels that were compiled."""
+    """Compiled kernels."""
 
     def launch(
         self,
@@ -82,7 +81,18 @@ class Module(Protocol):
         arguments: Sequence[KernelArgument],
         stream: Stream,
     ) -> None:
-        """Queue an ``extern "C"`` kernel. Raises :class:`DeviceError` where there is none of that name."""
+        """Queue a kernel.
+
+        Args:
+            kernel: Its name, of an ``extern "C"`` function.
+            grid: Number of blocks along each axis.
+            block: Number of threads of a block along each axis.
+            arguments: Its arguments in order.
+            stream: The stream that runs it.
+
+        Raises:
+            DeviceError: There is no kernel of that name.
+        """
 
 
 class Device(Protocol):
@@ -90,11 +100,11 @@ class Device(Protocol):
 
     @property
     def library(self) -> CudaLibrary:
-        """What talks to the driver."""
+        """The library that talks to the driver."""
 
     @property
     def index(self) -> int:
-        """Of the GPU, as CUDA counts them."""
+        """The GPU's number, as CUDA counts them."""
 
     @property
     def name(self) -> str:
@@ -106,47 +116,49 @@ class Device(Protocol):
 
     @property
     def driver_version(self) -> tuple[int, int]:
-        """The newest CUDA that the driver knows: (13, 0)."""
+        """The newest CUDA that the driver supports: (13, 0)."""
 
     def activate(self) -> None:
-        """Make its primary context the calling thread's: for libraries that take whatever is current.
+        """Make its primary context current in the calling thread, for libraries that use the current context.
 
-        Our own calls need none of it, and leave current what was current before.
+        Our own calls do not need this, and restore the context that was current before.
         """
 
     def memory_info(self) -> tuple[int, int]:
-        """Bytes that are free, and that there are in all."""
+        """Free bytes and total bytes."""
 
     def allocate(self, nbytes: int) -> Memory:
-        """Device memory, aligned to 256 bytes at least; 0 bytes are an address, too.
+        """Allocate device memory, aligned to at least 256 bytes. 0 bytes give a valid address as well.
 
-        Raises :class:`DeviceMemoryError`, with what is free. Both this and :meth:`Memory.close` may wait for the GPU.
+        Raises :class:`DeviceMemoryError`, which says how much is free. This and :meth:`Memory.close` may wait for the
+        GPU.
         """
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """A new array in page-locked host memory, which copies need to run beside the host. C order."""
+        """Allocate an array (C order) in page-locked host memory, so that copies run in parallel with the host."""
 
     def stream(self) -> Stream:
-        """A new stream."""
+        """Make a stream."""
 
     def order_streams(self, earlier: int, later: int) -> None:
-        """What is queued on ``later`` from now on runs behind what was queued on ``earlier``; the host does not wait.
+        """Let work that is queued on ``later`` from now on run after the work that was queued on ``earlier``.
 
-        By their handles, so that they may be of other libraries; 1 and 2 are CUDA's default streams.
+        The host does not wait. Streams are given by their handles, so that they may belong to other libraries; 1 and 2
+        are CUDA's default streams.
         """
 
     def copy_in(self, memory: int, array: NDArray[Any], stream: Stream) -> None:
         """Queue a copy of a C-contiguous host array to a device address.
 
-        The array must stay as it is until the stream has come there. From memory that is not pinned the driver
-        makes a copy first.
+        The array must not change until the stream has reached the copy. If its memory is not pinned, the driver
+        copies it first.
         """
 
     def copy_out(self, array: NDArray[Any], memory: int, stream: Stream) -> None:
-        """Queue a copy from a device address into a C-contiguous host array, which it fills."""
+        """Queue a copy from a device address that fills a C-contiguous host array."""
 
     def copy_on(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
         """Queue a copy from one device address to another."""
 
     def module(self, code: bytes) -> Module:
-        """Load a cubin, a fatbin or PTX. Raises :class:`DeviceError` where it holds nothing for this GPU."""
+        """Load a cubin, a fatbin or PTX. Raises :class:`DeviceError` if it has no code for this GPU."""

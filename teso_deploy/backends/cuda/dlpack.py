@@ -1,8 +1,8 @@
-"""DLPack capsules by ctypes: memory handed to, and taken from, another library without a copy.
+"""DLPack capsules by ctypes: share memory with another library without a copy.
 
-A capsule holds a C struct that describes an array and has a ``deleter``. Whoever takes the array renames the
-capsule and calls the deleter once, from any thread, when it is done. A capsule that nobody took calls it itself.
-Both forms are spoken: that of DLPack 1.0 (``dltensor_versioned``) and the one before it (``dltensor``).
+A capsule holds a C struct that describes an array and has a ``deleter``. The consumer renames the capsule and, when it
+has finished with the array, calls the deleter once, from any thread. A capsule that was never consumed calls it itself.
+Both versions are supported: DLPack 1.0 (``dltensor_versioned``) and the one before it (``dltensor``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NAME, _USED_NAME = b"dltensor", b"used_dltensor"
 _NAME_VERSIONED, _USED_NAME_VERSIONED = b"dltensor_versioned", b"used_dltensor_versioned"
 _READ_ONLY, _IS_COPIED = 1, 2
 
-#: DLPack's code of a type's kind. bfloat16 is no type of NumPy's: packages that add it call it so.
+#: NumPy's kind of a type → DLPack's code. bfloat16 is not a NumPy type, so it is recognised by its name.
 _CODES = {"i": 0, "u": 1, "f": 2, "c": 5, "b": 6}
 _CODE_OF_BFLOAT16 = 4
 
@@ -59,12 +59,12 @@ class _ManagedVersioned(ctypes.Structure):
 
 
 def _python(name: str, result: Any, *parameters: Any) -> Any:
-    # A prototype of our own: pythonapi's functions are shared by the whole process.
+    # Our own prototype, because the functions of ctypes.pythonapi are shared by the whole process.
     return ctypes.PYFUNCTYPE(result, *parameters)((name, ctypes.pythonapi))
 
 
 _new_capsule = _python("PyCapsule_New", ctypes.py_object, c_void_p, c_char_p, c_void_p)
-# By address and not by object: a destructor's capsule has no references left, and may not get new ones.
+# By address, because the capsule of a destructor has no references left and must not get new ones.
 _is_valid = _python("PyCapsule_IsValid", ctypes.c_int, c_void_p, c_char_p)
 _pointer_in = _python("PyCapsule_GetPointer", c_void_p, c_void_p, c_char_p)
 _rename = _python("PyCapsule_SetName", ctypes.c_int, c_void_p, c_char_p)
@@ -74,7 +74,7 @@ _release = _python("Py_DecRef", None, c_void_p)
 _DELETER = ctypes.CFUNCTYPE(None, c_void_p)
 
 
-# Called in any thread, with or without the interpreter's lock, which ctypes takes.
+# Called from any thread, with or without the interpreter's lock; ctypes takes the lock.
 @_DELETER
 def _delete(address: int, _struct: Any = _Managed, _release: Any = _release) -> None:
     _release(_struct.from_address(address).context)
@@ -99,14 +99,14 @@ def _destroy_capsule(
             _deleter(struct.from_address(address).deleter)(address)
 
 
-# Others may call them when this module is gone already: the interpreter's end must not free them.
+# Other libraries may call them after this module is unloaded, so they are never freed.
 for _function in (_delete, _delete_versioned, _destroy_capsule, _NAME, _NAME_VERSIONED):
     _keep(_function)
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """An array as DLPack sees it. ``strides``: in elements; None is C order."""
+    """An array as DLPack describes it. ``strides`` are in elements; None is C order."""
 
     pointer: int
     device: tuple[int, int]
@@ -118,7 +118,7 @@ class Block:
 
 
 class _Holder:
-    """What an exported array needs as long as somebody has it: the struct, what it points to, and the memory."""
+    """Keeps what an exported array needs until it is released: the struct, what it points to, and the memory."""
 
     def __init__(self, struct: Any, shape: Any, owner: object) -> None:
         self.struct, self.shape, self.owner = struct, shape, owner
@@ -132,11 +132,11 @@ def _data_type(dtype: np.dtype[Any]) -> _DataType:
 
 
 def export(block: Block, is_versioned: bool, is_copied: bool = False) -> Any:
-    """A capsule of an array in C order; its owner lives until whoever takes the array is done with it."""
+    """Make a capsule of an array in C order; the array's owner is kept until the consumer calls the deleter."""
     if block.is_readonly and not is_versioned:
         raise BufferError("a read-only array can't be exported by the DLPack before 1.0")
     shape = (c_int64 * len(block.shape))(*block.shape)
-    strides = (c_int64 * len(block.shape))()  # NULL would do as well, but not from DLPack 1.2 on
+    strides = (c_int64 * len(block.shape))()  # NULL was allowed before DLPack 1.2
     step = 1
     for axis in reversed(range(len(block.shape))):
         strides[axis], step = step, step * max(1, block.shape[axis])
@@ -152,12 +152,12 @@ def export(block: Block, is_versioned: bool, is_copied: bool = False) -> Any:
     struct.context = id(holder)
     name = _NAME_VERSIONED if is_versioned else _NAME
     capsule = _new_capsule(ctypes.addressof(struct), name, ctypes.cast(_destroy_capsule, c_void_p))
-    _keep(holder)  # given up by the deleter
+    _keep(holder)  # released by the deleter
     return capsule
 
 
 class _Taken:
-    """Keeps what was taken; its deleter is called once, when nothing refers to this any more."""
+    """Keeps a consumed array; its deleter is called once, when nothing refers to this object any more."""
 
     def __init__(self, struct: Any) -> None:
         if struct.deleter:
@@ -166,7 +166,7 @@ class _Taken:
 
 
 def take(capsule: Any) -> Block:
-    """The array in a capsule, which is used up by this. Raises BufferError where it can't be understood."""
+    """Consume a capsule and return its array. Raises BufferError for an unknown version or type."""
     address = id(capsule)
     struct: Any
     if _is_valid(address, _NAME_VERSIONED):
@@ -178,7 +178,7 @@ def take(capsule: Any) -> Block:
         struct = _Managed.from_address(_pointer_in(address, _NAME))
         used, is_readonly = _USED_NAME, False
     else:
-        raise BufferError("this is no DLPack capsule, or somebody took its array already")
+        raise BufferError("this is not a DLPack capsule, or its array was taken already")
     tensor = struct.tensor
     kinds = {code: kind for kind, code in _CODES.items()}
     kind = kinds.get(tensor.dtype.code)

@@ -1,4 +1,4 @@
-"""Host memory that was allocated elsewhere, as NumPy arrays."""
+"""NumPy arrays on host memory that another library allocated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike, NDArray
 
 
 class _Block:
-    """What NumPy takes as the base of an array: it lives as long as the array and all views of it."""
+    """The base of a NumPy array: it is kept until the array and all its views are gone."""
 
     def __init__(self, pointer: int, nbytes: int, is_readonly: bool, owner: object) -> None:
         self.__array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (pointer, is_readonly), "version": 3}
@@ -19,10 +19,18 @@ class _Block:
 def host_view(
     pointer: int, shape: tuple[int, ...], dtype: DTypeLike, owner: object, is_readonly: bool = False
 ) -> NDArray[Any]:
-    """The array of ``shape`` (C order) at an address. ``owner`` lives as long as the array and all views of it."""
+    """Make an array on existing memory.
+
+    Args:
+        pointer: Address of the memory.
+        shape: Shape, in C order.
+        dtype: Type of the elements.
+        owner: What owns the memory; kept until the array and all its views are gone.
+        is_readonly: Whether the array can't be written. Default: it can.
+    """
     kind = np.dtype(dtype)
     nbytes = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
     if nbytes == 0:
         return np.empty(shape, kind)
-    # By bytes, so that types beyond NumPy's own (bfloat16) go through, too.
+    # Through bytes, so that types that are not NumPy's own (bfloat16) work too.
     return np.asarray(_Block(pointer, nbytes, is_readonly, owner)).view(kind).reshape(shape)

@@ -1,4 +1,4 @@
-"""Our two operators on a GPU: pictures to the encoder's input, class scores to labels. One launch each."""
+"""Our two operators on a GPU, one launch each: pictures to the encoder's input, class scores to labels."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from teso_deploy.backends.cuda.plans import (
 from teso_deploy.errors import DeviceError, EngineError, InputNotFoundError
 from teso_deploy.resources import shipped_path
 
-#: Names a fatbin of one's own.
+#: The environment variable that names another fatbin.
 FATBIN_VARIABLE = "TESO_KERNELS_FATBIN"
 HOW_TO_BUILD = "cmake -B build && cmake --build build"
 
 
 def _read_fatbin(path: Path) -> bytes:
-    """A fatbin, if it was built from the sources that are here: other kernels may take other arguments."""
+    """Read a fatbin, and refuse it if it was built from other sources, whose kernels may take other arguments."""
     try:
         code = path.read_bytes()
         built_from = path.with_suffix(".sha256").read_text(encoding="ascii").strip()
@@ -45,14 +45,20 @@ def _read_fatbin(path: Path) -> bytes:
 
 
 def load_kernels(device: Device, fatbin: Path | None = None, cache: Path | None = None) -> Module:
-    """Our kernels, ready to be launched on a GPU.
+    """Load our kernels on a GPU.
 
-    ``fatbin``, else the file that ``TESO_KERNELS_FATBIN`` names, has to be there and to hold something for this GPU.
-    Otherwise the packaged ``engines/kernels/kernels.fatbin`` is taken where there is one, and where there is none,
-    or it has nothing for this GPU, NVRTC compiles the sources.
+    Args:
+        device: The GPU.
+        fatbin: A file that must exist and have code for this GPU. Default: the one that ``TESO_KERNELS_FATBIN`` names;
+            without that the packaged ``engines/kernels/kernels.fatbin``; if that does not exist or has no code for
+            this GPU, NVRTC compiles the sources.
+        cache: Folder for what NVRTC compiles. Default: the user's cache.
 
-    Raises :class:`InputNotFoundError`, :class:`EngineError` (built from other sources), :class:`DeviceError`,
-    :class:`MissingExtraError` (no NVRTC).
+    Raises:
+        InputNotFoundError: The named file can't be read.
+        EngineError: It was built from other sources.
+        DeviceError: It has no code for this GPU, or the sources can't be compiled.
+        MissingExtraError: NVRTC is needed and not installed.
     """
     named = fatbin or os.environ.get(FATBIN_VARIABLE)
     if named:
@@ -62,20 +68,20 @@ def load_kernels(device: Device, fatbin: Path | None = None, cache: Path | None 
         code = _read_fatbin(packaged)
         try:
             return device.module(code)
-        except DeviceError:  # a GPU of an architecture that nobody built for
+        except DeviceError:  # it has no code for this architecture
             pass
     return device.module(compiled(device.compute_capability, cache))
 
 
 class _Tables:
-    """Small tables on the device, by what they were made for. They stay until :meth:`close`."""
+    """Small tables on the device, by what they were made for; kept until :meth:`close`."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._kept: dict[tuple[float, ...], Memory] = {}
 
     def pointer(self, key: tuple[float, ...], table: NDArray[np.int32], stream: Stream) -> int:
-        """Its address; a new one is copied, and waited for, since other streams may use it next."""
+        """The address of a table. A new one is copied, and the host waits, because other streams may use it next."""
         memory = self._kept.get(key)
         if memory is None:
             memory = self._device.allocate(table.nbytes)
@@ -91,14 +97,14 @@ class _Tables:
 
 
 class _Operator:
-    """A kernel with its tables. The first call for a size waits for its tables: make it before a graph is captured."""
+    """A kernel with its tables. The first call for a size waits for its tables, so make it before capturing a graph."""
 
     def __init__(self, device: Device, module: Module) -> None:
         self._module = module
         self._tables = _Tables(device)
 
     def close(self) -> None:
-        """Give the tables back. Nothing that was queued may still need them."""
+        """Free the tables. No queued work may still need them."""
         self._tables.close()
 
     def _launch(self, launch: Launch, stream: Stream) -> None:
@@ -106,9 +112,14 @@ class _Operator:
 
 
 class Preprocess(_Operator):
-    """Pictures → the encoder's input: equal, bit for bit, to ``resized`` and ``normalised`` on the CPU.
+    """Turn pictures into the encoder's input, bit for bit as ``resized`` and ``normalised`` do on the CPU.
 
-    ``mean`` and ``std`` a channel, of levels 0 … 255; ``dtype`` float32 or float16.
+    Args:
+        device: The GPU.
+        module: Our kernels.
+        mean: Mean of each channel, in levels 0 … 255.
+        std: Standard deviation of each channel, in levels.
+        dtype: float32 (default) or float16.
     """
 
     def __init__(
@@ -130,9 +141,14 @@ class Preprocess(_Operator):
         stream: Stream,
         fitted: tuple[int, int] | None = None,
     ) -> None:
-        """Queue: ``pictures`` → (batch, 3, *bucket) at the device address ``target``.
+        """Queue the operator.
 
-        ``fitted`` (default: the bucket) is what pictures are resized to; the rest of the bucket becomes 0.
+        Args:
+            pictures: The pictures on the device.
+            target: Device address of the result (batch, 3, *bucket).
+            bucket: Size (height, width) of the result.
+            stream: The stream that runs it.
+            fitted: Size that pictures are resized to; the rest of the bucket is 0. Default: the bucket.
         """
         fitted = fitted or bucket
         rows, columns = (
@@ -145,7 +161,7 @@ class Preprocess(_Operator):
 
 
 class Postprocess(_Operator):
-    """Class scores → labels: equal to ``labels_of`` on the CPU. ``threshold``: of the probability, for any label."""
+    """Turn class scores into labels as ``labels_of`` does on the CPU; ``threshold`` is the least probability."""
 
     def __init__(self, device: Device, module: Module, threshold: float) -> None:
         super().__init__(device, module)
@@ -154,9 +170,13 @@ class Postprocess(_Operator):
     def __call__(
         self, scores: Scores, labels: Labels, stream: Stream, shares: tuple[float, float] = (1.0, 1.0)
     ) -> None:
-        """Queue: scores (B, C, h, w) → labels (B, height, width).
+        """Queue the operator.
 
-        ``shares``: of the scores' height and width, from the top and the left, that show the picture.
+        Args:
+            scores: Class scores (B, C, h, w) on the device.
+            labels: Where the labels (B, height, width) go.
+            stream: The stream that runs it.
+            shares: Shares of the scores' height and width, from the top left, that show the picture. Default: all.
         """
         rows, columns = (
             self._tables.pointer((cells, length, share), mask_taps(cells, length, share), stream)

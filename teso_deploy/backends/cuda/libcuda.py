@@ -1,7 +1,7 @@
-"""The few calls of the driver's library that neither cuda-core nor PyCUDA makes as we need them, by ctypes.
+"""The few calls of the driver's library, by ctypes, that neither cuda-core nor PyCUDA makes as we need them.
 
-Capture: PyCUDA has none. The builder of cuda-core 1.2 crashes the process behind a capture that failed
-(NVIDIA/cuda-python#2834), and that is a normal case here: not every engine can be captured.
+PyCUDA can't capture CUDA graphs. The builder of cuda-core 1.2 crashes the process after a capture that failed
+(NVIDIA/cuda-python#2834), which is a normal case here: not every engine can be captured.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from teso_deploy.backends.cuda.device import Stream
 from teso_deploy.backends.cuda.refusals import no_driver
 from teso_deploy.errors import DeviceError
 
-#: Of the driver's three modes the only one in which memory that Python happens to free ends no capture.
+#: The only one of the driver's three modes in which a capture survives that Python frees device memory meanwhile.
 _CAPTURE_MODE_RELAXED = 2
 _EVENT_DISABLE_TIMING = 2
 
@@ -39,7 +39,10 @@ _PARAMETERS: dict[str, tuple[Any, ...]] = {
 
 
 class Libcuda:
-    """``libcuda("cuGraphLaunch", …)``. Raises :class:`DeviceError` with what the driver says; also if there is none."""
+    """The driver's library: ``libcuda("cuGraphLaunch", …)`` calls a function of it.
+
+    Raises :class:`DeviceError` if there is no driver, or with the name of the driver's error.
+    """
 
     def __init__(self) -> None:
         try:
@@ -70,27 +73,27 @@ class Libcuda:
 
 
 def order_streams(libcuda: Libcuda, earlier: int, later: int) -> None:
-    """See :meth:`Device.order_streams`; with the device's context current."""
+    """Order two streams as :meth:`Device.order_streams` does; the device's context must be current."""
     event = c_void_p()
     libcuda("cuEventCreate", byref(event), _EVENT_DISABLE_TIMING)
     try:
         libcuda("cuEventRecord", event, earlier)
         libcuda("cuStreamWaitEvent", later, event, 0)
     finally:
-        libcuda("cuEventDestroy_v2", event)  # the driver keeps it as long as somebody waits for it
+        libcuda("cuEventDestroy_v2", event)  # the driver keeps it until no stream waits for it
 
 
 class CapturedGraph:
-    """See :class:`Graph`."""
+    """A :class:`Graph` that was captured by this module."""
 
     def __init__(self, libcuda: Libcuda, current: AbstractContextManager[object]) -> None:
         self._libcuda, self._current = libcuda, current
         self._executable: int | None = None
 
     def launch(self, stream: Stream) -> None:
-        """See :meth:`Graph.launch`."""
+        """Queue it. Raises :class:`DeviceError` inside the block that records it."""
         if self._executable is None:
-            raise DeviceError("this CUDA graph was not recorded to its end: launch it behind the block that records it")
+            raise DeviceError("this CUDA graph was not recorded to its end: launch it after the block that records it")
         with self._current:
             self._libcuda("cuGraphLaunch", self._executable, stream.handle)
 
@@ -108,14 +111,20 @@ def _destroy(libcuda: Libcuda, current: AbstractContextManager[object], executab
 
 @contextmanager
 def capture(libcuda: Libcuda, current: AbstractContextManager[object], stream: int) -> Iterator[CapturedGraph]:
-    """See :meth:`Stream.capture`. ``current``: entered for each call, it makes the device's context current."""
+    """Record what is queued on a stream, as :meth:`Stream.capture` does.
+
+    Args:
+        libcuda: The driver's library.
+        current: Makes the device's context current; entered for each call.
+        stream: Handle of the stream.
+    """
     graph, recorded = CapturedGraph(libcuda, current), c_void_p()
     with current:
         libcuda("cuStreamBeginCapture_v2", stream, _CAPTURE_MODE_RELAXED)
     try:
         yield graph
     except BaseException:
-        with suppress(DeviceError), current:  # what went wrong inside is what the caller has to hear
+        with suppress(DeviceError), current:  # the error inside the block is the one to report
             libcuda("cuStreamEndCapture", stream, byref(recorded))
             libcuda("cuGraphDestroy", recorded)
         raise

@@ -1,4 +1,4 @@
-"""The GPU, through whichever library is there."""
+"""Open the GPU with a library that is installed."""
 
 from __future__ import annotations
 
@@ -16,15 +16,21 @@ _DEFAULT: CudaLibrary = "cuda-core"
 def _is_installed(library: CudaLibrary) -> bool:
     try:
         return find_spec(_MODULES[library]) is not None
-    except ImportError:  # not even the package that it lies in
+    except ImportError:  # the package around it is not installed either
         return False
 
 
 def open_device(library: CudaLibrary | None = None, index: int = 0) -> Device:
-    """GPU ``index``, as CUDA counts them. ``library``: cuda-core if it is installed, otherwise PyCUDA.
+    """Open a GPU.
 
-    Raises :class:`MissingExtraError` where no such library is installed, and :class:`DeviceError` where there is no
-    driver, no GPU, none of that index, or the driver is older than the CUDA that the library was built for.
+    Args:
+        library: The library to use. Default: cuda-core if it is installed, otherwise PyCUDA.
+        index: The GPU's number, as CUDA counts them.
+
+    Raises:
+        MissingExtraError: The library is not installed.
+        DeviceError: There is no driver, no GPU, no GPU of that number, or the driver is older than the CUDA that the
+            library was built for.
     """
     installed = [name for name in _MODULES if _is_installed(name)]
     chosen = library if library is not None else [*installed, _DEFAULT][0]

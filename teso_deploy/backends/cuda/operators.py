@@ -1,4 +1,4 @@
-"""Our operators around an engine: frames go to the GPU as bytes, and labels come back as bytes."""
+"""The steps around the graphs on a GPU: frames are uploaded as bytes, and labels are downloaded as bytes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ from teso_deploy.types import ImageSize
 
 
 class DeviceOperators:
-    """One stream's operators; the interface is :class:`~teso_deploy.backends.contracts.Operators`.
+    """The :class:`~teso_deploy.backends.contracts.Operators` of one stream on a GPU.
 
-    ``module``: of :func:`load_kernels`. A frame of 1080p is 6 MB on the bus, its image at 384 × 384 would be 1.8,
-    but resizing it on the host takes longer than the copy.
+    A 1080p frame is an upload of 6 MB, and its image at 384 × 384 would be 1.8 MB, but resizing on the host takes
+    longer than the larger copy.
+
+    Args:
+        device: The GPU.
+        module: Our kernels (:func:`load_kernels`).
+        manifest: The bundle's manifest.
     """
 
     compares_frames = True
@@ -35,7 +40,7 @@ class DeviceOperators:
         self._labels: DeviceTensor | None = None
 
     def image(self, frame: NDArray[np.uint8], fitted: ImageSize, bucket: ImageSize) -> DeviceTensor:
-        """(H, W, 3) uint8 → (1, 3, *bucket) float32 on the device, the same tensor as long as the sizes stay."""
+        """Turn a frame (H, W, 3) uint8 into (1, 3, *bucket) float32 on the device; equal sizes give the same tensor."""
         if self._frame is None or self._frame.tensor.shape != frame.shape:
             self._frame = HostInput(self._device, frame.shape, np.uint8, self._stream)
         if self._image is None or self._image.shape[2:] != bucket:
@@ -48,14 +53,14 @@ class DeviceOperators:
         return self._image
 
     def labels(self, masks: Tensor, size: ImageSize, shares: tuple[float, float]) -> NDArray[np.uint8]:
-        """(1, C, h, w) on the device → (height, width) uint8 on the host, a new array."""
+        """Turn scores (1, C, h, w) on the device into a new array (height, width) uint8 on the host."""
         if self._labels is None or self._labels.shape[1:] != size:
             self._labels = DeviceTensor(self._device, (1, *size), np.uint8)
         shape: tuple[int, ...]
         if isinstance(masks, DeviceTensor):
             masks.wait_ready(self._stream)
             pointer, shape, dtype = masks.pointer, masks.shape, masks.dtype
-        else:  # an OrtValue, complete when its run returned; a graph's masks are float32 in every precision
+        else:  # an OrtValue, complete when its run returns; masks are float32 in every precision
             pointer, shape, dtype = masks.data_ptr(), tuple(masks.shape()), np.dtype(np.float32)  # type: ignore[attr-defined]
         scores = Scores(pointer, (shape[0], shape[1], shape[2], shape[3]), dtype)
         self._postprocess(scores, Labels(self._labels.pointer, size), self._stream, shares)

@@ -1,4 +1,4 @@
-"""Why a GPU can't be used, in the same words whichever library talks to it, and what both ask of host arrays."""
+"""Errors of a GPU that can't be used, in the same words for both libraries, and a check of host arrays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.errors import DeviceError, DeviceMemoryError
 
-#: CUDA → the first driver that knows it.
+#: CUDA → the first driver that supports it.
 _FIRST_DRIVERS = {12: 525, 13: 580}
 
 
@@ -20,7 +20,7 @@ def no_driver() -> DeviceError:
 
 
 def no_gpu(detail: str) -> DeviceError:
-    """There is a driver, and it does not start. ``detail``: what it says."""
+    """There is a driver, but it does not start; ``detail`` is its message."""
     return DeviceError(
         f"the NVIDIA driver offers no GPU ({detail}): see what nvidia-smi says, and whether CUDA_VISIBLE_DEVICES "
         "hides it"
@@ -28,15 +28,21 @@ def no_gpu(detail: str) -> DeviceError:
 
 
 def no_such_gpu(index: int, count: int) -> DeviceError:
-    """``count`` GPUs are there, and another was asked for."""
-    there = "GPU 0 alone" if count == 1 else f"GPUs 0 to {count - 1}"
+    """The GPU ``index`` was requested and there are only ``count``."""
+    there = "only GPU 0" if count == 1 else f"GPUs 0 to {count - 1}"
     return DeviceError(f"there is no GPU {index}: CUDA sees {there}; choose one of these, or see CUDA_VISIBLE_DEVICES")
 
 
 def check_driver(driver: tuple[int, int], wanted: int, library: str) -> None:
-    """Raise :class:`DeviceError` where the driver knows no CUDA of the major version that ``library`` was built for.
+    """Refuse a driver that is too old for a library; within a major version any driver will do.
 
-    Within a major version an older driver serves a newer library.
+    Args:
+        driver: The newest CUDA (major, minor) that the driver supports.
+        wanted: The major version of CUDA that the library was built for.
+        library: The library's name.
+
+    Raises:
+        DeviceError: The driver's major version is lower.
     """
     if driver[0] < wanted:
         newer = _FIRST_DRIVERS.get(wanted)
@@ -47,7 +53,7 @@ def check_driver(driver: tuple[int, int], wanted: int, library: str) -> None:
 
 
 def out_of_memory(gpu: str, asked_bytes: int, free_bytes: int, total_bytes: int) -> DeviceMemoryError:
-    """The GPU has not as much as was asked for in one piece."""
+    """The GPU has no free block of the requested size."""
     asked, free, total = (f"{number / 2**20:,.0f} MiB" for number in (asked_bytes, free_bytes, total_bytes))
     return DeviceMemoryError(
         f"{gpu} has no {asked} of memory left ({free} of {total} are free): choose a smaller batch, a smaller --size "
@@ -56,7 +62,7 @@ def out_of_memory(gpu: str, asked_bytes: int, free_bytes: int, total_bytes: int)
 
 
 def out_of_pinned_memory(asked_bytes: int) -> DeviceMemoryError:
-    """The host has not as much that it could lock."""
+    """The host can't lock this much memory."""
     return DeviceMemoryError(
         f"{asked_bytes / 2**20:,.0f} MiB of memory can't be locked for copies to the GPU: "
         "choose a smaller batch or a smaller --size, or give the machine or container more memory"
@@ -69,7 +75,7 @@ def other_library(what: str, ours: str) -> DeviceError:
 
 
 def check_host_array(array: NDArray[Any], is_target: bool) -> None:
-    """Raise ValueError where a copy can't be taken from, or put into, a host array."""
+    """Raise ValueError if a host array can't be the source, or the target, of a copy."""
     if not array.flags.c_contiguous or (is_target and not array.flags.writeable):
         raise ValueError(
             f"a copy {'to' if is_target else 'from'} the host needs an array in C order"

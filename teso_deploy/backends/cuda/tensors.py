@@ -1,4 +1,4 @@
-"""Outputs that stay on the GPU, and inputs that come to it: what the slots of GPU engines have in common."""
+"""Tensors that stay on the GPU and inputs that are copied to it, shared by the slots of GPU engines."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from teso_deploy.backends.cuda.arrays import DeviceArray
 from teso_deploy.backends.cuda.device import Device, Event, Memory, Stream
 from teso_deploy.errors import DeviceError
 
-#: Among the readers of a tensor, whoever writes it.
+#: The key of a tensor's writer among its users.
 _WRITER = object()
 
 
 class DeviceTensor:
-    """An array in device memory that is written again and again, with who writes and who reads it.
+    """An array in device memory that is written repeatedly, with the events of its writer and its readers.
 
-    ``ready``: the place in its writer's stream behind which it holds what it should. Whoever reads it on another
-    stream waits for that, and says with :meth:`read_until` until when it may not be written again. Its memory goes
-    back when nobody holds it, and everything that was queued on it has run.
+    Its content is complete after ``ready``, an event in the writer's stream. A reader on another stream waits for that
+    event, and calls :meth:`read_until` to say until when the array may not be written again. The memory is freed when
+    nothing refers to the tensor and all work that was queued on it has run.
     """
 
     def __init__(self, device: Device, shape: tuple[int, ...], dtype: DTypeLike) -> None:
@@ -35,11 +35,11 @@ class DeviceTensor:
         self._uses: dict[Hashable, Event] = {}
         self._host: NDArray[Any] | None = None
         self._stream: Stream | None = None
-        weakref.finalize(self, _give_back, self._memory, self._uses)
+        weakref.finalize(self, _free, self._memory, self._uses)
 
     @property
     def ready(self) -> Event | None:
-        """Behind which it holds what it should; None: nobody has written it."""
+        """The event after which its content is complete; None if it was never written."""
         return self._uses.get(_WRITER)
 
     @ready.setter
@@ -48,26 +48,26 @@ class DeviceTensor:
 
     @property
     def pointer(self) -> int:
-        """Its address on the device; the same as long as it lives."""
+        """Its address on the device, which never changes."""
         return self._memory.pointer
 
     def wait_ready(self, stream: Stream) -> None:
-        """What is queued on ``stream`` from now on may read it."""
+        """Let work that is queued on ``stream`` from now on read it."""
         if self.ready is not None:
             stream.wait_for(self.ready)
 
     def read_until(self, reader: Hashable, event: Event) -> None:
-        """``reader`` is done with it behind ``event``."""
+        """Note that ``reader`` has finished with it after ``event``."""
         self._uses[reader] = event
 
     def wait_unread(self, stream: Stream) -> None:
-        """What is queued on ``stream`` from now on may write it."""
+        """Let work that is queued on ``stream`` from now on write it."""
         for reader, event in self._uses.items():
             if reader is not _WRITER:
                 stream.wait_for(event)
 
     def numpy(self) -> NDArray[Any]:
-        """See :meth:`Tensor.numpy`: a view of page-locked host memory, filled anew by each call."""
+        """Copy it to page-locked host memory and return a view of that; each call overwrites the view."""
         if self._host is None or self._stream is None:
             self._host = self.device.pinned(self.shape, self.dtype)
             self._stream = self.device.stream()
@@ -77,24 +77,24 @@ class DeviceTensor:
         return self._host
 
     def array(self) -> DeviceArray:
-        """The same memory for other libraries, by DLPack or the CUDA array interface; waits until it is ready.
+        """Share the memory with other libraries by DLPack or the CUDA array interface; waits until it is ready.
 
-        Its next writer does not know of them: they have to be done with it before the slot that gave it runs again,
-        or take a copy.
+        The next writer does not wait for them: they have to finish before the slot that gave the tensor runs again, or
+        take a copy.
         """
         if self.ready is not None:
             self.ready.synchronize()
         return DeviceArray(self.pointer, self.shape, self.dtype, owner=self, device=self.device)
 
 
-def _give_back(memory: Memory, uses: dict[Hashable, Event]) -> None:
-    with suppress(DeviceError):  # a stream that failed has nothing under way
+def _free(memory: Memory, uses: dict[Hashable, Event]) -> None:
+    with suppress(DeviceError):  # a stream that failed has no work left
         for event in uses.values():
             event.synchronize()
     memory.close()
 
 
-def _let_go(staging: list[NDArray[Any]], uses: dict[Hashable, Event]) -> None:
+def _release(staging: list[NDArray[Any]], uses: dict[Hashable, Event]) -> None:
     with suppress(DeviceError):
         if _WRITER in uses:
             uses[_WRITER].synchronize()
@@ -102,18 +102,18 @@ def _let_go(staging: list[NDArray[Any]], uses: dict[Hashable, Event]) -> None:
 
 
 class HostInput:
-    """Room on the device for an array of the host: through page-locked memory, on a stream of its own."""
+    """A tensor on the device that is filled from host arrays through page-locked memory, on a stream of its own."""
 
     def __init__(self, device: Device, shape: tuple[int, ...], dtype: DTypeLike, stream: Stream) -> None:
         self.tensor = DeviceTensor(device, shape, dtype)
         self._staging = device.pinned(shape, dtype)
         self._stream = stream
-        weakref.finalize(self, _let_go, [self._staging], self.tensor._uses)  # a copy from it may be under way
+        weakref.finalize(self, _release, [self._staging], self.tensor._uses)  # a copy from it may still run
 
     def fill(self, array: NDArray[Any]) -> DeviceTensor:
-        """Queue the copy of an array of this shape; it may be changed as soon as this returns."""
+        """Queue the copy of an array of this shape; the array may be changed as soon as this returns."""
         if self.tensor.ready is not None:
-            self.tensor.ready.synchronize()  # the copy before this one has left the staging memory
+            self.tensor.ready.synchronize()  # the previous copy from the staging memory is done
         np.copyto(self._staging, array, casting="same_kind")
         self.tensor.wait_unread(self._stream)
         self.tensor.device.copy_in(self.tensor.pointer, self._staging, self._stream)

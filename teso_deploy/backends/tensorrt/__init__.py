@@ -1,1 +1,1 @@
-"""Engines of TensorRT and of TensorRT-RTX: built, kept, run."""
+"""Build, cache and run engines of TensorRT and TensorRT-RTX."""

@@ -1,7 +1,7 @@
-"""Which TensorRT: two libraries with one API, told apart here and nowhere else.
+"""TensorRT and TensorRT-RTX: two libraries with one API, which only this module tells apart.
 
-``tensorrt`` builds and runs on one GPU, for that GPU. ``tensorrt-rtx`` builds without a GPU, for named
-generations or for all of them, and compiles its kernels when an engine is first run.
+``tensorrt`` builds an engine on a GPU, for that GPU. ``tensorrt-rtx`` builds without a GPU, for named generations or
+for all of them, and compiles its kernels when an engine is first run.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from teso_deploy.requirements import write_install_command
 
 @dataclass
 class Messages:
-    """What the library has said, by severity; it says a lot, and what counts comes first."""
+    """The library's errors and warnings, in order."""
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def take(self, severity: str, text: str) -> None:
-        """Keep an error or a warning, leave the rest."""
+        """Keep a message if it is an error or a warning."""
         if severity.endswith("ERROR"):
             self.errors.append(text)
         elif severity == "WARNING":
@@ -34,13 +34,13 @@ class Messages:
 
     @property
     def is_out_of_memory(self) -> bool:
-        """Whether an error says that the GPU's memory did not suffice."""
+        """Whether an error reports a lack of the GPU's memory."""
         told = " ".join(self.errors).lower().replace(" ", "")
         return "outofmemory" in told
 
     @property
     def first_error(self) -> str:
-        """The first error, without the library's own coordinates; "it does not say why" where there is none."""
+        """The first error without places in the library's source; "it does not say why" if there is none."""
         if not self.errors:
             return "it does not say why"
         text = re.sub(r"\(In [^()]*? at [^()]*?\)|\[[\w./]+::\w+::\d+\]", "", self.errors[0])
@@ -49,7 +49,15 @@ class Messages:
 
 @dataclass(frozen=True)
 class TensorRTLibrary:
-    """One of the two, loaded. ``trt``: its module; ``logger``: one for everything that is made with it."""
+    """One of the two libraries, loaded.
+
+    Attributes:
+        target: Its name.
+        trt: Its module.
+        version: Its version.
+        logger: The logger of everything that is made with it.
+        messages: What the logger has kept.
+    """
 
     target: Target
     trt: Any
@@ -59,11 +67,11 @@ class TensorRTLibrary:
 
     @property
     def is_portable(self) -> bool:
-        """True where engines are built without a GPU, for others than the one that is here."""
+        """Whether engines are built without a GPU, for other GPUs than the one in this machine."""
         return TARGETS[self.target].is_portable
 
     def architectures(self) -> tuple[str, ...]:
-        """Generations that engines can be built for, as ``sm89``; none where only the GPU that is here counts."""
+        """Generations that engines can be built for, such as ``sm89``; none if they are built for this GPU only."""
         if not self.is_portable:
             return ()
         names = (name.lower() for name in dir(self.trt.ComputeCapability) if re.fullmatch(r"SM\d+", name))
@@ -82,8 +90,8 @@ class TensorRTLibrary:
 def load_library(target: Target) -> TensorRTLibrary:
     """Load a library and its plugins.
 
-    Raises :class:`MissingExtraError` where it is not installed, and :class:`EngineError` where it can't be
-    loaded or is of a version whose API is another.
+    Raises :class:`MissingExtraError` if it is not installed, and :class:`EngineError` if it can't be loaded or its
+    version has another API.
     """
     check_installed(target)
     try:
@@ -96,7 +104,7 @@ def load_library(target: Target) -> TensorRTLibrary:
 
 
 def adopt(target: Target, trt: Any) -> TensorRTLibrary:
-    """A loaded module as a library. Raises :class:`EngineError` for a version of another API."""
+    """Take a loaded module as a library. Raises :class:`EngineError` for a version with another API."""
     version = str(trt.__version__)
     first, end = TARGETS[target].first_version, TARGETS[target].end_version
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
@@ -108,13 +116,13 @@ def adopt(target: Target, trt: Any) -> TensorRTLibrary:
     messages = Messages()
 
     class Logger(trt.ILogger):  # type: ignore[name-defined]
-        """Keeps what matters; on the terminal it would drown the progress."""
+        """Keeps errors and warnings; printing all messages would hide the progress."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, text: str) -> None:
-            """Called by the library, from any of its threads."""
+            """Take a message; called by the library from any of its threads."""
             messages.take(str(severity).rpartition(".")[2], text)
 
     logger = Logger()

@@ -1,4 +1,4 @@
-"""What TensorRT-RTX compiles for this GPU when an engine first runs, kept for the next start."""
+"""Keep what TensorRT-RTX compiles for this GPU when an engine first runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from teso_deploy.outputs import read_vouched, write_vouched
 
 
 class JitCache:
-    """The runtime cache of one engine. It holds code: a file whose hash does not match is left alone."""
+    """The runtime cache of one engine. It contains code, so a file whose hash does not match is ignored."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -17,7 +17,7 @@ class JitCache:
         self._bytes = 0
 
     def use_in(self, runtime_config: Any) -> None:
-        """Let contexts of a runtime configuration use, and fill, this cache."""
+        """Let the contexts of a runtime configuration use and fill this cache."""
         if self._runtime_cache is None:
             self._runtime_cache = runtime_config.create_runtime_cache()
             content = read_vouched(self.path)
@@ -26,7 +26,7 @@ class JitCache:
         runtime_config.set_runtime_cache(self._runtime_cache)
 
     def save(self) -> None:
-        """Write it, if there is more in it than was read. A folder that can't be written is no error."""
+        """Write it if it has grown. A folder that can't be written is not an error."""
         if self._runtime_cache is None:
             return
         content = bytes(self._runtime_cache.serialize())

@@ -1,4 +1,4 @@
-"""Engines of a bundle's graphs: those of the cache, those that came with it, and those that have to be built."""
+"""Get the engines of a bundle's graphs: from the cache, from the bundle, or by building them."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from teso_deploy.errors import CheckFailedError, EngineError, InputNotFoundError
 from teso_deploy.outputs import read_vouched, write_vouched
 from teso_deploy.types import Precision
 
-#: Holds a built engine against ONNX Runtime; what it measured, for the sidecar. Raises where it fails.
+#: Compares a built engine with ONNX Runtime and returns figures for the sidecar; raises if it fails.
 Check = Callable[[TensorRTEngine], dict[str, Any]]
-#: Part of every key of the cache: another one where :mod:`builder` builds something else from the same.
+#: Part of every key of the cache; increased when :mod:`builder` builds something else from the same graph.
 BUILD_REVISION = 1
-#: Of the half tensors of a network, how many its engine has to have kept: fusing takes some away.
+#: The share of the network's tensors in the requested type that the engine must keep; fusion removes some.
 LEAST_KEPT = 0.5
 Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
 class GraphSource:
-    """What an engine is built from: a graph's ONNX file in one precision. ``form`` None: the canonical graph."""
+    """What an engine is built from: a graph's ONNX file in one precision; ``form`` is None for the canonical graph."""
 
     graph: str
     path: Path
@@ -54,7 +54,7 @@ class GraphSource:
 
 
 def source_of(bundle: Bundle, graph: str, precision: Precision) -> GraphSource:
-    """The file of a bundle to build from. Raises :class:`BundleError` where it has none of that precision."""
+    """The file of a bundle to build from. Raises :class:`BundleError` if it has none of that precision."""
     form = bundle.form_for((STANDARD,), precision)
     path = bundle.graph_path(graph, form)
     entry = bundle.manifest.graphs[graph] if form is None else bundle.manifest.forms[form][graph]
@@ -74,7 +74,7 @@ def make_engine(
     timing_cache: Path | None = None,
     on_progress: Progress = lambda stage: None,
 ) -> Sidecar:
-    """Build an engine, look at it and write it to ``path`` with its sidecar; a failing one leaves nothing.
+    """Build an engine, check it and write it to ``path`` with its sidecar; a failure leaves nothing.
 
     ``architecture``: of TensorRT-RTX, ``sm89`` or None for a portable one. ``device``: the GPU that it is for,
     or that can at least open it; where there is none, its types are those of the strongly typed network, and it
@@ -116,20 +116,20 @@ def make_engine(
     if device is not None:
         on_progress(f"{source.graph}: check")
         loaded = TensorRTEngine(library, device, built.content, sidecar, source.form)
-        sidecar = sidecar.model_copy(update=_examined(loaded, check))
+        sidecar = sidecar.model_copy(update=_examine(loaded, check))
     write_engine(path, built.content, sidecar)
     return sidecar
 
 
 def built_for(library: TensorRTLibrary, settings: BuildProfile, device: Device) -> str:
-    """What an engine that is built for a GPU is for: its generation, or where it may run elsewhere, more."""
+    """Which GPUs an engine that is built on a GPU runs on: those of its generation, or more."""
     if not library.is_portable and settings.hardware_compatibility == AMPERE_PLUS:
         return AMPERE_PLUS
     return architecture_of(device.compute_capability)
 
 
-def _examined(loaded: TensorRTEngine, check: Check | None) -> dict[str, Any]:
-    """What only a loaded engine can tell, for its sidecar: its own types, and how it holds against ONNX Runtime."""
+def _examine(loaded: TensorRTEngine, check: Check | None) -> dict[str, Any]:
+    """Find what only a loaded engine shows: its own types, and how it compares with ONNX Runtime."""
     sidecar, found = loaded.sidecar, dict[str, Any]()
     if shares := loaded.shares():
         least = LEAST_KEPT * sidecar.shares.get(sidecar.precision, 0.0)
@@ -143,7 +143,7 @@ def _examined(loaded: TensorRTEngine, check: Check | None) -> dict[str, Any]:
 def shipped_engines(
     bundle: Bundle, library: TensorRTLibrary, graph: str, precision: Precision, capability: tuple[int, int]
 ) -> list[str]:
-    """Files of a bundle's engines that may run on a GPU: of its own generation before those for many."""
+    """Files of a bundle's engines that may run on a GPU: first those of its generation, then those for several."""
     wanted = [architecture_of(capability)]
     wanted += [AMPERE_PLUS] if not library.is_portable and capability >= (8, 0) else []
     wanted += [PORTABLE] if library.is_portable and runs_portable(capability) else []
@@ -163,7 +163,7 @@ def cached_path(
     settings: BuildProfile,
     device: Device,
 ) -> Path:
-    """Where the cache has, or will have, the engine of a graph for a GPU."""
+    """The path in the cache of a graph's engine for a GPU, whether it exists or not."""
     is_of_one_gpu = not library.is_portable and settings.hardware_compatibility == "none"
     parts = {
         "build": BUILD_REVISION,
@@ -179,7 +179,7 @@ def cached_path(
 
 
 def timings_path(store: EngineCache, library: TensorRTLibrary, settings: BuildProfile, device: Device) -> Path | None:
-    """Where TensorRT's timings on a GPU are kept; None where a profile wants none, and for TensorRT-RTX."""
+    """The path of TensorRT's timings on a GPU; None if the profile keeps none, and for TensorRT-RTX."""
     if library.is_portable or not settings.timing_cache:
         return None
     return store.timing_cache_path(library.version, device.name)
@@ -196,12 +196,22 @@ def engine_factory(
     may_build: bool = True,
     on_progress: Progress = lambda stage: None,
 ) -> EngineFactory:
-    """Engines of a bundle on a GPU: from the cache, from the bundle, or built now and kept in the cache.
+    """Make a factory of engines on a GPU: from the cache, from the bundle, or built now and kept in the cache.
 
-    ``settings`` None: whatever the bundle brings, else the default profile; given: only one of that profile.
-    ``rebuild``: whatever is there, build anew, once. ``may_build`` False: nothing is built, and no engine is given
-    unless those of all of the bundle's graphs are there. Raises :class:`EngineError` where one is there and does not
-    fit, with what differs, and what :func:`make_engine` does.
+    Args:
+        library: The library.
+        device: The GPU.
+        precision: The precision. Default: fp32.
+        settings: Take only engines of this build profile. Default: any engine that the bundle brings, and the default
+            profile for builds.
+        check_of: Makes the check that an engine has to pass. Default: engines are not checked.
+        cache: Where built engines are kept. Default: the user's cache.
+        rebuild: Whether each engine is built again once, although one exists. Default: no.
+        may_build: If False, nothing is built, and no engine is given unless engines of all graphs exist. Default: True.
+        on_progress: Called with what takes time. Default: ignored.
+
+    The factory raises :class:`EngineError` if an engine exists and does not fit, saying what differs, and what
+    :func:`make_engine` raises.
     """
     store = cache or EngineCache()
     wanted = settings or load_profile()
@@ -210,10 +220,10 @@ def engine_factory(
     def existing(
         bundle: Bundle, source: GraphSource, use: Callable[[Bundle, GraphSource, Path, str | None], Found]
     ) -> Found | None:
-        """The first engine that is there and that ``use`` takes; what it says of the first where it takes none."""
+        """Return the first existing engine that ``use`` accepts; if it accepts none, raise its first error."""
         files = shipped_engines(bundle, library, source.graph, precision, capability) if settings is None else []
         cached = cached_path(store, library, source, wanted, device)
-        # What was built here first: it is for this very GPU, and may have been built since the bundle's did not fit.
+        # The cache comes first: its engine is for this very GPU, perhaps built because the bundle's did not fit.
         there: list[tuple[Path, str | None]] = [(cached, None)] if store.has(cached) else []
         there += [(bundle.path(file), bundle.manifest.files[file].sha256) for file in files]
         misfit: TesoError | None = None
@@ -252,7 +262,7 @@ def engine_factory(
 
     def built(bundle: Bundle, source: GraphSource) -> TensorRTEngine:
         path = cached_path(store, library, source, wanted, device)
-        target = _buildable(library, device)
+        target = _choose_architecture(library, device)
         with store.lock(path, lambda: on_progress(f"{source.graph}: another process builds it")):
             if rebuild or not store.has(path):
                 check = check_of(bundle, source.graph) if check_of is not None else None
@@ -273,8 +283,8 @@ def engine_factory(
     return make
 
 
-def _buildable(library: TensorRTLibrary, device: Device) -> str | None:
-    """What to build for a GPU: its generation, or None where it is the library that looks, or a portable engine."""
+def _choose_architecture(library: TensorRTLibrary, device: Device) -> str | None:
+    """Choose the generation to build for; None for a portable engine, and if the library builds for this GPU only."""
     here, there = architecture_of(device.compute_capability), library.architectures()
     if library.is_portable and here not in there and not runs_portable(device.compute_capability):
         major, minor = device.compute_capability
@@ -290,22 +300,22 @@ def _buildable(library: TensorRTLibrary, device: Device) -> str | None:
 def _check_once(
     store: EngineCache, loaded: TensorRTEngine, check_of: Callable[[], Check], on_progress: Progress
 ) -> None:
-    """Check an engine that was built elsewhere, the first time that this GPU runs it.
+    """Check an engine that was built elsewhere the first time that this GPU runs it.
 
-    Raises what the check does; the answer is kept for good ones alone.
+    Raises what the check raises; only a success is remembered.
     """
     sidecar, device = loaded.sidecar, loaded.device
     kept = store.folder / f"{content_key({'engine': sidecar.sha256, 'gpu': device.name})}.checked"
     if read_vouched(kept) is None:
         on_progress(f"{sidecar.graph}: first run on {device.name}, check")
-        write_vouched(kept, json.dumps(_examined(loaded, check_of())).encode())
+        write_vouched(kept, json.dumps(_examine(loaded, check_of())).encode())
 
 
 def check_architectures(library: TensorRTLibrary, architectures: Sequence[str]) -> None:
-    """Refuse, before anything is built, what the library can't build for (:class:`EngineError`)."""
+    """Refuse generations that the library can't build for, before anything is built (:class:`EngineError`)."""
     there = library.architectures()
     for name in architectures:
         if not there:
-            raise EngineError(f"{library.target} builds for the GPU that is here alone: leave --arch away")
+            raise EngineError(f"{library.target} builds only for the GPU in this machine: omit --arch")
         if name not in there:
             raise EngineError(f"{library.target} can't build for {name}: choose from {', '.join(there)}")

@@ -1,13 +1,13 @@
-"""What vouches for an engine: a JSON file beside it, without which it is not loaded.
+"""The sidecar of an engine: a JSON file next to it, without which it is not loaded.
 
-A plan is executable code for one version of a library on one kind of GPU. The sidecar says which, and holds
-the hash of the plan's bytes; both are compared before a byte of the plan reaches the library. The hash of an engine
-that came with a bundle stands in the bundle's manifest as well, and is compared again when the engine is loaded.
+An engine is executable code for one version of a library on one kind of GPU. The sidecar says which, and has the hash
+of the engine's bytes; both are compared before the library gets a byte of it. The hash of an engine that came with a
+bundle is also in the bundle's manifest, and is compared again when the engine is loaded.
 
-What this keeps away: engines that were damaged, cut short, exchanged, or that are another machine's. What it does
-not: somebody who may write as the user, since who can change an engine can change the sidecar and the manifest
-beside it, and this package too; and who makes bundles: use those of people whom you trust, as with any program.
-The cache's folder is the user's alone (0700) where we make it.
+This protects against engines that were damaged, cut short, exchanged, or built on another machine. It does not protect
+against an attacker with the user's rights, who could change the sidecar, the manifest and this package as well, nor
+against the author of a bundle: use bundles of people whom you trust, as with any program. If we make the cache's
+folder, only the user can read it (0700).
 """
 
 from __future__ import annotations
@@ -49,13 +49,28 @@ def _check_target(name: str) -> Target:
 
 
 class Sidecar(BaseModel):
-    """Beside ``NAME.engine``, as ``NAME.engine.json``.
+    """The content of ``NAME.engine.json``, next to ``NAME.engine``.
 
-    ``graph_sha256``: of the ONNX file and its weights. ``platform``: ``linux-x86_64``. ``architecture``:
-    ``sm89``, or for more: ``portable``, ``ampere-plus``. ``gpu``: the one that it was built on; TensorRT-RTX needs
-    none. ``shares``: of floating-point tensors, by type; ``shares_from`` the engine itself, through the library's
-    inspector, or, where no GPU could open it, from the strongly typed network that it was built from. ``parity``:
-    how it held against ONNX Runtime, and on which GPU; None where it could not run.
+    Attributes:
+        schema_version: Version of this format.
+        sha256: Hash of the engine.
+        bytes: Its size.
+        graph: The graph's name in the manifest.
+        graph_sha256: Hash of the ONNX file and its weights.
+        target: The library.
+        library_version: The library's version.
+        platform: Such as ``linux-x86_64``.
+        architecture: ``sm89``, or for several generations ``portable`` or ``ampere-plus``.
+        gpu: The GPU that it was built on; None for TensorRT-RTX, which needs no GPU.
+        settings: The build profile.
+        precision: The precision.
+        shares: Share of each type among the floating-point tensors.
+        shares_from: Where ``shares`` come from: the engine, by the library's inspector, or the strongly typed network,
+            if no GPU could open the engine.
+        msda: How deformable attention is computed.
+        build_seconds: How long the build took.
+        parity: How it compared with ONNX Runtime, and on which GPU; None if it could not run.
+        built_by: Name and version of this package.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -81,25 +96,24 @@ class Sidecar(BaseModel):
 
 
 def this_platform() -> str:
-    """``linux-x86_64``."""
+    """The operating system and processor, such as ``linux-x86_64``."""
     return f"{platform.system()}-{platform.machine()}".lower()
 
 
 def sidecar_path(path: Path) -> Path:
-    """Where the sidecar of an engine's file lies."""
+    """The path of an engine's sidecar."""
     return path.with_name(path.name + SUFFIX)
 
 
 def write_engine(path: Path, content: bytes, sidecar: Sidecar) -> None:
-    """An engine and what vouches for it; the sidecar comes last, so that an engine alone is half a write.
-
-    Raises :class:`OutputError`.
-    """
+    """Write an engine, then its sidecar: an engine without one was interrupted. Raises :class:`OutputError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with staged_file(path) as staged:
             staged.write(content)
-            sidecar_path(path).unlink(missing_ok=True)  # an older engine's: nobody may read it with the new one
+            sidecar_path(path).unlink(
+                missing_ok=True
+            )  # it belongs to an older engine and must not be read with the new one
         with staged_file(sidecar_path(path)) as staged:
             staged.write(sidecar.model_dump_json(indent=1).encode() + b"\n")
     except OutputError:
@@ -109,14 +123,14 @@ def write_engine(path: Path, content: bytes, sidecar: Sidecar) -> None:
 
 
 def read_sidecar(path: Path) -> Sidecar:
-    """What vouches for the engine at ``path``.
+    """Read the sidecar of the engine at ``path``.
 
-    Raises :class:`InputNotFoundError` (no engine) and :class:`EngineError` (no sidecar, or one that is none).
+    Raises :class:`InputNotFoundError` (no engine) and :class:`EngineError` (no sidecar, or a damaged one).
     """
-    if not os.path.isfile(path):  # Path.is_file raises where a folder may not be looked into
+    if not os.path.isfile(path):  # Path.is_file raises for a folder without permission
         raise InputNotFoundError(f"no engine {path} that can be read: {REBUILD}")
     beside = sidecar_path(path)
-    if os.path.lexists(beside) and not os.path.isfile(beside):  # to open a pipe may wait for ever
+    if os.path.lexists(beside) and not os.path.isfile(beside):  # opening a pipe could block
         raise EngineError(f"{beside} is not a file, so nothing vouches for the engine: {REBUILD}")
     try:
         content = json.loads(beside.read_text(encoding="utf-8"))
@@ -138,13 +152,13 @@ def read_sidecar(path: Path) -> Sidecar:
 
 
 def read_engine(path: Path, sha256: str | None = None) -> tuple[bytes, Sidecar]:
-    """An engine's bytes, which are those that were built. ``sha256``: what a manifest says that they are.
+    """Read an engine and check its hash; ``sha256`` is the one in a bundle's manifest, if there is one.
 
-    Raises what :func:`read_sidecar` does.
+    Raises what :func:`read_sidecar` raises, and :class:`EngineError` for another hash.
     """
     sidecar = read_sidecar(path)
     try:
-        content = path.read_bytes()  # hashed as read: the file may change under our hands
+        content = path.read_bytes()  # hash what was read: the file may change at any time
     except OSError as error:
         raise EngineError(f"{path} can't be read ({error.strerror}): give yourself the right, or {REBUILD}") from error
     digest = hashlib.sha256(content).hexdigest()
@@ -154,7 +168,7 @@ def read_engine(path: Path, sha256: str | None = None) -> tuple[bytes, Sidecar]:
 
 
 def architecture_of(capability: tuple[int, int]) -> str:
-    """(8, 9) → ``sm89``."""
+    """Turn (8, 9) into ``sm89``."""
     return f"sm{capability[0]}{capability[1]}"
 
 
@@ -165,10 +179,17 @@ def check_fits(
     gpu: str | None,
     graph_sha256: str | None,
 ) -> None:
-    """Refuse an engine of something else (:class:`EngineError`): one sentence says what differs.
+    """Refuse an engine that does not fit this library, GPU or graph.
 
-    ``capability`` and ``gpu``: of the GPU that is to run it; None: not asked. ``graph_sha256``: of the graph
-    that it is to stand for; None: not asked.
+    Args:
+        sidecar: The engine's sidecar.
+        library: The library that will load it.
+        capability: Compute capability of the GPU that will run it; None skips the check.
+        gpu: Name of that GPU; None if it is unknown.
+        graph_sha256: Hash of the graph that it stands for; None skips the check.
+
+    Raises:
+        EngineError: Something differs; the message says what.
     """
     what = f"the engine of {sidecar.graph}"
     if sidecar.target != library.target:
