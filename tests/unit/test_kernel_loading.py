@@ -256,7 +256,7 @@ class FakeNvrtc:
 
 
 def use(fake: FakeNvrtc, monkeypatch: pytest.MonkeyPatch) -> FakeNvrtc:
-    monkeypatch.setattr(compiling, "_nvrtc", lambda: (fake, (13, 5)))
+    monkeypatch.setattr(compiling, "_load_nvrtc", lambda: (fake, (13, 5)))
     return fake
 
 
@@ -312,7 +312,7 @@ def test_architectures() -> None:
 
 def has_nvrtc() -> bool:
     try:
-        compiling._nvrtc()
+        compiling._load_nvrtc()
     except MissingExtraError:
         return False
     return True
