@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
+from teso_deploy.architectures import AUDIO_ENCODERS, FOUNDATIONS, check_foundation
 from teso_deploy.errors import RecipeError
 from teso_deploy.recipe_tables import (
     AdapterPlace,
@@ -79,7 +80,7 @@ class Recipe(Table):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=200)]
     summary: Text = ""
-    foundation: Literal["mask2former", "sam"] = "mask2former"
+    foundation: Annotated[str, AfterValidator(check_foundation)] = "mask2former"
     image: ImageRecipe = ImageRecipe()
     swin: SwinRecipe = SwinRecipe()
     pixel_decoder: PixelDecoderRecipe = PixelDecoderRecipe()
@@ -98,16 +99,19 @@ class Recipe(Table):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
-        if self.audio.encoder == "beats" and self.audio.dim != self.beats.dim:
-            raise ValueError(f"audio.dim {self.audio.dim} is not the width of BEATs: set it to {self.beats.dim}")
-        if self.foundation == "sam":
+        encoder, foundation = AUDIO_ENCODERS[self.audio.encoder], FOUNDATIONS[self.foundation]
+        if encoder.table and self.audio.dim != (dim := getattr(self, encoder.table).dim):
+            raise ValueError(f"audio.dim {self.audio.dim} is not the width of {encoder.title}: set it to {dim}")
+        is_plain = self.head.kind == "binary" and self.head.masks == "sigmoid" and not self.tagger.words
+        if not foundation.has_classes and not is_plain:
+            raise ValueError(f"foundation {self.foundation}: it names nothing, take a plain binary head and no tagger")
+        if foundation.square_table:
             height, width = self.image.sizes[0]
-            if self.head.kind != "binary" or self.head.masks != "sigmoid" or self.tagger.words:
-                raise ValueError("foundation sam: it names nothing, take a plain binary head and no tagger")
-            if len(self.image.sizes) != 1 or height != width or height % self.sam.patch:
-                raise ValueError(f"foundation sam: image.sizes must be one square, a multiple of {self.sam.patch}")
-            if self.sam.mask_token >= self.sam.mask_tokens:
-                raise ValueError(f"sam.mask_token {self.sam.mask_token}: there are {self.sam.mask_tokens}, from 0")
+            patch = getattr(self, foundation.square_table).patch
+            if len(self.image.sizes) != 1 or height != width or height % patch:
+                raise ValueError(f"foundation {self.foundation}: image.sizes must be one square, a multiple of {patch}")
+        if self.sam.mask_token >= self.sam.mask_tokens:
+            raise ValueError(f"sam.mask_token {self.sam.mask_token}: there are {self.sam.mask_tokens}, from 0")
         if self.head.resize_chain and self.head.masks != "raw":
             raise ValueError("head.resize_chain: only raw masks are resized in the graph")
         return self

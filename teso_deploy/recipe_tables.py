@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from teso_deploy.architectures import check_audio_encoder
 from teso_deploy.text import is_name
 
 AdapterPlace = Literal["swin", "msda", "cross_attention", "self_attention", "sam_encoder", "sam_decoder"]
@@ -144,7 +145,7 @@ class AudioRecipe(Table):
     scratch it learns far faster with it.
     """
 
-    encoder: Literal["vggish", "beats"] = "vggish"
+    encoder: Annotated[str, AfterValidator(check_audio_encoder)] = "vggish"
     channels: tuple[Positive, Positive, Positive, Positive, Positive, Positive] = (64, 128, 256, 256, 512, 512)
     hidden: tuple[Positive, Positive] = (4096, 4096)
     dim: Positive = 128

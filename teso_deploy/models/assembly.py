@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from teso_deploy.architectures import list_size_tables
 from teso_deploy.errors import CheckpointError
 from teso_deploy.models import checkpoints, weight_files
 from teso_deploy.models.checkpoints import KeyReport
 from teso_deploy.models.clip_text import ClipText
-from teso_deploy.models.keymaps import FORMATS
+from teso_deploy.models.keymaps import list_formats
 from teso_deploy.models.keymaps.rules import Format, Part
 from teso_deploy.models.state_dicts import Averaging
 from teso_deploy.models.teso import Teso, build
@@ -101,7 +102,7 @@ def recognised(path: Path, part: str | None = None, averaging: Averaging | None 
     """
     found = weight_files.read_weights(path, averaging, part)
     if found.format is None and not found.is_own:
-        names = ", ".join(sorted({kind.name for kind in FORMATS}))
+        names = ", ".join(sorted({kind.name for kind in list_formats()}))
         raise CheckpointError(
             f"{path} is of no known kind (its first keys: {to_one_line(', '.join(list(found.tensors)[:3]))}): "
             f"give a checkpoint of this package, or one of {names}"
@@ -168,7 +169,7 @@ def _other_sizes(source: WeightSource, recipe: Recipe) -> str:
     ours = recipe.model_dump()
     differing = [
         f"{table}.{name} {theirs[table][name]} (recipe: {value})"
-        for table in ("swin", "pixel_decoder", "decoder", "sam", "audio", "beats", "clip_text")
+        for table in list_size_tables()
         for name, value in ours[table].items()
         if theirs[table][name] != value
     ]

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from teso_deploy.recipe import AudioRecipe
+from teso_deploy.recipe import AudioRecipe, Recipe
 from teso_deploy.types import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 WINDOW, HOP, FFT = 400, 160, 512
@@ -97,6 +97,11 @@ class Vggish(nn.Module):
         patch = self.features(self.log_mel(waveform))
         # Time, frequency, channel: the order in which the original flattens.
         return self.embeddings(patch.permute(0, 2, 3, 1).flatten(1))
+
+
+def make_vggish(recipe: Recipe) -> nn.Module:
+    """Build the audio encoder ``vggish`` of a recipe."""
+    return Vggish(recipe.audio)
 
 
 assert math.ceil((WINDOW_SAMPLES - WINDOW + 1) / HOP) == PATCH_FRAMES

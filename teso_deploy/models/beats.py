@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from teso_deploy.models.layers import FeedForward, attend, split_heads
-from teso_deploy.recipe import BeatsRecipe
+from teso_deploy.recipe import BeatsRecipe, Recipe
 from teso_deploy.types import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 WINDOW, HOP, FFT = 400, 160, 512
@@ -162,3 +162,8 @@ class BeatsEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x, bias)
         return x.mean(dim=1)
+
+
+def make_beats(recipe: Recipe) -> nn.Module:
+    """Build the audio encoder ``beats`` of a recipe."""
+    return BeatsEncoder(recipe.beats)

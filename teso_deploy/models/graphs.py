@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from teso_deploy.models.decoder import Memory
 from teso_deploy.models.pixel_decoder import LEVELS
-from teso_deploy.models.teso import Teso, class_scores
+from teso_deploy.models.teso import Teso, find_foundation
 from teso_deploy.recipe import Recipe
 
 
@@ -22,15 +22,7 @@ class GraphSpec:
 
 def memory_names(recipe: Recipe) -> tuple[str, ...]:
     """Names of the decoder's inputs that depend on the picture, in the order of :func:`flatten_memory`."""
-    if recipe.foundation == "sam":
-        return ("image_embeddings",)
-    layers = range(recipe.decoder.layers)
-    return (
-        "mask_features",
-        *(f"mask_features_{i}" for i in range(LEVELS)),
-        *(f"keys_{i}" for i in layers),
-        *(f"values_{i}" for i in layers),
-    )
+    return find_foundation(recipe).memory_names(recipe)
 
 
 def flatten_memory(memory: Memory | Tensor) -> tuple[Tensor, ...]:
@@ -90,10 +82,10 @@ class _DecoderGraph(nn.Module):
     def __init__(self, model: Teso) -> None:
         super().__init__()
         self.decoder = model.decoder
-        self.recipe = model.recipe
+        self.recipe, self.foundation = model.recipe, model.foundation
 
     def forward(self, queries: Tensor, *memory: Tensor) -> Tensor:
-        return class_scores(self.recipe, self.decoder, queries, unflatten_memory(memory))
+        return self.foundation.score_classes(self.recipe, self.decoder, queries, unflatten_memory(memory))
 
 
 def graph_modules(model: Teso) -> dict[str, nn.Module]:

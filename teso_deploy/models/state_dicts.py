@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from teso_deploy.errors import CheckpointError
-from teso_deploy.models.keymaps import FORMATS
+from teso_deploy.models.keymaps import list_formats
 from teso_deploy.models.keymaps.rules import Format, Part
 from teso_deploy.models.pickle_reading import Placeholder
 from teso_deploy.models.stored_tensors import Array, StoredTensor
@@ -77,7 +77,7 @@ def _recognise(keys: Collection[str], is_whole: bool) -> tuple[bool, Format | No
     wanted = {"fusion"} if is_whole else {"fusion", "visual_encoder", "audio_encoder", "decoder"}
     if wanted <= firsts:
         return True, None
-    return False, next((kind for kind in FORMATS if kind.recognises(keys)), None)
+    return False, next((kind for kind in list_formats() if kind.recognises(keys)), None)
 
 
 def _places(content: Any) -> Iterator[tuple[tuple[str, ...], Stored]]:

@@ -1,7 +1,8 @@
 """Calibration of the three thresholds that training does not set: of ξ, of the masks (τ) and of the tags.
 
 They are chosen on scenes of training pictures with training sounds that no step used
-(:func:`teso_deploy.evaluation.datasets.media_folder.read_library`, split ``calibration``). The split ``test`` is never used.
+(:func:`teso_deploy.evaluation.datasets.media_folder.read_library`, split ``calibration``). The split ``test`` is
+never used.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ PACKAGE = Path(teso_deploy.__file__).parent
 LEVELS = {
     "errors": 0, "checks": 0, "requirements": 0, "types": 0,
     "resources": 0, "outputs": 0, "recipe": 0, "recipe_tables": 0, "sealed": 0,
-    "array_files": 0, "external_data": 0, "hub": 0, "named_objects": 0,
+    "array_files": 0, "external_data": 0, "hub": 0, "named_objects": 0, "architectures": 0,
     "text": 0, "small_files": 0, "redaction": 0, "staging": 0, "telemetry": 0,
     "program": 1, "bundle": 1, "bundle_tables": 1,
     "backends": 2, "media": 2, "cues": 2,
@@ -63,7 +63,7 @@ WORKERS = {"comparison.hugging_face", "cues.language.serve"}
 TOKENIZING = {"cues.tokens"}
 SMALL = {
     "types", "errors", "checks", "requirements", "resources", "outputs", "recipe_tables", "sealed", "small_files",
-    "text", "hub", "redaction", "telemetry", "staging", "named_objects",
+    "text", "hub", "redaction", "telemetry", "staging", "named_objects", "architectures",
 }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Visual foundations: one module for each; the registry is :mod:`teso_deploy.architectures`."""

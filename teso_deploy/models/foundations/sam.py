@@ -1,0 +1,33 @@
+"""The foundation ``sam``: its image encoder and its mask decoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from teso_deploy.models.decoder import Memory
+from teso_deploy.models.foundations.contracts import Foundation
+from teso_deploy.models.sam import SamVisualEncoder
+from teso_deploy.models.sam_decoder import SamMaskDecoder
+from teso_deploy.recipe import Recipe
+
+
+class _Sam:
+    def query_shape(self, recipe: Recipe) -> tuple[int, int]:
+        return recipe.sam.mask_tokens, recipe.sam.dim
+
+    def make_visual_encoder(self, recipe: Recipe) -> nn.Module:
+        return SamVisualEncoder(recipe.sam, recipe.image.sizes[0][0], recipe.adapters)
+
+    def make_decoder(self, recipe: Recipe) -> nn.Module:
+        return SamMaskDecoder(recipe.sam, recipe.image.sizes[0][0], recipe.adapters)
+
+    def score_classes(self, recipe: Recipe, decoder: nn.Module, queries: Tensor, memory: Memory | Tensor) -> Tensor:
+        # SAM has no classes: its answer is the mask of one of its mask tokens.
+        return torch.sigmoid(decoder(queries, memory)[:, recipe.sam.mask_token, None])
+
+    def memory_names(self, recipe: Recipe) -> tuple[str, ...]:
+        return ("image_embeddings",)
+
+
+FOUNDATION: Foundation = _Sam()
