@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from live import OPENING_SECONDS, RESULTS, loudest, record
 
-from teso_deploy.cli.live import cue_worker
+from teso_deploy.cli.live import start_cue_worker
 from teso_deploy.comparison.report import environment_of, publish
 from teso_deploy.cues.asking import AskingOptions
 from teso_deploy.cues.choosing import Chosen
@@ -110,7 +110,9 @@ def measure(
         source = Slow(condition, SOURCE_SECONDS, words)
         if condition != "none":
             asking = AskingOptions(every_seconds=0.01, budget_per_minute=1000)
-            opened.callback(cue_worker(Chosen(source, False, False), asking, pipeline, runner).close)
+            opened.callback(
+                start_cue_worker(runner, pipeline, chosen=Chosen(source, False, False), asking=asking).close
+            )
         threading.Timer(seconds - 1.0, runner.stop).start()
         runner.run()
     frames = [one for one in found if one.cause == "frame"][round(2 * fps) :]  # the first two seconds warm up

@@ -1,4 +1,4 @@
-"""The command line: one thin module a command, imported when its command is called."""
+"""The command line: one thin module for each command, imported when the command is called."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from itertools import takewhile
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from teso_deploy._version import __version__
 from teso_deploy.cli.signals import end_by_exception, printing
@@ -23,10 +23,10 @@ from teso_deploy.errors import OutputError, TesoError
 from teso_deploy.redaction import child_environment
 from teso_deploy.text import shorten_middle, to_one_line, to_printable
 
-#: An address of a server, which a library's error may quote with its credentials.
+#: An address of a server. A library's error may quote it with its credentials.
 _ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)\S+")
 _LEAST_SECRET = 8
-#: What the user can do about an error of the system that no command has made a sentence of.
+#: What the user can do about a system error that no command has explained.
 _MENDABLE = {
     errno.EACCES: "change its permissions, or name another path",
     errno.EPERM: "change its permissions, or name another path",
@@ -39,7 +39,7 @@ _MENDABLE = {
     errno.EMFILE: "allow more open files with `ulimit -n`",
     errno.ENFILE: "close other programs",
 }
-#: Command → its module in this package and the function in it.
+#: Command → its module in this package, and the function in it.
 COMMANDS = {
     "doctor": ("doctor", "doctor"),
     "demo": ("demo", "demo"),
@@ -48,11 +48,38 @@ COMMANDS = {
     "verify": ("verify", "verify"),
     "bench": ("bench", "bench"),
     "run": ("run", "run"),
+    "live": ("live", "live"),
     "cues": ("cues", "cues"),
     "eval": ("eval", "evaluate"),
     "train": ("train", "train"),
     "calibrate": ("calibrate", "calibrate"),
 }
+
+
+class _Command(TyperCommand):
+    """A command that names the other commands which have an option that it lacks."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # By its name: the class is click's, or that of a copy of click in typer.
+            if type(error).__name__ == "NoSuchOption":
+                flag = str(getattr(error, "option_name", ""))
+                if others := _find_commands_with(flag):
+                    error.message = f"{self.name} has no option {flag}: it is an option of {others}"  # type: ignore[attr-defined]
+            raise
+
+
+def _find_commands_with(flag: str) -> str:
+    """The commands that have an option of this name, for a message."""
+    found = []
+    for name in COMMANDS:
+        with suppress(ImportError):  # of a command that can't be loaded here
+            parameters = _LazyCommands().get_command(None, name).params
+            if any(flag in (*one.opts, *one.secondary_opts) for one in parameters):
+                found.append(f"`{name}`")
+    return ", ".join(found)
 
 
 class _LazyCommands(TyperGroup):
@@ -66,7 +93,7 @@ class _LazyCommands(TyperGroup):
             return None
         module, function = COMMANDS[cmd_name]
         single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        single.command(cmd_name)(getattr(import_module(f"teso_deploy.cli.{module}"), function))
+        single.command(cmd_name, cls=_Command)(getattr(import_module(f"teso_deploy.cli.{module}"), function))
         return typer.main.get_command(single)
 
 
@@ -99,7 +126,7 @@ def _options(
 
 
 def _hold_standard_streams() -> None:
-    """Open what is closed of descriptors 0 to 2: a result that got such a number would receive what is printed."""
+    """Open descriptors 0 to 2 if they are closed. A result file with such a number would receive what is printed."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -115,19 +142,19 @@ def _print_error(text: str) -> None:
 
 
 def _describe_fault(error: BaseException) -> str:
-    """One sentence about an error that was not foreseen, without what may be secret."""
+    """Return one sentence about an unexpected error, without what may be secret."""
     if isinstance(error, MemoryError):
         return "there is not enough memory: close other programs, or run less at a time (--size, --threads)"
     text = _ADDRESS.sub(r"\1***", str(error))
     for name in os.environ.keys() - child_environment().keys():
         if len(os.environ[name]) >= _LEAST_SECRET:
             text = text.replace(os.environ[name], "***")
-    told = to_one_line(f"{type(error).__name__}: {text}" if text else type(error).__name__, 160)
-    return f"this went wrong unexpectedly: {told}; please report it with what `teso-deploy --traceback ...` shows"
+    shown = to_one_line(f"{type(error).__name__}: {text}" if text else type(error).__name__, 160)
+    return f"this went wrong unexpectedly: {shown}; please report it with what `teso-deploy --traceback ...` shows"
 
 
 def _report_error(error: BaseException, shows_all: bool) -> int:
-    """Print an error as one sentence; the exit code."""
+    """Print an error as one sentence. Returns the exit code."""
     if shows_all:
         traceback.print_exception(error)
     if isinstance(error, OSError) and not isinstance(error, TesoError) and error.errno in _MENDABLE:
@@ -139,7 +166,7 @@ def _report_error(error: BaseException, shows_all: bool) -> int:
 
 
 def _run() -> int:
-    """Run the command that the arguments name; the exit code."""
+    """Run the command that the arguments name. Returns the exit code."""
     options = takewhile(lambda argument: argument.startswith("-"), sys.argv[1:])
     shows_all = "--traceback" in options or bool(os.environ.get("TESO_TRACEBACK"))
 
@@ -154,7 +181,7 @@ def _run() -> int:
             code = 0
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        with printing():  # what is left in the buffer
+        with printing():  # print what is left in the buffer
             pass
         return code
     except KeyboardInterrupt:
@@ -166,7 +193,7 @@ def _run() -> int:
 
 
 def main() -> None:
-    """Entry point. An error is one sentence on stderr, and its exit code; ``--traceback`` shows where it came from."""
+    """Run the command line. An error is one sentence on stderr and an exit code; ``--traceback`` shows its origin."""
     _hold_standard_streams()
     end_by_exception()
     sys.exit(_run())

@@ -1,4 +1,4 @@
-"""``teso-deploy bench``: how fast a bundle is here, and against whom."""
+"""``teso-deploy bench``: how fast a bundle is on this machine, alone and against others."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from rich.table import Table
 from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
 from teso_deploy.backends.onnxruntime import available_cores
 from teso_deploy.bundle import Bundle, bundle_folder
-from teso_deploy.cli.export import parsed_precision, parsed_size
+from teso_deploy.cli.options import JsonOption, adapt, with_options
 from teso_deploy.cli.reports import check_json, say, shown_in, write_json
+from teso_deploy.cli.values import parse_precision, parse_size
 from teso_deploy.comparison.contenders import CONTENDERS, chosen
 from teso_deploy.comparison.harness import compare, entrants
 from teso_deploy.comparison.report import markdown, save_bars
 from teso_deploy.errors import BundleError, CheckFailedError
 from teso_deploy.media.reader import VideoReader
+from teso_deploy.options.engine import EngineOptions
 from teso_deploy.outputs import check_apart, check_file, check_folder, make_folder, write_text
 from teso_deploy.resources import shipped_path
 from teso_deploy.types import PRECISIONS, Precision
@@ -28,24 +30,24 @@ from teso_deploy.types import PRECISIONS, Precision
 SECONDS = 20.0
 
 
-def _precisions(bundle: Bundle, asked: list[str]) -> list[Precision]:
-    """Those that were asked for, or that ONNX Runtime has a form of. Raises :class:`BundleError`."""
-    if asked:
-        wanted = list(dict.fromkeys(parsed_precision(text) for text in asked))
+def _choose_precisions(bundle: Bundle, requested: list[str]) -> list[Precision]:
+    """The requested precisions; if there are none, all that ONNX Runtime has a form of. Raises :class:`BundleError`."""
+    if requested:
+        wanted = list(dict.fromkeys(parse_precision(text) for text in requested))
         for precision in wanted:
             bundle.form_for((ONNXRUNTIME,), precision)
         return wanted
-    there: list[Precision] = []
+    available: list[Precision] = []
     for precision in PRECISIONS:
         try:
             bundle.form_for((ONNXRUNTIME,), precision)
         except BundleError:
             continue
-        there.append(precision)
-    return there
+        available.append(precision)
+    return available
 
 
-def _table(report: dict[str, Any]) -> Table:
+def _make_table(report: dict[str, Any]) -> Table:
     table = Table(title="batch 1, milliseconds")
     for column in ("name", "stage", "p50", "p95", "fps", "mask IoU", "peak MB"):
         table.add_column(column, justify="left" if column in ("name", "stage") else "right")
@@ -56,12 +58,15 @@ def _table(report: dict[str, Any]) -> Table:
     return table
 
 
+@with_options
 def bench(
     bundle: Annotated[Path | None, typer.Argument(help="Folder of a bundle; default: the shipped one.")] = None,
+    *,
     against: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help=f"Who runs a model of the same sizes (may be repeated): {', '.join(CONTENDERS)}."
+            metavar="NAME",
+            help=f"What else runs a model of the same sizes (may be repeated): {', '.join(CONTENDERS)}.",
         ),
     ] = None,
     precision: Annotated[
@@ -73,18 +78,19 @@ def bench(
     clip: Annotated[
         Path | None, typer.Option(help="Where frames and sounds come from; default: the shipped clip.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of everybody; default: all cores.")] = None,
+    engine: Annotated[
+        EngineOptions,
+        adapt(only=("threads",), helps={"threads": "Of each participant. Default: all cores."}),
+    ],
     seconds: Annotated[float, typer.Option(min=0, help="Least time, after two rounds of warm-up.")] = SECONDS,
     report_folder: Annotated[
         Path | None, typer.Option("--report", metavar="DIR", help="Folder for bench.json, bench.md and bench.png.")
     ] = None,
-    json_out: Annotated[
-        Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")
-    ] = None,
+    json_out: JsonOption = None,
 ) -> None:
     """Time a bundle, stage by stage, and others on a model of the same sizes; all take turns in one run."""
     contenders = chosen(against or ())
-    wanted = parsed_size(size) if size else None
+    wanted = parse_size(size) if size else None
     check_json(json_out)
     reports = [] if report_folder is None else [report_folder / f"bench.{kind}" for kind in ("json", "md", "png")]
     if report_folder is not None:
@@ -98,19 +104,19 @@ def bench(
     clip = clip or shipped_path("export/demo/clip.mp4")
     with VideoReader(clip):
         pass
-    count = threads or available_cores()
-    who = entrants(opened, wanted, _precisions(opened, precision or []), contenders, count, clip)
+    count = engine.threads or available_cores()
+    who = entrants(opened, wanted, _choose_precisions(opened, precision or []), contenders, count, clip)
     libraries = sorted({module for contender in contenders for module in contender.needs})
     console = Console(stderr=True)
     with console.status("starting") as status:
         report = compare(opened, wanted, who, count, seconds, libraries, shown_in(status))
     title = f"{opened.manifest.name} at {wanted[0]}x{wanted[1]}, {count} threads"
     console.print(title)
-    console.print(_table(report))
+    console.print(_make_table(report))
     for name, ratio in report["ratios"].items():
         say(console, f"{name}: {ratio:.2f} ×")
     if report["environment"]["is_noisy"]:
-        console.print("other work was going on when this began: take it again on a quiet machine")
+        console.print("other work was running when this began: measure again on a quiet machine")
     if report_folder is not None:
         make_folder(report_folder)
         write_text(report_folder / "bench.json", json.dumps(report, indent=1) + "\n")
@@ -120,5 +126,5 @@ def bench(
             save_bars(report_folder / "bench.png", f"a frame of {title}", bars)
     write_json(json_out, report)
     if report["failures"]:
-        told = "; ".join(f"{name}: {reason}" for name, reason in report["failures"].items())
-        raise CheckFailedError(f"not all could be measured: {told}")
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in report["failures"].items())
+        raise CheckFailedError(f"not all could be measured: {reasons}")

@@ -1,4 +1,4 @@
-"""``teso-deploy calibrate``: choose the thresholds that training leaves open."""
+"""``teso-deploy calibrate``: choose the thresholds that training does not learn."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ import typer
 from rich.console import Console
 
 from teso_deploy.cli.reports import check_json, write_json
-from teso_deploy.cli.train import check_extra, embedded_words, show_calibration
+from teso_deploy.cli.train import check_extra, embed_words, show_calibration
 from teso_deploy.outputs import check_apart, check_file, show_path
 
 
 def calibrate(
-    checkpoint: Annotated[Path, typer.Argument(help="The model.safetensors that `train` wrote; it keeps the outcome.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="The model.safetensors that `train` wrote; the thresholds are written into it.")
+    ],
+    *,
     data: Annotated[Path, typer.Option(envvar="TESO_AVS_DATA", help="Folder of pictures and sounds.")],
     scenes: Annotated[int, typer.Option(min=10, help="Scenes of each row.")] = 150,
-    seed: Annotated[int, typer.Option(help="Scenes come from this alone.")] = 0,
+    seed: Annotated[int, typer.Option(help="The scenes depend on this only.")] = 0,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the calibration to a file, or - for stdout.")
     ] = None,
 ) -> None:
-    """Choose the thresholds of gate, masks and tags, on sounds that training left out, and keep them in the checkpoint.
+    """Choose the thresholds of gate, masks and tags on sounds that training did not use; the checkpoint keeps them.
 
     `train` does this at its end; `export` puts the thresholds into the bundle.
     """
@@ -34,7 +37,7 @@ def calibrate(
     from teso_deploy.training.calibration import calibrate_checkpoint
 
     console = Console(stderr=True)
-    table = embedded_words(console, checkpoints.recipe_of(checkpoint), data)
+    table = embed_words(console, checkpoints.recipe_of(checkpoint), data)
     with console.status("calibrating"):
         found = calibrate_checkpoint(checkpoint, data, table, scenes, seed)
     show_calibration(console, found)

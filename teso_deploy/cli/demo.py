@@ -13,11 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
 from teso_deploy.bundle import bundle_folder
+from teso_deploy.cli.options import JsonOption, adapt, with_options
 from teso_deploy.cli.reports import as_markup, check_json, progress_bar, say, write_json
 from teso_deploy.errors import CheckFailedError, InputNotFoundError, MediaError
 from teso_deploy.media.audio import AudioTrack
 from teso_deploy.media.fitted_video import FittedVideo
 from teso_deploy.media.overlay import Overlay
+from teso_deploy.options.engine import EngineOptions
 from teso_deploy.outputs import check_apart, check_file, check_folder, make_folder, show_path, staged_file
 from teso_deploy.pipeline.latency import LatencyLog
 from teso_deploy.pipeline.pipeline import Pipeline
@@ -30,14 +32,14 @@ Picture = NDArray[np.uint8]
 Spans = dict[str, list[list[float]]]
 
 HALVES = ("with sound", "muted")
-#: The mute gate: so many of the muted frames have to be blank.
+#: The mute gate: this share of the muted frames has to be blank.
 BLANK_SHARE = 0.99
 #: Middles of spans that are closer than this share a column of the contact sheet.
 SAME_MOMENT_SECONDS = 0.5
 
 
-def _captioned(picture: Picture, text: str) -> Picture:
-    """The picture below a strip with a line of text."""
+def _add_caption(picture: Picture, text: str) -> Picture:
+    """Put a strip with a line of text above a picture."""
     height = max(20, picture.shape[0] // 14)
     strip = Image.new("RGB", (picture.shape[1], height), (16, 16, 20))
     font = ImageFont.load_default(size=height * 0.62)
@@ -45,8 +47,8 @@ def _captioned(picture: Picture, text: str) -> Picture:
     return np.concatenate([np.asarray(strip), picture])
 
 
-def sheet_moments(spans: Spans, visible: list[str]) -> list[tuple[float, str]]:
-    """The middle of each span and what is heard then, in order of time; close ones once."""
+def choose_sheet_moments(spans: Spans, visible: list[str]) -> list[tuple[float, str]]:
+    """The middle of each span and what sounds then, in order of time; of close ones the first."""
     moments: list[tuple[float, str]] = []
     for middle in sorted((start + end) / 2 for pairs in spans.values() for start, end in pairs):
         if not moments or middle - moments[-1][0] >= SAME_MOMENT_SECONDS:
@@ -60,7 +62,7 @@ def sheet_moments(spans: Spans, visible: list[str]) -> list[tuple[float, str]]:
 
 
 def _read_script(path: Path) -> tuple[Spans, list[str]]:
-    """What is heard when, and what is visible all along."""
+    """Read what sounds when, and what is visible all the time."""
     if not path.is_file():
         raise InputNotFoundError(f"no {path}: the installation lacks the demo clip; install teso-deploy again")
     script = parse_json(read_text(path, "the script of a clip", error=MediaError), path, error=MediaError)
@@ -68,13 +70,13 @@ def _read_script(path: Path) -> tuple[Spans, list[str]]:
 
 
 def _write_demo(
-    pipeline: Pipeline, source: VideoSource, spans: Spans, visible: list[str], video: Path, sheet: Path
+    pipeline: Pipeline, source: VideoSource, spans: Spans, *, visible: list[str], video: Path, sheet: Path
 ) -> dict[str, Any]:
     duration = source.info.duration_seconds
     tracks = {"with sound": source.track, "muted": AudioTrack.silence(duration)}
     overlays = {half: Overlay(pipeline.classes, track, duration) for half, track in tracks.items()}
     cues = pipeline.cues_of(visible)
-    wanted = sheet_moments(spans, visible)
+    wanted = choose_sheet_moments(spans, visible)
     columns: list[Picture] = []
     nonblank = dict.fromkeys(HALVES, 0)
     frames, latency = 0, LatencyLog()
@@ -88,14 +90,14 @@ def _write_demo(
                 window = tracks[half].window(seconds, "centred")
                 segmentation = pipeline.segment(frame, window, cues)
                 nonblank[half] += not segmentation.is_blank
-                drawn.append(_captioned(overlays[half].draw(frame, segmentation), half))
+                drawn.append(_add_caption(overlays[half].draw(frame, segmentation), half))
                 if half == "with sound":
                     latency.add(segmentation.stamps)
             frames += 1
             written.write(np.concatenate(drawn, axis=1), seconds)
             if len(columns) < len(wanted) and seconds >= wanted[len(columns)][0]:
                 moment, heard = wanted[len(columns)]
-                columns.append(_captioned(np.concatenate(drawn), f"{moment:.1f} s: {heard}"))
+                columns.append(_add_caption(np.concatenate(drawn), f"{moment:.1f} s: {heard}"))
             bar.update(task, completed=seconds)
         bar.update(task, completed=duration)
     if columns:
@@ -115,12 +117,14 @@ def _write_demo(
     }
 
 
+@with_options
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the video and the contact sheet; it is made.")] = Path("demo"),
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
-    json_out: Annotated[
-        Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")
-    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for the video and the contact sheet; made if needed.")] = Path(
+        "demo"
+    ),
+    engine: Annotated[EngineOptions, adapt(only=("threads",))],
+    json_out: JsonOption = None,
 ) -> None:
     """Run the shipped model on the shipped clip, with its sound and muted, side by side.
 
@@ -132,12 +136,12 @@ def demo(
     check_folder(out)
     check_json(json_out)
     check_apart([clip, bundle_folder(None)], [video, sheet, json_out])
-    pipeline = Pipeline.load(threads=threads)
+    pipeline = Pipeline.load(None, engine)
     make_folder(out)
     for path in (video, sheet):
         check_file(path)
     with VideoSource(clip) as source:
-        report = _write_demo(pipeline, source, spans, visible, video, sheet)
+        report = _write_demo(pipeline, source, spans, visible=visible, video=video, sheet=sheet)
     write_json(json_out, report)
     console = Console(stderr=json_out is not None, highlight=False)
     rates = report["nonblank_rate"]

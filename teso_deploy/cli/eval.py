@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from teso_deploy.backends.registry import BackendName, list_backends
 from teso_deploy.bundle import Bundle, bundle_folder
-from teso_deploy.cli.loading import check_engine_options, check_tagger, load_pipeline, parse_backend
+from teso_deploy.cli.loading import check_tagger, load_pipeline
+from teso_deploy.cli.options import BundleOption, adapt, with_options
 from teso_deploy.cli.reports import as_markup, check_json, toml_file, write_json
 from teso_deploy.cues.tracks import read_cue_file
 from teso_deploy.errors import RecipeError
@@ -28,21 +28,22 @@ from teso_deploy.evaluation.protocols.registry import (
 )
 from teso_deploy.evaluation.report import format_figures, format_markdown, make_report
 from teso_deploy.evaluation.scoring import score_protocol
+from teso_deploy.options.engine import EngineOptions
+from teso_deploy.options.scenes import SceneOptions
 from teso_deploy.outputs import check_apart, check_file, show_path, write_text
 from teso_deploy.pipeline.pipeline import AUTO
-from teso_deploy.types import Precision
 
 _PROTOCOL_HELP = "; ".join(f"{name}: {entry.summary}. Data: {entry.data}" for name, entry in PROTOCOLS.items())
 
 
+@with_options
 def evaluate(
     dataset: Annotated[Path, typer.Argument(envvar="TESO_AVS_DATA", help="Folder of pictures and sounds.")],
-    bundle: Annotated[Path | None, typer.Option(help="Default: the shipped bundle.")] = None,
+    *,
+    bundle: BundleOption = None,
     protocol: Annotated[str, typer.Option(help=f"{_PROTOCOL_HELP}.")] = DEFAULT_PROTOCOL,
     layout: Annotated[str, typer.Option(hidden=True)] = "scenes",
-    scenes: Annotated[int, typer.Option(min=1, help="Scenes per row.")] = 300,
-    seed: Annotated[int, typer.Option(help="Scenes come from this alone.")] = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="So many seeds, from --seed on: means and their spread.")] = 1,
+    scenes: SceneOptions,
     cues: Annotated[
         str | None,
         typer.Option(
@@ -51,24 +52,12 @@ def evaluate(
         ),
     ] = None,
     cues_file: Annotated[
-        Path | None, typer.Option(help="In place of --cues: what `teso-deploy cues` wrote for this folder, or words.")
+        Path | None, typer.Option(help="Replaces --cues: what `teso-deploy cues` wrote for this folder, or words.")
     ] = None,
-    precision: Annotated[Precision, typer.Option(help="Of the bundle's forms.")] = "fp32",
-    backend: Annotated[
-        BackendName,
-        typer.Option(
-            parser=parse_backend,
-            metavar=f"[{'|'.join(list_backends())}]",
-            help="What runs the graphs, as for `run`.",
-        ),
-    ] = "cpu",
-    profile: Annotated[
-        str | None, typer.Option(help="Of engines that have to be built: a shipped profile's name, or a TOML file.")
-    ] = None,
-    rebuild_engines: Annotated[
-        bool, typer.Option("--rebuild-engines", help="Build engines anew, whatever the bundle or the cache has.")
-    ] = False,
-    threads: Annotated[int | None, typer.Option(min=1)] = None,
+    engine: Annotated[
+        EngineOptions,
+        adapt(omit=("size", "still_threshold"), helps={"backend": "What runs the graphs, as for `run`."}),
+    ],
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the scores to a file, or - for stdout.")
     ] = None,
@@ -84,19 +73,18 @@ def evaluate(
     if cues_file is not None and cues != ways[0]:
         raise typer.BadParameter("--cues and --cues-file exclude each other: give one")
     offered = cues if cues_file is None else read_cue_file(cues_file)
-    check_engine_options([backend], profile, rebuild_engines)
     check_json(json_out)
     if markdown is not None:
         check_file(markdown)
-    check_apart([dataset, cues_file, toml_file(profile), bundle_folder(bundle)], [json_out, markdown])
+    check_apart([dataset, cues_file, toml_file(engine.profile), bundle_folder(bundle)], [json_out, markdown])
     opened = Bundle.open(bundle)
     if cues == AUTO:
         check_tagger(opened)
-    asked = open_protocol(protocol, dataset, ProtocolOptions(tuple(opened.classes), scenes, seed, seeds))
-    console = Console(stderr=True)
-    pipeline = load_pipeline(
-        console, opened, backend, precision, threads=threads, profile=profile, rebuild_engines=rebuild_engines
+    asked = open_protocol(
+        protocol, dataset, ProtocolOptions(tuple(opened.classes), scenes.scenes, scenes.seed, scenes.seeds)
     )
+    console = Console(stderr=True)
+    pipeline = load_pipeline(console, opened, engine)
     with Progress(console=console) as bar:
         task = bar.add_task(asked.data, total=asked.count_samples())
 
@@ -115,7 +103,8 @@ def evaluate(
     write_json(json_out, report)
     if markdown is not None:
         write_text(markdown, format_markdown(asked, found))
-    title = f"{report['bundle']}, {scenes} scenes a row, {seeds} seeds from {seed}, cues: {report['cues']}"
+    rows = f"{scenes.scenes} scenes a row, {scenes.seeds} seeds from {scenes.seed}"
+    title = f"{report['bundle']}, {rows}, cues: {report['cues']}"
     console.print(_make_table(title, asked, found))
 
 

@@ -1,4 +1,4 @@
-"""``teso-deploy export``: a recipe and its weights become a bundle."""
+"""``teso-deploy export``: make a bundle of a recipe and its weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -16,31 +16,26 @@ from rich.table import Table
 
 from teso_deploy.backends.registry import check_installed
 from teso_deploy.backends.tensorrt.profiles import DEFAULT_PROFILE, load_profile
-from teso_deploy.backends.tensorrt.targets import TARGETS, Target
 from teso_deploy.bundle import KIND, MANIFEST, Bundle, BundleManifest
+from teso_deploy.cli.options import Given, JsonOption, refuse_given, with_options
 from teso_deploy.cli.reports import as_markup, check_json, say, shown_in, toml_file, write_json
-from teso_deploy.errors import BundleError, InputNotFoundError, MissingExtraError, RecipeError
+from teso_deploy.cli.values import parse_checkpoint, parse_precision, parse_size, parse_targets
+from teso_deploy.errors import BundleError, MissingExtraError, RecipeError
 from teso_deploy.hub import hub_snapshot
 from teso_deploy.media.reader import VideoReader
+from teso_deploy.options.forms import FormOptions
+from teso_deploy.options.weights import WeightOptions
 from teso_deploy.outputs import check_apart, show_path
 from teso_deploy.recipe import Recipe, load_recipe
 from teso_deploy.requirements import write_install_command
-from teso_deploy.text import to_one_line
-from teso_deploy.types import PRECISIONS, Precision
+from teso_deploy.types import Precision
 
-_PARTS = ("visual", "audio", "text", "model")
-#: The option ``--weights`` of each command that takes checkpoints of others.
-WeightsOption = Annotated[
-    Literal["ema", "raw"] | None,
-    typer.Option(
-        "--weights",
-        help="Of a checkpoint with both: the average that training kept (ema), or the trained weights (raw).",
-    ),
-]
+if TYPE_CHECKING:
+    from teso_deploy.conversion.bundle_export import ExportReport
 
 
-def _engine_rows(manifest: BundleManifest, folder: Path) -> list[dict[str, Any]]:
-    """What was built, by the sidecars: one row an engine."""
+def _describe_engines(manifest: BundleManifest, folder: Path) -> list[dict[str, Any]]:
+    """Describe the engines that were built, by their sidecars: a row for each."""
     from teso_deploy.backends.tensorrt.sidecar import read_sidecar
 
     rows = []
@@ -66,8 +61,15 @@ def _engine_rows(manifest: BundleManifest, folder: Path) -> list[dict[str, Any]]
     return rows
 
 
-def report(manifest: BundleManifest, out: Path, random: tuple[str, ...], seconds: float) -> dict[str, Any]:
-    """The JSON of an export."""
+def make_report(manifest: BundleManifest, out: Path, *, random: tuple[str, ...], seconds: float) -> dict[str, Any]:
+    """Describe an export for machines.
+
+    Args:
+        manifest: of the bundle that was written.
+        out: its folder.
+        random: weights that no checkpoint gave.
+        seconds: how long the export took.
+    """
     return {
         "schema_version": 1,
         "bundle": show_path(out),
@@ -100,55 +102,13 @@ def report(manifest: BundleManifest, out: Path, random: tuple[str, ...], seconds
             for name, form in manifest.forms.items()
             for graph, entry in form.items()
         ]
-        + _engine_rows(manifest, out),
+        + _describe_engines(manifest, out),
         "seconds": round(seconds, 1),
     }
 
 
-def part_and_file(text: str) -> tuple[str | None, Path]:
-    """``visual=FILE`` → ("visual", FILE); ``FILE`` → (None, FILE).
-
-    Raises :class:`InputNotFoundError`, and :class:`typer.BadParameter` for a part that there is not.
-    """
-    part, separator, name = text.partition("=")
-    if separator and not os.path.lexists(text):  # Path.exists raises for a name that is too long
-        if part not in _PARTS:
-            raise typer.BadParameter(f"no part {part!r}: one of {', '.join(_PARTS)}", param_hint="--checkpoint")
-    else:
-        part, name = "", text
-    if not os.path.lexists(name):
-        raise InputNotFoundError(f"no checkpoint {name}: check the path")
-    return part or None, Path(name)
-
-
-def parsed_size(text: str) -> tuple[int, int]:
-    """``288x512`` → (288, 512), height first; ``384`` → (384, 384). Raises :class:`typer.BadParameter`."""
-    parts = text.lower().split("x")
-    # Python turns no text of thousands of digits into a number.
-    if len(text) > 40 or len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
-        shown = to_one_line(repr(text), 40)
-        raise typer.BadParameter(f"{shown} is not a size: give HEIGHTxWIDTH or one number", param_hint="--size")
-    return int(parts[0]), int(parts[-1])
-
-
-def parsed_precision(text: str) -> Precision:
-    """Raises :class:`typer.BadParameter` for what is none."""
-    for precision in PRECISIONS:
-        if text == precision:
-            return precision
-    choices = ", ".join(PRECISIONS)
-    raise typer.BadParameter(f"{text!r} is no precision: choose from {choices}", param_hint="--precision")
-
-
-def parsed_targets(texts: Sequence[str]) -> list[Target]:
-    """Libraries to build engines for; ``onnx`` is always there. Raises :class:`typer.BadParameter`."""
-    if unknown := [text for text in texts if text not in (*TARGETS, "onnx")]:
-        raise typer.BadParameter(f"{unknown[0]!r} is no target: onnx, {', '.join(TARGETS)}", param_hint="--target")
-    return [target for target in TARGETS if target in texts]
-
-
-def engine_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """What was built, for people."""
+def make_engine_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Make a table of the engines that were built."""
     checked = sum(row["parity"] is not None for row in rows)
     targets = " and ".join(dict.fromkeys(row["target"] for row in rows))
     table = Table(
@@ -163,8 +123,8 @@ def engine_table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def with_sizes(recipe: Recipe, sizes: Sequence[tuple[int, int]]) -> Recipe:
-    """A recipe with other picture sizes. Raises :class:`RecipeError` where it can't have them."""
+def replace_sizes(recipe: Recipe, sizes: Sequence[tuple[int, int]]) -> Recipe:
+    """Return a recipe with other picture sizes. Raises :class:`RecipeError` if it can't have them."""
     table = recipe.model_dump(mode="json", by_alias=True)
     table["image"]["sizes"] = list(dict.fromkeys(sizes))
     try:
@@ -175,14 +135,14 @@ def with_sizes(recipe: Recipe, sizes: Sequence[tuple[int, int]]) -> Recipe:
 
 
 def check_extra() -> None:
-    """Raises :class:`MissingExtraError` where the extra ``export`` is not installed."""
+    """Raise :class:`MissingExtraError` if the extra ``export`` is not installed."""
     for module in ("torch", "onnx", "onnxscript", "safetensors"):
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(f"export needs {module}: {write_install_command('export')}")
 
 
 def show_plan(console: Console, recipe: Recipe, json_out: Path | None) -> None:
-    """What an export would give, as a table and as JSON."""
+    """Show how large the graphs of an export would be, as a table and as JSON."""
     from teso_deploy.conversion.plan import plan_export
 
     with console.status("shapes of every graph"):
@@ -198,98 +158,51 @@ def show_plan(console: Console, recipe: Recipe, json_out: Path | None) -> None:
     write_json(json_out, {"schema_version": 1, "name": recipe.name, "dry_run": True, "graphs": graphs})
 
 
+@with_options
 def export(
     recipe: Annotated[
         str,
         typer.Argument(help="A shipped recipe's name, or a TOML file; or a bundle's folder, to give it other forms."),
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder of the bundle; a bundle that is there is replaced.")] = None,
-    checkpoint: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[PART=]FILE",
-            help="Weights: what `train` wrote, or one of visual=, audio=, text= and model= (may be repeated).",
-        ),
-    ] = None,
-    random_weights: Annotated[
-        int | None, typer.Option(metavar="SEED", help="Leave what no checkpoint gives at random, for timing.")
-    ] = None,
-    weights: WeightsOption = None,
-    precision: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[fp32|fp16|bf16|int8]",
-            help="Of the forms beside the canonical graphs (may be repeated): fp32 and int8 for ONNX Runtime on the "
-            "CPU, fp16, bf16 and int8 (Q/DQ) as standard ONNX. Default: fp32.",
-        ),
-    ] = None,
-    size: Annotated[
-        list[str] | None,
-        typer.Option(metavar="HxW|N", help="Picture sizes, in place of the recipe's (may be repeated)."),
-    ] = None,
-    calibrate_on: Annotated[
-        list[Path] | None, typer.Option(help="Videos that set the ranges of int8; default: the shipped clip.")
-    ] = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[onnx|tensorrt|tensorrt-rtx]",
-            help="Engines to build from the graphs, in the precisions asked for (may be repeated). Default: none. "
-            "TensorRT needs the GPU that is to run them, TensorRT-RTX needs none.",
-        ),
-    ] = None,
-    arch: Annotated[
-        str | None,
-        typer.Option(
-            metavar="sm86,sm89,…", help="Of TensorRT-RTX: an engine a generation, in place of a portable one."
-        ),
-    ] = None,
-    profile: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|FILE",
-            help=f"How engines are built: a shipped profile's name, or a TOML file. Default: {DEFAULT_PROFILE}.",
-        ),
-    ] = None,
-    text_encoder: Annotated[
-        bool,
-        typer.Option("--text-encoder", help="Put the encoder of cue words in the bundle: for words beyond its table."),
-    ] = False,
+    *,
+    out: Annotated[Path | None, typer.Option(help="Folder of the bundle; an existing bundle is replaced.")] = None,
+    weights: WeightOptions,
+    forms: FormOptions,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how large every graph would be.")] = False,
-    licence: Annotated[str, typer.Option(help="Licence of the weights, for the manifest.")] = "Apache-2.0",
-    json_out: Annotated[
-        Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")
-    ] = None,
+    json_out: JsonOption = None,
+    given: Given,
 ) -> None:
     """Export a recipe to ONNX graphs with their reference outputs and cue words, checked against PyTorch."""
     is_bundle = os.path.isfile(hub_snapshot(Path(recipe)) / MANIFEST)
-    if is_bundle and (checkpoint or random_weights is not None or weights or size or dry_run):
+    if is_bundle and (
+        weights.checkpoint or weights.random_weights is not None or weights.averaging or forms.size or dry_run
+    ):
         raise BundleError(
             f"{recipe} is a bundle, which has its weights and sizes: "
             "omit --checkpoint, --random-weights, --weights, --size and --dry-run"
         )
-    if weights and not checkpoint:
-        raise typer.BadParameter("there is no --checkpoint to choose weights of", param_hint="--weights")
+    if is_bundle:
+        refuse_given(given, ("forms.licence",), "for a recipe, a bundle has its licence")
     source = Bundle.open(recipe) if is_bundle else None
     chosen = source.recipe if source is not None else load_recipe(recipe)
-    if size:
-        chosen = with_sizes(chosen, [parsed_size(text) for text in size])
-    for video in calibrate_on or ():
+    if forms.size:
+        chosen = replace_sizes(chosen, [parse_size(text) for text in forms.size])
+    for video in forms.calibrate_on:
         with VideoReader(video):
             pass
-    precisions: list[Precision] = ["fp32", *(parsed_precision(text) for text in precision or ())]
-    targets = parsed_targets(target or ())
-    settings = load_profile(profile or DEFAULT_PROFILE)
-    if profile is not None and not targets:
+    precisions: list[Precision] = ["fp32", *(parse_precision(text) for text in forms.precision)]
+    targets = parse_targets(forms.target)
+    settings = load_profile(forms.profile or DEFAULT_PROFILE)
+    if forms.profile is not None and not targets:
         raise typer.BadParameter("engines are built for --target tensorrt or tensorrt-rtx", param_hint="--profile")
-    architectures = [name.strip().lower() for name in (arch or "").split(",") if name.strip()]
+    architectures = [name.strip().lower() for name in (forms.arch or "").split(",") if name.strip()]
     if architectures and "tensorrt-rtx" not in targets:
         raise typer.BadParameter("generations are for --target tensorrt-rtx", param_hint="--arch")
     check_json(json_out)
-    files = [part_and_file(text) for text in checkpoint or ()]
+    files = [parse_checkpoint(text) for text in weights.checkpoint]
     console = Console(stderr=True)
     named = Path(recipe) if is_bundle else toml_file(recipe)
-    read = [toml_file(profile), *(calibrate_on or ()), *(path for _, path in files)]
+    read = [toml_file(forms.profile), *forms.calibrate_on, *(path for _, path in files)]
     if dry_run:
         check_apart([named, *read], [json_out])
         check_extra()
@@ -299,7 +212,7 @@ def export(
         raise typer.BadParameter("name the bundle's folder, or ask for --dry-run", param_hint="--out")
     KIND.check_target(out)
     check_apart([named, *read], [json_out])
-    # A bundle may be replaced by itself with other forms: it is read before that.
+    # A bundle may be replaced by itself with other forms: it is read before it is replaced.
     is_itself = is_bundle and os.path.realpath(out) == os.path.realpath(recipe)
     check_apart(read if is_itself else [named, *read], [json_out], [out])
     check_extra()
@@ -308,28 +221,44 @@ def export(
     from teso_deploy.conversion.bundle_export import ExportReport, export_bundle
     from teso_deploy.conversion.derive import derive_bundle
     from teso_deploy.conversion.engines import request_engines
-    from teso_deploy.models.assembly import grouped
 
     requests = request_engines(targets, architectures, precisions[1:] or ["fp32"], settings)
-    began, videos = time.monotonic(), calibrate_on or ()
+    began = time.monotonic()
     with console.status("reading weights") as status:
         if source is not None:
-            derived = derive_bundle(source, out, precisions, videos, requests, shown_in(status), text_encoder)
+            derived = derive_bundle(
+                source,
+                out,
+                precisions=precisions,
+                calibrate_on=forms.calibrate_on,
+                engines=requests,
+                on_progress=shown_in(status),
+                text_encoder=forms.text_encoder,
+            )
             done = ExportReport(*derived)
         else:
             done = export_bundle(
                 chosen,
                 out,
                 files,
-                random_weights,
-                licence,
-                shown_in(status),
-                precisions,
-                videos,
-                requests,
-                text_encoder,
-                weights,
+                random_weights_seed=weights.random_weights,
+                licence=forms.licence,
+                on_progress=shown_in(status),
+                precisions=precisions,
+                calibrate_on=forms.calibrate_on,
+                engines=requests,
+                text_encoder=forms.text_encoder,
+                averaging=weights.averaging,
             )
+    seconds = time.monotonic() - began
+    _show_export(console, done, out, has_checkpoint=bool(files), seconds=seconds)
+    write_json(json_out, make_report(done.bundle.manifest, out, random=done.random, seconds=seconds))
+
+
+def _show_export(console: Console, done: ExportReport, out: Path, *, has_checkpoint: bool, seconds: float) -> None:
+    """Print what was exported, as tables."""
+    from teso_deploy.models.assembly import grouped
+
     manifest = done.bundle.manifest
     table = Table(title=as_markup(f"{manifest.name} → {out}"))
     for column in ("graph", "parameters", "multiply-adds", "nodes", "largest error"):
@@ -342,9 +271,8 @@ def export(
         )
     console.print(table)
     if manifest.engines:
-        console.print(engine_table(_engine_rows(manifest, out)))
-    if done.random and files:
+        console.print(make_engine_table(_describe_engines(manifest, out)))
+    if done.random and has_checkpoint:
         say(console, f"random, since no checkpoint gives them: {grouped(done.random)}")
     total = sum(entry.bytes for entry in manifest.files.values())
-    console.print(f"{total / 1e6:.1f} MB, {time.monotonic() - began:.0f} s, masks equal to PyTorch's")
-    write_json(json_out, report(manifest, out, done.random, time.monotonic() - began))
+    console.print(f"{total / 1e6:.1f} MB, {seconds:.0f} s, masks equal to PyTorch's")

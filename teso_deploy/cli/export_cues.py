@@ -1,4 +1,4 @@
-"""``teso-deploy export-cues``: captioner and reasoner become ONNX."""
+"""``teso-deploy export-cues``: export a captioner and a language model to ONNX."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from teso_deploy.cli.options import JsonOption
 from teso_deploy.cli.reports import as_markup, check_json, shown_in, write_json
 from teso_deploy.cues.model_bundle import KIND
 from teso_deploy.outputs import check_apart, show_path
 
 
 def export_cues(
+    *,
     out: Annotated[Path, typer.Option(help="Folder to write, for --models of `cues` and `run`.")],
     captioner: Annotated[
         Path | None, typer.Option(help="Hugging Face folder of a vision-encoder-decoder, a pix2struct or a LLaVA-1.5.")
@@ -25,13 +27,14 @@ def export_cues(
         typer.Option(help="Hugging Face folder of a language model (LLaMA, Qwen …) or a .gguf file; or that LLaVA."),
     ] = None,
     precision: Annotated[
-        Literal["fp32", "int8", "int4"], typer.Option(help="Of the weights of products; they are computed as floats.")
+        Literal["fp32", "int8", "int4"],
+        typer.Option(help="Of the weights of matrix products, which are computed in floating point."),
     ] = "fp32",
-    json_out: Annotated[
-        Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")
-    ] = None,
+    json_out: JsonOption = None,
 ) -> None:
-    """Export captioner and reasoner with Optimum, LLaVA in three parts: what `cues` and `run` ask off the frames."""
+    """Export the captioner and language model that `cues`, `run` and `live` query in the background.
+
+    Optimum exports them; LLaVA is exported in three parts."""
     check_json(json_out)
     KIND.check_target(out)
     check_apart([captioner, reasoner], [json_out], [out])

@@ -1,4 +1,4 @@
-"""The live half of ``teso-deploy run``: streams and cameras, until they end or the user ends them."""
+"""``teso-deploy live``: segment what sounds in streams and cameras, until they end or the user ends them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import typer
 from rich.console import Console
 from rich.live import Live
 
-from teso_deploy.cli.live_view import rendered
-from teso_deploy.cli.reports import as_markup, say
+from teso_deploy.bundle import Bundle, bundle_folder
+from teso_deploy.cli.live_view import draw_snapshot
+from teso_deploy.cli.loading import load_pipeline
+from teso_deploy.cli.options import BundleOption, adapt, with_options
+from teso_deploy.cli.reports import as_markup, check_json, say, toml_file, write_json
+from teso_deploy.cli.run_cues import RunCues, list_cue_files
 from teso_deploy.cli.signals import ENDING_SIGNALS, leave_terminal
 from teso_deploy.cues.asking import AskingOptions
 from teso_deploy.cues.choosing import Chosen
 from teso_deploy.cues.worker import CueWorker
-from teso_deploy.errors import OutputError
+from teso_deploy.errors import MediaError, OutputError, StreamFailedError
 from teso_deploy.live.accounting import Accounting
 from teso_deploy.live.metrics_server import MetricsServer, parse_place
 from teso_deploy.live.runner import LiveRunner, describe_live_run
@@ -33,6 +38,12 @@ from teso_deploy.media.address import Address
 from teso_deploy.media.connecting import choose_sound, choose_tracks
 from teso_deploy.media.container import opened
 from teso_deploy.media.live_reader import LiveReader, start_all
+from teso_deploy.options.cues import CueOptions
+from teso_deploy.options.engine import EngineOptions
+from teso_deploy.options.media import FrameOptions, SoundOptions
+from teso_deploy.options.output import OutputOptions
+from teso_deploy.options.stream import StreamOptions
+from teso_deploy.outputs import check_apart
 from teso_deploy.pipeline.file_runner import describe_model
 from teso_deploy.pipeline.pipeline import Offered, Pipeline
 from teso_deploy.sinks.registry import check_target, choose_sink, open_sink
@@ -43,68 +54,75 @@ VIEW_SECONDS = 0.5
 FASTER_THAN_REAL_TIME = 1.5
 #: Causes of dropped frames that a slower input would not have.
 TOO_FAST = ("superseded", "stale")
+#: What ``-`` reads.
+STDIN_FILE = Path("/dev/stdin")
 
 
 @dataclass(frozen=True, slots=True)
 class LiveRequest:
-    """What the options of ``run`` ask for."""
+    """What a live run is asked for.
+
+    Attributes:
+        inputs: streams, and files that are run at their own pace.
+        is_lossless: every frame is run, however long that takes; otherwise the newest.
+        outputs: where results go.
+        sound: whether the sound is muted, and which tracks are read.
+        fps: frames a second to look at. Default: all.
+        streams: how the inputs are read.
+        cue_source: what is asked for cues. Default: nothing.
+        asking: when it is asked.
+    """
 
     inputs: tuple[Address, ...]
-    mode: Literal["live", "file"]
-    audio: Address | None = None
-    out: Path | None = None
-    masks: Path | None = None
-    events: Path | None = None
-    mute: bool = False
-    fps: float | None = None
-    timeout_seconds: float = 10.0
-    staleness_seconds: float = 0.5
-    corrupt: Literal["keep", "drop"] = "keep"
-    reconnect: bool = True
-    seconds: float | None = None
-    metrics: str | None = None
+    is_lossless: bool
+    outputs: OutputOptions
+    sound: SoundOptions
+    fps: float | None
+    streams: StreamOptions
     cue_source: Chosen | None = None
     asking: AskingOptions = field(default_factory=AskingOptions)
-    video_track: int | None = None
-    audio_track: int | None = None
 
     @property
-    def masks_are_a_folder(self) -> bool:
-        """Whether ``masks`` names a folder, and not a file of lines."""
-        return self.masks is not None and choose_sink("--masks", self.masks).writes == "folder"
+    def audio(self) -> Address | None:
+        """Where the sound comes from, if not from the input."""
+        return Address.parse(self.streams.audio) if self.streams.audio else None
 
-    @property
-    def targets(self) -> dict[str, Path]:
-        """Option → where it writes, for the outputs that are asked for."""
-        targets = {"--out": self.out, "--masks": self.masks, "--events": self.events}
-        return {option: target for option, target in targets.items() if target is not None}
+
+def parse_inputs(texts: Sequence[str]) -> list[Address]:
+    """Read the addresses of files and streams. Raises :class:`MediaError` (``-``, but standard input is closed)."""
+    addresses = [Address.parse(text) for text in texts]
+    if sys.stdin is None and any(address.kind == "pipe" for address in addresses):
+        raise MediaError("- can't be read: standard input is closed; pipe a stream into it, or name a file")
+    return addresses
 
 
 def check_live(request: LiveRequest) -> None:
-    """Refuse what can't be, before the model is loaded (:class:`InputNotFoundError`, :class:`OutputError`)."""
+    """Refuse what can't work, before the model is loaded (:class:`InputNotFoundError`, :class:`OutputError`)."""
+    audio, sound, outputs = request.audio, request.sound, request.outputs
     for address in request.inputs:
         if address.path is not None:
             with opened(address.path) as container:
-                choose_tracks(container, address, request.audio is None, request.video_track, request.audio_track)
-    if request.audio is not None and request.audio.path is not None:
-        with opened(request.audio.path) as container:
-            if request.audio_track is not None:
-                choose_sound(container, request.audio, request.audio_track)
-    if request.audio is not None and len(request.inputs) > 1:
-        raise OutputError("--audio is of one stream: run several streams one by one")
-    if request.metrics is not None:
-        parse_place(request.metrics)
-    if len(request.inputs) > 1 and (request.out or request.masks):
-        raise OutputError("--out and --masks are of one stream: run several streams with --events or --json alone")
-    for option, target in request.targets.items():
+                choose_tracks(container, address, audio is None, sound.video_track, sound.audio_track)
+    if audio is not None and audio.path is not None:
+        with opened(audio.path) as container:
+            if sound.audio_track is not None:
+                choose_sound(container, audio, sound.audio_track)
+    if audio is not None and len(request.inputs) > 1:
+        raise OutputError("--audio is for one stream: run several streams one by one")
+    if request.streams.metrics is not None:
+        parse_place(request.streams.metrics)
+    if len(request.inputs) > 1 and (outputs.out or outputs.masks):
+        raise OutputError("--out and --masks are for one stream: run several streams with --events or --json alone")
+    for option, target in outputs.targets.items():
         check_target(choose_sink(option, target), target)
 
 
 @contextmanager
-def ended_by_signals(runner: LiveRunner) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGHUP end the run well: files are finished. A second one ends it at once.
+def end_by_signals(runner: LiveRunner) -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and SIGHUP end the run with its files finished. A second signal ends it at once.
 
-    SIGINT counts also if it is ignored, as it is in a script's background jobs, so that ``kill -INT`` ends those.
+    SIGINT ends the run even where it was ignored. It is ignored in a script's background jobs, which ``kill -INT``
+    should end, too.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -128,8 +146,15 @@ def ended_by_signals(runner: LiveRunner) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def cue_worker(chosen: Chosen, asking: AskingOptions, pipeline: Pipeline, runner: LiveRunner) -> CueWorker:
-    """What asks a source beside the frames of a runner, and offers it what was answered."""
+def start_cue_worker(runner: LiveRunner, pipeline: Pipeline, *, chosen: Chosen, asking: AskingOptions) -> CueWorker:
+    """Start a worker that asks a source about the frames of a runner, and offers the runner what was answered.
+
+    Args:
+        runner: whose frames are asked about.
+        pipeline: the model that it runs.
+        chosen: the source.
+        asking: when it is asked.
+    """
     none = pipeline.cues_of(None)
     worker = CueWorker(
         chosen.source,
@@ -144,46 +169,61 @@ def cue_worker(chosen: Chosen, asking: AskingOptions, pipeline: Pipeline, runner
     return worker
 
 
-def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, cues: Offered) -> dict[str, Any]:
-    """Run streams until they end, or the user ends them; the report, as it goes to JSON.
+def _open_reader(request: LiveRequest, address: Address) -> LiveReader:
+    streams, sound = request.streams, request.sound
+    return LiveReader(
+        address,
+        audio=request.audio,
+        timeout_seconds=streams.timeout_seconds,
+        lossless=request.is_lossless,
+        corrupt=streams.corrupt,
+        reconnect=streams.reconnect,
+        realtime=not request.is_lossless and address.kind == "file",
+        video_track=sound.video_track,
+        audio_track=sound.audio_track,
+    )
 
-    Raises :class:`MediaError`, :class:`InputNotFoundError` (a stream can't be opened in time), :class:`OutputError`.
+
+def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, *, cues: Offered) -> dict[str, Any]:
+    """Run streams until they end, or the user ends them.
+
+    Args:
+        console: shows what is going on.
+        pipeline: the model.
+        request: inputs, outputs and how they are read.
+        cues: offered from the beginning, until a source has answered.
+
+    Returns:
+        The report, as it goes to JSON.
+
+    Raises:
+        InputNotFoundError: a stream can't be opened in time.
+        MediaError: a stream holds no usable video.
+        OutputError: an output can't be written.
     """
-    lossless = request.mode == "file"
+    streams = request.streams
     accounting = Accounting([address.shown for address in request.inputs])
     with ExitStack() as stack:
-        if request.metrics is not None:
-            server = stack.enter_context(MetricsServer(request.metrics, accounting))
+        if streams.metrics is not None:
+            server = stack.enter_context(MetricsServer(streams.metrics, accounting))
             say(console, f"metrics: http://{server.address}/metrics")
-        readers = [
-            stack.enter_context(
-                LiveReader(
-                    address,
-                    audio=request.audio,
-                    timeout_seconds=request.timeout_seconds,
-                    lossless=lossless,
-                    corrupt=request.corrupt,
-                    reconnect=request.reconnect,
-                    realtime=not lossless and address.kind == "file",
-                    video_track=request.video_track,
-                    audio_track=request.audio_track,
-                )
-            )
-            for address in request.inputs
-        ]
+        readers = [stack.enter_context(_open_reader(request, address)) for address in request.inputs]
         began = time.monotonic()
         with console.status(as_markup("opening " + ", ".join(address.shown for address in request.inputs))):
             start_all(readers)
         for address, reader in zip(request.inputs, readers, strict=True):
-            if not reader.info.has_audio and not request.mute:
+            if not reader.info.has_audio and not request.sound.mute:
                 note = reader.health().audio_note
                 why = f" ({note})" if note else ""
                 say(console, f"{address.shown} has no sound{why}: it is run as silence until some comes")
         options = LiveOptions(
-            staleness_budget_seconds=request.staleness_seconds, lossless=lossless, fps=request.fps, mute=request.mute
+            staleness_budget_seconds=streams.staleness_seconds,
+            lossless=request.is_lossless,
+            fps=request.fps,
+            mute=request.sound.mute,
         )
-        facts = describe_live_run(pipeline, readers)
-        sinks = [open_sink(choose_sink(option, target), target, facts) for option, target in request.targets.items()]
+        facts, targets = describe_live_run(pipeline, readers), request.outputs.targets
+        sinks = [open_sink(choose_sink(option, target), target, facts) for option, target in targets.items()]
         runner = LiveRunner(
             pipeline,
             readers,
@@ -194,17 +234,18 @@ def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, cues: O
             accounting=accounting,
         )
         if request.cue_source is not None:
-            worker = stack.enter_context(closing(cue_worker(request.cue_source, request.asking, pipeline, runner)))
+            worker = start_cue_worker(runner, pipeline, chosen=request.cue_source, asking=request.asking)
+            stack.enter_context(closing(worker))
             accounting.cue_health = worker.health
-        if request.seconds is not None:
-            timer = threading.Timer(request.seconds, runner.stop)
+        if streams.seconds is not None:
+            timer = threading.Timer(streams.seconds, runner.stop)
             timer.daemon = True
             timer.start()
             stack.callback(timer.cancel)
-        _watched(console, runner, accounting)
+        _run_watched(console, runner, accounting)
         lasted = time.monotonic() - began
-    report = _report(request, pipeline, runner, accounting)
-    if not lossless:
+    report = _make_report(request, pipeline, runner)
+    if not request.is_lossless:
         for address, reader, stream in zip(request.inputs, readers, report["streams"], strict=True):
             if address.kind == "pipe" and (hint := suggest_file_mode(stream, reader.info.fps, lasted)):
                 say(console, hint)
@@ -238,25 +279,104 @@ def _is_stdin_a_file() -> bool:
     return False
 
 
-def _report(request: LiveRequest, pipeline: Pipeline, runner: LiveRunner, accounting: Accounting) -> dict[str, Any]:
-    snapshot = accounting.snapshot()
+def _make_report(request: LiveRequest, pipeline: Pipeline, runner: LiveRunner) -> dict[str, Any]:
+    snapshot = runner.accounting.snapshot()
     for stream, runs in zip(snapshot["streams"], runner.runs(), strict=True):
         stream |= runs
     return {
         **snapshot,
-        "mode": request.mode,
+        "mode": "file" if request.is_lossless else "live",
         "errors": [str(error) for error in runner.errors()],
         **describe_model(pipeline),
     }
 
 
-def _watched(console: Console, runner: LiveRunner, accounting: Accounting) -> None:
+def _run_watched(console: Console, runner: LiveRunner, accounting: Accounting) -> None:
     """Run, and draw a table of what goes on if the console is a terminal."""
-    with ended_by_signals(runner):
+    with end_by_signals(runner):
         if not console.is_terminal:
             runner.run()
             return
         with Live(
-            console=console, refresh_per_second=1 / VIEW_SECONDS, get_renderable=lambda: rendered(accounting.snapshot())
+            console=console,
+            refresh_per_second=1 / VIEW_SECONDS,
+            get_renderable=lambda: draw_snapshot(accounting.snapshot()),
         ):
             runner.run()
+
+
+def run_streams(request: LiveRequest, *, bundle: Path | None, cues: CueOptions, engine: EngineOptions) -> None:
+    """Run what ``teso-deploy live`` was asked for, and report it.
+
+    Args:
+        request: inputs, outputs and how they are read.
+        bundle: folder of the bundle. Default: the shipped one.
+        cues: which text cues are offered.
+        engine: how the bundle's graphs are run.
+
+    Raises:
+        StreamFailedError: a stream or an output failed on the way; the others went on, and their files are whole.
+    """
+    outputs = request.outputs
+    check_live(request)
+    check_json(outputs.json_out)
+    paths = [address.path for address in request.inputs if address.path is not None]
+    piped = [STDIN_FILE for address in request.inputs if address.kind == "pipe"]
+    masks_file, masks_folder = (None, outputs.masks) if outputs.masks_are_a_folder else (outputs.masks, None)
+    check_apart(
+        [
+            *(*paths, bundle_folder(bundle), *list_cue_files(cues), toml_file(engine.profile), *piped),
+            request.audio.path if request.audio else None,
+        ],
+        [outputs.out, outputs.events, outputs.json_out, masks_file],
+        [masks_folder],
+    )
+    opened_bundle = Bundle.open(bundle)
+    run_cues = RunCues(cues, opened_bundle, paths, has_streams=True)
+    console = Console(stderr=True)
+    pipeline = load_pipeline(console, opened_bundle, engine)
+    request = replace(request, cue_source=run_cues.chosen, asking=cues.asking)
+    report = run_live(console, pipeline, request, cues=run_cues.of_streams(pipeline))
+    write_json(outputs.json_out, report)
+    console.print(draw_snapshot(report))
+    if report["errors"]:
+        first, *others = report["errors"]
+        raise StreamFailedError(first + (f" (and {len(others)} more failed)" if others else ""))
+
+
+@with_options
+def live(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Streams: rtsp://, rtmp://, http://, tcp:// or udp:// (MPEG-TS), -; or video files, each at its own "
+            "pace.",
+        ),
+    ],
+    *,
+    outputs: Annotated[
+        OutputOptions,
+        adapt(
+            helps={
+                "out": "Annotated video, .mp4 with the sound that was heard; it can be played while it grows.",
+            }
+        ),
+    ],
+    bundle: BundleOption = None,
+    cues: CueOptions,
+    mode: Annotated[
+        Literal["live", "file"],
+        typer.Option(help="live: the newest frame, as it comes; file: every frame, however long that takes."),
+    ] = "live",
+    sound: Annotated[SoundOptions, adapt(only=("mute", "video_track", "audio_track"))],
+    frames: Annotated[FrameOptions, adapt(only=("fps",))],
+    streams: StreamOptions,
+    engine: EngineOptions,
+) -> None:
+    """Segment what sounds in streams, in real time: annotated video, masks, events, report.
+
+    Ctrl-C ends the run: its files are finished, and a report is printed.
+    """
+    request = LiveRequest(tuple(parse_inputs(inputs)), mode == "file", outputs, sound, frames.fps, streams)
+    run_streams(request, bundle=bundle, cues=cues, engine=engine)

@@ -16,11 +16,14 @@ from teso_deploy.backends.engine import EngineFactory
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
 from teso_deploy.backends.registry import BACKENDS, list_backends_to_verify
 from teso_deploy.bundle import Bundle, bundle_folder, sized_name
-from teso_deploy.cli.export import WeightsOption, check_extra, parsed_precision, parsed_size, part_and_file
-from teso_deploy.cli.loading import check_engine_options
+from teso_deploy.cli.export import check_extra
+from teso_deploy.cli.options import JsonOption, adapt, with_options
 from teso_deploy.cli.reports import as_markup, check_json, say, shown_in, toml_file, write_json
+from teso_deploy.cli.values import parse_checkpoint, parse_precision, parse_size
 from teso_deploy.errors import BundleError, CheckFailedError
 from teso_deploy.media.contact_sheet import difference, save_sheet, with_labels
+from teso_deploy.options.engine import BuildOptions, EngineOptions, check_engine_building
+from teso_deploy.options.weights import WeightOptions
 from teso_deploy.outputs import check_apart, check_file
 from teso_deploy.pipeline.backend_choice import load_backend
 from teso_deploy.pipeline.pipeline import GRAPHS
@@ -39,10 +42,20 @@ SHEET_ROWS = 8
 Progress = Callable[[str], None]
 
 
-def _pytorch(
-    bundle: Bundle, files: Sequence[tuple[str | None, Path]], seed: int | None, averaging: Averaging | None
+def _load_pytorch(
+    bundle: Bundle, files: Sequence[tuple[str | None, Path]], *, seed: int | None, averaging: Averaging | None
 ) -> dict[str, PyTorchEngine]:
-    """The model itself, from the checkpoints of its parts."""
+    """Build the model itself from checkpoints.
+
+    Args:
+        bundle: what was exported of it.
+        files: (part, file) of each checkpoint; None for the whole model.
+        seed: of the weights that no file gives; None: there must not be any.
+        averaging: which weights to take of a checkpoint that holds an average, too.
+
+    Raises:
+        BundleError: the bundle was exported from other weights.
+    """
     check_extra()
     from teso_deploy.conversion.bundle_export import weights_digest
     from teso_deploy.conversion.pytorch_engine import pytorch_engines
@@ -55,16 +68,25 @@ def _pytorch(
     return pytorch_engines(model)
 
 
-def _backends(
+def _load_backends(
     bundle: Bundle,
     names: Sequence[str],
     precisions: Sequence[Precision],
-    profile: str | None,
-    rebuild_engines: bool,
+    *,
+    builds: BuildOptions,
     on_progress: Progress,
     on_note: Progress,
 ) -> dict[str, tuple[Precision, EngineFactory]]:
-    """Engines of GPU backends in each precision, by ``backend-precision``."""
+    """Engines of GPU backends in each precision, by ``backend-precision``.
+
+    Args:
+        bundle: whose graphs they run.
+        names: of the backends.
+        precisions: of the engines of each backend.
+        builds: how engines are built, if the backend builds any.
+        on_progress: receives what is being done.
+        on_note: receives what the user should know.
+    """
     return {
         f"{name}-{precision}": (
             precision,
@@ -72,8 +94,8 @@ def _backends(
                 name,
                 bundle,
                 precision,
-                profile=profile if BACKENDS[name].builds_engines else None,
-                rebuild_engines=rebuild_engines and BACKENDS[name].builds_engines,
+                profile=builds.profile if BACKENDS[name].builds_engines else None,
+                rebuild_engines=builds.rebuild_engines and BACKENDS[name].builds_engines,
                 on_progress=on_progress,
                 on_note=on_note,
             ).engines,
@@ -85,17 +107,17 @@ def _backends(
 
 
 def _check_backends(names: Sequence[str], precisions: Sequence[str]) -> list[Precision]:
-    """What ``--precision`` names. Raises :class:`typer.BadParameter` where it or ``--backend`` can't be meant."""
+    """Return what ``--precision`` names. Raises :class:`typer.BadParameter` for it or ``--backend``."""
     known = list_backends_to_verify()
     if unknown := [name for name in names if name not in known]:
         raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(known)}", param_hint="--backend")
     if precisions and not names:
         raise typer.BadParameter("goes with --backend; forms are named by --form", param_hint="--precision")
-    return [parsed_precision(text) for text in precisions] or ["fp32"]
+    return [parse_precision(text) for text in precisions] or ["fp32"]
 
 
-def _first_differences(bundle: Bundle, report: VerifyReport, sizes: Sequence[ImageSize]) -> None:
-    """Say for each form that failed where it parts from the canonical graphs."""
+def _find_first_differences(bundle: Bundle, report: VerifyReport, sizes: Sequence[ImageSize]) -> None:
+    """Find for each form that failed the node where it first differs from the canonical graphs."""
     failed = {check.form for check in report.checks if check.failure and check.form in bundle.manifest.forms}
     if failed and importlib.util.find_spec("onnx_ir") is None:
         report.first_difference = dict.fromkeys(failed, f"unknown; {write_install_command('export')} names it")
@@ -130,7 +152,7 @@ def _save_contact_sheet(path: Path, bundle: Bundle, rows: Sequence[Compared]) ->
     save_sheet(path, lines)
 
 
-def _tables(report: VerifyReport) -> list[Table]:
+def _make_tables(report: VerifyReport) -> list[Table]:
     tables = []
     for form in report.forms:
         table = Table(title=as_markup(form))
@@ -150,7 +172,7 @@ def _tables(report: VerifyReport) -> list[Table]:
             table.add_row(as_markup(form), as_markup(reason))
         tables.append(table)
     if report.heard:
-        control = Table(title="audio control: labelled pixels by what is heard")
+        control = Table(title="audio control: labelled pixels by sound")
         sounds = dict.fromkeys(heard.sound for heard in report.heard)
         for column in ("form", *(sound.removeprefix("noise ").replace("dBFS", "dB") for sound in sounds)):
             control.add_column(column, justify="left" if column == "form" else "right")
@@ -162,22 +184,25 @@ def _tables(report: VerifyReport) -> list[Table]:
     return tables
 
 
+@with_options
 def verify(
     bundle: Annotated[Path | None, typer.Argument(help="Folder of a bundle; default: the shipped one.")] = None,
+    *,
     form: Annotated[
         list[str] | None, typer.Option(help="Beside the canonical graphs (may be repeated); default: every form.")
     ] = None,
     size: Annotated[
         list[str] | None, typer.Option(metavar="HxW|N", help="Of the bundle's sizes (may be repeated); default: all.")
     ] = None,
-    checkpoint: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[PART=]FILE", help="Ask PyTorch itself, with the weights that were exported."),
-    ] = None,
-    random_weights: Annotated[
-        int | None, typer.Option(metavar="SEED", help="With --checkpoint's model left at random, as it was exported.")
-    ] = None,
-    weights: WeightsOption = None,
+    weights: Annotated[
+        WeightOptions,
+        adapt(
+            helps={
+                "checkpoint": "Compare with PyTorch itself, with the weights that were exported.",
+                "random_weights": "With --checkpoint's model left at random, as it was exported.",
+            }
+        ),
+    ],
     backend: Annotated[
         list[str] | None,
         typer.Option(
@@ -186,58 +211,54 @@ def verify(
         ),
     ] = None,
     precision: Annotated[list[str] | None, typer.Option(help="Of --backend (may be repeated); default: fp32.")] = None,
-    profile: Annotated[str | None, typer.Option(help="Of engines that --backend has to build.")] = None,
-    rebuild_engines: Annotated[
-        bool, typer.Option("--rebuild-engines", help="Build engines anew, whatever the bundle or the cache has.")
-    ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engines; default: all cores.")] = None,
-    json_out: Annotated[
-        Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")
-    ] = None,
+    builds: Annotated[BuildOptions, adapt(helps={"profile": "Of engines that --backend has to build."})],
+    engine: Annotated[EngineOptions, adapt(only=("threads",))],
+    json_out: JsonOption = None,
     contact_sheet: Annotated[Path | None, typer.Option(help="PNG of the frames whose masks agree least.")] = None,
 ) -> None:
     """Check every file's hash, every graph and form against the reference (masks first), and the audio control."""
     precisions = _check_backends(backend or (), precision or ())
-    check_engine_options(backend or (), profile, rebuild_engines)
+    check_engine_building(backend or (), builds.profile, builds.rebuild_engines)
     check_json(json_out)
     if contact_sheet is not None:
         check_file(contact_sheet, ".png")
-    sizes = [parsed_size(text) for text in size or ()]
-    files = [part_and_file(text) for text in checkpoint or ()]
-    check_apart([bundle_folder(bundle), toml_file(profile), *(path for _, path in files)], [json_out, contact_sheet])
-    if weights and not files:
-        raise typer.BadParameter("there is no --checkpoint to choose weights of", param_hint="--weights")
+    sizes = [parse_size(text) for text in size or ()]
+    files = [parse_checkpoint(text) for text in weights.checkpoint]
+    check_apart(
+        [bundle_folder(bundle), toml_file(builds.profile), *(path for _, path in files)], [json_out, contact_sheet]
+    )
     opened = Bundle.open(bundle)
     for wanted in sizes:
         opened.check_size(wanted)
     console = Console(stderr=True)
-    model = _pytorch(opened, files, random_weights, weights) if files or random_weights is not None else None
+    model = None
+    if files or weights.random_weights is not None:
+        model = _load_pytorch(opened, files, seed=weights.random_weights, averaging=weights.averaging)
     with console.status("running every form") as status:
         report = verify_bundle(
             opened,
-            lambda name: onnxruntime_factory(threads, name),
+            lambda name: onnxruntime_factory(engine.threads, name),
             form or ([CANONICAL] if backend else ()),
             sizes,
             pytorch=model,
-            backends=_backends(
+            backends=_load_backends(
                 opened,
                 backend or (),
                 precisions,
-                profile,
-                rebuild_engines,
-                shown_in(status),
-                lambda note: say(console, note),
+                builds=builds,
+                on_progress=shown_in(status),
+                on_note=lambda note: say(console, note),
             ),
         )
-        _first_differences(opened, report, sizes or opened.sizes)
-    for table in _tables(report):
+        _find_first_differences(opened, report, sizes or opened.sizes)
+    for table in _make_tables(report):
         console.print(table)
     if contact_sheet is not None:
         _save_contact_sheet(contact_sheet, opened, report.worst(SHEET_ROWS))
         say(console, f"contact sheet: {contact_sheet}")
     write_json(json_out, report.as_dict())
     if not report.passed:
-        told = "; ".join((*report.failures, *(f"{name}: {text}" for name, text in report.first_difference.items())))
-        raise CheckFailedError(f"{opened.folder} failed: {told}")
+        reasons = "; ".join((*report.failures, *(f"{name}: {text}" for name, text in report.first_difference.items())))
+        raise CheckFailedError(f"{opened.folder} failed: {reasons}")
     left_out = f"; not run: {', '.join(report.not_run)}" if report.not_run else ""
     say(console, f"passed: {', '.join(report.forms)}{left_out}")

@@ -36,12 +36,12 @@ _LOSE_ES = ("sses", "shes", "ches", "xes", "zzes", "tzes", "oes")
 
 
 def singular(name: str) -> str:
-    """A noun or noun phrase in lower case → its singular; as it is where it is one, or has none.
+    """Return the singular of a noun or noun phrase in lower case; unchanged if it is one already, or has none.
 
-    Of a phrase that is the last word, or the one before "of".
+    In a phrase, the last word becomes singular, and so does the word before each "of".
 
     >>> [singular(name) for name in ("church bells", "glass", "flocks of geese")]
-    ['church bell', 'glass', 'flock of geese']
+    ['church bell', 'glass', 'flock of goose']
     """
     head, of, rest = name.partition(" of ")
     before, blank, last = head.rpartition(" ")

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from teso_deploy.backends.contracts import Operators, OperatorsFactory
 from teso_deploy.backends.cuda.tensors import DeviceTensor
 from teso_deploy.backends.engine import Engine, EngineFactory
-from teso_deploy.backends.registry import BackendName
 from teso_deploy.bundle import Bundle, TaggerEntry
 from teso_deploy.checks import check_window_length
 from teso_deploy.cues.names import CueNames
@@ -24,19 +23,19 @@ from teso_deploy.cues.table import CueTable
 from teso_deploy.cues.text_encoder import TextEncoder
 from teso_deploy.cues.timed import TimedCues
 from teso_deploy.errors import BundleError, CueError
+from teso_deploy.options.engine import EngineKeywords, EngineOptions, SizeChoice
+from teso_deploy.options.fields import combine_options
 from teso_deploy.pipeline.backend_choice import load_backend
 from teso_deploy.pipeline.cache import Encoded, Feeds, Kept, KeptGraph, Of, likeness
 from teso_deploy.pipeline.operators import HostOperators
 from teso_deploy.pipeline.preprocess import fitted_size, nearest_size, resized
 from teso_deploy.pipeline.video_source import Mode, VideoSource
-from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Cues, Frame, Precision, Segmentation
+from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Cues, Frame, Segmentation
 
 #: In place of cues: those of the bundle's own tagger, of each frame anew. In place of a size: each frame's nearest.
 AUTO: Literal["auto"] = "auto"
 #: What may be offered: looked-up cues, words (also as "a, b"), ``AUTO``, or nothing.
 Offered = Cues | Sequence[str] | str | None
-#: A bucket (height, width), ``AUTO``, or None: the bundle's first bucket, which it was trained at.
-SizeChoice = tuple[int, int] | Literal["auto"] | None
 GRAPHS = ("visual_encoder", "audio_encoder", "fusion", "decoder")
 
 
@@ -86,42 +85,46 @@ class Pipeline:
     @classmethod
     def load(
         cls,
-        bundle: str | Path | None = None,
+        bundle: str | Path | Bundle | None = None,
+        options: EngineOptions | None = None,
         *,
-        threads: int | None = None,
-        backend: BackendName = "cpu",
-        size: SizeChoice = None,
-        precision: Precision = "fp32",
-        still_threshold: float = 0.0,
-        profile: str | None = None,
-        rebuild_engines: bool = False,
         on_progress: Callable[[str], None] = lambda note: None,
+        on_note: Callable[[str], None] | None = None,
+        **keywords: Unpack[EngineKeywords],
     ) -> Pipeline:
-        """Open a bundle's folder (default: the shipped one); ``threads`` default to all cores.
+        """Open a bundle and load its graphs.
 
-        ``backend``: ``cpu`` (ONNX Runtime), ``cuda`` (ONNX Runtime on a GPU), ``tensorrt``, ``tensorrt-rtx``, or
-        ``auto``: the first of them that can run this bundle without building an engine. ``size``: the bucket
-        (height, width) that frames are fitted to; default the first, which the model was trained at; "auto": for
-        each frame the one of the nearest shape. ``precision``: of the bundle's forms for the backend.
-        ``still_threshold``: by how many grey levels (0 … 255, the mean of any square of 32 x 32 pixels at that
-        size) a frame may differ from the one that was encoded last and go by its features; 0: not at all.
-        ``profile``, ``rebuild_engines``, ``on_progress``: of engines that have to be built, see
-        :func:`load_backend`.
+        Args:
+            bundle: folder of the bundle, or the opened bundle. Default: the shipped one.
+            options: how the graphs are run. Default: on the CPU, with all cores.
+            on_progress: receives a line about each thing that takes time. Default: no one is told.
+            on_note: receives what is slower or different from what was asked for. Default: ``on_progress``.
+            keywords: fields of :class:`EngineOptions`, as in ``load(threads=1)``; they replace those of ``options``.
 
-        Raises what :meth:`Bundle.open` and :func:`load_backend` raise, :class:`BundleError` for a size that the
-        bundle has not, and :class:`ValueError` for a threshold out of range.
+        Raises:
+            OptionError: options are out of range, or have no effect on this backend (a :class:`ValueError`).
+            BundleError: no form of this precision, or no graph of this size; see :meth:`Bundle.open` for others.
+            ValueError: no such backend; see :func:`load_backend` for what a backend itself raises.
         """
-        opened = Bundle.open(bundle)
+        options = combine_options(EngineOptions, options, dict(keywords))
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         chosen = load_backend(
-            backend,
+            options.backend,
             opened,
-            precision,
-            threads=threads,
-            profile=profile,
-            rebuild_engines=rebuild_engines,
+            options.precision,
+            threads=options.threads,
+            profile=options.profile,
+            rebuild_engines=options.rebuild_engines,
             on_progress=on_progress,
+            on_note=on_note,
         )
-        return cls(opened, chosen.engines, size=size, still_threshold=still_threshold, operators=chosen.operators)
+        return cls(
+            opened,
+            chosen.engines,
+            size=options.size,
+            still_threshold=options.still_threshold,
+            operators=chosen.operators,
+        )
 
     def engine(self, graph: str) -> Engine:
         """The engine of a graph, by its name in the manifest; loaded once, when a thread first needs it."""

@@ -74,7 +74,7 @@ def test_an_engine_of_a_bundle_that_was_changed_is_found(
     [
         (["--target", "tensorrt-rtx", "--arch", "sm90"], "can't build for sm90: choose from sm75, sm80"),
         (["--target", "tensorrt"], "tensorrt is not installed: pip install 'teso-deploy[tensorrt]'"),
-        (["--target", "openvino"], "is no target: onnx, tensorrt, tensorrt-rtx"),
+        (["--target", "openvino"], "is not a target: onnx, tensorrt, tensorrt-rtx"),
         (["--arch", "sm89"], "generations are for --target tensorrt-rtx"),
         (["--target", "tensorrt-rtx", "--profile", "fastest"], "one of fast-build, live, throughput"),
         (["--profile", "live"], "engines are built for --target tensorrt or tensorrt-rtx"),

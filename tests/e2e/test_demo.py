@@ -88,7 +88,7 @@ def test_the_mute_gate(shipped: Path, tiny_bundle: Path, monkeypatch: pytest.Mon
 
 
 def test_the_moments_of_the_sheet() -> None:
-    assert command.sheet_moments({"cow": [[0, 2], [5, 8]], "dog": [[3, 5], [6, 9]]}, ["cow", "sheep"]) == [
+    assert command.choose_sheet_moments({"cow": [[0, 2], [5, 8]], "dog": [[3, 5], [6, 9]]}, ["cow", "sheep"]) == [
         (1.0, "cow"), (4.0, "unseen dog"), (6.5, "cow + unseen dog"), (7.5, "cow + unseen dog"),
     ]  # fmt: skip
 

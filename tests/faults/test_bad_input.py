@@ -217,11 +217,14 @@ def test_calibrating_what_training_did_not_write(tmp_path: Path, calibration_fol
 
 
 def test_sizes_of_thousands_of_digits() -> None:
-    from teso_deploy.cli.export import parsed_size
-    from teso_deploy.cli.run import _size
+    from teso_deploy.cli.values import parse_size
+    from teso_deploy.options.engine import parse_size_choice
+    from teso_deploy.options.fields import OptionError
 
-    assert _size("288x512") == (288, 512) == parsed_size("288X512") and _size("384") == (384, 384)
+    assert parse_size_choice("288x512") == (288, 512) == parse_size("288X512")
+    assert parse_size_choice("384") == (384, 384)
     for text in ("9" * 5000, "1x" + "9" * 5000, "x", "-1"):
-        for parse in (_size, parsed_size):
-            with pytest.raises(typer.BadParameter):
-                parse(text)
+        with pytest.raises(OptionError):
+            parse_size_choice(text)
+        with pytest.raises(typer.BadParameter):
+            parse_size(text)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from teso_deploy.cli.live import cue_worker
+from teso_deploy.cli.live import start_cue_worker
 from teso_deploy.cues.asking import AskingOptions
 from teso_deploy.cues.choosing import Chosen
 from teso_deploy.cues.contracts import CueAnswer
@@ -46,7 +46,9 @@ def ran(
     runner = LiveRunner(
         pipeline, readers, [CallbackSink(found.append)], accounting=accounting, cue_ttl_seconds=options.ttl_seconds
     )
-    worker: CueWorker = cue_worker(Chosen(source, needs_tags, needs_masks), options, pipeline, runner)
+    worker: CueWorker = start_cue_worker(
+        runner, pipeline, chosen=Chosen(source, needs_tags, needs_masks), asking=options
+    )
     accounting.cue_health = worker.health
     try:
         runner.run()

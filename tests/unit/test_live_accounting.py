@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from teso_deploy.cli.live_view import rendered
+from teso_deploy.cli.live_view import draw_snapshot
 from teso_deploy.errors import OutputError
 from teso_deploy.live.accounting import Accounting
 from teso_deploy.live.metrics_server import parse_place
@@ -68,7 +68,7 @@ def test_what_a_snapshot_says() -> None:
     assert stream["redecode_ms"]["p50"] == pytest.approx(2, rel=0.01)
     assert stream["cues"] == {"source": "llm", "age_seconds": 2.5} and stream["reconnects"] == 2
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(rendered(snapshot))
+    console.print(draw_snapshot(snapshot))
     assert "rtsp://***@cam/live" in (text := console.export_text()) and "full [bold]disk" in text
 
 

@@ -21,7 +21,7 @@ LEVELS = {
     "text": 0, "small_files": 0, "redaction": 0, "staging": 0, "telemetry": 0,
     "program": 1, "bundle": 1, "bundle_tables": 1,
     "backends": 2, "media": 2, "cues": 2,
-    "pipeline": 3, "sinks": 3, "verification": 3, "evaluation": 3,
+    "options": 3, "pipeline": 3, "sinks": 3, "verification": 3, "evaluation": 3,
     "live": 4,
     "serving": 5, "comparison": 5,
     "cli": 6,

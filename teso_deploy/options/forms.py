@@ -1,0 +1,52 @@
+"""Which forms of its graphs a bundle gets, and which engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from teso_deploy.backends.tensorrt.profiles import DEFAULT_PROFILE
+from teso_deploy.options.fields import Options, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormOptions(Options):
+    """Which forms of its graphs a bundle gets, and which engines are built from them.
+
+    Attributes:
+        precision: of the forms beside the canonical graphs. Default: fp32.
+        size: picture sizes in place of the recipe's, as ``288x512`` (height first) or ``384``.
+        calibrate_on: videos that set the ranges of int8. Default: the shipped clip.
+        target: libraries to build engines for: ``tensorrt``, ``tensorrt-rtx``. Default: none.
+        arch: for TensorRT-RTX: GPU generations by comma, as ``sm86,sm89``. Default: one engine for all.
+        profile: how engines are built: a shipped profile's name, or a TOML file.
+        text_encoder: put the encoder of cue words into the bundle. Default: no.
+        licence: of the weights, for the manifest. Default: Apache-2.0.
+    """
+
+    precision: tuple[str, ...] = option(
+        (),
+        "Of the forms beside the canonical graphs (may be repeated): fp32 and int8 for ONNX Runtime on the CPU, fp16, "
+        "bf16 and int8 (Q/DQ) as standard ONNX. Default: fp32.",
+        metavar="[fp32|fp16|bf16|int8]",
+    )
+    size: tuple[str, ...] = option((), "Picture sizes, in place of the recipe's (may be repeated).", metavar="HxW|N")
+    calibrate_on: tuple[Path, ...] = option((), "Videos that set the ranges of int8; default: the shipped clip.")
+    target: tuple[str, ...] = option(
+        (),
+        "Engines to build from the graphs, in the precisions asked for (may be repeated). Default: none. TensorRT "
+        "needs the GPU that will run them, TensorRT-RTX needs none.",
+        metavar="[onnx|tensorrt|tensorrt-rtx]",
+    )
+    arch: str | None = option(
+        None,
+        "Of TensorRT-RTX: an engine for each GPU generation, in place of a portable one.",
+        metavar="sm86,sm89,…",
+    )
+    profile: str | None = option(
+        None,
+        f"How engines are built: a shipped profile's name, or a TOML file. Default: {DEFAULT_PROFILE}.",
+        metavar="NAME|FILE",
+    )
+    text_encoder: bool = option(False, "Put the encoder of cue words in the bundle: for words beyond its table.")
+    licence: str = option("Apache-2.0", "Licence of the weights, for the manifest.")

@@ -1,0 +1,65 @@
+"""What is read from videos: frames, tracks, and what replaces the sound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from teso_deploy.options.fields import OptionError, Options, option
+
+DecoderName = Literal["auto", "software", "nvdec"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoundOptions(Options):
+    """Which tracks are read, and what replaces the sound. At most one of the first three.
+
+    Attributes:
+        mute: silence replaces the sound. Default: no.
+        noise_dbfs: white noise of this level (RMS, dBFS, at most 0) replaces the sound.
+        sound_from: the sound of this file replaces the sound.
+        video_track: number of the track of pictures, from 0. Default: the one that players take.
+        audio_track: number of the track of sound, from 0, in the file that the sound comes from. Default: the one that
+            players take and that can be decoded.
+    """
+
+    mute: bool = option(False, "Silence in place of the sound.")
+    noise_dbfs: float | None = option(
+        None, "White noise of this level (RMS, dBFS) in place of the sound.", maximum=0, unit="dBFS"
+    )
+    sound_from: Path | None = option(None, "The sound of this file in place of the sound.")
+    video_track: int | None = option(
+        None,
+        "Number of the video's track of pictures, from 0 (FFmpeg's v:0). Default: the one that players take.",
+        minimum=0,
+    )
+    audio_track: int | None = option(
+        None,
+        "Number of the track of sound, from 0 (FFmpeg's a:0), in the file that the sound comes from. Default: the one "
+        "that players take and that can be decoded.",
+        minimum=0,
+    )
+
+    def check(self) -> None:
+        """Refuse several replacements of the sound, and a track of sound that is replaced."""
+        if self.mute + (self.noise_dbfs is not None) + (self.sound_from is not None) > 1:
+            raise OptionError("{mute}, {noise_dbfs} and {sound_from} exclude each other: give one")
+        if self.audio_track is not None and (self.mute or self.noise_dbfs is not None):
+            raise OptionError("{mute} and {noise_dbfs} replace the sound: omit {audio_track}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameOptions(Options):
+    """Which frames are looked at, and what decodes them.
+
+    Attributes:
+        fps: frames a second to look at. Default: all.
+        decoder: what decodes the video of a file: ``software``, ``nvdec`` (an NVIDIA GPU), or ``auto``: the GPU if the
+            backend runs there, otherwise software. Default: ``auto``.
+    """
+
+    fps: float | None = option(None, "Look at this many frames a second only.", minimum=0.001)
+    decoder: DecoderName = option(
+        "auto", "Of a file's video; nvdec: on an NVIDIA GPU; auto: there if the backend is, otherwise software."
+    )

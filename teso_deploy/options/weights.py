@@ -1,0 +1,55 @@
+"""Which weights a model is made with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from teso_deploy.options.fields import OptionError, Options, option
+
+AveragingChoice = Literal["ema", "raw"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightOptions(Options):
+    """Which weights a model is made with.
+
+    Attributes:
+        checkpoint: files; each may begin with its part, as in ``visual=FILE``: visual, audio, text or model.
+        random_weights: seed of the weights that no file gives. Default: every weight has to come from a file.
+        averaging: of a checkpoint that holds both: ``ema``, the average that training kept, or ``raw``, the trained
+            weights. Default: such a checkpoint is refused.
+    """
+
+    checkpoint: tuple[str, ...] = option(
+        (),
+        "Weights: what `train` wrote, or one of visual=, audio=, text= and model= (may be repeated).",
+        metavar="[PART=]FILE",
+    )
+    random_weights: int | None = option(None, "Leave what no checkpoint gives at random, for timing.", metavar="SEED")
+    averaging: AveragingChoice | None = option(
+        None,
+        "Of a checkpoint with both: the average that training kept (ema), or the trained weights (raw).",
+        flag="--weights",
+    )
+
+    def check(self) -> None:
+        """Refuse ``averaging`` if no checkpoint is given."""
+        if self.averaging and not self.checkpoint:
+            raise OptionError("there is no {checkpoint} to choose weights of", field="averaging")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions(WeightOptions):
+    """Which weights training begins with.
+
+    Attributes:
+        start: for training on scenes: a checkpoint whose encoders to begin with, in place of the phase in which they
+            are trained alone.
+    """
+
+    start: Path | None = option(None, "On scenes: checkpoint whose encoders to begin with, in place of their phase.")
+
+    def check(self) -> None:
+        """Leave the choice of weights to the command, which knows whether it trains on scenes or on videos."""
