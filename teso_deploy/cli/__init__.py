@@ -67,7 +67,9 @@ class _Command(TyperCommand):
             if type(error).__name__ == "NoSuchOption":
                 flag = str(getattr(error, "option_name", ""))
                 if others := _find_commands_with(flag):
-                    error.message = f"{self.name} has no option {flag}: it is an option of {others}"  # type: ignore[attr-defined]
+                    refused: Any = error
+                    refused.message = f"{self.name} has no option {flag}: it is an option of {others}"
+                    refused.possibilities = None
             raise
 
 
