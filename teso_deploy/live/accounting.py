@@ -1,4 +1,4 @@
-"""What a live run did, in numbers that take no more room the longer it runs."""
+"""Count what a live run does, in memory that does not grow with its length."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from teso_deploy.pipeline.latency import BoundedCounts, Histogram, LatencyHistog
 from teso_deploy.sinks.delivery import Delivery
 
 SCHEMA_VERSION = 1
-#: Rates are of the last so many seconds.
+#: Rates are averages over this many seconds.
 RATE_SECONDS = 5.0
 
 
 class _Rate:
-    """Events a second, lately."""
+    """Events per second, averaged over :data:`RATE_SECONDS`."""
 
     def __init__(self) -> None:
         self._times: deque[float] = deque()
@@ -40,7 +40,7 @@ class _Rate:
 
 
 class _StreamCounts:
-    """One stream's share."""
+    """The counts of one stream."""
 
     def __init__(self) -> None:
         self.frames = self.masks_nonblank = 0
@@ -65,7 +65,7 @@ class StreamDurations:
 
 
 class Accounting:
-    """Takes what the threads of a run tell it, from any of them; :meth:`snapshot` is the same for people and machines.
+    """Collects the counts of a run from all its threads; :meth:`snapshot` serves the view, reports and metrics.
 
     ``inputs``: the streams' names, without credentials.
     """
@@ -75,7 +75,7 @@ class Accounting:
         self.inputs, self._clock, self._began = list(inputs), clock, clock()
         self._streams = [_StreamCounts() for _ in inputs]
         self._sinks: dict[str, dict[str, Any]] = {}
-        #: How the source of cues is that is asked beside the frames, if there is one.
+        #: Returns the state of the source of cues, if one is queried in the background.
         self.cue_health: Callable[[], dict[str, Any]] | None = None
 
     def delivered(self, delivery: Delivery) -> None:
@@ -96,17 +96,23 @@ class Accounting:
             stream.latency.add(stamps)
 
     def source(self, stream: int, health: SourceHealth, drops: Mapping[str, int]) -> None:
-        """How a source is, and what the scheduler dropped of it, by cause."""
+        """Set the state of a source.
+
+        Args:
+            stream: Its number, from 0.
+            health: What its reader says.
+            drops: Cause → number of frames that the scheduler dropped.
+        """
         with self._lock:
             self._streams[stream].health, self._streams[stream].drops = health, dict(drops)
 
     def sinks(self, health: Mapping[str, dict[str, Any]]) -> None:
-        """How the sinks are, by name."""
+        """Set the state of the sinks, by name."""
         with self._lock:
             self._sinks = dict(health)
 
     def snapshot(self) -> dict[str, Any]:
-        """All of it as JSON has it; times of stages and ages of frames in milliseconds."""
+        """Return all counts as the JSON report has them; durations of stages and ages of frames in milliseconds."""
         now, cue_source = self._clock(), self.cue_health() if self.cue_health else None
         with self._lock:
             streams = [self._stream(number, now) for number in range(len(self._streams))]
@@ -119,7 +125,7 @@ class Accounting:
             }
 
     def durations(self) -> list[StreamDurations]:
-        """How long things took in each stream, as counts that can be added up over streams and runs."""
+        """Return the durations of each stream, as counts that can be added up over streams and runs."""
         with self._lock:
             return [
                 StreamDurations(

@@ -1,7 +1,7 @@
-"""Numbers of a live run by HTTP: ``/metrics`` for Prometheus, ``/health`` as JSON.
+"""Serve the counts of a live run by HTTP: ``/metrics`` for Prometheus, ``/health`` as JSON.
 
-One thread serves all clients, with limits that keep the run safe from them: few connections at a time, little time
-and few bytes for each, and few new ones per second.
+One thread serves all clients. Limits protect the run from them: the number of connections at a time, the time and the
+bytes of each, and the number of new ones per second.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from teso_deploy.live.prometheus import render_metrics
 from teso_deploy.text import to_one_line
 
 DEFAULT_HOST = "127.0.0.1"
-#: Connections at a time. One more takes the place of the oldest, so that slow clients keep no other client out.
+#: Connections at a time. A new one replaces the oldest, so that slow clients do not keep others out.
 MOST_CONNECTIONS = 16
 #: From accepting a connection to closing it.
 CONNECTION_SECONDS = 5.0
-#: How long a client may take to close its side after the answer: closing first could destroy what it has not read.
+#: How long a client may take to close its side after the answer. Closing first could discard what it has not read.
 LINGER_SECONDS = 1.0
 MOST_REQUEST_BYTES = 16 * 1024
-#: Connections that the system holds until they are accepted: they cost the process no descriptor.
+#: Connections that the system queues until they are accepted. They use no file descriptor of the process.
 BACKLOG = 128
 #: Pause after each new connection: a flood of them costs a few per cent of one core.
 ACCEPT_PAUSE_SECONDS = 0.005
 _MOST_DIGITS = 5
-#: Pause where accepting fails, as it does while the process has no descriptor left.
+#: Pause after accepting has failed, as it does while the process has no file descriptor left.
 RETRY_SECONDS = 0.5
 
 _REQUEST_LINE = re.compile(rb"([A-Z]{1,20}) (\S+) HTTP/1\.[0-9]\r?")
@@ -50,9 +50,9 @@ _Answer = tuple[int, bytes, str]
 
 
 def parse_place(text: str) -> tuple[str, int]:
-    """``:9090``, ``9090`` or ``HOST:PORT``. Raises :class:`OutputError`."""
+    """Parse ``:9090``, ``9090`` or ``HOST:PORT``. Raises :class:`OutputError`."""
     host, _, port = text.rpartition(":")
-    # Python turns no text of thousands of digits into a number.
+    # int() raises for text of thousands of digits.
     if not port.isdecimal() or len(port) > _MOST_DIGITS or not 0 <= int(port) < 65536:
         raise OutputError(f"{to_one_line(repr(text), 100)} is not a place for metrics: give :PORT or HOST:PORT")
     return host.strip("[]") or DEFAULT_HOST, int(port)
@@ -80,16 +80,16 @@ def _encode_answer(answer: _Answer, is_head: bool) -> bytes:
 
 
 def _refuse(status: int) -> _Answer:
-    # The text is the status's own: nothing of a request is repeated.
+    # The text depends on the status only, so nothing of the request is repeated.
     return status, f"{_REASONS[status]}\n".encode(), "text/plain; charset=utf-8"
 
 
 class MetricsServer:
-    """Answers until it is closed; a context manager.
+    """Serves the pages until it is closed; a context manager.
 
     Args:
         place: ``:PORT``, ``PORT`` or ``HOST:PORT``. Port 0 is any that is free, see :attr:`address`.
-        accounting: What the run did.
+        accounting: The run's counts.
         connections: How many clients are served at a time.
         seconds: How long a client is served, from accepting its connection to closing it.
 
@@ -166,7 +166,7 @@ class MetricsServer:
                     while await self._loop.sock_recv(connection, 65536):
                         pass
         except (OSError, TimeoutError):
-            pass  # it has gone, or it was too slow
+            pass  # the client has gone, or was too slow
 
     async def _answer(self, connection: socket.socket) -> tuple[_Answer, bool]:
         request = b""
@@ -191,7 +191,7 @@ class MetricsServer:
             return _refuse(405), False
         try:
             return self._render(path, headers), method == b"HEAD"
-        except Exception:  # the run goes on, whatever is wrong with its numbers
+        except Exception:  # a fault in the counts must not end the run
             return _refuse(500), method == b"HEAD"
 
     def _render(self, path: str, headers: bytes) -> _Answer:
@@ -205,7 +205,7 @@ class MetricsServer:
         return 200 if is_well else 503, json.dumps(found).encode(), "application/json"
 
     def close(self) -> None:
-        """Stop answering. More than once does no harm."""
+        """Stop serving. May be called more than once."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._closing.set)
             self._thread.join(2)

@@ -1,4 +1,4 @@
-"""The numbers of a live run as Prometheus reads them."""
+"""Write the counts of a live run as Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -43,19 +43,21 @@ def _look_up(stream: Mapping[str, Any], path: Iterable[str]) -> Any:
 
 
 def _make_label(text: object) -> str:
-    # A file's name may hold bytes that are not UTF-8; the encoder would raise at them.
+    # A file name may hold bytes that are not UTF-8, which the encoder refuses.
     return str(text).encode("utf-8", "backslashreplace").decode()
 
 
-def _counter(name: str, text: str, labels: Iterable[str], values: Iterable[tuple[Iterable[object], float]]) -> Metric:
+def _make_counter(
+    name: str, text: str, *, labels: Iterable[str], values: Iterable[tuple[Iterable[object], float]]
+) -> Metric:
     family = CounterMetricFamily(f"teso_{name}", text, labels=list(labels))
     for given, value in values:
         family.add_metric([_make_label(label) for label in given], value)
     return family
 
 
-def _gauge(
-    name: str, text: str, labels: Iterable[str], values: Iterable[tuple[Iterable[object], float | None]]
+def _make_gauge(
+    name: str, text: str, *, labels: Iterable[str], values: Iterable[tuple[Iterable[object], float | None]]
 ) -> Metric:
     family = GaugeMetricFamily(f"teso_{name}", text, labels=list(labels))
     for given, value in values:
@@ -64,8 +66,8 @@ def _gauge(
     return family
 
 
-def _histogram(
-    name: str, text: str, labels: Iterable[str], values: Iterable[tuple[Iterable[object], BoundedCounts]]
+def _make_histogram(
+    name: str, text: str, *, labels: Iterable[str], values: Iterable[tuple[Iterable[object], BoundedCounts]]
 ) -> Metric:
     family = HistogramMetricFamily(f"teso_{name}", text, labels=list(labels))
     bounds = [*map(str, BOUNDS_SECONDS), "+Inf"]
@@ -76,63 +78,82 @@ def _histogram(
 
 
 class RunCollector(Collector):
-    """Reads an :class:`Accounting` whenever Prometheus asks."""
+    """Reads an :class:`Accounting` for each scrape."""
 
     def __init__(self, accounting: Accounting) -> None:
         self._accounting = accounting
 
     def collect(self) -> Iterator[Metric]:
-        """All families of metrics, with the values of this moment."""
+        """Give all metric families with their current values."""
         snapshot = self._accounting.snapshot()
         streams = [((number, stream["input"]), stream) for number, stream in enumerate(snapshot["streams"])]
         yield from self._collect_streams(streams)
         yield from self._collect_durations([labels for labels, _ in streams])
         sinks = snapshot["sinks"].items()
         dropped = [((name,), sink["dropped"]) for name, sink in sinks]
-        yield _counter("sink_drops", "Results that a sink was too slow for.", ("sink",), dropped)
+        yield _make_counter("sink_drops", "Results that a sink was too slow for.", labels=("sink",), values=dropped)
         works = [((name,), float(sink["error"] is None)) for name, sink in sinks]
-        yield _gauge("sink_up", "1 while a sink takes results.", ("sink",), works)
+        yield _make_gauge("sink_up", "1 while a sink takes results.", labels=("sink",), values=works)
         if (source := snapshot["cue_source"]) is not None:
             name = source["source"]
             asked = [((name, reason), count) for reason, count in source["asked"].items()]
-            yield _counter("cue_questions", "Questions to the source of cues, by reason.", ("source", "reason"), asked)
+            yield _make_counter(
+                "cue_questions",
+                "Questions to the source of cues, by reason.",
+                labels=("source", "reason"),
+                values=asked,
+            )
             answers = [((name, answer), source[answer]) for answer in ("answered", "no_answer", "failed")]
-            yield _counter("cue_answers", "Answers of the source of cues, by kind.", ("source", "answer"), answers)
+            yield _make_counter(
+                "cue_answers", "Answers of the source of cues, by kind.", labels=("source", "answer"), values=answers
+            )
 
     def _collect_streams(self, streams: list[tuple[tuple[int, str], Mapping[str, Any]]]) -> Iterator[Metric]:
         for name, (text, path) in _COUNTERS.items():
-            yield _counter(name, text, STREAM_LABELS, [(labels, _look_up(one, path)) for labels, one in streams])
+            yield _make_counter(
+                name, text, labels=STREAM_LABELS, values=[(labels, _look_up(one, path)) for labels, one in streams]
+            )
         for name, (text, path) in _GAUGES.items():
-            yield _gauge(name, text, STREAM_LABELS, [(labels, _look_up(one, path)) for labels, one in streams])
+            yield _make_gauge(
+                name, text, labels=STREAM_LABELS, values=[(labels, _look_up(one, path)) for labels, one in streams]
+            )
         is_up = [(labels, float(one["state"] == "running")) for labels, one in streams]
-        yield _gauge("source_up", "1 while frames come.", STREAM_LABELS, is_up)
+        yield _make_gauge("source_up", "1 while frames come.", labels=STREAM_LABELS, values=is_up)
         for name, text in (
             ("drops", "Frames and packets that were dropped, by cause."),
             ("redecodes", "Decodes of the last picture with new sound or cues."),
         ):
             counts = [((*labels, cause), count) for labels, one in streams for cause, count in one[name].items()]
-            yield _counter(name, text, (*STREAM_LABELS, "cause"), counts)
+            yield _make_counter(name, text, labels=(*STREAM_LABELS, "cause"), values=counts)
 
     def _collect_durations(self, streams: list[tuple[int, str]]) -> Iterator[Metric]:
         durations = list(zip(streams, self._accounting.durations(), strict=True))
         stages = [((*labels, stage), counts) for labels, one in durations for stage, counts in one.stages.items()]
-        yield _histogram("stage_seconds", "Time that a frame spent in each stage.", (*STREAM_LABELS, "stage"), stages)
+        yield _make_histogram(
+            "stage_seconds", "Time that a frame spent in each stage.", labels=(*STREAM_LABELS, "stage"), values=stages
+        )
         redecodes = [(labels, one.redecode) for labels, one in durations]
-        yield _histogram("redecode_seconds", "Time of a decode with new sound or cues.", STREAM_LABELS, redecodes)
+        yield _make_histogram(
+            "redecode_seconds", "Time of a decode with new sound or cues.", labels=STREAM_LABELS, values=redecodes
+        )
         ages = [(labels, one.staleness) for labels, one in durations]
-        yield _histogram("staleness_seconds", "Age of frames when they were delivered.", STREAM_LABELS, ages)
+        yield _make_histogram(
+            "staleness_seconds", "Age of frames when they were delivered.", labels=STREAM_LABELS, values=ages
+        )
 
 
 def render_metrics(accounting: Accounting, accept: str = "") -> tuple[bytes, str]:
-    """A run's numbers for one scrape.
+    """Return the metrics of a run for one scrape.
 
-    ``accept``: the request's header; OpenMetrics is chosen only where it is named there.
+    Args:
+        accounting: The run's counts.
+        accept: The request's ``Accept`` header. OpenMetrics is used only if it is named there.
 
     Returns:
-        The text, and its content type.
+        The text and its content type.
     """
     registry = CollectorRegistry()
     registry.register(RunCollector(accounting))
-    # The library repeats the version that the header names: no text of a stranger gets that far.
+    # The library repeats the version that the header names, so text of a client must not get there.
     encode, content_type = choose_encoder(f"{OPENMETRICS}; version=1.0.0" if OPENMETRICS in accept else "")
     return encode(registry), content_type

@@ -1,6 +1,6 @@
-"""Streams in, results out, in real time: one thread encodes pictures, one decodes them with the newest sound.
+"""Run streams in real time: one thread encodes pictures, another decodes them with the newest sound.
 
-Nobody waits for a frame that is late, for cues, or for a sink. Whatever ends a stream or a sink ends no other.
+No thread waits for a late frame, for cues, or for a sink. A stream or a sink that ends or fails does not end another.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,11 @@ from teso_deploy.pipeline.pipeline import AUTO, Offered, Pipeline, Stream
 from teso_deploy.sinks.contracts import RunFacts, Sink
 from teso_deploy.sinks.delivery import Cause, Delivery, InputFacts
 from teso_deploy.sinks.outbox import Outbox
-from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Cues, Frame, Segmentation
+from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Cues, Frame
 
-#: How long nothing happens before it is looked whether something should: a tenth of a hop.
+#: If nothing wakes a thread, it looks for work after this time, about a tenth of a hop.
 TICK_SECONDS = 0.02
-#: How long the end waits for a thread that is in the middle of a run.
+#: How long the end of a run waits for a thread that is running a graph.
 END_SECONDS = 60.0
 _State = StreamState[LiveFrame, Encoded]
 
@@ -51,18 +51,37 @@ def describe_live_run(pipeline: Pipeline, readers: Sequence[LiveReader]) -> RunF
     )
 
 
-def silence(end_seconds: float) -> AudioWindow:
-    """A window in which nothing was recorded."""
+def make_silence(end_seconds: float) -> AudioWindow:
+    """Return a window in which nothing was recorded."""
     length = WINDOW_SAMPLES / 16_000
     return AudioWindow(np.zeros(WINDOW_SAMPLES, np.float32), end_seconds - length, length, is_silent=True)
 
 
-class LiveRunner:
-    """Runs opened readers through a pipeline until they end, or :meth:`stop`.
+@dataclass(frozen=True, slots=True)
+class _Decode:
+    """What the decoding thread does next, as the scheduler chose it."""
 
-    ``cues``: of all streams, as :meth:`Pipeline.segment` takes them, until :meth:`offer_cues`; ``cue_ttl_seconds``:
-    how old (of the stream's time) what was offered may become before the fallback takes its place. ``sinks``: each gets
-    every delivery of every stream, through an outbox of its own.
+    stream: _State
+    picture: LiveFrame
+    cause: Cause
+    encoded: Encoded
+    until: float | None
+    offered: Offered
+    of_seconds: float | None
+
+
+class LiveRunner:
+    """Runs opened readers through a pipeline until they end, or until :meth:`stop`.
+
+    Args:
+        pipeline: The model.
+        readers: The streams. They have been started.
+        sinks: Each gets every delivery of every stream, in a thread of its own. Default: none.
+        options: When frames are dropped, and how far the audio window moves. Default: :class:`LiveOptions`.
+        cues: Of all streams, as :meth:`Pipeline.segment` takes them, until :meth:`offer_cues`. Default: the fallback.
+        cue_ttl_seconds: Age, in stream time, from which offered cues are replaced by the fallback. Default: none.
+        accounting: Counts what the run does. Default: a new one.
+        clock: Monotonic seconds. Default: the system's.
     """
 
     def __init__(
@@ -108,9 +127,12 @@ class LiveRunner:
             self._work.notify_all()
 
     def offer_cues(self, stream: int, cues: Cues, of_seconds: float | None = None) -> None:
-        """Cues from any thread: the last picture is decoded with them at once.
+        """Offer cues from any thread; the last picture is decoded with them at once.
 
-        ``of_seconds``: the stream time of the picture that they were read from, which says how old they are.
+        Args:
+            stream: Number of the stream, from 0.
+            cues: The cues.
+            of_seconds: Stream time of the picture that they were read from, for their age. Default: no age.
         """
         offered = self._pipeline.cues_of(cues)
         with self._work:
@@ -119,23 +141,28 @@ class LiveRunner:
             self._work.notify_all()
 
     def watch(self, saw: Watch, *, tags: bool = False, masks: bool = False) -> None:
-        """Let ``saw`` know of every decoded picture: :meth:`CueWorker.saw`. Before :meth:`run`.
+        """Call a function with every decoded picture, such as :meth:`CueWorker.saw`. To be set before :meth:`run`.
 
-        ``tags``, ``masks``: with what the tagger finds, and the classes that the masks show. Raises :class:`CueError`
-        (there is no tagger).
+        Args:
+            saw: The function.
+            tags: Give it what the tagger finds. Default: False.
+            masks: Give it the classes that the masks show. Default: False.
+
+        Raises:
+            CueError: ``tags``, and the bundle has no tagger.
         """
         if tags:
             self._pipeline.check_tagger()
         self._watch, self._watches_tags, self._watches_masks = saw, tags, masks
 
     def stop(self) -> None:
-        """End the run: what is being worked on is delivered, files are finished. From any thread or signal."""
+        """End the run, from any thread or signal handler. Work in progress is delivered, and files are finished."""
         self._stopping = True
         for reader in self._readers:
             reader.stop()
 
     def run(self) -> None:
-        """Until all streams have ended. Raises what a thread of its own failed with."""
+        """Run until all streams have ended. Raises what ended one of the threads."""
         threads = [
             threading.Thread(target=self._guarded, args=(loop,), name=f"teso-{name}", daemon=True)
             for name, loop in (("encode", self._encode_loop), ("decode", self._decode_loop))
@@ -146,7 +173,7 @@ class LiveRunner:
             for thread in threads:
                 thread.start()
             for thread in threads:
-                while thread.is_alive():  # in steps, so that signals come through
+                while thread.is_alive():  # in steps, so that signal handlers run
                     thread.join(0.1)
                     self._account()
         except BaseException:
@@ -168,7 +195,7 @@ class LiveRunner:
     def _guarded(self, loop: Callable[[], None]) -> None:
         try:
             loop()
-        except BaseException as error:  # raised where run() was called
+        except BaseException as error:  # run() raises it
             self._failure = self._failure or error
         finally:
             if self._failure is not None:
@@ -203,30 +230,25 @@ class LiveRunner:
                 encoded, until = self._scheduler.taken(stream, picture)
                 offered, of_seconds = self._cues[stream.number]
                 self._work.notify_all()
-            delivery, sound = self._decoded(stream, picture, cause, encoded, until, offered, of_seconds)
+            work = _Decode(stream, picture, cause, encoded, until, offered, of_seconds)
+            delivery, sound = self._decode(work)
             self._deliver(delivery)
             if self._watch is not None and cause != "cues":
-                self._tell(self._watch, stream.number, encoded, sound, delivery.segmentation)
+                self._show(self._watch, delivery, encoded, sound)
 
-    def _decoded(
-        self,
-        stream: _State,
-        picture: LiveFrame,
-        cause: Cause,
-        encoded: Encoded,
-        until: float | None,
-        offered: Offered,
-        of_seconds: float | None,
-    ) -> tuple[Delivery, AudioWindow]:
-        reader = self._readers[stream.number]
+    def _decode(self, work: _Decode) -> tuple[Delivery, AudioWindow]:
+        picture, cause, encoded, until = work.picture, work.cause, work.encoded, work.until
+        offered, of_seconds = work.offered, work.of_seconds
+        number = work.stream.number
+        reader = self._readers[number]
         began = self._clock()
         at = picture.pts_seconds if until is None else until
         is_mute = until is None or self.options.mute
-        sound = silence(at) if is_mute else reader.ring.window(at)
+        sound = make_silence(at) if is_mute else reader.ring.window(at)
         if of_seconds is not None and self._cue_ttl_seconds is not None:
             age_seconds = reader.now_seconds() - of_seconds
             offered, of_seconds = (None, None) if age_seconds > self._cue_ttl_seconds else (offered, of_seconds)
-        found = self._streams[stream.number].decode(encoded, sound, offered)
+        found = self._streams[number].decode(encoded, sound, offered)
         delivered, now = self._clock(), reader.now_seconds()
         if of_seconds is not None:
             found = replace(found, cues=replace(found.cues, age_seconds=max(0.0, now - of_seconds)))
@@ -243,8 +265,8 @@ class LiveRunner:
         staleness = max(0.0, now - picture.pts_seconds)
         end = None if is_mute else until
         delivery = Delivery(
-            stream=stream.number,
-            input=self._inputs[stream.number],
+            stream=number,
+            input=self._inputs[number],
             frame=encoded.frame,
             segmentation=found,
             cause=cause,
@@ -255,8 +277,8 @@ class LiveRunner:
         )
         return delivery, sound
 
-    def _tell(self, saw: Watch, number: int, encoded: Encoded, sound: AudioWindow, found: Segmentation) -> None:
-        stream = self._streams[number]
+    def _show(self, saw: Watch, delivery: Delivery, encoded: Encoded, sound: AudioWindow) -> None:
+        number, found, stream = delivery.stream, delivery.segmentation, self._streams[delivery.stream]
         tags = stream.tags_of(encoded) if self._watches_tags else None
         shown = found.shown(self._pipeline.classes) if self._watches_masks else None
         saw(number, encoded.frame, stream.heard(), sound.samples, tags, shown)
@@ -274,7 +296,7 @@ class LiveRunner:
         self.accounting.sinks({outbox.name: outbox.get_health() for outbox in self._outboxes})
 
     def errors(self) -> list[TesoError]:
-        """Why streams and sinks ended before their time."""
+        """Return why streams and sinks ended early."""
         found = [reader.error for reader in self._readers] + [outbox.error for outbox in self._outboxes]
         return [error for error in found if error is not None]
 
@@ -291,5 +313,5 @@ class LiveRunner:
         }
 
     def runs(self) -> list[dict[str, Any]]:
-        """How often each graph ran for each stream, and how often the encoder did not have to."""
+        """Return how often each graph ran for each stream, and how often the encoder was skipped."""
         return [{"graph_runs": dict(s.runs), "encoder_skips": dict(s.encoder_skips)} for s in self._streams]

@@ -1,7 +1,7 @@
-"""What a live run does next. No threads and no clock of its own: what it decides follows from what it is told.
+"""Choose what a live run does next. Without threads or a clock: decisions depend on the arguments and feeds only.
 
-Of every stream the newest frame is encoded and, as soon as that is done, decoded with the newest sound. While the next
-one is on its way, each hop of the sound, and new cues, decode the last one again.
+The newest frame of each stream is encoded and then decoded with the newest sound. Until the next frame is ready, each
+hop of the sound and each change of the cues decodes the last frame again.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Generic, Protocol, TypeVar
 
 from teso_deploy.sinks.delivery import Cause
 
-#: Sound that is late by more than this is not waited for: what is heard is then what there is, zeros included.
+#: Sound that is later than this is not waited for: the audio window is then padded with zeros.
 LATE_SOUND_SECONDS = 1.0
-#: This many pictures wait so long for the first sound of a source. The others do not wait until there is some.
+#: Only this many pictures wait for the first sound of a source. Later ones do not wait until sound has come.
 MOST_VAIN_WAITS = 3
-#: A hop that is this near counts as reached.
+#: A hop counts as reached when it is this close.
 _NEAR_SECONDS = 1e-6
 
 
@@ -30,25 +30,25 @@ class Picture(Protocol):
 
     @property
     def segment(self) -> int:
-        """Counts the stretches between leaps of the stream's stamps."""
+        """Counts the stretches between jumps of the stream's time stamps."""
 
 
 class Sound(Protocol):
-    """How far a stream's sound has come."""
+    """How much of a stream's sound has been received."""
 
     @property
     def end_seconds(self) -> float | None:
-        """Behind the newest sample; None before there is any."""
+        """End of the newest sample; None before the first."""
 
 
 P = TypeVar("P", bound=Picture)
 P_co = TypeVar("P_co", bound=Picture, covariant=True)
-#: What the encoder found in a picture.
+#: The encoder's output for a picture.
 E = TypeVar("E")
 
 
 class Feed(Protocol[P_co]):
-    """A source of frames and sound, as :class:`LiveReader` is one."""
+    """A source of frames and sound, such as :class:`LiveReader`."""
 
     @property
     def ring(self) -> Sound:
@@ -56,20 +56,25 @@ class Feed(Protocol[P_co]):
 
     @property
     def ended(self) -> bool:
-        """Whether no frame will come, and none waits."""
+        """Whether no frame waits and none will come."""
 
     def take(self, timeout_seconds: float) -> P_co | None:
-        """The next frame that is to be looked at; None where there is none in time."""
+        """Take the next frame to segment; None if none comes in time."""
 
     def now_seconds(self) -> float:
-        """Which moment of the stream is being filmed now."""
+        """Return the stream time that is being filmed now."""
 
 
 @dataclass(frozen=True, slots=True)
 class LiveOptions:
-    """``staleness_budget_seconds``: a frame that is older when its turn comes is dropped. ``hop_seconds``: by which the
-    window of sound moves. ``lossless``: nothing is dropped, every frame hears the window before it. ``fps``: frames a
-    second of stream time to look at, at most. ``mute``: silence in place of the sound.
+    """How a live run chooses frames and sound.
+
+    Attributes:
+        staleness_budget_seconds: A frame that is older than this when its turn comes is dropped. Default: 0.5.
+        hop_seconds: How far the audio window moves at a time. Default: 0.24.
+        lossless: Drop no frame, and segment each with the window before it. Default: False.
+        fps: Segment at most this many frames per second of stream time. Default: all.
+        mute: Use silence instead of the sound. Default: False.
     """
 
     staleness_budget_seconds: float = 0.5
@@ -85,10 +90,26 @@ class LiveOptions:
 
 @dataclass(slots=True)
 class StreamState(Generic[P, E]):
-    """One stream: ``pending`` is encoded and waits to be decoded, ``shown`` was decoded last.
+    """What the scheduler keeps of one stream.
 
-    ``drops``: frames by cause. ``heard_until``: end of the last window, and the ``heard_segment`` that it was of.
-    ``vain_waits``: pictures that waited for the first sound while none came.
+    Attributes:
+        number: Of the stream, from 0.
+        feed: Its frames and sound.
+        pending: The picture that is encoded and waits to be decoded.
+        shown: The picture that was decoded last.
+        pending_encoded: The encoder's output for ``pending``.
+        shown_encoded: The encoder's output for ``shown``.
+        is_encoding: Whether a picture is being encoded.
+        encode_turn: When it was served last with an encode; a smaller number is longer ago.
+        decode_turn: The same for a decode.
+        heard_until: End of the last audio window; None: no sound.
+        heard_segment: The segment of the picture that this window was used with.
+        cues_version: Number of changes of the cues.
+        cues_used: The version of the cues that the last decode used.
+        pending_since: When ``pending`` was encoded, in monotonic seconds.
+        vain_waits: Number of pictures that waited for the first sound in vain.
+        due: With ``fps``, the stream time from which the next picture is taken.
+        drops: Cause → number of frames that were dropped.
     """
 
     number: int
@@ -111,7 +132,7 @@ class StreamState(Generic[P, E]):
 
 
 class Scheduler(Generic[P, E]):
-    """Chooses for all streams; the one that was served longest ago comes first. Not to be called by two at once."""
+    """Chooses for all streams; the one that was served longest ago comes first. One thread at a time may call it."""
 
     def __init__(self, feeds: list[Feed[P]], options: LiveOptions) -> None:
         self.options = options
@@ -120,18 +141,18 @@ class Scheduler(Generic[P, E]):
 
     @property
     def is_over(self) -> bool:
-        """Whether all sources have ended and all of their frames were delivered or dropped."""
+        """Whether all sources have ended and all their frames have been delivered or dropped."""
         return all(s.feed.ended and s.pending is None and not s.is_encoding for s in self.streams)
 
     # -------------------------------------------------------------------------------------- pictures
 
     def next_picture(self) -> tuple[StreamState[P, E], P] | None:
-        """What is to be encoded next. Until :meth:`encoded` no other frame of that stream is."""
+        """Choose the picture to encode next. The stream gives no other picture until :meth:`encoded`."""
         for stream in sorted(self.streams, key=lambda s: s.encode_turn):
             if stream.pending is not None or stream.is_encoding:
-                continue  # there is room for one picture beside the one that is shown
+                continue  # a stream has room for one picture besides the one that is shown
             while (picture := stream.feed.take(0.0)) is not None:
-                cause = self._too_late(stream, picture)
+                cause = self._find_drop_cause(stream, picture)
                 if cause is None:
                     stream.is_encoding = True
                     self._turn += 1
@@ -140,7 +161,7 @@ class Scheduler(Generic[P, E]):
                 stream.drops[cause] += 1
         return None
 
-    def _too_late(self, stream: StreamState[P, E], picture: P) -> str | None:
+    def _find_drop_cause(self, stream: StreamState[P, E], picture: P) -> str | None:
         if self.options.fps is not None:
             leapt = stream.shown is not None and picture.segment != stream.shown.segment
             if picture.pts_seconds < stream.due - _NEAR_SECONDS and not leapt:
@@ -154,19 +175,19 @@ class Scheduler(Generic[P, E]):
         return None
 
     def encoded(self, stream: StreamState[P, E], picture: P, encoded: E, at_seconds: float) -> None:
-        """A picture is ready to be decoded, since a monotonic time."""
+        """Note that a picture has been encoded, at a monotonic time."""
         stream.is_encoding, stream.pending, stream.pending_encoded = False, picture, encoded
         stream.pending_since = at_seconds
 
     def dropped(self, stream: StreamState[P, E], cause: str) -> None:
-        """The picture that was being encoded, or waited to be decoded, will not be delivered."""
+        """Note that the picture that was being encoded, or waited to be decoded, will not be delivered."""
         stream.is_encoding, stream.pending, stream.pending_encoded = False, None, None
         stream.drops[cause] += 1
 
     # -------------------------------------------------------------------------------------- sounds and cues
 
     def heard(self, stream: StreamState[P, E], picture: P) -> float | None:
-        """The end of the window that a picture hears now; None where the stream has no sound."""
+        """Return the end of the audio window for a picture at this time; None if the stream has no sound."""
         end, now, hop = stream.feed.ring.end_seconds, stream.feed.now_seconds(), self.options.hop_seconds
         if end is None:
             return None
@@ -175,20 +196,24 @@ class Scheduler(Generic[P, E]):
         latest = now if now - end > LATE_SOUND_SECONDS else min(now, end)
         until = math.floor(latest / hop + _NEAR_SECONDS) * hop
         if stream.heard_until is not None and stream.heard_segment == picture.segment:
-            until = max(until, stream.heard_until)  # the clock may be set back a little, what was heard is not unheard
+            until = max(until, stream.heard_until)  # the clock may be set back, but the window never is
         return until
 
     def next_decode(self, at_seconds: float) -> tuple[StreamState[P, E], P, Cause] | None:
-        """What is to be decoded next, at a monotonic time, and why; :meth:`taken` says that it is."""
+        """Choose the picture to decode next, and why. The caller then calls :meth:`taken`.
+
+        Args:
+            at_seconds: Monotonic time.
+        """
         for stream in sorted(self.streams, key=lambda s: s.decode_turn):
-            picture, cause = self._decode_of(stream, at_seconds)
+            picture, cause = self._choose_decode(stream, at_seconds)
             if picture is not None and cause is not None:
                 self._turn += 1
                 stream.decode_turn = self._turn
                 return stream, picture, cause
         return None
 
-    def _decode_of(self, stream: StreamState[P, E], at_seconds: float) -> tuple[P | None, Cause | None]:
+    def _choose_decode(self, stream: StreamState[P, E], at_seconds: float) -> tuple[P | None, Cause | None]:
         if stream.pending is not None:
             is_ready = not self.options.lossless or self._has_sound(stream, stream.pending, at_seconds)
             return (stream.pending, "frame") if is_ready else (None, None)
@@ -215,7 +240,7 @@ class Scheduler(Generic[P, E]):
         return is_late
 
     def taken(self, stream: StreamState[P, E], picture: P) -> tuple[E, float | None]:
-        """A decode of a picture begins: (what its encoder found, the end of the window that it hears)."""
+        """Note that the decode of a picture begins; return its encoder's output and the end of its audio window."""
         until = self.heard(stream, picture)
         if stream.pending is picture:
             stream.shown, stream.shown_encoded = picture, stream.pending_encoded
