@@ -1,4 +1,4 @@
-"""From class scores at stride 4 to labels at the size of the frame."""
+"""Turn class scores at stride 4 into labels of the frame's size."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Taps = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]
 
 
 @functools.lru_cache(maxsize=32)
-def _taps(source: int, target: int, share: float) -> Taps:
-    """Bilinear taps of an axis of which a share holds the picture: half-pixel centres, edges clamped."""
+def _compute_taps(source: int, target: int, share: float) -> Taps:
+    """Compute the bilinear taps of an axis, a share of which holds the picture: half-pixel centres, clamped edges."""
     place = (np.arange(target) + 0.5) * (source * share / target) - 0.5
     last = math.ceil(source * share) - 1
     place = place.clip(0, last)
@@ -26,18 +26,18 @@ def _taps(source: int, target: int, share: float) -> Taps:
 def _mix(scores: NDArray[np.float32], rows: Taps, columns: Taps) -> NDArray[np.float32]:
     top, bottom, down = rows
     left, right, along = columns
-    # Columns first: at that point there are few rows.
+    # Columns first, because there are fewer rows before the upsampling.
     wide = scores[:, left] + (scores[:, right] - scores[:, left]) * along
     return wide[top] + (wide[bottom] - wide[top]) * down[:, None]
 
 
-def _reached(taps: Taps, hit: NDArray[np.bool_]) -> slice:
-    """The places of an axis, from the first to the last, that touch a tap which is hit."""
+def _find_reached(taps: Taps, hit: NDArray[np.bool_]) -> slice:
+    """Return the range of places on an axis that use a tap which reached the threshold."""
     places = np.flatnonzero(hit[taps[0]] | hit[taps[1]])
     return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
 
 
-def _part(taps: Taps, places: slice) -> Taps:
+def _cut_taps(taps: Taps, places: slice) -> Taps:
     return taps[0][places], taps[1][places], taps[2][places]
 
 
@@ -47,23 +47,32 @@ def labels_of(
     threshold: float,
     shares: tuple[float, float] = (1.0, 1.0),
 ) -> NDArray[np.uint8]:
-    """(C, h, w) → (height, width) uint8: 1 + argmax where the upsampled maximum ≥ threshold, else 0.
+    """Upsample class scores and return labels: 1 + argmax where the maximum ≥ threshold, else 0.
 
-    ``shares``: of the scores' height and width, from the top and the left, that show the picture;
-    the rest is padding. Bilinear with half-pixel centres. A mix never exceeds what it is mixed from, so only
-    classes that reach the threshold at stride 4 are upsampled, and only around where they do.
+    Bilinear with half-pixel centres. An interpolated value never exceeds the values around it, so only classes that
+    reach the threshold at stride 4 are upsampled, and only around the places where they do.
+
+    Args:
+        scores: (C, h, w) float32.
+        size: (height, width) of the labels.
+        threshold: Least score of a label.
+        shares: Of the scores' height and width, from the top and the left, that show the picture; the rest is padding.
+            Default: all.
+
+    Returns:
+        (height, width) uint8.
     """
-    rows = _taps(scores.shape[1], size[0], shares[0])
-    columns = _taps(scores.shape[2], size[1], shares[1])
+    rows = _compute_taps(scores.shape[1], size[0], shares[0])
+    columns = _compute_taps(scores.shape[2], size[1], shares[1])
     labels = np.zeros(size, np.uint8)
     best = np.full(size, -np.inf, np.float32)
     for index, score in enumerate(scores):
         hit = score >= threshold
         if not hit.any():
             continue
-        where = (_reached(rows, hit.any(axis=1)), _reached(columns, hit.any(axis=0)))
-        large = _mix(score, _part(rows, where[0]), _part(columns, where[1]))
-        # Strictly: of equal scores the first class wins, as argmax has it.
+        where = (_find_reached(rows, hit.any(axis=1)), _find_reached(columns, hit.any(axis=0)))
+        large = _mix(score, _cut_taps(rows, where[0]), _cut_taps(columns, where[1]))
+        # ">", not ">=": of equal scores the first class wins, as with argmax.
         better = (large >= threshold) & (large > best[where])
         labels[where][better] = index + 1
         best[where][better] = large[better]

@@ -1,4 +1,4 @@
-"""From an RGB picture to the encoder's input."""
+"""Turn an RGB picture into the encoder's input."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from PIL import Image
 
 
 def nearest_size(image: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The bucket (height, width) whose shape distorts a picture (H, W, 3) least.
+    """Return the bucket (height, width) whose shape distorts a picture (H, W, 3) least.
 
-    Of those of one shape, the smallest that is not below the picture in area, else the largest.
+    Of several with one shape, the smallest whose area is not below the picture's; if there is none, the largest.
     """
     shape, area = np.log(image.shape[0] / image.shape[1]), image.shape[0] * image.shape[1]
 
@@ -26,9 +26,9 @@ def nearest_size(image: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> 
 
 
 def resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The one antialiased bilinear resize that training, this path and the kernels share.
+    """Resize a picture (H, W, 3) uint8 to ``size`` (height, width): bilinear and antialiased.
 
-    (H, W, 3) uint8 → (height, width, 3) uint8: a triangle filter as wide as the scale.
+    Training, the CPU path and the CUDA kernels share this resize: a triangle filter as wide as the scale.
     """
     height, width = size
     if image.shape[:2] == (height, width):
@@ -37,7 +37,13 @@ def resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
 
 
 def fitted_size(image: NDArray[np.uint8], bucket: tuple[int, int], fit: str) -> tuple[int, int]:
-    """What a picture (H, W, 3) is resized to for a bucket: ``stretch`` fills it, ``pad`` keeps the picture's shape."""
+    """Return the (height, width) that a picture is resized to.
+
+    Args:
+        image: (H, W, 3).
+        bucket: (height, width) of the encoder's input.
+        fit: "stretch" fills the bucket, "pad" keeps the picture's shape.
+    """
     if fit == "stretch":
         return bucket
     scale = min(bucket[0] / image.shape[0], bucket[1] / image.shape[1])
@@ -51,9 +57,16 @@ def normalised(
     std: Sequence[float],
     bucket: tuple[int, int] | None = None,
 ) -> NDArray[np.float32]:
-    """(height, width, 3) uint8 RGB → (1, 3, height, width) float32, (x - mean) / std per channel.
+    """Normalise a picture: (x - mean) / std per channel.
 
-    With ``bucket``, zeros below and to the right up to its size.
+    Args:
+        picture: (height, width, 3) uint8 RGB.
+        mean: Of each channel, in grey levels.
+        std: Of each channel, in grey levels.
+        bucket: (height, width) to pad to, with zeros below and to the right. Default: no padding.
+
+    Returns:
+        (1, 3, height, width) float32.
     """
     scale = 1 / np.asarray(std, np.float32)
     shift = np.asarray(mean, np.float32) * scale

@@ -1,4 +1,4 @@
-"""The cues of a whole file, asked for before it is run."""
+"""Ask a source for the cues of a whole file, before the file is run."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ from teso_deploy.pipeline.video_source import VideoSource
 from teso_deploy.sealed import sha256_of
 from teso_deploy.types import AudioWindow, Frame
 
-#: How often a source that asks for patience (HTTP 429) is asked again about one picture.
+#: How often a source that names a waiting time (HTTP 429) is asked again about one picture.
 MAX_RETRIES = 3
-#: Who wants to be left alone for longer has failed.
+#: A source that names a longer waiting time has failed.
 MAX_PATIENCE_SECONDS = 120.0
-#: Pictures that a captioner of videos is shown lie so far apart.
+#: Time between the pictures that a captioner of videos is shown.
 EARLIER_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the model itself finds in a picture, for the sources that go by it.
+    """What the model itself finds in a picture, for the sources that use it.
 
-    ``tags``: word → how sure the tagger is. ``labels`` (H, W) uint8 and ``predicted``, the classes in them: masks
-    without any cue. None where it was not asked for.
+    Attributes:
+        tags: Word → the tagger's confidence. None: not requested.
+        labels: (H, W) uint8, the masks without any cue. None: not requested.
+        predicted: The classes in ``labels``. None: not requested.
     """
 
     tags: dict[str, float] | None = None
@@ -44,7 +46,18 @@ class Seen:
 
     @classmethod
     def by(cls, stream: Stream, frame: Frame, sound: AudioWindow, *, tags: bool, masks: bool) -> Seen:
-        """Look at a picture as far as is asked. Raises :class:`CueError` (no tagger)."""
+        """Run the model on a picture.
+
+        Args:
+            stream: The model.
+            frame: The picture.
+            sound: Its audio window.
+            tags: Whether tags are requested.
+            masks: Whether masks are requested.
+
+        Raises:
+            CueError: Tags are requested, and the bundle has no tagger.
+        """
         classes, found = stream.pipeline.classes, cls()
         if tags:
             found = replace(found, tags=stream.tags(frame))
@@ -56,10 +69,14 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """When a file's pictures are asked about: the first, each new scene, and ``every_seconds`` (None: not again).
+    """When a source is asked about a file: at its first picture, at each new scene, and after ``every_seconds``.
 
-    ``times``: when a file of cues says something else. ``frames``: pictures that the source is shown at a time, the
-    last at its moment. ``tags``, ``masks``: whether the source goes by them, see :class:`Seen`.
+    Attributes:
+        every_seconds: Ask again after this time. None: at new scenes only. Default: 10.
+        frames: Number of pictures that the source is shown at a time, the newest last. Default: 1.
+        tags: Whether the source uses tags, see :class:`Seen`. Default: False.
+        masks: Whether the source uses masks, see :class:`Seen`. Default: False.
+        times: More times to ask at, in seconds, such as the changes in a file of cues. Default: none.
     """
 
     every_seconds: float | None = 10.0
@@ -71,13 +88,13 @@ class Watch:
 
 @dataclass
 class _Earlier:
-    """The pictures before this one, ``EARLIER_SECONDS`` apart."""
+    """Keeps earlier pictures, ``EARLIER_SECONDS`` apart."""
 
     count: int
     _kept: deque[Frame] = field(default_factory=deque)
 
     def seen(self, frame: Frame) -> tuple[Frame, ...]:
-        """Those before a frame, which is kept if its time has come."""
+        """Return the pictures before a frame, and keep the frame if it is late enough after the last one."""
         before = tuple(self._kept)
         if self.count and (not before or frame.pts_seconds >= before[-1].pts_seconds + EARLIER_SECONDS):
             self._kept.append(frame)
@@ -89,7 +106,7 @@ class _Earlier:
 def ask_patiently(
     source: CueSource, moment: CueMoment, sleep: Callable[[float], None] = time.sleep
 ) -> CueAnswer | None:
-    """Ask, and wait where the source says for how long. Raises :class:`CueSourceError`."""
+    """Ask, and ask again after the waiting time if the source names one. Raises :class:`CueSourceError`."""
     for _ in range(MAX_RETRIES):
         try:
             return source.ask(moment)
@@ -102,11 +119,11 @@ def ask_patiently(
 
 @dataclass
 class Unanswered:
-    """Asks a source, and keeps count of the pictures about which it answered nothing.
+    """Asks a source, and counts the pictures without an answer.
 
     Attributes:
-        count: How many these were, of all videos.
-        reason: What the source said of the last one.
+        count: Number of pictures without an answer, of all videos.
+        reason: What the source said about the last one.
     """
 
     count: int = 0
@@ -115,11 +132,11 @@ class Unanswered:
     _count_before: int = 0
 
     def begin(self) -> None:
-        """Begin another video."""
+        """Start another video."""
         self._is_answered, self._count_before = False, self.count
 
     def ask(self, source: CueSource, moment: CueMoment) -> CueAnswer | None:
-        """Ask patiently. None where the source answered nothing. Raises :class:`CueSourceError` where it failed."""
+        """Ask, see :func:`ask_patiently`; None if there is no answer. Raises :class:`CueSourceError` if it failed."""
         try:
             answer = ask_patiently(source, moment)
         except NoCueAnswerError as error:
@@ -129,7 +146,7 @@ class Unanswered:
         return answer
 
     def check(self, name: str) -> None:
-        """Raise :class:`CueSourceError` where every question about a video was asked in vain."""
+        """Raise :class:`CueSourceError` if questions about a video were asked and none was answered."""
         count = self.count - self._count_before
         if count and not self._is_answered:
             raise CueSourceError(f"{name} has no cues after {count} questions: {self.reason}")

@@ -1,8 +1,7 @@
-"""Which frames of a file are segmented, and what each of them hears.
+"""Choose the frames of a file to segment, and the audio window of each.
 
-``file``: every frame (or ``fps`` of them a second), with the window centred on it.
-``paper``: one frame a second, at k + 0.9375 s, with the sound of that second, as the AVS
-data sets cut their clips.
+``file``: every frame (or ``fps`` frames per second), with the window centred on it.
+``paper``: one frame per second, at k + 0.9375 s, with the sound of that second, as the AVS data sets cut their clips.
 """
 
 from __future__ import annotations
@@ -19,27 +18,26 @@ from teso_deploy.media.reader import Hardware, VideoReader
 from teso_deploy.types import AudioWindow, Frame
 
 Mode = Literal["file", "paper"]
-#: Where the sound came from; ``none``: the file has no sound that can be decoded, so silence was heard.
+#: Where the sound comes from; ``none``: the file has no sound that can be decoded, and silence is used.
 SoundName = Literal["own", "mute", "noise", "other file", "none"]
 
-#: The place of a second's frame in the AVS data sets.
+#: Where in each second the AVS data sets take its frame.
 PAPER_MOMENT_SECONDS = 0.9375
 NOISE_SEED = 0
 
 
 class Moment(NamedTuple):
-    """A frame, what is heard with it, and when it is shown in the output (seconds)."""
+    """A frame, its audio window, and when the output shows it, in seconds."""
 
     frame: Frame
     sound: AudioWindow
     shown_at_seconds: float
 
 
-def one_a_second(frames: Iterable[Frame], frame_seconds: float) -> Iterator[tuple[int, Frame]]:
-    """(k, the last frame at or before k + 0.9375 s) for each second k that was filmed so far.
+def choose_one_a_second(frames: Iterable[Frame], frame_seconds: float) -> Iterator[tuple[int, Frame]]:
+    """Give (k, the last frame at or before k + 0.9375 s) for each second k that the frames reach.
 
-    ``frame_seconds``: how long a frame lasts, for the last one. A clip shorter than the
-    first moment gives its last frame.
+    ``frame_seconds``: how long the last frame lasts. A clip that is shorter than 0.9375 s gives its last frame.
     """
     second, held = 0, None
     for frame in frames:
@@ -53,18 +51,32 @@ def one_a_second(frames: Iterable[Frame], frame_seconds: float) -> Iterator[tupl
 
 
 class VideoSource:
-    """A file as :class:`Frame` and :class:`AudioWindow` pairs; a context manager.
+    """Iterates over the frames of a file, each with its audio window; a context manager.
 
-    ``mute``, ``noise_dbfs`` (white, RMS) and ``sound_from`` (a file) replace the file's own
-    sound; at most one of them. ``fps``: frames a second to look at, mode ``file`` only.
-    ``hardware``, ``video_track``: see :class:`VideoReader`. ``audio_track``: number among the tracks of sound of the
-    file that the sound comes from, from 0; None: the one that players take.
+    ``mute``, ``noise_dbfs`` and ``sound_from`` replace the file's own sound. At most one of them may be given.
 
-    ``track``: the sound, of which ``sound`` says where it came from, ``sound_note`` what is wrong with it in words
-    (None: nothing), ``sound_counts`` what was counted.
+    Args:
+        path: The file.
+        mode: Which frames are taken, see above. Default: "file".
+        mute: Use silence. Default: False.
+        noise_dbfs: Use white noise of this level (RMS, in dBFS). Default: no noise.
+        sound_from: Use the sound of this file. Default: none.
+        fps: Frames per second to take, in mode "file". Default: all.
+        hardware: See :class:`VideoReader`. Default: decode in software.
+        video_track: See :class:`VideoReader`. Default: the track that players take.
+        audio_track: Number among the audio tracks of the file that the sound comes from, from 0. Default: the track
+            that players take.
 
-    Raises :class:`InputNotFoundError` and :class:`MediaError` for either file,
-    :class:`ValueError` for options that exclude each other.
+    Attributes:
+        track: The sound.
+        sound: Where the sound comes from.
+        sound_note: What is wrong with the sound, in words; None: nothing.
+        sound_counts: What was counted while the sound was decoded.
+
+    Raises:
+        InputNotFoundError: One of the files does not exist.
+        MediaError: One of the files can't be decoded.
+        ValueError: The options exclude each other.
     """
 
     def __init__(
@@ -91,7 +103,9 @@ class VideoSource:
             self.sound: SoundName = "own"
             self.sound_note: str | None = None
             self.sound_counts = SoundCounts()
-            self.track = self._track(mute, noise_dbfs, sound_from, video_track, audio_track)
+            self.track = self._open_sound(
+                mute, noise_dbfs, sound_from, video_track=video_track, audio_track=audio_track
+            )
         except BaseException:
             self.reader.close()
             raise
@@ -99,11 +113,12 @@ class VideoSource:
         self.shown_fps = 1.0 if mode == "paper" else min(fps, own_fps) if fps else own_fps
         self.window_kind: Literal["centred", "second"] = "second" if mode == "paper" else "centred"
 
-    def _track(
+    def _open_sound(
         self,
         mute: bool,
         noise_dbfs: float | None,
         sound_from: str | Path | None,
+        *,
         video_track: int | None,
         audio_track: int | None,
     ) -> SoundTrack:
@@ -138,12 +153,12 @@ class VideoSource:
         self.reader.close()
 
     def __iter__(self) -> Iterator[Moment]:
-        return self._one_a_second() if self.mode == "paper" else self._every_frame()
+        return self._take_one_a_second() if self.mode == "paper" else self._take_every_frame()
 
-    def _every_frame(self) -> Iterator[Moment]:
+    def _take_every_frame(self) -> Iterator[Moment]:
         for frame in self.reader:
             yield Moment(frame, self.track.window(frame.pts_seconds, "centred"), frame.pts_seconds)
 
-    def _one_a_second(self) -> Iterator[Moment]:
-        for second, frame in one_a_second(self.reader, 1 / (self.info.fps or 25.0)):
+    def _take_one_a_second(self) -> Iterator[Moment]:
+        for second, frame in choose_one_a_second(self.reader, 1 / (self.info.fps or 25.0)):
             yield Moment(frame, self.track.window(second + PAPER_MOMENT_SECONDS, "second"), float(second))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from teso_deploy.pipeline.latency import LatencyLog, percentiles_ms
-from teso_deploy.pipeline.video_source import one_a_second
+from teso_deploy.pipeline.video_source import choose_one_a_second
 from teso_deploy.sinks.events import Event, EventLog
 from teso_deploy.types import Cues, Frame, Segmentation
 
@@ -91,17 +91,19 @@ def frames(fps: float, seconds: float, start: float = 0.0) -> list[Frame]:
 
 @pytest.mark.parametrize("fps", [8, 25, 29.97, 60])
 def test_one_frame_of_each_second(fps: float) -> None:
-    chosen = list(one_a_second(frames(fps, 5.0), 1 / fps))
+    chosen = list(choose_one_a_second(frames(fps, 5.0), 1 / fps))
     assert [second for second, _ in chosen] == [0, 1, 2, 3, 4]
     for second, frame in chosen:
         assert second + 0.9375 - 1 / fps - 1e-9 <= frame.pts_seconds <= second + 0.9375
 
 
 def test_a_begun_second_is_left_out_and_a_short_clip_gives_its_last_frame() -> None:
-    assert [second for second, _ in one_a_second(frames(25, 2.5), 0.04)] == [0, 1]
-    assert [(second, frame.index) for second, frame in one_a_second(frames(25, 0.4), 0.04)] == [(0, 9)]
-    assert list(one_a_second([], 0.04)) == []
+    assert [second for second, _ in choose_one_a_second(frames(25, 2.5), 0.04)] == [0, 1]
+    assert [(second, frame.index) for second, frame in choose_one_a_second(frames(25, 0.4), 0.04)] == [(0, 9)]
+    assert list(choose_one_a_second([], 0.04)) == []
 
 
 def test_one_frame_a_second_is_each_taken_once() -> None:
-    assert [(second, frame.index) for second, frame in one_a_second(frames(1, 5), 1.0)] == [(i, i) for i in range(5)]
+    assert [(second, frame.index) for second, frame in choose_one_a_second(frames(1, 5), 1.0)] == [
+        (i, i) for i in range(5)
+    ]
