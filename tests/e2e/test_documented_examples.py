@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from teso_deploy.cli import COMMANDS
 from teso_deploy.resources import shipped_path
 from tests.support.code_blocks import ROOT, CodeBlock, find_pages, write_example_clip
 
@@ -65,7 +64,7 @@ def test_blocks_run(page: str, folder: Path) -> None:
         "OMP_NUM_THREADS": "1",
     }
     for block in PAGES[page]:
-        if not block.is_run or ("teso-deploy live" in block.code and "live" not in COMMANDS):
+        if not block.is_run:
             continue
         if "needs" in block.notes:
             pytest.importorskip(block.notes["needs"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from teso_deploy.cli import COMMANDS, app
+from teso_deploy.cli import app
 from tests.support.code_blocks import ROOT, CodeBlock, find_commands, find_pages
 
 BLOCKS = [block for blocks in find_pages().values() for block in blocks]
@@ -24,8 +24,6 @@ def _parse(arguments: list[str]) -> None:
     arguments = [argument for argument in arguments if argument != "--traceback"]
     if arguments == ["--version"]:
         return
-    if arguments[0] == "live" and "live" not in COMMANDS:
-        arguments = ["run", *arguments[1:]]
     command = group.get_command(context, arguments[0])
     assert command is not None, f"no command {arguments[0]}"
     inner = command.context_class(command, info_name=arguments[0], parent=context)
