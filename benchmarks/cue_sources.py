@@ -186,6 +186,7 @@ def measure(
                 cues: Cues = pipeline.cue_names.of_answer(answer) if answer else pipeline.cue_table.none()
                 found = pipeline.segment(frame, trial.samples, cues)
                 labels, offered = found.labels, set(cues.names)
+                assert found.cue_gate is not None
                 accepted = {cue for cue, gate in zip(cues.names, found.cue_gate, strict=False) if gate > 0}
             score.add_cues("offered", offered, heard)
             score.add_cues("accepted", accepted, heard)

@@ -27,15 +27,16 @@ from teso_deploy.backends.engine import EngineFactory
 from teso_deploy.backends.onnxruntime_cuda import DTYPES
 from teso_deploy.bundle import Bundle
 from teso_deploy.cues.table import CueTable
-from teso_deploy.pipeline.pipeline import GRAPHS, Pipeline
+from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.pipeline.preprocess import fitted_size
 from teso_deploy.pipeline.video_source import VideoSource
+from teso_deploy.program import TESO
 from teso_deploy.resources import cache_folder, shipped_path
 from teso_deploy.types import BLANK_PIXEL_RATE, Cues, ImageSize
 
 #: Frames of the clip that are timed and looked at; a multiple of every batch.
 FRAMES = 32
-STEPS = ("preprocess", *GRAPHS, "labels")
+STEPS = ("preprocess", *TESO.names, "labels")
 #: What is timed → the steps that it takes: everything anew, a new sound, new cues, each step by itself.
 STAGES: Mapping[str, tuple[str, ...]] = {
     "frame": STEPS,
@@ -125,7 +126,7 @@ class EngineChain:
         self._frames = HostInput(device, frames.shape, np.uint8, self._stream)
         self._image = DeviceTensor(device, (batch, 3, *size), np.float32)
         self._labels = DeviceTensor(device, (batch, *self._shown), np.uint8)
-        self._slots = {graph: factory(bundle, bundle.graph_at(graph, size)).slot() for graph in GRAPHS}
+        self._slots = {graph: factory(bundle, bundle.graph_at(graph, size)).slot() for graph in TESO.names}
         self._held: dict[str, Any] = {"image": self._image}
         self._last: Event | None = None
         self.labels = np.empty((0, *self._shown), np.uint8)

@@ -86,7 +86,9 @@ def late_results(found: list[Delivery], arrived: list[tuple[float, str]]) -> lis
     late = []
     for at, word in arrived:
         behind = [one for one in found if one.stamps.get("began", one.stamps.get("encoded", 0.0)) >= at]
-        with_it = [k for k, one in enumerate(behind) if one.segmentation.cues.names == (word,)]
+        with_it = [
+            k for k, one in enumerate(behind) if one.segmentation.cues and one.segmentation.cues.names == (word,)
+        ]
         if behind:
             late.append(with_it[0] if with_it else len(behind))
     return late

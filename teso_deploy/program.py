@@ -134,12 +134,12 @@ class Runs(Protocol[T_contra, T_co]):
         """All outputs for all inputs; feeds that the graph does not take are ignored."""
 
 
-def group_inputs(program: Program, tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
-    """The tensors of a program's external inputs, by input; other tensors are left out."""
+def group_inputs(tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """Group tensors by the external input that they belong to; other tensors and incomplete inputs are left out."""
     return {
         external: {name: tensors[name] for name in names}
         for external, names in EXTERNAL_TENSORS.items()
-        if any(external in stage.inputs for stage in program.stages)
+        if all(name in tensors for name in names)
     }
 
 
@@ -168,8 +168,7 @@ def run_program(
     return found
 
 
-def merge_outputs(found: Mapping[str, Mapping[str, T]], leave_out: Collection[str] = ()) -> dict[str, T]:
-    """All tensors of :func:`run_program` by their names; ``leave_out``: inputs or stages."""
-    return {
-        name: tensor for source, tensors in found.items() if source not in leave_out for name, tensor in tensors.items()
-    }
+def merge_tensors(found: Mapping[str, Mapping[str, T]], leave_out: Collection[str] = ()) -> dict[str, T]:
+    """Merge the tensors of :func:`run_program` by their names; ``leave_out``: inputs or stages."""
+    kept = (tensors for source, tensors in found.items() if source not in leave_out)
+    return {name: tensor for tensors in kept for name, tensor in tensors.items()}

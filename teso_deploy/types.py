@@ -117,14 +117,15 @@ class Segmentation(_Printed):
         labels: (H, W) uint8 at the frame's size: 0 is background, k the k-th class of the bundle (1-based).
         class_scores: (C,) float32, the highest mask probability of each class. It may exceed 1 for heads that add
             up their queries.
-        cue_gate: (N_T,) float32, ξ of the paper: a cue is masked if its value is ≤ 0.
+        cue_gate: (N_T,) float32, ξ of the paper: a cue is masked if its value is ≤ 0. None for a method without text.
+        cues: The cues that were offered. None for a method without text.
         stamps: Stage → monotonic seconds at which it ended, in the order of the pipeline.
     """
 
     labels: NDArray[np.uint8]
     class_scores: NDArray[np.float32]
-    cue_gate: NDArray[np.float32]
-    cues: Cues
+    cue_gate: NDArray[np.float32] | None = None
+    cues: Cues | None = None
     pts_seconds: float = 0.0
     index: int = 0
     audio_start_seconds: float = 0.0

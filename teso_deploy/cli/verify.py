@@ -26,7 +26,6 @@ from teso_deploy.options.engine import BuildOptions, EngineOptions, check_engine
 from teso_deploy.options.weights import WeightOptions
 from teso_deploy.outputs import check_apart, check_file
 from teso_deploy.pipeline.backend_choice import load_backend
-from teso_deploy.pipeline.pipeline import GRAPHS
 from teso_deploy.pipeline.postprocess import labels_of
 from teso_deploy.requirements import write_install_command
 from teso_deploy.types import ImageSize, Precision
@@ -127,11 +126,10 @@ def _find_first_differences(bundle: Bundle, report: VerifyReport, sizes: Sequenc
 
         for size in sizes:
             reference = probes.reference_at(bundle, size)
-            memory = [tensor.name for tensor in bundle.manifest.graphs["visual_encoder"].outputs]
-            for graph in GRAPHS:
-                key = bundle.graph_at(graph, size)
+            for stage in bundle.program.stages:
+                key = bundle.graph_at(stage.name, size)
                 entry = bundle.manifest.forms[form][key]
-                feeds = probes.fed_with(reference, graph, memory)
+                feeds = probes.take_inputs(reference, [spec.name for spec in bundle.manifest.graphs[key].inputs])
                 paths = bundle.graph_path(key), bundle.graph_path(key, form)
                 found = first_difference(*paths, feeds, LIMITS[entry.precision].node)
                 if found and form not in report.first_difference:

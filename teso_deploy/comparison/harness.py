@@ -18,7 +18,6 @@ from teso_deploy.comparison.report import environment_of, percentile_row
 from teso_deploy.comparison.turns import LEAST_ROUNDS, Key, Timings, Turn, TurnFailedError, interleaved
 
 OURS = "teso_deploy.comparison.ours:ours"
-PARTS_BEHIND = ("visual_encoder", "audio_encoder", "fusion", "decoder", "preprocess", "postprocess")
 Progress = Callable[[str], None]
 
 
@@ -160,7 +159,7 @@ def report_of(
     shares = {
         f"{stage}/frame, {our}": round(stages[our, stage] / frames[our], 4)
         for our in ours
-        for stage in ("new-sound", "new-cues", *PARTS_BEHIND)
+        for stage in ("new-sound", "new-cues", *bundle.program.names, "preprocess", "postprocess")
         if our in frames and (our, stage) in stages
     }
     sentence = "ours: picture, sound and cues to labels, every frame another one. "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from teso_deploy.backends.engine import Engine
 from teso_deploy.backends.onnxruntime import TARGET, onnxruntime_factory
 from teso_deploy.bundle import Bundle
-from teso_deploy.pipeline.pipeline import GRAPHS, Pipeline
+from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.pipeline.postprocess import labels_of
 from teso_deploy.pipeline.preprocess import fitted_size, normalised, resized
 from teso_deploy.pipeline.video_source import VideoSource
+from teso_deploy.program import MASKS, Stage, group_inputs, merge_tensors, run_program
 from teso_deploy.types import Precision
 from teso_deploy.verification.parity import compare_masks
 from teso_deploy.verification.probes import observe, reference_at
@@ -27,8 +28,6 @@ FRAMES, SOUNDS, CUES, PREPARED = 12, 40, 8, 4
 HOP_SECONDS = 0.24
 #: Stages of a stream: everything anew, and what a new sound or new cues cost on the same picture.
 STREAM = ("frame", "new-sound", "new-cues")
-#: What the whole frame consists of, in this order.
-PARTS = ("preprocess", *GRAPHS, "postprocess")
 
 
 class Ours:
@@ -56,37 +55,48 @@ class Ours:
         cues = [frame.cues_of([word]) for word in frame.cue_table.names[:CUES]] or [frame.cues_of(())]
         fitted = fitted_size(images[0], size, how.fit)
         shares = fitted[0] / size[0], fitted[1] / size[1]
-        engines = {graph: self._engine(self._bundle, self._bundle.graph_at(graph, size)) for graph in GRAPHS}
+        program, engines = self._bundle.program, self._engines()
 
         def preprocess(i: int) -> NDArray[np.float32]:
             return normalised(resized(images[i % len(images)], fitted), how.mean, how.std, size)
 
         prepared = [preprocess(i) for i in range(PREPARED)]
-        fed: dict[str, Any] = {"cues": cues[0].embeddings[None], "cue_valid": cues[0].valid[None]}
-        feeds = [{"image": image} for image in prepared], [{"waveform": sound[None]} for sound in sounds]
-        slots = {graph: engine.slot() for graph, engine in engines.items()}
-        fed |= slots["visual_encoder"].run(feeds[0][0])
-        fed |= slots["audio_encoder"].run(feeds[1][0])
-        fed |= slots["fusion"].run(fed)
-        scores = slots["decoder"].run(fed)["masks"].numpy()[0].copy()
+        first: dict[str, Any] = {"image": prepared[0], "waveform": sounds[0][None]}
+        first |= {"cues": cues[0].embeddings[None], "cue_valid": cues[0].valid[None]} if program.takes("cues") else {}
+        slots = {name: engine.slot() for name, engine in engines.items()}
+        given: dict[str, Mapping[str, Any]] = dict(group_inputs(first))
+        found = run_program(program, slots, given)
+        scores = merge_tensors(found)[MASKS].numpy()[0].copy()
+
+        def alone(stage: Stage) -> Callable[[int], object]:
+            """A stage by itself: on other pictures and sounds where it takes them, else on the first one's tensors."""
+            fixed = {name: tensor for source in stage.inputs for name, tensor in found[source].items()}
+            pictures = [{"image": image} for image in prepared] if "image" in stage.inputs else [{}]
+            windows = [{"waveform": sound[None]} for sound in sounds] if "audio_window" in stage.inputs else [{}]
+            feeds = [
+                fixed | pictures[i % len(pictures)] | windows[i % len(windows)]
+                for i in range(max(len(pictures), len(windows)))
+            ]
+            return lambda i: slots[stage.name].run(feeds[i % len(feeds)])
+
         return {
             "frame": lambda i: frame.segment(images[i % len(images)], sounds[i % len(sounds)], cues[i % len(cues)]),
             "new-sound": lambda i: new_sound.segment(images[0], sounds[i % len(sounds)], cues[0]),
             "new-cues": lambda i: new_cues.segment(images[0], sounds[0], cues[i % len(cues)]),
             "preprocess": preprocess,
-            "visual_encoder": lambda i: slots["visual_encoder"].run(feeds[0][i % PREPARED]),
-            "audio_encoder": lambda i: slots["audio_encoder"].run(feeds[1][i % len(sounds)]),
-            "fusion": lambda i: slots["fusion"].run(fed),
-            "decoder": lambda i: slots["decoder"].run(fed),
+            **{stage.name: alone(stage) for stage in program.stages},
             "postprocess": lambda i: labels_of(scores, images[0].shape[:2], threshold, shares),
         }
+
+    def _engines(self) -> dict[str, Engine]:
+        bundle = self._bundle
+        return {name: self._engine(bundle, bundle.graph_at(name, self._size)) for name in bundle.program.names}
 
     def mask_iou(self) -> float:
         """Agreement with the masks that PyTorch found, all graphs in a row; of the worst frame."""
         reference = reference_at(self._bundle, self._size)
-        engines = {graph: self._engine(self._bundle, self._bundle.graph_at(graph, self._size)) for graph in GRAPHS}
-        masks = observe(engines, reference, None).masks
-        return compare_masks(masks, reference["masks"], self._bundle.manifest.postprocessing.threshold)[0]
+        masks = observe(self._bundle.program, self._engines(), reference).masks
+        return compare_masks(masks, reference[MASKS], self._bundle.manifest.postprocessing.threshold)[0]
 
 
 def ours(settings: dict[str, Any]) -> Ours:

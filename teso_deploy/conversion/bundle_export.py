@@ -44,14 +44,13 @@ from teso_deploy.models.assembly import WeightSource, assemble, text_tower
 from teso_deploy.models.graphs import graph_modules, graph_specs
 from teso_deploy.models.state_dicts import Averaging
 from teso_deploy.models.teso import Teso
+from teso_deploy.program import TESO
 from teso_deploy.recipe import Recipe
 from teso_deploy.resources import shipped_path
 from teso_deploy.types import ImageSize, Precision
 from teso_deploy.verification.verify import VerifyReport
 
 RANDOM_EMBEDDINGS = "random, seed 0"
-#: Graphs that differ from one picture size to another.
-SIZED_GRAPHS = ("visual_encoder", "decoder")
 Progress = Callable[[str], None]
 
 
@@ -114,7 +113,7 @@ def _write_graphs(
         is_first = size == recipe.image.sizes[0]
         arguments = example_arguments(model, size)
         for name, spec in specs.items():
-            if not (is_first or name in SIZED_GRAPHS):
+            if not (is_first or TESO.stage_of(name).sized):
                 continue
             key = name if is_first else sized_name(name, size)
             report(f"{key}: PyTorch to ONNX")
@@ -182,6 +181,7 @@ def export_bundle(
         videos = calibrate_on or (clip,)
         writer = Forms(
             folder,
+            TESO,
             graphs,
             weights,
             lambda: video_frames(recipe, recipe.image.sizes[0], table, videos),
@@ -195,6 +195,7 @@ def export_bundle(
             name=recipe.name,
             trained=is_trained,
             recipe=recipe.model_dump(mode="json", by_alias=True),
+            program=TESO,
             graphs=graphs,
             forms=forms,
             preprocessing=Preprocessing(

@@ -67,6 +67,7 @@ def derive_bundle(
         videos = tuple(calibrate_on) or (shipped_path("export/demo/clip.mp4"),)
         writer = Forms(
             folder,
+            source.program,
             graphs,
             weights,
             lambda: video_frames(recipe, source.sizes[0], table, videos),

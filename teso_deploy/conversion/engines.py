@@ -111,7 +111,12 @@ def build_engines(
 
     Returns:
         The entries for the manifest.
+
+    Raises:
+        EngineError: A profile names a stage that the bundle does not have.
     """
+    for request in requests:
+        request.settings.check_stages(bundle.program)
     return tuple(
         _built(bundle, request, architecture, precision, graph, on_progress)
         for request in requests

@@ -22,6 +22,7 @@ from teso_deploy.conversion.precision import check_precision, halved, shares
 from teso_deploy.conversion.quantization import carried_over, least_left_out, observe, quantize, sensitivities
 from teso_deploy.conversion.weights import WeightsFile, save_with_weights
 from teso_deploy.errors import OutputError
+from teso_deploy.program import MASKS, Program, group_inputs, merge_tensors, run_program
 from teso_deploy.sealed import sha256_of
 from teso_deploy.types import Precision
 from teso_deploy.verification.parity import compare_masks
@@ -30,11 +31,8 @@ from teso_deploy.verification.parity import compare_masks
 BYTES_SHARE: Mapping[Precision, float] = {"fp32": 0.05, "fp16": 0.55, "bf16": 0.55, "int8": 0.35}
 #: What a bucket takes beside the weights: its tables, and the encoder's outputs in the reference.
 BUCKET_BYTES = 100_000_000
-#: Graphs that int8 is for. The fusion is small, and its cue gate decides: it stays as it is.
-QUANTIZED_GRAPHS = ("visual_encoder", "audio_encoder", "decoder")
 #: How well int8 masks of a trained model are to agree with fp32 on the calibration frames, and how well they must.
 INT8_IOU, LEAST_INT8_IOU = 0.995, 0.98
-GRAPH_ORDER = ("visual_encoder", "audio_encoder", "fusion", "decoder")
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -53,22 +51,15 @@ def check_space(weights_bytes: int, out: Path, sizes: int, precisions: Sequence[
         )
 
 
-def _run_all(engines: Mapping[str, OnnxRuntimeEngine], frame: Arrays) -> dict[str, NDArray[Any]]:
-    """Every tensor between the graphs for one frame."""
-    values = dict(frame)
-    for name in GRAPH_ORDER:
-        values |= engines[name].run(values)
-    return values
-
-
 @dataclass
 class Forms:
-    """Writes the forms of a staged bundle's graphs. ``frames``: of every graph's inputs, batch 1, of the first bucket.
+    """Writes the forms of a staged bundle's graphs. ``frames``: external tensors, batch 1, of the first bucket.
 
     ``is_trained``: masks of a model that is not mean nothing, so that none of its layers is left out for them.
     """
 
     folder: Path
+    program: Program
     graphs: Mapping[str, GraphEntry]
     weights: Mapping[str, WeightsFile]
     frames: Callable[[], Sequence[Arrays]]
@@ -124,10 +115,11 @@ class Forms:
     def _int8(self) -> dict[str, dict[str, FormEntry]]:
         self.on_progress("int8: calibration frames")
         files = {key: self.folder / graph.file for key, graph in self.graphs.items()}
-        exact = {name: OnnxRuntimeEngine(files[name]) for name in GRAPH_ORDER}
-        frames = [_run_all(exact, frame) for frame in self.frames()]
+        exact = {name: OnnxRuntimeEngine(files[name]) for name in self.program.names}
+        frames = [self._run_all(exact, frame) for frame in self.frames()]
+        stages = [stage.name for stage in self.program.stages if stage.quantizable]
         ranges, ranked = {}, dict[tuple[str, str], float]()
-        for name in QUANTIZED_GRAPHS:
+        for name in stages:
             self.on_progress(f"{name}: ranges and sensitivities of int8")
             ranges[name] = observe(files[name], frames)
             ranked |= {(name, p): e for p, e in sensitivities(files[name], frames, ranges[name]).items()}
@@ -142,16 +134,16 @@ class Forms:
 
         def agreement(leave_out: Collection[tuple[str, str]], symmetric: bool) -> float:
             engines = dict(exact)
-            for name in QUANTIZED_GRAPHS:
+            for name in stages:
                 trial = self.folder / f"{name}.trial.onnx"
                 try:
                     ir.save(quantized(name, leave_out, symmetric), trial)
                     engines[name] = OnnxRuntimeEngine(trial)
                 finally:
                     trial.unlink(missing_ok=True)
-            ours = [_run_all(engines, frame)["masks"] for frame in frames]
+            ours = [self._run_all(engines, frame)[MASKS] for frame in frames]
             pairs = zip(ours, frames, strict=True)
-            return float(np.mean([compare_masks(masks, frame["masks"], self.threshold)[0] for masks, frame in pairs]))
+            return float(np.mean([compare_masks(masks, frame[MASKS], self.threshold)[0] for masks, frame in pairs]))
 
         forms: dict[str, dict[str, FormEntry]] = {}
         # TensorRT knows zero at 0 alone; ONNX Runtime's products may have it anywhere, which saves a bit.
@@ -169,13 +161,17 @@ class Forms:
             entries = forms[f"{target}-int8"] = {}
             for key in self.graphs:
                 self.on_progress(f"{key}: {target}-int8")
-                if key.partition("@")[0] not in QUANTIZED_GRAPHS:
+                if key.partition("@")[0] not in stages:
                     is_standard = target == STANDARD
                     entries[key] = self._as_it_is(key) if is_standard else self._for_onnxruntime(key, "fp32")
                     continue
                 model = quantized(key, left_out, symmetric)
                 entries[key] = self._save(plugin_nodes(model) if symmetric else derived(model), key, target, "int8")
         return forms
+
+    def _run_all(self, engines: Mapping[str, OnnxRuntimeEngine], frame: Arrays) -> dict[str, NDArray[Any]]:
+        """Every tensor that the graphs take and give for one frame."""
+        return merge_tensors(run_program(self.program, engines, group_inputs(frame)))
 
     def _as_it_is(self, key: str) -> FormEntry:
         graph, path = self.graphs[key], self.folder / self.graphs[key].file

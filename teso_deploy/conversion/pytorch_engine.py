@@ -1,4 +1,4 @@
-"""The graphs in PyTorch, to be asked like engines."""
+"""The graphs in PyTorch, run like engines."""
 
 from __future__ import annotations
 
@@ -7,29 +7,47 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from teso_deploy.models.graphs import GraphSpec, graph_modules, graph_specs
 from teso_deploy.models.teso import Teso
 
 
-class PyTorchEngine:
-    """A module as :class:`teso_deploy.verification.probes.Runs`."""
-
-    precision = "fp32"
+class ModuleEngine:
+    """A module as :class:`teso_deploy.program.Runs`: PyTorch's tensors in and out."""
 
     def __init__(self, module: nn.Module, spec: GraphSpec) -> None:
         self._module, self.inputs, self.outputs = module, spec.inputs, spec.outputs
 
+    def run(self, feeds: Mapping[str, Tensor], /) -> dict[str, Tensor]:
+        """All outputs for all inputs."""
+        found = self._module(*(feeds[name] for name in self.inputs))
+        values = found if isinstance(found, tuple) else (found,)
+        return dict(zip(self.outputs, values, strict=True))
+
+
+class PyTorchEngine:
+    """A module as :class:`teso_deploy.verification.probes.Runs`: arrays in and out."""
+
+    precision = "fp32"
+
+    def __init__(self, module: nn.Module, spec: GraphSpec) -> None:
+        self._engine, self.inputs, self.outputs = ModuleEngine(module, spec), spec.inputs, spec.outputs
+
     @torch.inference_mode()
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """All outputs for all inputs."""
-        found = self._module(*(torch.from_numpy(feeds[name]) for name in self.inputs))
-        values = found if isinstance(found, tuple) else (found,)
-        return {name: value.numpy() for name, value in zip(self.outputs, values, strict=True)}
+        found = self._engine.run({name: torch.from_numpy(feeds[name]) for name in self.inputs})
+        return {name: value.numpy() for name, value in found.items()}
+
+
+def module_engines(model: Teso) -> dict[str, ModuleEngine]:
+    """Every graph of a model, for PyTorch's tensors."""
+    modules = graph_modules(model)
+    return {name: ModuleEngine(modules[name], spec) for name, spec in graph_specs(model.recipe).items()}
 
 
 def pytorch_engines(model: Teso) -> dict[str, PyTorchEngine]:
-    """Every graph of a model."""
+    """Every graph of a model, for arrays."""
     modules = graph_modules(model)
     return {name: PyTorchEngine(modules[name], spec) for name, spec in graph_specs(model.recipe).items()}

@@ -17,21 +17,20 @@ import torch
 from numpy.typing import NDArray
 
 from teso_deploy.bundle import sized_name
+from teso_deploy.conversion.pytorch_engine import module_engines, pytorch_engines
 from teso_deploy.cues.table import CueTable
 from teso_deploy.media.audio import read_audio
 from teso_deploy.media.reader import VideoReader
-from teso_deploy.models.graphs import graph_modules, graph_specs, memory_names
+from teso_deploy.models.graphs import graph_specs
 from teso_deploy.models.teso import Teso
 from teso_deploy.pipeline.preprocess import fitted_size, normalised, resized
+from teso_deploy.program import MASKS, TESO, group_inputs, merge_tensors, run_program
 from teso_deploy.recipe import Recipe
 from teso_deploy.types import WINDOW_SAMPLES, ImageSize
+from teso_deploy.verification.probes import ROWS, run_whole
 
-ROWS = ("own", "muted", "other", "no cue")
 #: Probabilities are stored in steps finer than any two implementations agree in; a quarter of the bytes are left.
 MASK_STEP = 2.0**-20
-
-
-#: (height, width) of a picture.
 
 
 def random_inputs(recipe: Recipe, size: ImageSize, seed: int = 0) -> dict[str, NDArray[Any]]:
@@ -69,21 +68,10 @@ def clip_inputs(recipe: Recipe, size: ImageSize, table: CueTable, clip: Path) ->
     }
 
 
-@torch.no_grad()
 def reference_outputs(model: Teso, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """PyTorch's outputs of every graph for the reference inputs, by tensor name."""
-    modules, specs = graph_modules(model), graph_specs(model.recipe)
-    given = {name: torch.from_numpy(value) for name, value in inputs.items()}
-    seen = modules["visual_encoder"](given["image"])
-    memory = seen[: len(memory_names(model.recipe))]
-    audio = modules["audio_encoder"](given["waveform"])
-    queries, gate = modules["fusion"](audio, given["cues"], given["cue_valid"])
-    repeated = [tensor.repeat_interleave(len(queries), dim=0) for tensor in memory]
-    masks = modules["decoder"](queries, *repeated)
-    named = dict(zip(specs["visual_encoder"].outputs, seen, strict=True))
-    masks = (masks / MASK_STEP).round() * MASK_STEP
-    named |= {"audio": audio, "queries": queries, "cue_gate": gate, "masks": masks}
-    return {name: value.numpy() for name, value in named.items()}
+    found = run_whole(TESO, pytorch_engines(model), inputs)
+    return found | {MASKS: np.rint(found[MASKS] / MASK_STEP) * MASK_STEP}
 
 
 def reference_arrays(model: Teso, inputs: Callable[[ImageSize], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
@@ -91,10 +79,14 @@ def reference_arrays(model: Teso, inputs: Callable[[ImageSize], dict[str, NDArra
     first, *others = model.recipe.image.sizes
     given = inputs(first)
     arrays = given | reference_outputs(model, given)
+    specs = graph_specs(model.recipe)
+    of_the_picture = [
+        name for stage in TESO.names if "image" in TESO.dependencies(stage) for name in specs[stage].outputs
+    ]
     for size in others:
         given = inputs(size)
         at_size = given | reference_outputs(model, given)
-        for name in ("image", *graph_specs(model.recipe)["visual_encoder"].outputs, "masks"):
+        for name in ("image", *of_the_picture):
             arrays[sized_name(name, size)] = at_size[name]
     return arrays
 
@@ -104,15 +96,11 @@ def example_arguments(
     model: Teso, size: ImageSize, device: torch.device | None = None
 ) -> dict[str, tuple[torch.Tensor, ...]]:
     """Arguments of every graph, batch 2; on ``meta`` they are shapes alone."""
-    modules = graph_modules(model)
     noise = random_inputs(model.recipe, size)
     given = {name: torch.from_numpy(value[:2]).to(device) for name, value in noise.items()}
-    image = given["image"].expand(2, -1, -1, -1).clone()
-    audio = modules["audio_encoder"](given["waveform"])
-    queries, _ = modules["fusion"](audio, given["cues"], given["cue_valid"])
-    return {
-        "visual_encoder": (image,),
-        "audio_encoder": (given["waveform"],),
-        "fusion": (audio, given["cues"], given["cue_valid"]),
-        "decoder": (queries, *modules["visual_encoder"](image)[: len(memory_names(model.recipe))]),
-    }
+    given["image"] = given["image"].expand(2, -1, -1, -1).clone()
+    # What no other stage takes is not run.
+    taken = {source for stage in TESO.stages for source in stage.inputs}
+    stages = [stage for stage in TESO.stages if stage.name in taken]
+    tensors = merge_tensors(run_program(TESO, module_engines(model), group_inputs(given), stages=stages))
+    return {name: tuple(tensors[tensor] for tensor in spec.inputs) for name, spec in graph_specs(model.recipe).items()}

@@ -99,6 +99,8 @@ class CueTable:
         """:meth:`find`. Raises :class:`CueError` that names the closest words where the table has it not."""
         if (name := self.find(word)) is not None:
             return name
+        if not self.max_cues:
+            raise CueError("the bundle's method takes no cues: run it without cues")
         close = difflib.get_close_matches(variants(word)[0], self.names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(repr(name) for name in close)}?" if close else f"it knows {self._examples()}"
         raise CueError(f"the bundle has no embedding for the cue {word!r}: {hint}")

@@ -84,7 +84,8 @@ class Accounting:
         times = list(stamps.values())
         with self._lock:
             stream = self._streams[delivery.stream]
-            stream.cue_age_seconds, stream.cue_source = found.cues.age_seconds, found.cues.source
+            if found.cues is not None:
+                stream.cue_age_seconds, stream.cue_source = found.cues.age_seconds, found.cues.source
             if delivery.cause != "frame":
                 stream.redecodes[delivery.cause] += 1
                 stream.redecode.add(times[-1] - times[0])

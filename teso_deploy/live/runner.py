@@ -250,7 +250,7 @@ class LiveRunner:
             offered, of_seconds = (None, None) if age_seconds > self._cue_ttl_seconds else (offered, of_seconds)
         found = self._streams[number].decode(encoded, sound, offered)
         delivered, now = self._clock(), reader.now_seconds()
-        if of_seconds is not None:
+        if of_seconds is not None and found.cues is not None:
             found = replace(found, cues=replace(found.cues, age_seconds=max(0.0, now - of_seconds)))
         inside = found.stamps
         stamps = {"began": began}

@@ -173,11 +173,15 @@ class Overlay:
     @staticmethod
     def _draw_cues(pen: ImageDraw.ImageDraw, segmentation: Segmentation, font: _Font, width: int, scale: float) -> None:
         """Draw accepted cues bright, rejected ones faint and struck out, in rows as wide as the picture."""
-        slots = np.flatnonzero(segmentation.cues.valid)
-        alive_slots = segmentation.cue_gate[slots] > 0
-        named = [(name, bool(alive)) for name, alive in zip(segmentation.cues.names, alive_slots, strict=False)]
+        cues = segmentation.cues
+        if cues is None:  # a method without text
+            return
+        # Without a gate every cue is accepted.
+        gate = np.ones(len(cues.valid), np.float32) if segmentation.cue_gate is None else segmentation.cue_gate
+        alive_slots = gate[np.flatnonzero(cues.valid)] > 0
+        named = [(name, bool(alive)) for name, alive in zip(cues.names, alive_slots, strict=False)]
         if not named:
-            named = [("no cue", bool(segmentation.cue_gate[0] > 0))]
+            named = [("no cue", bool(gate[0] > 0))]
         gap = max(2, round(6 * scale))
         line = max(1, round(scale))
         x, y = gap, gap

@@ -21,6 +21,7 @@ from teso_deploy.bundle import Bundle
 from teso_deploy.errors import BundleError, TesoError
 from teso_deploy.named_objects import load_object
 from teso_deploy.types import Precision
+from teso_deploy.verification.engine_check import check_against_onnxruntime
 
 
 def load_backend(
@@ -62,8 +63,6 @@ def load_backend(
         raise ValueError(f"unknown backend {name!r}: one of {', '.join(list_backends())}")
     if (profile is not None or rebuild_engines) and not (name in BACKENDS and BACKENDS[name].builds_engines):
         raise ValueError(f"backend {name!r} builds no engines: omit profile and rebuild_engines")
-    from teso_deploy.verification.engine_check import check_against_onnxruntime
-
     request = BackendRequest(
         name=name,
         bundle=bundle,

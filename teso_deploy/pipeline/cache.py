@@ -1,10 +1,11 @@
-"""What a stream keeps of each graph, and whether a picture needs to be encoded again."""
+"""What a stream keeps of each stage, and whether a picture needs to be encoded again."""
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,74 +14,112 @@ from numpy.typing import NDArray
 
 from teso_deploy.backends.contracts import Operators
 from teso_deploy.backends.engine import Engine, Tensor
-from teso_deploy.types import Frame
+from teso_deploy.types import Frame, ImageSize
 
 #: Side in pixels of the squares in which two pictures are compared.
 BLOCK_PIXELS = 32
 #: Why the encoder did not run: the picture was equal to the encoded one, or within the threshold.
 Likeness = Literal["same", "still"]
-Feeds = Mapping[str, NDArray[Any] | Tensor]
-#: What outputs were made from: arrays, and in place of another graph's outputs its ``version``.
-Of = tuple[Any, ...]
+Feed = NDArray[Any] | Tensor
+
+
+class KeptInput:
+    """An external input in one stream: its tensors, and what they were made from.
+
+    ``version`` changes with the content. No two versions in a stream are equal.
+    """
+
+    def __init__(self) -> None:
+        self.outputs: Mapping[str, Feed] = {}
+        self.content: tuple[NDArray[Any], ...] | None = None
+        self.version = 0
+
+    def holds(self, arrays: tuple[NDArray[Any], ...]) -> bool:
+        """True if the content is equal to these arrays."""
+        return self.content is not None and all(map(np.array_equal, self.content, arrays))
+
+    def put(self, version: int, content: tuple[NDArray[Any], ...] | None, outputs: Mapping[str, Feed]) -> None:
+        """Replace the content. The arrays are kept as they are: the caller must not write to them later."""
+        self.version, self.content, self.outputs = version, content, outputs
 
 
 class KeptGraph:
-    """One graph in one stream: its outputs, and what they are of.
+    """The graph of a stage in one stream: its outputs, and the versions of the inputs that they were made from."""
 
-    ``version`` counts the runs, so that a graph behind this one knows when to run again; ``number`` tells
-    two of one graph apart.
-    """
-
-    def __init__(self, engine: Engine, number: int = 0) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._slot = engine.slot()
-        self.number = number
+        self.is_asynchronous = engine.is_asynchronous
         self.outputs: Mapping[str, Tensor] = {}
-        self.of: Of | None = None
+        self.of: tuple[int, ...] | None = None
         self.version = 0
 
-    def is_of(self, of: Of) -> bool:
-        """True where a run on this would give what is here."""
-        return self.of is not None and all(np.array_equal(old, new) for old, new in zip(self.of, of, strict=True))
-
-    def run(self, of: Of, feeds: Feeds) -> None:
-        """Run on ``feeds``. The arrays in ``of`` are kept as they are: nobody else may write to them."""
+    def run(self, version: int, of: tuple[int, ...], feeds: Mapping[str, Feed]) -> None:
+        """Run on ``feeds``, which have the versions ``of``; the outputs get a version of their own."""
         self.of = None  # a run that fails may leave some outputs new and some old
         self.outputs = self._slot.run(feeds)
-        self.of = of
-        self.version += 1
+        self.of, self.version = of, version
+
+
+#: What a stage may be given: an external input, or another stage.
+Source = KeptInput | KeptGraph
+
+
+@dataclass(frozen=True, slots=True)
+class CachedStage:
+    """Runs a graph only if one of its inputs has another version than at the last run; for ``run_program``.
+
+    ``find_versions``: of the stage's inputs. ``next_version``: a new one for the outputs. ``on_run``: is called after
+    each run.
+    """
+
+    graph: KeptGraph
+    find_versions: Callable[[], tuple[int, ...]]
+    next_version: Callable[[], int]
+    on_run: Callable[[], None]
+
+    def run(self, feeds: Mapping[str, Feed], /) -> Mapping[str, Feed]:
+        """The graph's outputs for these feeds."""
+        if self.graph.of != (of := self.find_versions()):
+            self.graph.run(self.next_version(), of, feeds)
+            self.on_run()
+        return self.graph.outputs
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A picture that the encoder has seen: what it found lies in ``graph``.
+    """A picture for which the stages that depend on the picture alone have run.
 
-    ``fitted`` and ``bucket`` (height, width). ``started`` and ``encoded``: monotonic seconds.
+    ``sources``: the picture and these stages, by name. ``fitted`` and ``bucket`` (height, width). ``started`` and
+    ``encoded``: monotonic seconds.
     """
 
     frame: Frame
-    graph: KeptGraph
-    fitted: tuple[int, int]
-    bucket: tuple[int, int]
+    sources: Mapping[str, Source]
+    fitted: ImageSize
+    bucket: ImageSize
     started: float
     encoded: float
 
 
 class Kept:
-    """What one stream keeps: its graphs by their names in the manifest, and how often each ran.
+    """What one stream keeps: its inputs and its graphs, and how often each stage ran.
 
-    ``encoders`` are two of a graph where pictures are encoded ahead, in turn; ``turn`` is the one that ran last.
-    ``encoder_skips``: how often the encoder did not have to, by :data:`Likeness`. ``operators``: made when a
-    frame first needs them.
+    ``pictures``: by bucket and turn. ``graphs``: by name in the manifest and turn. Turn 0 belongs to pictures that are
+    segmented at once, and to all graphs that depend on more than the picture. Pictures that are encoded ahead have
+    the turns 1 and 2 alternately; ``turn`` is the last of these. ``encoder_skips``: how often no stage had to run for
+    a picture, by :data:`Likeness`. ``operators``: made when a frame first needs them.
 
-    ``encoding`` guards what encoders write, ``decoding`` what the other graphs write. A thread that needs both takes
-    ``encoding`` first. One thread may encode while another decodes.
+    ``encoding`` guards what is made from the picture alone, ``decoding`` everything else. A thread that needs both
+    takes ``encoding`` first. One thread may encode while another decodes.
     """
 
     def __init__(self) -> None:
         self.encoding, self.decoding = threading.Lock(), threading.Lock()
-        self.graphs: dict[str, KeptGraph] = {}
-        self.encoders: dict[tuple[str, int], KeptGraph] = {}
-        self.turn = 0
+        self.pictures: dict[tuple[ImageSize, int], KeptInput] = {}
+        self.inputs: dict[str, KeptInput] = {}
+        self.graphs: dict[tuple[str, int], KeptGraph] = {}
+        self.turn = 1
+        self.next_version: Callable[[], int] = itertools.count(1).__next__
         self.runs: Counter[str] = Counter()
         self.encoder_skips: Counter[str] = Counter()
         self.operators: Operators | None = None

@@ -9,7 +9,7 @@ from typing import Any
 from teso_deploy.cues.timed import TimedCues
 from teso_deploy.media.audio import WINDOW_SECONDS
 from teso_deploy.outputs import show_path
-from teso_deploy.pipeline.pipeline import GRAPHS, Offered, Pipeline, Stream
+from teso_deploy.pipeline.pipeline import Offered, Pipeline, Stream
 from teso_deploy.pipeline.video_source import Moment, VideoSource
 from teso_deploy.sinks.contracts import RunFacts, Sink
 from teso_deploy.sinks.delivery import Delivery, InputFacts
@@ -106,7 +106,7 @@ def _describe_input(source: VideoSource, stream: Stream) -> InputFacts:
 def _describe_run(stream: Stream, source: VideoSource) -> dict[str, Any]:
     return {
         "mode": source.mode,
-        "graph_runs": {graph: stream.runs[graph] for graph in GRAPHS},
+        "graph_runs": {name: stream.runs[name] for name in stream.pipeline.program.names},
         "encoder_skips": {likeness: stream.encoder_skips[likeness] for likeness in ("same", "still")},
         "drops": {},
         "corrupt_frames": source.reader.corrupt_frames,

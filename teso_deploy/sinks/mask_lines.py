@@ -41,7 +41,9 @@ def make_mask_line(delivery: Delivery, classes: Sequence[str]) -> dict[str, Any]
         "cause": delivery.cause,
         "audio_end_seconds": None if delivery.audio_end_seconds is None else round(delivery.audio_end_seconds, 6),
         "audio_is_silent": found.audio_is_silent,
-        "cues": {"names": list(found.cues.names), "source": found.cues.source, "age_seconds": found.cues.age_seconds},
+        "cues": None
+        if (cues := found.cues) is None
+        else {"names": list(cues.names), "source": cues.source, "age_seconds": cues.age_seconds},
         "objects": [
             {
                 "name": classes[label - 1],

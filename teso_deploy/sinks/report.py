@@ -46,11 +46,15 @@ class _Tally:
         self._positive.append(found.positive_pixel_rate)
         if self._is_endless:
             self._positive = [sum(self._positive)]
-        self._offered.update(found.cues.names)
-        self._sources[found.cues.source] += 1
-        for name, gate in zip(found.cues.names, found.cue_gate, strict=False):
-            self._accepted[name] += bool(gate > 0)
         self._latency.add({**delivery.stamps, "delivered": delivery.stamps.get("delivered", self._ended)})
+        if (cues := found.cues) is None:  # a method without text
+            return
+        self._offered.update(cues.names)
+        self._sources[cues.source] += 1
+        # Without a gate every cue is accepted.
+        gates = np.ones(len(cues.valid)) if found.cue_gate is None else found.cue_gate
+        for name, gate in zip(cues.names, gates, strict=False):
+            self._accepted[name] += bool(gate > 0)
 
     def describe(self) -> dict[str, Any]:
         frames, seconds, offered = self._frames, self._ended - self._began, self._offered.most_common()

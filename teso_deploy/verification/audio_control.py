@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teso_deploy.pipeline.postprocess import labels_of
+from teso_deploy.program import EXTERNAL_TENSORS
 from teso_deploy.types import BLANK_PIXEL_RATE, WINDOW_SAMPLES, ImageSize
 from teso_deploy.verification.parity import Arrays, Limits, row_agreement
 from teso_deploy.verification.probes import ROWS
@@ -32,11 +33,8 @@ def control_inputs(reference: Arrays) -> dict[str, NDArray[Any]]:
     noise = [rng.standard_normal(WINDOW_SAMPLES) * 10 ** (level / 20) for level in NOISE_DBFS]
     stored = [reference["waveform"][row] for row in STORED.values()]
     rows = [*STORED.values(), *(STORED["own"] for _ in NOISE_DBFS)]
-    return {
-        "waveform": np.stack([*stored, *noise]).clip(-1, 1).astype(np.float32),
-        "cues": reference["cues"][rows],
-        "cue_valid": reference["cue_valid"][rows],
-    }
+    cues = {name: reference[name][rows] for name in EXTERNAL_TENSORS["cues"] if name in reference}
+    return {"waveform": np.stack([*stored, *noise]).clip(-1, 1).astype(np.float32), **cues}
 
 
 @dataclass(frozen=True, slots=True)

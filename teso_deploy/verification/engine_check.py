@@ -30,11 +30,7 @@ def check_against_onnxruntime(bundle: Bundle, graph: str) -> Check:
 
     def check(engine: TensorRTEngine) -> dict[str, Any]:
         reference = probes.reference_at(bundle, _size_of(bundle, graph))
-        memory = [
-            spec.name
-            for spec in bundle.manifest.graphs[bundle.graph_at("visual_encoder", _size_of(bundle, graph))].outputs
-        ]
-        given = probes.fed_with(reference, graph.partition("@")[0], memory)
+        given = probes.take_inputs(reference, engine.inputs)
         feeds = {name: np.asarray(given[name]) for name in engine.inputs}
         expected = OnnxRuntimeEngine(bundle.graph_path(graph)).run(feeds)
         threshold = bundle.manifest.postprocessing.threshold

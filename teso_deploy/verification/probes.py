@@ -1,4 +1,4 @@
-"""What a set of engines gives for the inputs of ``reference.npz``: each graph by itself, and all in a row."""
+"""What a set of engines gives for the inputs of ``reference.npz``: each graph by itself, and the whole program."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from teso_deploy.array_files import Expected
 from teso_deploy.bundle import REFERENCE, Bundle, TensorSpec, sized_name
 from teso_deploy.errors import BundleError
-from teso_deploy.pipeline.pipeline import GRAPHS
+from teso_deploy.program import EXTERNAL_TENSORS, MASKS, Program, group_inputs, merge_tensors, run_program
 from teso_deploy.types import ImageSize
 from teso_deploy.verification.parity import Arrays
 
-#: What the rows of the reference's sounds, cues and masks are.
+#: What the rows of the reference's sounds, cues and masks are. Of what depends on the picture alone it has one row.
 ROWS = ("own", "muted", "other", "no cue")
-#: Rows that are told apart when several pictures are given at once.
+#: Rows that go with the pictures of a batch.
 BATCH_ROWS = (0, 2, 3)
 
 
@@ -46,21 +46,28 @@ Engines = Mapping[str, Runs]
 
 
 def reference_at(bundle: Bundle, size: ImageSize) -> dict[str, NDArray[Any]]:
-    """``reference.npz`` as the graphs of a bucket see it, by plain tensor names.
+    """Read ``reference.npz`` as the graphs of a bucket see it, by plain tensor names.
 
     Raises :class:`BundleError` when it lacks one of their tensors.
     """
-    is_first = size == bundle.sizes[0]
-    stored_names, wanted = {}, {}
-    for graph in GRAPHS:
-        entry = bundle.manifest.graphs[bundle.graph_at(graph, size)]
-        seen = [*entry.inputs, *entry.outputs] if graph in ("visual_encoder", "fusion") else list(entry.outputs)
-        seen += [tensor for tensor in entry.inputs if tensor.name == "waveform"]
-        for tensor in seen:
-            depends_on_size = graph in ("visual_encoder", "decoder") and tensor.name != "waveform"
-            stored = tensor.name if is_first or not depends_on_size else sized_name(tensor.name, size)
-            stored_names[tensor.name] = stored
-            wanted[stored] = _expected(tensor, 1 if graph == "visual_encoder" else len(ROWS))
+    program, is_first = bundle.program, size == bundle.sizes[0]
+    stored_names: dict[str, str] = {}
+    wanted: dict[str, Expected] = {}
+
+    def want(tensor: TensorSpec, source: str) -> None:
+        depends_on = program.dependencies(source)
+        stored = tensor.name if is_first or "image" not in depends_on else sized_name(tensor.name, size)
+        stored_names[tensor.name] = stored
+        wanted[stored] = _expected(tensor, 1 if depends_on == {"image"} else len(ROWS))
+
+    for stage in program.stages:
+        entry = bundle.manifest.graphs[bundle.graph_at(stage.name, size)]
+        for tensor in entry.outputs:
+            want(tensor, stage.name)
+        for tensor in entry.inputs:
+            for external in EXTERNAL_TENSORS.keys() & set(stage.inputs):
+                if tensor.name in EXTERNAL_TENSORS[external]:
+                    want(tensor, external)
     arrays = bundle.arrays(REFERENCE, wanted)
     if absent := [stored for stored in stored_names.values() if stored not in arrays]:
         raise BundleError(f"{bundle.folder}: {REFERENCE} lacks {absent[0]}; export the bundle again")
@@ -73,34 +80,56 @@ def _expected(tensor: TensorSpec, rows: int) -> Expected:
     return Expected(kind, tuple(side if isinstance(side, int) else rows for side in tensor.shape))
 
 
-def repeated(memory: Arrays, names: Sequence[str], count: int) -> dict[str, NDArray[Any]]:
-    """One picture's tensors for several sounds."""
-    return {name: np.repeat(memory[name], count, axis=0) for name in names}
+def take_inputs(tensors: Arrays, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Take the tensors of a graph's inputs; those of one picture are repeated for each of several sounds."""
+    count = max(len(tensors[name]) for name in names)
+    return {
+        name: tensors[name] if len(tensors[name]) == count else np.repeat(tensors[name], count, axis=0)
+        for name in names
+    }
 
 
-def fed_with(reference: Arrays, graph: str, memory: Sequence[str]) -> Arrays:
-    """A graph's inputs from the reference; ``memory``: names of the encoder's outputs."""
-    return {**reference, **repeated(reference, memory, len(ROWS))} if graph == "decoder" else reference
+class SpreadEngine:
+    """An engine whose inputs may have batches of one beside larger ones."""
+
+    def __init__(self, engine: Runs) -> None:
+        self._engine = engine
+
+    def run(self, feeds: Arrays, /) -> Arrays:
+        """All outputs for all inputs."""
+        return self._engine.run(take_inputs(feeds, self._engine.inputs))
 
 
 def graph_outputs(engines: Engines, reference: Arrays) -> dict[str, dict[str, NDArray[Any]]]:
-    """The outputs of every graph, given what PyTorch gave to it."""
-    memory = engines["visual_encoder"].outputs
-    return {name: engine.run(fed_with(reference, name, memory)) for name, engine in engines.items()}
+    """The outputs of every graph, each given the model's tensors."""
+    return {name: engine.run(take_inputs(reference, engine.inputs)) for name, engine in engines.items()}
 
 
-def hear(engines: Engines, memory: Arrays, heard: Arrays) -> dict[str, NDArray[Any]]:
-    """What follows the encoder, for sounds and cues: one picture for all of them, or one for each."""
-    names, count = engines["visual_encoder"].outputs, len(heard["waveform"])
-    if len(memory[names[0]]) != count:
-        memory = repeated(memory, names, count)
-    values = engines["audio_encoder"].run(heard)
-    values |= engines["fusion"].run({**heard, **values})
-    return values | engines["decoder"].run({**memory, **values})
+def run_whole(
+    program: Program, engines: Engines, inputs: Arrays, seen: Mapping[str, Arrays] | None = None
+) -> dict[str, NDArray[Any]]:
+    """Run a program on engines, each stage on the outputs of those before it.
+
+    Args:
+        program: What is run.
+        engines: Of every stage, by name.
+        inputs: External tensors; one picture may go with several sounds.
+        seen: Outputs of stages that have run already, by stage. Default: none has.
+
+    Returns:
+        The outputs of the stages by tensor name, those of ``seen`` too.
+    """
+    done = seen or {}
+    spread = {name: SpreadEngine(engine) for name, engine in engines.items()}
+    stages = [stage for stage in program.stages if stage.name not in done]
+    found = run_program(program, spread, {**group_inputs(inputs), **done}, stages=stages)
+    return merge_tensors(found, leave_out=EXTERNAL_TENSORS)
 
 
-def _rows(reference: Arrays, rows: Sequence[int]) -> dict[str, NDArray[Any]]:
-    return {name: reference[name][list(rows)] for name in ("waveform", "cues", "cue_valid")}
+def take_rows(reference: Arrays, rows: Sequence[int]) -> dict[str, NDArray[Any]]:
+    """The reference's picture, and some rows of its sounds and cues."""
+    names = [name for tensors in EXTERNAL_TENSORS.values() for name in tensors if name in reference]
+    return {name: reference[name] if name == "image" else reference[name][list(rows)] for name in names}
 
 
 def pictures(reference: Arrays) -> NDArray[np.float32]:
@@ -110,21 +139,22 @@ def pictures(reference: Arrays) -> NDArray[np.float32]:
     return np.stack([image, image[:, :, ::-1], np.roll(image, (height // 2, width // 3), (1, 2))])
 
 
-def _chain(engines: Engines, reference: Arrays, first: int, last: int) -> dict[str, NDArray[Any]]:
+def _run_pictures(
+    program: Program, engines: Engines, reference: Arrays, first: int, last: int
+) -> dict[str, NDArray[Any]]:
     """Every tensor between the graphs, for some of :func:`pictures`, each with its sound and cues."""
     images = np.ascontiguousarray(pictures(reference)[first:last])
-    memory = engines["visual_encoder"].run({"image": images})
-    return memory | hear(engines, memory, _rows(reference, BATCH_ROWS[first:last]))
+    return run_whole(program, engines, {**take_rows(reference, BATCH_ROWS[first:last]), "image": images})
 
 
-def one_by_one(engines: Engines, reference: Arrays) -> list[dict[str, NDArray[Any]]]:
+def one_by_one(program: Program, engines: Engines, reference: Arrays) -> list[dict[str, NDArray[Any]]]:
     """Every tensor between the graphs for each of :func:`pictures`."""
-    return [_chain(engines, reference, i, i + 1) for i in range(len(BATCH_ROWS))]
+    return [_run_pictures(program, engines, reference, i, i + 1) for i in range(len(BATCH_ROWS))]
 
 
-def at_once(engines: Engines, reference: Arrays, count: int) -> dict[str, NDArray[Any]]:
+def at_once(program: Program, engines: Engines, reference: Arrays, count: int) -> dict[str, NDArray[Any]]:
     """The same for the first ``count`` of them in one batch."""
-    return _chain(engines, reference, 0, count)
+    return _run_pictures(program, engines, reference, 0, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +170,11 @@ class Observed:
     heard: NDArray[Any] | None
 
 
-def observe(engines: Engines, reference: Arrays, heard: Arrays | None) -> Observed:
+def observe(program: Program, engines: Engines, reference: Arrays, heard: Arrays | None = None) -> Observed:
     """Run everything but the batches. ``heard``: sounds (S, 15600) of the audio control, each with its cues."""
     graphs = graph_outputs(engines, reference)
-    memory = graphs["visual_encoder"]
-    masks = hear(engines, memory, _rows(reference, range(len(ROWS))))["masks"]
-    return Observed(graphs, masks, None if heard is None else hear(engines, memory, heard)["masks"])
+    seen = {stage.name: graphs[stage.name] for stage in program.picture_stages}
+    image = {"image": reference["image"]}
+    masks = run_whole(program, engines, take_rows(reference, range(len(ROWS))), seen)[MASKS]
+    control = None if heard is None else run_whole(program, engines, {**image, **heard}, seen)[MASKS]
+    return Observed(graphs, masks, control)

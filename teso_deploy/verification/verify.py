@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from teso_deploy.backends.engine import EngineFactory
 from teso_deploy.bundle import REFERENCE, Bundle, sized_name
 from teso_deploy.errors import BundleError
-from teso_deploy.pipeline.pipeline import GRAPHS
+from teso_deploy.program import MASKS
 from teso_deploy.types import ImageSize, Precision
 from teso_deploy.verification import probes
 from teso_deploy.verification.audio_control import SOUNDS, STORED, Heard, control, control_inputs
@@ -165,7 +165,7 @@ def _precision_of(bundle: Bundle, form: str) -> Precision:
 
 
 def _engines(bundle: Bundle, factory: EngineFactory, size: ImageSize) -> Engines:
-    return {graph: factory(bundle, bundle.graph_at(graph, size)) for graph in GRAPHS}
+    return {name: factory(bundle, bundle.graph_at(name, size)) for name in bundle.program.names}
 
 
 def verify_bundle(
@@ -211,17 +211,18 @@ def _verify_size(
     reference = probes.reference_at(bundle, size)
     threshold = bundle.manifest.postprocessing.threshold
     is_trained, is_first = bundle.manifest.trained, size == bundle.sizes[0]
-    keys = {graph: bundle.graph_at(graph, size) for graph in GRAPHS}
+    program = bundle.program
+    keys = {name: bundle.graph_at(name, size) for name in program.names}
     keys[WHOLE] = WHOLE if is_first else sized_name(WHOLE, size)
     sounds = control_inputs(reference) if is_thorough else None
     model: Observed | None = None
     if pytorch is not None:
-        model = probes.observe(pytorch, reference, sounds)
-        for graph in GRAPHS:
+        model = probes.observe(program, pytorch, reference, sounds)
+        for graph in program.names:
             parity = parity_of({n: reference[n] for n in model.graphs[graph]}, model.graphs[graph], threshold)
             report.checks.append(Check(REFERENCE, keys[graph], "pytorch", parity, LIMITS["fp32"].pytorch))
         reference = reference | {name: value for graph in model.graphs.values() for name, value in graph.items()}
-        reference["masks"] = model.masks
+        reference[MASKS] = model.masks
     canonical: Observed | None = None
     alone: list[dict[str, NDArray[Any]]] = []
     for form, (precision, factory) in candidates.items():
@@ -232,37 +233,37 @@ def _verify_size(
         to_pytorch, to_canonical, in_a_row = (
             kind if means_something else MEASURED_ONLY for kind in (limits.pytorch, limits.canonical, limits.chain)
         )
-        observed = probes.observe(engines, reference, sounds)
+        observed = probes.observe(program, engines, reference, sounds)
 
         def add(graph: str, against: Against, ours: Any, expected: Any, kind: Thresholds, form: str = form) -> None:
             report.checks.append(Check(form, keys[graph], against, parity_of(ours, expected, threshold), kind))
 
-        for graph in GRAPHS:
+        for graph in program.names:
             add(graph, "pytorch", observed.graphs[graph], reference, to_pytorch)
-        masks = {"masks": observed.masks}
+        masks = {MASKS: observed.masks}
         add(WHOLE, "pytorch", masks, reference, to_pytorch)
         if canonical is None:
             canonical = observed
         else:
-            for graph in GRAPHS:
+            for graph in program.names:
                 add(graph, "canonical", observed.graphs[graph], canonical.graphs[graph], to_canonical)
-            add(WHOLE, "canonical", masks, {"masks": canonical.masks}, in_a_row)
+            add(WHOLE, "canonical", masks, {MASKS: canonical.masks}, in_a_row)
         report.compared += [
             Compared(
                 form, size, row, row_agreement(ours, expected, threshold)[0], reference["image"][0], expected, ours
             )
-            for row, ours, expected in zip(probes.ROWS, observed.masks, reference["masks"], strict=True)
+            for row, ours, expected in zip(probes.ROWS, observed.masks, reference[MASKS], strict=True)
         ]
         if not is_thorough:
             continue
-        alone = alone or probes.one_by_one(engines, reference)
+        alone = alone or probes.one_by_one(program, engines, reference)
         for count, against in ((2, "batch 2"), (3, "batch 3")):
             stacked = {name: np.concatenate([row[name] for row in alone[:count]]) for name in alone[0]}
-            add(WHOLE, cast(Against, against), probes.at_once(engines, reference, count), stacked, in_a_row)
+            add(WHOLE, cast(Against, against), probes.at_once(program, engines, reference, count), stacked, in_a_row)
         assert observed.heard is not None and canonical.heard is not None
         asked = model.heard if model is not None else None if form == CANONICAL else canonical.heard
         expected_masks = [
-            asked[i] if asked is not None else reference["masks"][STORED[name]] if name in STORED else None
+            asked[i] if asked is not None else reference[MASKS][STORED[name]] if name in STORED else None
             for i, name in enumerate(SOUNDS)
         ]
         report.heard += control(

@@ -23,6 +23,7 @@ from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.sinks.callback import CallbackSink
 from teso_deploy.sinks.delivery import Delivery
 from tests.support.leaks import nothing_left
+from tests.support.segmentations import read_cues
 from tests.unit.test_cue_worker import Scripted
 from tests.unit.test_live_runner import Camera
 
@@ -67,16 +68,16 @@ def test_cues_are_used_as_soon_as_they_are_there(pipeline: Pipeline) -> None:
             return super().ask(moment)
 
     found, snapshot = ran(pipeline, Slow(DOG), every_seconds=None, on_sound=False, on_scene=False)
-    places = [k for k, one in enumerate(found) if one.segmentation.cues.names == ("dog",)]
+    places = [k for k, one in enumerate(found) if read_cues(one.segmentation).names == ("dog",)]
     with_cues = [found[k] for k in places]
     first = with_cues[0]
-    assert first.segmentation.cues.source == "llm"
+    assert read_cues(first.segmentation).source == "llm"
     begun = [one.stamps.get("began", one.stamps.get("encoded", 0.0)) for one in found]
     later = next(k for k, at in enumerate(begun) if at >= arrived[0])
     assert places[0] <= later + 1 and places == list(range(places[0], len(found))), "within one result of their arrival"
-    ages = [one.segmentation.cues.age_seconds for one in with_cues]
+    ages = [read_cues(one.segmentation).age_seconds for one in with_cues]
     assert 0.3 < ages[0] < 2.0 and ages[-1] > ages[0]
-    assert {one.segmentation.cues.source for one in found[: places[0]]} == {"fallback"}
+    assert {read_cues(one.segmentation).source for one in found[: places[0]]} == {"fallback"}
     assert snapshot["cue_source"]["answered"] == 1 and snapshot["streams"][0]["cues"]["source"] == "llm"
     assert 'teso_cue_questions_total{reason="start",source="scripted"} 1.0' in snapshot["metrics"]
     assert 'teso_cue_answers_total{answer="answered",source="scripted"} 1.0' in snapshot["metrics"]
@@ -90,7 +91,7 @@ def test_frames_come_while_a_source_hangs(pipeline: Pipeline) -> None:
     assert time.monotonic() - began < 4, "its end waits for nobody either"
     hold.set()
     frames = [one for one in found if one.cause == "frame"]
-    assert len(frames) >= 8 and all(one.segmentation.cues.source == "fallback" for one in frames)
+    assert len(frames) >= 8 and all(read_cues(one.segmentation).source == "fallback" for one in frames)
     assert snapshot["cue_source"]["asking_seconds"] > 0.5
 
 
@@ -103,15 +104,15 @@ def test_frames_come_while_a_source_fails(pipeline: Pipeline, fault: Exception) 
 
 def test_cues_that_are_too_old_give_way(pipeline: Pipeline) -> None:
     found, _ = ran(pipeline, Scripted(DOG), every_seconds=None, on_sound=False, on_scene=False, ttl_seconds=0.6)
-    sources = [one.segmentation.cues.source for one in found]
+    sources = [read_cues(one.segmentation).source for one in found]
     assert "llm" in sources and sources[-1] == "fallback"
-    ages = [one.segmentation.cues.age_seconds for one in found if one.segmentation.cues.source == "llm"]
+    ages = [read_cues(one.segmentation).age_seconds for one in found if read_cues(one.segmentation).source == "llm"]
     assert max(ages) < 0.9
 
 
 def test_no_answer_takes_the_cues_away(pipeline: Pipeline) -> None:
     found, snapshot = ran(pipeline, Scripted(DOG, None), every_seconds=0.5, on_sound=False, on_scene=False)
-    sources = [one.segmentation.cues.source for one in found]
+    sources = [read_cues(one.segmentation).source for one in found]
     assert "llm" in sources and sources[-1] == "fallback" and snapshot["cue_source"]["no_answer"] >= 1
 
 

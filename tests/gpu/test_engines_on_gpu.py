@@ -31,8 +31,9 @@ from teso_deploy.backends.tensorrt.sidecar import architecture_of, read_engine, 
 from teso_deploy.backends.tensorrt.slot import TensorRTSlot
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError, MissingExtraError, TesoError
-from teso_deploy.pipeline.pipeline import GRAPHS, Pipeline
+from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.pipeline.video_source import Moment
+from teso_deploy.program import TESO
 from teso_deploy.types import Precision
 from teso_deploy.verification import probes
 from teso_deploy.verification.engine_check import check_against_onnxruntime
@@ -124,8 +125,10 @@ def test_a_new_sound_runs_what_hears_on_the_buffers_of_the_picture(
         anew = alone.open_stream().segment(frame, moment.sound, cues)
         assert_labels_agree(found.labels, anew.labels, running.precision)
         kept = stream._kept.graphs
-        pointers.add(tuple(address(kept[graph].outputs[name]) for graph in GRAPHS for name in kept[graph].outputs))
-        assert stream.runs == Counter({name: 1 if name == "visual_encoder" else i + 1 for name in GRAPHS})
+        pointers.add(
+            tuple(address(kept[graph, 0].outputs[name]) for graph in TESO.names for name in kept[graph, 0].outputs)
+        )
+        assert stream.runs == Counter({name: 1 if name == "visual_encoder" else i + 1 for name in TESO.names})
     assert len(pointers) == 1, "the outputs never move"
     stream.segment(frame, moments[8].sound, cues[:1])
     assert (stream.runs["audio_encoder"], stream.runs["fusion"], stream.runs["decoder"]) == (5, 6, 6)
@@ -134,7 +137,7 @@ def test_a_new_sound_runs_what_hears_on_the_buffers_of_the_picture(
 def test_batches_of_any_size(running: Running) -> None:
     """More than an engine takes at once are run as several."""
     threshold, limits = running.bundle.manifest.postprocessing.threshold, LIMITS[running.precision]
-    for graph in GRAPHS:
+    for graph in TESO.names:
         engine = running.engine(graph)
         rows = [feeds_of(running.bundle, graph, row) for row in range(load_profile().batch_of(graph).max + 3)]
         for i, row in enumerate(rows):
@@ -172,7 +175,7 @@ def test_two_videos_in_two_threads(
 
 
 def test_each_shape_is_a_cuda_graph_and_its_replays_give_the_same(tensorrt: Running) -> None:
-    for graph in GRAPHS:
+    for graph in TESO.names:
         slot, feeds = cast(TensorRTSlot, tensorrt.engine(graph).slot()), feeds_of(tensorrt.bundle, graph)
         first, *again = [{name: tensor.numpy().copy() for name, tensor in slot.run(feeds).items()} for _ in range(4)]
         assert slot.note is None
@@ -190,8 +193,10 @@ def test_a_stream_of_frames_runs_on_cuda_graphs(tensorrt: Running, moments: list
         stream.segment(moment.frame, moment.sound, cues)
     for i, moment in enumerate(moments[5:]):
         stream.segment(moments[5].frame, moment.sound, cues[: 1 + i % 2])
-    for name in GRAPHS:
-        slot = cast(TensorRTSlot, stream._kept.graphs[tensorrt.bundle.graph_at(name, tensorrt.bundle.sizes[0])]._slot)
+    for name in TESO.names:
+        slot = cast(
+            TensorRTSlot, stream._kept.graphs[tensorrt.bundle.graph_at(name, tensorrt.bundle.sizes[0]), 0]._slot
+        )
         assert slot.note is None
         assert [recorded is not None for recorded in slot._graphs.values()] == [True], name
 

@@ -78,11 +78,8 @@ def test_a_changed_weight_is_found_and_its_node_named(full_bundle: Path, tmp_pat
     report = report_of(bundle, "onnxruntime-fp32", thorough=False)
     assert not report.passed and "onnxruntime-fp32" in report.failures[0]
     assert all("(canonical" not in failure for failure in report.failures)
-    feeds = probes.fed_with(
-        probes.reference_at(bundle, (64, 64)),
-        "decoder",
-        [tensor.name for tensor in bundle.manifest.graphs["visual_encoder"].outputs],
-    )
+    inputs = [tensor.name for tensor in bundle.manifest.graphs["decoder"].inputs]
+    feeds = probes.take_inputs(probes.reference_at(bundle, (64, 64)), inputs)
     paths = bundle.graph_path("decoder"), bundle.graph_path("decoder", "onnxruntime-fp32")
     found = first_difference(*paths, feeds, LIMITS["fp32"].node)
     assert found is not None and found.max_abs_error > 0 and found.op_type in str(found)

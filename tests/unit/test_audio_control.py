@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from teso_deploy.program import TESO
 from teso_deploy.types import WINDOW_SAMPLES
 from teso_deploy.verification import probes
 from teso_deploy.verification.audio_control import SOUNDS, STORED, control, control_inputs
@@ -66,7 +67,7 @@ def reference() -> dict[str, NDArray[Any]]:
 
 
 def failures(reference: Arrays, given: Arrays) -> list[str]:
-    heard = probes.observe(MODEL, reference, given).heard
+    heard = probes.observe(TESO, MODEL, reference, given).heard
     assert heard is not None
     expected = [reference["masks"][STORED[sound]] if sound in STORED else None for sound in SOUNDS]
     limits = LIMITS["fp32"]

@@ -29,7 +29,7 @@ from teso_deploy.errors import CheckFailedError, EngineError, InputNotFoundError
 from teso_deploy.outputs import read_vouched, write_vouched
 from teso_deploy.pipeline.backend_choice import load_backend
 from teso_deploy.pipeline.operators import HostOperators
-from teso_deploy.pipeline.pipeline import GRAPHS
+from teso_deploy.program import TESO
 from teso_deploy.verification.engine_check import check_against_onnxruntime
 from tests.support.fake_gpu import FakeDevice
 from tests.support.fake_tensorrt import Fake, fake_tensorrt
@@ -91,7 +91,7 @@ def rtx(tmp_path: Path) -> Machine:
 
 
 def test_who_may_not_build_wants_the_engines_of_all_graphs(machine: Machine, bundle: Bundle) -> None:
-    for graph in GRAPHS[1:]:
+    for graph in TESO.names[1:]:
         machine.engine(bundle, graph)
     built = machine.state.builds
     with pytest.raises(EngineError, match=r"no tensorrt engine of visual_encoder in fp32 is there for Fake 4090: --b"):
@@ -122,13 +122,13 @@ def test_auto_builds_nothing_and_loads_nothing_twice(
     assert machine.state.builds == 0 and notes[0].startswith("not tensorrt: no tensorrt engine of visual_encoder")
     assert notes[1] == "not cuda: it is made up" and notes[2:] == ["backend cpu"]
     ours = load_backend("tensorrt", bundle)
-    for graph in GRAPHS:
+    for graph in TESO.names:
         ours.engines(bundle, graph)
     machine.state.builds = 0
     machine.state.deserialized.clear()
     notes.clear()
     chosen = load_backend("auto", bundle, on_note=notes.append)
-    engines = [chosen.engines(bundle, graph) for graph in (*GRAPHS, "fusion")]
+    engines = [chosen.engines(bundle, graph) for graph in (*TESO.names, "fusion")]
     assert {engine.backend for engine in engines} == {"tensorrt"} and notes == ["backend tensorrt"]
     assert machine.state.builds == 0 and len(machine.state.deserialized) == 5
     assert engines[2] is not engines[4], "handed out once"
@@ -171,11 +171,11 @@ def test_export_looks_at_the_engines_that_ship(
     bundle = rtx.ship(bundle.folder)
     rtx.state.version = "1.8.0.1"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    for graph in GRAPHS:  # that the user's own would fit says nothing
+    for graph in TESO.names:  # that the user's own would fit says nothing
         rtx.engine(bundle, graph, settings=PROFILE, cache=EngineCache())
     with pytest.raises(EngineError, match=r"was built by tensorrt-rtx 1\.7\.1"):
         verify_engines(bundle, [EngineRequest(rtx.library, (), ("fp32",), PROFILE, rtx.device)])
-    assert rtx.state.builds == len(GRAPHS)
+    assert rtx.state.builds == len(TESO.names)
 
 
 # ------------------------------------------------------------------------------------------- for which GPU

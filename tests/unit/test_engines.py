@@ -41,6 +41,7 @@ from teso_deploy.errors import (
     MissingExtraError,
 )
 from teso_deploy.outputs import read_vouched, write_vouched
+from teso_deploy.program import TESO, Program, Stage
 from teso_deploy.verification.engine_check import check_against_onnxruntime
 from tests.support.fake_gpu import FakeDevice
 from tests.support.fake_tensorrt import Fake, fake_tensorrt
@@ -429,6 +430,9 @@ def test_a_profile_that_is_not_there() -> None:
 def test_single_graphs_may_have_batches_of_their_own() -> None:
     profile = BuildProfile(name="x", summary="x", batches={"decoder": Batch(opt=4, max=16)})
     assert profile.batch_of("decoder@64x96").max == 16 and profile.batch_of("fusion").max == 1
+    profile.check_stages(TESO)
+    with pytest.raises(EngineError, match="batches of decoder, which is not a stage of this bundle: name one of only"):
+        profile.check_stages(Program(stages=(Stage(name="only", inputs=("image",)),)))
 
 
 def test_a_precision_without_graphs(machine: Machine, tiny_bundle: Path) -> None:

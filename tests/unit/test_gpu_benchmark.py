@@ -22,7 +22,8 @@ from teso_deploy.backends.tensorrt.making import engine_factory
 from teso_deploy.bundle import Bundle
 from teso_deploy.comparison.harness import Entrant, Measured
 from teso_deploy.comparison.turns import Timings
-from teso_deploy.pipeline.pipeline import GRAPHS, Pipeline
+from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.program import TESO
 from tests.support.fake_gpu import FakeDevice
 from tests.support.fake_tensorrt import Fake, fake_tensorrt
 from tests.unit.kernels_on_host.device import HostDevice, build_runner
@@ -62,7 +63,7 @@ def test_who_takes_part() -> None:
 
 def test_stages_are_made_of_steps() -> None:
     stages = gpu_contenders.STAGES
-    assert stages["frame"] == ("preprocess", *GRAPHS, "labels")
+    assert stages["frame"] == ("preprocess", *TESO.names, "labels")
     assert stages["new-sound"] == ("audio_encoder", "fusion", "decoder", "labels")
     assert stages["new-cues"] == ("fusion", "decoder", "labels") and stages["decoder"] == ("decoder",)
 

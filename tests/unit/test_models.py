@@ -16,6 +16,7 @@ from teso_deploy.models.fusion import MeanPrompt
 from teso_deploy.models.graphs import flatten_memory, graph_modules, graph_specs, unflatten_memory
 from teso_deploy.models.layers import Adapter
 from teso_deploy.models.tagger import Tagger
+from teso_deploy.program import EXTERNAL_TENSORS, TESO
 from teso_deploy.recipe import Recipe, TaggerRecipe, load_recipe, parse_recipe, shipped_recipes
 from tests.support.foundations import small_recipe
 
@@ -311,3 +312,12 @@ def test_a_recipe_says_only_what_is_other_than_in_the_one_it_extends(tmp_path: P
     assert mine.train.info_nce == 0 and mine.train.videos == base.train.videos
     (tmp_path / "yours.toml").write_text('name = "yours"\nextends = "mine.toml"\n')
     assert load_recipe(tmp_path / "yours.toml").fusion == mine.fusion, "a file beside it"
+
+
+def test_the_program_gives_every_graph_its_inputs(tiny_recipe: Recipe) -> None:
+    specs = graph_specs(tiny_recipe)
+    assert tuple(specs) == TESO.names
+    given = {name: set(tensors) for name, tensors in EXTERNAL_TENSORS.items()}
+    given |= {name: set(spec.outputs) for name, spec in specs.items()}
+    for stage in TESO.stages:
+        assert set(specs[stage.name].inputs) <= set[str]().union(*(given[source] for source in stage.inputs))

@@ -14,9 +14,11 @@ from pydantic import ValidationError
 from teso_deploy.backends.engine import Tensor
 from teso_deploy.bundle import Bundle, BundleManifest, sized_name
 from teso_deploy.errors import CueError
-from teso_deploy.pipeline.pipeline import GRAPHS, Pipeline
+from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.program import TESO
 from teso_deploy.recipe import Recipe
 from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Cues, Frame
+from tests.support.segmentations import read_cues
 
 DIM = 8
 
@@ -85,7 +87,7 @@ def size_of(graph: str) -> tuple[int, int]:
 
 
 def bundle_of(
-    recipe: Recipe, graphs: tuple[str, ...] = GRAPHS, sizes: tuple[tuple[int, int], ...] = ((64, 64),)
+    recipe: Recipe, graphs: tuple[str, ...] = TESO.names, sizes: tuple[tuple[int, int], ...] = ((64, 64),)
 ) -> Bundle:
     graphs += tuple(sized_name(name, size) for size in sizes[1:] for name in ("visual_encoder", "decoder"))
     entry = {"inputs": [], "outputs": [], "parameters": 0, "multiply_adds": 0, "nodes": 0}
@@ -126,7 +128,7 @@ def cues_of(count: int) -> Cues:
 
 
 def ran(pipeline: Pipeline) -> tuple[int, ...]:
-    return tuple(pipeline.runs[name] for name in GRAPHS)
+    return tuple(pipeline.runs[name] for name in TESO.names)
 
 
 def test_only_what_changed_runs_again(pipeline: Pipeline) -> None:
@@ -170,13 +172,14 @@ def test_labels_have_the_frame_s_size_and_the_stamps_are_in_order(pipeline: Pipe
     assert (found.pts_seconds, found.index, found.audio_start_seconds) == (2.0, 48, 1.5)
     assert list(found.stamps) == ["started", "encoded", "heard", "fused", "masked", "labelled"]
     assert list(found.stamps.values()) == sorted(found.stamps.values())
+    assert found.cue_gate is not None
     assert found.class_scores.shape == (3,) and found.cue_gate.shape == (4,)
 
 
 def test_without_a_cue_the_output_says_fallback(pipeline: Pipeline) -> None:
-    assert pipeline.segment(picture(0), sound(0.2)).cues.source == "fallback"
-    assert pipeline.segment(picture(0), sound(0.2), []).cues.source == "fallback"
-    assert pipeline.segment(picture(0), sound(0.2), cues_of(1)).cues.source == "manual"
+    assert read_cues(pipeline.segment(picture(0), sound(0.2))).source == "fallback"
+    assert read_cues(pipeline.segment(picture(0), sound(0.2), [])).source == "fallback"
+    assert read_cues(pipeline.segment(picture(0), sound(0.2), cues_of(1))).source == "manual"
 
 
 def test_silence_is_noted(pipeline: Pipeline) -> None:

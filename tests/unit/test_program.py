@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from teso_deploy.program import TESO, Program, Stage, group_inputs, merge_outputs, run_program
+from teso_deploy.program import TESO, Program, Stage, group_inputs, merge_tensors, run_program
 
 
 def program(**stages: tuple[str, ...]) -> Program:
@@ -77,10 +77,10 @@ class Noting:
 def test_each_stage_is_given_the_tensors_of_its_inputs() -> None:
     engines = {name: Noting(name) for name in TESO.names}
     tensors = dict.fromkeys(("image", "waveform", "cues", "cue_valid", "labels"))
-    inputs = group_inputs(TESO, tensors)
-    assert "labels" not in merge_outputs(inputs)
+    inputs = group_inputs(tensors)
+    assert "labels" not in merge_tensors(inputs)
     found = run_program(TESO, engines, inputs)
-    assert merge_outputs(found, inputs) == {
+    assert merge_tensors(found, inputs) == {
         "visual_encoder of": ["image"],
         "audio_encoder of": ["waveform"],
         "fusion of": ["audio_encoder of", "cue_valid", "cues"],

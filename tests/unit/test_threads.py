@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from teso_deploy.backends.engine import Tensor
 from teso_deploy.bundle import Bundle
-from teso_deploy.pipeline.pipeline import GRAPHS, Pipeline
+from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.program import TESO
 from teso_deploy.recipe import Recipe
 from teso_deploy.types import WINDOW_SAMPLES, Segmentation
 from tests.unit.test_pipeline import FakeEngine, FakeSlot, bundle_of, cues_of, picture, sound
@@ -111,8 +112,8 @@ def test_threads_find_what_one_thread_finds(
 @pytest.mark.parametrize("is_shared", [True, False])
 def test_no_two_runs_in_the_same_buffers(pipeline: Pipeline, is_shared: bool) -> None:
     found = run_threads(lambda thread: (pipeline if is_shared else pipeline.open_stream()).segment, cues_of(1))
-    assert {name: pipeline.runs[name] for name in GRAPHS if name != "fusion"} == dict.fromkeys(
-        (name for name in GRAPHS if name != "fusion"), THREADS * FRAMES
+    assert {name: pipeline.runs[name] for name in TESO.names if name != "fusion"} == dict.fromkeys(
+        (name for name in TESO.names if name != "fusion"), THREADS * FRAMES
     )
     assert_equal(found, run_serially(pipeline, cues_of(1)))
 
@@ -177,7 +178,7 @@ def test_no_count_is_lost(pipeline: Pipeline) -> None:
             time.sleep(0.0005)
             return found
 
-    pipeline.runs = Interrupted()
+    pipeline.stages.runs = Interrupted()
     run_threads(lambda thread: pipeline.open_stream().segment, cues_of(1))
     assert dict.__getitem__(pipeline.runs, "visual_encoder") == THREADS * FRAMES
 

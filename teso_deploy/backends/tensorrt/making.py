@@ -273,6 +273,7 @@ def engine_factory(
         return opened(bundle, source, path, None)
 
     def make(bundle: Bundle, graph: str) -> TensorRTEngine:
+        wanted.check_stages(bundle.program)
         source = source_of(bundle, graph, precision)
         if not may_build:
             check_complete(bundle)

@@ -9,8 +9,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from teso_deploy.errors import EngineError, InputNotFoundError
+from teso_deploy.program import Program
 from teso_deploy.resources import shipped_path
 from teso_deploy.small_files import parse_toml, read_text
+from teso_deploy.text import to_one_line
 
 FOLDER = "engines/profiles"
 DEFAULT_PROFILE = "live"
@@ -53,7 +55,7 @@ class BuildProfile(_Table):
     name: str
     summary: str
     batch: Batch = Batch()
-    batches: dict[Literal["visual_encoder", "audio_encoder", "fusion", "decoder"], Batch] = {}
+    batches: dict[str, Batch] = {}
     workspace_mib: int = Field(default=2048, ge=16)
     optimization_level: int = Field(default=3, ge=0, le=5)
     hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = "none"
@@ -61,10 +63,17 @@ class BuildProfile(_Table):
     timing_cache: bool = True
     cuda_graphs: bool = True
 
+    def check_stages(self, program: Program) -> None:
+        """Raise :class:`EngineError` if the profile names a stage that the program does not have."""
+        if unknown := sorted(self.batches.keys() - set(program.names)):
+            raise EngineError(
+                f"profile {self.name} has batches of {to_one_line(unknown[0])}, which is not a stage of this bundle: "
+                f"name one of {', '.join(program.names)}"
+            )
+
     def batch_of(self, graph: str) -> Batch:
         """Batch sizes of a graph, by its name in the manifest (``decoder@288x512``)."""
-        name = graph.partition("@")[0]
-        return next((batch for key, batch in self.batches.items() if key == name), self.batch)
+        return self.batches.get(graph.partition("@")[0], self.batch)
 
 
 def profile_names() -> list[str]:

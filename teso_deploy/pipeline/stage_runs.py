@@ -1,0 +1,186 @@
+"""Runs the stages of a program for one frame: only those whose inputs have changed since the last frame."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teso_deploy.backends.contracts import Operators, OperatorsFactory
+from teso_deploy.backends.engine import Engine, EngineFactory, Tensor
+from teso_deploy.bundle import Bundle
+from teso_deploy.errors import BundleError
+from teso_deploy.pipeline.cache import CachedStage, Encoded, Kept, KeptGraph, KeptInput, Likeness, Source, likeness
+from teso_deploy.pipeline.preprocess import fitted_size, nearest_size, resized
+from teso_deploy.program import MASKS, Stage, run_program
+from teso_deploy.types import Cues, Frame, ImageSize
+
+#: In place of cues: those of the bundle's own tagger, new for each frame. In place of a size: each frame's nearest.
+AUTO: Literal["auto"] = "auto"
+
+
+class StageRunner:
+    """The engines of a bundle and the counts of all streams; what a stream keeps is given to each call.
+
+    Engines of the first size are loaded at once, those of another one when a frame needs it.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        factory: EngineFactory,
+        *,
+        size: ImageSize | Literal["auto"],
+        still_threshold: float,
+        operators: OperatorsFactory,
+    ) -> None:
+        self.bundle, self.program, self.size, self.still_threshold = bundle, bundle.program, size, still_threshold
+        self.runs: Counter[str] = Counter()
+        self.encoder_skips: Counter[str] = Counter()
+        self.engines: dict[str, Engine] = {}
+        self._loading, self._counting = threading.Lock(), threading.Lock()
+        self._factory, self._operators = factory, operators
+        first = bundle.sizes[0] if size == AUTO else size
+        self.first = {name: self.engine(bundle.graph_at(name, first)) for name in self.program.names}
+        # A stage that looks at the picture beside something else runs later, when the operators may have another one.
+        self._keeps_image = any("image" in stage.inputs for stage in self.program.mask_stages)
+
+    def engine(self, graph: str) -> Engine:
+        """The engine of a graph, by its name in the manifest; loaded once, when a thread first needs it."""
+        if graph not in self.engines:
+            with self._loading:
+                if graph not in self.engines:
+                    self.engines[graph] = self._factory(self.bundle, graph)
+        return self.engines[graph]
+
+    def operators_of(self, kept: Kept) -> Operators:
+        """The operators of a stream."""
+        if kept.operators is None:
+            with self._loading:  # one thread may encode while another decodes
+                kept.operators = kept.operators or self._operators(self.bundle.manifest)
+        return kept.operators
+
+    def bucket_of(self, image: NDArray[np.uint8]) -> ImageSize:
+        """The bucket (height, width) that a picture (H, W, 3) is fitted to."""
+        return nearest_size(image, self.bundle.sizes) if self.size == AUTO else self.size
+
+    def encode(self, kept: Kept, frame: Frame | NDArray[np.uint8], *, is_ahead: bool = False) -> Encoded:
+        """Run the stages that depend on the picture alone.
+
+        Args:
+            kept: What the stream keeps. The caller holds its lock ``encoding``.
+            frame: The picture (H, W, 3) uint8 RGB.
+            is_ahead: Whether the picture before this one may still be decoded.
+        """
+        frame = frame if isinstance(frame, Frame) else Frame(frame, pts_seconds=0.0)
+        started = time.monotonic()
+        bucket = self.bucket_of(frame.image)
+        fitted = fitted_size(frame.image, bucket, self.bundle.manifest.preprocessing.fit)
+        operators = self.operators_of(kept)
+        # By the frame itself where the host does not need it resized.
+        content = (
+            frame.image if operators.compares_frames and not self.still_threshold else resized(frame.image, fitted)
+        )
+        turn = kept.turn if is_ahead else 0
+        picture, alike = self._compare(kept, bucket, turn, content)
+        if alike is None and is_ahead:
+            turn = kept.turn = 3 - kept.turn
+            picture = kept.pictures.setdefault((bucket, turn), KeptInput())
+        if alike is not None:
+            self._count(alike, kept.encoder_skips, self.encoder_skips)
+            sources = self._run(kept, self.program.picture_stages, {"image": picture}, bucket, turn)
+            return Encoded(frame, sources, fitted, bucket, started, time.monotonic())
+        taken = frame.image if operators.compares_frames else content
+        image = operators.image(taken, fitted, bucket)
+        if self._keeps_image:
+            image = (image if isinstance(image, np.ndarray) else image.numpy()).copy()
+        picture.put(kept.next_version(), None, {"image": image})
+        sources = self._run(kept, self.program.picture_stages, {"image": picture}, bucket, turn)
+        # Only now: a picture whose stages failed is not one that was encoded. The caller may reuse the frame's buffer.
+        picture.content = (content.copy() if np.may_share_memory(content, frame.image) else content,)
+        return Encoded(frame, sources, fitted, bucket, started, time.monotonic())
+
+    def _compare(
+        self, kept: Kept, bucket: ImageSize, turn: int, content: NDArray[np.uint8]
+    ) -> tuple[KeptInput, Likeness | None]:
+        """The picture of a turn, and how it is like a new one."""
+        picture = kept.pictures.setdefault((bucket, turn), KeptInput())
+        encoded = picture.content[0] if picture.content else None
+        return picture, likeness(content, encoded, self.still_threshold)
+
+    def hear(self, kept: Kept, sources: Mapping[str, Source], samples: NDArray[np.float32]) -> dict[str, Source]:
+        """Run the stages that depend on the audio window (15600,) alone; ``sources`` with them and the window."""
+        window = kept.inputs.setdefault("audio_window", KeptInput())
+        if not window.holds((samples,)):
+            samples = samples.copy()
+            window.put(kept.next_version(), (samples,), {"waveform": samples[None]})
+        with_window = {**sources, "audio_window": window}
+        return self._run(kept, self.program.sound_stages, with_window, self.bundle.sizes[0])
+
+    def offer(self, kept: Kept, sources: Mapping[str, Source], cues: Cues) -> dict[str, Source]:
+        """Run the stages that depend on the cues, but not on the picture; ``sources`` with them and the cues."""
+        offered = kept.inputs.setdefault("cues", KeptInput())
+        if not offered.holds((cues.embeddings, cues.valid)):
+            embeddings, valid = cues.embeddings.copy(), cues.valid.copy()
+            tensors = {"cues": embeddings[None], "cue_valid": valid[None]}
+            offered.put(kept.next_version(), (embeddings, valid), tensors)
+        with_cues = {**sources, "cues": offered}
+        return self._run(kept, self.program.query_stages, with_cues, self.bundle.sizes[0])
+
+    def finish(self, kept: Kept, sources: Mapping[str, Source], bucket: ImageSize) -> dict[str, Source]:
+        """Run the stages that depend on the picture and on something else; ``sources`` with them."""
+        return self._run(kept, self.program.mask_stages, sources, bucket)
+
+    def _run(
+        self, kept: Kept, stages: Sequence[Stage], sources: Mapping[str, Source], bucket: ImageSize, turn: int = 0
+    ) -> dict[str, Source]:
+        graphs = {stage.name: self._graph(kept, stage, bucket, turn) for stage in stages}
+        found: dict[str, Source] = {**sources, **graphs}
+        engines = {
+            stage.name: CachedStage(
+                graphs[stage.name],
+                partial(self._versions, found, stage),
+                kept.next_version,
+                partial(self._count, stage.name, kept.runs, self.runs),
+            )
+            for stage in stages
+        }
+        run_program(self.program, engines, {name: source.outputs for name, source in sources.items()}, stages=stages)
+        return found
+
+    @staticmethod
+    def _versions(sources: Mapping[str, Source], stage: Stage) -> tuple[int, ...]:
+        return tuple(sources[name].version for name in stage.inputs)
+
+    def _graph(self, kept: Kept, stage: Stage, bucket: ImageSize, turn: int) -> KeptGraph:
+        key = self.bundle.graph_at(stage.name, bucket), turn
+        if key not in kept.graphs:
+            kept.graphs[key] = KeptGraph(self.engine(key[0]))
+        return kept.graphs[key]
+
+    def _count(self, what: str, *counters: Counter[str]) -> None:
+        with self._counting:  # += reads before it writes, and streams of other threads count here too
+            for counter in counters:
+                counter[what] += 1
+
+
+def find_tensor(sources: Mapping[str, Source], name: str) -> tuple[Tensor, KeptGraph] | None:
+    """The tensor of that name and the stage that gives it; None if no stage does."""
+    for source in sources.values():
+        if isinstance(source, KeptGraph) and name in source.outputs:
+            return source.outputs[name], source
+    return None
+
+
+def find_masks(sources: Mapping[str, Source]) -> tuple[Tensor, KeptGraph]:
+    """Class scores (1, C, h, w) and the stage that gives them. Raises :class:`BundleError`."""
+    found = find_tensor(sources, MASKS)
+    if found is None:
+        raise BundleError(f"no graph of the bundle's program gives {MASKS}: export the bundle again")
+    return found
