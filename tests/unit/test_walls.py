@@ -39,6 +39,7 @@ TORCH_SIDE = {
         "pipeline",
         "verification",
         "evaluation",
+        "program",
         "recipe",
     },
     "training": {"training", "models", "conversion", "bundle", "evaluation", "pipeline", "verification", "recipe"},
