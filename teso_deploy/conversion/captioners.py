@@ -222,7 +222,7 @@ def _border(model: ir.Model) -> list[ir.Value]:
 
 
 def _pruned(model: ir.Model) -> None:
-    """Without nodes, initialisers and inputs that nobody uses."""
+    """Remove nodes, initialisers and inputs that nothing uses."""
     RemoveUnusedNodesPass()(model)
     for value in list(model.graph.inputs):
         if not value.uses():

@@ -191,7 +191,7 @@ def tokenizer_to(tokenizer: Any, out: Path) -> None:
 
 
 def ends_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Ids behind which there is nothing."""
+    """The ids that end an answer."""
     ids = set[int]()
     for of in (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id):
         ids |= set(of) if isinstance(of, list | tuple) else {of} if of is not None else set()
@@ -211,15 +211,15 @@ def logits_of_last_token(path: Path) -> None:
     model = ir.load(path)
     logits = next(value for value in model.graph.outputs if value.name == "logits")
     node = logits.producer()
-    behind = [logits]
+    following = [logits]
     while node is not None and node.op_type in _ELEMENTWISE:  # caps, scales, biases
         varying = [value for value in node.inputs if value is not None and not _is_constant(value)]
         if len(varying) != 1:
             return
-        behind.append(varying[0])
+        following.append(varying[0])
         node = varying[0].producer()
     if node is None or node.op_type != "MatMul" or node.inputs[0] is None:
-        return  # something else comes behind the product: all of it stays
+        return  # something else follows the product: keep all of it
     last = ir.tensor([-1], dtype=ir.DataType.INT64, name="last_token")
     index = ir.Value(name="last_token", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64), const_value=last)
     model.graph.register_initializer(index)
@@ -227,7 +227,7 @@ def logits_of_last_token(path: Path) -> None:
     taken.outputs[0].name = "hidden_of_last_token"
     model.graph.insert_before(node, taken)
     node.replace_input_with(0, taken.outputs[0])
-    for value in behind:
+    for value in following:
         if value.shape is not None:
             value.shape = ir.Shape([value.shape[0], 1, value.shape[2]])
     ir.save(model, path, external_data=f"{path.name}.last.data")
@@ -340,7 +340,7 @@ def _turns(messages: Sequence[tuple[str, str]], in_parts: bool) -> list[Mapping[
 
 
 def _between(text: str, marks: Sequence[str]) -> list[str]:
-    """What stands before, between and behind marks that each occur once, in order."""
+    """The texts before, between and after marks that each occur once, in order."""
     found = []
     for mark in marks:
         before, is_there, text = text.partition(mark)

@@ -176,7 +176,7 @@ def clip_embedder(model: ClipText, recipe: Recipe, folder: Path | None) -> Embed
         embedded = np.empty((len(rows), recipe.text.dim), np.float32)
         for first in range(0, len(rows), CLIP_BATCH):
             batch = rows[first : first + CLIP_BATCH]
-            # What is behind the longest sentence's end nobody sees: a short one costs a tenth.
+            # Nothing attends to tokens after the longest sentence: without them a short batch costs a tenth.
             used = batch[:, : int(batch.argmax(axis=1).max()) + 1]
             with torch.inference_mode():
                 found = model(torch.from_numpy(np.ascontiguousarray(used)).to(device))

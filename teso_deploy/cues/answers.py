@@ -179,7 +179,7 @@ def as_name(text: str) -> str | None:
 
 
 def _labelled(text: str) -> tuple[str, ...] | None:
-    """Names behind the last "sounding objects:" or "answer:", on its line or as bullets below it."""
+    """Names after the last "sounding objects:" or "answer:", on its line or as bullets below it."""
     for match in reversed(list(_LABELLED.finditer(text))):
         rest = match["names"].strip()
         if rest:

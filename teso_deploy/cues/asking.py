@@ -1,4 +1,4 @@
-"""When a source of cues is asked: a policy without threads, clocks or models."""
+"""The policy that decides when a source of cues is asked. It has no threads, clocks or models."""
 
 from __future__ import annotations
 
@@ -12,15 +12,22 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 
 
 def pause_seconds(failures: int, first: float, longest: float) -> float:
-    """Behind so many failures before this one: twice as long each time."""
-    return min(longest, first * 2 ** min(failures, 32))  # days of failures are no number of its own
+    """How long to wait after a failure: twice as long after each of the ``failures`` before it."""
+    # Cap the exponent: after days of failures the power would have thousands of digits.
+    return min(longest, first * 2 ** min(failures, 32))
 
 
 @dataclass(frozen=True, slots=True)
 class AskingOptions:
-    """``every_seconds``: of a stream's time; None: not without a cause. ``budget_per_minute``: questions about all
-    streams. ``ttl_seconds``: older cues give way to the fallback; None: never. ``on_scene``, ``on_sound``: whether a
-    new scene, a new kind of sound, is a cause."""
+    """When a source is asked about streams.
+
+    Attributes:
+        every_seconds: Ask again after this much of a stream's time; None: only at a new scene or sound.
+        budget_per_minute: The most questions a minute, about all streams together.
+        ttl_seconds: Older cues are replaced by the fallback; None: never.
+        on_scene: Whether a new scene is a reason to ask.
+        on_sound: Whether a new kind of sound is a reason to ask.
+    """
 
     every_seconds: float | None = 10.0
     budget_per_minute: int = 12
@@ -35,14 +42,14 @@ class AskingOptions:
 
 @dataclass
 class Wish:
-    """Whether a stream wants to be asked about, and why."""
+    """Whether a question about a stream is due, and why."""
 
     options: AskingOptions
     reason: Reason | None = None
     _asked_pts_seconds: float | None = None
 
     def saw(self, pts_seconds: float, *, is_new_scene: bool, is_new_sound: bool) -> None:
-        """A picture, or a window of sound. A cause stays until it is asked about; the first to come is told."""
+        """Note a picture or an audio window. The first reason is kept until the question is asked."""
         if self.reason is not None:
             return
         last = self._asked_pts_seconds
@@ -53,20 +60,20 @@ class Wish:
         elif is_new_sound and self.options.on_sound:
             self.reason = "sound"
         elif self.options.every_seconds is not None and not 0 <= pts_seconds - last < self.options.every_seconds:
-            self.reason = "interval"  # also where the stream's time leapt back
+            self.reason = "interval"  # also if the stream's time jumped back
 
     def asked(self, pts_seconds: float) -> None:
-        """About the picture of this time."""
+        """Note a question about the picture of this time."""
         self.reason, self._asked_pts_seconds = None, pts_seconds
 
     def failed(self, reason: Reason) -> None:
-        """It was asked in vain: the cause is still there."""
+        """Note that the question failed: its reason is restored."""
         self.reason = self.reason or reason
 
 
 @dataclass
 class Allowance:
-    """What all streams share: a budget of questions, and pauses behind failures."""
+    """What all streams share: a budget of questions, and pauses after failures."""
 
     budget_per_minute: int
     failures: int = 0
@@ -74,7 +81,7 @@ class Allowance:
     _not_before: float = 0.0
 
     def wait_seconds(self, now: float) -> float:
-        """How long nothing may be asked yet."""
+        """How long to wait before the next question."""
         while self._asked and now - self._asked[0] >= BUDGET_SECONDS:
             self._asked.popleft()
         wait = self._not_before - now
@@ -83,15 +90,15 @@ class Allowance:
         return max(0.0, wait)
 
     def asked(self, now: float) -> None:
-        """A question is put."""
+        """Note a question."""
         self._asked.append(now)
 
     def answered(self) -> None:
-        """It was answered."""
+        """Note an answer."""
         self.failures, self._not_before = 0, 0.0
 
     def failed(self, now: float, retry_after_seconds: float | None) -> None:
-        """It was not; the source may say when it may be asked again."""
+        """Note a failure. The source may say after how long it may be asked again."""
         pause = pause_seconds(self.failures, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
         self.failures += 1
         self._not_before = now + max(pause, retry_after_seconds or 0.0)

@@ -1,7 +1,7 @@
-"""Nouns of a caption by a list of words: the parser of TeSOn, and what holds a reasoner to its caption.
+"""The words of a caption: its known nouns (TeSOn), and whether it mentions a name.
 
-The paper (section 3.1, table 6) takes nouns by NLTK's tagger; a list of things that can be seen and heard needs no
-tagger, and what it finds has an embedding.
+The paper (section 3.1, table 6) finds nouns with NLTK's tagger. A list of things that can be seen and heard does the
+same without a tagger, and all that it finds has an embedding.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Collection, Iterator, Sequence
 from teso_deploy.cues.table import SYNONYMS, variants
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-#: Words of a caption that say nothing about its picture.
+#: Phrases that say nothing about the picture.
 _FRAMES = re.compile(
     r"\b(?:the |an? )?(?:image|picture|photo|photograph|frame|scene|video)s?(?: (?:of|shows?|features?|depicts?))\b"
 )
-#: Synonyms both ways: what may stand in a caption for a word.
+#: Word → other words for it that a caption may have.
 _OTHER_WORDS: dict[str, set[str]] = {}
 for _word, _meant in SYNONYMS.items():
     _OTHER_WORDS.setdefault(_meant, set()).add(_word)

@@ -1,6 +1,6 @@
 """Whether a picture shows another scene, or a sound is of another kind: cheap enough to be asked of every one.
 
-Both say so once, when it has lasted for some pictures or windows: a flash or a click is no news.
+Both say so once, when it has lasted for some pictures or windows: a flash or a click is not one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SOUND_DISTANCE = 0.4
 SOUND_WINDOWS = 3
 #: A window that is fainter (RMS) is silent, whatever the encoder makes of it.
 SILENCE_DBFS = -50.0
-#: So many kinds are remembered, those that were heard last.
+#: How many kinds of sound are remembered, the latest ones.
 KNOWN_SOUNDS = 8
 #: Share of a window in what is remembered of its kind.
 _SHARE = 0.1
@@ -51,7 +51,7 @@ class _Look:
     def distance(self, other: _Look) -> float:
         """0 (equal) to 2 or a little more.
 
-        What SSIM's contrast and structure lack of 1, over cells, so that brightness alone is no change; and the share
+        What SSIM's contrast and structure lack of 1, over cells, so that brightness alone does not count; and the share
         of pixels whose colours are not in the other picture, so that movement alone is little.
         """
         mine, others = self._grey, other._grey
@@ -70,7 +70,7 @@ class SceneChange:
         self._lasted = 0
 
     def changed(self, image: NDArray[np.uint8]) -> bool:
-        """Whether with this picture (H, W, 3) it is sure that a new scene has begun. The first one is no change."""
+        """Whether a new scene has certainly begun by this picture (H, W, 3). The first scene does not count."""
         look = _Look(image)
         if self._scene is None:
             self._scene = look
@@ -95,7 +95,7 @@ class SoundChange:
         self._lasted = 0
 
     def changed(self, features: NDArray[np.float32], samples: NDArray[np.float32]) -> bool:
-        """Whether with this window (N,) it is sure that a kind of sound has begun that was not heard lately.
+        """Whether by this window (N,) a kind of sound has certainly begun that did not occur lately.
 
         ``features`` (d_A,): what the encoder found in it. The first sound of a stream is new, silence never is.
         """

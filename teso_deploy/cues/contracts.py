@@ -1,6 +1,6 @@
-"""What is asked for text cues, and what it answers.
+"""The contract of sources of text cues: the question, the answer, and the models that a source may use.
 
-A source may take as long as it likes: nobody on the frames' path waits for it (:mod:`teso_deploy.cues.worker`).
+A source may be slow: no frame waits for it (:mod:`teso_deploy.cues.worker`).
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ from typing import Literal, NamedTuple, Protocol
 from teso_deploy.cues.sources.registry import is_typed
 from teso_deploy.types import CueSourceName, Frame
 
-#: Where a user gives a source more time.
+#: The options that give a source more time.
 LONGER = "`cues --timeout`, `run --cue-timeout`"
 
 
 @dataclass(frozen=True, slots=True)
 class CueMoment:
-    """A picture that a source is asked about, and what the model itself has found in it.
+    """The question to a source: a picture, and what the segmentation model found in it.
 
-    ``earlier``: pictures before it, oldest first, for captioners of videos. ``tags``: the tagger's words and how sure
-    it is of each (0 … 1); None where the bundle has no tagger. ``predicted``: classes that the masks of this picture
-    show; None where it was not segmented.
+    Attributes:
+        frame: The picture.
+        earlier: Pictures before it, the oldest first, for captioners of videos.
+        tags: Word → how sure the tagger is of it (0 to 1); None if the bundle has no tagger.
+        predicted: The classes that the masks of this picture show; None if it was not segmented.
     """
 
     frame: Frame
@@ -33,11 +35,17 @@ class CueMoment:
 
 @dataclass(frozen=True, slots=True)
 class CueAnswer:
-    """Names of what may sound in the picture of ``of_seconds``, the surest first; none: nothing does.
+    """The answer of a source.
 
-    ``confidences``: one a name (0 … 1), or none at all where the source does not say. ``objects``: all that is to be
-    seen. ``ungrounded``: names that were answered, and left out because the caption does not have them. ``caption`` and
-    ``reasoning``: what the captioner and the reasoner wrote.
+    Attributes:
+        names: What may sound in the picture, the surest first. Empty: nothing sounds.
+        source: The source's name in the registry.
+        of_seconds: The time of the picture.
+        confidences: One for each name (0 to 1); empty if the source does not give any.
+        objects: Everything that is visible.
+        ungrounded: Names that were answered, but left out because the caption does not have them.
+        caption: What the captioner wrote.
+        reasoning: What the reasoner wrote.
     """
 
     names: tuple[str, ...]
@@ -55,15 +63,15 @@ class CueAnswer:
 
     @property
     def is_typed(self) -> bool:
-        """Whether a person wrote it: it holds for as long as it says, and does not age."""
+        """Whether a person wrote it. Such cues hold for all of their span and do not age."""
         return is_typed(self.source)
 
 
 class CueSource(Protocol):
-    """Where text cues come from.
+    """A source of text cues.
 
-    ``name`` is for people. ``identity`` names all that an answer depends on but the moment (models by their hashes,
-    prompts, settings): answers are kept under it.
+    ``name`` is shown to people. ``identity`` names everything that an answer depends on except the moment (models by
+    their hashes, prompts, settings). Answers are kept on disk under it.
     """
 
     @property
@@ -73,14 +81,14 @@ class CueSource(Protocol):
     def identity(self) -> str: ...
 
     def ask(self, moment: CueMoment) -> CueAnswer | None:
-        """What may sound; None where it sees nothing. By one thread at a time.
+        """Say what may sound; None if the source sees nothing. One thread at a time may call this.
 
-        Raises :class:`NoCueAnswerError` where it says nothing about this picture, :class:`CueSourceError` where it
+        Raises :class:`NoCueAnswerError` if there is no answer about this picture, :class:`CueSourceError` if the source
         fails.
         """
 
     def close(self) -> None:
-        """Let go of processes and connections; an :meth:`ask` under way ends soon. From any thread, more than once."""
+        """Close processes and connections; a running :meth:`ask` ends soon. Any thread may call it repeatedly."""
 
 
 class Message(NamedTuple):
@@ -91,13 +99,13 @@ class Message(NamedTuple):
 
 
 class Captioner(Protocol):
-    """Says what is to be seen."""
+    """A model that describes pictures."""
 
     @property
     def identity(self) -> str: ...
 
     def caption(self, moment: CueMoment) -> str:
-        """A description. Raises :class:`CueSourceError`."""
+        """Describe the picture. Raises :class:`CueSourceError`."""
 
     def close(self) -> None: ...
 
@@ -109,6 +117,6 @@ class Reasoner(Protocol):
     def identity(self) -> str: ...
 
     def answer(self, messages: Sequence[Message]) -> str:
-        """What it says next, whole; only the last message differs from call to call. Raises :class:`CueSourceError`."""
+        """Continue a conversation, whose last message alone differs by call. Raises :class:`CueSourceError`."""
 
     def close(self) -> None: ...

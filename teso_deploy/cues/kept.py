@@ -1,4 +1,4 @@
-"""Answers of a source, kept on disk: the same picture is never described twice."""
+"""Answers kept on disk, so that the same picture is never described twice."""
 
 from __future__ import annotations
 
@@ -15,11 +15,18 @@ _NAMED = ("names", "confidences", "objects", "ungrounded")
 
 
 class KeptAnswers:
-    """A source whose answers are kept by its identity and the pictures of the moment (default: in the user's cache).
+    """A source whose answers are kept by its identity and the pictures of the moment.
 
-    For sources that go by pictures alone: tags and masks are not looked at. ``is_fresh``: answers that are there are
-    not taken. ``asked`` and ``found`` count the moments that the source was asked about, and those that it did not
-    have to be.
+    Use it for sources that look at pictures alone: tags and masks are not part of the key.
+
+    Args:
+        source: The source.
+        folder: Where answers are kept. Default: a folder in the user's cache.
+        is_fresh: If True, answers on disk are ignored and replaced.
+
+    Attributes:
+        asked: How many moments the source was asked about.
+        found: How many answers were on disk.
     """
 
     def __init__(self, source: CueSource, folder: Path | None = None, *, is_fresh: bool = False) -> None:
@@ -29,14 +36,16 @@ class KeptAnswers:
 
     @property
     def identity(self) -> str:
-        """Of the source; of one on a server it may change with the first answer, when the model is known."""
+        """The source's identity. That of a server may change with the first answer, when its model is known."""
         return self._source.identity
 
     def ask(self, moment: CueMoment) -> CueAnswer | None:
-        """The kept answer, of the time of this picture, or that of the source. Raises what the source raises."""
+        """The kept answer with this picture's time, or the source's answer. Raises what the source raises."""
         if not self._is_fresh and (stored := read_vouched(self._path(moment))) is not None:
             kept = json.loads(stored)
-            if kept is not None:  # earlier versions wrote "null" also where a server's answer was not understood
+            if (
+                kept is not None
+            ):  # earlier versions also wrote "null" for a server's answer that they did not understand
                 self.found += 1
                 if not kept:
                     return None
@@ -56,5 +65,5 @@ class KeptAnswers:
         return self._folder / f"{digest.hexdigest()}.json"
 
     def close(self) -> None:
-        """Of the source."""
+        """Close the source."""
         self._source.close()

@@ -1,4 +1,4 @@
-"""Captioner and reasoner in a process of their own: their weights and their crashes stay there."""
+"""Captioner and reasoner in a process of their own, which holds their weights and confines their crashes."""
 
 from __future__ import annotations
 
@@ -23,22 +23,26 @@ from teso_deploy.redaction import child_environment
 from teso_deploy.text import to_one_line, to_printable
 
 WORKER = "teso_deploy.cues.language.serve"
-#: Lengths of the JSON and of the bytes behind it, both ways.
+#: The lengths of the JSON and of the bytes that follow it, in both directions.
 HEAD = struct.Struct(">II")
-#: An answer that is longer is none.
+#: A longer answer counts as a fault.
 MAX_ANSWER_BYTES = 10_000_000
-#: A process that ended twice in a row is started again after so long, then after twice as long, up to the last.
+#: A process that ended twice in a row is started again after the first pause; the pause doubles up to the longest.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 END_SECONDS = 2.0
-#: For loading a model, which does not count as a question's time.
+#: The time limit for loading a model, which is not part of a question's time.
 LOAD_SECONDS = 900.0
 
 
 class ModelProcess:
-    """The process of a folder of models, started when it is first asked. One question at a time.
+    """The process of a folder of models. It starts with the first question and answers one question at a time.
 
-    ``threads`` None: all cores. ``in_background``: it runs when nothing else wants to, so that frames come first.
-    ``timeout_seconds``: of a question; a process that takes longer is ended. ``command``: in place of our worker.
+    Args:
+        models: The folder.
+        threads: How many threads the models use; None: all cores.
+        in_background: If True, the process runs only when no other process wants the CPU, so that frames come first.
+        timeout_seconds: The limit for a question; a process that takes longer is ended.
+        command: What is started; None: our worker.
     """
 
     def __init__(
@@ -62,11 +66,11 @@ class ModelProcess:
         self._is_closed = False
 
     def captioner(self, prompt: str) -> Captioner:
-        """The folder's captioner. Raises :class:`CueSourceError` where it has none."""
+        """The folder's captioner. Raises :class:`CueSourceError` if it has none."""
         return _ProcessCaptioner(self, self._identity(self._models.manifest.captioner, "captioner"), prompt)
 
     def reasoner(self, *, reasons: bool) -> Reasoner:
-        """The folder's reasoner; ``reasons``: it thinks aloud first. Raises :class:`CueSourceError` for none."""
+        """The folder's reasoner; ``reasons``: it thinks aloud. Raises :class:`CueSourceError` if there is none."""
         return _ProcessReasoner(self, self._identity(self._models.manifest.reasoner, "reasoner"), reasons)
 
     def _identity(self, entry: ModelEntry | None, role: str) -> str:
@@ -75,16 +79,16 @@ class ModelProcess:
         return self._models.identity(entry)
 
     def ask(self, question: Mapping[str, Any], content: bytes = b"") -> str:
-        """A question and the text that answers it. Raises :class:`CueSourceError`."""
+        """Ask a question and return the answer's text. Raises :class:`CueSourceError`."""
         with self._asking:
             process = self._running()
-            if question["do"] not in self._loaded:  # beside busy frames that takes its time
+            if question["do"] not in self._loaded:  # loading is slow while frames use the CPU
                 self._told(process, {"do": "load", "model": question["do"]}, b"", LOAD_SECONDS)
                 self._loaded.add(question["do"])
             return self._told(process, question, content, self._timeout_seconds)
 
     def close(self) -> None:
-        """End the process, and a question under way. From any thread, more than once."""
+        """End the process and a running question. Any thread may call this, more than once."""
         with self._lock:
             self._is_closed = True
             process = self._process
@@ -143,7 +147,7 @@ class ModelProcess:
             return self._process
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
-        """Keep the last that the process says of itself."""
+        """Keep the last lines that the process writes to stderr."""
         assert process.stderr is not None
         with suppress(ValueError, OSError), process.stderr as file:
             for line in file:
@@ -152,8 +156,8 @@ class ModelProcess:
 
     def _read(self, process: subprocess.Popen[bytes], deadline: float) -> dict[str, Any]:
         assert process.stdout is not None
-        length, behind = HEAD.unpack(_take(process.stdout.fileno(), HEAD.size, deadline))
-        if behind or length > MAX_ANSWER_BYTES:
+        length, extra = HEAD.unpack(_take(process.stdout.fileno(), HEAD.size, deadline))
+        if extra or length > MAX_ANSWER_BYTES:
             raise ValueError("no answer")
         answer = json.loads(_take(process.stdout.fileno(), length, deadline))
         if not isinstance(answer, dict):
@@ -161,7 +165,7 @@ class ModelProcess:
         return answer
 
     def _ended(self, process: subprocess.Popen[bytes], too_slow: str = "") -> CueSourceError:
-        """What is to be said of a process that is of no use any more; it is ended."""
+        """End a process that is of no use any more, and make the error that says why."""
         _end(process)
         if self._is_closed:
             return CueSourceError("the models' process was ended")
@@ -171,7 +175,7 @@ class ModelProcess:
             self._not_before = time.monotonic() + pause
         if too_slow:
             return CueSourceError(too_slow)
-        time.sleep(0.05)  # what it said last is still on its way
+        time.sleep(0.05)  # its last lines may still be on their way
         said = f" ({self._said[-1]})" if self._said else ""
         return CueSourceError(
             f"the models' process ended with code {process.returncode}{said}: it will be started again"
@@ -179,7 +183,7 @@ class ModelProcess:
 
 
 def step_back(pid: int) -> None:
-    """Let a process run when nothing else wants to: a nice one may hold a core for milliseconds, an idle one not."""
+    """Let a process run only when no other wants the CPU. An idle one, unlike a nice one, gives a core up at once."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, 19)
         if hasattr(os, "SCHED_IDLE"):
@@ -187,7 +191,7 @@ def step_back(pid: int) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill, and leave nothing of it."""
+    """Kill a process and close its pipes."""
     with suppress(OSError):
         process.kill()
     with suppress(subprocess.TimeoutExpired):
@@ -199,7 +203,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _wait_for(file: int, event: int, deadline: float) -> None:
-    """By poll: select takes no file of a number beyond 1,023. Raises :class:`TimeoutError`."""
+    """Wait by poll, since select can't take files with numbers above 1,023. Raises :class:`TimeoutError`."""
     poll = select.poll()
     poll.register(file, event)
     if not poll.poll(max(0.0, deadline - time.monotonic()) * 1e3):
@@ -207,7 +211,7 @@ def _wait_for(file: int, event: int, deadline: float) -> None:
 
 
 def _take(file: int, count: int, deadline: float) -> bytes:
-    """So many bytes. Raises :class:`TimeoutError`, :class:`OSError` (the end)."""
+    """Read ``count`` bytes. Raises :class:`TimeoutError`, :class:`OSError` (the process ended)."""
     taken = b""
     while len(taken) < count:
         _wait_for(file, select.POLLIN, deadline)
@@ -219,7 +223,7 @@ def _take(file: int, count: int, deadline: float) -> bytes:
 
 
 def _write(process: subprocess.Popen[bytes], content: bytes, deadline: float) -> None:
-    """All of it. Raises :class:`TimeoutError`, :class:`OSError`."""
+    """Write everything. Raises :class:`TimeoutError`, :class:`OSError`."""
     assert process.stdin is not None
     file, view = process.stdin.fileno(), memoryview(content)
     while view:

@@ -19,7 +19,7 @@ from teso_deploy.resources import cache_folder
 
 
 class TextEncoder:
-    """Loaded at the first word that nobody asked for before: embeddings are kept on disk, by text and encoder.
+    """Loaded at the first word that is not in the cache: embeddings are kept on disk, by text and encoder.
 
     ``folder``: where they are kept, default in the user's cache.
     """

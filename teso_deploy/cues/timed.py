@@ -1,4 +1,4 @@
-"""A track of answers as cues that the fusion takes, by the time of a frame."""
+"""The cues of a track by the time of a frame, as the fusion takes them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from teso_deploy.types import Cues
 
 
 class TimedCues:
-    """Looked up once an answer, so that a frame costs nothing.
+    """A track whose words are looked up once for each answer, so that a frame costs nothing.
 
-    ``ttl_seconds``: how old an answer may become before the model falls back; None: as old as its track has it. What a
-    person wrote (``manual``, ``released``) holds for all of its span and does not age.
+    Cues that a person wrote (``manual``, ``released``) hold for all of their span and do not age.
+
+    Args:
+        names: What looks words up.
+        track: The answers by time.
+        ttl_seconds: How old an answer may become before the model falls back; None: any age.
     """
 
     def __init__(self, names: CueNames, track: CueTrack, ttl_seconds: float | None = None) -> None:
@@ -22,12 +26,12 @@ class TimedCues:
         self._last: tuple[CueAnswer, Cues] | None = None
 
     def check(self) -> None:
-        """Look all of it up before work starts. Raises :class:`CueError` for typed words that have no embedding."""
+        """Look everything up before work starts. Raises :class:`CueError` for typed words without an embedding."""
         for span in self.track.spans:
             self._cues_of(span.answer())
 
     def at(self, seconds: float) -> Cues | None:
-        """What is offered with a frame of this time, and its age; None: nothing, so that the model falls back."""
+        """The cues of a frame of this time, with their age; None: the model falls back."""
         answer = self.track.at(seconds)
         if answer is None:
             return None

@@ -44,12 +44,12 @@ class Tokens:
         self._special = {number for number, token in added.items() if token.special}
 
     def ids(self, text: str) -> list[int]:
-        """Of a text in which the added tokens count; nothing is put before or behind it."""
+        """The ids of a text in which added tokens are read as such; nothing is added to it."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def sentence(self, text: str) -> list[int]:
-        """Of a text, with what the tokenizer puts before and behind it."""
+        """The ids of a text, with what the tokenizer adds before and after it."""
         ids: list[int] = self._tokenizer.encode(text).ids
         return ids
 

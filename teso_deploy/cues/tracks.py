@@ -1,4 +1,4 @@
-"""Cues over the time of a video, and the files that they are kept in.
+"""Cues by the time of a video, and the files that they are kept in.
 
 Three kinds of file are read: words (by line or comma); ours (JSON, what ``teso-deploy cues`` writes: for each video the
 answers and from when to when they hold); and the released one of the authors, ``{video: {"f0": "guitar,", …}}``, where
@@ -35,7 +35,7 @@ class _Table(BaseModel):
 
 
 class Span(_Table):
-    """An answer and from when to when it holds (seconds of the video); no end: until the next, or the end."""
+    """An answer and its span in seconds of the video. Without an end it holds until the next span or the end."""
 
     start_seconds: float = Field(ge=0)
     end_seconds: float | None = None
@@ -53,12 +53,12 @@ class Span(_Table):
         if self.confidences and len(self.confidences) != len(self.names):
             raise ValueError("give one confidence for each name, or none")
         if self.end_seconds is not None and self.end_seconds <= self.start_seconds:
-            raise ValueError("give an end_seconds that is behind start_seconds, or none")
+            raise ValueError("give an end_seconds that is after start_seconds, or none")
         return self
 
     @classmethod
     def of(cls, answer: CueAnswer, start_seconds: float, end_seconds: float | None = None) -> Span:
-        """Where an answer holds."""
+        """The span in which an answer holds."""
         return cls(
             start_seconds=start_seconds,
             end_seconds=end_seconds,
@@ -73,7 +73,7 @@ class Span(_Table):
         )
 
     def answer(self) -> CueAnswer:
-        """What was answered; cues that a person wrote are of the moment from which they hold."""
+        """The answer. Cues that a person wrote have the time at which their span begins."""
         of_seconds = self.start_seconds if self.of_seconds is None else self.of_seconds
         return CueAnswer(
             self.names, self.source, of_seconds, self.confidences, self.objects, self.ungrounded, self.caption,
@@ -82,7 +82,7 @@ class Span(_Table):
 
 
 class VideoCues(_Table):
-    """The cues of one video. ``sha256``: of its file, where it is known which; of a test scene what it shows."""
+    """The cues of one video. ``sha256``: of its file if that is known; of a test scene, of what it shows."""
 
     sha256: str | None = None
     duration_seconds: float | None = None
@@ -90,29 +90,29 @@ class VideoCues(_Table):
 
 
 class CueTrack:
-    """Answers by time; where no span holds there is none, where several do the one that began last."""
+    """Answers by time. If several spans hold, the one that began last counts; there may be none."""
 
     def __init__(self, spans: Iterable[Span]) -> None:
         self.spans = sorted(spans, key=lambda span: span.start_seconds)
         self._starts = [span.start_seconds for span in self.spans]
         following = [*self._starts[1:], math.inf]
         self._ends = [
-            behind if span.end_seconds is None else span.end_seconds
-            for span, behind in zip(self.spans, following, strict=False)
+            after if span.end_seconds is None else span.end_seconds
+            for span, after in zip(self.spans, following, strict=False)
         ]
 
     @classmethod
     def constant(cls, names: Iterable[str], source: CueSourceName = "manual") -> CueTrack:
-        """The same from beginning to end."""
+        """The same cues from beginning to end."""
         return cls([Span(start_seconds=0.0, names=tuple(names), source=source)])
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that occur, without repetition."""
+        """All names that occur, without repetition."""
         return tuple(dict.fromkeys(name for span in self.spans for name in span.names))
 
     def at(self, seconds: float) -> CueAnswer | None:
-        """What holds at a time of the video."""
+        """The answer that holds at a time of the video."""
         for place in reversed(range(bisect_right(self._starts, seconds))):
             if seconds < self._ends[place]:
                 return self.spans[place].answer()
@@ -132,16 +132,16 @@ class CueFile:
 
     @property
     def is_of_any_video(self) -> bool:
-        """Whether it has words alone."""
+        """Whether it has only words, which hold for any video."""
         return self._everywhere is not None
 
     @property
     def everywhere(self) -> CueTrack:
-        """Its words, of any video; nothing where it has cues of single ones."""
+        """The words that hold for any video; an empty track if it has cues of single videos."""
         return self._everywhere or CueTrack(())
 
     def named(self, name: str) -> CueTrack:
-        """The cues of the video of a name. Raises :class:`CueError` where the file has none of it."""
+        """The cues of the video of a name. Raises :class:`CueError` if the file has none."""
         if self._everywhere is not None:
             return self._everywhere
         if name not in self.videos:
@@ -151,10 +151,10 @@ class CueFile:
         return CueTrack(self.videos[name].spans)
 
     def of_scene(self, name: str, digest: str) -> CueTrack:
-        """The cues of a test scene. Raises :class:`CueError` where they are of another one, or there are none."""
+        """The cues of a test scene. Raises :class:`CueError` if they are of another one, or there are none."""
         track = self.named(name)
         if name in self.videos and self.videos[name].sha256 not in (None, digest):
-            raise CueError(f"{self.path} has cues of another folder's scenes, or classes: make them anew for this one")
+            raise CueError(f"{self.path} has cues of another folder's scenes, or classes: make them again for this one")
         return track
 
     def of(self, video: Path) -> CueTrack:
@@ -172,7 +172,7 @@ class CueFile:
         name = next((name for name in (video.name, video.stem) if name in self.videos), video.stem)
         if name in self.videos and self.videos[name].sha256:
             raise CueError(
-                f"{self.path} has cues of another video of the name {name}: make them anew with `teso-deploy cues`"
+                f"{self.path} has cues of another video of the name {name}: make them again with `teso-deploy cues`"
             )
         return self.named(name)
 

@@ -1,4 +1,4 @@
-"""A thread that asks a source of cues, beside the frames: nobody waits for it."""
+"""A thread that asks a source of cues. No frame waits for it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from teso_deploy.errors import CueSourceError, NoCueAnswerError
 from teso_deploy.text import to_printable
 from teso_deploy.types import Cues, Frame
 
-#: Pictures that a captioner of videos is shown lie so far apart.
+#: The time between the pictures that a captioner of videos is shown.
 EARLIER_SECONDS = 1.0
 END_SECONDS = 1.0
 TICK_SECONDS = 0.25
 
 
 class _Watched:
-    """What is known of a stream."""
+    """The state of a stream."""
 
     def __init__(self, options: AskingOptions, frames: int) -> None:
         self.wish = Wish(options)
@@ -37,7 +37,7 @@ class _Watched:
         self._earlier: deque[Frame] = deque(maxlen=max(0, frames - 1))
 
     def shown(self, frame: Frame, is_new_scene: bool) -> tuple[Frame, ...]:
-        """The pictures before this one that are of its scene; it is kept for the next."""
+        """The earlier pictures of this one's scene. The picture is kept for the next call."""
         if is_new_scene or (self._earlier and frame.pts_seconds < self._earlier[-1].pts_seconds):
             self._earlier.clear()
         before = tuple(self._earlier)
@@ -47,12 +47,18 @@ class _Watched:
 
 
 class CueWorker:
-    """Asks about the newest picture of that stream that has waited longest; one question at a time.
+    """Asks about the newest picture of the stream that has waited longest, one question at a time.
 
-    ``to_cues``: an answer as the fusion takes it. ``offer``: called with a stream's number, cues, and the time of the
-    picture that they are of (seconds of the stream; None: typed ones, which do not age), from the worker's thread;
-    without an answer the cues are none.
-    ``none``: those. ``frames``: pictures that the source is shown at a time.
+    Args:
+        source: What is asked.
+        to_cues: Turns an answer into cues for the fusion.
+        offer: Called from the worker's thread with a stream's number, its cues, and the time of their picture in
+            seconds of the stream (None for typed cues, which do not age).
+        none: The cues that are offered without an answer.
+        streams: How many streams there are.
+        options: When the source is asked. Default: :class:`AskingOptions`.
+        frames: How many pictures the source is shown at a time.
+        clock: Monotonic seconds.
     """
 
     def __init__(
@@ -88,12 +94,18 @@ class CueWorker:
         tags: Mapping[str, float] | None = None,
         predicted: tuple[str, ...] | None = None,
     ) -> None:
-        """A picture of a stream, what the audio encoder found (d_A,) in the window (N,) that was heard with it.
+        """Note a picture of a stream and the sound with it. It compares two small pictures and waits for nothing.
 
-        Called on the frames' path: it compares two small pictures, and waits for nobody.
+        Args:
+            stream: The stream's number.
+            frame: The picture.
+            features: (d_A,), the output of the audio encoder for ``samples``.
+            samples: (N,), the audio window.
+            tags: Word → how sure the tagger is; None if the source does not look at tags.
+            predicted: The classes that the masks show; None if the source does not look at masks.
         """
         watched = self._streams[stream]
-        # Pictures are seen again with a new window, windows are heard with several pictures: each counts once.
+        # A picture may come with several windows and a window with several pictures: each counts once.
         is_other = watched.newest is None or frame is not watched.newest.frame
         is_new_scene = self.options.on_scene and is_other and watched.scenes.changed(frame.image)
         is_other = watched.heard is None or not np.array_equal(samples, watched.heard)
@@ -108,7 +120,7 @@ class CueWorker:
                 self._work.notify_all()
 
     def health(self) -> dict[str, Any]:
-        """How the source is, as JSON has it."""
+        """The state of the source, for JSON."""
         chain = self._source if isinstance(self._source, ChainSource) else None
         trouble = next(iter(chain.troubles), None) if chain else None
         with self._work:
@@ -124,7 +136,7 @@ class CueWorker:
             }
 
     def close(self) -> None:
-        """End it within a second or so, whatever the source does. From any thread, more than once."""
+        """End within about a second, whatever the source does. Any thread may call this, more than once."""
         with self._work:
             self._is_closed = True
             self._work.notify_all()
@@ -142,7 +154,7 @@ class CueWorker:
                 except NoCueAnswerError as error:
                     answer, trouble = None, to_printable(str(error))
                 cues = self._none if answer is None else self._to_cues(answer)
-            except Exception as error:  # whatever a source does, the frames go on
+            except Exception as error:  # the frames go on, whatever a source raises
                 self._failed(number, reason, error)
                 continue
             with self._work:
@@ -154,7 +166,7 @@ class CueWorker:
             self._offer(number, cues, None if answer and answer.is_typed else moment.frame.pts_seconds)
 
     def _next(self) -> tuple[int, CueMoment, Reason] | None:
-        """The next question, when it may be put; None: it is over."""
+        """Wait for the next question that may be asked; None: the worker was closed."""
         with self._work:
             while not self._is_closed:
                 now = self._clock()

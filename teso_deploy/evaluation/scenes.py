@@ -1,4 +1,4 @@
-"""Composed scenes: pictures of things on a background, and what is heard of them.
+"""Composed scenes: pictures of things on a background, and their sounds.
 
 A scene is made from a random generator alone: the same generator state gives the same
 scene, nothing is stored. Truth: an object sounds in a window when it is heard for at
@@ -179,8 +179,8 @@ def compose_picture(
 def heard_excerpt(rng: np.random.Generator, recording: Recording) -> NDArray[np.float32]:
     """A window of a recording in which it is heard for at least 0.3 s, at a random offset.
 
-    (15600,) float32, peak of the whole recording 1; zeros before its start and behind its
-    end. A recording that is never heard for so long gives a window with the most of it.
+    (15600,) float32, peak of the whole recording 1; zeros before its start and after its
+    end. A recording that is never heard for 0.3 s gives a window with as much of it as possible.
     """
     window = WINDOW_SAMPLES // SLICE_SAMPLES
     silence = np.zeros(window, np.int64)

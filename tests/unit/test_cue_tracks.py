@@ -126,7 +126,7 @@ def test_the_span_that_began_last_holds_and_then_the_one_around_it(tmp_path: Pat
     path = tmp_path / "spans.json"
     wrong = {"spans": [{"start_seconds": 3, "end_seconds": 1, "names": ["cow"]}]}
     path.write_text(json.dumps({"schema_version": 1, "videos": {"a": wrong}}))
-    with pytest.raises(CueError, match="behind start_seconds"):
+    with pytest.raises(CueError, match="after start_seconds"):
         read_cue_file(path)
 
 

@@ -44,7 +44,7 @@ class Shape:
         return self.field == len(FIELDS) and not self.rest
 
     def after(self, text: str) -> Shape | None:
-        """The shape with ``text`` behind it; None where that is no such object."""
+        """The shape after ``text``; None if that is not the beginning of such an object."""
         shape: Shape | None = self
         for character in text:
             if shape is None:
@@ -129,8 +129,8 @@ class ObjectConstraint:
             if is_over:
                 self._queue.extend(self.new_line)
             else:  # a piece may have more than the brace, and before it what was said
-                before, _, behind = piece.partition("{")
-                if not before.strip() and (begun := Shape().after("{" + behind)) is not None:
+                before, _, after = piece.partition("{")
+                if not before.strip() and (begun := Shape().after("{" + after)) is not None:
                     self._shape = begun
                     return token
         if self._queue:

@@ -27,6 +27,6 @@ def written_out(messages: Sequence[Message], chat: ChatEntry, tokens: Tokens) ->
         system = None
     text = chat.before_user if system is None else f"{chat.before_system}{system}{chat.system_to_user}"
     for number, turn in enumerate(turns):
-        behind = chat.user_to_assistant if turn.role == "user" else chat.assistant_to_user
-        text += turn.content + (chat.user_to_answer if number == len(turns) - 1 else behind)
+        following = chat.user_to_assistant if turn.role == "user" else chat.assistant_to_user
+        text += turn.content + (chat.user_to_answer if number == len(turns) - 1 else following)
     return text

@@ -44,7 +44,7 @@ def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Keys and values of so many ``tokens``. Never written to: any number of continuations may start from it."""
+    """Keys and values of ``tokens`` tokens. They are never written to, so any number of answers may continue them."""
 
     tokens: int
     values: Mapping[str, onnxruntime.OrtValue]
@@ -82,7 +82,7 @@ class Decoder:
         tokens: NDArray[np.int64] | NDArray[np.float32],
         extras: Mapping[str, onnxruntime.OrtValue] = {},
     ) -> tuple[NDArray[np.float32], Cache]:
-        """Logits (V,) behind the last of ``tokens`` ((N,) ids, or (N, d) where the graph takes embeddings), and the
+        """Logits (V,) after the last of ``tokens`` ((N,) ids, or (N, d) where the graph takes embeddings), and the
         cache with them. ``extras``: what else the graph takes, of a picture."""
         seen = cache.tokens + len(tokens)
         feeds: dict[str, NDArray[Any]] = {

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.cues.language.decoder import Cache
 
-#: A model that has said the same in so many tokens, with a period of at most so many, will say nothing else.
+#: A model that repeats itself for this many tokens, with a period of at most this many, will not say anything else.
 LOOP_TOKENS, LOOP_PERIOD = 96, 33
 
 Step = Callable[[Cache, NDArray[np.int64]], tuple[NDArray[np.float32], Cache]]
@@ -43,7 +43,7 @@ def generate(
 ) -> list[int]:
     """The surest token each time, up to one of ``end`` (left out), a limit, or a loop.
 
-    ``logits`` (V,) and ``cache``: behind the prompt.
+    ``logits`` (V,) and ``cache``: the state after the prompt.
     """
     tokens: list[int] = []
     while len(tokens) < max_new_tokens and not should_stop():

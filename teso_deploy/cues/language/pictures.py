@@ -23,7 +23,7 @@ def prepared(image: NDArray[np.uint8], entry: ImageEntry) -> dict[str, NDArray[A
     """What an encoder takes of a picture (H, W, 3) uint8 RGB.
 
     ``pixel_values`` (1, 3, height, width); of pix2struct ``flattened_patches`` (1, N, 2 + 3 · patch²), rows of (row,
-    column, pixels) from 1, zeros behind them, and ``attention_mask`` (1, N) int64.
+    column, pixels) from 1, then zeros, and ``attention_mask`` (1, N) int64.
     """
     if entry.patch is not None and entry.max_patches is not None:
         return _patches(image, entry.patch, entry.max_patches)

@@ -27,7 +27,7 @@ class AnswerStats:
     """Of one answer. ``kept_tokens``: those of the prompt whose keys and values were there.
 
     ``prefill_seconds``: the prompt's others; ``first_token_seconds``: from the question to the first word;
-    ``decode_seconds``: all words behind it.
+    ``decode_seconds``: all words after it.
     """
 
     prompt_tokens: int

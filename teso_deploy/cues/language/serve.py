@@ -69,8 +69,8 @@ def serve(folder: Path, threads: int, questions: BinaryIO, answers: BinaryIO) ->
     """Answer until there are no more questions. A fault of the user's is an answer; any other ends the process."""
     models: Models | None = None
     while head := questions.read(HEAD.size):
-        length, behind = HEAD.unpack(head)
-        question, content = json.loads(questions.read(length)), questions.read(behind)
+        length, extra = HEAD.unpack(head)
+        question, content = json.loads(questions.read(length)), questions.read(extra)
         try:
             models = models or Models(folder, threads)
             answer = {"text": models.answered(question, content)}
@@ -86,7 +86,7 @@ def main() -> None:
     folder, threads = Path(sys.argv[1]), int(sys.argv[2])
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # what a library prints must not be read as an answer
     serve(folder, threads or available_cores(), sys.stdin.buffer, answers)
 
 

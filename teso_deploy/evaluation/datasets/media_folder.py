@@ -39,9 +39,9 @@ Read = TypeVar("Read")
 
 #: Labels that read differently as words.
 _WORDS = {"euphonium_tuba": "tuba", "truck_bus": "truck"}
-#: A 20 ms slice is heard when it is no more than this below the recording's loudest.
+#: A 20 ms slice counts as heard if it is at most this far below the recording's loudest slice.
 _HEARD_RANGE_DB = 30.0
-#: A label with so many training sounds leaves one in eight of them for calibration.
+#: A label with at least this many training sounds leaves one in eight of them for calibration.
 _CALIBRATED_LABEL_SOUNDS, _CALIBRATION_SHARE = 5, 8
 #: COCO's names for what our labels call otherwise.
 _COCO_WORDS = {"cell phone": "phone", "motorcycle": "motorbike"}
