@@ -1,18 +1,18 @@
-// From class scores at stride 4 to labels at the size of the frame, in one launch: bilinear, half-pixel centres,
-// edges clamped; label = 1 + argmax where the maximum ≥ threshold, else 0; of equal scores the first class wins.
+// Class scores at stride 4 to labels at the size of the frame, in one launch: bilinear, half-pixel centres, edges
+// clamped. A label is 1 + argmax where the maximum ≥ threshold, otherwise 0. Of equal scores the first class wins.
 //
-// The arithmetic is that of runtime/postprocess.py, step by step and without FMA, so that labels are equal, not
-// only alike. The taps come from the host (plans.py), an axis: lower[size], upper[size] as int32, then float32
-// weights[size] of the upper ones.
+// The arithmetic follows pipeline/postprocess.py step by step, without FMA, so that the labels are equal. The taps come
+// from the host (plans.py). For each axis: lower[size] and upper[size] as int32, then float32 weights[size] of the
+// upper taps.
 //
-// A mix never exceeds what it is mixed from: a block looks first which classes reach the threshold anywhere among
-// the cells that its tile hangs on, and its threads mix only those. In most tiles there is none.
+// An interpolated score is never larger than its taps. A block first finds the classes that reach the threshold in any
+// cell that its tile uses, and its threads interpolate only those. Most tiles have none.
 //
-// nvcc, NVRTC and, behind tests/unit/kernels_on_host/shim.h, g++ compile this file: it includes nothing.
+// nvcc and NVRTC compile this file, and so does g++ with tests/unit/kernels_on_host/shim.h: it includes nothing.
 
 namespace teso_postprocess {
 
-constexpr int TILE_WIDTH = 32;  // plans.py knows these three
+constexpr int TILE_WIDTH = 32;  // plans.py has the same three values
 constexpr int TILE_HEIGHT = 8;
 constexpr int MAX_CLASSES = 255;  // a label is a byte
 constexpr int THREADS = TILE_WIDTH * TILE_HEIGHT;
@@ -20,7 +20,7 @@ constexpr int WORDS = (MAX_CLASSES + 31) / 32;
 
 #ifndef TESO_ON_HOST
 __device__ inline float half_value(unsigned short bits) {
-  float value;  // cuda_fp16.h is not always there for NVRTC
+  float value;  // NVRTC does not always find cuda_fp16.h
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
   return value;
 }
@@ -33,7 +33,7 @@ __device__ inline float mixed(float lower, float upper, float weight) {
   return __fadd_rn(lower, __fmul_rn(__fsub_rn(upper, lower), weight));
 }
 
-// The taps of one axis, as the host laid them out.
+// The taps of one axis, in the layout of the host.
 struct Taps {
   const int* table;
   int size;
@@ -46,7 +46,7 @@ struct Taps {
 template <typename Number>
 __device__ void run(const Number* scores, int classes, int score_height, int score_width, unsigned char* labels,
                     long long pitch_bytes, const Taps& rows, const Taps& columns, float threshold) {
-  __shared__ unsigned reached[WORDS];  // a bit a class
+  __shared__ unsigned reached[WORDS];  // one bit per class
   const int thread = threadIdx.y * TILE_WIDTH + threadIdx.x;
   const int first_row = blockIdx.y * TILE_HEIGHT, first_column = blockIdx.x * TILE_WIDTH;
   const int row = first_row + threadIdx.y, column = first_column + threadIdx.x;

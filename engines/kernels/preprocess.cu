@@ -1,29 +1,29 @@
-// From decoded pictures to the encoder's input: colours, resize and normalisation in one launch.
+// Decoded pictures to the encoder's input: colours, resize and normalisation in one launch.
 //
-// The resize is Pillow's BILINEAR bit for bit, since the CPU path uses that: a triangle filter with fixed-point
-// weights, along one axis, then along the other, rounded to 8 bits after either. Which axis comes first is Pillow's
-// choice by the sizes; the host knows it (plans.py) and makes the weights, an axis:
+// The resize equals Pillow's BILINEAR bit for bit, because the CPU path uses Pillow: a triangle filter with fixed-point
+// weights along one axis, then along the other, rounded to 8 bits after each. Pillow chooses the first axis by the
+// sizes; the host (plans.py) makes the same choice and computes the weights. For each axis:
 //
-//     starts[size]  counts[size]  weights[taps][size]        int32, one behind the other
+//     starts[size]  counts[size]  weights[taps][size]        int32, one after the other
 //
-// A block makes a tile of the output. What of the source it hangs on comes in strips: each is resized along the first
-// axis into shared memory, then added to the sums along the second, which every thread holds for its own pixel.
-// Shared memory is therefore the same for every scale. Sums of integers do not hang on their order.
+// A block makes a tile of the output. It reads its part of the source in strips: each strip is resized along the first
+// axis into shared memory, then added to the sums along the second axis, which each thread keeps for its own pixel. The
+// size of shared memory is therefore the same for every scale. Sums of integers do not depend on their order.
 //
-// nvcc, NVRTC and, behind tests/unit/kernels_on_host/shim.h, g++ compile this file: it includes nothing, and floats
-// are multiplied and added by intrinsics that no compiler contracts to an FMA.
+// nvcc and NVRTC compile this file, and so does g++ with tests/unit/kernels_on_host/shim.h: it includes nothing, and
+// floats are multiplied and added by intrinsics that no compiler contracts to an FMA.
 
 namespace teso_preprocess {
 
-constexpr int TILE_WIDTH = 32;   // plans.py knows both
+constexpr int TILE_WIDTH = 32;   // plans.py has the same values
 constexpr int TILE_HEIGHT = 8;
 constexpr int STRIP_BYTES = 6144;
-constexpr int WEIGHT_BITS = 22;  // Pillow's for 8-bit pictures
+constexpr int WEIGHT_BITS = 22;  // as in Pillow for 8-bit pictures
 constexpr int COLOUR_BITS = 16;
 
 #ifndef TESO_ON_HOST
 __device__ inline unsigned short half_bits(float value) {
-  unsigned short bits;  // cuda_fp16.h is not always there for NVRTC
+  unsigned short bits;  // NVRTC does not always find cuda_fp16.h
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
@@ -45,8 +45,8 @@ struct Rgb {
   }
 };
 
-// One picture of 8-bit NV12: a plane of luma, and one of (U, V) pairs at half the size, rounded up. Each pair holds
-// for its 2 × 2 pixels.
+// One picture of 8-bit NV12: a plane of luma, and one of (U, V) pairs at half the size, rounded up. Each pair is
+// used for its 2 × 2 pixels.
 struct Nv12 {
   const unsigned char* luma;
   const unsigned char* chroma;
@@ -63,7 +63,7 @@ struct Nv12 {
   }
 };
 
-// The filter of one axis, as the host laid it out.
+// The filter of one axis, in the layout of the host.
 struct Filter {
   const int* table;
   int size;
@@ -73,12 +73,12 @@ struct Filter {
   __device__ int weight(int place, int tap) const { return table[(2LL + tap) * size + place]; }
 };
 
-// x · scale − shift, a channel.
+// x · scale − shift for each channel.
 struct Normalisation {
   float scale[3], shift[3];
 };
 
-// Adds to ``sums`` what the filter makes of the source along one axis, at ``across`` on the other.
+// Adds to ``sums`` the filtered source along one axis, at the position ``across`` on the other.
 template <bool ALONG_ROWS, typename Source>
 __device__ void add_filtered(const Source& source, const Filter& filter, int place, int across, int* sums) {
   const int start = filter.start(place), end = filter.end(place);
@@ -94,10 +94,10 @@ __device__ inline void start_sums(int* sums) {
   for (int channel = 0; channel < 3; ++channel) sums[channel] = 1 << (WEIGHT_BITS - 1);  // rounds
 }
 
-// The levels of this thread's pixel. All threads of a block that shows anything of the picture come here.
+// The levels of this thread's pixel. All threads of a block that shows any part of the picture call this.
 template <bool ROWS_FIRST, typename Source>
 __device__ void resize(const Source& source, const Filter& rows, const Filter& columns, int* levels) {
-  // A strip is as wide as the tile along the first axis, and as long along the second as there is room.
+  // A strip has the tile's width along the first axis, and fills the shared memory along the second.
   constexpr int WIDTH = ROWS_FIRST ? TILE_HEIGHT : TILE_WIDTH, STEP = ROWS_FIRST ? TILE_WIDTH : TILE_HEIGHT;
   constexpr int LENGTH = STRIP_BYTES / 3 / WIDTH;
   __shared__ unsigned char strip[STRIP_BYTES];
@@ -108,7 +108,7 @@ __device__ void resize(const Source& source, const Filter& rows, const Filter& c
   const int place_first = lane_first + (ROWS_FIRST ? blockIdx.y * TILE_HEIGHT : blockIdx.x * TILE_WIDTH);
   const int place_second = tile_second + lane_second;
   const bool is_first_inside = place_first < first.size, is_inside = is_first_inside && place_second < second.size;
-  // Threads beside each other lie beside each other in the strip, too.
+  // Neighbouring threads are neighbours in the strip as well.
   const int lane_offset = ROWS_FIRST ? lane_first * 3 * LENGTH : lane_first;
   constexpr int POSITION = ROWS_FIRST ? 1 : 3 * WIDTH, CHANNEL = ROWS_FIRST ? LENGTH : WIDTH;
 
@@ -147,7 +147,7 @@ __device__ void run(const Source& source, Number* target, int bucket_height, int
   const int first_row = blockIdx.y * TILE_HEIGHT, first_column = blockIdx.x * TILE_WIDTH;
   const int row = first_row + threadIdx.y, column = first_column + threadIdx.x;
   int levels[3] = {0, 0, 0};
-  // The same for all threads of a block, as it must be around __syncthreads.
+  // It is the same for all threads of a block, which __syncthreads requires.
   if (first_row < rows.size && first_column < columns.size) {
     if (rows_first)
       resize<true>(source, rows, columns, levels);

@@ -21,6 +21,7 @@ from teso_deploy._version import __version__
 from teso_deploy.cli.signals import end_by_exception, printing
 from teso_deploy.errors import OutputError, TesoError
 from teso_deploy.redaction import child_environment
+from teso_deploy.requirements import find_outdated, write_upgrade_command
 from teso_deploy.text import shorten_middle, to_one_line, to_printable
 
 #: An address of a server. A library's error may quote it with its credentials.
@@ -152,7 +153,19 @@ def _describe_fault(error: BaseException) -> str:
         if len(os.environ[name]) >= _LEAST_SECRET:
             text = text.replace(os.environ[name], "***")
     shown = to_one_line(f"{type(error).__name__}: {text}" if text else type(error).__name__, 160)
-    return f"this went wrong unexpectedly: {shown}; please report it with what `teso-deploy --traceback ...` shows"
+    advice = _describe_outdated() or "please report it with what `teso-deploy --traceback ...` shows"
+    return f"this went wrong unexpectedly: {shown}; {advice}"
+
+
+def _describe_outdated() -> str:
+    """Say that a package is older than this one supports, which may be the cause of an error; "" if none is."""
+    try:
+        outdated = find_outdated()
+    except Exception:  # the metadata can't be read: say nothing rather than hide the error
+        return ""
+    for package, (version, bound) in outdated.items():
+        return f"{package} {version} is too old, which may be the cause: {write_upgrade_command(package, bound)}"
+    return ""
 
 
 def _report_error(error: BaseException, shows_all: bool) -> int:

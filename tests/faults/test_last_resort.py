@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from teso_deploy import cli
 from teso_deploy.cli import doctor
 from teso_deploy.resources import shipped_path
 from tests.support.clips import make_clip
@@ -56,6 +57,19 @@ def test_an_unforeseen_error_is_one_sentence(monkeypatch: pytest.MonkeyPatch, er
     assert code == 1 and text.count("\n") == 1 and text.startswith("teso-deploy: ") and len(text) <= 300
     assert told in text and "report" in text and "--traceback" in text and "secret" not in text
     assert text.strip().isprintable()
+
+
+def test_an_outdated_package_is_named_as_a_possible_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "find_outdated", lambda: {"onnxruntime": ("1.22.0", "1.25")})
+    code, text = fail_with(KeyError("size"), monkeypatch)
+    assert code == 1 and text.count("\n") == 1 and "KeyError: 'size'" in text
+    assert "onnxruntime 1.22.0 is too old, which may be the cause: pip install --upgrade 'onnxruntime>=1.25'" in text
+
+    def fail() -> dict[str, tuple[str, str]]:
+        raise OSError("no metadata")
+
+    monkeypatch.setattr(cli, "find_outdated", fail)
+    assert "please report it" in fail_with(KeyError("size"), monkeypatch)[1]
 
 
 def test_traceback_shows_where_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:

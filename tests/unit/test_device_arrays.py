@@ -97,7 +97,7 @@ def test_a_capsule_is_taken_once(version: tuple[int, int] | None) -> None:
     freed = owner.freed
     capsule = _shared(owner).__dlpack__(max_version=version)
     block = dlpack.take(capsule)
-    with pytest.raises(BufferError, match="took its array already"):
+    with pytest.raises(BufferError, match="array was taken already"):
         dlpack.take(capsule)
     del owner, capsule
     gc.collect()
@@ -217,7 +217,7 @@ def test_what_cannot_be_taken_is_refused() -> None:
         def __dlpack__(self, **how: Any) -> Any:
             raise AssertionError
 
-    with pytest.raises(DeviceError, match="no NVIDIA GPU"):
+    with pytest.raises(DeviceError, match="not an NVIDIA GPU"):
         device_array(Vulkan())
 
 

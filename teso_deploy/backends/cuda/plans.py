@@ -1,4 +1,4 @@
-"""How our kernels are launched: their tables, their grids, their arguments. Nothing here needs a GPU."""
+"""Launches of our kernels: their tables, grids and arguments. Nothing here needs a GPU."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from numpy.typing import DTypeLike, NDArray
 
 from teso_deploy.backends.cuda.device import KernelArgument
 
-#: Of the output, (rows, columns) that a block makes, a thread a pixel. The kernels know them as constants.
+#: Rows and columns of the output that a block makes, one thread per pixel. The kernels have the same constants.
 TILE = (8, 32)
-#: Along the rows and the pictures of a grid there may be no more blocks than this.
+#: CUDA's limit of blocks along the second and third axis of a grid.
 MAX_BLOCKS = 65_535
-#: A label is a byte, and 0 is no class.
+#: A label is one byte, and 0 is the background.
 MAX_CLASSES = 255
-#: Pillow's, for 8-bit pictures.
+#: As in Pillow, for 8-bit pictures.
 WEIGHT_BITS = 22
 COLOUR_BITS = 16
 
@@ -31,7 +31,7 @@ LUMA_SHARES: dict[YuvMatrix, tuple[float, float]] = {"bt601": (0.299, 0.114), "b
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A kernel, its grid and block as (x, y, z), and what it is given."""
+    """A kernel, its grid and block as (x, y, z), and its arguments."""
 
     kernel: str
     grid: tuple[int, int, int]
