@@ -136,7 +136,7 @@ def demo(
     check_folder(out)
     check_json(json_out)
     check_apart([clip, bundle_folder(None)], [video, sheet, json_out])
-    pipeline = Pipeline.load(None, engine)
+    pipeline = Pipeline.load(threads=engine.threads)
     make_folder(out)
     for path in (video, sheet):
         check_file(path)
