@@ -16,12 +16,12 @@ from teso_deploy.bundle import bundle_folder
 from teso_deploy.cli.options import JsonOption, adapt, with_options
 from teso_deploy.cli.reports import as_markup, check_json, progress_bar, say, write_json
 from teso_deploy.errors import CheckFailedError, InputNotFoundError, MediaError
+from teso_deploy.latency import LatencyLog
 from teso_deploy.media.audio import AudioTrack
 from teso_deploy.media.fitted_video import FittedVideo
 from teso_deploy.media.overlay import Overlay
 from teso_deploy.options.engine import EngineOptions
 from teso_deploy.outputs import check_apart, check_file, check_folder, make_folder, show_path, staged_file
-from teso_deploy.pipeline.latency import LatencyLog
 from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.pipeline.video_source import VideoSource
 from teso_deploy.resources import shipped_path

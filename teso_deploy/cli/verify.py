@@ -21,12 +21,12 @@ from teso_deploy.cli.options import JsonOption, adapt, with_options
 from teso_deploy.cli.reports import as_markup, check_json, say, shown_in, toml_file, write_json
 from teso_deploy.cli.values import parse_checkpoint, parse_precision, parse_size
 from teso_deploy.errors import BundleError, CheckFailedError
+from teso_deploy.labels import labels_of
 from teso_deploy.media.contact_sheet import difference, save_sheet, with_labels
 from teso_deploy.options.engine import BuildOptions, EngineOptions, check_engine_building
 from teso_deploy.options.weights import WeightOptions
 from teso_deploy.outputs import check_apart, check_file
 from teso_deploy.pipeline.backend_choice import load_backend
-from teso_deploy.pipeline.postprocess import labels_of
 from teso_deploy.requirements import write_install_command
 from teso_deploy.types import ImageSize, Precision
 from teso_deploy.verification import probes

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from teso_deploy.backends.engine import Engine
 from teso_deploy.backends.onnxruntime import TARGET, onnxruntime_factory
 from teso_deploy.bundle import Bundle
+from teso_deploy.labels import labels_of
 from teso_deploy.pipeline.pipeline import Pipeline
-from teso_deploy.pipeline.postprocess import labels_of
 from teso_deploy.pipeline.preprocess import fitted_size, normalised, resized
 from teso_deploy.pipeline.video_source import VideoSource
 from teso_deploy.program import MASKS, Stage, group_inputs, merge_tensors, run_program

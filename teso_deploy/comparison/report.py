@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 from teso_deploy._version import __version__
 from teso_deploy.backends.shared_libraries import version_of
 from teso_deploy.bundle import Bundle
+from teso_deploy.latency import percentiles_ms
 from teso_deploy.outputs import make_folder, staged_file, write_text
-from teso_deploy.pipeline.latency import percentiles_ms
 
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "numpy", "av", "pillow")
 #: With a higher load at the start, other work has slowed some turns.

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from teso_deploy.latency import BoundedCounts, Histogram, LatencyHistograms
 from teso_deploy.media.live_reader import SourceHealth
-from teso_deploy.pipeline.latency import BoundedCounts, Histogram, LatencyHistograms
 from teso_deploy.sinks.delivery import Delivery
 
 SCHEMA_VERSION = 1

@@ -11,8 +11,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from teso_deploy.latency import BOUNDS_SECONDS, BoundedCounts
 from teso_deploy.live.accounting import Accounting
-from teso_deploy.pipeline.latency import BOUNDS_SECONDS, BoundedCounts
 
 OPENMETRICS = "application/openmetrics-text"
 STREAM_LABELS = ("stream", "input")

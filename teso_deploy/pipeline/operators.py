@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.backends.engine import Tensor
 from teso_deploy.bundle import BundleManifest
-from teso_deploy.pipeline.postprocess import labels_of
+from teso_deploy.labels import labels_of
 from teso_deploy.pipeline.preprocess import normalised, resized
 from teso_deploy.types import ImageSize
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from teso_deploy.latency import LatencyHistograms, LatencyLog
 from teso_deploy.outputs import as_json, check_file, write_text
-from teso_deploy.pipeline.latency import LatencyHistograms, LatencyLog
 from teso_deploy.sinks.contracts import RunFacts, Sink
 from teso_deploy.sinks.delivery import Delivery
 from teso_deploy.sinks.events import open_event_log

@@ -19,10 +19,10 @@ from teso_deploy.errors import CheckpointError
 from teso_deploy.evaluation.datasets.media_folder import MediaLibrary, read_library
 from teso_deploy.evaluation.metrics import compute_iou
 from teso_deploy.evaluation.protocols.composed_scenes import SceneTrial, find_testable_words, make_scene
+from teso_deploy.labels import labels_of
 from teso_deploy.models import build, checkpoints, weight_files
 from teso_deploy.models.decoder import Memory, segmentation_scores
 from teso_deploy.models.teso import Teso
-from teso_deploy.pipeline.postprocess import labels_of
 from teso_deploy.pipeline.preprocess import normalised, resized
 from teso_deploy.recipe import Calibration
 from teso_deploy.training.loop import WEIGHTS

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from teso_deploy.pipeline.postprocess import labels_of
+from teso_deploy.labels import labels_of
 from teso_deploy.program import EXTERNAL_TENSORS
 from teso_deploy.types import BLANK_PIXEL_RATE, WINDOW_SAMPLES, ImageSize
 from teso_deploy.verification.parity import Arrays, Limits, row_agreement

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from teso_deploy.pipeline.postprocess import labels_of
+from teso_deploy.labels import labels_of
 from teso_deploy.types import BLANK_PIXEL_RATE, Precision
 
 Arrays = Mapping[str, NDArray[Any]]

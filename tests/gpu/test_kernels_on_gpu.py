@@ -18,7 +18,7 @@ from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.cuda.kernels import Postprocess, Preprocess, load_kernels
 from teso_deploy.backends.cuda.plans import LUMA_SHARES, Labels, RgbPictures, Scores, is_rows_first
 from teso_deploy.errors import DeviceError, MissingExtraError
-from teso_deploy.pipeline.postprocess import labels_of
+from teso_deploy.labels import labels_of
 from teso_deploy.pipeline.preprocess import fitted_size, normalised, resized
 from teso_deploy.resources import shipped_path
 from teso_deploy.types import ImageSize

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from teso_deploy.labels import labels_of
 from teso_deploy.pipeline.operators import HostOperators
 from teso_deploy.pipeline.pipeline import Pipeline
-from teso_deploy.pipeline.postprocess import labels_of
 from teso_deploy.pipeline.preprocess import fitted_size
 from teso_deploy.pipeline.video_source import VideoSource
 from teso_deploy.program import CUE_GATE, MASKS, group_inputs, merge_tensors, run_program

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from teso_deploy.pipeline.latency import LatencyLog, percentiles_ms
+from teso_deploy.latency import LatencyLog, percentiles_ms
 from teso_deploy.pipeline.video_source import choose_one_a_second
 from teso_deploy.sinks.events import Event, EventLog
 from teso_deploy.types import Cues, Frame, Segmentation

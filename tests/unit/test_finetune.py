@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from teso_deploy.errors import CheckpointError, DataError, InputNotFoundError, RecipeError
 from teso_deploy.evaluation.datasets.reading import load_mask, read_dataset
+from teso_deploy.labels import labels_of
 from teso_deploy.models import weight_files
 from teso_deploy.models.assembly import Assembly, assemble
 from teso_deploy.models.teso import build
-from teso_deploy.pipeline.postprocess import labels_of
 from teso_deploy.recipe import Recipe, load_recipe
 from teso_deploy.training.finetune import FineTuning, is_adapter, learnable, train_on_videos
 from teso_deploy.training.videos import VideoBatches, read_cue_file, words_in, words_of

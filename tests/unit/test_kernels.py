@@ -19,7 +19,7 @@ from teso_deploy.backends.cuda import references
 from teso_deploy.backends.cuda.device import Device, Module, Stream
 from teso_deploy.backends.cuda.kernels import Preprocess
 from teso_deploy.backends.cuda.plans import LUMA_SHARES, RgbPictures, YuvMatrix, is_rows_first, yuv_gains
-from teso_deploy.pipeline.postprocess import labels_of
+from teso_deploy.labels import labels_of
 from teso_deploy.pipeline.preprocess import fitted_size, normalised, resized
 from teso_deploy.resources import shipped_path
 from teso_deploy.types import ImageSize

@@ -11,10 +11,10 @@ from rich.console import Console
 
 from teso_deploy.cli.live_view import draw_snapshot
 from teso_deploy.errors import OutputError
+from teso_deploy.latency import Histogram
 from teso_deploy.live.accounting import Accounting
 from teso_deploy.live.metrics_server import parse_place
 from teso_deploy.media.live_reader import SourceHealth
-from teso_deploy.pipeline.latency import Histogram
 from teso_deploy.sinks.delivery import Cause, Delivery, InputFacts
 from teso_deploy.types import Cues, Frame, Segmentation
 

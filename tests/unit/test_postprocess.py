@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from teso_deploy.pipeline.postprocess import labels_of
+from teso_deploy.labels import labels_of
 from teso_deploy.pipeline.preprocess import fitted_size, nearest_size, normalised, resized
 
 

@@ -7,9 +7,9 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from teso_deploy.latency import BOUNDS_SECONDS, Histogram
 from teso_deploy.live.accounting import Accounting
 from teso_deploy.live.prometheus import render_metrics
-from teso_deploy.pipeline.latency import BOUNDS_SECONDS, Histogram
 from tests.unit.test_live_accounting import HEALTH, delivery
 
 COUNTERS = {

@@ -18,7 +18,7 @@ from teso_deploy.backends.tensorrt.bindings import adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.making import engine_factory
 from teso_deploy.bundle import Bundle
-from teso_deploy.pipeline.latency import LatencyLog
+from teso_deploy.latency import LatencyLog
 from teso_deploy.pipeline.pipeline import Pipeline
 from tests.support.fake_gpu import FakeDevice
 from tests.support.fake_tensorrt import Fake, fake_tensorrt

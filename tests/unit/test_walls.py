@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import teso_deploy
+from tests.support.import_graph import build_graph, find_cycles, merge_by_part, write_table
 from tests.support.imports import find_imports
 
 PACKAGE = Path(teso_deploy.__file__).parent
@@ -17,7 +18,7 @@ PACKAGE = Path(teso_deploy.__file__).parent
 LEVELS = {
     "errors": 0, "checks": 0, "requirements": 0, "types": 0,
     "resources": 0, "outputs": 0, "recipe": 0, "recipe_tables": 0, "sealed": 0,
-    "array_files": 0, "external_data": 0, "hub": 0, "named_objects": 0, "architectures": 0,
+    "array_files": 0, "external_data": 0, "hub": 0, "named_objects": 0, "labels": 0, "latency": 0, "architectures": 0,
     "text": 0, "small_files": 0, "redaction": 0, "staging": 0, "telemetry": 0,
     "program": 1, "bundle": 1, "bundle_tables": 1,
     "backends": 2, "media": 2, "cues": 2,
@@ -64,7 +65,7 @@ WORKERS = {"comparison.hugging_face", "cues.language.serve"}
 TOKENIZING = {"cues.tokens"}
 SMALL = {
     "types", "errors", "checks", "requirements", "resources", "outputs", "recipe_tables", "sealed", "small_files",
-    "text", "hub", "redaction", "telemetry", "staging", "named_objects", "architectures",
+    "text", "hub", "redaction", "telemetry", "staging", "named_objects", "labels", "latency", "architectures",
 }  # fmt: skip
 
 
@@ -111,23 +112,32 @@ def test_nobody_imports_what_runs_in_a_process_of_its_own() -> None:
 
 
 def test_no_import_cycles() -> None:
-    names = {f"teso_deploy.{name}".rstrip(".") for name, _ in ALL}
-    graph = {
-        f"teso_deploy.{name}".rstrip("."): find_imports(path, at_load=True)
-        & names - {f"teso_deploy.{name}".rstrip(".")}
-        for name, path in ALL
-    }
-    done: set[str] = set()
+    """Imports inside functions count, those that only type checkers read do not."""
+    cycles = find_cycles(build_graph(PACKAGE))
+    assert not cycles, "\n".join(" ↔ ".join(cycle) for cycle in cycles)
 
-    def visit(module: str, trail: tuple[str, ...]) -> None:
-        assert module not in trail, " → ".join((*trail, module))
-        if module not in done:
-            for other in graph[module]:
-                visit(other, (*trail, module))
-            done.add(module)
 
-    for module in graph:
-        visit(module, ())
+def test_no_cycles_between_parts() -> None:
+    cycles = find_cycles(merge_by_part(build_graph(PACKAGE)))
+    assert not cycles, "\n".join(" ↔ ".join(cycle) for cycle in cycles)
+
+
+def test_cycles_are_found(tmp_path: Path) -> None:
+    """A cycle through an import inside a function, one for types only, and one through a package."""
+    package = tmp_path / "house"
+    (package / "attic").mkdir(parents=True)
+    (package / "__init__.py").write_text("VERSION = 1\ndef load():\n    from house.attic import box\n")
+    (package / "attic/__init__.py").write_text("")
+    (package / "attic/box.py").write_text("def open():\n    from house import VERSION\n")
+    (package / "cellar.py").write_text(
+        "from typing import TYPE_CHECKING\nimport house.attic.box\nif TYPE_CHECKING:\n    import house.stairs\n"
+    )
+    (package / "stairs.py").write_text("from house.cellar import wine\n")
+    graph = build_graph(package)
+    assert graph["house.stairs"] == {"house.cellar"} and graph["house.cellar"] == {"house.attic.box"}
+    assert find_cycles(graph) == [("house", "house.attic.box")]
+    assert find_cycles(merge_by_part(graph)) == [("house", "house.attic")]
+    assert "cycles: 1\n  house ↔ attic.box" in write_table(package)
 
 
 BLOCKED = """
