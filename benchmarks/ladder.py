@@ -32,11 +32,11 @@ from teso_deploy.backends.onnxruntime import SLOW_FUSIONS
 from teso_deploy.comparison.contenders import mask2former_sizes
 from teso_deploy.comparison.hugging_face import mask2former
 from teso_deploy.comparison.report import environment_of, percentile_row, publish
-from teso_deploy.comparison.turns import Key, Turn, interleaved, one_turn
+from teso_deploy.comparison.turns import Key, Turn, one_turn, take_turns
 from teso_deploy.conversion.graphs import export_graph
-from teso_deploy.conversion.onnxruntime_form import PASSES, derived
+from teso_deploy.conversion.onnxruntime_form import PASSES, derive_form
 from teso_deploy.conversion.quantization import observe, quantize
-from teso_deploy.models.assembly import WeightSource, fitted
+from teso_deploy.models.assembly import WeightSource, fit_tensors
 from teso_deploy.models.graphs import GraphSpec, flatten_memory, memory_names, unflatten_memory
 from teso_deploy.models.keymaps.mask2former import MASK2FORMER
 from teso_deploy.models.pixel_decoder import LEVELS
@@ -181,7 +181,7 @@ def rewritten(source: Path, target: Path, passes: Sequence[str], calibration: Se
     model = ir.load(source)
     if calibration:
         quantize(model, observe(source, calibration))
-    ir.save(derived(model, passes), target)
+    ir.save(derive_form(model, passes), target)
     return target
 
 
@@ -195,7 +195,7 @@ def build_rungs(recipe: Recipe, threads: int, folder: Path, images: NDArray[np.f
         torch.onnx.export(theirs, (torch.from_numpy(images[:1]),), stock, dynamo=True)
     eager = partial(in_eager_mode, theirs)
     ours = build(recipe, 1)
-    given, _ = fitted(WeightSource(folder, theirs.state_dict(), MASK2FORMER), recipe, ours.state_dict(), None)
+    given, _ = fit_tensors(WeightSource(folder, theirs.state_dict(), MASK2FORMER), recipe, ours.state_dict(), None)
     ours.load_state_dict(given, strict=False)
     rungs = [one_graph("a plain export", stock, threads, 1), Rung("Hugging Face in PyTorch, eager", eager)]
     pair = torch.from_numpy(images[:2])
@@ -258,7 +258,7 @@ def measure(recipe: Recipe, threads: int, seconds: float) -> dict[str, Any]:
             turns[rung.name, "whole"] = partial(one_turn, partial(rung.whole, images[1:2]))
             if rung.again is not None:
                 turns[rung.name, "again"] = partial(one_turn, rung.again)
-        timings = interleaved(turns, seconds)
+        timings = take_turns(turns, seconds)
     medians = {key: float(np.median(times)) for key, times in timings.seconds.items()}
     stock, rows = medians[rungs[0].name, "whole"], []
     for rung in rungs:

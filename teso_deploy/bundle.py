@@ -229,7 +229,7 @@ def read_manifest(folder: Path) -> BundleManifest:
 
 def write_manifest(folder: Path, manifest: BundleManifest, extra: Mapping[str, Any] | None = None) -> BundleManifest:
     """Hash every file of a staged folder and write ``bundle.json``; ``extra`` goes to ``measured``."""
-    files = KIND.hashed(folder)
+    files = KIND.hash_files(folder)
     manifest = manifest.model_copy(
         update={
             "schema_version": SCHEMA_VERSION,

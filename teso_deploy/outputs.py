@@ -58,7 +58,7 @@ def _explain(path: Path, error: OSError) -> OutputError:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explain_errors(path: Path) -> Iterator[None]:
     """Turn system errors of a block into an :class:`OutputError` about ``path``."""
     try:
         yield
@@ -84,7 +84,7 @@ def find_target(path: Path) -> Target:
         OutputError: The name can't be followed, or is a socket, a disk, or a descriptor that is not open for writing.
     """
     _check_name(path)
-    with explained(path):
+    with explain_errors(path):
         here = path
         for _ in range(_MOST_LINKS):
             here = Path(os.path.realpath(here.parent)) / here.name
@@ -193,7 +193,7 @@ def _place(path: Path) -> _Place | None:
     _check_name(path)
     below: list[str] = []
     here = path
-    with explained(path):
+    with explain_errors(path):
         while True:
             try:
                 found = os.stat(here)
@@ -217,7 +217,7 @@ def _place_to_read(path: Path) -> _Place | None:
 def _folders_around(path: Path) -> set[_Place]:
     """Return the places of all folders that contain a file or folder, existing or not."""
     path = _STDOUT_FILE if path == STDOUT else path
-    with explained(path):
+    with explain_errors(path):
         parents = list(Path(os.path.realpath(path)).parents)
     places: set[_Place] = set()
     for parent in parents:
@@ -287,7 +287,7 @@ def staged_file(path: Path) -> Iterator[BinaryIO]:
     content is kept in memory and written when the block succeeds. Raises :class:`OutputError`.
     """
     target = check_file(path)
-    with explained(path):
+    with explain_errors(path):
         if target.kind == "stream":
             content = io.BytesIO()
             yield content
@@ -325,7 +325,7 @@ def open_stream(target: Target) -> BinaryIO:
 def open_growing(path: Path) -> BinaryIO:
     """Open a file that may be read while it is written. It is emptied now. Raises :class:`OutputError`."""
     target = check_file(path)
-    with explained(path):
+    with explain_errors(path):
         return open_stream(target) if target.kind == "stream" else open(target.path, "wb")
 
 
@@ -365,7 +365,7 @@ def write_whole(path: Path, content: bytes, *, shown: Path | None = None) -> Non
     Raises:
         OutputError: The file can't be written.
     """
-    with explained(shown or path):
+    with explain_errors(shown or path):
         file = create_file(path.parent)
         try:
             with file:

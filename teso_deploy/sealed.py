@@ -16,9 +16,9 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from teso_deploy.errors import BundleError, InputNotFoundError, OutputError
-from teso_deploy.outputs import Target, explained, find_target
+from teso_deploy.outputs import Target, explain_errors, find_target
 from teso_deploy.small_files import LFS_ADVICE, LFS_POINTER, parse_json, read_text
-from teso_deploy.staging import clear_leftovers, created_folder, is_staged, put_in_place
+from teso_deploy.staging import clear_leftovers, create_folder, is_staged, put_in_place
 from teso_deploy.text import is_name, to_one_line
 
 M = TypeVar("M", bound=BaseModel)
@@ -163,7 +163,7 @@ class Kind:
             if not is_ours:
                 raise BundleError(f"{folder}: {name} is not the file that was exported (another hash); {self.again}")
 
-    def hashed(self, folder: Path) -> dict[str, FileEntry]:
+    def hash_files(self, folder: Path) -> dict[str, FileEntry]:
         """Return an entry for every file in a folder except the manifest, by relative POSIX path."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != self.manifest)
         return {
@@ -178,7 +178,7 @@ class Kind:
 
     def _check_replaceable(self, out: Path, folder: Path) -> None:
         """Refuse a folder that is not empty and of another kind, or that has files which its manifest lacks."""
-        with explained(out):
+        with explain_errors(out):
             found = {
                 path.relative_to(folder).as_posix()
                 for path in folder.rglob("*")
@@ -227,10 +227,10 @@ class Kind:
         Raises :class:`OutputError` if ``out`` can't be written or is not such a folder.
         """
         place = self.check_target(out).path
-        with explained(out):
+        with explain_errors(out):
             place.parent.mkdir(parents=True, exist_ok=True)
             clear_leftovers(place.parent)
-            with created_folder(place.parent) as new:
+            with create_folder(place.parent) as new:
                 yield new
                 self.check_target(out)
                 put_in_place(new, place)

@@ -61,7 +61,7 @@ def create_file(folder: Path) -> BinaryIO:
 
 
 @contextmanager
-def created_folder(folder: Path, kind: _Kind = "part") -> Iterator[Path]:
+def create_folder(folder: Path, kind: _Kind = "part") -> Iterator[Path]:
     """Yield a new empty folder, and remove whatever has its name at the end. Raises OSError."""
     while True:
         path = _new_path(folder, kind)
@@ -129,7 +129,7 @@ def put_in_place(new: Path, place: Path) -> None:
     with suppress(OSError):
         exchange(new, place)
         return
-    with created_folder(place.parent, "aside") as aside:
+    with create_folder(place.parent, "aside") as aside:
         old = aside / place.name
         try:
             os.rename(place, old)

@@ -17,7 +17,7 @@ from teso_deploy.bundle import Bundle, bundle_folder
 from teso_deploy.cli.options import JsonOption, adapt, with_options
 from teso_deploy.cli.reports import check_json, say, shown_in, write_json
 from teso_deploy.cli.values import parse_precision, parse_size
-from teso_deploy.comparison.contenders import CONTENDERS, chosen
+from teso_deploy.comparison.contenders import CONTENDERS, choose_contenders
 from teso_deploy.comparison.harness import compare, entrants
 from teso_deploy.comparison.report import markdown, save_bars
 from teso_deploy.errors import BundleError, CheckFailedError
@@ -89,7 +89,7 @@ def bench(
     json_out: JsonOption = None,
 ) -> None:
     """Time a bundle, stage by stage, and others on a model of the same sizes; all take turns in one run."""
-    contenders = chosen(against or ())
+    contenders = choose_contenders(against or ())
     wanted = parse_size(size) if size else None
     check_json(json_out)
     reports = [] if report_folder is None else [report_folder / f"bench.{kind}" for kind in ("json", "md", "png")]

@@ -257,7 +257,7 @@ def export(
 
 def _show_export(console: Console, done: ExportReport, out: Path, *, has_checkpoint: bool, seconds: float) -> None:
     """Print what was exported, as tables."""
-    from teso_deploy.models.assembly import grouped
+    from teso_deploy.models.assembly import group_keys
 
     manifest = done.bundle.manifest
     table = Table(title=as_markup(f"{manifest.name} → {out}"))
@@ -273,6 +273,6 @@ def _show_export(console: Console, done: ExportReport, out: Path, *, has_checkpo
     if manifest.engines:
         console.print(make_engine_table(_describe_engines(manifest, out)))
     if done.random and has_checkpoint:
-        say(console, f"random, since no checkpoint gives them: {grouped(done.random)}")
+        say(console, f"random, since no checkpoint gives them: {group_keys(done.random)}")
     total = sum(entry.bytes for entry in manifest.files.values())
     console.print(f"{total / 1e6:.1f} MB, {seconds:.0f} s, masks equal to PyTorch's")

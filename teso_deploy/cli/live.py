@@ -36,7 +36,7 @@ from teso_deploy.live.runner import LiveRunner, describe_live_run
 from teso_deploy.live.scheduler import LiveOptions
 from teso_deploy.media.address import Address
 from teso_deploy.media.connecting import choose_sound, choose_tracks
-from teso_deploy.media.container import opened
+from teso_deploy.media.container import open_media
 from teso_deploy.media.live_reader import LiveReader, start_all
 from teso_deploy.options.cues import CueOptions
 from teso_deploy.options.engine import EngineOptions
@@ -101,10 +101,10 @@ def check_live(request: LiveRequest) -> None:
     audio, sound, outputs = request.audio, request.sound, request.outputs
     for address in request.inputs:
         if address.path is not None:
-            with opened(address.path) as container:
+            with open_media(address.path) as container:
                 choose_tracks(container, address, audio is None, sound.video_track, sound.audio_track)
     if audio is not None and audio.path is not None:
-        with opened(audio.path) as container:
+        with open_media(audio.path) as container:
             if sound.audio_track is not None:
                 choose_sound(container, audio, sound.audio_track)
     if audio is not None and len(request.inputs) > 1:

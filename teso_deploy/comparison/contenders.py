@@ -32,8 +32,8 @@ _HERE = "teso_deploy.comparison"
 CONTENDERS = {
     contender.name: contender
     for contender in (
-        Contender("hf-eager", f"{_HERE}.hugging_face:eager"),
-        Contender("torch-compile", f"{_HERE}.hugging_face:compiled", needs_compiler=True),
+        Contender("hf-eager", f"{_HERE}.hugging_face:build_eager"),
+        Contender("torch-compile", f"{_HERE}.hugging_face:build_compiled", needs_compiler=True),
         Contender("stock-onnxruntime", f"{_HERE}.stock:on_onnxruntime", needs=_EXPORT),
         Contender("openvino-fp32", f"{_HERE}.stock:on_openvino", "fp32", (*_EXPORT, "openvino")),
         Contender("openvino-bf16", f"{_HERE}.stock:on_openvino", "bf16", (*_EXPORT, "openvino")),
@@ -41,7 +41,7 @@ CONTENDERS = {
 }
 
 
-def chosen(names: Sequence[str]) -> list[Contender]:
+def choose_contenders(names: Sequence[str]) -> list[Contender]:
     """Return contenders by name, each once, without importing anything heavy.
 
     Raises:

@@ -15,7 +15,7 @@ from teso_deploy.bundle import Bundle
 from teso_deploy.comparison.contenders import Contender, mask2former_sizes
 from teso_deploy.comparison.processes import WorkerProcess
 from teso_deploy.comparison.report import environment_of, percentile_row
-from teso_deploy.comparison.turns import LEAST_ROUNDS, Key, Timings, Turn, TurnFailedError, interleaved
+from teso_deploy.comparison.turns import LEAST_ROUNDS, Key, Timings, Turn, TurnFailedError, take_turns
 
 OURS = "teso_deploy.comparison.ours:ours"
 Progress = Callable[[str], None]
@@ -97,7 +97,7 @@ def run(
             workers[entrant.name] = worker
             for stage in stages:
                 turns[entrant.name, stage] = partial(worker.turn, stage)
-        timings = interleaved(
+        timings = take_turns(
             turns, seconds, least_rounds=least_rounds, progress=lambda done: progress(f"taking turns, {done:.0%}")
         )
         timings.failures |= failures
@@ -113,7 +113,7 @@ def run(
     return measured
 
 
-def _rounded(value: float | None, digits: int) -> float | None:
+def _round(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
 
 
@@ -128,8 +128,8 @@ def _rows(who: Sequence[Entrant], measured: Measured) -> list[dict[str, Any]]:
             if stage == "frame":
                 end = measured.ends.get(name, {})
                 row["fps"] = round(1 / float(np.median(times)), 2)
-                row["mask_iou"] = _rounded(end.get("mask_iou"), 5)
-                row["peak_rss_mb"] = _rounded(end.get("peak_rss_mb"), 0)
+                row["mask_iou"] = _round(end.get("mask_iou"), 5)
+                row["peak_rss_mb"] = _round(end.get("peak_rss_mb"), 0)
             rows.append(row)
     return rows
 

@@ -98,13 +98,13 @@ def _model_and_images(settings: dict[str, Any]) -> tuple[Any, NDArray[np.float32
     return mask2former(settings["sizes"], (height, width)), pictures((height, width))
 
 
-def eager(settings: dict[str, Any]) -> TorchSubject:
+def build_eager(settings: dict[str, Any]) -> TorchSubject:
     """Build the unchanged model."""
     model, images = _model_and_images(settings)
     return TorchSubject(model, model, images)
 
 
-def compiled(settings: dict[str, Any]) -> TorchSubject:
+def build_compiled(settings: dict[str, Any]) -> TorchSubject:
     """Build the model with the defaults of ``torch.compile``. It is compiled at its first run."""
     model, images = _model_and_images(settings)
     return TorchSubject(torch.compile(model), model, images)

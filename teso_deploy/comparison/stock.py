@@ -40,7 +40,7 @@ def masks_agree(found: Arrays, reference: Arrays) -> float:
     return compare_masks(found.swapaxes(0, 1), reference.swapaxes(0, 1), 0.0)[0]
 
 
-def exported(settings: dict[str, Any]) -> Path:
+def export_once(settings: dict[str, Any]) -> Path:
     """Return the folder with ``model.onnx`` and ``masks.npy`` for the settings' sizes. Export them if needed.
 
     Raises :class:`TurnFailedError` if the exporter fails.
@@ -97,7 +97,7 @@ def on_onnxruntime(settings: dict[str, Any]) -> StockSubject:
     """Run on ONNX Runtime's CPU provider with its defaults except for the threads."""
     import onnxruntime
 
-    folder = exported(settings)
+    folder = export_once(settings)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = settings["threads"]
     options.log_severity_level = 3
@@ -114,7 +114,7 @@ def on_openvino(settings: dict[str, Any]) -> StockSubject:
     """
     import openvino
 
-    folder = exported(settings)
+    folder = export_once(settings)
     precision = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}[settings["precision"]]
     options = {
         "PERFORMANCE_HINT": "LATENCY",

@@ -46,7 +46,7 @@ def one_turn(run: Callable[[], object]) -> list[float]:
     return times[1:] or times
 
 
-def interleaved(
+def take_turns(
     turns: Mapping[Key, Turn],
     seconds: float,
     *,

@@ -48,7 +48,7 @@ def peak_rss_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def built(path: str, settings: dict[str, Any]) -> Subject:
+def build_subject(path: str, settings: dict[str, Any]) -> Subject:
     """Build the subject of ``MODULE:FUNCTION`` and run every stage once."""
     module, function = path.split(":")
     subject: Subject = getattr(import_module(module), function)(settings)
@@ -67,7 +67,7 @@ def main() -> None:
         replies.flush()
 
     try:
-        subject = built(sys.argv[1], json.loads(sys.argv[2]))
+        subject = build_subject(sys.argv[1], json.loads(sys.argv[2]))
         reply(stages=subject.stages)
         runs: Counter[str] = Counter()
         for line in sys.stdin:

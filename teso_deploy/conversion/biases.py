@@ -13,12 +13,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from teso_deploy.conversion.rewriting import Rewriter, constant_of, made_by
+from teso_deploy.conversion.rewriting import Rewriter, constant_of, find_producer
 
 
-def _biased(value: ir.Value | None) -> tuple[ir.Value, NDArray[np.float32], ir.Node] | None:
+def _find_bias(value: ir.Value | None) -> tuple[ir.Value, NDArray[np.float32], ir.Node] | None:
     """Return (the value without its bias, the bias (N,), the addition) if a value is such a sum."""
-    node = made_by(value, "Add")
+    node = find_producer(value, "Add")
     bias = constant_of(node.inputs[1]) if node is not None else None
     if node is None or bias is None or bias.ndim != 1 or node.inputs[0] is None:
         return None
@@ -39,7 +39,7 @@ def _before_heads(value: ir.Value | None, product: ir.Node) -> ir.Value | None:
     """Return the tokens that ``value`` splits into heads for a single product."""
     user = product
     for op_type in ("Transpose", "Reshape"):
-        node = made_by(value, op_type)
+        node = find_producer(value, op_type)
         if node is None or value is None or _only_user(value) is not user:
             return None
         value, user = node.inputs[0], node
@@ -57,14 +57,14 @@ def _output_projection(weighted: ir.Node) -> tuple[ir.Node, NDArray[np.float32]]
         if op_type == "MatMul" and (weights := _weights(node)) is None:
             return None
     assert node is not None
-    return (node, weights) if _biased(node.outputs[0]) else None  # type: ignore[return-value]
+    return (node, weights) if _find_bias(node.outputs[0]) else None  # type: ignore[return-value]
 
 
-def _rebiased(edit: Rewriter, addition: ir.Node, bias: NDArray[np.float64]) -> None:
+def _set_bias(edit: Rewriter, addition: ir.Node, bias: NDArray[np.float64]) -> None:
     addition.replace_input_with(1, edit.constant(bias.astype(np.float32)))
 
 
-def _renamed(first: ir.Value, last: ir.Value) -> None:
+def _rename_between(first: ir.Value, last: ir.Value) -> None:
     """Rename tensors between ``first`` and ``last``, because they differ from those of the canonical graph."""
     waiting = [first]
     while waiting:
@@ -82,51 +82,51 @@ def _attention_biases(edit: Rewriter) -> None:
             continue
         user = softmax
         while scores is not None and _only_user(scores) is user:
-            if (mask := made_by(scores, "Add") or made_by(scores, "Reshape")) is None:
+            if (mask := find_producer(scores, "Add") or find_producer(scores, "Reshape")) is None:
                 break
             scores, user = mask.inputs[0], mask
         # Scores with another user (SeDAM's gate is their mean) keep their bias.
-        product = made_by(scores, "MatMul") if scores is not None and _only_user(scores) is user else None
-        keys = _biased(_before_heads(product.inputs[1], product)) if product is not None else None
+        product = find_producer(scores, "MatMul") if scores is not None and _only_user(scores) is user else None
+        keys = _find_bias(_before_heads(product.inputs[1], product)) if product is not None else None
         if keys is not None:
             edit.replace(keys[2].outputs[0], keys[0])
-            _renamed(keys[0], softmax.outputs[0])
-        values, output = _biased(_before_heads(weighted.inputs[1], weighted)), _output_projection(weighted)
+            _rename_between(keys[0], softmax.outputs[0])
+        values, output = _find_bias(_before_heads(weighted.inputs[1], weighted)), _output_projection(weighted)
         if values is not None and output is not None:
             addition, weights = output
             own = constant_of(addition.inputs[1])
             assert own is not None
-            _rebiased(edit, addition, own + values[1].astype(np.float64) @ weights)
+            _set_bias(edit, addition, own + values[1].astype(np.float64) @ weights)
             edit.replace(values[2].outputs[0], values[0])
-            _renamed(values[0], addition.outputs[0])
+            _rename_between(values[0], addition.outputs[0])
 
 
 def _adapter_biases(edit: Rewriter) -> None:
     for addition in edit.nodes("Add"):
-        found = _biased(addition.outputs[0])
+        found = _find_bias(addition.outputs[0])
         users = [node for node, _ in addition.outputs[0].uses()]
         if found is None or len(users) != 2 or addition.outputs[0].is_graph_output():
             continue
         down = next((node for node in users if _weights(node) is not None), None)
         joined = next((node for node in users if node.op_type == "Add" and not node.domain), None)
         inner = _only_user(down.outputs[0]) if down is not None else None
-        if down is None or joined is None or inner is None or _biased(inner.outputs[0]) is None:
+        if down is None or joined is None or inner is None or _find_bias(inner.outputs[0]) is None:
             continue
         other = next((value for value in joined.inputs if value is not addition.outputs[0]), None)
-        last = _biased(other)
+        last = _find_bias(other)
         if last is None or other is None or _only_user(other) is not joined or _weights(last[0].producer()) is None:
             continue
         weights, inner_bias = _weights(down), constant_of(inner.inputs[1])
         assert weights is not None and inner_bias is not None
         bias = found[1].astype(np.float64)
-        _rebiased(edit, inner, inner_bias + bias @ weights)
-        _rebiased(edit, last[2], last[1] + bias)
+        _set_bias(edit, inner, inner_bias + bias @ weights)
+        _set_bias(edit, last[2], last[1] + bias)
         edit.replace(addition.outputs[0], found[0])
         for value in (down.outputs[0], other):
             value.name = f"{value.name}_rebiased"
 
 
-def folded_biases(edit: Rewriter) -> None:
+def fold_biases(edit: Rewriter) -> None:
     """Remove all three kinds of biases. They are computed in float64 and rounded once."""
     _attention_biases(edit)
     _adapter_biases(edit)

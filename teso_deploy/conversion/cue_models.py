@@ -66,7 +66,7 @@ def export_cue_models(
             provenance={
                 name: version(name) for name in ("teso-deploy", "torch", "transformers", "optimum-onnx", "onnx")
             },
-            files=KIND.hashed(folder),
+            files=KIND.hash_files(folder),
         )
         KIND.write(folder, manifest)
         on_progress("asking them")

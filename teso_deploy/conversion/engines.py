@@ -118,7 +118,7 @@ def build_engines(
     for request in requests:
         request.settings.check_stages(bundle.program)
     return tuple(
-        _built(bundle, request, architecture, precision, graph, on_progress)
+        _build(bundle, request, architecture, precision, graph, on_progress)
         for request in requests
         for architecture in request.architectures or (None,)
         for precision in request.precisions
@@ -126,7 +126,7 @@ def build_engines(
     )
 
 
-def _built(
+def _build(
     bundle: Bundle,
     request: EngineRequest,
     architecture: str | None,

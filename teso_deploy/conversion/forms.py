@@ -17,7 +17,7 @@ from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
 from teso_deploy.bundle import STANDARD, FormEntry, GraphEntry
 from teso_deploy.conversion.functions import plugin_nodes
-from teso_deploy.conversion.onnxruntime_form import derived
+from teso_deploy.conversion.onnxruntime_form import derive_form
 from teso_deploy.conversion.precision import check_precision, halved, shares
 from teso_deploy.conversion.quantization import carried_over, least_left_out, observe, quantize, sensitivities
 from teso_deploy.conversion.weights import WeightsFile, save_with_weights
@@ -110,7 +110,7 @@ class Forms:
 
     def _for_onnxruntime(self, key: str, precision: Precision) -> FormEntry:
         self.on_progress(f"{key}: {ONNXRUNTIME}-{precision}")
-        return self._save(derived(self._canonical(key)), key, ONNXRUNTIME, precision)
+        return self._save(derive_form(self._canonical(key)), key, ONNXRUNTIME, precision)
 
     def _int8(self) -> dict[str, dict[str, FormEntry]]:
         self.on_progress("int8: calibration frames")
@@ -166,7 +166,7 @@ class Forms:
                     entries[key] = self._as_it_is(key) if is_standard else self._for_onnxruntime(key, "fp32")
                     continue
                 model = quantized(key, left_out, symmetric)
-                entries[key] = self._save(plugin_nodes(model) if symmetric else derived(model), key, target, "int8")
+                entries[key] = self._save(plugin_nodes(model) if symmetric else derive_form(model), key, target, "int8")
         return forms
 
     def _run_all(self, engines: Mapping[str, OnnxRuntimeEngine], frame: Arrays) -> dict[str, NDArray[Any]]:

@@ -214,7 +214,7 @@ def plugin_nodes(model: ir.Model) -> ir.Model:
             made.shape = like.shape
         assert value.shape is not None
         sampled.shape = ir.Shape([value.shape[0], queries, heads, dim])
-        flat = edit.shaped(node, sampled, 0, queries, heads * dim)
+        flat = edit.reshape_value(node, sampled, 0, queries, heads * dim)
         flat.dtype, flat.shape = ir.DataType.FLOAT, node.outputs[0].shape
         edit.replace(node.outputs[0], flat)
     if nodes:

@@ -67,7 +67,7 @@ def multiply_adds(module: nn.Module, arguments: Sequence[Tensor]) -> int:
     return int(counter.get_total_flops() // 2 // len(arguments[0]))
 
 
-def exported(
+def export_module(
     module: nn.Module,
     arguments: Sequence[Tensor],
     inputs: Sequence[str],
@@ -133,7 +133,7 @@ def export_graph(
     shapes: tuple[Any, ...] = tuple(batch for _ in arguments)
     if len(spec.inputs) > 1 and spec.inputs[0] == "queries":  # the decoder's *memory is one argument
         shapes = (batch, tuple(batch for _ in arguments[1:]))
-    model = exported(module, arguments, spec.inputs, spec.outputs, shapes)
+    model = export_module(module, arguments, spec.inputs, spec.outputs, shapes)
     add_functions(model)
     for key, text in sorted(metadata.items()):
         model.metadata_props.add(key=key, value=text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from teso_deploy.conversion.rewriting import Rewriter, constant_of, made_by, sizes_of
+from teso_deploy.conversion.rewriting import Rewriter, constant_of, find_producer, sizes_of
 
 #: Rows whose length is a multiple of this many bytes use the same sets of an L1 cache and evict each other.
 ALIASED_BYTES = 4096
@@ -42,11 +42,11 @@ def _has_constant_weights(node: ir.Node) -> bool:
     weights = node.inputs[1]
     if weights is None or weights.shape is None or len(weights.shape) != 2 or weights.dtype != ir.DataType.FLOAT:
         return False
-    joined = made_by(weights, "Concat")
+    joined = find_producer(weights, "Concat")
     return all(part is not None and part.is_initializer() for part in (joined.inputs if joined else [weights]))
 
 
-def hidden_layers(edit: Rewriter) -> list[HiddenLayer]:
+def find_hidden_layers(edit: Rewriter) -> list[HiddenLayer]:
     """Return all hidden layers of a graph, in order."""
     found = []
     for second in filter(_has_constant_weights, edit.nodes("MatMul")):
@@ -66,12 +66,12 @@ def hidden_layers(edit: Rewriter) -> list[HiddenLayer]:
     return found
 
 
-def padded_hidden_layers(edit: Rewriter) -> None:
+def pad_hidden_layers(edit: Rewriter) -> None:
     """Add a few units with zero weights to layers whose rows would be multiples of 4 KiB.
 
     The stored weights are those of the canonical graph; the runtime appends the zeros when it loads them.
     """
-    for layer in hidden_layers(edit):
+    for layer in find_hidden_layers(edit):
         units, (inner, outer) = layer.units, (node.inputs[1] for node in (layer.first, layer.second))
         if units * 4 % ALIASED_BYTES or inner is None or outer is None or not inner.is_initializer():
             continue
@@ -94,9 +94,9 @@ def padded_hidden_layers(edit: Rewriter) -> None:
             output.shape = ir.Shape([*list(output.shape or ())[:-1], units + PAD_COLUMNS])
 
 
-def hidden_layers_in_parts(edit: Rewriter) -> None:
+def split_hidden_layers(edit: Rewriter) -> None:
     """Compute layers that exceed the caches in parts, some tokens at a time."""
-    for layer in hidden_layers(edit):
+    for layer in find_hidden_layers(edit):
         tokens, taken = sizes_of(layer.first.outputs[0])[:-1], layer.first.inputs[0]
         if len(tokens) != 1 or taken is None or tokens[0] * layer.units * 4 <= LARGEST_LAYER_BYTES:
             continue

@@ -30,7 +30,7 @@ from teso_deploy.conversion.cue_decoders import (
     tokenizer_to,
 )
 from teso_deploy.conversion.cue_weights import quietly, save_graph, stored_as
-from teso_deploy.conversion.graphs import exported
+from teso_deploy.conversion.graphs import export_module
 from teso_deploy.cues.model_bundle import TOKENIZER_FILE, ModelEntry, WeightPrecision
 from teso_deploy.cues.tokens import Tokens
 from teso_deploy.errors import CheckpointError
@@ -89,12 +89,14 @@ def export_llava(source: Path, out: Path, precision: WeightPrecision) -> ModelEn
     length: Any = torch.export.Dim.AUTO
     with tempfile.TemporaryDirectory(dir=out) as folder:
         work = Path(folder)
-        vision = exported(_Vision(model).eval(), [pixels], ["pixel_values"], ["features"], (None,))
+        vision = export_module(_Vision(model).eval(), [pixels], ["pixel_values"], ["features"], (None,))
         save_graph(vision, work / "vision.onnx")
         stored_as(work / "vision.onnx", out / "vision.onnx", precision)
         table = _Embeddings(model.get_input_embeddings()).eval()
         ids = torch.ones(1, 3, dtype=torch.long)
-        save_graph(exported(table, [ids], ["input_ids"], ["inputs_embeds"], ({1: length},)), out / "embeddings.onnx")
+        save_graph(
+            export_module(table, [ids], ["input_ids"], ["inputs_embeds"], ({1: length},)), out / "embeddings.onnx"
+        )
         decoder = work / "decoder.onnx"
         _export_decoder(_language_model(model), decoder)
         logits_of_last_token(decoder)

@@ -19,11 +19,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from teso_deploy.conversion.biases import folded_biases
+from teso_deploy.conversion.biases import fold_biases
 from teso_deploy.conversion.functions import DOMAIN, MSDA
-from teso_deploy.conversion.hidden_layers import hidden_layers_in_parts, padded_hidden_layers
-from teso_deploy.conversion.rearrangement import gathered_tokens
-from teso_deploy.conversion.rewriting import Rewriter, constant_of, made_by, sizes_of
+from teso_deploy.conversion.hidden_layers import pad_hidden_layers, split_hidden_layers
+from teso_deploy.conversion.rearrangement import gather_tokens
+from teso_deploy.conversion.rewriting import Rewriter, constant_of, find_producer, sizes_of
 
 #: Opset 23 introduced Attention; the operators of opset 20 in our graphs did not change until then.
 OPSET = 23
@@ -55,10 +55,10 @@ def _stride_and_padding(size: int, cells: int, kernel: int) -> tuple[int, int]:
 def _channels(edit: Rewriter, node: ir.Node, maps: ir.Value, index: NDArray[np.int64], rows: int) -> ir.Value:
     """Select channels of (B, channels, Q), arranged as pictures with this many rows."""
     picked = edit.add(node, "Gather", [maps, edit.constant(index.reshape(-1))], {"axis": 1})[0]
-    return edit.shaped(node, picked, 0, index.size, rows, -1)
+    return edit.reshape_value(node, picked, 0, index.size, rows, -1)
 
 
-def deformable_convolutions(edit: Rewriter) -> None:
+def fuse_deformable_attention(edit: Rewriter) -> None:
     """Replace every MSDA node by one DeformConv per level."""
     for node in edit.nodes(MSDA, DOMAIN):
         value, offsets, weights, reference = node.inputs
@@ -86,13 +86,13 @@ def deformable_convolutions(edit: Rewriter) -> None:
             places[:, :, level, :, 0] = (x[:, None] - np.arange(points))[:, None]
             places[:, :, level, :, 1] = y[:, None, None]
         count = levels * heads * points
-        moved = edit.shaped(node, offsets, 0, queries, count * 2)
+        moved = edit.reshape_value(node, offsets, 0, queries, count * 2)
         base = edit.constant(places.reshape(queries, count * 2).astype(np.float32))
         moved = edit.add(node, "Add", [moved, base])[0]
         moved = edit.add(node, "Transpose", [moved], {"perm": [0, 2, 1]})[0]
-        share = edit.shaped(node, weights, 0, queries, count)
+        share = edit.reshape_value(node, weights, 0, queries, count)
         share = edit.add(node, "Transpose", [share], {"perm": [0, 2, 1]})[0]
-        tokens = edit.shaped(node, value, 0, -1, dim)
+        tokens = edit.reshape_value(node, value, 0, -1, dim)
         maps = edit.add(node, "Transpose", [tokens], {"perm": [0, 2, 1]})[0]
         cells = edit.constant(np.array([height * width for height, width in shapes], np.int64))
         pictures = edit.add(node, "Split", [maps, cells], {"axis": 2}, outputs=levels)
@@ -107,7 +107,7 @@ def deformable_convolutions(edit: Rewriter) -> None:
                 node,
                 "DeformConv",
                 [
-                    edit.shaped(node, pictures[level], 0, dim, height, width),
+                    edit.reshape_value(node, pictures[level], 0, dim, height, width),
                     ones,
                     _channels(edit, node, moved, y_then_x, rows),
                     None,
@@ -123,7 +123,7 @@ def deformable_convolutions(edit: Rewriter) -> None:
             )[0]
             total = sampled if total is None else edit.add(node, "Add", [total, sampled])[0]
         assert total is not None
-        total = edit.shaped(node, total, 0, dim, queries)
+        total = edit.reshape_value(node, total, 0, dim, queries)
         edit.replace(node.outputs[0], edit.add(node, "Transpose", [total], {"perm": [0, 2, 1]})[0])
 
 
@@ -136,38 +136,38 @@ def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
     return node if node.op_type == op_type and node.domain == "" and position == 0 else None
 
 
-def _permuted(value: ir.Value | None, *perm: int) -> ir.Value | None:
+def _undo_permutation(value: ir.Value | None, *perm: int) -> ir.Value | None:
     """Return the value of which ``value`` is a transposition with this permutation."""
-    node = made_by(value, "Transpose")
+    node = find_producer(value, "Transpose")
     return node.inputs[0] if node is not None and tuple(node.attributes["perm"].as_ints()) == perm else None
 
 
 def _tokens(heads: ir.Value | None) -> ir.Value | None:
     """Return the (B, S, d) from which (B, heads, S, d_head) was split."""
-    reshape = made_by(_permuted(heads, 0, 2, 1, 3), "Reshape")
+    reshape = find_producer(_undo_permutation(heads, 0, 2, 1, 3), "Reshape")
     tokens = reshape.inputs[0] if reshape is not None else None
     return tokens if tokens is not None and tokens.shape is not None and len(tokens.shape) == 3 else None
 
 
-def _scaled(query: ir.Value) -> tuple[ir.Value, float]:
+def _split_scale(query: ir.Value) -> tuple[ir.Value, float]:
     """Return the queries before a multiplication by a scalar, and the scalar."""
-    node = made_by(query, "Mul")
+    node = find_producer(query, "Mul")
     factor = constant_of(node.inputs[1]) if node is not None else None
     if node is None or factor is None or factor.size != 1 or node.inputs[0] is None:
         return query, 1.0
     return node.inputs[0], float(factor.reshape(()))
 
 
-def _peeled(edit: Rewriter, softmax: ir.Node) -> tuple[ir.Node, ir.Value | None, int] | None:
+def _peel(edit: Rewriter, softmax: ir.Node) -> tuple[ir.Node, ir.Value | None, int] | None:
     """Return (product of queries and keys, the value added to it, windows to be treated as heads).
 
     Swin adds the position bias (heads, S, S) and, in shifted blocks, the mask (1, windows, 1, S, S) of each window.
     With windows as heads, one table serves every picture of the batch.
     """
     scores, windows, mask = softmax.inputs[0], 1, None
-    if (outer := made_by(scores, "Reshape")) is not None:
-        masking = made_by(outer.inputs[0], "Add")
-        inner = made_by(masking.inputs[0], "Reshape") if masking is not None else None
+    if (outer := find_producer(scores, "Reshape")) is not None:
+        masking = find_producer(outer.inputs[0], "Add")
+        inner = find_producer(masking.inputs[0], "Reshape") if masking is not None else None
         if masking is None or inner is None or masking.inputs[1] is None:
             return None
         mask, scores = masking.inputs[1], inner.inputs[0]
@@ -175,11 +175,11 @@ def _peeled(edit: Rewriter, softmax: ir.Node) -> tuple[ir.Node, ir.Value | None,
         if len(sizes) != 4 or sizes[1] != 1:
             return None
         windows, *table = sizes
-        mask = edit.shaped(softmax, mask, windows, *table)
+        mask = edit.reshape_value(softmax, mask, windows, *table)
     bias = None
-    if (added := made_by(scores, "Add")) is not None:
+    if (added := find_producer(scores, "Add")) is not None:
         scores, bias = added.inputs
-    product = made_by(scores, "MatMul")
+    product = find_producer(scores, "MatMul")
     if product is None or (windows > 1 and bias is None):
         return None
     rows = sizes_of(softmax.outputs[0])[1]
@@ -188,24 +188,26 @@ def _peeled(edit: Rewriter, softmax: ir.Node) -> tuple[ir.Node, ir.Value | None,
     if bias is not None and bias.shape is not None and len(bias.shape) == 3:
         bias = edit.add(softmax, "Unsqueeze", [bias, edit.constant(np.array([0]))])[0]
     if mask is not None:
-        bias = edit.shaped(softmax, edit.add(softmax, "Add", [mask, bias])[0], 1, -1, *sizes_of(softmax.outputs[0])[1:])
+        bias = edit.reshape_value(
+            softmax, edit.add(softmax, "Add", [mask, bias])[0], 1, -1, *sizes_of(softmax.outputs[0])[1:]
+        )
     return product, bias, windows
 
 
-def fused_attention(edit: Rewriter) -> None:
+def fuse_attention(edit: Rewriter) -> None:
     """Fuse softmax(q kᵀ + bias) v into one Attention node, on whole tokens if heads are only split and merged."""
     for softmax in edit.nodes("Softmax"):
         weighted = _only_user(softmax.outputs[0], "MatMul")
-        found = _peeled(edit, softmax) if weighted is not None else None
+        found = _peel(edit, softmax) if weighted is not None else None
         if weighted is None or found is None:
             continue
         product, bias, windows = found
-        query, scale = _scaled(product.inputs[0])  # type: ignore[arg-type]
+        query, scale = _split_scale(product.inputs[0])  # type: ignore[arg-type]
         value, turned = weighted.inputs[1], product.inputs[1]
         assert value is not None
         heads, length, dim = sizes_of(value)
-        key = _permuted(turned, 0, 1, 3, 2)
-        if key is None and (split := _permuted(turned, 0, 2, 3, 1)) is not None:
+        key = _undo_permutation(turned, 0, 1, 3, 2)
+        if key is None and (split := _undo_permutation(turned, 0, 2, 3, 1)) is not None:
             key = edit.add(softmax, "Transpose", [split], {"perm": [0, 2, 1, 3]})[0]
         if key is None:
             continue
@@ -218,19 +220,22 @@ def fused_attention(edit: Rewriter) -> None:
             continue
         rows = sizes_of(query)[1]
         if windows > 1:
-            query = edit.shaped(softmax, query, -1, windows * heads, rows, dim)
-            key = edit.shaped(softmax, key, -1, windows * heads, length, dim)
-            value = edit.shaped(softmax, value, -1, windows * heads, length, dim)
+            query = edit.reshape_value(softmax, query, -1, windows * heads, rows, dim)
+            key = edit.reshape_value(softmax, key, -1, windows * heads, length, dim)
+            value = edit.reshape_value(softmax, value, -1, windows * heads, length, dim)
         mixed = edit.add(softmax, "Attention", [query, key, value, bias], {"scale": scale})[0]
         if windows > 1:
-            mixed = edit.shaped(softmax, mixed, -1, heads, rows, dim)
+            mixed = edit.reshape_value(softmax, mixed, -1, heads, rows, dim)
         edit.replace(weighted.outputs[0], mixed)
 
 
-def integer_products(edit: Rewriter) -> None:
+def fuse_integer_products(edit: Rewriter) -> None:
     """Fuse products between Q / DQ pairs, and a bias after them, into MatMulIntegerToFloat."""
     for node in [*edit.nodes("MatMul"), *edit.nodes("Gemm")]:
-        taken, given = made_by(node.inputs[0], "DequantizeLinear"), made_by(node.inputs[1], "DequantizeLinear")
+        taken, given = (
+            find_producer(node.inputs[0], "DequantizeLinear"),
+            find_producer(node.inputs[1], "DequantizeLinear"),
+        )
         weights = constant_of(given.inputs[0]) if given is not None else None
         if taken is None or given is None or weights is None:
             continue
@@ -252,17 +257,17 @@ def integer_products(edit: Rewriter) -> None:
 
 
 PASSES: Mapping[str, Callable[[Rewriter], None]] = {
-    "deformable attention as DeformConv": deformable_convolutions,
-    "fewer biases": folded_biases,
-    "attention as one operator": fused_attention,
-    "windows by one gather": gathered_tokens,
-    "hidden layers out of step with the cache": padded_hidden_layers,
-    "large hidden layers in parts": hidden_layers_in_parts,
-    "integer products": integer_products,
+    "deformable attention as DeformConv": fuse_deformable_attention,
+    "fewer biases": fold_biases,
+    "attention as one operator": fuse_attention,
+    "windows by one gather": gather_tokens,
+    "hidden layers out of step with the cache": pad_hidden_layers,
+    "large hidden layers in parts": split_hidden_layers,
+    "integer products": fuse_integer_products,
 }
 
 
-def derived(model: ir.Model, passes: Sequence[str] = tuple(PASSES)) -> ir.Model:
+def derive_form(model: ir.Model, passes: Sequence[str] = tuple(PASSES)) -> ir.Model:
     """Rewrite a canonical model (or its int8 form) for ONNX Runtime, in place. ``passes``: keys of :data:`PASSES`."""
     edit = Rewriter(model)
     for name in passes:

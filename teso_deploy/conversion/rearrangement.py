@@ -39,7 +39,7 @@ def _chain(sink: ir.Value) -> tuple[list[ir.Node], ir.Value] | None:
     return None if constant_of(source) is not None or source.shape is None else (nodes, source)
 
 
-def _moved(nodes: list[ir.Node], source: ir.Value, places: NDArray[np.int64]) -> NDArray[np.int64] | None:
+def _move(nodes: list[ir.Node], source: ir.Value, places: NDArray[np.int64]) -> NDArray[np.int64] | None:
     """Apply the chain to ``places``. Return None if it depends on more than constants."""
     values: dict[ir.Value | None, NDArray[np.int64]] = {source: places}
     for node in nodes:
@@ -74,7 +74,7 @@ def _rows(nodes: list[ir.Node], source: ir.Value) -> NDArray[np.int64] | None:
     windows = max(1, int(np.prod(target)) // int(np.prod(sizes)))  # windows that were items of the batch
     count, channels = windows * int(np.prod(sizes[:-1])), sizes[-1]
     places = np.arange(2 * count * channels, dtype=np.int64).reshape(2 * windows, *sizes)
-    moved = _moved(nodes, source, places)
+    moved = _move(nodes, source, places)
     if moved is None or moved.size != places.size:
         return None
     tokens = moved.reshape(-1, channels)
@@ -84,7 +84,7 @@ def _rows(nodes: list[ir.Node], source: ir.Value) -> NDArray[np.int64] | None:
     return first if is_whole and np.array_equal(first + count, second) and first.max() < count else None
 
 
-def gathered_tokens(edit: Rewriter) -> None:
+def gather_tokens(edit: Rewriter) -> None:
     """Replace every roll of windows, with the cutting and joining around it, by one Gather."""
     for last in reversed(list(edit.graph)):
         sink = last.outputs[0]
@@ -98,6 +98,6 @@ def gathered_tokens(edit: Rewriter) -> None:
             continue
         source = found[1]
         sizes, shape = sizes_of(source), sizes_of(sink)
-        tokens = source if sizes[:-1] == (len(rows),) else edit.shaped(last, source, -1, len(rows), sizes[-1])
+        tokens = source if sizes[:-1] == (len(rows),) else edit.reshape_value(last, source, -1, len(rows), sizes[-1])
         moved = edit.add(last, "Gather", [tokens, edit.constant(rows)], {"axis": 1})[0]
-        edit.replace(sink, edit.shaped(last, moved, -1, *shape))
+        edit.replace(sink, edit.reshape_value(last, moved, -1, *shape))

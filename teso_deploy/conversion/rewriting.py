@@ -69,7 +69,7 @@ class Rewriter:
             self._constants[key] = value
         return self._constants[key]
 
-    def shaped(self, before: ir.Node, value: ir.Value, *shape: int) -> ir.Value:
+    def reshape_value(self, before: ir.Node, value: ir.Value, *shape: int) -> ir.Value:
         """Reshape ``value``; -1 stands for the remaining size.
 
         Args:
@@ -105,7 +105,7 @@ def constant_of(value: ir.Value | None) -> NDArray[Any] | None:
     return None if tensor is None else tensor.numpy()
 
 
-def made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+def find_producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
     """Return the node that computes ``value``, if it has this operator."""
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type == op_type and node.domain == "" else None

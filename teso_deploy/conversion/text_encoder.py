@@ -16,7 +16,7 @@ from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
 from teso_deploy.bundle import TextEncoderEntry
 from teso_deploy.conversion.clip_tokens import sentence_tokenizer
 from teso_deploy.conversion.cue_weights import save_graph
-from teso_deploy.conversion.graphs import exported
+from teso_deploy.conversion.graphs import export_module
 from teso_deploy.conversion.vocabulary import MINILM_DIM, MiniLM
 from teso_deploy.cues.table import CueTable
 from teso_deploy.cues.tokens import Tokens
@@ -82,7 +82,7 @@ def write_text_encoder(
     tokens = Tokens(folder / ENTRY.tokenizer)
     example = torch.tensor([tokens.sentence(recipe.text.template.replace("{cue}", "dog"))])
     length: Any = torch.export.Dim.AUTO
-    model = exported(graph.module.eval(), [example], ["input_ids"], ["cue"], ({1: length},))
+    model = export_module(graph.module.eval(), [example], ["input_ids"], ["cue"], ({1: length},))
     for name, value in metadata.items():
         model.metadata_props.add(key=name, value=value)
     save_graph(model, folder / ENTRY.graph)

@@ -92,7 +92,7 @@ class Address:
         """Whether data arrive at their own time, instead of when the program reads them."""
         return self.kind != "file"
 
-    def cleaned(self, message: str) -> str:
+    def clean(self, message: str) -> str:
         """Return a foreign message as one printable line, without the secrets of this address."""
         return to_one_line(message) if self._redacted is None else self._redacted.clean(message)
 

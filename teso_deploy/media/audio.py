@@ -17,7 +17,7 @@ from teso_deploy.media.container import (
     BROKEN_OFF,
     SteadyClock,
     announced_end_seconds,
-    opened,
+    open_media,
     origin_seconds,
     seconds_of,
 )
@@ -116,8 +116,8 @@ def _decode_packets(container: InputContainer, index: int, mono: Mono16k) -> Ite
 
 
 def decode_track(path: Path, index: int, counts: SoundCounts | None = None) -> Iterator[Piece]:
-    """Decode the track of a file with this index. Raises the same errors as :func:`opened`."""
-    with opened(path) as container:
+    """Decode the track of a file with this index. Raises the same errors as :func:`open_media`."""
+    with open_media(path) as container:
         clock = SteadyClock(announced_end_seconds(container))
         yield from _decode_packets(container, index, Mono16k(clock, counts=counts))
 
@@ -203,7 +203,7 @@ def find_sound(
         MediaError: FFmpeg can't read the file, or the file lacks the requested track.
     """
     path = Path(path)
-    with opened(path) as container:
+    with open_media(path) as container:
         video = None if video_track is None else choose_video_track(container, str(path), video_track)
         candidates = audio_candidates(container, str(path), audio_track, video)
         names = [(stream.index, stream.codec_context and stream.codec_context.name) for stream in candidates]
@@ -227,7 +227,7 @@ def find_sound(
 def check_sound(path: str | Path, audio_track: int | None = None) -> None:
     """Decode the first samples to make sure that a file has sound. Raises the same errors as :func:`read_audio`."""
     path = Path(path)
-    with opened(path) as container:
+    with open_media(path) as container:
         candidates = audio_candidates(container, str(path), audio_track)
         indices = [stream.index for stream in candidates if stream.codec_context]
     if not any(next(decode_track(path, index), None) for index in indices):

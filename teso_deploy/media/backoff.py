@@ -36,7 +36,7 @@ class Backoff:
         self._next = min(wait * FACTOR, self._cap)
         return wait * (0.5 + 0.5 * self._draw())
 
-    def held(self, seconds: float) -> None:
+    def note_connection(self, seconds: float) -> None:
         """Record how long a connection lasted."""
         if seconds >= STABLE_SECONDS:
             self._next = self._first

@@ -75,7 +75,7 @@ def sentence(address: Address, error: Exception, timeout_seconds: float, waited_
     """
     if isinstance(error, TesoError):
         return error
-    told = address.cleaned(getattr(error, "strerror", None) or str(error))
+    told = address.clean(getattr(error, "strerror", None) or str(error))
     if isinstance(error, av.error.HTTPUnauthorizedError | av.error.HTTPForbiddenError):
         return MediaError(f"{address.shown} refuses these credentials ({told}): correct user and password")
     if isinstance(error, av.error.HTTPNotFoundError):

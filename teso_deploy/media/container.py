@@ -32,7 +32,7 @@ _MOST_OFFSETS = 32
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[InputContainer]:
+def open_media(path: Path) -> Iterator[InputContainer]:
     """Open a file as a container of streams, and close it at the end.
 
     Raises:
@@ -47,7 +47,7 @@ def opened(path: Path) -> Iterator[InputContainer]:
 
 
 def open_container(path: Path, hwaccel: HWAccel | None = None) -> InputContainer:
-    """Open a file like :func:`opened`; the caller closes it. ``hwaccel`` decodes its video in hardware."""
+    """Open a file like :func:`open_media`; the caller closes it. ``hwaccel`` decodes its video in hardware."""
     check_readable(path)
     try:
         return open_unchecked(path, hwaccel)

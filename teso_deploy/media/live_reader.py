@@ -263,7 +263,7 @@ class LiveReader:
             except Exception as error:  # whatever it is, the one who waits for frames must learn of it
                 failure = sentence(self.address, error, self._timeout, self._clock() - began)
                 is_final = isinstance(error, REFUSED) or self.address.kind in ("file", "pipe")
-            backoff.held((self._latest_frame or opened) - opened)
+            backoff.note_connection((self._latest_frame or opened) - opened)
             if not self._ready.is_set():  # never had a frame
                 nothing = MediaError(f"{self.address.shown} ended before it gave a picture: give a stream with video")
                 return self._end("failed", failure or nothing)
@@ -379,7 +379,7 @@ class LiveReader:
                         self._end("failed", failure)
                     self._audio_error = failure
                     return
-            backoff.held(self.ring.audio_seconds - before)
+            backoff.note_connection(self.ring.audio_seconds - before)
             if self._closing.wait(backoff.next_seconds()):
                 return
             self._counts.reconnects += 1

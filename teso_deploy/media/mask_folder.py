@@ -13,9 +13,9 @@ from typing import Any
 
 from teso_deploy.errors import InputNotFoundError, OutputError
 from teso_deploy.media.overlay import palette
-from teso_deploy.outputs import Target, as_json, check_folder, explained, find_target, write_whole
+from teso_deploy.outputs import Target, as_json, check_folder, explain_errors, find_target, write_whole
 from teso_deploy.small_files import parse_json, read_text
-from teso_deploy.staging import clear_leftovers, created_folder, is_staged, put_in_place
+from teso_deploy.staging import clear_leftovers, create_folder, is_staged, put_in_place
 
 MARKER = "masks.json"
 SCHEMA_VERSION = 1
@@ -62,7 +62,7 @@ def check_mask_folder(path: Path) -> Target:
     target = find_target(path)
     if target.kind == "missing":
         return target
-    with explained(path), os.scandir(target.path) as entries:
+    with explain_errors(path), os.scandir(target.path) as entries:
         found = [
             (entry.name, bool(_MASK_NAME.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False))
             for entry in entries
@@ -121,12 +121,12 @@ def staged_mask_folder(path: Path, marker: dict[str, Any]) -> Iterator[Path]:
     """
     target = check_mask_folder(path)
     place = target.path
-    with explained(path):
+    with explain_errors(path):
         stays = target.kind == "folder" and _must_stay(place)
         home = place if stays else place.parent
         for folder in {home, place}:
             clear_leftovers(folder)
-        with created_folder(home) as new:
+        with create_folder(home) as new:
             yield new
             _write_marker(new, marker, path)
             if check_mask_folder(path).kind == "folder":
@@ -149,7 +149,7 @@ def open_mask_folder(path: Path, marker: dict[str, Any]) -> Path:
     ``marker``: see :func:`describe_masks`. Raises :class:`OutputError`.
     """
     folder = check_mask_folder(path).path
-    with explained(path):
+    with explain_errors(path):
         folder.mkdir(exist_ok=True)
         clear_leftovers(folder)
         _write_marker(folder, marker, path)  # before anything is deleted, so that the folder is still known as ours

@@ -51,7 +51,7 @@ def check_on_gpu(frame: av.VideoFrame, codec: str) -> None:
         raise DeviceError(f"FFmpeg does not decode this {codec} ({frame.format.name}) on the GPU")
 
 
-def downloaded(frame: av.VideoFrame) -> av.VideoFrame:
+def download(frame: av.VideoFrame) -> av.VideoFrame:
     """Copy a frame to host memory. Raises :class:`DeviceError` if the copy fails."""
     if frame.format.name != ON_GPU:
         return frame

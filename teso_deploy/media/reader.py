@@ -230,7 +230,7 @@ class VideoReader:
             if self._fps:
                 on_grid = due + 1 / self._fps
                 due = on_grid if on_grid > pts else pts + 1 / self._fps
-            image = to_rgb(nvdec.downloaded(frame), self._presenter.look_at(frame))
+            image = to_rgb(nvdec.download(frame), self._presenter.look_at(frame))
             yield Frame(image, float(pts), index, segment, bool(frame.is_corrupt))
         self._check_whole()
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from teso_deploy.errors import OutputError
 from teso_deploy.media.audio import Sound
 from teso_deploy.media.picture import is_hd
-from teso_deploy.outputs import check_file, explained, finish_file, open_growing
+from teso_deploy.outputs import check_file, explain_errors, finish_file, open_growing
 from teso_deploy.staging import clear_leftovers, create_file
 from teso_deploy.types import SAMPLE_RATE_HZ
 
@@ -117,7 +117,7 @@ class VideoWriter:
         options = {"movflags": "+faststart"}
         if is_growing:
             options = {"movflags": "+frag_keyframe+delay_moov+default_base_moof", "flush_packets": "1"}
-        with explained(self.path):
+        with explain_errors(self.path):
             if not is_growing:
                 clear_leftovers(self._place.parent)
             self._file = open_growing(self.path) if is_growing else create_file(self._place.parent)
@@ -187,7 +187,7 @@ class VideoWriter:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        with explained(self.path):
+        with explain_errors(self.path):
             try:
                 yield
             except av.error.FFmpegError as error:

@@ -77,10 +77,10 @@ class Assembly:
             f"{part} from {path.name}{' (averaged)' if part in self.averaged else ''}"
             for part, path in self.sources.items()
         ]
-        return ", ".join([*given, *([f"random: {grouped(self.random)}"] if self.random else [])])
+        return ", ".join([*given, *([f"random: {group_keys(self.random)}"] if self.random else [])])
 
 
-def grouped(keys: Sequence[str]) -> str:
+def group_keys(keys: Sequence[str]) -> str:
     """Group keys by module: "fusion.sedam (64), fusion.pmqs (52)". Adapters are listed separately."""
 
     def module(key: str) -> str:
@@ -89,7 +89,7 @@ def grouped(keys: Sequence[str]) -> str:
     return ", ".join(f"{name} ({count})" for name, count in Counter(map(module, keys)).items())
 
 
-def recognised(path: Path, part: str | None = None, averaging: Averaging | None = None) -> WeightSource:
+def recognise_checkpoint(path: Path, part: str | None = None, averaging: Averaging | None = None) -> WeightSource:
     """Read a checkpoint and recognise its format.
 
     Args:
@@ -118,7 +118,7 @@ def _shape(tensor: Tensor) -> list[int]:
     return list(tensor.shape)
 
 
-def mapped(source: WeightSource, recipe: Recipe, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], KeyReport]:
+def map_keys(source: WeightSource, recipe: Recipe, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], KeyReport]:
     """Convert the tensors of a file to our keys, by the key map of its format.
 
     Args:
@@ -176,7 +176,7 @@ def _other_sizes(source: WeightSource, recipe: Recipe) -> str:
     return ", ".join(differing)
 
 
-def fitted(
+def fit_tensors(
     source: WeightSource, recipe: Recipe, own: Mapping[str, Tensor], seed: int | None
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Convert the tensors of a file to our keys, and require that they fit.
@@ -194,7 +194,7 @@ def fitted(
         CheckpointError: Names the keys that do not fit.
     """
     assert source.format is not None
-    given, report = mapped(source, recipe, own)
+    given, report = map_keys(source, recipe, own)
     other = [key for key in source.format.replaceable if key in given and given[key].shape != own[key].shape]
     misshaped = [text for text in report.misshaped if not any(text.endswith(f"({key})") for key in other)]
     if report.missing or report.unexpected or misshaped:
@@ -217,12 +217,12 @@ def fitted(
 
 def _whole(source: WeightSource, recipe: Recipe) -> Teso:
     """Build a model from a checkpoint of this package, with its calibrated thresholds."""
-    model = build(checkpoints.calibrated(recipe, source.path))
+    model = build(checkpoints.apply_calibration(recipe, source.path))
     checkpoints.fill(model, source.tensors, source.path)
     return model
 
 
-def _sized(source: WeightSource, recipe: Recipe) -> Recipe:
+def _adapt_recipe(source: WeightSource, recipe: Recipe) -> Recipe:
     """Return the recipe with the file's sizes. Raises :class:`CheckpointError` if they do not make a model."""
     assert source.format is not None
     try:
@@ -260,7 +260,7 @@ def assemble(
     """
     sources: dict[Part, WeightSource] = {}
     for part, path in checkpoint_files:
-        source = recognised(path, part, averaging)
+        source = recognise_checkpoint(path, part, averaging)
         if source.part in sources:
             raise CheckpointError(f"{sources[source.part].path} and {path} both are {source.part}: give one of them")
         sources[source.part] = source
@@ -284,21 +284,21 @@ def assemble(
                 f"{whole.path} is {whole.format.name}, whose network is not that of recipe {recipe.name}: "
                 "use recipe segpref"
             )
-        recipe = _sized(whole, recipe)
+        recipe = _adapt_recipe(whole, recipe)
     model = build(recipe, random_weights_seed)
     own = model.state_dict()
     kept = dict.fromkeys(own)  # in order: the keys that no file gives
     for part, source in sources.items():
         place = _PLACES[part]
         inside = {key.removeprefix(place): value for key, value in own.items() if key.startswith(place)}
-        given, _ = fitted(source, recipe, inside, random_weights_seed)
+        given, _ = fit_tensors(source, recipe, inside, random_weights_seed)
         model.load_state_dict({place + key: value for key, value in given.items()}, strict=False)
         for key in given:
             kept.pop(place + key, None)
     random = tuple(kept)
     if random and random_weights_seed is None:
         raise CheckpointError(
-            f"no checkpoint gives recipe {recipe.name} its {grouped(random)}: give them by --checkpoint PART=FILE, "
+            f"no checkpoint gives recipe {recipe.name} its {group_keys(random)}: give them by --checkpoint PART=FILE, "
             "or let them be random with --random-weights SEED (a model that is only good for timing, or for training)"
         )
     return Assembly(model, paths, random, text, averaged)
@@ -307,7 +307,7 @@ def assemble(
 def text_tower(source: WeightSource, recipe: Recipe) -> ClipText:
     """Build the text tower of a checkpoint. Raises :class:`CheckpointError` if its keys do not fit the recipe."""
     tower: nn.Module = ClipText(recipe.clip_text, recipe.text.dim).eval()
-    given, _ = fitted(source, recipe, tower.state_dict(), None)
+    given, _ = fit_tensors(source, recipe, tower.state_dict(), None)
     with torch.no_grad():
         tower.load_state_dict(given, strict=False)
     return tower  # type: ignore[return-value]

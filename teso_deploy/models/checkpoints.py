@@ -72,7 +72,7 @@ def recipe_of(path: Path) -> Recipe:
         ) from error
 
 
-def calibrated(recipe: Recipe, path: Path) -> Recipe:
+def apply_calibration(recipe: Recipe, path: Path) -> Recipe:
     """Return the recipe with a checkpoint's calibrated thresholds, or unchanged if it was not calibrated.
 
     Raises :class:`CheckpointError` if the calibration can't be read.

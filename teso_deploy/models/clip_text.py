@@ -66,7 +66,7 @@ class ClipTextLayer(nn.Module):
         """
         normed = self.norm1(x, eps)
         scores = torch.where(seen, self.attention.scores(normed, normed), MASKED_SCORE)
-        x = x + self.attention.attended(scores, normed)
+        x = x + self.attention.attend_values(scores, normed)
         return x + self.mlp(self.norm2(x, eps))
 
 

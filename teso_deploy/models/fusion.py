@@ -54,7 +54,7 @@ class Sedam(nn.Module):
         x = self.project(cues)
         for i, attention in enumerate(self.attentions):
             scores = attention.scores(self.norms[i](x), latents)
-            x = x + attention.attended(scores, latents)
+            x = x + attention.attend_values(scores, latents)
             if i < len(self.ffns):
                 x = x + self.ffns[i](self.ffn_norms[i](x))
         return self.output(x), scores.float().mean(dim=(1, 3))
@@ -115,7 +115,7 @@ class Pmqs(nn.Module):
         masked = ((~alive).to(queries.dtype) * MASKED_SCORE)[:, None, None, :]
         for i, attention in enumerate(self.attentions):
             scores = attention.scores(self.norms[i](queries), prompts) + masked
-            queries = queries + any_alive * attention.attended(scores, prompts)
+            queries = queries + any_alive * attention.attend_values(scores, prompts)
             queries = queries + any_alive * self.ffns[i](self.ffn_norms[i](queries))
         return queries
 
@@ -133,7 +133,7 @@ class Fusion(nn.Module):
         self.queries = nn.Parameter(torch.randn(queries, query_dim))
         self.fallback_cue = nn.Parameter(torch.randn(text.dim) / text.dim**0.5)
 
-    def offered(self, cues: Tensor, cue_valid: Tensor) -> tuple[Tensor, Tensor]:
+    def fill_cues(self, cues: Tensor, cue_valid: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cues with zero rows where unused. If none is valid, slot 0 holds the fallback cue."""
         none = ~cue_valid.any(dim=1, keepdim=True)  # (B, 1)
         first = torch.arange(cues.shape[1], device=cues.device) == 0  # (N_T,)
@@ -171,7 +171,7 @@ class Fusion(nn.Module):
             cue_valid = torch.zeros_like(cue_valid)
         if "audio" in self.without:
             audio = audio * 0
-        cues, valid = self.offered(cues, cue_valid)
+        cues, valid = self.fill_cues(cues, cue_valid)
         latents = self.latents(audio)
         prompts, gate = self.sedam(cues, latents)
         gate = (gate - gate_threshold) * valid.to(gate.dtype)

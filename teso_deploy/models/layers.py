@@ -83,7 +83,7 @@ class Attention(nn.Module):
         q = split_heads(self.query(queries) * self.scale, self.heads)
         return q @ split_heads(self.key(keys), self.heads).transpose(-1, -2)
 
-    def attended(self, scores: Tensor, values: Tensor) -> Tensor:
+    def attend_values(self, scores: Tensor, values: Tensor) -> Tensor:
         """Return the output projection of the attended values, (B, Q, d)."""
         return self.output(attend(scores, split_heads(self.value(values), self.heads)))
 
@@ -98,7 +98,7 @@ class Attention(nn.Module):
         Returns:
             (B, Q, d).
         """
-        return self.attended(self.scores(queries, keys), values)
+        return self.attend_values(self.scores(queries, keys), values)
 
 
 def sine_positions(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:

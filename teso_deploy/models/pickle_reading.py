@@ -124,7 +124,7 @@ class PickleReader:
             raise ValueError("a name that is not text")
         self._name(module, name)
 
-    def _called(self, function: Any, arguments: Any) -> None:
+    def _call(self, function: Any, arguments: Any) -> None:
         # As in Python, only a tuple is accepted. Copying a list would cost its memory at each call that names it.
         given = arguments if isinstance(arguments, tuple) else ()
         if isinstance(function, Global):
@@ -134,20 +134,20 @@ class PickleReader:
             self._stack.append(Placeholder(name, given))
 
     def _reduce(self, _: Any) -> None:
-        self._called(*self._pop(2))
+        self._call(*self._pop(2))
 
     def _new_with_keywords(self, _: Any) -> None:
         function, arguments, _keywords = self._pop(3)
-        self._called(function, arguments)
+        self._call(function, arguments)
 
     def _instance(self, argument: str) -> None:
         items = self._to_mark()
         self._global(argument)
-        self._called(self._stack.pop(), tuple(items))
+        self._call(self._stack.pop(), tuple(items))
 
     def _object(self, _: Any) -> None:
         function, *arguments = self._to_mark()
-        self._called(function, tuple(arguments))
+        self._call(function, tuple(arguments))
 
     def _build(self, _: Any) -> None:
         made, state = self._pop(2)

@@ -66,7 +66,7 @@ def _as_type(raw: Tensor, dtype: torch.dtype) -> Tensor:
     return raw[: raw.numel() // dtype.itemsize * dtype.itemsize].view(dtype)
 
 
-def _mapped(path: Path) -> mmap.mmap:
+def _map_file(path: Path) -> mmap.mmap:
     """Map the file into memory. Reading beyond its end returns what exists."""
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -78,11 +78,11 @@ def _no_storage(named: Any) -> Any:
 
 def read_pickle(path: Path) -> Any:
     """Read a pickle without PyTorch's frame, as in Detectron2's model zoo. Raises the errors of `read_zipped`."""
-    with _mapped(path) as file:
-        return PickleReader(_opened(file), make_tensor, _no_storage).read()
+    with _map_file(path) as file:
+        return PickleReader(_as_file(file), make_tensor, _no_storage).read()
 
 
-def _opened(file: mmap.mmap) -> IO[bytes]:
+def _as_file(file: mmap.mmap) -> IO[bytes]:
     return file  # type: ignore[return-value]  # it has read, tell and readline like a file
 
 
@@ -91,7 +91,7 @@ def read_legacy(path: Path) -> Any:
 
     Raises the errors of :func:`read_zipped`.
     """
-    file = _mapped(path)
+    file = _map_file(path)
     rows: dict[str, tuple[int, int]] = {}  # key of a storage → (offset of its numbers, count)
     claimed: dict[str, int] = {}
 
@@ -115,7 +115,7 @@ def read_legacy(path: Path) -> Any:
         return Storage(dtype, count, at(key, dtype))
 
     def part() -> Any:
-        return PickleReader(_opened(file), make_tensor, persistent).read()
+        return PickleReader(_as_file(file), make_tensor, persistent).read()
 
     magic, _protocol, system = part(), part(), part()
     if magic != LEGACY_TORCH_MAGIC or not isinstance(system, dict):

@@ -73,7 +73,7 @@ class SamBlock(nn.Module):
         self.norm2 = nn.LayerNorm(recipe.embed_dim, EPS)
         self.mlp = FeedForward(recipe.embed_dim, recipe.mlp_dim, nn.GELU())
 
-    def _attended(self, x: Tensor) -> Tensor:
+    def _attend(self, x: Tensor) -> Tensor:
         if not self.window:
             return self.attention(x)
         below = -self.side % self.window
@@ -84,7 +84,7 @@ class SamBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, side², C) → (B, side², C)."""
-        x = x + self._attended(self.norm1(x))
+        x = x + self._attend(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
 

@@ -89,7 +89,7 @@ def _places(content: Any) -> Iterator[tuple[tuple[str, ...], Stored]]:
         if not isinstance(mapping, Mapping) or id(mapping) in seen:
             continue
         seen.add(id(mapping))
-        named = {key: value.stored() if isinstance(value, Array) else value for key, value in mapping.items()}
+        named = {key: value.to_tensor() if isinstance(value, Array) else value for key, value in mapping.items()}
         tensors = {k: v for k, v in named.items() if isinstance(k, str) and isinstance(v, StoredTensor)}
         if tensors:
             yield place, tensors

@@ -96,13 +96,13 @@ def _view(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype 
     return StoredTensor(shape, kind, read)
 
 
-def _typed_view(_name: str, given: tuple[Any, ...]) -> StoredTensor:
+def _make_typed_view(_name: str, given: tuple[Any, ...]) -> StoredTensor:
     """Return a view that names its data type, for types without a storage class (float8)."""
     storage, offset, size, stride, _requires_grad, _hooks, dtype, *_rest = given
     return _view(storage, offset, size, stride, find_dtype(dtype))
 
 
-def _refused(trouble: str) -> StoredTensor:
+def _refuse(trouble: str) -> StoredTensor:
     return StoredTensor((), torch.uint8, lambda: torch.empty(0), trouble)
 
 
@@ -135,7 +135,7 @@ class Array(Placeholder):
 
     __slots__ = ()
 
-    def stored(self) -> Any:
+    def to_tensor(self) -> Any:
         """Return the tensor, or the placeholder itself if it has no numbers."""
         if not isinstance(self.state, tuple) or len(self.state) != 5:
             return self
@@ -143,7 +143,7 @@ class Array(Placeholder):
         try:
             return _array(shape, described, content, bool(fortran))
         except Exception:  # parts that do not fit together: ValueError, TypeError, IndexError
-            return _refused("is damaged")
+            return _refuse("is damaged")
 
 
 def _text_as_bytes(name: str, given: tuple[Any, ...]) -> Any:
@@ -156,7 +156,7 @@ def _text_as_bytes(name: str, given: tuple[Any, ...]) -> Any:
     return Placeholder(name, given)
 
 
-def _typed(name: str, given: tuple[Any, ...]) -> Any:
+def _make_typed(name: str, given: tuple[Any, ...]) -> Any:
     """Return a subclass of a tensor from (function, class, arguments, state)."""
     function, _, arguments, _ = given
     return make_tensor(function.name, tuple(arguments)) if isinstance(function, Global) else Placeholder(name, given)
@@ -177,17 +177,17 @@ _MAKERS: Mapping[str, Callable[[str, tuple[Any, ...]], Any]] = {
     "_codecs.encode": _text_as_bytes,
     "torch._utils._rebuild_tensor": lambda _, given: _view(*given[:4]),
     "torch._utils._rebuild_tensor_v2": lambda _, given: _view(*given[:4]),
-    "torch._utils._rebuild_tensor_v3": _typed_view,
+    "torch._utils._rebuild_tensor_v3": _make_typed_view,
     "torch._utils._rebuild_parameter": lambda _, given: given[0],
     "torch._utils._rebuild_parameter_with_state": lambda _, given: given[0],
-    "torch._tensor._rebuild_from_type_v2": _typed,
-    "torch._tensor._rebuild_from_type": _typed,
-    "torch._utils._rebuild_qtensor": lambda *_: _refused("is quantised"),
-    "torch._utils._rebuild_sparse_tensor": lambda *_: _refused("is sparse"),
-    "torch._utils._rebuild_sparse_csr_tensor": lambda *_: _refused("is sparse"),
-    "torch._utils._rebuild_nested_tensor": lambda *_: _refused("is nested"),
-    "torch._utils._rebuild_wrapper_subclass": lambda *_: _refused("is of a special class"),
-    "torch._utils._rebuild_meta_tensor_no_storage": lambda *_: _refused('has no numbers (device "meta")'),
+    "torch._tensor._rebuild_from_type_v2": _make_typed,
+    "torch._tensor._rebuild_from_type": _make_typed,
+    "torch._utils._rebuild_qtensor": lambda *_: _refuse("is quantised"),
+    "torch._utils._rebuild_sparse_tensor": lambda *_: _refuse("is sparse"),
+    "torch._utils._rebuild_sparse_csr_tensor": lambda *_: _refuse("is sparse"),
+    "torch._utils._rebuild_nested_tensor": lambda *_: _refuse("is nested"),
+    "torch._utils._rebuild_wrapper_subclass": lambda *_: _refuse("is of a special class"),
+    "torch._utils._rebuild_meta_tensor_no_storage": lambda *_: _refuse('has no numbers (device "meta")'),
     "torch._utils._rebuild_device_tensor_from_numpy": lambda _, given: given[0],
     **{
         f"numpy.{core}.multiarray._reconstruct": (lambda name, given: Array(name, given)) for core in ("core", "_core")

@@ -56,12 +56,12 @@ def read(path: Path, averaging: Averaging | None = None) -> tuple[dict[str, Tens
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a safetensors file; empty for other kinds. Raises errors of :func:`read_weights`."""
     file, kind = find_weight_files(path).files[0]
-    return _opened(file, kind)[1]
+    return _open_file(file, kind)[1]
 
 
 def holds_nothing_but(path: Path, keys: Collection[str]) -> bool:
     """Whether a file has no tensors except those of these keys. Raises the errors of :func:`read_weights`."""
-    content, _ = _opened(*find_weight_files(path).files[0])
+    content, _ = _open_file(*find_weight_files(path).files[0])
     return isinstance(content, Mapping) and content.keys() <= set(keys)
 
 
@@ -84,7 +84,7 @@ def read_weights(path: Path, averaging: Averaging | None = None, part: str | Non
         is_own = found.is_own or "recipe" in metadata
         tensors = _load(found, sum(file.stat().st_size for file, _ in found_files.files))
     except CheckpointError as error:
-        raise _named(path, error) from error
+        raise _name_error(path, error) from error
     return Weights(
         tensors, metadata, None if is_own else found.format, is_own, found.is_averaged, found_files.folder
     )  # fmt: skip
@@ -93,10 +93,10 @@ def read_weights(path: Path, averaging: Averaging | None = None, part: str | Non
 def _content_of(path: Path, found: WeightFiles) -> tuple[Any, dict[str, str]]:
     """Return the combined content of all files of a checkpoint."""
     if len(found.files) == 1 and not found.promised:
-        return _opened(*found.files[0])
+        return _open_file(*found.files[0])
     joined: dict[str, Any] = {}
     for file, kind in found.files:
-        content, _ = _opened(file, kind)
+        content, _ = _open_file(file, kind)
         if not isinstance(content, Mapping):
             raise CheckpointError(f"{file} is a shard and holds no tensors: download it again")
         absent = [key for key, name in found.promised.items() if name == file.name and key not in content]
@@ -108,7 +108,7 @@ def _content_of(path: Path, found: WeightFiles) -> tuple[Any, dict[str, str]]:
     return joined, {}
 
 
-def _named(path: Path, error: BaseException) -> CheckpointError:
+def _name_error(path: Path, error: BaseException) -> CheckpointError:
     """Return the error with the file's name before its text."""
     text = str(error)
     if not isinstance(error, CheckpointError):
@@ -118,7 +118,7 @@ def _named(path: Path, error: BaseException) -> CheckpointError:
     return CheckpointError(f"{path} {text}")
 
 
-def _opened(path: Path, kind: Kind) -> tuple[Any, dict[str, str]]:
+def _open_file(path: Path, kind: Kind) -> tuple[Any, dict[str, str]]:
     """Return the content of one file: mappings with :class:`StoredTensor` in them, and its metadata."""
     if kind == "safetensors":
         return _read_safetensors(path)
@@ -132,7 +132,7 @@ def _opened(path: Path, kind: Kind) -> tuple[Any, dict[str, str]]:
     try:
         return readers[kind](path), {}
     except Exception as error:  # random bytes make readers raise IndexError, BadZipFile, MemoryError and others
-        raise _named(path, error) from error
+        raise _name_error(path, error) from error
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:

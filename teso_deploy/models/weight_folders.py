@@ -92,11 +92,13 @@ def _of_folder(folder: Path) -> WeightFiles:
     if len(weights) == 1 or (weights and all(_SHARD.fullmatch(name) for name in weights)):
         return find_weight_files(folder / weights[0])
     if weights:
-        raise CheckpointError(f"{folder} holds several files of weights ({_listed(weights)}): name the one you mean")
+        raise CheckpointError(
+            f"{folder} holds several files of weights ({_list_names(weights)}): name the one you mean"
+        )
     raise CheckpointError(f"{folder} holds no weights: give the folder that has the {_WEIGHTS[0]} or the .pth file")
 
 
-def _listed(names: list[str]) -> str:
+def _list_names(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return to_one_line(", ".join(names[:3]), 200) + more
 
@@ -124,7 +126,9 @@ def _of_shards(path: Path, shard: re.Match[str]) -> WeightFiles:
     ]  # fmt: skip
     missing = [name for name in names if not path.with_name(name).is_file()]
     if missing:
-        raise CheckpointError(f"{path} is one of {count} shards; download those that are missing: {_listed(missing)}")
+        raise CheckpointError(
+            f"{path} is one of {count} shards; download those that are missing: {_list_names(missing)}"
+        )
     return WeightFiles(tuple((path.with_name(name), identify(path.with_name(name))) for name in names), {})
 
 
@@ -147,7 +151,7 @@ def _of_index(path: Path) -> WeightFiles:
         shards[shard] = None
     files = [path.with_name(shard) for shard in sorted(shards)]
     if missing := [file.name for file in files if not os.path.exists(file)]:
-        raise CheckpointError(f"{path} names shards that are missing ({_listed(missing)}): download them too")
+        raise CheckpointError(f"{path} names shards that are missing ({_list_names(missing)}): download them too")
     kinds: list[tuple[Path, Kind]] = []
     for file in files:
         if os.path.isdir(file):

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from teso_deploy.outputs import explained, open_growing, staged_file
+from teso_deploy.outputs import explain_errors, open_growing, staged_file
 from teso_deploy.sinks.contracts import InputKind
 from teso_deploy.text import escape_hidden, replace_undecodable
 
@@ -35,14 +35,14 @@ class JsonLines:
 
     def write(self, line: object) -> None:
         """Write a line. Raises :class:`OutputError`."""
-        with explained(self._path):
+        with explain_errors(self._path):
             self._file.write(escape_hidden(replace_undecodable(json.dumps(line, ensure_ascii=False))).encode() + b"\n")
             if self._is_growing:
                 self._file.flush()
 
     def close(self) -> None:
         """Finish the file. Raises :class:`OutputError`."""
-        with explained(self._path):
+        with explain_errors(self._path):
             self._stack.close()
 
     def __enter__(self) -> JsonLines:
@@ -51,5 +51,5 @@ class JsonLines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with explained(self._path):
+        with explain_errors(self._path):
             self._stack.__exit__(kind, error, trace)

@@ -56,10 +56,10 @@ class Lesson:
     def to(self, device: torch.device) -> Self:
         """Return the same lesson on another device."""
 
-        def moved(value: Any) -> Any:
-            return tuple(map(moved, value)) if isinstance(value, tuple) else value.to(device, non_blocking=True)
+        def move(value: Any) -> Any:
+            return tuple(map(move, value)) if isinstance(value, tuple) else value.to(device, non_blocking=True)
 
-        return type(self)(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
+        return type(self)(**{f.name: move(getattr(self, f.name)) for f in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,7 @@ class SceneBatches:
         share = np.exp(likeness[nearest] / _STAND_IN_TEMPERATURE)
         return [others[i] for i in nearest], share / share.sum()
 
-    def _shown(self, rng: np.random.Generator, words: Sequence[str]) -> list[str]:
+    def _choose_shown(self, rng: np.random.Generator, words: Sequence[str]) -> list[str]:
         """Choose the word whose picture is shown for each word: the word itself, or sometimes a similar one.
 
         The model would memorise a class with only one or two pictures, and not recognise the next object of the
@@ -189,7 +189,7 @@ class SceneBatches:
         rng.shuffle(names)
         return names[: self.recipe.text.max_cues]
 
-    def _normalised(self, images: NDArray[np.float32]) -> Tensor:
+    def _normalise(self, images: NDArray[np.float32]) -> Tensor:
         """(B, H, W, 3) 0 … 255 → (B, 3, H, W)."""
         mean, std = (np.array(value, np.float32) for value in (self.recipe.image.mean, self.recipe.image.std))
         return torch.from_numpy(np.ascontiguousarray(((images - mean) / std).transpose(0, 3, 1, 2)))
@@ -236,7 +236,7 @@ class SceneBatches:
             for word in heard:
                 audio_tags[row, self.audio_tag_of[str(word)]] = 1
         return Lesson(
-            **self._seen(photographs, dense_tags),
+            **self._make_pictures(photographs, dense_tags),
             waveform=torch.from_numpy(waveform),
             audio_tags=torch.from_numpy(audio_tags),
         )
@@ -246,13 +246,13 @@ class SceneBatches:
     ) -> Picture:
         return compose_picture(rng, self.library, words, size, whole_rate=self.train.whole_photograph_rate, scale=scale)
 
-    def _seen(
+    def _make_pictures(
         self, photographs: Sequence[NDArray[np.uint8]], dense_tags: Sequence[NDArray[np.int64]]
     ) -> dict[str, Any]:
         """Make the picture part of a :class:`Lesson`, from pictures of twice the size."""
         photograph = np.stack(photographs)
         return {
-            "image": F.avg_pool2d(self._normalised(photograph.astype(np.float32)), 2),
+            "image": F.avg_pool2d(self._normalise(photograph.astype(np.float32)), 2),
             "photograph": torch.from_numpy(photograph),
             "dense_tags": torch.from_numpy(np.stack(dense_tags)),
         }
@@ -274,7 +274,7 @@ class SceneBatches:
         for b in range(scenes):
             rng = np.random.default_rng((self.train.seed, step, b))
             words = self._objects(rng)
-            picture = self._compose(rng, self._shown(rng, words), (2 * size[0], 2 * size[1]), phase.scale)
+            picture = self._compose(rng, self._choose_shown(rng, words), (2 * size[0], 2 * size[1]), phase.scale)
             photographs.append(picture.image)
             dense_tags.append(
                 self._dense_tags({word: coverage(picture.mask_of([word]), 2 * STRIDE) for word in picture.words})
@@ -302,4 +302,4 @@ class SceneBatches:
             "classes": classes, "masks": masks,
         }  # fmt: skip
         tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return Batch(**self._seen(photographs, dense_tags), **tensors)
+        return Batch(**self._make_pictures(photographs, dense_tags), **tensors)

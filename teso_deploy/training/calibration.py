@@ -139,15 +139,17 @@ def calibrate(
     """
     model.eval()
 
-    def seen_in(*rows: str) -> Iterator[_Seen]:
+    def make_trials(*rows: str) -> Iterator[_Seen]:
         return (seen for row in rows for seen in _trials(model, library, embeddings, row, scenes, seed))
 
-    blank = [np.array([seen.gates.max() for seen in seen_in(row) if len(seen.names)], np.float32) for row in BLANK_ROWS]
+    blank = [
+        np.array([seen.gates.max() for seen in make_trials(row) if len(seen.names)], np.float32) for row in BLANK_ROWS
+    ]
     # Make each scene twice: keeping the encoders' outputs of all scenes would take gigabytes.
     heard = np.array(
         [
             gate
-            for seen in seen_in(*SOUNDING_ROWS)
+            for seen in make_trials(*SOUNDING_ROWS)
             for name, gate in zip(seen.names, seen.gates, strict=True)
             if name in seen.trial.heard
         ],
@@ -156,7 +158,7 @@ def calibrate(
     gate_threshold = _gate_threshold(heard, blank)
     tagger, words = model.visual_encoder.tagger, model.recipe.tagger.words
     ious, tags, visible = [], [], []
-    for seen in seen_in(*SOUNDING_ROWS):
+    for seen in make_trials(*SOUNDING_ROWS):
         ious.append(_miou(model, seen, gate_threshold))
         if tagger is not None:
             tags.append(tagger(seen.memory.resized[-1])[0].numpy())

@@ -20,7 +20,7 @@ PANELS = (
 )
 
 
-def smoothed(values: Sequence[float], width: int) -> np.ndarray:
+def smooth(values: Sequence[float], width: int) -> np.ndarray:
     """Return the running mean of the values that are numbers."""
     kept = np.array(values, float)
     seen = ~np.isnan(kept)
@@ -40,7 +40,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     for axes, (title, names) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
         for name in names:
             if any(name in row for row in rows):
-                axes.plot(steps, smoothed([row.get(name, math.nan) for row in rows], width), label=name, lw=1.3)
+                axes.plot(steps, smooth([row.get(name, math.nan) for row in rows], width), label=name, lw=1.3)
         axes.set_title(title)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)

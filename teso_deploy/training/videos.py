@@ -98,7 +98,7 @@ class VideoBatches:
     def _read_names(self, path: Path) -> tuple[str, ...]:
         return tuple(self._names_of(load_mask(path, self.layout, "semantic")))
 
-    def offered(self, sample: VideoSample, frame: int) -> list[str]:
+    def list_cues(self, sample: VideoSample, frame: int) -> list[str]:
         """Return the cues of a frame, before some are dropped."""
         if self.cue_file is not None:
             told = self.cue_file.get(sample.uid) or self.cue_file.get(sample.vid) or {}
@@ -143,18 +143,18 @@ class VideoBatches:
                 if name not in self.recipe.head.classes:
                     raise DataError(f"{path} shows {name!r}, which is not a class of recipe {self.recipe.name}: add it")
                 parts[self.recipe.head.classes.index(name)] = mask == value
-        return [(index, coverage(_filled(part, size))) for index, part in parts.items()]
+        return [(index, coverage(_fill(part, size))) for index, part in parts.items()]
 
     def _cues(
         self, sample: VideoSample, frame: int, blank: bool, rng: np.random.Generator
     ) -> tuple[list[str], list[float]]:
         """Return the words to offer in training, and whether each sounds (-1: unknown)."""
-        words = [word for word in self.offered(sample, frame) if word in self.embeddings]
+        words = [word for word in self.list_cues(sample, frame) if word in self.embeddings]
         sounding = self._sounding(sample, frame, blank)
         if rng.random() < self.train.no_cue_rate:
             return [], []
         words = [word for word in words if rng.random() >= self.train.missed_cue_rate]
-        others = sorted(self.embeddings.keys() - {*words, *self.offered(sample, frame)})
+        others = sorted(self.embeddings.keys() - {*words, *self.list_cues(sample, frame)})
         if others and rng.random() < self.train.extra_cue_rate:
             words.append(others[int(rng.integers(len(others)))])
         words = [words[i] for i in rng.permutation(len(words))][: self.recipe.text.max_cues]
@@ -198,7 +198,7 @@ class VideoBatches:
         )
 
 
-def _filled(part: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.uint8]:
+def _fill(part: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Return a part as 0 … 255 at the size of the picture."""
     grey = part.astype(np.uint8)[..., None].repeat(3, axis=2) * np.uint8(255)
     return resized(grey, size)[..., 0]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from teso_deploy.comparison import harness
-from teso_deploy.comparison.turns import interleaved
+from teso_deploy.comparison.turns import take_turns
 from teso_deploy.conversion.bundle_export import export_bundle
 from tests.support.commands import names_in, refused, teso
 from tests.support.foundations import SHALLOW, small_recipe
@@ -64,7 +64,7 @@ def test_a_bundle_is_given_another_precision_and_timed_in_it(
     assert {"onnxruntime-fp32", "onnx-int8", "onnxruntime-int8"} == {engine["form"] for engine in report["engines"]}
     assert report["trained"] is False and report["graphs"]["decoder"]["weights_bytes"] > 0
     # Ten rounds are in the test above; who takes part shows after one.
-    monkeypatch.setattr(harness, "interleaved", lambda *who, **how: interleaved(*who, **{**how, "least_rounds": 1}))
+    monkeypatch.setattr(harness, "take_turns", lambda *who, **how: take_turns(*who, **{**how, "least_rounds": 1}))
     done = teso("bench", tmp_path / "int8", "--seconds", 0, "--threads", 1, "--json", "-")
     assert done.code == 0, done.err
     assert set(json.loads(done.out)["ratios"]) == {"ours-fp32/ours-int8"}

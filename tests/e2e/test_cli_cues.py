@@ -357,7 +357,7 @@ def test_models_that_were_tampered_with(clip: Path, tmp_path: Path) -> None:
     with KIND.staging(tmp_path / "models") as folder:
         (folder / "reasoner").mkdir()
         entry = export_decoder(tmp_path / "reasoner", folder / "reasoner", "fp32")
-        KIND.write(folder, CueModelsManifest(reasoner=entry, files=KIND.hashed(folder)))
+        KIND.write(folder, CueModelsManifest(reasoner=entry, files=KIND.hash_files(folder)))
     tokenizer = tmp_path / "models" / "reasoner" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text() + " ")
     refused(

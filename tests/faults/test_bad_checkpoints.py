@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from teso_deploy.errors import CheckpointError, InputNotFoundError
 from teso_deploy.models import weight_files
-from teso_deploy.models.assembly import assemble, recognised
+from teso_deploy.models.assembly import assemble, recognise_checkpoint
 from teso_deploy.models.audio import Vggish
 from teso_deploy.recipe import Recipe
 from tests.support.commands import refused, teso
@@ -93,12 +93,12 @@ def test_missing_and_unexpected_keys_are_named(foundation: Path, tmp_path: Path)
 
 def test_a_file_of_another_part(foundation: Path, vggish: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is torchvggish, not a visual checkpoint: give it as audio="):
-        recognised(vggish, "visual")
+        recognise_checkpoint(vggish, "visual")
     with pytest.raises(CheckpointError, match="both are visual"):
         assemble(six_classes(), [(None, foundation), (None, foundation)], 0)
     save_file({"layers.0.weight": torch.ones(2)}, tmp_path / "what.safetensors")
     with pytest.raises(CheckpointError, match=r"is of no known kind \(its first keys: layers\.0\.weight\)"):
-        recognised(tmp_path / "what.safetensors")
+        recognise_checkpoint(tmp_path / "what.safetensors")
 
 
 def test_shards_are_joined(foundation: Path, tmp_path: Path) -> None:

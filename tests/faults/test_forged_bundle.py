@@ -73,7 +73,7 @@ def replace_file(folder: Path, name: str, content: bytes) -> None:
     (folder / name).unlink()
     (folder / name).write_bytes(content)
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    manifest["files"][name] = KIND.hashed(folder)[name].model_dump()
+    manifest["files"][name] = KIND.hash_files(folder)[name].model_dump()
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
 
@@ -316,7 +316,7 @@ def test_a_download_of_the_hugging_face_hub_opens_and_runs(tmp_path: Path) -> No
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     for path in SHIPPED.iterdir():
-        digest = KIND.hashed(SHIPPED)[path.name].sha256 if path.name != MANIFEST else "m"
+        digest = KIND.hash_files(SHIPPED)[path.name].sha256 if path.name != MANIFEST else "m"
         shutil.copy(path, blobs / digest)
         (snapshot / path.name).symlink_to(Path("../../blobs") / digest)
     pipeline = Pipeline.load(root, threads=1)

@@ -59,7 +59,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def list_file(folder: Path, name: str, of: Path) -> None:
     """Let the manifest vouch for a file by its right hash, under ``name``."""
-    entry = KIND.hashed(of.parent)[of.name].model_dump()
+    entry = KIND.hash_files(of.parent)[of.name].model_dump()
     edit(folder, lambda content: content["files"].update({name: entry}))
 
 

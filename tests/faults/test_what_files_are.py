@@ -23,7 +23,7 @@ from torch import nn
 
 from teso_deploy.errors import CheckpointError, InputNotFoundError
 from teso_deploy.models import weight_files
-from teso_deploy.models.assembly import assemble, recognised
+from teso_deploy.models.assembly import assemble, recognise_checkpoint
 from tests.support.checkpoint_files import (
     arrays,
     one_tensor,
@@ -91,7 +91,7 @@ def test_what_a_file_really_is(name: str, ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"weights.{ending}"
     path.write_bytes(make())
     with pytest.raises(CheckpointError, match=sentence) as caught:
-        recognised(path)
+        recognise_checkpoint(path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
@@ -100,17 +100,17 @@ def test_no_file_is_waited_for(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/dev/zero")
     for name in ("pipe", "link"):
         with pytest.raises(CheckpointError, match="neither a file nor a folder"):
-            recognised(tmp_path / name)
+            recognise_checkpoint(tmp_path / name)
     (tmp_path / "model.safetensors").symlink_to("pipe")
     with pytest.raises(CheckpointError, match="holds no weights"):
-        recognised(tmp_path)
+        recognise_checkpoint(tmp_path)
     (tmp_path / "gone").symlink_to("nowhere")
     with pytest.raises(InputNotFoundError, match="a link to a file that is not there"):
-        recognised(tmp_path / "gone")
+        recognise_checkpoint(tmp_path / "gone")
     with pytest.raises(InputNotFoundError, match="no checkpoint"):
-        recognised(tmp_path / ("a" * 300))
+        recognise_checkpoint(tmp_path / ("a" * 300))
     with pytest.raises(InputNotFoundError, match="no checkpoint"):
-        recognised(Path("a\0b"))
+        recognise_checkpoint(Path("a\0b"))
 
 
 FOLDERS = {
@@ -126,7 +126,7 @@ FOLDERS = {
 def test_folders_of_other_kinds(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("x")
     with pytest.raises(CheckpointError, match=FOLDERS[name]):
-        recognised(tmp_path)
+        recognise_checkpoint(tmp_path)
 
 
 INDICES: dict[str, tuple[str, str]] = {
@@ -157,7 +157,7 @@ def test_indices_that_make_no_sense(name: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
     for named in (tmp_path, tmp_path / "model.safetensors.index.json"):
         with pytest.raises(CheckpointError, match=sentence) as caught:
-            recognised(named)
+            recognise_checkpoint(named)
         assert len(str(caught.value)) < 1000 and str(caught.value).isprintable()
 
 
@@ -186,11 +186,11 @@ def test_no_code_of_a_pickle_runs(tmp_path: Path) -> None:
         pickled({"model": arrays(tensors), "extra": code}, tmp_path / "plain.pkl"),
         pickled({"model": arrays(tensors), "extra": code}, tmp_path / "first.pkl", protocol=0),
     ):
-        assert recognised(path).tensors.keys() == tensors.keys()
+        assert recognise_checkpoint(path).tensors.keys() == tensors.keys()
     for harmful in (_Code(os.mkdir, str(trace)), _Code(eval, "1"), _Code(exec, "1")):
         path = saved({"model": tensors, "extra": harmful}, tmp_path / "harmful.pth")
         with pytest.raises(CheckpointError, match=r"is refused: it holds [\w.]+, and loading that may run code"):
-            recognised(path)
+            recognise_checkpoint(path)
     assert not trace.exists()
 
 
@@ -208,7 +208,7 @@ def test_no_code_of_a_pickle_runs(tmp_path: Path) -> None:
 def test_numbers_that_are_no_weights(tensor: Any, sentence: str, tmp_path: Path) -> None:
     path = saved({**vggish_tensors(), "features.0.bias": tensor}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=sentence):
-        recognised(path)
+        recognise_checkpoint(path)
 
 
 def test_nan_in_safetensors_of_our_own_kind(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_nan_in_safetensors_of_our_own_kind(tmp_path: Path) -> None:
 
 def test_masks_of_minus_infinity_that_no_one_uses_are_right(tmp_path: Path) -> None:
     tensors = {"ln_final.weight": torch.ones(3), "attn_mask": torch.full((2, 2), float("-inf"))}
-    assert recognised(saved(tensors, tmp_path / "clip.pth"), "text").part == "text"
+    assert recognise_checkpoint(saved(tensors, tmp_path / "clip.pth"), "text").part == "text"
 
 
 def test_quantised_weights_are_refused(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_files_that_claim_more_than_they_hold(name: str, tmp_path: Path) -> None
     BOMBS[name](path := tmp_path / "a.pth")
     assert path.stat().st_size < 1_000_000
     with pytest.raises(CheckpointError) as caught:
-        recognised(path)
+        recognise_checkpoint(path)
     assert len(str(caught.value)) < 1000 and str(caught.value).isprintable()
 
 
@@ -335,7 +335,7 @@ def test_a_cut_file_of_every_kind(tmp_path: Path) -> None:
         for length in (3, 40, len(whole) // 2, len(whole) - 3):
             path.write_bytes(whole[:length])
             with pytest.raises(CheckpointError, match=r"truncated|damaged"):
-                recognised(path)
+                recognise_checkpoint(path)
 
 
 def test_an_array_that_claims_another_shape(tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_an_array_that_claims_another_shape(tmp_path: Path) -> None:
     shape = content.index(b"K\x03\x85")  # the tuple (3,)
     path.write_bytes(content[: shape + 1] + b"\x04" + content[shape + 2 :])
     with pytest.raises(CheckpointError, match=r"features\.13\.weight is damaged"):
-        recognised(path)
+        recognise_checkpoint(path)
 
 
 def test_a_changed_byte_of_a_zipped_file_is_found(tmp_path: Path) -> None:
@@ -355,11 +355,11 @@ def test_a_changed_byte_of_a_zipped_file_is_found(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"truncated|damaged"):
-        recognised(path)
+        recognise_checkpoint(path)
 
 
 def test_keys_of_strangers_are_printed_as_one_line(tmp_path: Path) -> None:
     path = saved({"\x1b[31mred\n\nteso-deploy: all is well" + "a" * 9999: torch.ones(2)}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="of no known kind") as caught:
-        recognised(path)
+        recognise_checkpoint(path)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 1000

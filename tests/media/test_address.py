@@ -56,4 +56,4 @@ def test_what_can_t_be_read(text: str) -> None:
 def test_a_message_of_others_is_cleaned() -> None:
     address = Address.parse("rtsp://user-name:p%40ss%20word@cam/x?api_key=k123456")
     message = f"failed: '{address.url}' with p@ss word, p%40ss%20word, user-name and k123456"
-    assert address.cleaned(message) == "failed: 'rtsp://***@cam/x?api_key=***' with ***, ***, *** and ***"
+    assert address.clean(message) == "failed: 'rtsp://***@cam/x?api_key=***' with ***, ***, *** and ***"

@@ -43,9 +43,9 @@ def test_picture_and_sound_leap_together() -> None:
 def test_waits_double_up_to_a_cap_and_begin_anew() -> None:
     waits = Backoff(0.5, 4.0, draw=lambda: 1.0)
     assert [waits.next_seconds() for _ in range(5)] == [0.5, 1.0, 2.0, 4.0, 4.0]
-    waits.held(3.0)
+    waits.note_connection(3.0)
     assert waits.next_seconds() == 4.0
-    waits.held(11.0)
+    waits.note_connection(11.0)
     assert waits.next_seconds() == 0.5
     assert Backoff(1.0, draw=lambda: 0.0).next_seconds() == 0.5
 

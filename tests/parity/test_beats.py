@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from teso_deploy.models.assembly import WeightSource, fitted, mapped, recognised
+from teso_deploy.models.assembly import WeightSource, fit_tensors, map_keys, recognise_checkpoint
 from teso_deploy.models.beats import BeatsEncoder, KaldiFilterBank, position_buckets
 from teso_deploy.models.keymaps.beats import BEATS
 from teso_deploy.recipe import Recipe
@@ -186,10 +186,10 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> BeatsEncoder:
     """The small encoder with the weights of a file as Microsoft writes it."""
     path = tmp_path_factory.mktemp("beats") / "beats.pt"
     torch.save({"cfg": {"encoder_layers": SIZES["layers"], "deep_norm": True}, "model": random_file()}, path)
-    source = recognised(path, "audio")
+    source = recognise_checkpoint(path, "audio")
     recipe = beats_recipe()
     model = BeatsEncoder(recipe.beats).eval()
-    given, _ = fitted(source, recipe, model.state_dict(), None)
+    given, _ = fit_tensors(source, recipe, model.state_dict(), None)
     model.load_state_dict(given)
     return model
 
@@ -220,7 +220,7 @@ def test_every_key_is_known_and_every_weight_given() -> None:
     own = BeatsEncoder(recipe.beats).state_dict()
     tensors = random_file() | {"predictor.weight": torch.zeros(5, 24), "predictor.bias": torch.zeros(5)}
     source = recognised_as(tensors)
-    given, report = mapped(source, recipe, own)
+    given, report = map_keys(source, recipe, own)
     assert report.is_complete, str(report)
     assert given.keys() == own.keys()
     renamed = {
@@ -229,7 +229,7 @@ def test_every_key_is_known_and_every_weight_given() -> None:
         ): value
         for key, value in tensors.items()
     }
-    again, report = mapped(recognised_as(renamed), recipe, own)
+    again, report = map_keys(recognised_as(renamed), recipe, own)
     assert report.is_complete and torch.equal(again["positions.weight"], given["positions.weight"])
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from teso_deploy.errors import CheckpointError
-from teso_deploy.models.assembly import WeightSource, fitted, mapped
+from teso_deploy.models.assembly import WeightSource, fit_tensors, map_keys
 from teso_deploy.models.clip_text import ClipText
 from teso_deploy.models.keymaps.clip_text import CLIP_TEXT_FORMATS, HUGGING_FACE_CLIP, IMAGEBIND, OPEN_CLIP
 from teso_deploy.models.keymaps.rules import Format
@@ -81,10 +81,10 @@ def loaded(recipe: Recipe, tensors: Mapping[str, Tensor], kind: Format) -> ClipT
     model = ClipText(recipe.clip_text, recipe.text.dim)
     randomise(model, 9)
     source = WeightSource(Path("clip"), dict(tensors), kind)
-    given, report = mapped(source, recipe, model.state_dict())
+    given, report = map_keys(source, recipe, model.state_dict())
     assert report.is_complete, str(report)
     assert set(given) >= {name for name, _ in model.named_parameters()}
-    model.load_state_dict(fitted(source, recipe, model.state_dict(), None)[0], strict=False)
+    model.load_state_dict(fit_tensors(source, recipe, model.state_dict(), None)[0], strict=False)
     return model.eval()
 
 
@@ -287,7 +287,7 @@ def test_a_file_of_other_sizes_is_refused_by_them(kind: Format, kept: Any) -> No
     assert kind.sized(ours, source.tensors).clip_text == theirs.clip_text
     own = ClipText(ours.clip_text, ours.text.dim).state_dict()
     with pytest.raises(CheckpointError, match=r"clip_text\.width 32 \(recipe: 64\), clip_text\.layers 2 \(recipe: 1\)"):
-        fitted(source, ours, own, None)
+        fit_tensors(source, ours, own, None)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from teso_deploy.models.assembly import WeightSource, fitted, mapped
+from teso_deploy.models.assembly import WeightSource, fit_tensors, map_keys
 from teso_deploy.models.decoder import Memory
 from teso_deploy.models.keymaps.mask2former import BACKBONE, BACKBONE_5, MASK2FORMER
 from teso_deploy.models.teso import Teso, build
@@ -26,7 +26,7 @@ def of_five_classes(recipe: Recipe) -> Recipe:
 def loaded(recipe: Recipe, reference: Any) -> Teso:
     model = build(recipe, 1)
     source = WeightSource(recipe.image.sizes, reference.state_dict(), MASK2FORMER)  # type: ignore[arg-type]
-    given, other = fitted(source, recipe, model.state_dict(), None)
+    given, other = fit_tensors(source, recipe, model.state_dict(), None)
     assert not other
     model.load_state_dict(given, strict=False)
     return model
@@ -102,7 +102,7 @@ def test_the_names_of_4_and_of_5() -> None:
     tensors = hugging_face_mask2former(recipe, CLASSES).state_dict()
     own = build(recipe).state_dict()
     for other in (renamed_to_4(tensors), renamed_to_5(tensors)):
-        given, report = mapped(WeightSource(None, other, MASK2FORMER), recipe, own)  # type: ignore[arg-type]
+        given, report = map_keys(WeightSource(None, other, MASK2FORMER), recipe, own)  # type: ignore[arg-type]
         assert report.is_complete, str(report)
         table = "visual_encoder.swin.stages.1.1.attention.bias_table"
         assert torch.equal(

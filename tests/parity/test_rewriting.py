@@ -14,9 +14,9 @@ from onnx import helper, numpy_helper
 
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
 from teso_deploy.conversion import hidden_layers
-from teso_deploy.conversion.biases import folded_biases
-from teso_deploy.conversion.hidden_layers import hidden_layers_in_parts, padded_hidden_layers
-from teso_deploy.conversion.rearrangement import gathered_tokens
+from teso_deploy.conversion.biases import fold_biases
+from teso_deploy.conversion.hidden_layers import pad_hidden_layers, split_hidden_layers
+from teso_deploy.conversion.rearrangement import gather_tokens
 from teso_deploy.conversion.rewriting import Rewriter
 
 Node = tuple[str, list[str], str, dict[str, Any]]
@@ -76,7 +76,7 @@ def feed_forward(path: Path, units: int, tokens: int = 12) -> Path:
 @pytest.mark.parametrize(("units", "is_padded"), [(1024, True), (2048, True), (1000, False), (512, False)])
 def test_hidden_layers_whose_rows_collide_are_padded(tmp_path: Path, units: int, is_padded: bool) -> None:
     before = feed_forward(tmp_path / "before.onnx", units)
-    after, operators = rewritten(before, padded_hidden_layers)
+    after, operators = rewritten(before, pad_hidden_layers)
     assert operators.count("Concat") == (2 if is_padded else 0)
     check(before, after, (3, 12, 8), 1e-5)
 
@@ -88,8 +88,8 @@ def test_large_hidden_layers_come_in_parts(tmp_path: Path, monkeypatch: pytest.M
     before = feed_forward(tmp_path / "before.onnx", units)
 
     def both(edit: Rewriter) -> None:
-        padded_hidden_layers(edit)
-        hidden_layers_in_parts(edit)
+        pad_hidden_layers(edit)
+        split_hidden_layers(edit)
 
     after, operators = rewritten(before, both)
     assert operators.count("Gelu") == (3 if units == 512 else 5) and "Split" in operators
@@ -134,7 +134,7 @@ def shifted_windows(path: Path, side: int = 6, window: int = 3) -> Path:
 
 def test_windows_are_cut_out_and_put_back_by_one_gather_each(tmp_path: Path) -> None:
     before = shifted_windows(tmp_path / "before.onnx")
-    after, operators = rewritten(before, gathered_tokens)
+    after, operators = rewritten(before, gather_tokens)
     assert operators.count("Gather") == 2 and not {"Slice", "Concat", "Transpose"} & set(operators)
     check(before, after, (1, 36, 4), 0)
     check(before, after, (3, 36, 4), 0)
@@ -174,7 +174,7 @@ def attention(path: Path, is_looked_at: bool) -> Path:
 @pytest.mark.parametrize("is_looked_at", [False, True])
 def test_biases_that_cancel_or_can_wait_are_gone(tmp_path: Path, is_looked_at: bool) -> None:
     before = attention(tmp_path / "before.onnx", is_looked_at)
-    after, operators = rewritten(before, folded_biases)
+    after, operators = rewritten(before, fold_biases)
     added = sum(node.op_type == "Add" for node in onnx.load(before).graph.node)
     assert operators.count("Add") == added - (2 if is_looked_at else 3), "scores that are looked at keep their bias"
     check(before, after, (2, 5, 8), 2e-4)

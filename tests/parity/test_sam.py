@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from teso_deploy.models.assembly import WeightSource, fitted, mapped
+from teso_deploy.models.assembly import WeightSource, fit_tensors, map_keys
 from teso_deploy.models.keymaps.sam import SAM_HUGGING_FACE, SAM_META
 from teso_deploy.models.layers import Adapter
 from teso_deploy.models.teso import Teso, build
@@ -78,7 +78,7 @@ def hugging_face_sam(recipe: Recipe) -> Any:
 
 def loaded(recipe: Recipe, tensors: dict[str, Tensor], kind: Any) -> Teso:
     model = build(recipe, 1)
-    given, _ = fitted(WeightSource(Path("sam"), tensors, kind), recipe, model.state_dict(), None)
+    given, _ = fit_tensors(WeightSource(Path("sam"), tensors, kind), recipe, model.state_dict(), None)
     model.load_state_dict(given, strict=False)
     return model
 
@@ -179,7 +179,7 @@ def test_the_foundation_gives_all_but_what_is_new() -> None:
     recipe = sam_recipe(adapters=("sam_encoder", "sam_decoder"))
     model = build(recipe, 1)
     tensors = hugging_face_sam(recipe).state_dict()
-    given, report = mapped(WeightSource(Path("sam"), tensors, SAM_HUGGING_FACE), recipe, model.state_dict())
+    given, report = map_keys(WeightSource(Path("sam"), tensors, SAM_HUGGING_FACE), recipe, model.state_dict())
     assert report.is_complete, str(report)
     rest = [key for key in model.state_dict() if key not in given]
     assert all(key.startswith(("fusion.", "audio_encoder.")) or "adapter" in key for key in rest)

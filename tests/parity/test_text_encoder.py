@@ -31,7 +31,7 @@ from teso_deploy.cues.names import CueNames
 from teso_deploy.cues.table import CueTable
 from teso_deploy.cues.text_encoder import TextEncoder
 from teso_deploy.errors import CheckpointError, RecipeError
-from teso_deploy.models.assembly import recognised
+from teso_deploy.models.assembly import recognise_checkpoint
 from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.recipe import Recipe
 from tests.parity.test_clip_text import hugging_face
@@ -192,7 +192,7 @@ def test_clip_from_a_bundle_is_that_of_transformers(tmp_path: Path) -> None:
     with KIND.staging(tmp_path / "bundle") as folder:
         np.savez(folder / REFERENCE, nothing=np.zeros(1))
         np.savez(folder / CUE_TABLE, names=np.array(words), embeddings=rows.astype(np.float16))
-        entry = write_text_encoder(folder, text_graph(recipe, recognised(tmp_path, "text")), recipe, table)
+        entry = write_text_encoder(folder, text_graph(recipe, recognise_checkpoint(tmp_path, "text")), recipe, table)
         assert manifest.cue is not None
         cue = manifest.cue.model_copy(update={"encoder": entry})
         write_manifest(folder, manifest.model_copy(update={"cue": cue}))
@@ -216,7 +216,7 @@ def test_the_encoder_of_another_table_is_refused(tmp_path: Path) -> None:
     reference = clip_folder(tmp_path, recipe)
     words = ("bark", "dog")
     rows = np.stack([reference_of(reference, recipe, TEMPLATE.replace("{cue}", word)) for word in words])
-    graph = text_graph(recipe, recognised(tmp_path, "text"))
+    graph = text_graph(recipe, recognise_checkpoint(tmp_path, "text"))
     with pytest.raises(CheckpointError, match="gives 'bark' another embedding than the bundle's table has"):
         write_text_encoder(tmp_path, graph, recipe, CueTable(words, rows[::-1], 2))
     other = recipe.model_copy(update={"text": recipe.text.model_copy(update={"template": "{cue}"})})
@@ -253,6 +253,6 @@ def test_vocab_and_merges_make_the_same_tokenizer(tmp_path: Path) -> None:
         if not whole:
             (folder / "tokenizer.json").unlink()
             write_vocabulary(folder, whole=False)
-        tokenizer = text_graph(recipe, recognised(folder, "text")).tokenizer
+        tokenizer = text_graph(recipe, recognise_checkpoint(folder, "text")).tokenizer
         found.append([tokenizer.encode(sentence).ids for sentence in ("the dog’s bark", "  The  BARK 9", *WORDS)])
     assert found[0] == found[1]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from teso_deploy.models.assembly import fitted, recognised
+from teso_deploy.models.assembly import fit_tensors, recognise_checkpoint
 from teso_deploy.models.audio import LogMel, Vggish
 from teso_deploy.recipe import AudioRecipe
 from tests.support.foundations import small_recipe
@@ -76,11 +76,11 @@ def test_vggish_of_a_file(last_relu: bool, tmp_path: Path) -> None:
     audio = AudioRecipe(channels=WIDTHS, hidden=(9, 10), dim=6, last_relu=last_relu)
     tensors = random_file(audio.dim, audio.hidden)
     torch.save(tensors, tmp_path / "vggish.pth")
-    source = recognised(tmp_path / "vggish.pth", "audio")
+    source = recognise_checkpoint(tmp_path / "vggish.pth", "audio")
     assert source.format is not None and source.format.name == "torchvggish"
     model = Vggish(audio).eval()
     own = {key: value for key, value in model.state_dict().items() if not key.startswith("log_mel")}
-    given, _ = fitted(source, small_recipe(audio=audio.model_dump()), own, None)
+    given, _ = fit_tensors(source, small_recipe(audio=audio.model_dump()), own, None)
     assert given.keys() == own.keys()
     model.load_state_dict(given, strict=False)
     rng = np.random.default_rng(1)

@@ -87,7 +87,7 @@ def equal_graphs_once() -> Iterator[None]:
 
     from teso_deploy.conversion import graphs
 
-    export = graphs.exported
+    export = graphs.export_module
 
     def exported(module: Any, arguments: Any, inputs: Any, outputs: Any, shapes: Any) -> onnx.ModelProto:
         key = _graph_key(module, list(arguments), list(inputs), list(outputs), repr(shapes))
@@ -97,5 +97,5 @@ def equal_graphs_once() -> Iterator[None]:
             return onnx.load(path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graphs, "exported", exported)
+        patch.setattr(graphs, "export_module", exported)
         yield

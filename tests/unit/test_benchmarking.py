@@ -15,11 +15,11 @@ from PIL import Image
 
 from teso_deploy.bundle import Bundle
 from teso_deploy.comparison import stock
-from teso_deploy.comparison.contenders import CONTENDERS, chosen, mask2former_sizes
+from teso_deploy.comparison.contenders import CONTENDERS, choose_contenders, mask2former_sizes
 from teso_deploy.comparison.harness import OURS, Entrant, Measured, report_of, run
 from teso_deploy.comparison.processes import WorkerProcess
 from teso_deploy.comparison.report import environment_of, markdown, percentile_row, save_bars
-from teso_deploy.comparison.turns import Timings, TurnFailedError, interleaved, one_turn
+from teso_deploy.comparison.turns import Timings, TurnFailedError, one_turn, take_turns
 from teso_deploy.errors import BundleError, InputNotFoundError, MissingExtraError
 from teso_deploy.recipe import Recipe, load_recipe
 from tests.support.foundations import SHALLOW, small_recipe
@@ -66,7 +66,7 @@ def test_everybody_has_one_turn_a_round_in_an_order_of_its_own() -> None:
         return [0.001]
 
     names = ("a", "b", "c", "d")
-    found = interleaved(
+    found = take_turns(
         {(name, "frame"): (lambda name=name: turn(name)) for name in names},  # type: ignore[misc]
         0.0,
         least_rounds=20,
@@ -89,7 +89,7 @@ def test_who_fails_has_no_more_turns_and_the_others_go_on() -> None:
         return [0.001]
 
     turns = {("a", "frame"): failing, ("a", "part"): lambda: [0.001], ("b", "frame"): lambda: [0.002]}
-    found = interleaved(turns, 0.0, least_rounds=10, warm_up_rounds=0)
+    found = take_turns(turns, 0.0, least_rounds=10, warm_up_rounds=0)
     assert found.failures == {"a": "out of memory"} and count == 3
     assert len(found.seconds["b", "frame"]) == 10 and len(found.seconds["a", "part"]) <= 3
 
@@ -160,16 +160,16 @@ def test_percentiles_and_bars(tmp_path: Path) -> None:
 
 
 def test_contenders_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [contender.name for contender in chosen(["hf-eager", "hf-eager"])] == ["hf-eager"]
+    assert [contender.name for contender in choose_contenders(["hf-eager", "hf-eager"])] == ["hf-eager"]
     with pytest.raises(InputNotFoundError, match="stock-onnxruntime"):
-        chosen(["tensorflow"])
+        choose_contenders(["tensorflow"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "transformers" else name)
     with pytest.raises(MissingExtraError, match=r"needs transformers: pip install 'teso-deploy\[bench\]'"):
-        chosen(["hf-eager"])
+        choose_contenders(["hf-eager"])
     monkeypatch.undo()
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(MissingExtraError, match="needs a C"):
-        chosen(["torch-compile"])
+        choose_contenders(["torch-compile"])
     assert set(CONTENDERS) == {"hf-eager", "torch-compile", "stock-onnxruntime", "openvino-fp32", "openvino-bf16"}
 
 
@@ -191,9 +191,9 @@ def test_an_export_is_made_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_pa
     }
     subject = stock.on_onnxruntime(settings)
     assert subject.mask_iou() > 0.99
-    folder = stock.exported(settings)
+    folder = stock.export_once(settings)
     before = (folder / "model.onnx").stat().st_mtime_ns
-    assert stock.exported(settings) == folder and (folder / "model.onnx").stat().st_mtime_ns == before
+    assert stock.export_once(settings) == folder and (folder / "model.onnx").stat().st_mtime_ns == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name], "nothing half-made is left"
     masks = np.load(folder / "masks.npy")
     assert masks.std() > 0.05

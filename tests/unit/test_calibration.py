@@ -30,7 +30,7 @@ def test_calibration_is_kept_in_the_checkpoint_and_shifts_the_gate(
     assert 0 <= found.false_alarm_rate <= FALSE_ALARM_RATE + 1 / 12
     assert 0 <= found.open_rate <= 1 and 0 <= found.miou <= 1 and found.tag_threshold is not None
     assert weight_files.read(path)[1]["step"] == "6", "what the file said before is still there"
-    chosen = checkpoints.calibrated(training_recipe, path)
+    chosen = checkpoints.apply_calibration(training_recipe, path)
     assert chosen.head.threshold == found.mask_threshold and chosen.tagger.threshold == found.tag_threshold
     assert chosen.fusion.gate_threshold == found.gate_threshold
     shifted = build(chosen)
@@ -62,12 +62,12 @@ def test_thresholds_are_where_they_should_be() -> None:
 def test_a_checkpoint_without_or_with_a_broken_calibration(training_recipe: Recipe, tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     checkpoints.save(build(training_recipe, 0), path)
-    assert checkpoints.calibrated(training_recipe, path) == training_recipe
+    assert checkpoints.apply_calibration(training_recipe, path) == training_recipe
     with pytest.raises(CheckpointError, match="of which recipe"):
         checkpoints.recipe_of(path)
     checkpoints.save(build(training_recipe, 0), path, {checkpoints.CALIBRATION: "{}"})
     with pytest.raises(CheckpointError, match="calibrate again"):
-        checkpoints.calibrated(training_recipe, path)
+        checkpoints.apply_calibration(training_recipe, path)
 
 
 def test_a_file_that_would_lose_something_is_not_calibrated(

@@ -17,7 +17,7 @@ def write_models(out: Path) -> Path:
     """A folder of cue models without a model; it has one file."""
     with KIND.staging(out) as folder:
         (folder / "notes.txt").write_text("x")
-        KIND.write(folder, CueModelsManifest(files=KIND.hashed(folder)))
+        KIND.write(folder, CueModelsManifest(files=KIND.hash_files(folder)))
     return out
 
 

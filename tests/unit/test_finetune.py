@@ -81,7 +81,7 @@ def test_a_batch_is_what_the_data_set_says(avss: Path, words: dict[str, NDArray[
         slots = batch.cues[0].numpy()
         offered = [word for slot in slots for word, vector in words.items() if np.array_equal(slot, vector)]
         heard = {CLASSES[index] for index in batch.classes[0].tolist() if index >= 0}
-        assert set(offered) == set(batches.offered(sample, frame)) and len(offered) == 2
+        assert set(offered) == set(batches.list_cues(sample, frame)) and len(offered) == 2
         said = [float(word in heard) for word in offered]
         assert batch.cue_sounds[0, :2].tolist() == said and (batch.cue_sounds[0, 2:] == -1).all()
     assert blank == 2
@@ -114,7 +114,7 @@ def test_the_released_cue_files(avss: Path, tmp_path: Path, words: dict[str, NDA
     path.write_text(json.dumps({samples[0].uid: {"f0": "dog,", "f1": "piano,None,"}}))
     cues = read_cue_file(path)
     batches = VideoBatches(recipe_of(), samples, "avss", words, cues)
-    assert [batches.offered(samples[0], k) for k in range(3)] == [["dog"], ["piano"], []]
+    assert [batches.list_cues(samples[0], k) for k in range(3)] == [["dog"], ["piano"], []]
     assert words_of(samples, "avss", cues) == ["dog", "piano"] and words_in("old_man,") == ["old man"]
     path.write_text('["dog"]')
     with pytest.raises(DataError, match="it must be"):

@@ -90,7 +90,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> CueModels:
         manifest = CueModelsManifest(
             captioner=export_captioner(base / "captioner", folder / "captioner", "fp32"),
             reasoner=export_decoder(base / "reasoner", folder / "reasoner", "fp32"),
-            files=KIND.hashed(folder),
+            files=KIND.hash_files(folder),
         )
         KIND.write(folder, manifest)
     return CueModels.open(base / "out")

@@ -98,7 +98,7 @@ def test_a_rejected_cue_has_no_say(tiny_recipe: Recipe) -> None:
 def test_the_fallback_cue_stands_in_only_where_none_is_offered(tiny_recipe: Recipe) -> None:
     fusion: Any = build(tiny_recipe, 0).fusion
     cues = inputs(tiny_recipe, 2)["cues"]
-    offered, valid = fusion.offered(cues, torch.tensor([[False] * 4, [False, True, False, False]]))
+    offered, valid = fusion.fill_cues(cues, torch.tensor([[False] * 4, [False, True, False, False]]))
     assert torch.equal(offered[0, 0], fusion.fallback_cue) and not offered[0, 1:].any()
     assert torch.equal(offered[1, 1], cues[1, 1]) and not offered[1, 0].any()
     assert valid.tolist() == [[True, False, False, False], [False, True, False, False]]

@@ -39,13 +39,13 @@ def make(folder: Path, name: str) -> Path:
 def test_what_is_in_use_stays_and_what_a_dead_process_left_goes(tmp_path: Path) -> None:
     def leave() -> None:
         staging.create_file(tmp_path).write(b"half")
-        with staging.created_folder(tmp_path) as folder:
+        with staging.create_folder(tmp_path) as folder:
             (folder / "000000.png").write_bytes(b"half")
             die()
 
     assert run_in_a_child(leave) == signal.SIGKILL
     assert len(names_in(tmp_path)) == 3
-    with staging.create_file(tmp_path) as file, staging.created_folder(tmp_path) as folder:
+    with staging.create_file(tmp_path) as file, staging.create_folder(tmp_path) as folder:
         staging.clear_leftovers(tmp_path)
         run_in_a_child(lambda: staging.clear_leftovers(tmp_path))
         assert names_in(tmp_path) == sorted([Path(file.name).name, folder.name])
@@ -69,7 +69,7 @@ def test_names_differ_and_are_exclusive(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(secrets, "token_hex", lambda count: "00" * count)
     with pytest.raises(FileExistsError):
         staging.create_file(tmp_path)
-    with pytest.raises(FileExistsError), staging.created_folder(tmp_path):
+    with pytest.raises(FileExistsError), staging.create_folder(tmp_path):
         pass
     assert not (tmp_path / "elsewhere").exists()
 

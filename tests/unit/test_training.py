@@ -69,17 +69,17 @@ def test_stand_ins_are_near_by_name_and_never_of_what_is_visible(
     train = training_recipe.train.model_copy(update={"stand_in_rate": 1.0})
     always = SceneBatches(training_recipe.model_copy(update={"train": train}), shapes_and_tones, word_embeddings)
     rng = np.random.default_rng(0)
-    shown = [always._shown(rng, ["dog", "cow"]) for _ in range(200)]
+    shown = [always._choose_shown(rng, ["dog", "cow"]) for _ in range(200)]
     seen = {tuple(words) for words in shown}
     assert seen == {("dog", "cow"), ("car", "cow"), ("dog", "car")}, "a car for one of them, never for both"
     # Two pictures of each word: a stand-in in 1 / √2 of the draws.
-    alone = [always._shown(rng, ["dog"])[0] for _ in range(400)]
+    alone = [always._choose_shown(rng, ["dog"])[0] for _ in range(400)]
     assert 0.63 < np.mean([word != "dog" for word in alone]) < 0.78
     near, share = always.stand_ins["dog"]
     likeness = [float(word_embeddings[word] @ word_embeddings["dog"]) for word in near]
     assert likeness == sorted(likeness, reverse=True) and share.argmax() == 0
     never = SceneBatches(training_recipe, shapes_and_tones, word_embeddings)
-    assert never._shown(rng, ["dog", "cow", "car"]) == ["dog", "cow", "car"]
+    assert never._choose_shown(rng, ["dog", "cow", "car"]) == ["dog", "cow", "car"]
 
 
 def test_a_stand_in_is_named_as_the_cue_and_tagged_as_what_it_is(

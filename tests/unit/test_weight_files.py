@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from teso_deploy.errors import CheckpointError
 from teso_deploy.models import weight_files
-from teso_deploy.models.assembly import assemble, recognised
+from teso_deploy.models.assembly import assemble, recognise_checkpoint
 from tests.support.checkpoint_files import arrays, pickled, prefixed, saved, vggish_tensors
 from tests.support.foundations import small_recipe
 
@@ -61,7 +61,7 @@ def test_a_file_is_read_by_its_content(name: str, tmp_path: Path) -> None:
     tensors = vggish_tensors()
     kind = {"half": torch.float16, "bfloat16": torch.bfloat16, "float8": torch.float8_e4m3fn}.get(name)
     expected = tensors if kind is None else {key: value.to(kind) for key, value in tensors.items()}
-    source = recognised(FILES[name](tensors, tmp_path))
+    source = recognise_checkpoint(FILES[name](tensors, tmp_path))
     assert source.part == "audio"
     check_equal(source.tensors, expected)
 
@@ -101,14 +101,14 @@ CONTAINERS: dict[str, Callable[[Tensors], Any]] = {
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_weights_are_found_where_training_codes_put_them(name: str, tmp_path: Path) -> None:
     tensors = vggish_tensors()
-    check_equal(recognised(saved(CONTAINERS[name](tensors), tmp_path / "a.pth")).tensors, tensors)
+    check_equal(recognise_checkpoint(saved(CONTAINERS[name](tensors), tmp_path / "a.pth")).tensors, tensors)
 
 
 def test_an_unknown_class_beside_the_weights_does_not_hinder(tmp_path: Path) -> None:
     tensors = vggish_tensors()
     path = pickled({"model": arrays(tensors), "config": argparse.Namespace(lr=1)}, tmp_path / "a.pkl", protocol=2)
     path.write_bytes(path.read_bytes().replace(b"argparse\nNamespace\n", b"gonefrom\nElsewhere\n"))
-    check_equal(recognised(path).tensors, tensors)
+    check_equal(recognise_checkpoint(path).tensors, tensors)
 
 
 def test_only_what_is_needed_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,8 +165,8 @@ def test_an_average_beside_the_weights_needs_a_choice(name: str, tmp_path: Path)
     with pytest.raises(
         CheckpointError, match=r"holds trained weights \(.*their average \(.*--weights raw or --weights ema"
     ):
-        recognised(path)
-    raw, ema = recognised(path, averaging="raw"), recognised(path, averaging="ema")
+        recognise_checkpoint(path)
+    raw, ema = recognise_checkpoint(path, averaging="raw"), recognise_checkpoint(path, averaging="ema")
     check_equal(raw.tensors, tensors)
     check_equal(ema.tensors, _averaged(tensors))
     assert (raw.is_averaged, ema.is_averaged) == (False, True)
@@ -174,11 +174,11 @@ def test_an_average_beside_the_weights_needs_a_choice(name: str, tmp_path: Path)
 
 def test_an_average_alone_is_taken(tmp_path: Path) -> None:
     tensors = vggish_tensors()
-    source = recognised(saved({"ema_state_dict": tensors, "epoch": 3}, tmp_path / "a.pth"))
+    source = recognise_checkpoint(saved({"ema_state_dict": tensors, "epoch": 3}, tmp_path / "a.pth"))
     check_equal(source.tensors, tensors)
     assert source.is_averaged
     averaged = AveragedModel(_Holder(tensors)).state_dict()
-    check_equal(recognised(saved(averaged, tmp_path / "b.pth")).tensors, tensors)
+    check_equal(recognise_checkpoint(saved(averaged, tmp_path / "b.pth")).tensors, tensors)
 
 
 def test_the_choice_is_of_some_checkpoint(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_several_sets_are_named(tmp_path: Path) -> None:
     tensors = vggish_tensors()
     path = saved({"first": tensors, "second": _averaged(tensors)}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r'holds several sets of weights \("first", "second"\)'):
-        recognised(path)
+        recognise_checkpoint(path)
 
 
 def test_what_stands_beside_and_is_not_known_is_an_error(tmp_path: Path) -> None:
@@ -225,17 +225,17 @@ def test_a_folder_of_shards_a_shard_and_an_index(shards: Path, named: str, with_
     if not with_index:
         (shards / "model.safetensors.index.json").unlink()
     if with_index or not named.endswith("json"):
-        check_equal(recognised(shards / named).tensors, vggish_tensors())
+        check_equal(recognise_checkpoint(shards / named).tensors, vggish_tensors())
 
 
 def test_shards_that_are_missing_are_named(shards: Path) -> None:
     (shards / "model-00001-of-00002.safetensors").unlink()
     for named in ("", "model-00002-of-00002.safetensors"):
         with pytest.raises(CheckpointError, match=r"missing.*model-00001-of-00002\.safetensors"):
-            recognised(shards / named)
+            recognise_checkpoint(shards / named)
     (shards / "model.safetensors.index.json").unlink()
     with pytest.raises(CheckpointError, match=r"missing: model-00001-of-00002\.safetensors"):
-        recognised(shards / "model-00002-of-00002.safetensors")
+        recognise_checkpoint(shards / "model-00002-of-00002.safetensors")
 
 
 def test_a_key_that_no_shard_has_is_named(shards: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_key_that_no_shard_has_is_named(shards: Path) -> None:
     content["weight_map"]["lost.weight"] = "model-00001-of-00002.safetensors"
     index.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"promises lost\.weight in model-00001-of-00002\.safetensors"):
-        recognised(shards)
+        recognise_checkpoint(shards)
 
 
 def in_cache(folder: Path, cache: Path) -> Path:
@@ -262,24 +262,24 @@ def test_a_models_folder_in_a_cache(shards: Path, tmp_path: Path) -> None:
     cache = tmp_path / "models--me--audio"
     snapshot = in_cache(shards, cache)
     for named in (cache, cache / "snapshots", snapshot, snapshot / "model-00001-of-00002.safetensors"):
-        source = recognised(named)
+        source = recognise_checkpoint(named)
         check_equal(source.tensors, vggish_tensors())
         assert source.beside == snapshot
     (cache / "snapshots" / "other").mkdir()
     with pytest.raises(CheckpointError, match="no snapshot, or several"):
-        recognised(cache)
+        recognise_checkpoint(cache)
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("abc123")
-    check_equal(recognised(cache).tensors, vggish_tensors())
+    check_equal(recognise_checkpoint(cache).tensors, vggish_tensors())
     (cache / "blobs" / "0").unlink()
     with pytest.raises(FileNotFoundError, match="is a link to a file that is not there"):
-        recognised(cache)
+        recognise_checkpoint(cache)
 
 
 def test_a_folder_with_one_file_of_weights(tmp_path: Path) -> None:
     saved(vggish_tensors(), tmp_path / "vggish.pth")
     (tmp_path / "README.md").write_text("words")
-    check_equal(recognised(tmp_path).tensors, vggish_tensors())
+    check_equal(recognise_checkpoint(tmp_path).tensors, vggish_tensors())
     saved({}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"several files of weights \(other\.pth, vggish\.pth\)"):
-        recognised(tmp_path)
+        recognise_checkpoint(tmp_path)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from teso_deploy.errors import DataError, InputNotFoundError
-from teso_deploy.media.container import opened
+from teso_deploy.media.container import open_media
 from teso_deploy.small_files import parse_json, read_text
 from teso_deploy.text import to_one_line
 from teso_deploy.types import SAMPLE_RATE_HZ
@@ -98,7 +98,7 @@ class MediaLibrary:
 
 def read_recording(path: Path) -> Recording:
     """Decode a whole sound file to 16 kHz mono and mark where it is heard."""
-    with opened(path) as container:
+    with open_media(path) as container:
         resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
         parts = [out.to_ndarray()[0] for frame in container.decode(audio=0) for out in resampler.resample(frame)]
         parts += [out.to_ndarray()[0] for out in resampler.resample(None)]

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from torch import Tensor
 
-from teso_deploy.models.keymaps.rules import Format, Rule, copied, layer, reshaped
+from teso_deploy.models.keymaps.rules import Format, Rule, copy_tensor, layer, reshape_tensor
 from teso_deploy.recipe import Recipe
 
 _TABLE = "encoder.layers.0.self_attn.relative_attention_bias.weight"
@@ -15,7 +15,7 @@ _TABLE = "encoder.layers.0.self_attn.relative_attention_bias.weight"
 _OF_NO_USE = re.compile(r"^encoder\.layers\.[1-9]\d*\.self_attn\.relative_attention_bias\.weight$|^predictor\.")
 
 
-def _joined(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _join_weight_norm(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Undo the weight normalisation: magnitude (1, 1, K) of each kernel position, direction (d, d / groups, K)."""
     magnitude, direction = tensors
     return (direction * (magnitude / direction.norm(dim=(0, 1), keepdim=True)),)
@@ -29,10 +29,10 @@ def beats_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]
     # The same two tensors, by PyTorch's names before 2.0 and by today's.
     new = "encoder.pos_conv.0.parametrizations.weight.original"
     parts = (f"{new}0", f"{new}1") if f"{new}0" in tensors else tuple(f"encoder.pos_conv.0.weight_{x}" for x in "gv")
-    yield Rule(parts, ("positions.weight",), _joined)
-    yield copied("encoder.pos_conv.0.bias", "positions.bias")
+    yield Rule(parts, ("positions.weight",), _join_weight_norm)
+    yield copy_tensor("encoder.pos_conv.0.bias", "positions.bias")
     yield from layer("encoder.layer_norm", "norm")
-    yield copied(_TABLE, "bias_table")
+    yield copy_tensor(_TABLE, "bias_table")
     names_of = {
         "self_attn.q_proj": "attention.query",
         "self_attn.k_proj": "attention.key",
@@ -48,7 +48,7 @@ def beats_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]
         for theirs, ours in names_of.items():
             yield from layer(f"encoder.layers.{i}.{theirs}", f"layers.{i}.{ours}")
         scale = f"layers.{i}.attention.gate_scale"
-        yield reshaped(f"encoder.layers.{i}.self_attn.grep_a", scale, (recipe.beats.heads, 1, 1))
+        yield reshape_tensor(f"encoder.layers.{i}.self_attn.grep_a", scale, (recipe.beats.heads, 1, 1))
 
 
 def _recognises(keys: Collection[str]) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from teso_deploy.models.keymaps.rules import Format, Rule, Tensors, copied, layer, prefixed, split
+from teso_deploy.models.keymaps.rules import Format, Rule, Tensors, add_prefix, copy_tensor, layer, split
 from teso_deploy.recipe import Recipe
 
 IMAGEBIND_EPS = 1e-6
@@ -43,7 +43,7 @@ def _inside(recipe: Recipe, source: str, names: Mapping[str, str]) -> Iterator[R
             yield from layer(f"{source.format(i)}.{theirs}", f"layers.{i}.{ours}")
 
 
-def _packed(recipe: Recipe, source: str) -> Iterator[Rule]:
+def _split_packed(recipe: Recipe, source: str) -> Iterator[Rule]:
     """Query, key and value of every layer as one packed tensor."""
     for i in range(recipe.clip_text.layers):
         for kind in ("weight", "bias"):
@@ -54,8 +54,8 @@ def _packed(recipe: Recipe, source: str) -> Iterator[Rule]:
 def hugging_face_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
     """``CLIPTextModelWithProjection``, or the text half of ``CLIPModel``."""
     source = "text_model."
-    yield copied(f"{source}embeddings.token_embedding.weight", "token_embedding.weight")
-    yield copied(f"{source}embeddings.position_embedding.weight", "positions")
+    yield copy_tensor(f"{source}embeddings.token_embedding.weight", "token_embedding.weight")
+    yield copy_tensor(f"{source}embeddings.position_embedding.weight", "positions")
     names = {
         "layer_norm1": "norm1",
         "self_attn.q_proj": "attention.query",
@@ -68,10 +68,10 @@ def hugging_face_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterato
     }
     yield from _inside(recipe, f"{source}encoder.layers.{{}}", names)
     yield from layer(f"{source}final_layer_norm", "norm")
-    yield copied("text_projection.weight", "projection.weight")
+    yield copy_tensor("text_projection.weight", "projection.weight")
 
 
-def _transposed(tensors: Tensors) -> Tensors:
+def _transpose(tensors: Tensors) -> Tensors:
     return (tensors[0].T,)
 
 
@@ -81,8 +81,8 @@ def _open_clip_inner(keys: Collection[str]) -> str:
 
 def _open_clip_names(recipe: Recipe) -> Iterator[Rule]:
     """The rules without a prefix. The projection is a matrix that multiplies from the right."""
-    yield copied("token_embedding.weight", "token_embedding.weight")
-    yield copied("positional_embedding", "positions")
+    yield copy_tensor("token_embedding.weight", "token_embedding.weight")
+    yield copy_tensor("positional_embedding", "positions")
     source = "transformer.resblocks.{}"
     names = {
         "ln_1": "norm1",
@@ -91,15 +91,15 @@ def _open_clip_names(recipe: Recipe) -> Iterator[Rule]:
         "mlp.c_fc": "mlp.inner",
         "mlp.c_proj": "mlp.outer",
     }
-    yield from _packed(recipe, f"{source}.attn")
+    yield from _split_packed(recipe, f"{source}.attn")
     yield from _inside(recipe, source, names)
     yield from layer("ln_final", "norm")
-    yield Rule(("text_projection",), ("projection.weight",), _transposed)
+    yield Rule(("text_projection",), ("projection.weight",), _transpose)
 
 
 def open_clip_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
     """OpenCLIP's own names (also OpenAI's), of a whole CLIP or of a separate text tower."""
-    yield from prefixed(_open_clip_names(recipe), source=_open_clip_inner(tensors))
+    yield from add_prefix(_open_clip_names(recipe), source=_open_clip_inner(tensors))
 
 
 def _with_imagebind_eps(tensors: Tensors) -> Tensors:
@@ -109,7 +109,7 @@ def _with_imagebind_eps(tensors: Tensors) -> Tensors:
 def imagebind_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
     """The text parts of ImageBind: OpenCLIP's tower with another ε and a learned scale."""
     before, trunk, head = "modality_preprocessors.text", "modality_trunks.text", "modality_heads.text"
-    yield copied(f"{before}.token_embedding.weight", "token_embedding.weight")
+    yield copy_tensor(f"{before}.token_embedding.weight", "token_embedding.weight")
     yield Rule((f"{before}.pos_embed",), ("positions", "norm_eps"), _with_imagebind_eps)
     source = f"{trunk}.blocks.{{}}"
     names = {
@@ -119,20 +119,20 @@ def imagebind_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[R
         "mlp.fc1": "mlp.inner",
         "mlp.fc2": "mlp.outer",
     }
-    yield from _packed(recipe, f"{source}.attn")
+    yield from _split_packed(recipe, f"{source}.attn")
     yield from _inside(recipe, source, names)
     yield from layer(f"{head}.proj.0", "norm")
-    yield copied(f"{head}.proj.1.weight", "projection.weight")
-    yield copied("modality_postprocessors.text.1.log_logit_scale", "log_scale")
+    yield copy_tensor(f"{head}.proj.1.weight", "projection.weight")
+    yield copy_tensor("modality_postprocessors.text.1.log_logit_scale", "log_scale")
 
 
 Rules = Callable[[Recipe, Mapping[str, Tensor]], Iterator[Rule]]
 
 
-def _sized(rules: Rules) -> Callable[[Recipe, Mapping[str, Tensor]], Recipe]:
+def _make_size_reader(rules: Rules) -> Callable[[Recipe, Mapping[str, Tensor]], Recipe]:
     """Return a function that reads the recipe's sizes from a file. Heads and activation are not visible in a file."""
 
-    def sized(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Recipe:
+    def read_sizes(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Recipe:
         one = recipe.model_copy(update={"clip_text": recipe.clip_text.model_copy(update={"layers": 1})})
         shapes: dict[str, torch.Size] = {}
         for rule in rules(one, tensors):
@@ -154,7 +154,7 @@ def _sized(rules: Rules) -> Callable[[Recipe, Mapping[str, Tensor]], Recipe]:
             }
         )
 
-    return sized
+    return read_sizes
 
 
 #: The number of a layer, for all formats. It is anchored, because layers for pictures have the same names.
@@ -168,7 +168,7 @@ HUGGING_FACE_CLIP = Format(
     recognises=lambda keys: "text_model.embeddings.token_embedding.weight" in keys,
     rules=hugging_face_rules,
     ignored=lambda key: _HUGGING_FACE_OTHERS.search(key) is not None,
-    sized=_sized(hugging_face_rules),
+    sized=_make_size_reader(hugging_face_rules),
 )
 OPEN_CLIP = Format(
     name="OpenCLIP (text)",
@@ -176,7 +176,7 @@ OPEN_CLIP = Format(
     recognises=lambda keys: f"{_open_clip_inner(keys)}ln_final.weight" in keys,
     rules=open_clip_rules,
     ignored=lambda key: _OPEN_CLIP_OTHERS.search(key) is not None,
-    sized=_sized(open_clip_rules),
+    sized=_make_size_reader(open_clip_rules),
 )
 IMAGEBIND = Format(
     name="ImageBind (text)",
@@ -184,6 +184,6 @@ IMAGEBIND = Format(
     recognises=lambda keys: "modality_preprocessors.text.token_embedding.weight" in keys,
     rules=imagebind_rules,
     ignored=lambda key: _IMAGEBIND_OTHERS.search(key) is not None,
-    sized=_sized(imagebind_rules),
+    sized=_make_size_reader(imagebind_rules),
 )
 CLIP_TEXT_FORMATS: tuple[Format, ...] = (HUGGING_FACE_CLIP, OPEN_CLIP, IMAGEBIND)

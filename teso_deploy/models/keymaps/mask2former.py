@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from torch import Tensor
 
-from teso_deploy.models.keymaps.rules import Format, Rule, copied, layer, prefixed, split
+from teso_deploy.models.keymaps.rules import Format, Rule, add_prefix, copy_tensor, layer, split
 from teso_deploy.models.pixel_decoder import LEVELS
 from teso_deploy.recipe import Recipe
 
@@ -35,7 +35,7 @@ def _swin_block(recipe: Recipe, of_5: bool) -> Iterator[Rule]:
     for ours, theirs in attention.items():
         yield from layer(theirs[of_5], f"attention.{ours}")
     table = ("attention.self.", "attention.relative_position_bias.")[of_5] + "relative_position_bias_table"
-    yield copied(table, "attention.bias_table")
+    yield copy_tensor(table, "attention.bias_table")
     yield from layer("layernorm_before", "norm1")
     yield from layer("layernorm_after", "norm2")
     yield from layer(("intermediate.dense", "mlp.fc1")[of_5], "mlp.inner")
@@ -50,7 +50,7 @@ def swin_rules(recipe: Recipe, of_5: bool) -> Iterator[Rule]:
     for stage, depth in enumerate(recipe.swin.depths):
         inside = f"{source}encoder.layers.{stage}."
         for block in range(depth):
-            yield from prefixed(
+            yield from add_prefix(
                 _swin_block(recipe, of_5), f"{inside}blocks.{block}.", f"{target}stages.{stage}.{block}."
             )
         if stage < 3:
@@ -69,7 +69,7 @@ def _convolution(source: str, target: str, *, bias: bool) -> Iterator[Rule]:
 def pixel_decoder_rules(recipe: Recipe) -> Iterator[Rule]:
     """The rules of the pixel decoder → ``visual_encoder.pixel_decoder``."""
     source, target = PIXEL_DECODER, "visual_encoder.pixel_decoder."
-    yield copied(f"{source}level_embed", f"{target}level_embedding")
+    yield copy_tensor(f"{source}level_embed", f"{target}level_embedding")
     for level in range(LEVELS):
         yield from _convolution(f"{source}input_projections.{level}", f"{target}projections.{level}", bias=True)
     names = {
@@ -93,9 +93,9 @@ def pixel_decoder_rules(recipe: Recipe) -> Iterator[Rule]:
 def decoder_rules(recipe: Recipe) -> Iterator[Rule]:
     """The rules of the transformer decoder → ``decoder``, and of its picture part → ``visual_encoder.memory``."""
     source, target, memory = f"{TRANSFORMER}decoder.", "decoder.", "visual_encoder.memory."
-    yield copied(f"{TRANSFORMER}queries_features.weight", "fusion.queries")
-    yield copied(f"{TRANSFORMER}queries_embedder.weight", f"{target}query_positions")
-    yield copied(f"{TRANSFORMER}level_embed.weight", f"{memory}level_embedding")
+    yield copy_tensor(f"{TRANSFORMER}queries_features.weight", "fusion.queries")
+    yield copy_tensor(f"{TRANSFORMER}queries_embedder.weight", f"{target}query_positions")
+    yield copy_tensor(f"{TRANSFORMER}level_embed.weight", f"{memory}level_embedding")
     names = {
         "cross_attn.out_proj": "cross_output",
         "cross_attn_layer_norm": "cross_norm",
@@ -133,7 +133,7 @@ def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     return len({match[1] for match in found if match})
 
 
-def sized(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Recipe:
+def adapt_sizes(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Recipe:
     """Return the recipe with a file's sizes. Heads and points of attentions are not visible in it and stay."""
     source = BACKBONE_5 if any(key.startswith(BACKBONE_5) for key in tensors) else BACKBONE
     blocks = [_count(tensors, rf"{re.escape(source)}encoder\.layers\.{i}\.blocks\.(\d+)\.") for i in range(4)]
@@ -186,6 +186,6 @@ MASK2FORMER = Format(
     recognises=_recognises,
     rules=mask2former_rules,
     ignored=lambda key: _OF_NO_USE.search(key) is not None,
-    sized=sized,
+    sized=adapt_sizes,
     replaceable=("decoder.classifier.weight", "decoder.classifier.bias"),
 )

@@ -32,7 +32,7 @@ class Rule:
     optional: bool = False
 
 
-def copied(source: str, target: str, *, optional: bool = False) -> Rule:
+def copy_tensor(source: str, target: str, *, optional: bool = False) -> Rule:
     """Copy one tensor.
 
     Args:
@@ -52,7 +52,7 @@ def layer(source: str, target: str, *, bias: bool = True) -> Iterator[Rule]:
         bias: Whether it has a bias. Default: True.
     """
     for name in ("weight", "bias") if bias else ("weight",):
-        yield copied(f"{source}.{name}", f"{target}.{name}")
+        yield copy_tensor(f"{source}.{name}", f"{target}.{name}")
 
 
 def split(source: str, targets: Sequence[str]) -> Rule:
@@ -60,7 +60,7 @@ def split(source: str, targets: Sequence[str]) -> Rule:
     return Rule((source,), tuple(targets), lambda tensors: tensors[0].chunk(len(targets)))
 
 
-def reshaped(source: str, target: str, shape: Sequence[int]) -> Rule:
+def reshape_tensor(source: str, target: str, shape: Sequence[int]) -> Rule:
     """Copy one tensor in another shape: a 1 × 1 convolution that is a linear layer here.
 
     Args:
@@ -71,7 +71,7 @@ def reshaped(source: str, target: str, shape: Sequence[int]) -> Rule:
     return Rule((source,), (target,), lambda tensors: (tensors[0].reshape(tuple(shape)),))
 
 
-def prefixed(rules: Iterable[Rule], source: str = "", target: str = "") -> Iterator[Rule]:
+def add_prefix(rules: Iterable[Rule], source: str = "", target: str = "") -> Iterator[Rule]:
     """Add a prefix to the keys of rules.
 
     Args:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from teso_deploy.models.keymaps.rules import Format, Rule, copied, layer, reshaped, split
+from teso_deploy.models.keymaps.rules import Format, Rule, copy_tensor, layer, reshape_tensor, split
 from teso_deploy.recipe import Recipe
 
 
@@ -79,15 +79,15 @@ def _encoder(recipe: Recipe, names: _Names) -> Iterator[Rule]:
     source, target = names.encoder, "visual_encoder."
     sam = recipe.sam
     side = recipe.image.sizes[0][0] // sam.patch
-    yield reshaped(f"{source}{names.positions}", f"{target}positions", (side * side, sam.embed_dim))
+    yield reshape_tensor(f"{source}{names.positions}", f"{target}positions", (side * side, sam.embed_dim))
     yield from layer(f"{source}{names.patch}", f"{target}patch")
     for i in range(sam.layers):
         theirs, ours = f"{source}{names.block}.{i}.", f"{target}blocks.{i}."
         for kind in ("weight", "bias"):
             yield split(f"{theirs}attn.qkv.{kind}", [f"{ours}attention.{n}.{kind}" for n in ("query", "key", "value")])
         yield from layer(f"{theirs}attn.proj", f"{ours}attention.output")
-        yield copied(f"{theirs}attn.rel_pos_h", f"{ours}attention.rows")
-        yield copied(f"{theirs}attn.rel_pos_w", f"{ours}attention.columns")
+        yield copy_tensor(f"{theirs}attn.rel_pos_h", f"{ours}attention.rows")
+        yield copy_tensor(f"{theirs}attn.rel_pos_w", f"{ours}attention.columns")
         yield from layer(f"{theirs}{names.norms[0]}", f"{ours}norm1")
         yield from layer(f"{theirs}{names.norms[1]}", f"{ours}norm2")
         yield from layer(f"{theirs}mlp.lin1", f"{ours}mlp.inner")
@@ -103,10 +103,10 @@ def _attention(source: str, target: str) -> Iterator[Rule]:
 
 def _decoder(recipe: Recipe, names: _Names) -> Iterator[Rule]:
     source, target = "mask_decoder.", "decoder."
-    yield copied(f"{source}mask_tokens.weight", "fusion.queries")
-    yield copied(f"{source}iou_token.weight", f"{target}iou_token")
-    yield reshaped("prompt_encoder.no_mask_embed.weight", f"{target}no_mask", (recipe.sam.dim,))
-    yield copied(names.frequencies, f"{target}frequencies")
+    yield copy_tensor(f"{source}mask_tokens.weight", "fusion.queries")
+    yield copy_tensor(f"{source}iou_token.weight", f"{target}iou_token")
+    yield reshape_tensor("prompt_encoder.no_mask_embed.weight", f"{target}no_mask", (recipe.sam.dim,))
+    yield copy_tensor(names.frequencies, f"{target}frequencies")
     ours_of = ("self_attention", "norm1", "to_image", "norm2", "mlp", "norm3", "to_tokens", "norm4")
     for i in range(recipe.sam.decoder_layers):
         for theirs, ours in zip(names.two_way, ours_of, strict=True):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from teso_deploy.models.keymaps.mask2former import MASK2FORMER, PIXEL_DECODER, TRANSFORMER, mask2former_rules
-from teso_deploy.models.keymaps.rules import Format, Rule, copied, layer, prefixed
+from teso_deploy.models.keymaps.rules import Format, Rule, add_prefix, copy_tensor, layer
 from teso_deploy.recipe import Recipe
 
 FOUNDATION = "model_v."
@@ -25,8 +25,8 @@ def _attention(source: str, target: str) -> Iterator[Rule]:
     }
     for theirs, ours in names.items():
         yield from layer(f"{source}.{theirs}", f"{target}.attention.{ours}")
-    yield copied(f"{source}.beta_source_attn", f"{target}.attention_share")
-    yield copied(f"{source}.beta_source_pool", f"{target}.pool_share")
+    yield copy_tensor(f"{source}.beta_source_attn", f"{target}.attention_share")
+    yield copy_tensor(f"{source}.beta_source_pool", f"{target}.pool_share")
 
 
 def _first_and_last(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -37,7 +37,7 @@ def _first_and_last(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def segpref_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
     """The rules of foundation, adapters after MSDA, both projections and both attentions, without the audio encoder."""
     of_the_foundation = {key.removeprefix(FOUNDATION): value for key, value in tensors.items()}
-    for rule in prefixed(mask2former_rules(recipe, of_the_foundation), source=FOUNDATION):
+    for rule in add_prefix(mask2former_rules(recipe, of_the_foundation), source=FOUNDATION):
         if rule.targets[0].startswith("decoder.classifier."):
             yield Rule(rule.sources, rule.targets, _first_and_last)
         else:
@@ -54,7 +54,7 @@ def segpref_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rul
     yield from _attention(f"{FOUNDATION}{TRANSFORMER}ref_avs_attn", "fusion.query_attention")
 
 
-def _sized(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Recipe:
+def _adapt_sizes(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Recipe:
     of_the_foundation = {key.removeprefix(FOUNDATION): value for key, value in tensors.items()}
     recipe = MASK2FORMER.sized(recipe, of_the_foundation)
     hidden, audio_dim = tensors["audio_proj.0.weight"].shape
@@ -72,7 +72,7 @@ def _recognises(keys: Collection[str]) -> bool:
     return {"audio_proj.0.weight", "ca.beta_source_attn"} <= set(keys)
 
 
-def _ignored(key: str) -> bool:
+def _is_ignored(key: str) -> bool:
     return key.startswith(UNUSED) or MASK2FORMER.ignored(key.removeprefix(FOUNDATION))
 
 
@@ -81,6 +81,6 @@ SEGPREF = Format(
     part="model",
     recognises=_recognises,
     rules=segpref_rules,
-    ignored=_ignored,
-    sized=_sized,
+    ignored=_is_ignored,
+    sized=_adapt_sizes,
 )
