@@ -1,4 +1,4 @@
-"""The decoders of a live stream: one thread each, packets in, frames and sound out, whatever happens to the bytes."""
+"""The decoder threads of a live stream: packets in, frames and sound out, whatever happens to the bytes."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from teso_deploy.media.ring import AudioRing
 from teso_deploy.types import Frame
 
 Corrupt = Literal["keep", "drop"]
-#: Packets that wait for a decoder: a few seconds. Beyond that a live stream has lost its decoder, not its patience.
+#: Packets that may wait for a decoder: a few seconds. With more, the decoder of a live stream has failed.
 MOST_PACKETS = 256
-#: Where none may be lost a decoder holds back so much of its stream: less, and sound that was sent a little later than
-#: its picture could not come; more, and it would be older than what the ring of sound still holds.
+#: Where no packet may be lost, a decoder holds back this much of its stream. With less, sound that was sent slightly
+#: after its picture could not arrive; with more, it would be older than what the ring of sound still holds.
 LOSSLESS_SECONDS = 2.0
-#: However long they last.
+#: At least this many packets are held back, however long they last.
 LEAST_LOSSLESS_PACKETS = 8
-#: A track of sound that has given nothing makes way for the next after this many packets of another one, four seconds
-#: of AAC. One of its own packets that can't be decoded counts as ``FAILED_PACKETS`` of these.
+#: An audio track without output is replaced by the next one after this many packets of another track, four seconds
+#: of AAC. Each of its own packets that can't be decoded counts as ``FAILED_PACKETS`` of these.
 MOST_MISSED_PACKETS, FAILED_PACKETS = 192, 12
-#: Decoded frames that wait where none may be lost.
+#: Decoded frames that may wait where none may be lost.
 MOST_FRAMES = 4
 
 
 class LiveFrame:
-    """A decoded frame, turned into a picture when it is asked for: one that comes too late costs nothing.
+    """A decoded frame, converted to a picture only on request: a frame that arrives too late costs nothing.
 
-    ``arrived``, ``decoded``: monotonic seconds at which its packet came, and it was decoded.
+    ``arrived``, ``decoded``: monotonic seconds at which its packet arrived, and at which it was decoded.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class LiveFrame:
 
 @dataclass
 class Counts:
-    """What has happened to a source since its beginning. Written by its threads, each its own fields."""
+    """Counts of events since a source's beginning. Each of its threads writes separate fields."""
 
     frames_decoded: int = 0
     corrupt_packets: int = 0
@@ -79,13 +79,13 @@ class Counts:
     format_changes: int = 0
     reconnects: int = 0
     drops: Counter[str] = field(default_factory=Counter)
-    #: Packets that the video's decoder holds back before it gives a frame.
+    #: Packets that the video decoder holds back before it returns a frame.
     delay_frames: int = 0
     latest_video_seconds: float | None = None
 
 
 class Mailbox:
-    """Decoded frames on their way: of a live stream the newest alone, else every one."""
+    """Decoded frames that wait for the reader: only the newest of a live stream, else all of them."""
 
     def __init__(self, lossless: bool, counts: Counts) -> None:
         self._frames: deque[LiveFrame] = deque()
@@ -94,7 +94,7 @@ class Mailbox:
         self._closed = False
 
     def put(self, frame: LiveFrame) -> None:
-        """Leave a frame; waits for room where none may be lost."""
+        """Add a frame. Wait for room where no frame may be lost."""
         with self._changed:
             if self._lossless:
                 self._changed.wait_for(lambda: self._closed or len(self._frames) < MOST_FRAMES)
@@ -106,7 +106,7 @@ class Mailbox:
             self._changed.notify_all()
 
     def take(self, timeout_seconds: float) -> LiveFrame | None:
-        """The next frame; None where none comes in time, or none will come."""
+        """Return the next frame, or None if none arrives in time or ever."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._frames, timeout_seconds)
             frame = self._frames.popleft() if self._frames else None
@@ -115,21 +115,21 @@ class Mailbox:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no frame waits."""
+        """Whether no frame is waiting."""
         return not self._frames
 
     def close(self) -> None:
-        """Nobody waits any more; what is there can still be taken."""
+        """Stop all waiting. Frames that are already here can still be taken."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
 
 class DecoderThread:
-    """Decodes the packets of one stream in a thread of its own.
+    """Decodes the packets of one stream in a separate thread.
 
-    ``put`` never waits for a live stream: what a decoder can't keep up with is dropped up to the next key frame, and
-    counted as "overflow".
+    For a live stream, ``put`` never waits: packets that exceed the decoder's speed are dropped up to the next key
+    frame, and counted as "overflow".
     """
 
     def __init__(self, name: str, lossless: bool, counts: Counts) -> None:
@@ -143,7 +143,7 @@ class DecoderThread:
         self._thread.start()
 
     def put(self, packet: Packet[Any], arrived: float) -> None:
-        """A packet that came at a monotonic time. Raises what ended the thread."""
+        """Add a packet that arrived at a monotonic time. Raises the error that ended the thread."""
         with self._changed:
             if self._lossless:
                 self._changed.wait_for(lambda: self._stopped or not self._is_full())
@@ -169,7 +169,7 @@ class DecoderThread:
         return first is None or last is None or not 0 <= last - first < LOSSLESS_SECONDS
 
     def finish(self, timeout_seconds: float) -> None:
-        """No packet comes any more: decode what is there; what is not in time counts as "overflow"."""
+        """Decode the remaining packets; no more will follow. What is not done in time counts as "overflow"."""
         with self._changed:
             self._packets.append(None)
             self._changed.notify_all()
@@ -179,12 +179,12 @@ class DecoderThread:
         self.stop()
 
     def check(self) -> None:
-        """Raises what ended the thread before its time."""
+        """Raise the error that ended the thread, if any."""
         if self._failure is not None:
             raise self._failure
 
     def stop(self, timeout_seconds: float = 0.0) -> None:
-        """Let go of everything, and wait so long for the thread."""
+        """Drop everything, and wait this long for the thread."""
         with self._changed:
             self._stopped = True
             self._packets.clear()
@@ -195,7 +195,7 @@ class DecoderThread:
     def _run(self) -> None:
         try:
             self._decode_all()
-        except Exception as error:  # of the one who is told of new frames, say: who feeds this thread must learn of it
+        except Exception as error:  # such as an error of on_frame: the thread that feeds this one must learn of it
             with self._changed:
                 self._failure, self._stopped = error, True
                 self._packets.clear()
@@ -213,14 +213,14 @@ class DecoderThread:
             frames: Sequence[Any] = ()
             try:
                 frames = self._decode(packet, arrived)
-            except (av.error.FFmpegError, ValueError):  # ValueError: a frame that PyAV can't make anything of
+            except (av.error.FFmpegError, ValueError):  # ValueError: a frame that PyAV can't interpret
                 self._counts.corrupt_packets += packet is not None
             self._pass_on(frames, arrived)
             if item is None:
                 return
 
     def _decode(self, packet: Packet[Any] | None, arrived: float | None) -> Sequence[Any]:
-        """Frames of a packet; with None those that the decoder still holds."""
+        """Return the frames of a packet, or for None those that the decoder still holds."""
         raise NotImplementedError
 
     def _pass_on(self, frames: Sequence[Any], arrived: float | None) -> None:
@@ -228,10 +228,11 @@ class DecoderThread:
 
 
 class VideoDecoder(DecoderThread):
-    """See :class:`DecoderThread`. ``shift_seconds``: where the origin of its stamps lies on the stream's clock.
+    """Decodes pictures; see :class:`DecoderThread`.
 
-    ``size``: width and height of the last picture as it is shown. Frames without stamps get the time of their coming,
-    or, where the stream waits for its reader, follow each other at its frame rate.
+    ``shift_seconds`` is the position of the stamps' origin on the stream's clock. ``size`` is the width and height of
+    the last picture as it is shown. Frames without stamps get their arrival time, or, where the stream waits for its
+    reader, follow each other at the frame rate.
     """
 
     def __init__(
@@ -275,7 +276,7 @@ class VideoDecoder(DecoderThread):
 
     def _pass_on(self, frames: Sequence[Any], arrived: float | None) -> None:
         for picture in frames:
-            if self._stopped:  # its connection is given up, and another one may have gone on
+            if self._stopped:  # its connection was given up, and another one may have continued
                 return
             self._take(picture, self._now() if arrived is None else arrived)
 
@@ -289,7 +290,7 @@ class VideoDecoder(DecoderThread):
         expected = self._shift if self._last is None else self._last + self._step
         pts = expected
         if stamp is None:
-            if not self._lossless:  # nobody says how fast it is but its coming
+            if not self._lossless:  # only the arrival times show the frame rate
                 self._began = arrived if self._began is None else self._began
                 pts = max(arrived - self._began + self._shift, self._last or self._shift)
         else:
@@ -315,17 +316,17 @@ class VideoDecoder(DecoderThread):
 
 
 class AudioDecoder(DecoderThread):
-    """Decodes the sound of a stream into a ring. Whatever happens to the sound, the picture goes on.
+    """Decodes the sound of a stream into a ring. Faults of the sound never stop the picture.
 
     Args:
-        streams: Tracks of sound, the best first. Until a track was heard the next one gets its turn if this one
-            can't be decoded, or if nothing comes of it while others come.
+        streams: Audio tracks, best first. Until a track has given sound, the next one replaces it if it can't be
+            decoded, or if it gives nothing while packets of others arrive.
         origin_seconds: Zero of the stream's stamps.
-        shift_seconds: Where this zero lies on the reader's clock.
-        clock: Of the sound.
-        ring: Takes the sound.
-        counts: Of the source.
-        sound_counts: Of its sound.
+        shift_seconds: Position of this zero on the reader's clock.
+        clock: The clock of the sound.
+        ring: Receives the sound.
+        counts: The counts of the source.
+        sound_counts: The counts of its sound.
         lossless: Whether the packets wait for this decoder.
         on_sound: Called after new sound.
     """
@@ -351,7 +352,7 @@ class AudioDecoder(DecoderThread):
         super().__init__("audio", lossless, counts)
 
     def put(self, packet: Packet[Any], arrived: float) -> None:
-        """See :meth:`DecoderThread.put`. Packets of other tracks are left out once one was heard."""
+        """See :meth:`DecoderThread.put`. Once a track has given sound, packets of other tracks are dropped."""
         if not self._was_heard or packet.stream.index == self._streams[0].index:
             super().put(packet, arrived)
 
@@ -369,7 +370,7 @@ class AudioDecoder(DecoderThread):
             frames = current.codec_context.decode(packet)
             for frame in frames:
                 self._add(frame)
-        except Exception as error:  # PyAV raises several kinds, and none may end the picture
+        except Exception as error:  # PyAV raises several kinds; none of them may end the picture
             if packet is not None:
                 self._counts.corrupt_packets += 1
                 self._sound_counts.count_damage(error)
@@ -387,7 +388,7 @@ class AudioDecoder(DecoderThread):
         self._mono.add(frame, None if stamp is None else stamp - self._origin + self._shift)
 
     def _miss(self, count: int) -> None:
-        """Let the next track have its turn after enough packets that gave nothing."""
+        """Switch to the next track after enough packets without output."""
         self._missed += count
         if not self._was_heard and len(self._streams) > 1 and self._missed >= MOST_MISSED_PACKETS:
             self._streams.append(self._streams.pop(0))

@@ -1,7 +1,7 @@
-"""Reading a stream as it comes: one thread that takes packets, one a decoder, and nobody who holds them up.
+"""Reading a stream as it arrives: one thread takes packets, each decoder has a thread, and none delays another.
 
-Times are seconds on one clock from the stream's beginning, by PTS. Where the stamps leap, and behind a reconnect,
-that clock goes on, and sound and picture leap together.
+Times are seconds on one clock from the stream's beginning, by PTS. Where the stamps leap, and after a reconnect, that
+clock continues, and sound and picture leap together.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from teso_deploy.media.mono import SoundCounts
 from teso_deploy.media.ring import AudioRing
 
 State = Literal["opening", "running", "reconnecting", "ended", "failed"]
-#: How long threads are waited for at the end.
+#: How long to wait for threads at the end.
 JOIN_SECONDS = 2.0
-#: Sound from elsewhere is listened to for so long until it is known when it was recorded.
+#: A separate sound source is read for this long before its time of recording is known.
 SETTLE_SECONDS = 0.5
-#: It is ahead of a picture that waits for its reader by this much at most, so that the ring still holds what is needed.
+#: Its sound is at most this far ahead of a picture that waits for its reader, so that the ring holds what is needed.
 AHEAD_OF_PICTURE_SECONDS = 10.0
-#: How long a source that pauses is waited for before it counts as broken, at most.
+#: The least time that a pausing source has before it counts as broken.
 LEAST_TIMEOUT_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class LiveInfo:
-    """What a source showed of itself at its first frame. ``delay_frames``: held back by its decoder."""
+    """Properties of a source at its first frame. ``delay_frames``: held back by its decoder."""
 
     kind: str
     width: int
@@ -54,12 +54,16 @@ class LiveInfo:
 
 @dataclass(frozen=True, slots=True)
 class SourceHealth:
-    """A source's state and what has happened to it since its beginning.
+    """The state of a source, and its counts since the beginning.
 
-    ``drops``: frames by cause ("superseded" by a newer one, "corrupt"), packets ("overflow"). ``gap_seconds`` of
-    sound that was not recorded, ``av_offset_seconds``: how far the sound has come beyond the picture, ``delay_frames``:
-    that the decoder of the picture holds back. ``audio_error``: why sound from elsewhere is not asked for any more.
-    ``audio_note``: what is wrong with the sound, in words. ``invalid_samples``: samples that were NaN or infinite.
+    Attributes:
+        drops: Frames by cause ("superseded" by a newer one, "corrupt"), and packets ("overflow").
+        gap_seconds: Sound that was not recorded.
+        av_offset_seconds: How far the sound has arrived beyond the picture.
+        delay_frames: Frames that the video decoder holds back.
+        audio_error: Why a separate sound source is no longer read.
+        audio_note: What is wrong with the sound, in words.
+        invalid_samples: Samples that were NaN or infinite.
     """
 
     state: State
@@ -81,12 +85,12 @@ class SourceHealth:
     invalid_samples: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the fields for JSON."""
         return asdict(self)
 
 
 def start_all(readers: Sequence[LiveReader]) -> None:
-    """Open all at once: each may take its time. Raises, as :meth:`LiveReader.start`, for the first that can't be."""
+    """Open all readers at once, because each may take long. Raises the first error of :meth:`LiveReader.start`."""
     with ThreadPoolExecutor(max(1, len(readers)), "teso-open") as pool:
         for opened in [pool.submit(reader.start) for reader in readers]:
             opened.result()
@@ -95,14 +99,21 @@ def start_all(readers: Sequence[LiveReader]) -> None:
 class LiveReader:
     """A stream as frames and sound; a context manager.
 
-    ``audio``: where the sound comes from, if not with the video; its clock is tied to the video's by when both come,
-    or, if both are files, by their beginnings. ``timeout_seconds``: for opening it, its first frame included, and for
-    every pause after that. ``lossless``: every frame in order, the stream waits for its reader; else the newest frame
-    alone. ``corrupt``: what becomes of damaged frames. ``realtime``: a file comes as slowly as a camera would give it.
-    ``video_track``, ``audio_track``: numbers among the tracks of pictures and of sound, from 0; None: those that
-    players take. The second is of ``audio`` if that is given.
+    Args:
+        address: The stream.
+        audio: A separate source of the sound. Its clock is tied to the video's by the arrival times of both, or, if
+            both are files, by their beginnings. Default: the sound of the stream.
+        timeout_seconds: Limit for opening, including the first frame, and for each later pause. Default: 10 s.
+        lossless: Give every frame in order, and let the stream wait for its reader. Default: only the newest frame.
+        corrupt: What to do with damaged frames.
+        reconnect: Whether to reconnect after a failure. Default: True.
+        realtime: Read a file at the pace of a camera. Default: False.
+        video_track: Number among the video tracks, from 0. Default: the track that players choose.
+        audio_track: Number among the audio tracks, of ``audio`` if that is given. Default: as above.
+        backoff: Makes the waits between attempts.
+        clock: The monotonic clock.
 
-    ``on_frame`` and ``on_sound`` are called by its threads when there is something new.
+    ``on_frame`` and ``on_sound`` are called by its threads after a new frame or new sound.
     """
 
     def __init__(
@@ -148,20 +159,21 @@ class LiveReader:
 
     @property
     def info(self) -> LiveInfo:
-        """Behind :meth:`start`."""
+        """The properties of the source. Available after :meth:`start`."""
         assert self._info is not None, "start() tells"
         return self._info
 
     @property
     def ended(self) -> bool:
-        """Whether no frame will come, and none waits."""
+        """Whether no frame is waiting and none will follow."""
         return self._state in ("ended", "failed") and self._mailbox.is_empty
 
     def start(self) -> None:
-        """Open it and wait for its first frame.
+        """Open the stream and wait for its first frame.
 
-        Raises :class:`InputNotFoundError`, :class:`MediaError` (nothing that can be read, refused, or no frame within
-        the timeout).
+        Raises:
+            InputNotFoundError: The source does not exist.
+            MediaError: It can't be read, refuses access, or gives no frame within the timeout.
         """
         deadline = self._clock() + self._timeout
         self._spawn("demux", self._run)
@@ -180,15 +192,15 @@ class LiveReader:
             raise self.error
 
     def take(self, timeout_seconds: float) -> LiveFrame | None:
-        """The newest frame (lossless: the next); None where none comes in time."""
+        """Return the newest frame (lossless: the next one), or None if none arrives in time."""
         return self._mailbox.take(timeout_seconds)
 
     def now_seconds(self) -> float:
-        """Which moment of the stream is being filmed now."""
+        """Return the stream time of the moment that is being filmed now."""
         return self._live.now_seconds(self._clock())
 
     def health(self) -> SourceHealth:
-        """How it is."""
+        """Return the state and counts of the source."""
         counts, end = self._counts, self.ring.end_seconds
         latest = counts.latest_video_seconds
         return SourceHealth(
@@ -217,12 +229,12 @@ class LiveReader:
         return self._sound_counts.describe()
 
     def stop(self) -> None:
-        """Let it end; what was decoded can still be taken."""
+        """Stop reading. Frames that were decoded can still be taken."""
         self._closing.set()
         self._mailbox.close()
 
     def close(self, join_seconds: float = JOIN_SECONDS) -> None:
-        """End its threads. One that FFmpeg holds ends by its timeout, and holds nobody up."""
+        """End the threads. A thread that is blocked in FFmpeg ends at its timeout and is not waited for."""
         self.stop()
         deadline = time.monotonic() + join_seconds
         for thread in self._threads:
@@ -255,16 +267,16 @@ class LiveReader:
                 container = open_stream(self.address, self._timeout, self._closing.is_set)
                 opened = self._clock()
                 try:
-                    # Behind a break time has gone on by the clock on the wall.
+                    # During a break, stream time continued with real time.
                     shift = 0.0 if is_first else self._live.now_seconds(began)
                     is_over = self._session(container, shift)
                 finally:
                     container.close()
-            except Exception as error:  # whatever it is, the one who waits for frames must learn of it
+            except Exception as error:  # of any kind: the thread that waits for frames must learn of it
                 failure = sentence(self.address, error, self._timeout, self._clock() - began)
                 is_final = isinstance(error, REFUSED) or self.address.kind in ("file", "pipe")
             backoff.note_connection((self._latest_frame or opened) - opened)
-            if not self._ready.is_set():  # never had a frame
+            if not self._ready.is_set():  # there was never a frame
                 nothing = MediaError(f"{self.address.shown} ended before it gave a picture: give a stream with video")
                 return self._end("failed", failure or nothing)
             if is_over or self._closing.is_set():
@@ -280,7 +292,7 @@ class LiveReader:
         return self._end("ended")
 
     def _become(self, state: State, error: TesoError | None = None) -> None:
-        """An end is final, though a decoder that was given up may still find a frame."""
+        """Set the state. An end is final, even if a decoder that was given up still finds a frame."""
         with self._changing:
             if self._state not in ("ended", "failed"):
                 self.error, self._state = error, state
@@ -292,7 +304,7 @@ class LiveReader:
         self.on_frame()
 
     def _session(self, container: InputContainer, shift: float) -> bool:
-        """Read one connection to its end; whether that is the end of all. Its origin is ``shift`` on our clock."""
+        """Read one connection to its end; return whether all is over. Its origin is ``shift`` on our clock."""
         video, audios = choose_tracks(
             container, self.address, self.audio_address is None, self._video_track, self._audio_track
         )
@@ -328,7 +340,7 @@ class LiveReader:
         return is_finite
 
     def _packets(self, container: InputContainer, streams: Sequence[Any], pace: Pace | None) -> Iterator[Packet[Any]]:
-        """What comes, until there is no more or this is closed; with a pace, when it is due."""
+        """Yield packets until there are no more or this is closed. With a pace, each one when it is due."""
         packets = container.demux(*streams)
         while not self._closing.is_set():
             try:
@@ -338,7 +350,7 @@ class LiveReader:
                 return
             if packet is None:
                 return
-            if not packet.size:  # PyAV's own, at the end
+            if not packet.size:  # added by PyAV at the end
                 continue
             if pace is not None:
                 stamp, duration = (seconds_of(time, packet.time_base) for time in (packet.dts, packet.duration))
@@ -359,7 +371,7 @@ class LiveReader:
         self.on_frame()
 
     def _run_audio(self) -> None:
-        """Sound that comes by itself; it is waited for by nobody, and asked for again as long as the video runs."""
+        """Read a separate sound source. No thread waits for it, and it is reopened while the video runs."""
         assert self.audio_address is not None
         backoff = self._backoff()
         while not self._closing.is_set() and self._state not in ("ended", "failed"):
@@ -393,7 +405,7 @@ class LiveReader:
         held: list[tuple[Packet[Any], float]] = []
         ways: list[float] = []
 
-        def settled() -> AudioDecoder:
+        def settle() -> AudioDecoder:
             found = self._sounds(streams, 0.0, self._live.now_seconds(fastest(ways)), SteadyClock())
             for packet, arrived in held:
                 found.put(packet, arrived)
@@ -410,15 +422,15 @@ class LiveReader:
                 held.append((packet, arrived))
                 ways.append(arrived - stamp)
                 if arrived - held[0][1] >= SETTLE_SECONDS:
-                    decoder = settled()
+                    decoder = settle()
         if decoder is None and held:
-            decoder = settled()
+            decoder = settle()
         if decoder is not None:
             decoder.finish(JOIN_SECONDS)
             decoder.check()
 
     def _wait_for_picture(self) -> None:
-        """Where the picture waits for its reader, sound that comes by itself waits for the picture."""
+        """Let a separate sound source wait for the picture, if the picture waits for its reader."""
         while self.lossless and not self._closing.is_set() and self._state not in ("ended", "failed"):
             if (self.ring.end_seconds or 0.0) <= (self._counts.latest_video_seconds or 0.0) + AHEAD_OF_PICTURE_SECONDS:
                 return
