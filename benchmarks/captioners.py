@@ -1,4 +1,4 @@
-"""How fast captioners caption here, weights and all: a picture's first word, and the words behind it.
+"""How fast captioners run here, weights and all: a picture's first word, and the words after it.
 
     python benchmarks/captioners.py --write FOLDER
     python benchmarks/captioners.py MODELS [MODELS ...] [--pictures 9] [--threads 2]

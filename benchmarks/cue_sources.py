@@ -76,7 +76,7 @@ class Sentence:
         return self.text
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """This source holds nothing to release."""
 
 
 class Visible:
@@ -92,7 +92,7 @@ class Visible:
         return CueAnswer(self.names, "manual", objects=self.names)
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """This source holds nothing to release."""
 
 
 @dataclass

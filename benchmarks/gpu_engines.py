@@ -2,9 +2,9 @@
 
     python benchmarks/gpu_engines.py [--bundle B] [--size HxW]… [--batch N]… [--precision P]… [--out FILE.json]
 
-Everybody has a process, and all take turns in one run for each size and batch. Who can't run is in the report with
-the reason. A bundle without graphs in half precision gets them in a temporary folder. Engines are built when they
-are first needed and kept: with the profile "live" for one frame, "throughput" for more.
+Each contender has a process, and all take turns in one run for each size and batch. The report gives the reason for
+each one that can't run. A bundle without graphs in half precision gets them in a temporary folder. Engines are built
+when they are first needed and kept: with the profile "live" for one frame, "throughput" for more.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def contenders(
 def entrants(
     named: Mapping[str, dict[str, Any]], bundle: Path, size: ImageSize, batch: int, folder: Path, expected: Path
 ) -> list[Entrant]:
-    """Who is built in which process, and what that is told; facts go to files of ``folder``."""
+    """Return the entrants, with their processes and settings. Facts go to files in ``folder``."""
     found = []
     for number, (name, special) in enumerate(named.items()):
         subject = "gpu_torch:ours_in_torch" if "how" in special else "gpu_contenders:ours"

@@ -1,8 +1,8 @@
 """The package's own model in PyTorch, as a contender of ``gpu_engines.py``: eager, compiled, in CUDA graphs.
 
 Weights are random: no time depends on them. Half precision is autocast, since a log-mel, softmax and what places
-samples don't survive half weights; those of products and convolutions are held in half all the same, as autocast
-would else cast each of them anew in every run. TF32 is off, as it is in ours, and cuDNN chooses by trying.
+samples don't survive half weights; those of products and convolutions are held in half all the same, because autocast
+would otherwise cast each of them again in every run. TF32 is off, as it is in ours, and cuDNN chooses by trying.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class TorchChain:
                 with torch.cuda.graph(graph, stream=side):
                     self._run(name)
                 self._graphs[name] = graph
-                graph.replay()  # what comes behind it begins with numbers
+                graph.replay()  # the name of the next stage begins with numbers
         torch.cuda.synchronize()
 
     def _upload(self, name: str, given: Given) -> None:

@@ -4,7 +4,7 @@
 
 A case is a graph of launches over as many buffers as the GPU's cache can't hold, replayed; CUDA events time it.
 The bytes are those that have to move at least, so the share of the copy bandwidth says how far a kernel is from
-the best there could be. torch does the same with its own operators in a graph of its own, on equal buffers.
+the best there could be. torch does the same with its own operators in a separate graph, on equal buffers.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def pictures_of(case: PreprocessCase, pointer: int) -> RgbPictures | Nv12Picture
     height, width = case.size
     if not case.is_nv12:
         return RgbPictures(pointer, case.size, batch=case.batch)
-    # A picture's chroma lies behind its luma.
+    # The chroma of a picture follows its luma.
     stride = (height + height // 2) * width
     return Nv12Pictures(
         pointer, pointer + height * width, case.size, batch=case.batch, luma_stride_bytes=stride,

@@ -62,7 +62,7 @@ class Whole(nn.Module):
         self.keeps_all, self.is_large = keeps_all, is_large
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) → masks (B, Q, h, w), then what nobody asked for."""
+        """(B, 3, H, W) → masks (B, Q, h, w), then the outputs that are not used."""
         encoder: Any = self.visual_encoder
         decoder: Any = self.decoder
         mask_features, maps = encoder.pixel_decoder(encoder.swin(image))
@@ -83,7 +83,7 @@ class Whole(nn.Module):
 
 
 class Half(nn.Module):
-    """Behind the cut: prompted queries and the picture's tensors → mask logits."""
+    """The part after the cut: prompted queries and the picture's tensors → mask logits."""
 
     def __init__(self, model: Teso) -> None:
         super().__init__()
@@ -247,7 +247,7 @@ def agreement(found: NDArray[np.float32], expected: NDArray[np.float32]) -> dict
 def measure(recipe: Recipe, threads: int, seconds: float) -> dict[str, Any]:
     """The report."""
     torch.set_num_threads(threads)
-    # Before anything runs: what the exports do to the load is no noise.
+    # Read the load before anything runs: the exports raise it, and that would look like noise.
     environment = environment_of(threads, recipe=recipe.name, input_size=list(recipe.image.sizes[0]))
     images = np.random.default_rng(0).standard_normal((6, 3, *recipe.image.sizes[0]), np.float32)
     with tempfile.TemporaryDirectory() as folder:

@@ -55,7 +55,7 @@ RESULTS = Path(__file__).parent / "results"
 WIDTH, HEIGHT, FPS = 640, 360, 30
 ON_SECONDS, OFF_SECONDS = 2.0, 2.0
 PERIOD_SECONDS = ON_SECONDS + OFF_SECONDS
-#: Cameras send for so much longer than is measured.
+#: Cameras send for this much longer than is measured.
 OPENING_SECONDS = 5.0
 
 

@@ -3,11 +3,11 @@
     python benchmarks/live_cues.py [--seconds 30] [--turns 3] [--fps 6] [--threads 2] [--out FOLDER]
 
 The camera is that of ``live.py``; ``--fps`` pictures of it are looked at a second, so that the cores have room. A
-source "waiting" sleeps, as one on a server does; one "working" reads 200 MB again and again in a process of its own in
+source "waiting" sleeps, as one on a server does; one "working" reads 200 MB again and again in a separate process in
 the background, as a language model does there. A question is put as soon as the last is answered. Frames: from their
 arrival to their masks.
 
-"used after" is how many results are delivered without the new cues, though they were begun behind their arrival.
+"used after" is how many results are delivered without the new cues, though they were begun after their arrival.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Slow:
 
 
 def late_results(found: list[Delivery], arrived: list[tuple[float, str]]) -> list[int]:
-    """Of each answer, how many results were begun behind its arrival and delivered without it."""
+    """Count, for each answer, the results that were begun after its arrival and delivered without it."""
     late = []
     for at, word in arrived:
         behind = [one for one in found if one.stamps.get("began", one.stamps.get("encoded", 0.0)) >= at]

@@ -1,4 +1,4 @@
-"""What less than fp32 does to masks and to the audio control, on scenes that nobody has seen.
+"""The effect of precisions below fp32 on masks and on the audio control, on unseen scenes.
 
     python benchmarks/precisions.py MEDIA [--bundle B] [--scenes 100] [--out benchmarks/results]
 

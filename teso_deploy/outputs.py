@@ -262,19 +262,19 @@ def check_apart(
                 if other == place:
                     raise OutputError(f"{out} is read, so it can't be written as well: name another output")
                 if other in here and (len(place) == _LENGTH_OF_EXISTING or _is_bundle(path)):
-                    raise OutputError(f"{out} lies in {path}, which is read: name an output outside of it")
+                    raise OutputError(f"{out} is inside {path}, which is read: name an output outside of it")
             for path, parents in around:
                 if is_folder and place in parents:
-                    raise OutputError(f"{path} is read and lies in {out}: name another folder for the output")
+                    raise OutputError(f"{path} is read and is inside {out}: name another folder for the output")
             if place in written:
                 raise OutputError(f"{written[place]} and {out} are the same output: give each its own")
             for path, other in replaced:
                 if other in here:
-                    raise OutputError(f"{out} lies in {path}, which is an output itself: name another place")
+                    raise OutputError(f"{out} is inside {path}, which is an output itself: name another place")
             if is_folder:
                 for path in written.values():
                     if place in _folders_around(path):
-                        raise OutputError(f"{path} lies in {out}, which is an output itself: name another place")
+                        raise OutputError(f"{path} is inside {out}, which is an output itself: name another place")
                 replaced.append((out, place))
             written[place] = out
 

@@ -57,7 +57,7 @@ def inside(folder: Path, name: str) -> Path:
     strange = pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name
     if strange or PureWindowsPath(name).drive:
         raise BundleError(
-            f"{folder}: the manifest names {to_one_line(repr(name))}, which lies outside the bundle; "
+            f"{folder}: the manifest names {to_one_line(repr(name))}, which is outside the bundle; "
             "do not use this bundle"
         )
     is_device = any(_DEVICE.fullmatch(part) for part in pure.parts)

@@ -145,7 +145,7 @@ def _of_index(path: Path) -> WeightFiles:
     for shard in promised.values():
         if not isinstance(shard, str) or os.path.basename(shard) != shard or shard in ("", ".", "..") or "\0" in shard:
             raise CheckpointError(
-                f"{path} names {to_one_line(repr(shard), 100)} as a shard, which is not a file's name or lies outside "
+                f"{path} names {to_one_line(repr(shard), 100)} as a shard, which is not a file's name or is outside "
                 "of the folder: download it again"
             )
         shards[shard] = None

@@ -87,23 +87,23 @@ def test_cues(mine: Path, tiny_bundle: Path, tmp_path: Path) -> None:
 
 def test_eval(media_folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     asked = ("eval", media_folder, "--bundle", tiny_bundle)
-    refused(*asked, "--json", media_folder / "split.csv", names="lies in")
+    refused(*asked, "--json", media_folder / "split.csv", names="is inside")
     refused(*asked, "--json", tmp_path / "x", "--markdown", tmp_path / "x", names="same output")
     (tmp_path / "words.txt").write_text("dog")
     refused(*asked, "--cues-file", tmp_path / "words.txt", "--markdown", tmp_path / "words.txt", names="is read")
 
 
 def test_verify_and_bench(tiny_bundle: Path, clip: Path, tmp_path: Path) -> None:
-    refused("verify", tiny_bundle, "--json", tiny_bundle / "bundle.json", names="lies in")
-    refused("verify", tiny_bundle, "--contact-sheet", tiny_bundle / "sheet.png", names="lies in")
+    refused("verify", tiny_bundle, "--json", tiny_bundle / "bundle.json", names="is inside")
+    refused("verify", tiny_bundle, "--contact-sheet", tiny_bundle / "sheet.png", names="is inside")
     both = tmp_path / "x.png"
     refused("verify", tiny_bundle, "--contact-sheet", both, "--json", both, names="same output")
-    refused("bench", tiny_bundle, "--report", tiny_bundle, names="lies in")
+    refused("bench", tiny_bundle, "--report", tiny_bundle, names="is inside")
     refused("bench", tiny_bundle, "--report", tmp_path, "--json", tmp_path / "bench.json", names="same output")
     (tmp_path / "bench.png").hardlink_to(shutil.copy(clip, tmp_path / "c.mp4"))
     refused("bench", tiny_bundle, "--clip", tmp_path / "c.mp4", "--report", tmp_path, names="is read")
     shipped = bundle_folder(None)
-    refused("verify", "--json", shipped / "report.json", names="lies in")
+    refused("verify", "--json", shipped / "report.json", names="is inside")
 
 
 def test_demo(tmp_path: Path) -> None:
@@ -121,12 +121,12 @@ def test_export(tiny_bundle: Path, tmp_path: Path) -> None:
     asked = ("export", recipe, "--checkpoint", f"visual={weights}")
     refused(*asked, "--out", tmp_path / "b", "--json", recipe, names="is read")
     refused(*asked, "--out", tmp_path / "b", "--json", tmp_path / "b" / "r.json", names="an output itself")
-    refused(*asked, "--out", tmp_path / "b", "--json", weights / "model.safetensors", names="lies in")
+    refused(*asked, "--out", tmp_path / "b", "--json", weights / "model.safetensors", names="is inside")
     refused(*asked, "--dry-run", "--json", recipe, names="is read")
     shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    refused("export", tmp_path / "bundle", "--out", tmp_path / "bundle" / "inner", names="lies in")
+    refused("export", tmp_path / "bundle", "--out", tmp_path / "bundle" / "inner", names="is inside")
     taken = weights / "model.safetensors"
-    refused("export-cues", "--captioner", weights, "--out", tmp_path / "o", "--json", taken, names="lies in")
+    refused("export-cues", "--captioner", weights, "--out", tmp_path / "o", "--json", taken, names="is inside")
     one = tmp_path / "o"
     refused("export-cues", "--captioner", weights, "--out", one, "--json", one, names="same output")
     assert names_in(weights) == ["model.safetensors"] and recipe.read_text()

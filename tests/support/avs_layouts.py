@@ -1,8 +1,8 @@
 """Small audio-visual segmentation data sets in the published layouts, for tests: shapes that have a tone each.
 
 A video shows two of three things, side by side and moving: dogs are red discs of 500 Hz, cars blue squares of
-1000 Hz, pianos green triangles of 2000 Hz. Who sounds changes every second, and the mask shows who does: nothing but
-the sound can tell. The n-th video is the same in every split, so that a model which over-fits on one can be scored on
+1000 Hz, pianos green triangles of 2000 Hz. The sounding thing changes every second, and the mask shows it: only
+the sound reveals it. The n-th video is the same in every split, so that a model which over-fits on one can be scored on
 any other.
 """
 

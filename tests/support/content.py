@@ -20,7 +20,7 @@ from tests.support.imports import ROOT, find_file, find_imports
 
 #: Packages whose version may change an exported graph or the numbers that are stored beside it.
 DECIDING_PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "numpy", "onnxruntime", "pydantic")
-#: The public names of the package are no part of how a graph is made.
+#: The public names of the package do not affect how a graph is made.
 NOT_FOLLOWED = frozenset({ROOT / "teso_deploy/__init__.py"})
 
 

@@ -208,7 +208,7 @@ def a_capture_that_fails_leaves_the_stream_usable(device: Device) -> None:
         device.copy_in(memory.pointer, source, stream)
         stream.synchronize()
     with pytest.raises(DeviceError, match="can't be recorded"), stream.capture() as graph, suppress(DeviceError):
-        stream.synchronize()  # somebody hides the failure
+        stream.synchronize()  # here the caller hides the failure
     with pytest.raises(DeviceError, match="not recorded to its end"):
         graph.launch(stream)
     with pytest.raises(ZeroDivisionError), stream.capture():

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 VARIABLE = "TESO_TEST_CACHE"
-#: Entries that no test has used for this long are removed, then the oldest until the rest is no larger than this.
+#: Entries that no test has used for this long are removed, then the oldest until the rest fits the limit.
 MAX_AGE_SECONDS = 14 * 24 * 3600.0
 MAX_BYTES = 2 * 1024**3
 #: A use is recorded in the entry's time at most this often.

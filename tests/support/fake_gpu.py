@@ -1,4 +1,4 @@
-"""A GPU that does everything as late as it may: what is queued runs when somebody waits for it, and not before.
+"""A GPU that does everything as late as it may: queued work runs when a caller waits for it, and not before.
 
 Who forgets to wait for an event reads yesterday's values here, always, where a real GPU would show it now and
 then. Memory and kernels are those of a :class:`HostDevice`; without one there are no kernels.
@@ -22,7 +22,7 @@ from teso_deploy.errors import DeviceError, DeviceMemoryError
 
 
 class PlainMemory:
-    """Device memory that is the host's. What was given back is spoilt, and may not be read or written any more."""
+    """Device memory in host memory. After its release it is overwritten, and may not be read or written any more."""
 
     def __init__(self, device: FakeDevice, nbytes: int) -> None:
         self._bytes = np.full(nbytes, 0xA5, np.uint8)
@@ -139,7 +139,7 @@ class FakeDevice:
         return self.host.allocate(nbytes) if self.host is not None else PlainMemory(self, nbytes)
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """What it holds is spoilt when nobody holds it, as if others had it by then."""
+        """Return an array whose content is overwritten after its release, as if another owner had the memory."""
         block = np.zeros(max(1, math.prod(shape)) * np.dtype(dtype).itemsize, np.uint8)
         array = np.frombuffer(block.data, dtype, math.prod(shape)).reshape(shape)
         self.pinned_blocks[array.ctypes.data] = block

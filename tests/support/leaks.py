@@ -1,4 +1,4 @@
-"""Threads and open files that a test leaves behind."""
+"""Threads and open files that are left after a test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our CUDA operators, called with NumPy arrays, on whichever device: a GPU, or the CPU behind the shim."""
+"""Our CUDA operators, called with NumPy arrays, on any device: a GPU, or the CPU through the shim."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNTOUCHED = 0xA7
 
 
 def spaced(array: NDArray[np.uint8], pitch_bytes: int, stride_bytes: int, noise: int = 0) -> NDArray[np.uint8]:
-    """Planes (B, H, row bytes) as one row of bytes with gaps; the last plane's last row has no gap behind it."""
+    """Planes (B, H, row bytes) as one row of bytes with gaps; the last row of the last plane has no gap after it."""
     batch, height, row_bytes = array.shape
     flat = np.full((batch - 1) * stride_bytes + (height - 1) * pitch_bytes + row_bytes, noise, np.uint8)
     planes = np.lib.stride_tricks.as_strided(flat, array.shape, (stride_bytes, pitch_bytes, 1))
@@ -107,7 +107,7 @@ class Operators:
         shares: tuple[float, float] = (1.0, 1.0),
         gap_bytes: int = 0,
     ) -> NDArray[np.uint8]:
-        """(B, C, h, w) → (B, *size); what lies between the rows has to stay as it was."""
+        """(B, C, h, w) → (B, *size); the bytes between the rows must stay as they were."""
         batch = scores.shape[0]
         pitch = size[1] + gap_bytes
         stride = size[0] * pitch + 3 * gap_bytes

@@ -125,7 +125,7 @@ def turn(path: Path, counterclockwise_degrees: int) -> Path:
 
 
 def flash_times(path: Path) -> list[float]:
-    """When the picture turns white, in seconds, as our reader tells it."""
+    """Return when the picture turns white, in seconds, as our reader reports it."""
     times, was_bright = [], False
     with VideoReader(path) as reader:
         for frame in reader:

@@ -72,7 +72,7 @@ def _exact(connection: socket.socket, size: int) -> bytes:
 
 
 def _commands(connection: socket.socket) -> Iterator[tuple[str, float, bytes]]:
-    """(name, number, content) of each command; a message comes in chunks, mixed with those of others."""
+    """Yield (name, number, content) of each command. A message comes in chunks, mixed with other messages."""
     chunk_bytes = 128
     headers: dict[int, tuple[int, int]] = {}  # of a channel, the size and the kind of its last message
     parts: dict[int, bytes] = {}

@@ -1,4 +1,4 @@
-"""Servers on the loopback address that do what servers do: stop, stay silent, lose packets, begin anew, refuse.
+"""Servers on the loopback address that do what servers do: stop, stay silent, lose packets, restart, refuse.
 
 What they send is a file of MPEG-TS at the pace at which it was recorded: once, or again and again, when its time stamps
 jump back each time, or go on. RTMP is in rtmp.py.
@@ -43,7 +43,7 @@ def lost(share: float, seed: int = 0) -> Damage:
 
 
 def corrupted(share: float, seed: int = 0) -> Damage:
-    """Some packets arrive with other bytes behind their header."""
+    """Some packets arrive with wrong bytes after their header."""
     draw = random.Random(seed)
 
     def damage(block: bytes) -> bytes:
@@ -59,7 +59,7 @@ def corrupted(share: float, seed: int = 0) -> Damage:
 def flagged(numbers: Collection[int]) -> Damage:
     """The pictures of these numbers have the flag by which a receiver says that it could not mend a packet.
 
-    It is set in the packet behind which such a picture's data begin anew or end, which makes exactly one packet of
+    It is set in the packet after which such a picture's data begin again or end, which makes exactly one packet of
     FFmpeg's corrupt for each number, if no two follow each other.
     """
     seen = [0]
@@ -114,7 +114,7 @@ class Sender:
                 time.sleep(max(0.0, due - time.monotonic()))
                 due += pace
                 shift = self.shift_seconds + (turn * self.seconds if self._goes_on else 0.0)
-                # What loops without going on is cut hard: also its counters begin anew.
+                # A loop without continuing stamps is a hard cut: its counters restart too.
                 is_moved = self._goes_on or shift
                 yield self.damage(stamps.moved(block, round(shift * TICKS_HZ)) if is_moved else block)
             if not self.loop:
@@ -123,7 +123,7 @@ class Sender:
 
 
 class Server:
-    """Listens on a port of the loopback address; each client is handed to ``serve`` in a thread of its own."""
+    """Listens on a port of the loopback address. Each client is handed to ``serve`` in a separate thread."""
 
     def __init__(self, serve: Callable[[socket.socket], None], port: int = 0) -> None:
         self._serve = serve
@@ -171,7 +171,7 @@ def serving(serve: Callable[[socket.socket], None], port: int = 0) -> Iterator[S
 
 
 def tcp(sender: Sender) -> Callable[[socket.socket], None]:
-    """Sends as soon as somebody connects."""
+    """Sends as soon as a client connects."""
 
     def serve(connection: socket.socket) -> None:
         for block in sender.blocks():
@@ -263,7 +263,7 @@ a=control:track1
 def rtsp(
     sender: Sender, credentials: str | None = None, known: str = "/live", scheme: Scheme = "Basic"
 ) -> Callable[[socket.socket], None]:
-    """An RTSP 1.0 server: a transport stream in RTP, inside of its own connection; there is nothing but ``known``."""
+    """An RTSP 1.0 server: a transport stream in RTP, inside the RTSP connection. It serves only the path ``known``."""
 
     def serve(connection: socket.socket) -> None:
         sequence = 0
@@ -302,7 +302,7 @@ def rtsp(
 
 
 def send_udp(sender: Sender, port: int) -> threading.Thread:
-    """Sends datagrams to a port, whether anybody listens or not, in a thread that ends with the sender."""
+    """Sends datagrams to a port, with or without a listener, in a thread that ends with the sender."""
 
     def run() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
@@ -316,7 +316,7 @@ def send_udp(sender: Sender, port: int) -> threading.Thread:
 
 
 def free_port() -> int:
-    """A port that nobody uses now."""
+    """Return a port that is not in use now."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])

@@ -1,8 +1,8 @@
 """What the implementations of ``backends/cuda/device.py`` have to do that only a stub of the driver can show.
 
 ``python -m tests.support.stub_checks LIBRARY``, with the stub first on LD_LIBRARY_PATH, runs these and those of
-``device_checks``: a line of JSON a check, ``{"check": …, "error": null or a text}``. What a check leaves behind is
-an error.
+``device_checks``: a line of JSON for each check, ``{"check": …, "error": null or a text}``. Memory that a check does
+not release is an error.
 """
 
 from __future__ import annotations

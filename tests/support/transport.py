@@ -22,7 +22,7 @@ def track_of(packet: bytes | bytearray) -> int:
 
 
 def payload_start(packet: bytes | bytearray) -> int:
-    """Where its payload begins; behind its end where it has none."""
+    """Return where its payload begins; after its end if it has none."""
     if not packet[3] & 0x10:
         return PACKET_BYTES
     return 5 + packet[4] if packet[3] & 0x20 else 4
@@ -72,7 +72,7 @@ def _later(stamp: bytearray, ticks: int) -> bytes:
 
 
 def merge_programmes(*streams: bytes) -> bytes:
-    """Interleave transport streams of one programme each, with PIDs of their own, into one of several programmes."""
+    """Interleave transport streams of one programme each, with separate PIDs, into one of several programmes."""
     entries = b""
     queues = []
     for stream in streams:
