@@ -65,6 +65,11 @@ MARKERS = (
     _compile("let go", "lets? go of|letting go of", "Write 'release' or 'free'."),
 )
 
-#: Markers per 10,000 words that the check allows in each kind of text; "all" is every marker together.
-#: Lower these numbers as text is rewritten, until they are 10, 2 and 1. Never raise them.
-LIMITS = {"all": 95.0, "behind": 15.0, "nobody": 11.0}
+#: The goal, in markers per 10,000 words of each kind of text; "all" is every marker together.
+GOAL = {"all": 10.0, "behind": 2.0, "nobody": 1.0}
+#: What the check allows now. Lower it as text is rewritten, until only the goal is left. Never raise it.
+LIMITS = {
+    "comments and docstrings": {"all": 16.0, "behind": 2.0, "nobody": 1.0},
+    "messages": {"all": 21.0, "behind": 2.0, "nobody": 1.0},
+    "documents": GOAL,
+}

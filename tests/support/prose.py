@@ -35,7 +35,7 @@ _PARTICIPLE = re.compile(
 _WORDS_OF_A_MESSAGE = 4
 
 #: Public functions of three or more parameters whose docstring has no ``Args:``. Lower it; never raise it.
-WITHOUT_ARGS = 242
+WITHOUT_ARGS = 130
 
 
 class Text(NamedTuple):
@@ -258,7 +258,7 @@ class Tallies:
         faults = [
             f"{kind}: {name}: {self.rates(kind)[name]:.1f} markers per 10,000 words, at most {limit:g} are allowed"
             for kind in sorted(self.kinds)
-            for name, limit in LIMITS.items()
+            for name, limit in LIMITS[kind].items()
             if self.rates(kind).get(name, 0) > limit
         ]
         if missing > WITHOUT_ARGS:
