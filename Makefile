@@ -1,5 +1,7 @@
 # make demo   the base install into .venv, then the shipped model on the shipped clip
-# make test   completes .venv (export, train, cues, bench, tensorrt-rtx, dev), then every test that needs no GPU
+# make test   completes .venv (export, train, cues, bench, tensorrt-rtx, dev), then what a change usually breaks
+# make test-all   every test that needs no GPU; with SLOWEST=N the N slowest are printed
+# make test-gpu   the tests that need an NVIDIA GPU; with TESO_REQUIRE_GPU=1 what is missing fails
 # make fuzz   odd inputs, CASES of them from SEED; a line for each that does not end well
 # make test-lowest   the tests that need the base install alone, with its lowest versions, in .venv-lowest
 # make docs   the documentation site, into site/
@@ -16,23 +18,34 @@ LOWEST := .venv-lowest
 INSTALL_FILES := pyproject.toml constraints.txt
 
 CASES ?= 2000
+SLOWEST ?= 25
 SEED ?= 1
 
-.PHONY: demo test test-lowest fuzz docs check format clean
+.PHONY: demo test test-all test-gpu test-lowest fuzz docs check format clean
 
 demo: $(BASE)
 	$(BIN)/teso-deploy demo
 
-# Two processes, each file in one of them, share the cores better than the threads of one. In the order of
-# their names the slow files are first: by their number of tests they would be last, with one core idle.
+# Three processes for two cores: one of them runs the files whose tests wait (tests/support/distribution.py). One
+# thread in each of them is faster than two processes with more.
+PYTEST = OMP_NUM_THREADS=1 $(1)/python -m pytest --durations=$(SLOWEST)
+SHARED := -n 3 --dist loadfile
+
+# tests/tiers.toml lists the slow tests.
 test: $(FULL)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(call PYTEST,$(BIN)) $(SHARED) -m "not gpu and not slow"
+
+test-all: $(FULL)
+	$(call PYTEST,$(BIN)) $(SHARED)
+
+test-gpu: $(FULL)
+	$(call PYTEST,$(BIN)) -m gpu tests/gpu
 
 fuzz: $(FULL)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
 
 test-lowest: $(LOWEST)/.base
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --base-install -n 2 --dist loadfile --no-loadscope-reorder
+	$(call PYTEST,$(LOWEST)/bin) $(SHARED) --base-install
 
 docs: $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q --strict

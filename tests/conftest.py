@@ -17,7 +17,9 @@ from teso_deploy.evaluation.datasets.media_folder import MediaLibrary, read_libr
 from teso_deploy.recipe import Recipe
 from teso_deploy.types import Precision
 from tests.support.imports import find_absent_packages
+from tests.support.recording_times import TimeRecorder
 from tests.support.sharing import CACHE, exported_once, shared_folder
+from tests.support.tiers import COLLECTED, load_tiers
 
 #: Import names of what every install has, and of what runs the tests.
 ALWAYS_INSTALLED = {
@@ -26,7 +28,10 @@ ALWAYS_INSTALLED = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--base-install", action="store_true", help="leave out the test files whose imports need an extra")
+    parser.addoption("--base-install", action="store_true", help="omit the test files whose imports need an extra")
+    parser.addoption(
+        "--record-times", metavar="FILE", help="append the seconds of each test; see tests/support/tiers.py"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,6 +40,28 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):  # once a run, in the process that starts the others
         CACHE.prune()
+    if times := config.getoption("record_times"):
+        config.pluginmanager.register(TimeRecorder(Path(times).absolute()))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the slow tests, before pytest selects by marks."""
+    config.stash[COLLECTED] = list(items)
+    tiers = load_tiers()
+    for item in items:
+        if tiers.is_slow(item.nodeid):
+            item.add_marker("slow")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Share out whole files so that those that wait run beside those that compute."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from tests.support.distribution import TieredScheduling
+
+    return TieredScheduling(config, log)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

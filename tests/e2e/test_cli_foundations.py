@@ -127,7 +127,6 @@ def test_sam_keeps_the_picture_s_shape(text: Path, clip: Path, tmp_path: Path) -
     assert {np.asarray(mask).max() for mask in found} <= {0, 1}
 
 
-@pytest.mark.slow
 def test_training_on_videos_ends_in_a_bundle(text: Path, vggish: Path, clip: Path, tmp_path: Path) -> None:
     hugging_face_mask2former(small_recipe(**SHALLOW), 6).save_pretrained(tmp_path / "mask2former")
     recipe = small_recipe(clip_text=CLIP_TEXT, train={"videos": {"epochs": 1, "frames_per_batch": 2}}, **SHALLOW)
@@ -145,7 +144,6 @@ def test_training_on_videos_ends_in_a_bundle(text: Path, vggish: Path, clip: Pat
     assert masks_of(clip, tmp_path / "b", tmp_path / "masks", "--cues", "dog,car")
 
 
-@pytest.mark.slow
 def test_two_processes_share_the_frames(tiny_recipe: Recipe, tmp_path: Path) -> None:
     head = {"kind": "semantic", "classes": ["dog", "car", "piano"]}
     train = {"warmup_steps": 2, "videos": {"epochs": 2, "frames_per_batch": 2}}

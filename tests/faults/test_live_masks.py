@@ -81,7 +81,6 @@ def masks_of(pipeline: Pipeline, clip: Path, damage: Damage) -> tuple[Masks, int
     return found, health.corrupt_frames + health.corrupt_packets
 
 
-@pytest.mark.slow
 def test_masks_are_right_again_within_a_second(clip: Path) -> None:
     pipeline = Pipeline.load(threads=2)
     expected, undamaged = masks_of(pipeline, clip, untouched)

@@ -90,7 +90,6 @@ def test_the_small_model_is_hugging_face_s(window: int, size: tuple[int, int]) -
     assert equal >= 0.999 and flips <= 1e-3
 
 
-@pytest.mark.slow
 def test_swin_b_is_hugging_face_s() -> None:
     class_error, mask_error, equal, _ = compare(load_recipe("teso-m2f-swin-b"), 1)
     assert class_error <= 1e-4 and mask_error <= 1e-4

@@ -113,7 +113,6 @@ def test_the_small_model_is_hugging_face_s(size: int) -> None:
     assert encoder_error <= 1e-4 and decoder_error <= 1e-4
 
 
-@pytest.mark.slow
 def test_vit_b_is_hugging_face_s() -> None:
     recipe = load_recipe("teso-sam-vit-b")
     # A quarter of the tokens, a seventh of the time. The windows need padding as they do at 1024.

@@ -233,7 +233,6 @@ def test_what_can_t_be_trained_is_said(avss: Path, words: dict[str, NDArray[np.f
         FineTuning(Assembly(build(small), {}, ()), batches_of(small, avss, words), tmp_path, "cpu")
 
 
-@pytest.mark.slow
 def test_two_videos_are_learnt_by_heart(words: dict[str, NDArray[np.float32]], tmp_path: Path) -> None:
     size = 128  # masks have a stride of 4: at 64 the edges alone would cost five points
     write_avss(tmp_path / "data", videos=2, size=size)

@@ -353,7 +353,6 @@ def fatbin_entries(fatbin: bytes) -> set[str]:
 @pytest.mark.skipif(
     not (shutil.which("cmake") and shutil.which("nvcc")), reason="cmake and nvcc, which build the fatbin, are not here"
 )
-@pytest.mark.slow
 def test_cmake_builds_one_fatbin_from_a_clean_tree(tmp_path: Path) -> None:
     root = shipped_path("CMakeLists.txt").parent
     for command in (
