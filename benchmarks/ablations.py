@@ -1,6 +1,6 @@
 """What each part of TeSO is worth: the same model without it, trained and scored alike.
 
-    python benchmarks/ablations.py --data MEDIA --start CHECKPOINT.safetensors --work DIR [--steps 1500] [--scenes 100]
+    python -m benchmarks run ablations --data MEDIA --start FILE.safetensors --work DIR [--steps 1500] [--scenes 100]
 
 Every variant begins with the encoders and the decoder of a trained model and a random fusion,
 and learns from the same scenes at 112 × 112. A run that was broken off goes on: what DIR holds is not
@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.results_files import add_out, record
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
 from teso_deploy.bundle import Bundle
-from teso_deploy.comparison.report import environment_of, publish
+from teso_deploy.comparison.report import environment_of
 from teso_deploy.conversion.bundle_export import export_bundle
 from teso_deploy.conversion.vocabulary import build_cue_table, shipped_nouns
 from teso_deploy.evaluation.datasets.media_folder import label_words, read_library
@@ -103,7 +106,7 @@ def measure(recipe: Recipe, data: Path, start: Path, work: Path, steps: int, sce
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("TESO_AVS_DATA"))
@@ -113,16 +116,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    options = parser.parse_args()
+    add_out(parser)
+    options = parser.parse_args(arguments)
     if options.data is None:
         parser.error("name a media folder: --data or TESO_AVS_DATA")
     recipe = load_recipe(options.recipe)
     report = measure(
         recipe, Path(options.data), options.start, options.work, options.steps, options.scenes, options.seeds
     )
-    publish(f"ablations-{recipe.name}", f"{recipe.name}, part by part", report, options.out)
+    record(f"ablations-{recipe.name}", f"{recipe.name}, part by part", report, out=options.out)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """How fast captioners run here, weights and all: a picture's first word, and the words after it.
 
-    python benchmarks/captioners.py --write FOLDER
-    python benchmarks/captioners.py MODELS [MODELS ...] [--pictures 9] [--threads 2]
+    python -m benchmarks run captioners --write FOLDER
+    python -m benchmarks run captioners MODELS [MODELS ...] [--pictures 9] [--threads 2]
 
 ``MODELS``: folders of ``teso-deploy export-cues --captioner``. What the weights are does not matter, so they may be
 random: every caption is as long as every other. All take turns. ``--write`` makes such checkpoints, to be exported:
@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from teso_deploy.comparison.report import environment_of, publish
+from benchmarks.results_files import add_out, record
+from teso_deploy.comparison.report import environment_of
 from teso_deploy.cues.language.captioner import LocalCaptioner
 from teso_deploy.cues.model_bundle import CueModels
 from teso_deploy.errors import CueSourceError, TesoError
@@ -102,15 +104,15 @@ def write_checkpoints(folder: Path) -> None:
             part.save_pretrained(folder / name)
 
 
-def main() -> int:
-    """See the module."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="*")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="write random checkpoints there, and end")
     parser.add_argument("--pictures", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    given = parser.parse_args()
+    add_out(parser)
+    given = parser.parse_args(arguments)
     if given.write is not None:
         write_checkpoints(given.write)
         return 0
@@ -120,11 +122,11 @@ def main() -> int:
         environment = environment_of(given.threads, weights="random")
         rows = measure(given.models, given.pictures, given.threads)
     except TesoError as error:
-        print(f"benchmarks/captioners.py: {error}", file=sys.stderr)
+        print(f"captioners: {error}", file=sys.stderr)
         return error.exit_code
     note = f"Medians over {given.pictures} pictures of 640 x 360, taking turns; captions of {TOKENS} tokens."
     report = {"schema_version": 1, "rows": rows, "bound_by": note, "environment": environment}
-    publish("captioners-cpu", "How fast captioners of real size caption", report, given.out)
+    record("captioners-cpu", "How fast captioners of real size caption", report, out=given.out)
     return 0
 
 

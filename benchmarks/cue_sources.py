@@ -1,6 +1,6 @@
 """Sources of cues against each other on scenes never seen: what they name, what the sound lets through, and the masks.
 
-    python benchmarks/cue_sources.py DATA [--models FOLDER] [--scenes 50] [--bundle B] [--out FOLDER]
+    python -m benchmarks run cue-sources DATA [--models FOLDER] [--scenes 50] [--bundle B] [--out FOLDER]
 
 Rows are those of ``teso-deploy eval`` in which something sounds. There is no captioner small enough to be tried here,
 so two stand in for one: "written" is a sentence about everything that is in the scene, as a captioner without fault
@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.results_files import add_out, record
 from teso_deploy.bundle import Bundle
-from teso_deploy.comparison.report import environment_of, publish
+from teso_deploy.comparison.report import environment_of
 from teso_deploy.cues.contracts import CueAnswer, CueMoment, CueSource
 from teso_deploy.cues.model_bundle import CueModels
 from teso_deploy.cues.process import ModelProcess
@@ -48,7 +49,6 @@ from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.pipeline.video_cues import Seen
 from teso_deploy.types import AudioWindow, Cues, Frame
 
-RESULTS = Path(__file__).parent / "results"
 SOUNDING_ROWS = ("one source", "two sources", "silent distractor")
 BACKGROUNDS = ("a brick wall", "a green field", "a wooden floor", "a cloudy sky", "a garden fence", "an empty street")
 SENTENCES = {
@@ -198,8 +198,8 @@ def measure(
     return [score.row(name) for name, score in scores.items()]
 
 
-def main() -> int:
-    """See the module."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--models", type=Path, help="of `teso-deploy export-cues`, with a reasoner")
@@ -208,8 +208,8 @@ def main() -> int:
     parser.add_argument("--scenes", type=int, default=50, help="per row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args()
+    add_out(parser)
+    given = parser.parse_args(arguments)
     try:
         bundle = Bundle.open(given.bundle)
         pipeline = Pipeline.load(bundle.folder, threads=given.threads)
@@ -217,7 +217,7 @@ def main() -> int:
         styles = given.prompt or ["few-shot-direct"]
         rows = measure(pipeline, library, given.models, styles, given.scenes, given.seed)
     except TesoError as error:
-        print(f"benchmarks/cue_sources.py: {error}", file=sys.stderr)
+        print(f"cue-sources: {error}", file=sys.stderr)
         return error.exit_code
     more: dict[str, Any] = {"data": library.fingerprint, "scenes_per_row": given.scenes, "seed": given.seed}
     if given.models is not None and (entry := CueModels.open(given.models).manifest.reasoner) is not None:
@@ -229,7 +229,9 @@ def main() -> int:
         "REC#2: those that the dynamic mask lets through.",
         "environment": environment_of(given.threads, bundle, **more),
     }
-    publish(f"cue-sources-{bundle.manifest.name}", f"{bundle.manifest.name} by its source of cues", report, given.out)
+    record(
+        f"cue-sources-{bundle.manifest.name}", f"{bundle.manifest.name} by its source of cues", report, out=given.out
+    )
     return 0
 
 

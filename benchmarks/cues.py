@@ -1,6 +1,6 @@
 """A reasoner on captions of known answers: what it names, prompt by prompt, and how fast it is.
 
-    python benchmarks/cues.py MODELS [--int8 MODELS] [--int4 MODELS] [--captions FILE] [--timed 8] [--threads 2]
+    python -m benchmarks run cues MODELS [--int8 MODELS] [--int4 MODELS] [--captions FILE] [--timed 8] [--threads 2]
 
 ``MODELS``: folders of ``teso-deploy export-cues`` with a reasoner, the first in fp32. Each of the captions says what is
 to be seen; ``captions.toml`` has with it what sounds. Names are compared as the field does: plurals, synonyms and a
@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.results_files import add_out, record
 from teso_deploy.bundle import Bundle
-from teso_deploy.comparison.report import environment_of, publish
+from teso_deploy.comparison.report import environment_of
 from teso_deploy.cues.answers import read_answer
 from teso_deploy.cues.caption_words import find_nouns, mentions
 from teso_deploy.cues.language.reasoner import LocalReasoner
@@ -195,7 +196,7 @@ def measure(
 
 
 def published(report: dict[str, Any], folder: Path) -> None:
-    """As two pages."""
+    """Write what was answered, and how fast, as two results."""
     environment = report["environment"]
     of = environment["model"].lower().replace(" ", "-")
     pages = {
@@ -214,11 +215,12 @@ def published(report: dict[str, Any], folder: Path) -> None:
     for name, (title, rows, note) in pages.items():
         if report[rows]:
             page = {"schema_version": 1, "rows": report[rows], "bound_by": note, "environment": environment}
-            publish(name, title, page, folder)
+            out = folder if folder.suffix != ".json" else folder.with_name(f"{folder.stem}-{rows}.json")
+            record(name, title, page, out=out)
 
 
-def main() -> int:
-    """See the module."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path)
     parser.add_argument("--int8", type=Path)
@@ -229,8 +231,8 @@ def main() -> int:
     parser.add_argument("--prompt", action="append", choices=prompt_names(), help="default: all")
     parser.add_argument("--speed-alone", action="store_true", help="nothing but the times")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=HERE / "results")
-    given = parser.parse_args()
+    add_out(parser)
+    given = parser.parse_args(arguments)
     folders = {"fp32": given.models, "int8": given.int8, "int4": given.int4}
     try:
         report = measure(
@@ -241,7 +243,7 @@ def main() -> int:
             () if given.speed_alone else given.prompt or prompt_names(),
         )
     except TesoError as error:
-        print(f"benchmarks/cues.py: {error}", file=sys.stderr)
+        print(f"cues: {error}", file=sys.stderr)
         return error.exit_code
     published(report, given.out)
     return 0

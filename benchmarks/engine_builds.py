@@ -1,6 +1,6 @@
 """What it takes to build every engine of a bundle with TensorRT-RTX, which needs no GPU for it.
 
-    python benchmarks/engine_builds.py BUNDLE... [--arch portable,sm86] [--precision fp32,fp16] [--out FILE.json]
+    python -m benchmarks run engine-builds BUNDLE... [--arch portable,sm86] [--precision fp32,fp16] [--out FILE.json]
 
 A bundle needs the graphs of every precision but fp32 (`teso-deploy export … --precision fp16`). Engines go to a
 folder that is thrown away. Half is the share of floating-point tensors of the strongly typed network.
@@ -9,7 +9,6 @@ folder that is thrown away. Half is the share of floating-point tensors of the s
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -19,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from benchmarks.results_files import add_out, record
 from teso_deploy._version import __version__
 from teso_deploy.backends.tensorrt.bindings import load_library
 from teso_deploy.backends.tensorrt.making import make_engine, source_of
@@ -89,25 +89,24 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """See the module's docstring."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="+", type=Path)
     parser.add_argument("--arch", default="portable,sm86,sm89,sm120")
     parser.add_argument("--precision", default="fp32,fp16")
     parser.add_argument("--profile", default="live")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    add_out(parser)
+    options = parser.parse_args(arguments)
     try:
         precisions = [cast(Precision, name) for name in options.precision.split(",")]
         report = measure(options.bundles, options.arch.split(","), precisions, options.profile)
     except TesoError as error:
-        sys.exit(f"engine_builds: {error}")
-    print(markdown(report))
-    if options.out is not None:
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        options.out.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
+        print(f"engine-builds: {error}", file=sys.stderr)
+        return error.exit_code
+    record("engine-builds-tensorrt-rtx", "Engines of TensorRT-RTX", report, out=options.out, page=markdown(report))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Seconds and memory that a step of training on videos takes, at full size, on seeded noise.
 
-    python benchmarks/finetuning.py [--device cuda] [--recipe teso-m2f-swin-b] [--steps 5] [--out FILE.json]
+    python -m benchmarks run finetuning [--device cuda] [--recipe teso-m2f-swin-b] [--steps 5] [--out FILE.json]
 
 The foundation's weights are random and held, adapters and fusion learn, as for a checkpoint; one
 step of warm-up, then the median. Memory: the process's highest, on a GPU what torch allocated.
@@ -9,11 +9,11 @@ step of warm-up, then the median. Memory: the process's highest, on a GPU what t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +22,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from benchmarks.results_files import add_out, record
+from teso_deploy.comparison.report import environment_of
 from teso_deploy.models.assembly import Assembly
 from teso_deploy.models.teso import build
 from teso_deploy.recipe import Recipe, load_recipe
@@ -91,22 +93,28 @@ def measure(recipe_name: str, device: str, steps: int) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     name = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
-    return {"schema_version": 1, "device": name, "torch": torch.__version__, "rows": [row]}
+    return {
+        "schema_version": 1,
+        "device": name,
+        "torch": torch.__version__,
+        "rows": [row],
+        "bound_by": f"Median of {steps} steps on seeded noise, with random weights.",
+        "environment": environment_of(torch.get_num_threads(), libraries=("torch",)),
+    }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="teso-m2f-swin-b")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    text = json.dumps(measure(options.recipe, options.device, options.steps), indent=1) + "\n"
-    print(text, end="")
-    if options.out is not None:
-        options.out.write_text(text, encoding="utf-8")
+    add_out(parser)
+    options = parser.parse_args(arguments)
+    report = measure(options.recipe, options.device, options.steps)
+    record(f"finetuning-{options.device}", f"A training step of {options.recipe} on videos", report, out=options.out)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Everything that needs an NVIDIA GPU, part by part; a part that fails takes no other along.
+# Everything that needs an NVIDIA GPU, part by part; a part that fails does not stop the others.
 #
 #   PYTHON=.venv/bin/python benchmarks/gpu.sh [--quick] [--print] [OUT] [PART…]
 #
 # OUT    a folder, there already or written with a slash; default: benchmarks/results
 # PART   default: all of these, in this order
-#          tests        tests/gpu, with TESO_REQUIRE_GPU=1: whatever is missing fails
+#          tests        tests/gpu, with TESO_REQUIRE_GPU=1: what is missing fails
 #          kernels      the CUDA operators
 #          engines      all that follow: ours against PyTorch, by precision and batch
 #                       (engines-fp32-1 engines-fp16-1 engines-fp32-8 engines-fp16-8 engines-fp32-32 engines-fp16-32)
@@ -15,9 +15,9 @@
 # --quick  fewer repetitions, and no torch.compile, which takes minutes;  --print  the commands only, without running them
 # BUNDLE names another bundle than the shipped one for the engines.
 #
-# A part leaves OUT/GPU/PART.json (tests: .xml) and PART.log, or PART.failed with the reason. Behind each part all
-# that lies there is put together in OUT/GPU.json and OUT/GPU.md, so that parts may be run one by one, and folders of
-# several visits laid together. Exit code: 0, 1 (a part failed), 2 (no GPU, no such part).
+# A part leaves OUT/GPU/PART.json (tests: .xml) and PART.log, or PART.failed with the reason. After each part
+# all reports of that folder are merged into OUT/GPU.json and OUT/GPU.md. So parts may be run one by one, and the
+# folders of several visits may be put together. Exit code: 0, 1 (a part failed), 2 (no GPU, no such part).
 set -uo pipefail
 python="${PYTHON:-python3}"
 all=(tests kernels)
@@ -54,30 +54,30 @@ out="${out:-$PWD/benchmarks/results}"
 if [[ -n $prints_only ]]; then
   gpu=GPU
 else
-  gpu="$("$python" benchmarks/gpu_report.py --name)" || exit 2
+  gpu="$("$python" -m benchmarks.gpu_report --name)" || exit 2
 fi
 folder="$out/$gpu"
+run=("$python" -m benchmarks run)
 
 # Sets ``command`` to what a part runs.
 command_of() {
   local result="$folder/$1.json" precision batch
   case "$1" in
     tests) command=(env TESO_REQUIRE_GPU=1 "$python" -m pytest -m gpu tests/gpu "--junitxml=$folder/tests.xml") ;;
-    kernels) command=("$python" benchmarks/kernels.py --out "$result" ${is_quick:+--repetitions 5}) ;;
+    kernels | training | finetuning) command=("${run[@]}" "$1" --out "$result" ${is_quick:+--quick}) ;;
     engines-*)
       IFS=- read -r _ precision batch <<<"$1"
-      command=("$python" benchmarks/gpu_engines.py --precision "$precision" --batch "$batch" --out "$result")
-      command+=(${is_quick:+--seconds 5 --torch eager --torch cuda-graph})
+      command=("${run[@]}" gpu-engines --precision "$precision" --batch "$batch" --out "$result" ${is_quick:+--quick})
       [[ -z ${BUNDLE:-} ]] || command+=(--bundle "$BUNDLE")
       ;;
     live)
-      command=("$python" benchmarks/live.py --backend cuda --out "$result" --seconds)
-      [[ -n $is_quick ]] && command+=(14) || command+=(30)
+      command=("${run[@]}" live --backend cuda --out "$result")
+      [[ -n $is_quick ]] && command+=(--quick) || command+=(--seconds 30)
       for streams in 1 4 16; do command+=(--streams "$streams"); done
       ;;
-    training) command=("$python" benchmarks/training.py --device cuda --out "$result" ${is_quick:+--steps 3}) ;;
-    finetuning) command=("$python" benchmarks/finetuning.py --device cuda --out "$result" ${is_quick:+--steps 2}) ;;
   esac
+  # The names of the parts are those of the benchmarks; these two run on the CPU unless they are asked for a GPU.
+  [[ $1 != training && $1 != finetuning ]] || command+=(--device cuda)
 }
 
 failed=()
@@ -97,7 +97,7 @@ for part in "${parts[@]}"; do
     failed+=("$part")
     echo "exit code $code: $(grep -v '^[[:space:]]*$' "$folder/$part.log" | tail -n 1)" >"$folder/$part.failed"
   fi
-  "$python" benchmarks/gpu_report.py "$folder" --out "$out/$gpu.json" || failed+=("report behind $part")
+  "$python" -m benchmarks.gpu_report "$folder" --out "$out/$gpu.json" || failed+=("report after $part")
 done
 [[ ${#failed[@]} -eq 0 ]] && exit 0
 echo "failed: $(printf '%s, ' "${failed[@]}" | sed 's/, $//')" >&2

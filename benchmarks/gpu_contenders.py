@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from precisions import agreement
 
+from benchmarks.precisions import agreement
 from teso_deploy.backends.contracts import OperatorsFactory
 from teso_deploy.backends.cuda.device import Device, Event, Module
 from teso_deploy.backends.cuda.kernels import Postprocess, Preprocess, load_kernels

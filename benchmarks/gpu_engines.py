@@ -1,6 +1,6 @@
 """Our engines against PyTorch on one GPU: a frame from host memory to labels in host memory, and each step of it.
 
-    python benchmarks/gpu_engines.py [--bundle B] [--size HxW]… [--batch N]… [--precision P]… [--out FILE.json]
+    python -m benchmarks run gpu-engines [--bundle B] [--size HxW]… [--batch N]… [--precision P]… [--out FILE.json]
 
 Each contender has a process, and all take turns in one run for each size and batch. The report gives the reason for
 each one that can't run. A bundle without graphs in half precision gets them in a temporary folder. Engines are built
@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_contenders import FRAMES, asked_nvml, batches_of, visible_cues
-from gpu_report import page
 
+from benchmarks.gpu_contenders import FRAMES, asked_nvml, batches_of, visible_cues
+from benchmarks.gpu_report import page, slug
+from benchmarks.results_files import add_out, record
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.cuda.opening import open_device
 from teso_deploy.backends.onnxruntime import available_cores
@@ -33,7 +34,7 @@ from teso_deploy.bundle import Bundle
 from teso_deploy.comparison.harness import Entrant, Measured, run
 from teso_deploy.comparison.report import environment_of, percentile_row
 from teso_deploy.errors import MissingExtraError, TesoError
-from teso_deploy.outputs import as_json, check_file, write_text
+from teso_deploy.outputs import check_file
 from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.requirements import write_install_command
 from teso_deploy.types import ImageSize, Precision
@@ -90,7 +91,7 @@ def entrants(
     """Return the entrants, with their processes and settings. Facts go to files in ``folder``."""
     found = []
     for number, (name, special) in enumerate(named.items()):
-        subject = "gpu_torch:ours_in_torch" if "how" in special else "gpu_contenders:ours"
+        subject = "benchmarks.gpu_torch:ours_in_torch" if "how" in special else "benchmarks.gpu_contenders:ours"
         settings = {
             "bundle": str(bundle.absolute()),
             "size": list(size),
@@ -239,7 +240,7 @@ def parsed_batch(text: str) -> int:
     return int(text)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, help="default: the shipped bundle")
@@ -248,14 +249,14 @@ def main() -> None:
     parser.add_argument("--precision", choices=PRECISIONS, action="append", help="default: fp32 and fp16")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each run, at least")
     parser.add_argument("--torch", choices=(*HOWS, "max-autotune"), action="append", help=f"default: {', '.join(HOWS)}")
-    parser.add_argument("--out", type=Path, metavar="FILE.json")
-    options = parser.parse_args()
+    add_out(parser)
+    options = parser.parse_args(arguments)
     # Workers import the contenders by name.
     os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).parent.absolute()), *filter(None, [os.environ.get("PYTHONPATH")])]
+        [str(Path(__file__).parents[1].absolute()), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
     try:
-        if options.out is not None:
+        if options.out.suffix == ".json":
             check_file(options.out)
         device = open_device()
         with tempfile.TemporaryDirectory() as folder:
@@ -274,12 +275,13 @@ def main() -> None:
                 options.torch or HOWS,
                 Path(folder),
             )
-        if options.out is not None:
-            write_text(options.out, as_json(report))
+        title = f"{bundle.manifest.name} on {device.name}"
+        name = f"gpu-engines-{slug(device.name)}"
+        record(name, title, report, out=options.out, page=page(title, report))
     except TesoError as error:
         parser.exit(error.exit_code, f"{error}\n")
-    print(page(f"{bundle.manifest.name} on {device.name}", report), end="")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

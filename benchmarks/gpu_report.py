@@ -1,7 +1,7 @@
-"""Puts together what the parts of ``gpu.sh`` have left in a folder; the reports' pages.
+"""Merge the reports that the parts of ``gpu.sh`` have left in a folder.
 
-python benchmarks/gpu_report.py FOLDER --out FILE.json     FILE.md beside it
-python benchmarks/gpu_report.py --name                     the GPU, as a file may be named
+python -m benchmarks.gpu_report FOLDER --out FILE.json     writes FILE.md, too
+python -m benchmarks.gpu_report --name                     the name of the GPU, for file names
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,26 +133,27 @@ def whole_page(report: dict[str, Any]) -> str:
     return "\n".join(sections)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     parser.add_argument("--name", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.name == (options.folder is not None) or (options.out is None) != options.name:
         parser.error("give FOLDER and --out, or --name")
     try:
         if options.name:
             print(slug(open_device().name))
-            return
+            return 0
         check_file(options.out)
         report = merged(options.folder)
         write_text(options.out, as_json(report))
         write_text(options.out.with_suffix(".md"), whole_page(report))
     except TesoError as error:
         parser.exit(error.exit_code, f"{error}\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

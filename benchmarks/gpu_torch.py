@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_contenders import STEPS, Given, Runner, Uint8, batches_of, segmented, used_gpu_bytes, write_facts
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from benchmarks.gpu_contenders import STEPS, Given, Runner, Uint8, batches_of, segmented, used_gpu_bytes, write_facts
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import BundleError, DeviceError
 from teso_deploy.models.assembly import assemble

@@ -1,6 +1,6 @@
 """How fast the CUDA operators are, against what the memory can do and against torch, on one GPU.
 
-    python benchmarks/kernels.py [--library cuda-core] [--repetitions 20] [--out FILE.json]
+    python -m benchmarks run kernels [--library cuda-core] [--repetitions 20] [--out FILE.json]
 
 A case is a graph of launches over as many buffers as the GPU's cache can't hold, replayed; CUDA events time it.
 The bytes are those that have to move at least, so the share of the copy bandwidth says how far a kernel is from
@@ -15,11 +15,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.gpu_report import slug
+from benchmarks.results_files import add_out, record
 from teso_deploy.backends.cuda.device import CudaLibrary, Device, Memory, Stream
 from teso_deploy.backends.cuda.kernels import Postprocess, Preprocess, load_kernels
 from teso_deploy.backends.cuda.opening import open_device
@@ -27,7 +28,7 @@ from teso_deploy.backends.cuda.plans import Labels, Nv12Pictures, RgbPictures, S
 from teso_deploy.backends.cuda.references import postprocess_bytes, preprocess_bytes
 from teso_deploy.comparison.report import environment_of
 from teso_deploy.errors import TesoError
-from teso_deploy.outputs import as_json, check_file, write_text
+from teso_deploy.outputs import check_file
 from teso_deploy.types import ImageSize
 
 WARM_UPS = 3
@@ -293,27 +294,27 @@ def measure(library: CudaLibrary, repetitions: int, cases: Sequence[PreprocessCa
         "schema_version": 1,
         "copy_gb_per_second": round(bandwidth, 1),
         "rows": rows,
+        "bound_by": "Graphs of launches, timed by CUDA events; the bytes are the least that have to move.",
         "environment": environment_of(1, libraries=libraries, **more),
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", choices=("cuda-core", "pycuda"), default="cuda-core")
     parser.add_argument("--repetitions", type=int, default=20)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    add_out(parser)
+    options = parser.parse_args(arguments)
     try:
-        if options.out is not None:
+        if options.out.suffix == ".json":
             check_file(options.out)
-        text = as_json(measure(options.library, options.repetitions, CASES))
-        if options.out is not None:
-            write_text(options.out, text)
+        report = measure(options.library, options.repetitions, CASES)
+        record(f"kernels-{slug(report['environment']['device'])}", "CUDA operators", report, out=options.out)
     except TesoError as error:
         parser.exit(error.exit_code, f"{error}\n")
-    print(text, end="")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

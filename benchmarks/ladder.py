@@ -1,6 +1,6 @@
 """From a plain export to ours, one saving at a time: time and parity at every rung.
 
-    python benchmarks/ladder.py [--recipe teso-m2f-swin-b] [--threads 2] [--seconds 60] [--out benchmarks/results]
+    python -m benchmarks run ladder [--recipe teso-m2f-swin-b] [--threads 2] [--seconds 60] [--out benchmarks/results]
 
 One set of random weights, Hugging Face's, all the way: the picture's half of the model, from the normalised
 picture to the mask logits of every query. Adapters are off, since Hugging Face has none, and so is the sound:
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -27,11 +28,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.results_files import add_out, record
 from teso_deploy.backends.huge_pages import huge_pages
 from teso_deploy.backends.onnxruntime import SLOW_FUSIONS
 from teso_deploy.comparison.contenders import mask2former_sizes
 from teso_deploy.comparison.hugging_face import mask2former
-from teso_deploy.comparison.report import environment_of, percentile_row, publish
+from teso_deploy.comparison.report import environment_of, percentile_row
 from teso_deploy.comparison.turns import Key, Turn, one_turn, take_turns
 from teso_deploy.conversion.graphs import export_graph
 from teso_deploy.conversion.onnxruntime_form import PASSES, derive_form
@@ -280,18 +282,19 @@ def measure(recipe: Recipe, threads: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="teso-m2f-swin-b")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    options = parser.parse_args()
+    add_out(parser)
+    options = parser.parse_args(arguments)
     recipe = load_recipe(options.recipe).model_copy(update={"adapters": ()})
     report = measure(recipe, options.threads, options.seconds)
-    publish("ladder-cpu", f"From a plain export to ours: {recipe.name}", report, options.out)
+    record("ladder-cpu", f"From a plain export to ours: {recipe.name}", report, out=options.out)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """A camera of 640 x 360 at 30 frames a second, live: how many frames, how old, and how soon a sound shows.
 
-    python benchmarks/live.py [--bundle B] [--seconds 60] [--threads 2] [--name teso-nano-cpu] [--out FOLDER]
-    python benchmarks/live.py --backend cuda [--precision fp16] --streams 1 --streams 8 --out FILE.json
+    python -m benchmarks run live [--bundle B] [--seconds 60] [--threads 2] [--name teso-nano-cpu] [--out FOLDER]
+    python -m benchmarks run live --backend cuda [--precision fp16] --streams 1 --streams 8 --out FILE.json
 
 The camera (of several streams: one each) is another process that sends MPEG-TS by TCP in real time: the picture of the
 shipped clip in which most is labelled, with a little noise, so that no two are equal, and with it the sound of that
@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
@@ -27,20 +28,20 @@ from typing import Any
 
 import av
 import numpy as np
-from gpu_contenders import visible_cues
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.gpu_contenders import visible_cues
+from benchmarks.results_files import add_out, record
 from teso_deploy.backends.registry import list_backends
 from teso_deploy.bundle import Bundle
-from teso_deploy.comparison.report import environment_of, publish
+from teso_deploy.comparison.report import environment_of
 from teso_deploy.errors import TesoError
 from teso_deploy.live.accounting import Accounting
 from teso_deploy.live.runner import LiveRunner, describe_live_run
 from teso_deploy.live.scheduler import LiveOptions
 from teso_deploy.media.address import Address
 from teso_deploy.media.live_reader import LiveReader, start_all
-from teso_deploy.outputs import as_json, write_text
 from teso_deploy.pipeline.backend_choice import load_backend
 from teso_deploy.pipeline.pipeline import AUTO, Offered, Pipeline
 from teso_deploy.pipeline.video_source import VideoSource
@@ -51,7 +52,6 @@ from teso_deploy.sinks.delivery import Delivery
 from teso_deploy.sinks.video import AnnotatedVideoSink
 from teso_deploy.types import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
-RESULTS = Path(__file__).parent / "results"
 WIDTH, HEIGHT, FPS = 640, 360, 30
 ON_SECONDS, OFF_SECONDS = 2.0, 2.0
 PERIOD_SECONDS = ON_SECONDS + OFF_SECONDS
@@ -71,7 +71,7 @@ def loudest(pipeline: Pipeline) -> tuple[NDArray[np.uint8], NDArray[np.float32]]
     return found
 
 
-def record(path: Path, picture: NDArray[np.uint8], sound: NDArray[np.float32], seconds: float) -> None:
+def record_camera(path: Path, picture: NDArray[np.uint8], sound: NDArray[np.float32], seconds: float) -> None:
     """The camera's stream as a file; each period begins with silence."""
     rng = np.random.default_rng(0)
     still = np.asarray(Image.fromarray(picture).resize((WIDTH, HEIGHT)), np.int16)
@@ -196,7 +196,7 @@ def measure(pipeline: Pipeline, path: Path, seconds: float, video: Path | None, 
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, help="default: the shipped bundle")
@@ -206,11 +206,12 @@ def main() -> None:
     parser.add_argument("--backend", choices=list_backends(), default="cpu")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--streams", type=int, action="append", help="a row for each; alone: with the video, too")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="a folder, or FILE.json")
+    add_out(parser)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.serve is not None:
-        return serve(options.serve, options.seconds)
+        serve(options.serve, options.seconds)
+        return 0
     try:
         nano = Pipeline.load(threads=options.threads)
         picture, sound = loudest(nano)
@@ -218,13 +219,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "camera.ts"
             if options.backend != "cpu":
-                from gpu_engines import with_half
+                from benchmarks.gpu_engines import with_half
 
                 bundle = with_half(bundle, (options.precision,), Path(folder))
             threads = options.threads if options.backend == "cpu" else None
             backend = load_backend(options.backend, bundle, options.precision, threads=threads)
             pipeline = Pipeline(bundle, backend.engines, operators=backend.operators)
-            record(path, picture, sound, options.seconds + OPENING_SECONDS)
+            record_camera(path, picture, sound, options.seconds + OPENING_SECONDS)
             videos = (None,) if options.streams else (None, Path(folder) / "out.mp4")
             rows = [
                 measure(pipeline, path, options.seconds, video, streams)
@@ -232,7 +233,8 @@ def main() -> None:
                 for video in videos
             ]
     except TesoError as error:
-        sys.exit(f"{error}")
+        print(f"live: {error}", file=sys.stderr)
+        return error.exit_code
     report = {
         "schema_version": 1,
         "rows": rows,
@@ -240,12 +242,9 @@ def main() -> None:
         "runs on the same cores. Onset and end include the window's 975 ms.",
         "environment": environment_of(options.threads, bundle),
     }
-    if options.out.suffix == ".json":
-        write_text(options.out, as_json(report))
-        return None
-    publish(f"live-{options.name}", f"{bundle.manifest.name}, live", report, options.out)
-    return None
+    record(f"live-{options.name}", f"{bundle.manifest.name}, live", report, out=options.out)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """The frames' path beside a source of cues that takes 20 s: with it and without, taking turns.
 
-    python benchmarks/live_cues.py [--seconds 30] [--turns 3] [--fps 6] [--threads 2] [--out FOLDER]
+    python -m benchmarks run live-cues [--seconds 30] [--turns 3] [--fps 6] [--threads 2] [--out FOLDER]
 
 The camera is that of ``live.py``; ``--fps`` pictures of it are looked at a second, so that the cores have room. A
 source "waiting" sleeps, as one on a server does; one "working" reads 200 MB again and again in a separate process in
@@ -18,15 +18,17 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from live import OPENING_SECONDS, RESULTS, loudest, record
 
+from benchmarks.live import OPENING_SECONDS, loudest, record_camera
+from benchmarks.results_files import add_out, record
 from teso_deploy.cli.live import start_cue_worker
-from teso_deploy.comparison.report import environment_of, publish
+from teso_deploy.comparison.report import environment_of
 from teso_deploy.cues.asking import AskingOptions
 from teso_deploy.cues.choosing import Chosen
 from teso_deploy.cues.contracts import CueAnswer, CueMoment
@@ -123,15 +125,15 @@ def measure(
     )
 
 
-def main() -> int:
-    """See the module."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30.0, help="of a turn")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--fps", type=float, default=6.0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args()
+    add_out(parser)
+    given = parser.parse_args(arguments)
     try:
         pipeline = Pipeline.load(threads=given.threads)
         environment = environment_of(given.threads, pipeline.bundle, source_seconds=SOURCE_SECONDS)
@@ -140,14 +142,14 @@ def main() -> int:
         late: dict[str, list[int]] = {name: [] for name in CONDITIONS}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "camera.ts"
-            record(path, picture, sound, given.seconds + OPENING_SECONDS)
+            record_camera(path, picture, sound, given.seconds + OPENING_SECONDS)
             for turn in range(given.turns):
                 for name in CONDITIONS if turn % 2 == 0 else CONDITIONS[::-1]:
                     took, missed = measure(pipeline, path, given.seconds, given.fps, name)
                     seconds[name] += took
                     late[name] += missed
     except TesoError as error:
-        print(f"benchmarks/live_cues.py: {error}", file=sys.stderr)
+        print(f"live-cues: {error}", file=sys.stderr)
         return error.exit_code
     rows: list[dict[str, Any]] = []
     base = np.percentile(seconds["none"], (50, 95, 99))
@@ -169,11 +171,11 @@ def main() -> int:
         "each, taking turns; the camera and the source run on the same cores. Ratios: to no source.",
         "environment": environment,
     }
-    publish(
+    record(
         f"live-cues-{pipeline.bundle.manifest.name}-cpu",
         "Frames beside a source of cues that takes 20 s",
         report,
-        given.out,
+        out=given.out,
     )
     return 0
 

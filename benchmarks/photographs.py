@@ -1,6 +1,6 @@
 """Natural photographs and their own recordings: is what sounds found, and nothing when it does not?
 
-    python benchmarks/photographs.py FOLDER [--bundle BUNDLE] [--out DIR] [--sheet FILE.png]
+    python -m benchmarks run photographs FOLDER [--bundle BUNDLE] [--out DIR] [--sheet FILE.png]
 
 FOLDER holds ``WORD.webp`` (or ``.jpg``, ``.png``), ``WORD_mask.png`` and ``WORD.ogg`` (or ``.wav``).
 The bundle is offered the photograph's word as its cue. Of each recording every window, in hops
@@ -11,6 +11,8 @@ of 0.24 s, counts in which it is heard for 0.3 s. Writes ``photographs-<bundle>.
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from teso_deploy.comparison.report import environment_of, publish
+from benchmarks.results_files import add_out, record
+from teso_deploy.comparison.report import environment_of
 from teso_deploy.evaluation.datasets.media_folder import SLICE_SAMPLES, read_recording
 from teso_deploy.evaluation.metrics import compute_iou
 from teso_deploy.evaluation.scenes import HEARD_SECONDS
@@ -112,25 +115,25 @@ def measure(pipeline: Pipeline, photographs: list[Photograph]) -> tuple[dict[str
     return report, pictures
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    add_out(parser)
     parser.add_argument("--sheet", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     photographs = read_photographs(options.folder)
     if not photographs:
         parser.error(f"{options.folder} has no WORD_mask.png with a photograph and a recording of that name")
     pipeline = Pipeline.load(options.bundle, threads=2)
     report, pictures = measure(pipeline, photographs)
-    publish(
-        f"photographs-{pipeline.bundle.manifest.name}", "natural photographs, their own recordings", report, options.out
-    )
+    name = f"photographs-{pipeline.bundle.manifest.name}"
+    record(name, "natural photographs, their own recordings", report, out=options.out)
     if options.sheet is not None:
         Image.fromarray(np.concatenate(pictures)).save(options.sheet)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

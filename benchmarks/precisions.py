@@ -1,6 +1,6 @@
 """The effect of precisions below fp32 on masks and on the audio control, on unseen scenes.
 
-    python benchmarks/precisions.py MEDIA [--bundle B] [--scenes 100] [--out benchmarks/results]
+    python -m benchmarks run precisions MEDIA [--bundle B] [--scenes 100] [--out benchmarks/results]
 
 int8 against fp32; a bundle without an int8 form gets one in a temporary folder, calibrated on the shipped clip.
 Agreement is of all labelled pixels together, and mean and median of the frames that are not blank in both.
@@ -12,15 +12,17 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.results_files import add_out, record
 from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
 from teso_deploy.bundle import Bundle
-from teso_deploy.comparison.report import environment_of, publish
+from teso_deploy.comparison.report import environment_of
 from teso_deploy.errors import BundleError, TesoError
 from teso_deploy.evaluation.contracts import Prediction
 from teso_deploy.evaluation.datasets.media_folder import MediaLibrary, read_library
@@ -29,7 +31,6 @@ from teso_deploy.evaluation.scoring import score_protocol
 from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.types import BLANK_PIXEL_RATE, Precision
 
-RESULTS = Path(__file__).parent / "results"
 Labels = list[NDArray[np.uint8]]
 
 
@@ -106,7 +107,7 @@ def measure(bundle: Bundle, library: MediaLibrary, scenes: int, seed: int, threa
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("media", type=Path, nargs="?", default=os.environ.get("TESO_AVS_DATA"))
@@ -114,8 +115,8 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
+    add_out(parser)
+    options = parser.parse_args(arguments)
     if options.media is None:
         parser.error("name the folder of media, or set TESO_AVS_DATA")
     try:
@@ -124,10 +125,12 @@ def main() -> None:
             bundle = with_int8(Bundle.open(options.bundle), Path(folder))
             report = measure(bundle, library, options.scenes, options.seed, options.threads)
     except TesoError as error:
-        sys.exit(f"precisions: {error}")
+        print(f"precisions: {error}", file=sys.stderr)
+        return error.exit_code
     name = bundle.manifest.name
-    publish(f"precisions-{name}-cpu", f"{name} in fp32 and int8", report, options.out)
+    record(f"precisions-{name}-cpu", f"{name} in fp32 and int8", report, out=options.out)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Frames a second from file to result, end to end.
 
-    python benchmarks/throughput.py [--bundle B] [--clip F] [--threads 2] [--out benchmarks/results]
+    python -m benchmarks run throughput [--bundle B] [--clip F] [--threads 2] [--out benchmarks/results]
 
 Three rows, each including the one before: decode the clip; segment every frame with its
 sound; draw the overlay and write H.264 + AAC. The clip is run through again and again for
@@ -14,17 +14,18 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.results_files import add_out, record
 from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
 from teso_deploy.bundle import Bundle
-from teso_deploy.comparison.report import environment_of, publish, spread
+from teso_deploy.comparison.report import environment_of, spread
 from teso_deploy.errors import TesoError
 from teso_deploy.pipeline.file_runner import describe_file_run, run_file
 from teso_deploy.pipeline.pipeline import Pipeline
@@ -33,7 +34,6 @@ from teso_deploy.resources import shipped_path
 from teso_deploy.sinks.video import AnnotatedVideoSink
 
 LEAST_PASSES, LEAST_SECONDS = 3, 3.0
-RESULTS = Path(__file__).parent / "results"
 
 
 def _passes(one_pass: Callable[[], int], seconds: float) -> list[float]:
@@ -100,7 +100,7 @@ def measure(bundle: Bundle, clip: Path, words: list[str], threads: int, seconds:
     }  # fmt: skip
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, help="default: the shipped bundle")
@@ -108,18 +108,20 @@ def main() -> None:
     parser.add_argument("--cues", help="words, a,b; default: the objects of the shipped clip")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=LEAST_SECONDS, help="least time a row")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
+    add_out(parser)
+    options = parser.parse_args(arguments)
     script = shipped_path("export/demo/clip.json")
     words = options.cues.split(",") if options.cues else json.loads(script.read_text(encoding="utf-8"))["visible"]
     try:
         bundle = Bundle.open(options.bundle)
         report = measure(bundle, options.clip, words, options.threads, options.seconds)
     except TesoError as error:
-        sys.exit(f"throughput: {error}")
+        print(f"throughput: {error}", file=sys.stderr)
+        return error.exit_code
     name = f"throughput-{bundle.manifest.name}-cpu"
-    publish(name, f"Throughput of {bundle.manifest.name}, ONNX Runtime on the CPU", report, options.out)
+    record(name, f"Throughput of {bundle.manifest.name}, ONNX Runtime on the CPU", report, out=options.out)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

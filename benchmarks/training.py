@@ -1,6 +1,6 @@
 """Seconds a training step takes, on composed scenes of a media folder.
 
-    python benchmarks/training.py --data MEDIA [--device cuda] [--recipe teso-nano] [--out FILE.json]
+    python -m benchmarks run training --data MEDIA [--device cuda] [--recipe teso-nano] [--out FILE.json]
 
 Every picture size of the recipe in turn: three steps of warm-up, then the median of ``--steps``.
 """
@@ -8,17 +8,20 @@ Every picture size of the recipe in turn: three steps of warm-up, then the media
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.results_files import add_out, record
+from teso_deploy.comparison.report import environment_of
 from teso_deploy.evaluation.datasets.media_folder import read_library
 from teso_deploy.recipe import load_recipe
 from teso_deploy.training.batches import SceneBatches
@@ -67,10 +70,18 @@ def measure(recipe_name: str, data: Path, device: str, steps: int) -> dict[str, 
             }
         )
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    return {"schema_version": 1, "recipe": recipe.name, "device": name, "torch": torch.__version__, "rows": rows}
+    return {
+        "schema_version": 1,
+        "recipe": recipe.name,
+        "device": name,
+        "torch": torch.__version__,
+        "rows": rows,
+        "bound_by": f"Medians of {steps} steps; the scenes are composed in the same process.",
+        "environment": environment_of(torch.get_num_threads(), libraries=("torch",)),
+    }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -79,13 +90,12 @@ def main() -> None:
     parser.add_argument("--recipe", default="teso-nano")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    text = json.dumps(measure(options.recipe, Path(options.data), options.device, options.steps), indent=1) + "\n"
-    print(text, end="")
-    if options.out is not None:
-        options.out.write_text(text, encoding="utf-8")
+    add_out(parser)
+    options = parser.parse_args(arguments)
+    report = measure(options.recipe, Path(options.data), options.device, options.steps)
+    record(f"training-{options.device}", f"A training step of {report['recipe']}", report, out=options.out)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

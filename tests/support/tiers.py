@@ -39,7 +39,7 @@ class Tiers:
     Attributes:
         slow: File → its slow tests: names of functions, names with parameters, or ``*`` for all of them.
         waiting: Files whose tests mostly wait for a process, a stream or a clock.
-        seconds: File → seconds that its tests take without the slow ones.
+        seconds: File → seconds that all of its tests take.
     """
 
     slow: Mapping[str, frozenset[str]]
@@ -105,7 +105,9 @@ def choose_tiers(times: Mapping[str, Times]) -> Tiers:
             slow[file] |= {name for name, is_slow in cases.items() if is_slow}
     chosen = {file: frozenset(names) for file, names in slow.items()}
     rest: dict[str, Times] = defaultdict(Times)
+    seconds: dict[str, float] = defaultdict(float)
     for nodeid, taken in times.items():
+        seconds[nodeid.partition("::")[0]] += taken.wall
         sums = rest[nodeid.partition("::")[0]]
         if not Tiers(chosen, frozenset(), {}).is_slow(nodeid):
             sums.cpu += taken.cpu
@@ -113,7 +115,7 @@ def choose_tiers(times: Mapping[str, Times]) -> Tiers:
     waiting = {
         file for file, sums in rest.items() if sums.wall >= max(WAITING_SECONDS, WAITING_RATIO * max(sums.cpu, 0.01))
     }
-    return Tiers(chosen, frozenset(waiting), {file: round(sums.wall, 1) for file, sums in rest.items()})
+    return Tiers(chosen, frozenset(waiting), {file: round(sum_, 1) for file, sum_ in seconds.items()})
 
 
 def describe(tiers: Tiers) -> str:
@@ -134,7 +136,7 @@ def describe(tiers: Tiers) -> str:
     ]
     for file, names in sorted(tiers.slow.items()):
         lines += [f"{quote(file)} = [", *(f"  {quote(name)}," for name in sorted(names)), "]"]
-    lines += ["", "# Seconds of each file without its slow tests; the longest file starts first.", "[seconds]"]
+    lines += ["", "# Seconds of each file; the longest starts first.", "[seconds]"]
     by_length = sorted(tiers.seconds.items(), key=lambda item: (-item[1], item[0]))
     lines += [f"{quote(file)} = {seconds}" for file, seconds in by_length if seconds >= UNKNOWN_SECONDS]
     return "\n".join(lines) + "\n"

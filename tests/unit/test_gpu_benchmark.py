@@ -33,10 +33,8 @@ FRAMES = 4
 
 
 def script(name: str) -> Any:
-    """A module of ``benchmarks``, found as its worker processes find it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SCRIPTS)
-        return importlib.import_module(name)
+    """A module of ``benchmarks``."""
+    return importlib.import_module(f"benchmarks.{name}")
 
 
 gpu_engines, gpu_contenders = script("gpu_engines"), script("gpu_contenders")
@@ -57,7 +55,7 @@ def test_who_takes_part() -> None:
     named = gpu_engines.contenders((9, 0), "fp32")
     who = gpu_engines.entrants(named, Path("b"), (64, 96), 8, Path("f"), Path("e.npy"))
     assert len({one.settings["facts"] for one in who}) == len(who)
-    assert {one.subject for one in who} == {"gpu_torch:ours_in_torch", "gpu_contenders:ours"}
+    assert {one.subject for one in who} == {"benchmarks.gpu_torch:ours_in_torch", "benchmarks.gpu_contenders:ours"}
     json.dumps([one.settings for one in who])
 
 

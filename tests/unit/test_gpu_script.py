@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,31 +71,33 @@ def test_parts_and_their_order(tmp_path: Path) -> None:
     (tests,) = commands(f"{tmp_path}/new", "tests")
     assert tests[:2] == ["env", "TESO_REQUIRE_GPU=1"] and tests[-1] == f"--junitxml={tmp_path}/new/GPU/tests.xml"
     (engines,) = commands("engines-fp16-32", "--quick", BUNDLE=str(tmp_path / "my bundle"))
-    told = dict(zip(engines[2::2], engines[3::2], strict=True))
-    assert (told["--precision"], told["--batch"], told["--seconds"]) == ("fp16", "32", "5")
-    assert told["--bundle"] == str(tmp_path / "my bundle")
+    assert engines[1:5] == ["-m", "benchmarks", "run", "gpu-engines"] and "--quick" in engines
+    given = {option: value for option, value in pairwise(engines) if option.startswith("--")}
+    assert (given["--precision"], given["--batch"]) == ("fp16", "32")
+    assert given["--bundle"] == str(tmp_path / "my bundle")
 
 
 @functools.cache
-def help_of(program: str) -> str:
-    return subprocess.run([sys.executable, program, "--help"], capture_output=True, text=True, check=True).stdout
+def help_of(benchmark: str) -> str:
+    command = [sys.executable, "-m", "benchmarks", "run", benchmark, "--help"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def test_every_option_is_known() -> None:
     for command in [*commands(BUNDLE="b"), *commands("--quick")]:
         if "pytest" in command:
             continue
-        program = ROOT / command[1]
-        for option in [word for word in command if word.startswith("--")]:
-            assert re.search(rf"{option}\b", help_of(str(program))), (program.name, option)
+        assert command[1:4] == ["-m", "benchmarks", "run"]
+        for option in [word for word in command if word.startswith("--") and word != "--quick"]:
+            assert re.search(rf"{option}\b", help_of(command[4])), (command[4], option)
 
 
 STUB = """
 import json, os, subprocess, sys
 from pathlib import Path
 arguments = sys.argv[1:]
-name = Path(arguments[0]).stem if arguments[0] != "-m" else "tests"
-if name == "gpu_report":
+name = {{"pytest": "tests", "benchmarks": arguments[3] if len(arguments) > 3 else ""}}.get(arguments[1], arguments[1])
+if name == "benchmarks.gpu_report":
     if "--name" in arguments:
         print("a-gpu")
         sys.exit()
@@ -166,12 +169,13 @@ def test_a_report_that_was_cut_off_is_named(tmp_path: Path) -> None:
     folder.mkdir()
     command = [
         sys.executable,
-        str(ROOT / "benchmarks" / "gpu_report.py"),
+        "-m",
+        "benchmarks.gpu_report",
         str(folder),
         "--out",
         str(tmp_path / "r.json"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "holds no reports" in done.stderr
     (folder / "kernels.json").write_text('{"rows": [')
     (folder / "tests.xml").write_text("<testsuites>")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.imports import ROOT
-from tests.support.tiers import COLLECTED, Tiers, Times, choose_tiers, describe, load_tiers, read_times
+from tests.support.tiers import COLLECTED, Tiers, choose_tiers, describe, load_tiers, read_times
 
 TESTS = ROOT / "tests"
 
@@ -71,11 +71,12 @@ def test_tiers_are_chosen_by_measured_times() -> None:
             *(f"0.1 4.0 call tests/c.py::test_waits{number}" for number in range(3)),
         ]
     )
-    assert times["tests/a.py::test_quick"] == Times(pytest.approx(0.3), pytest.approx(0.4))
+    quick = times["tests/a.py::test_quick"]
+    assert (quick.cpu, quick.wall) == (pytest.approx(0.3), pytest.approx(0.4))
     tiers = choose_tiers(times)
     assert tiers.slow == {"tests/a.py": {"test_heavy"}, "tests/b.py": {'test_mixed[c "d"]', "test_sleepy"}}
     assert tiers.waiting == {"tests/c.py"}
-    assert tiers.seconds == {"tests/a.py": 0.4, "tests/b.py": 0.1, "tests/c.py": 12.0}
+    assert tiers.seconds == {"tests/a.py": 18.5, "tests/b.py": 18.1, "tests/c.py": 12.0}
     assert [nodeid for nodeid in times if tiers.is_slow(nodeid)] == [
         "tests/a.py::test_heavy[one]",
         "tests/a.py::test_heavy[two words]",
@@ -101,7 +102,7 @@ def test_the_longest_file_of_a_kind_is_chosen(monkeypatch: pytest.MonkeyPatch) -
     tiers = Tiers({}, frozenset({"waits", "waits longer"}), seconds)
     monkeypatch.setattr(distribution, "load_tiers", lambda: tiers)
     files = [*seconds, "unknown"]
-    orders = {}
+    orders: dict[bool, list[str]] = {}
     for prefers_waiting in (True, False):
         left = list(files)
         orders[prefers_waiting] = []
