@@ -21,7 +21,7 @@ from tests.support.recording_times import TimeRecorder
 from tests.support.sharing import CACHE, exported_once, shared_folder
 from tests.support.tiers import COLLECTED, load_tiers
 
-#: Import names of what every install has, and of what runs the tests.
+#: Import names of the packages of the base install and of those that run the tests.
 ALWAYS_INSTALLED = {
     "numpy", "onnxruntime", "av", "PIL", "typer", "rich", "pydantic", "prometheus_client", "pytest", "hypothesis",
 }  # fmt: skip
@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the commands that tests start be ended by SIGINT, also where a script runs the tests in the background."""
+    """Restore SIGINT, which is ignored in a script's background jobs: commands of tests are ended by it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):  # once a run, in the process that starts the others
@@ -65,14 +65,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out files that need an extra; the absence of a base package is an error as ever."""
+    """Omit files that need an extra. A missing package of the base install is still an error."""
     if not config.getoption("base_install") or collection_path.suffix != ".py":
         return None
     return bool(find_absent_packages(collection_path) - ALWAYS_INSTALLED) or None
 
 
 def need_export() -> None:
-    """Skip a test of the base install whose bundle has to be exported by torch."""
+    """Skip a test if its bundle must be exported and torch is not installed."""
     if find_spec("torch") is None:
         pytest.skip("its bundle is exported by torch")
 
@@ -144,7 +144,7 @@ def media_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def calibration_folder(media_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """:func:`media_folder` with six training sounds of each word, so that some are left for calibration."""
+    """:func:`media_folder` with six training sounds for each word, so that some remain for calibration."""
     root = tmp_path_factory.mktemp("calibration") / "media"
     shutil.copytree(media_folder, root)
     with (root / "split.csv").open("a", newline="") as file:
@@ -163,7 +163,7 @@ def shapes_and_tones(media_folder: Path) -> MediaLibrary:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of all processes that run these tests; see :mod:`tests.support.sharing`."""
+    """The folder that all processes of this run have in common; see :mod:`tests.support.sharing`."""
     return shared_folder(tmp_path_factory.getbasetemp())
 
 
