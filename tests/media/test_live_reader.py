@@ -330,7 +330,7 @@ def test_a_server_that_is_silent_does_not_count_as_one_that_held() -> None:
     held: list[float] = []
 
     class Noting(Backoff):
-        def held(self, seconds: float) -> None:
+        def note_connection(self, seconds: float) -> None:
             held.append(seconds)
 
     with serving(silent) as server:
