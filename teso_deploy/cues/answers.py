@@ -1,4 +1,4 @@
-"""What a language model answered, read into names: valid ones or none, whatever it wrote."""
+"""Reads names out of a language model's answer. Whatever the model wrote, the result is valid names or none."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-#: Of a longer answer only the ends are looked at: a ramble must not cost time, and what counts stands last.
+#: Of a longer answer only both ends are read: rambling must not cost time, and the final answer stands last.
 MAX_CHARACTERS = 20_000
-#: More names than this in a list are a ramble.
+#: A list with more names than this is rambling.
 MAX_NAMES = 32
 MAX_NAME_CHARACTERS = 40
 MAX_NAME_WORDS = 4
-#: Brackets that an answer may open and never close, by what closes them.
+#: Opening brackets that an answer may leave unclosed → their closing brackets.
 _CLOSERS = {"{": "}", "[": "]"}
 _NOTHING = {"", "none", "nothing", "no", "no object", "no objects", "no sounding object", "no sounding objects", "n/a",
             "na", "null", "nil", "empty", "unknown", "silence", "not applicable"}  # fmt: skip
@@ -32,9 +32,10 @@ _SEPARATOR = re.compile(r"[,;/、，]|\s+(?:and|&)\s+", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Names in lower case, without repetition, in their order. ``sounding`` is None where it was not said.
+    """Names in lower case, in their order, without repetition.
 
-    ``confidences``: one (0 … 1) for each name that sounds, or none at all where not all have one.
+    ``sounding`` is None if the answer does not say what sounds. ``confidences`` holds one number (0 to 1) per sounding
+    name. It is empty if any name has no number.
     """
 
     objects: tuple[str, ...]
@@ -47,9 +48,9 @@ class Answer:
 
 
 def read_answer(text: str) -> Answer:
-    """The last thing in ``text`` that says what sounds: ``{"objects": […], "sounding": […]}``, or a labelled line.
+    """Read the last statement of what sounds: ``{"objects": […], "sounding": […]}``, or a labelled line.
 
-    Never raises: junk, prose, another shape, a cut-off or an endless answer give an answer that is not valid.
+    It never raises. Junk, prose, another form, and cut-off or endless answers give an answer that is not valid.
     """
     if len(text) > MAX_CHARACTERS:
         text = text[: MAX_CHARACTERS // 2] + "\n" + text[-MAX_CHARACTERS // 2 :]
@@ -73,7 +74,7 @@ _ABSENT = object()
 
 
 def _objects(text: str) -> Iterator[Mapping[object, object]]:
-    """JSON objects of a text from the last to the first, also with the faults that models make."""
+    """Yield the JSON objects of a text from last to first. Common mistakes of models are repaired."""
     starts = [match.start() for match in re.finditer(r"\{", text)][-64:]
     decoder = json.JSONDecoder()
     for start in reversed(starts):
@@ -86,7 +87,7 @@ def _objects(text: str) -> Iterator[Mapping[object, object]]:
 
 
 def _repaired(text: str) -> object:
-    """An object with single quotes, a comma too many, or an end that is missing; None where it is none of these."""
+    """Parse an object with single quotes, trailing commas or a missing end. None if it can't be repaired."""
     closing: list[str] = []
     quote = ""
     end = len(text)
@@ -105,10 +106,10 @@ def _repaired(text: str) -> object:
                 end = place + 1
                 break
     text = text[:end]
-    if quote:  # cut off within a name, which may be half a word
+    if quote:  # the text ends within a name, which may be half a word
         text = text[: text.rfind(quote)]
     text = re.sub(r",\s*$", "", text)
-    if closing and text.rstrip().endswith("["):  # a list without a whole name says nothing, not "none"
+    if closing and text.rstrip().endswith("["):  # a list that was cut off before its first name is unknown, not empty
         return None
     text += "".join(reversed(closing))
     text = re.sub(r",(\s*[\]}])", r"\1", text)
@@ -122,9 +123,10 @@ def _repaired(text: str) -> object:
 
 
 def _names(value: object) -> dict[str, float | None] | None:
-    """Names in a list or a string and how sure of each; {} where it says that there are none, None where it is neither.
+    """Return the names in a list or a string, each with its confidence or None.
 
-    How sure is a number beside the name: ``{"name": …, "confidence": …}``, or ``{name: number}`` for all.
+    The result is {} if the value says that nothing sounds, and None if it is neither list nor string. A confidence
+    stands next to the name: ``{"name": …, "confidence": …}``, or ``{name: number}`` for all names.
     """
     if value is None:
         return {}
@@ -156,14 +158,14 @@ def _names(value: object) -> dict[str, float | None] | None:
 
 
 def _confidence(value: object) -> float | None:
-    """0 … 1, of a share or of percent."""
+    """Return a confidence from 0 to 1, given as a fraction or in percent."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
         return None
     return float(value) if value <= 1 else value / 100
 
 
 def as_name(text: str) -> str | None:
-    """A name as an answer has it in lower case, without article or decoration; "" for "nothing", None for no name.
+    """Return a name in lower case, without article or decoration; "" for "nothing", None if it is not a name.
 
     >>> as_name(' **The acoustic guitar** '), as_name("none"), as_name("I think that it could be a guitar")
     ('acoustic guitar', '', None)
@@ -179,7 +181,7 @@ def as_name(text: str) -> str | None:
 
 
 def _labelled(text: str) -> tuple[str, ...] | None:
-    """Names after the last "sounding objects:" or "answer:", on its line or as bullets below it."""
+    """Return the names after the last "sounding objects:" or "answer:", on its line or as bullets below it."""
     for match in reversed(list(_LABELLED.finditer(text))):
         rest = match["names"].strip()
         if rest:

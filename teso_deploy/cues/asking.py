@@ -12,7 +12,13 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 
 
 def pause_seconds(failures: int, first: float, longest: float) -> float:
-    """How long to wait after a failure: twice as long after each of the ``failures`` before it."""
+    """Return the pause after a failure, which doubles with each failure before it.
+
+    Args:
+        failures: How many failures came before this one.
+        first: The first pause in seconds.
+        longest: The longest pause in seconds.
+    """
     # Cap the exponent: after days of failures the power would have thousands of digits.
     return min(longest, first * 2 ** min(failures, 32))
 
@@ -49,7 +55,13 @@ class Wish:
     _asked_pts_seconds: float | None = None
 
     def saw(self, pts_seconds: float, *, is_new_scene: bool, is_new_sound: bool) -> None:
-        """Note a picture or an audio window. The first reason is kept until the question is asked."""
+        """Note a picture or an audio window. The first reason is kept until the question is asked.
+
+        Args:
+            pts_seconds: The time of the picture in seconds of the stream.
+            is_new_scene: True if a new scene has begun.
+            is_new_sound: True if a new kind of sound has begun.
+        """
         if self.reason is not None:
             return
         last = self._asked_pts_seconds

@@ -1,7 +1,7 @@
 """The words of a caption: its known nouns (TeSOn), and whether it mentions a name.
 
-The paper (section 3.1, table 6) finds nouns with NLTK's tagger. A list of things that can be seen and heard does the
-same without a tagger, and all that it finds has an embedding.
+The paper (section 3.1, table 6) finds nouns with NLTK's tagger. A list of things that can be seen and heard needs no
+tagger, and every word that it finds has an embedding.
 """
 
 from __future__ import annotations
@@ -23,14 +23,19 @@ for _word, _meant in SYNONYMS.items():
 
 
 def words_of(caption: str) -> list[str]:
-    """Its words in lower case, without the phrase that says that it is a picture."""
+    """Return the caption's words in lower case, without phrases such as "a photo of"."""
     return _WORD.findall(_FRAMES.sub(" ", caption.lower()).replace("’", "'"))
 
 
 def find_nouns(caption: str, known: Collection[str], first: Collection[str] = ()) -> list[str]:
-    """The known words that a caption has, without repetition: those of ``first`` first, else in the caption's order.
+    """List the known words of a caption, without repetition: first those of ``first``, then in the caption's order.
 
-    Of overlapping ones the longest counts ("fire truck", not "truck"); plurals and synonyms are known by their word.
+    Of overlapping words the longest counts ("fire truck", not "truck"). Plurals and synonyms count as their known word.
+
+    Args:
+        caption: The caption.
+        known: The words that are looked for, in lower case.
+        first: Words that come first in the result. Default: none.
 
     >>> find_nouns("Two dogs next to a fire truck.", {"dog", "truck", "fire truck"})
     ['dog', 'fire truck']
@@ -58,7 +63,7 @@ def _phrases(words: Sequence[str], longest: int = 4) -> Iterator[str]:
 
 
 def mentions(caption: str, name: str) -> bool:
-    """Whether a caption has a name, or the noun that it ends in, also as plural or synonym.
+    """Return whether a caption contains a name or the noun that it ends in, also as plural or synonym.
 
     >>> mentions("A man plays drums.", "drum kit"), mentions("A man plays drums.", "dog")
     (True, False)

@@ -1,6 +1,6 @@
-"""Whether a picture shows another scene, or a sound is of another kind: cheap enough to be asked of every one.
+"""Detects a new scene in pictures and a new kind of sound in windows. Both are cheap enough for every frame.
 
-Both say so once, when it has lasted for some pictures or windows: a flash or a click is not one.
+A change is reported once, after it has lasted for some pictures or windows. So a flash or a click is not a change.
 """
 
 from __future__ import annotations
@@ -10,31 +10,33 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-#: Cells (rows, columns) whose mean grey is compared, and pixels of each that are looked at (rows, columns).
+#: The grid of cells (rows, columns) whose mean grey is compared, and the pixels (rows, columns) that are sampled per
+#: cell.
 _CELLS, _SAMPLES = (12, 16), (4, 4)
-#: Grey levels squared: beside this noise and faint contrasts count for nothing (the second constant of SSIM).
+#: Grey levels squared. Noise and faint contrasts are small next to this (the second constant of SSIM).
 _FAINT_VARIANCE = (0.03 * 255) ** 2
-#: Of two pictures, see :meth:`_Look.distance`: from here on they are of two scenes. 1.3 % of pairs of photographs that
-#: have nothing in common are below, and so is a picture beside itself, panned by a tenth or half as bright again.
+#: Pictures with at least this distance (:meth:`_Look.distance`) are of two scenes. 1.3 % of pairs of unrelated
+#: photographs are below it. So is a picture next to itself, panned by a tenth or half as bright again.
 SCENE_DISTANCE = 0.9
-#: Pictures that a new scene must last, with no more than this between them: it stands still after a dissolve or a pan.
+#: How many pictures a new scene must last, and the largest distance between them. A picture settles after a dissolve or
+#: a pan.
 SCENE_PICTURES, SETTLED_DISTANCE = 3, 0.2
 
-#: Cosine distance between two windows of sound from which on they are of two kinds. In windows of one recording that
-#: follow each other 1 % have more than 0.2 between them, of recordings of two kinds 5 % less than 0.46.
+#: Windows of sound with at least this cosine distance are of two kinds. In one recording, 1 % of consecutive windows
+#: have a distance above 0.2. In recordings of two kinds, 5 % have one below 0.46.
 SOUND_DISTANCE = 0.4
-#: Windows that a new kind must last.
+#: How many windows a new kind must last.
 SOUND_WINDOWS = 3
-#: A window that is fainter (RMS) is silent, whatever the encoder makes of it.
+#: A window with a lower RMS level is silent, whatever the encoder computes for it.
 SILENCE_DBFS = -50.0
-#: How many kinds of sound are remembered, the latest ones.
+#: How many of the latest kinds of sound are remembered.
 KNOWN_SOUNDS = 8
-#: Share of a window in what is remembered of its kind.
+#: The weight of a new window in the running mean of its kind.
 _SHARE = 0.1
 
 
 class _Look:
-    """What is kept of a picture (H, W, 3): where it is bright, and how its pixels spread over 64 colours."""
+    """Features of a picture (H, W, 3): where it is bright, and how its pixels spread over 64 colours."""
 
     def __init__(self, image: NDArray[np.uint8]) -> None:
         rows, columns = (
@@ -49,10 +51,10 @@ class _Look:
         self._grey = cells - cells.mean()
 
     def distance(self, other: _Look) -> float:
-        """0 (equal) to 2 or a little more.
+        """Return a distance from 0 (equal) to 2 or a little more. It has two terms.
 
-        What SSIM's contrast and structure lack of 1, over cells, so that brightness alone does not count; and the share
-        of pixels whose colours are not in the other picture, so that movement alone is little.
+        The first is 1 minus SSIM's contrast and structure over cells, so that brightness alone does not count. The
+        second is the share of pixels whose colours are not in the other picture, so that movement alone counts little.
         """
         mine, others = self._grey, other._grey
         alike = (2 * float(mine @ others) / mine.size + _FAINT_VARIANCE) / (
@@ -70,7 +72,7 @@ class SceneChange:
         self._lasted = 0
 
     def changed(self, image: NDArray[np.uint8]) -> bool:
-        """Whether a new scene has certainly begun by this picture (H, W, 3). The first scene does not count."""
+        """Return whether a new scene has certainly begun by this picture (H, W, 3). The first scene does not count."""
         look = _Look(image)
         if self._scene is None:
             self._scene = look
@@ -87,7 +89,7 @@ class SceneChange:
 
 
 class SoundChange:
-    """Compares what an audio encoder finds in each window of a stream with the kinds of sound that it met lately."""
+    """Compares the audio encoder's features of each window with the kinds of sound that occurred lately."""
 
     def __init__(self) -> None:
         self._known: deque[NDArray[np.float32]] = deque(maxlen=KNOWN_SOUNDS)
@@ -95,9 +97,13 @@ class SoundChange:
         self._lasted = 0
 
     def changed(self, features: NDArray[np.float32], samples: NDArray[np.float32]) -> bool:
-        """Whether by this window (N,) a kind of sound has certainly begun that did not occur lately.
+        """Return whether a new kind of sound has certainly begun by this window.
 
-        ``features`` (d_A,): what the encoder found in it. The first sound of a stream is new, silence never is.
+        The first sound of a stream is new. Silence never is.
+
+        Args:
+            features: (d_A,), the output of the audio encoder for the window.
+            samples: (N,), the window.
         """
         length = float(np.linalg.norm(features))
         if float(np.dot(samples, samples)) < len(samples) * 10 ** (SILENCE_DBFS / 10) or not 0 < length < np.inf:

@@ -1,7 +1,7 @@
-"""What a chat server answers, read into one text: OpenAI's form with what real servers make of it.
+"""Reads the answer of a chat server into one text: OpenAI's form, and the variants that real servers send.
 
-Servers stream events or send one object, put the answer into the content, into fields for reasoning or into the
-arguments of a tool, and report errors with status 200. The reader works line by line, has no socket, and never keeps
+Servers stream events or send one object. They put the answer into the content, into fields for reasoning, or into the
+arguments of a tool. Some report errors with status 200. The reader works line by line, needs no socket, and never keeps
 more than its limits.
 """
 
@@ -18,18 +18,18 @@ from typing import Any
 from teso_deploy.errors import CueSourceError
 from teso_deploy.text import to_one_line
 
-#: The reader takes no more of an answer: a model that rambles has said what counts by then.
+#: The reader ignores the rest of an answer that is longer: what matters was said by then.
 MAX_ANSWER_CHARACTERS, MAX_BODY_BYTES = 20_000, 2_000_000
-#: Fields in which servers put what a model thinks: vLLM and DeepSeek, Ollama and OpenRouter, Ollama's own protocol.
+#: The fields that hold a model's thoughts: vLLM and DeepSeek, Ollama and OpenRouter, Ollama's own protocol.
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-#: How models mark their thoughts inside of the content.
+#: The tags that mark thoughts inside the content.
 _TAGS = r"think|thinking|thought|thoughts|reasoning|seed:think"
 _THOUGHT = re.compile(
     rf"<(?P<tag>{_TAGS})>.*?</(?P=tag)>|\[THINK\].*?\[/THINK\]|◁think▷.*?◁/think▷", re.DOTALL | re.IGNORECASE
 )
 _OPENED = re.compile(rf"(?:<(?:{_TAGS})>|\[THINK\]|◁think▷).*", re.DOTALL | re.IGNORECASE)
 _CLOSED = re.compile(rf"(?:</(?:{_TAGS})>|\[/THINK\]|◁/think▷)", re.IGNORECASE)
-#: gpt-oss, where a server hands its channels on as they are.
+#: The answer of gpt-oss, if a server passes its channels on unchanged.
 _FINAL_CHANNEL = re.compile(r"<\|channel\|>final[^<]*<\|message\|>(.*?)(?:<\|(?:return|end)\|>|\Z)", re.DOTALL)
 
 
@@ -38,11 +38,12 @@ class ServerAnswer:
     """The parts of one answer.
 
     Attributes:
-        content: What the model says.
-        thoughts: What it thinks, where the server keeps that apart.
-        arguments: What it would call a tool with.
-        refusal: Why it does not answer.
-        finish: Why the answer ends, as the server says: ``stop``, ``length``, ``content_filter``; None: it broke off.
+        content: The model's message.
+        thoughts: The model's thoughts, if the server separates them.
+        arguments: The arguments of a tool call.
+        refusal: Why the model does not answer.
+        finish: Why the answer ended, in the server's words: ``stop``, ``length``, ``content_filter``. None: it was cut
+            off.
     """
 
     content: str = ""
@@ -53,19 +54,19 @@ class ServerAnswer:
 
     @property
     def text(self) -> str:
-        """The answer: the content without thoughts, else a tool's arguments, else the thoughts."""
+        """The answer: the content without thoughts, else the arguments of a tool call, else the thoughts."""
         said = strip_thoughts(self.content)
         return next((text for text in (said, self.arguments) if text.strip()), self.thoughts or self.content)
 
     @property
     def is_thought_alone(self) -> bool:
-        """Whether the model thought and came to no answer."""
+        """Whether the model only thought and gave no answer."""
         has_answer = bool(strip_thoughts(self.content).strip() or self.arguments.strip())
         return not has_answer and bool(self.thoughts.strip() or self.content.strip())
 
     @property
     def why_empty(self) -> str | None:
-        """What the server says of an answer without a text; None where it does not say why, or there is one."""
+        """The server's reason for an answer without text. None if it gives no reason, or if there is a text."""
         if self.text.strip():
             return None
         if self.refusal.strip():
@@ -76,7 +77,7 @@ class ServerAnswer:
 
 
 def strip_thoughts(text: str) -> str:
-    """Return what a model says without what it thinks aloud in tags.
+    """Return a model's message without the thoughts that stand in tags.
 
     >>> [strip_thoughts(text) for text in ("<think>a cow?</think>A dog.", "a cow?</think>A dog.", "<think>a")]
     ['A dog.', 'A dog.', '']
@@ -85,15 +86,15 @@ def strip_thoughts(text: str) -> str:
     if channels:
         return str(channels[-1])
     text = _OPENED.sub("", _THOUGHT.sub("", text))
-    return _CLOSED.split(text)[-1]  # a template may open the tag itself, so that the answer only closes it
+    return _CLOSED.split(text)[-1]  # a chat template may open the tag itself, and then the answer only closes it
 
 
 class AnswerReader:
-    """Reads the lines of an answer: server-sent events, one object, or one object a line.
+    """Reads the lines of an answer: server-sent events, one object, or one object per line.
 
     Args:
-        name: What the messages call the server.
-        clean: What takes the secrets out of a text of the server's.
+        name: The server's name in messages.
+        clean: Removes secrets from a text of the server.
     """
 
     def __init__(self, name: str, clean: Callable[[str], str] = to_one_line) -> None:
@@ -109,12 +110,12 @@ class AnswerReader:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more is to be read: the server said so, or the answer is too long."""
+        """Whether the reader needs no more lines: the server ended the answer, or the answer is too long."""
         lengths = (count for field, count in self._lengths.items() if field != "thoughts")
         return self._is_done or max(lengths) > MAX_ANSWER_CHARACTERS
 
     def feed(self, line: bytes) -> None:
-        """Take a line, without its end. Raises :class:`CueSourceError` for an error that it holds."""
+        """Read a line, without its line break. Raises :class:`CueSourceError` if it reports an error."""
         if self._is_first:
             line, self._is_first = line.removeprefix(codecs.BOM_UTF8), False
         text = line.decode("utf-8", "replace").strip()
@@ -151,7 +152,7 @@ class AnswerReader:
             raise CueSourceError(f"{self._name} broke off in the middle of an answer: see the server's log")
         parts = {field: _join_halves("".join(pieces)) for field, pieces in self._parts.items()}
         parts = {field: text[:MAX_ANSWER_CHARACTERS] for field, text in parts.items() if field != "thoughts"} | {
-            "thoughts": parts["thoughts"][-MAX_ANSWER_CHARACTERS:]  # what a model thinks last comes next to an answer
+            "thoughts": parts["thoughts"][-MAX_ANSWER_CHARACTERS:]  # the last thoughts are the closest to an answer
         }
         return ServerAnswer(**parts, finish=self._finish)
 
@@ -160,7 +161,7 @@ class AnswerReader:
             self._end_event()
             self._is_done = True
             return
-        # Most events are one line, and some servers send no empty line between them.
+        # Most events are one line, and some servers send no empty line between events.
         parsed = None if self._data else _parse(data)
         if parsed is not None and self._event != "error":
             self._event = ""
@@ -184,7 +185,7 @@ class AnswerReader:
         return parsed
 
     def _take(self, content: Any) -> None:
-        """Take an object: an answer, or a part of it."""
+        """Read an object: a whole answer or a part of one."""
         if isinstance(content, dict) and (content.get("error") or content.get("object") == "error"):
             raise CueSourceError(f"{self._name} failed: {read_error(content, self._clean)}")
         said = _message_of(content)
@@ -206,8 +207,8 @@ class AnswerReader:
 
 
 def read_error(content: Any, clean: Callable[[str], str] = to_one_line) -> str:
-    """Return what a server says of its failure, as one printable line. ``clean``: takes the secrets out of it."""
-    for _ in range(6):  # an error in an error, as gateways wrap it
+    """Return the server's error message as one printable line. ``clean`` removes secrets from it."""
+    for _ in range(6):  # gateways wrap one error in another
         if isinstance(content, list):
             content = content[0] if content else ""
         elif isinstance(content, dict):
@@ -216,14 +217,15 @@ def read_error(content: Any, clean: Callable[[str], str] = to_one_line) -> str:
 
 
 def read_lines(pieces: Iterable[bytes], encoding: str = "") -> Iterator[bytes]:
-    """Yield the lines of a body, without their ends.
+    """Yield the lines of a body, without their line breaks.
 
     Args:
         pieces: The body as it arrives.
-        encoding: Its ``Content-Encoding``: none, ``gzip`` or ``deflate``; a proxy may compress what we did not ask for.
+        encoding: Its ``Content-Encoding``: empty, ``gzip`` or ``deflate``. A proxy may compress although no compression
+            was requested. Default: empty.
 
     Raises:
-        CueSourceError: Another encoding, or damaged content.
+        CueSourceError: The encoding is another one, or the content is damaged.
     """
     encoding = encoding.strip().lower()
     if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
@@ -248,7 +250,7 @@ def read_lines(pieces: Iterable[bytes], encoding: str = "") -> Iterator[bytes]:
 
 
 def _parse(text: str) -> Any:
-    """JSON, or None."""
+    """Parse JSON; None if the text is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -256,20 +258,21 @@ def _parse(text: str) -> Any:
 
 
 def _message_of(content: Any) -> tuple[Mapping[str, Any], str | None] | None:
-    """The message (or a part of it) in an object, and why the answer ends with it; None: it is not an answer."""
+    """Return the message in an object, or a part of it, and why the answer ends there. None: not an answer."""
     if not isinstance(content, dict):
         return None
     choices = content.get("choices")
     if isinstance(choices, list):
-        if not choices or not isinstance(choices[0], dict):  # the part that has the counts
+        if not choices or not isinstance(choices[0], dict):  # the part that holds the token counts
             return {}, None
         choice = choices[0]
         finish = _finish_of(choice.get("finish_reason"))
         if isinstance(choice.get("message"), dict) and not choice.get("delta"):
-            return choice["message"], finish or "stop"  # it is whole, whatever the server says
+            # a whole message ends the answer, whatever reason the server gives
+            return choice["message"], finish or "stop"
         message = choice.get("delta")
         return message if isinstance(message, dict) else {"content": choice.get("text")}, finish
-    # Ollama's own protocol, and OpenAI's newer one.
+    # Ollama's own protocol, and OpenAI's newer one (Responses).
     finish = _finish_of(content.get("done_reason")) or ("stop" if content.get("done") is True else None)
     if isinstance(content.get("message"), dict):
         return content["message"], finish
@@ -287,7 +290,7 @@ def _finish_of(reason: Any) -> str | None:
 
 
 def _text_of(content: Any, kinds: tuple[str, ...] = ()) -> str:
-    """Text, or the texts of those parts in a list that are of some kinds; parts of no kind are text."""
+    """Return a text, or the joined texts of a list's parts of the given kinds. A part without a kind is text."""
     if isinstance(content, str):
         return content if not kinds or "text" in kinds else ""
     if not isinstance(content, list):
@@ -304,7 +307,7 @@ def _text_of(content: Any, kinds: tuple[str, ...] = ()) -> str:
 
 
 def _arguments_of(message: Mapping[str, Any]) -> Iterator[str]:
-    """What tools would be called with: pieces of JSON, or of Ollama an object."""
+    """Yield the arguments of tool calls: pieces of JSON, or one object from Ollama."""
     calls = message.get("tool_calls")
     functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
     for function in (*functions, message.get("function_call")):
@@ -316,5 +319,5 @@ def _arguments_of(message: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _join_halves(text: str) -> str:
-    """Join halves of a character that came in two pieces; one without its other half is not text."""
+    """Join surrogate halves of a character that arrived in two pieces. A half without its partner is replaced."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,7 +1,7 @@
-"""A server that speaks OpenAI's protocol: vLLM, llama.cpp, Ollama, and what is hosted.
+"""Client of servers that speak OpenAI's protocol: vLLM, llama.cpp, Ollama and hosted ones.
 
-Whatever such a server does, a request ends by its deadline, with a text or with one sentence that says what is wrong.
-The key is read from the environment and is in no message.
+Whatever the server does, a request ends by its deadline. It ends with a text or with one sentence that says what is
+wrong. The key is read from the environment and appears in no message.
 """
 
 from __future__ import annotations
@@ -40,15 +40,16 @@ from teso_deploy.small_files import parse_json
 from teso_deploy.text import to_one_line
 
 KEY_VARIABLE = "TESO_CUES_API_KEY"
-#: A shorter key is a word that local servers take in place of one ("none", "ollama"), which answers may have as well.
+#: Local servers accept a placeholder as key ("none", "ollama"). Answers may contain such a word, so shorter keys are
+#: not redacted.
 LEAST_KEY = 8
-#: What a server asks for beyond this (``Retry-After``) is a mistake of its own.
+#: A server that asks for a longer pause than this (``Retry-After``) is mistaken.
 LONGEST_WAIT_SECONDS = 86_400.0
-#: Tokens that a model is granted for a caption, an answer, and an answer that thinks aloud first.
+#: The token limits of a caption, of an answer, and of an answer that thinks aloud first.
 CAPTION_TOKENS, ANSWER_TOKENS, REASONING_TOKENS = 160, 200, 800
-#: And to one that spent all of these on thinking, when it is asked again.
+#: The tokens that are added when a model used up its limit by thinking and is asked again.
 THINKING_TOKENS = 4000
-#: Pictures are sent no larger than this, as JPEG.
+#: The largest side of a picture that is sent, in pixels, and the quality of its JPEG.
 MAX_PICTURE_SIDE, JPEG_QUALITY = 768, 90
 _SCHEMA = {
     "type": "object",
@@ -59,10 +60,16 @@ _SCHEMA = {
 
 
 class ChatServer:
-    """An address that takes ``/v1/chat/completions``. One request at a time.
+    """A server that answers ``/v1/chat/completions``. It handles one request at a time.
 
-    ``model`` None: the first that the server names. ``key`` None: what the environment has in ``TESO_CUES_API_KEY``.
-    ``timeout_seconds``: of a request as a whole. Raises :class:`CueSourceError` for an address that is none.
+    Args:
+        url: The server's address, such as ``http://localhost:8000/v1``.
+        model: The model's name. Default: the first that the server lists.
+        key: The API key. Default: the environment variable ``TESO_CUES_API_KEY``.
+        timeout_seconds: The time limit of a whole request. Default: 120.
+
+    Raises:
+        CueSourceError: The address is invalid or holds a password, or the key has characters that no key has.
     """
 
     def __init__(
@@ -76,18 +83,18 @@ class ChatServer:
         if parts.username or parts.password:
             raise CueSourceError(f"the server's address has a password in it: give the key in {KEY_VARIABLE}")
         if parts.scheme not in ("http", "https") or not host:
-            # There may be a password in what was given.
+            # The given text may hold a password, so it is only shown if it looks harmless.
             shown = repr(to_one_line(url, 100)) if re.fullmatch(r"[\w.:/-]*", url) else "what was given"
             raise CueSourceError(f"there is no server's address in {shown}: give one like http://localhost:8000/v1")
         if not url.isascii() or not url.isprintable() or " " in url:
             raise CueSourceError("the server's address has a character that no address has: write it again")
         path = parts.path.rstrip("/").removesuffix("/chat/completions")
         self._base = path or "/v1"
-        #: Of hosted servers, as ``?api-version=…``.
+        #: The query of hosted servers, such as ``?api-version=…``.
         self._query = f"?{parts.query}" if parts.query else ""
         self._is_safe, self._host, self._port = parts.scheme == "https", host, port
         self._redacted = RedactedUrl.parse(urlunsplit((parts.scheme, parts.netloc, self._base, parts.query, "")))
-        #: As it is shown.
+        #: The address without secrets, as messages show it.
         self.address = self._redacted.shown
         self._model, self._key = model, (os.environ.get(KEY_VARIABLE, "") if key is None else key).strip()
         if not (self._key.isascii() and self._key.isprintable()):
@@ -106,7 +113,11 @@ class ChatServer:
 
     @property
     def identity(self) -> str:
-        """Its address and model. Where none was named the server is asked once; one that is off goes by its last."""
+        """The address and the model.
+
+        If no model was given, the server is asked once. If that fails, the model that was last used at this address
+        counts.
+        """
         if self._model is None and not self._has_asked_for_name:
             self._has_asked_for_name = True
             try:
@@ -117,9 +128,9 @@ class ChatServer:
 
     @property
     def model(self) -> str:
-        """The model's name, or the first of the server's. Raises :class:`CueSourceError`."""
+        """The model's name: the given one, else the first that the server lists. Raises :class:`CueSourceError`."""
         if self._model is None:
-            if self._failure_to_name is not None:  # it has just been asked, and a question is to fail once
+            if self._failure_to_name is not None:  # the server has just been asked, and a question must fail only once
                 error, self._failure_to_name = self._failure_to_name, None
                 raise error
             names = self._models()
@@ -131,9 +142,20 @@ class ChatServer:
         return self._model
 
     def complete(self, messages: Sequence[Mapping[str, Any]], max_tokens: int, *, as_object: bool = False) -> str:
-        """What the model says next. ``as_object``: held to the schema of an answer, where the server can do that.
+        """Return the model's next message.
 
-        Raises :class:`CueSourceError`.
+        Args:
+            messages: The conversation, in OpenAI's form.
+            max_tokens: The longest answer.
+            as_object: If True, the server must keep the answer to the JSON schema of cues, if it supports schemas.
+                Default: False.
+
+        Returns:
+            The text of the answer, without thoughts.
+
+        Raises:
+            CueSourceError: The request failed.
+            NoCueAnswerError: The answer has no text.
         """
         body: dict[str, Any] = {
             "model": self.model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0, "stream": True,
@@ -142,18 +164,18 @@ class ChatServer:
             held = {"name": "answer", "strict": True, "schema": _SCHEMA}
             try:
                 return self._said(body | {"response_format": {"type": "json_schema", "json_schema": held}})
-            except _RefusedError:  # an older server; the parser is as strict
+            except _RefusedError:  # an older server; our parser is as strict as the schema
                 self._takes_schema = False
         return self._said(body)
 
     def close(self) -> None:
-        """End a request under way, and take no other. From any thread, more than once."""
+        """End a running request and refuse all later ones. Any thread may call this, more than once."""
         with self._lock:
             self._is_closed = True
         self._abort()
 
     def _said(self, body: Mapping[str, Any]) -> str:
-        """The answer's text. Raises :class:`NoCueAnswerError` where the server says why there is none."""
+        """Return the answer's text. Raises :class:`NoCueAnswerError` if the server says why there is no text."""
         answer = self._answer(body)
         if answer.is_thought_alone and answer.finish == "length" and not self._room_to_think:
             self._room_to_think = THINKING_TOKENS
@@ -187,12 +209,12 @@ class ChatServer:
         listed = content.get("data") if isinstance(content, dict) else content
         entries = listed if isinstance(listed, list) else []
         names = [entry.get("id") for entry in entries if isinstance(entry, dict)]
-        # What a server says may hold the key that it was sent: a name that does is not kept, nor shown.
+        # A server may repeat the key that it was sent. A name that contains the key is neither kept nor shown.
         return [name for name in names if isinstance(name, str) and name.strip() and self._without_key(name) == name]
 
     @contextmanager
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None) -> Iterator[http.client.HTTPResponse]:
-        """Send a request, and give its response for as long as the block reads. Raises :class:`CueSourceError`."""
+        """Send a request and yield its response, which is open inside the block. Raises :class:`CueSourceError`."""
         began = time.monotonic()
         connection: http.client.HTTPConnection | None = None
         timer = threading.Timer(self._timeout_seconds, self._abort)
@@ -211,7 +233,7 @@ class ChatServer:
             yield response
         except (OSError, ValueError, http.client.HTTPException, CueSourceError) as error:
             seconds = time.monotonic() - began
-            # What was cut off at the deadline looks like an answer that ends too early.
+            # An answer that was cut off at the deadline looks like one that ended too early.
             if isinstance(error, CueSourceError) and not self._is_closed and seconds < self._timeout_seconds:
                 raise
             raise self._failure(error, seconds, connection is not None) from None
@@ -223,7 +245,7 @@ class ChatServer:
                 connection.close()
 
     def _connected(self, deadline: float) -> http.client.HTTPConnection:
-        """A connection whose socket :meth:`_abort` can end from its first byte on, the handshake of TLS included."""
+        """Open a connection that :meth:`_abort` can end at any time, even during the TLS handshake."""
         port = self._port or (443 if self._is_safe else 80)
         connection = http.client.HTTPConnection(self._host, port, timeout=self._timeout_seconds)
         opened = socket.create_connection((self._host, port), self._timeout_seconds)
@@ -245,14 +267,14 @@ class ChatServer:
         return connection
 
     def _abort(self) -> None:
-        """End what the socket is waiting for."""
+        """Shut the socket down, which ends any wait for it."""
         with self._lock:
             if self._socket is not None:
                 with suppress(OSError):
                     self._socket.shutdown(socket.SHUT_RDWR)
 
     def _clean(self, text: str) -> str:
-        """A server's text without the key and what is secret in the address."""
+        """Remove the key and the address's secrets from a server's text."""
         return self._redacted.clean(self._without_key(text))
 
     def _without_key(self, text: str) -> str:
@@ -311,11 +333,11 @@ def _body_of(response: http.client.HTTPResponse) -> str:
 
 
 class _RefusedError(CueSourceError):
-    """The server does not take something in the request."""
+    """The server does not accept a field of the request."""
 
 
 def _seconds_of(header: str | None) -> float | None:
-    """``Retry-After``: seconds, or a date."""
+    """Return the seconds of a ``Retry-After`` header, which holds seconds or a date."""
     if header is None:
         return None
     try:
@@ -340,7 +362,7 @@ def _last_model(address: str) -> str | None:
 
 
 def as_data_url(image: NDArray[np.uint8]) -> str:
-    """A picture (H, W, 3) as JPEG in a ``data:`` address."""
+    """Encode a picture (H, W, 3) as JPEG in a ``data:`` address."""
     picture = Image.fromarray(image)
     picture.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE), Image.Resampling.BICUBIC)
     file = io.BytesIO()
@@ -349,14 +371,14 @@ def as_data_url(image: NDArray[np.uint8]) -> str:
 
 
 class ServerCaptioner:
-    """A model that sees, on a server. ``frames``: pictures that it is shown, the last ones, for those of videos."""
+    """A vision model on a server. ``frames``: how many of the latest pictures a model of videos is shown."""
 
     def __init__(self, server: ChatServer, prompt: str, frames: int = 1) -> None:
         self._server, self._prompt, self._frames = server, prompt, frames
 
     @property
     def identity(self) -> str:
-        """Of server, model and prompt."""
+        """The identities of server, model and prompt."""
         return f"{self._server.identity}:{self._frames}:{self._prompt}"
 
     def caption(self, moment: CueMoment) -> str:
@@ -367,19 +389,22 @@ class ServerCaptioner:
         return self._server.complete([{"role": "user", "content": content}], CAPTION_TOKENS).strip()
 
     def close(self) -> None:
-        """Of the server."""
+        """Close the server."""
         self._server.close()
 
 
 class ServerReasoner:
-    """A language model on a server. ``reasons``: whether it thinks aloud first; if not, it is held to the object."""
+    """A language model on a server.
+
+    ``reasons``: True if it thinks aloud first. Otherwise its answer is kept to the JSON schema.
+    """
 
     def __init__(self, server: ChatServer, *, reasons: bool = True) -> None:
         self._server, self._reasons = server, reasons
 
     @property
     def identity(self) -> str:
-        """Of server and model."""
+        """The identities of server and model."""
         return f"{self._server.identity}:{self._reasons}"
 
     def answer(self, messages: Sequence[Message]) -> str:
@@ -389,5 +414,5 @@ class ServerReasoner:
         return self._server.complete(turns, tokens, as_object=not self._reasons).strip()
 
     def close(self) -> None:
-        """Of the server."""
+        """Close the server."""
         self._server.close()

@@ -1,7 +1,7 @@
-"""Captioner and reasoner as ``teso-deploy export-cues`` writes them: a folder of graphs and what stands around them.
+"""Captioner and reasoner as ``teso-deploy export-cues`` writes them: a folder of graphs and a manifest.
 
-Nothing in it is read by transformers again: how pictures are prepared and how a conversation is written out were taken
-from the checkpoints when they were exported.
+The manifest holds how pictures are prepared and how a conversation is written out. Both were taken from the checkpoints
+at export, so nothing here needs transformers.
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ class _Table(BaseModel):
 
 
 class DecoderEntry(_Table):
-    """A decoder with a cache of keys and values: one pair (B, heads, T, head_dim) a layer.
+    """A decoder with a cache of keys and values: one pair (B, heads, T, head_dim) per layer.
 
-    ``context``: tokens that it can hold; ``start``: ids that an answer begins with (of captioners), ``end``: ids that
-    end it.
+    Attributes:
+        context: The most tokens that it can hold.
+        start: The ids that an answer of a captioner begins with.
+        end: The ids that end an answer.
     """
 
     layers: int
@@ -57,11 +59,11 @@ class DecoderEntry(_Table):
 
 
 class ChatEntry(_Table):
-    """How a conversation is written out: what stands between its turns, taken from the chat template.
+    """How a conversation is written out: the texts between its turns, taken from the chat template.
 
-    The turns are: perhaps a system's, then a user's and an assistant's in turn. ``before_system`` None: the template
-    has no system, whose text then goes in front of the first user's. ``before_user``: where there is no system's turn.
-    ``user_to_answer``: from the last user's turn to where the model goes on.
+    The turns are an optional system turn, and then a user and an assistant in alternation. If ``before_system`` is
+    None, the template has no system turn. Its text then precedes the first user's text. ``before_user`` begins a
+    conversation without a system turn. ``user_to_answer`` stands between the last user turn and the model's answer.
     """
 
     before_system: str | None
@@ -73,7 +75,11 @@ class ChatEntry(_Table):
 
 
 class ImageEntry(_Table):
-    """How a picture is prepared. ``patches``: pix2struct's variable grid, otherwise resize, crop, (x - mean) / std."""
+    """How a picture is prepared.
+
+    With ``patch`` and ``max_patches`` it is cut into pix2struct's variable grid. Otherwise it is resized, cropped and
+    normalised as (x - mean) / std.
+    """
 
     size: tuple[int, int]
     fit: Literal["stretch", "shortest-side-then-crop"] = "stretch"
@@ -85,10 +91,14 @@ class ImageEntry(_Table):
 
 
 class ModelEntry(_Table):
-    """One exported model. ``folder``: where its files lie, relative to the manifest; two entries may share one.
+    """One exported model.
 
-    ``architecture``: Hugging Face's ``model_type``. ``graphs``: name → file. ``image_token``: id in whose place the
-    features of a picture go (LLaVA), ``image_tokens`` how many of them there are.
+    Attributes:
+        folder: The folder of its files, relative to the manifest. Two entries may share one.
+        architecture: Hugging Face's ``model_type``.
+        graphs: Name → file.
+        image_token: The id that the features of a picture replace (LLaVA).
+        image_tokens: How many rows of features a picture has.
     """
 
     kind: ModelKind
@@ -116,14 +126,14 @@ class CueModelsManifest(_Table):
 
 
 class CueModels:
-    """An opened, checked folder."""
+    """An opened folder whose files were checked."""
 
     def __init__(self, folder: Path, manifest: CueModelsManifest) -> None:
         self.folder, self.manifest = folder, manifest
 
     @classmethod
     def open(cls, path: str | Path) -> CueModels:
-        """Open it and check every file. Raises :class:`InputNotFoundError`, :class:`BundleError`."""
+        """Open a folder and check every file. Raises :class:`InputNotFoundError`, :class:`BundleError`."""
         folder = Path(path)
         if not os.path.isdir(folder):
             raise InputNotFoundError(
@@ -147,7 +157,7 @@ class CueModels:
         return [f"{entry.folder}/{name}" for name in (*entry.graphs.values(), TOKENIZER_FILE)]
 
     def identity(self, entry: ModelEntry) -> str:
-        """A hash of everything that a model's answers depend on."""
+        """Hash everything that a model's answers depend on."""
         files = {name: e.sha256 for name, e in self.manifest.files.items() if name.startswith(entry.folder + "/")}
         content = json.dumps([entry.model_dump(mode="json"), files], sort_keys=True)
         return f"{entry.name}:{hashlib.sha256(content.encode()).hexdigest()[:32]}"

@@ -1,4 +1,4 @@
-"""From names to F_T: what the fusion takes of what a person, a tagger or a language model names."""
+"""From names to F_T, the text features of the fusion. A person, a tagger or a language model gives the names."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from teso_deploy.cues.table import CueTable
 from teso_deploy.cues.text_encoder import TextEncoder
 from teso_deploy.types import Cues
 
-#: A name as the table or the encoder has it, and its embedding (d_T,).
+#: A name as the table or the encoder spells it, and its embedding (d_T,).
 _Named = tuple[str, NDArray[np.float32]]
 
 
 class CueNames:
-    """A bundle's words, and its text encoder for all others."""
+    """A bundle's table of words, and its text encoder for all other words."""
 
     def __init__(self, table: CueTable, encoder: TextEncoder | None = None) -> None:
         self._table, self._encoder = table, encoder
 
     @classmethod
     def open(cls, bundle: Bundle) -> CueNames:
-        """Of a bundle. Raises :class:`BundleError` for a damaged table."""
+        """Open the names of a bundle. Raises :class:`BundleError` for a damaged table."""
         return cls(CueTable.open(bundle), TextEncoder.open(bundle))
 
     def of_words(self, words: Sequence[str]) -> Cues:
-        """Cues of the first N_T different words that a person typed; without any, as :meth:`CueTable.none`.
+        """Return the cues of the first N_T different words that a person typed; without words :meth:`CueTable.none`.
 
-        Raises :class:`CueError`, naming the closest ones, for a word without embedding where the bundle has no encoder,
-        and what :meth:`TextEncoder.embed` raises.
+        Raises :class:`CueError`, with the closest words, if the table lacks a word and the bundle has no encoder.
+        Raises what :meth:`TextEncoder.embed` raises.
         """
         if self._encoder is None:
             return self._table.lookup(words)
@@ -44,11 +44,11 @@ class CueNames:
         return self._table.filled(found, "manual")
 
     def of_answer(self, answer: CueAnswer) -> Cues:
-        """Cues of the N_T surest names of an answer, in its order where it says not how sure it is.
+        """Return the cues of the N_T most certain names of an answer, or of the first ones if it has no confidences.
 
-        Without encoder a name that the table has not goes by the noun that it ends in ("red fire truck", "fire truck",
-        "truck"), or is left out. Names that come to the same one take one slot, by the surest of them. Raises what
-        :meth:`TextEncoder.embed` raises.
+        Without an encoder, a name that the table lacks is replaced by the noun that it ends in ("red fire truck", "fire
+        truck", "truck"), or omitted. Names with the same replacement share one slot, with the highest confidence.
+        Raises what :meth:`TextEncoder.embed` raises.
         """
         names = answer.names
         if answer.confidences:

@@ -1,4 +1,4 @@
-"""Captioner and reasoner in a process of their own, which holds their weights and confines their crashes."""
+"""Runs captioner and reasoner in a separate process, so that a crash there does not end this one."""
 
 from __future__ import annotations
 

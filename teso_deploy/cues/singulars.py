@@ -1,8 +1,8 @@
-"""The singular of an English noun, by rules and the words that keep to none."""
+"""The singular of an English noun, by rules and lists of exceptions."""
 
 from __future__ import annotations
 
-#: By the end of a word, so that "policemen" and "bookshelves" are found too.
+#: Irregular endings, matched at the end of a word so that "policemen" and "bookshelves" are found too.
 _ENDS = {
     "men": "man", "people": "person", "children": "child", "shoes": "shoe",
     "wolves": "wolf", "calves": "calf", "halves": "half", "shelves": "shelf", "leaves": "leaf", "thieves": "thief",
@@ -24,14 +24,14 @@ _WHOLE = {
     "zombies": "zombie", "selfies": "selfie", "hoodies": "hoodie", "brownies": "brownie", "collies": "collie",
     "budgies": "budgie", "magpies": "magpie", "walkie-talkies": "walkie-talkie", "smoothies": "smoothie",
 }  # fmt: skip
-#: Singular as they are, or never one thing.
+#: Words that are their own singular, or that have none.
 _KEPT = {
     "gas", "lens", "canvas", "atlas", "christmas", "pancreas", "alias", "bias", "chaos", "cosmos", "rhinoceros",
     "series", "species", "news", "mathematics", "physics", "athletics", "gymnastics", "aerobics", "scissors",
     "trousers", "pants", "jeans", "tights", "leggings", "pajamas", "pyjamas", "clothes", "sunglasses", "eyeglasses",
     "binoculars", "pliers", "tweezers", "tongs", "specimen", "omen", "stamen", "abdomen", "ramen", "regimen",
 }  # fmt: skip
-#: Ends that lose "es": after a hiss, and after "o".
+#: Endings that lose "es": after a hiss, and after "o".
 _LOSE_ES = ("sses", "shes", "ches", "xes", "zzes", "tzes", "oes")
 
 
@@ -60,7 +60,7 @@ def _word(word: str) -> str:
         return word
     if word.endswith("ies"):
         return word[:-3] + "y"
-    # "walruses" ends in "us" when it is one, "houses" and "blouses" in "e".
+    # "walruses" has a singular in "us", but "houses" and "blouses" have one in "e".
     if word.endswith(_LOSE_ES) or (word.endswith("uses") and not word.endswith("ouses")):
         return word[:-2]
     return word[:-1]

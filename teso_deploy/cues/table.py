@@ -1,4 +1,4 @@
-"""The cue words that a bundle brings embeddings for."""
+"""The words that a bundle has embeddings for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from teso_deploy.errors import BundleError, CueError
 from teso_deploy.text import is_name
 from teso_deploy.types import Cues, CueSourceName
 
-#: Other words for one that a table may have; looked at only where the table has not the word itself.
+#: Typed word → the word that a table may have instead. Used only if the table lacks the typed word.
 SYNONYMS = {
     "aeroplane": "airplane", "plane": "airplane", "jet": "airplane", "automobile": "car", "lorry": "truck",
     "telephone": "phone", "cellphone": "phone", "mobile phone": "phone", "sax": "saxophone", "drums": "drum kit",
@@ -25,7 +25,7 @@ SYNONYMS = {
 
 
 def variants(word: str) -> list[str]:
-    """A word as typed in lower case, its singular, and synonyms of these: what a table may have it as.
+    """List the spellings under which a table may have a word: in lower case, in the singular, and their synonyms.
 
     >>> variants("Hens")
     ['hens', 'hen', 'chicken']
@@ -35,15 +35,15 @@ def variants(word: str) -> list[str]:
     return found + [SYNONYMS[name] for name in found if name in SYNONYMS]
 
 
-#: The word whose embedding fills the slots of a bundle that pads so (``none-embedding``).
+#: The word whose embedding fills unused slots of a bundle with this kind of padding (``none-embedding``).
 NO_CUE = "none"
 
 
 def _words_of(names: NDArray[np.str_], what: str) -> list[str]:
-    """The words of a table's file (:class:`BundleError`: one that can't be printed)."""
+    """Return the words of a table's file. Raises :class:`BundleError` for a word that can't be printed."""
     try:
         words: list[str] = names.tolist()
-    except (ValueError, SystemError):  # numbers beyond the last character
+    except (ValueError, SystemError):  # code points beyond the last character
         words = [""]
     if unprintable := [word for word in words if not word or not is_name(word)]:
         raise BundleError(f"{what} has a word that can't be printed ({unprintable[0]!a:.60}); export the bundle again")
@@ -51,9 +51,10 @@ def _words_of(names: NDArray[np.str_], what: str) -> list[str]:
 
 
 class CueTable:
-    """Words (K) and their embeddings (K, d_T) float32, handed out N_T at a time.
+    """Words (K) and their embeddings (K, d_T) float32, from which cues of N_T slots are made.
 
-    ``pads``: slots that hold no cue hold that of the word "none" and count, as in the released code.
+    ``pads``: True if slots without a cue hold the embedding of the word "none" and count as valid, as in the released
+    code.
     """
 
     def __init__(
@@ -70,9 +71,9 @@ class CueTable:
 
     @classmethod
     def open(cls, bundle: Bundle) -> CueTable:
-        """The bundle's table; one without a table knows no word. Raises :class:`BundleError` for a damaged one."""
+        """Open the bundle's table. A bundle without a table knows no words. Raises :class:`BundleError` if damaged."""
         cue = bundle.manifest.cue
-        if cue is None:  # the method takes no cues
+        if cue is None:  # the method has no cues
             return cls((), np.zeros((0, 0), np.float32), 0)
         if cue.table is None:
             return cls((), np.zeros((0, cue.dim), np.float32), cue.max_cues)
@@ -90,13 +91,13 @@ class CueTable:
         return cls(words, embeddings.astype(np.float32), cue.max_cues, pads)
 
     def find(self, word: str) -> str | None:
-        """The table's spelling of a word: singular for plural and plural for singular, its word for a synonym."""
+        """Return the table's spelling of a word, found by singular, plural or synonym; None if it lacks the word."""
         found = variants(word)
         name = next((name for name in found if name in self._row), None)
         return name if name is not None else next((self._plural[name] for name in found if name in self._plural), None)
 
     def known(self, word: str) -> str:
-        """:meth:`find`. Raises :class:`CueError` that names the closest words where the table has it not."""
+        """Return :meth:`find`. Raises :class:`CueError`, with the closest words, if the table lacks the word."""
         if (name := self.find(word)) is not None:
             return name
         if not self.max_cues:
@@ -110,20 +111,20 @@ class CueTable:
         return (", ".join(self.names[:8]) + more) or "no word at all; export it with a cue table"
 
     def embedding_of(self, name: str) -> NDArray[np.float32]:
-        """The embedding (d_T,) of one of ``names``."""
+        """Return the embedding (d_T,) of one of ``names``."""
         row: NDArray[np.float32] = self._embeddings[self._row[name]]
         return row
 
     def lookup(self, words: Sequence[str]) -> Cues:
-        """Cues of the first N_T different words, as :meth:`none` when there is no word.
+        """Return the cues of the first N_T different words; without words :meth:`none`.
 
-        Raises :class:`CueError` for a word that the table has not.
+        Raises :class:`CueError` for a word that the table lacks.
         """
         names = dict.fromkeys(self.known(word) for word in words if word.strip())
         return self.filled({name: self.embedding_of(name) for name in names}, "manual")
 
     def filled(self, embedded: Mapping[str, NDArray[np.float32]], source: CueSourceName) -> Cues:
-        """Cues of the first N_T names with their embeddings (d_T,); as :meth:`none` without any."""
+        """Return the cues of the first N_T names with their embeddings (d_T,); without names :meth:`none`."""
         names, cues = tuple(embedded)[: self.max_cues], self.none()
         for slot, name in enumerate(names):
             cues.embeddings[slot] = embedded[name]
@@ -131,13 +132,16 @@ class CueTable:
         return Cues(names, cues.embeddings, cues.valid, source=source) if names else cues
 
     def tagged(self, tags: NDArray[np.float32], tagger: TaggerEntry) -> Cues:
-        """The N_T surest tags (K,) of those that reach the threshold, as cues; as :meth:`none` when none does."""
+        """Return the N_T most certain tags (K,) that reach the threshold, as cues; without any :meth:`none`."""
         surest = np.argsort(-tags, kind="stable")[: self.max_cues]
         cues = self.lookup([tagger.words[k] for k in surest if tags[k] >= tagger.threshold])
         return replace(cues, source="tagger") if cues.names else cues
 
     def none(self) -> Cues:
-        """No cue: zero rows, none valid; the network then offers its trained fallback cue. Or padding alone."""
+        """Return cues without names: only padding, or zero rows that are not valid.
+
+        With zero rows the network uses its trained fallback cue.
+        """
         if self._pads:
             padding = np.repeat(self._embeddings[self._row[NO_CUE]][None], self.max_cues, axis=0)
             return Cues((), padding, np.ones(self.max_cues, np.bool_), source="none")

@@ -1,4 +1,4 @@
-"""Embeddings of words that a bundle's table has not, by the text encoder that made the table."""
+"""Embeddings of words that a bundle's table lacks, by the text encoder that made the table."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from teso_deploy.resources import cache_folder
 
 
 class TextEncoder:
-    """Loaded at the first word that is not in the cache: embeddings are kept on disk, by text and encoder.
+    """A text encoder that is loaded at the first word that is not in its cache on disk.
 
-    ``folder``: where they are kept, default in the user's cache.
+    ``folder``: the cache, by text and encoder. Default: a folder in the user's cache.
     """
 
     def __init__(self, bundle: Bundle, entry: TextEncoderEntry, folder: Path | None = None) -> None:
@@ -30,13 +30,13 @@ class TextEncoder:
         files = bundle.manifest.files
         hashes = [files[name].sha256 for name in (entry.graph, entry.weights, entry.tokenizer)]
         self._identity = ":".join(hashes)
-        self._lock = threading.Lock()  # threads share a pipeline: the encoder is loaded once
-        #: Words that the graph has run for.
+        self._lock = threading.Lock()  # threads share a pipeline, but the encoder is loaded once
+        #: How many words the graph has run for.
         self.computed = 0
 
     @classmethod
     def open(cls, bundle: Bundle) -> TextEncoder | None:
-        """The bundle's; None where it has none."""
+        """Open the bundle's encoder; None if it has none."""
         cue = bundle.manifest.cue
         return None if cue is None or cue.encoder is None else cls(bundle, cue.encoder)
 
@@ -55,9 +55,9 @@ class TextEncoder:
         return engine
 
     def embed(self, word: str) -> NDArray[np.float32]:
-        """(d_T,) of a word in the bundle's template. Raises :class:`MissingExtraError`, :class:`BundleError`."""
+        """Embed a word (d_T,) in the bundle's template. Raises :class:`MissingExtraError`, :class:`BundleError`."""
         cue = self._bundle.manifest.cue
-        assert cue is not None  # it has this encoder
+        assert cue is not None  # this bundle has an encoder
         sentence = cue.template.replace("{cue}", word)
         path = self._folder / f"{hashlib.sha256(f'{self._identity}:{sentence}'.encode()).hexdigest()}.f32"
         kept = read_vouched(path)

@@ -1,4 +1,4 @@
-"""A tokenizer's file, and the text of each of its tokens. The only place that needs the library ``tokenizers``."""
+"""A tokenizer's file, and the text of each token. Only this module needs the library ``tokenizers``."""
 
 from __future__ import annotations
 
@@ -39,37 +39,40 @@ class Tokens:
             raise BundleError(f"{path} is not a tokenizer ({to_one_line(error)}): export the model again") from error
         self._is_bytes = "ByteLevel" in _types_of(content.get("decoder"))
         added = self._tokenizer.get_added_tokens_decoder()
-        #: Texts that are one token wherever they stand.
+        #: Texts that are one token wherever they occur.
         self.added = tuple(token.content for token in added.values() if len(token.content.strip()) > 1)
         self._special = {number for number, token in added.items() if token.special}
 
     def ids(self, text: str) -> list[int]:
-        """The ids of a text in which added tokens are read as such; nothing is added to it."""
+        """Return the ids of a text. Added tokens are recognised in it, and no token is added."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def sentence(self, text: str) -> list[int]:
-        """The ids of a text, with what the tokenizer adds before and after it."""
+        """Return the ids of a text, with the tokens that the tokenizer adds before and after it."""
         ids: list[int] = self._tokenizer.encode(text).ids
         return ids
 
     def token(self, number: int) -> str:
-        """The token of an id, as it stands in a text."""
+        """Return the text of a token."""
         return self._tokenizer.id_to_token(number) or ""
 
     def plain(self, text: str) -> str:
-        """A text in which no added token stands: what it says is data."""
+        """Break up the added tokens in a text, so that the text is only data."""
         while found := next((token for token in self.added if token in text), None):
             text = text.replace(found, f"{found[0]} {found[1:]}")
         return text
 
     def text(self, ids: list[int]) -> str:
-        """What ids say, special tokens left out."""
+        """Return the text of ids, without special tokens."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
     def pieces(self) -> list[str]:
-        """The text of every token, by id, as it stands within a sentence; "" for special ones and parts of letters."""
+        """Return the text of every token by id, as it occurs within a sentence.
+
+        It is "" for special tokens and for parts of letters.
+        """
         unicode_bytes = _byte_of_character()
         found = []
         for number in range(self._tokenizer.get_vocab_size(with_added_tokens=True)):
@@ -88,7 +91,7 @@ class Tokens:
 
 
 def _types_of(part: Any) -> set[str]:
-    """Types in a (nested) part of a tokenizer's file."""
+    """Collect the types in a nested part of a tokenizer's file."""
     if not isinstance(part, dict):
         return set()
     inner = [name for step in part.get("decoders", []) for name in _types_of(step)]
@@ -96,7 +99,7 @@ def _types_of(part: Any) -> set[str]:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's letters for bytes (the mapping of byte-level BPE): printable ones stand for themselves."""
+    """Return GPT-2's mapping from letters to bytes (byte-level BPE). Printable characters stand for themselves."""
     shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return {**{chr(byte): byte for byte in shown}, **{chr(256 + n): byte for n, byte in enumerate(hidden)}}

@@ -1,8 +1,10 @@
-"""Cues by the time of a video, and the files that they are kept in.
+"""Cues by the time of a video, and the files that hold them.
 
-Three kinds of file are read: words (by line or comma); ours (JSON, what ``teso-deploy cues`` writes: for each video the
-answers and from when to when they hold); and the released one of the authors, ``{video: {"f0": "guitar,", …}}``, where
-frame k is of second k.
+Three kinds of file are read:
+
+- Words, separated by lines or commas.
+- Our JSON, which ``teso-deploy cues`` writes: for each video the answers and their spans of time.
+- The authors' released JSON, ``{video: {"f0": "guitar,", …}}``, in which frame k stands for second k.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from teso_deploy.types import CueSourceName
 
 SCHEMA_VERSION = 1
 _FRAME_KEY = re.compile(r"f(\d{1,6})")
-#: What the released files fill a frame without cues with.
+#: The texts that mark a frame without cues in the released files.
 _NO_CUES = {"none", "nan", ""}
 
 
@@ -58,7 +60,13 @@ class Span(_Table):
 
     @classmethod
     def of(cls, answer: CueAnswer, start_seconds: float, end_seconds: float | None = None) -> Span:
-        """The span in which an answer holds."""
+        """Return the span of an answer.
+
+        Args:
+            answer: The answer.
+            start_seconds: When it begins, in seconds of the video.
+            end_seconds: When it ends. Default: at the next span or the end of the video.
+        """
         return cls(
             start_seconds=start_seconds,
             end_seconds=end_seconds,
@@ -82,7 +90,10 @@ class Span(_Table):
 
 
 class VideoCues(_Table):
-    """The cues of one video. ``sha256``: of its file if that is known; of a test scene, of what it shows."""
+    """The cues of one video.
+
+    ``sha256``: the hash of the video's file if it is known. For a test scene, the hash of its content.
+    """
 
     sha256: str | None = None
     duration_seconds: float | None = None
@@ -90,7 +101,7 @@ class VideoCues(_Table):
 
 
 class CueTrack:
-    """Answers by time. If several spans hold, the one that began last counts; there may be none."""
+    """Answers by time. If several spans hold, the one that began last counts. At some times none may hold."""
 
     def __init__(self, spans: Iterable[Span]) -> None:
         self.spans = sorted(spans, key=lambda span: span.start_seconds)
@@ -103,7 +114,7 @@ class CueTrack:
 
     @classmethod
     def constant(cls, names: Iterable[str], source: CueSourceName = "manual") -> CueTrack:
-        """The same cues from beginning to end."""
+        """Make a track with the same cues from beginning to end."""
         return cls([Span(start_seconds=0.0, names=tuple(names), source=source)])
 
     @property
@@ -112,7 +123,7 @@ class CueTrack:
         return tuple(dict.fromkeys(name for span in self.spans for name in span.names))
 
     def at(self, seconds: float) -> CueAnswer | None:
-        """The answer that holds at a time of the video."""
+        """Return the answer that holds at a time of the video."""
         for place in reversed(range(bisect_right(self._starts, seconds))):
             if seconds < self._ends[place]:
                 return self.spans[place].answer()
@@ -125,14 +136,14 @@ class CueTrack:
 
 
 class CueFile:
-    """Cues of videos by name, as a file has them. ``everywhere``: of any video, in a file of words."""
+    """The cues of a file by the name of their video. ``everywhere``: the cues of any video, from a file of words."""
 
     def __init__(self, path: Path, videos: Mapping[str, VideoCues], everywhere: CueTrack | None = None) -> None:
         self.path, self.videos, self._everywhere = path, dict(videos), everywhere
 
     @property
     def is_of_any_video(self) -> bool:
-        """Whether it has only words, which hold for any video."""
+        """Whether the file has only words, which hold for any video."""
         return self._everywhere is not None
 
     @property
@@ -141,7 +152,7 @@ class CueFile:
         return self._everywhere or CueTrack(())
 
     def named(self, name: str) -> CueTrack:
-        """The cues of the video of a name. Raises :class:`CueError` if the file has none."""
+        """Return the cues of the video with this name. Raises :class:`CueError` if the file has none."""
         if self._everywhere is not None:
             return self._everywhere
         if name not in self.videos:
@@ -151,16 +162,16 @@ class CueFile:
         return CueTrack(self.videos[name].spans)
 
     def of_scene(self, name: str, digest: str) -> CueTrack:
-        """The cues of a test scene. Raises :class:`CueError` if they are of another one, or there are none."""
+        """Return the cues of a test scene. Raises :class:`CueError` if they belong to another scene or are missing."""
         track = self.named(name)
         if name in self.videos and self.videos[name].sha256 not in (None, digest):
             raise CueError(f"{self.path} has cues of another folder's scenes, or classes: make them again for this one")
         return track
 
     def of(self, video: Path) -> CueTrack:
-        """The cues of a video's file: by its content where the cues say of which, otherwise by its name.
+        """Return the cues of a video's file, found by its hash if the cues state one, else by its name.
 
-        Raises :class:`CueError` where they are of another video.
+        Raises :class:`CueError` if they belong to another video.
         """
         if self._everywhere is not None:
             return self._everywhere
@@ -178,9 +189,9 @@ class CueFile:
 
 
 def read_cue_file(path: Path) -> CueFile:
-    """Read any of the kinds.
+    """Read a file of any kind.
 
-    Raises :class:`InputNotFoundError` (can't be read as text), :class:`CueError` (JSON of another form).
+    Raises :class:`InputNotFoundError` if it can't be read as text, :class:`CueError` for JSON of another form.
     """
     text = read_text(path, "a file with a cue word on each line, or what `teso-deploy cues` wrote")
     if path.suffix.lower() != ".json" and not text.lstrip().startswith("{"):
@@ -193,7 +204,13 @@ def read_cue_file(path: Path) -> CueFile:
 
 
 def cue_file_content(videos: Mapping[str, VideoCues], source: str, identity: str) -> dict[str, Any]:
-    """Ours, as it goes to JSON."""
+    """Return the content of our kind of file, ready for JSON.
+
+    Args:
+        videos: The name of a video → its cues.
+        source: The name of the source.
+        identity: The identity of the source.
+    """
     return {
         "schema_version": SCHEMA_VERSION,
         "source": source,

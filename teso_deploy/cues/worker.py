@@ -50,7 +50,7 @@ class CueWorker:
     """Asks about the newest picture of the stream that has waited longest, one question at a time.
 
     Args:
-        source: What is asked.
+        source: The source of cues.
         to_cues: Turns an answer into cues for the fusion.
         offer: Called from the worker's thread with a stream's number, its cues, and the time of their picture in
             seconds of the stream (None for typed cues, which do not age).

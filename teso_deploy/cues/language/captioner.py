@@ -22,9 +22,18 @@ from teso_deploy.errors import BundleError
 
 
 class LocalCaptioner:
-    """A vision-encoder-decoder, a pix2struct, or a LLaVA, which alone takes note of a prompt.
+    """A captioner: a vision-encoder-decoder, a pix2struct or a LLaVA. Only LLaVA uses the prompt.
 
-    ``folder``: of the manifest. Raises :class:`BundleError`, :class:`MissingExtraError`.
+    Args:
+        folder: The folder of the manifest.
+        entry: The model's entry in the manifest.
+        identity: The name of the model, its hash included.
+        threads: How many threads it uses.
+        max_new_tokens: The longest caption in tokens. Default: 96.
+
+    Raises:
+        BundleError: The model is damaged or can't take pictures.
+        MissingExtraError: A package is not installed.
     """
 
     def __init__(
@@ -42,19 +51,19 @@ class LocalCaptioner:
         self._is_closed = threading.Event()
 
     def caption(self, image: NDArray[np.uint8], prompt: str = "") -> str:
-        """What is to be seen in a picture (H, W, 3) uint8 RGB."""
+        """Describe a picture (H, W, 3) uint8 RGB."""
         said = self._of_llava(image, prompt) if self._entry.kind == "llava" else self._of_encoder(image)
         return " ".join(self._tokens.text(said).split())
 
     def close(self) -> None:
-        """End a caption under way. From any thread, more than once."""
+        """End a running caption. Any thread may call this, more than once."""
         self._is_closed.set()
 
     def _of_encoder(self, image: NDArray[np.uint8]) -> list[int]:
         shown = prepared(image, self._image)
         hidden = self._graphs["encoder"].run(["last_hidden_state"], shown)[0]
         start = np.array(self._entry.decoder.start, np.int64)
-        # All that a decoder takes at its first word; of some it needs the shape alone.
+        # Everything that a decoder takes at its first word. Some graphs only use the shape.
         given = {"encoder_hidden_states": hidden, "input_ids": start[None], "attention_mask": np.ones_like(start[None])}
         if "attention_mask" in shown:
             given["encoder_attention_mask"] = shown["attention_mask"]
@@ -73,7 +82,7 @@ class LocalCaptioner:
         if chat is None or token is None:
             raise BundleError(f"{self._entry.name} has no place for a picture in what it is asked: export it again")
         features = self._graphs["vision"].run(None, prepared(image, self._image))[0][0]
-        # The prompt can't name where a picture goes: what is a token in it is broken up.
+        # Special tokens in the prompt are broken up, so that it can't say where the picture goes.
         asked = written_out([Message("user", f"{_PICTURE}\n{prompt}")], chat, self._tokens)
         ids = self._tokens.ids(asked.replace(_PICTURE, self._tokens.token(token)))
         place = ids.index(token)
@@ -101,12 +110,12 @@ class LocalCaptioner:
         )
 
 
-#: Stands for the picture while a question is written out.
+#: Stands for the picture in the written-out question.
 _PICTURE = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 def _values(session: onnxruntime.InferenceSession, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    """Outputs of a graph by name, where ONNX Runtime put them; ``feeds`` may have more than it takes."""
+    """Return a graph's outputs by name, on ONNX Runtime's device. ``feeds`` may have more than the graph takes."""
     names, taken = [value.name for value in session.get_outputs()], [value.name for value in session.get_inputs()]
     values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(feeds[name])) for name in taken}
     return dict(zip(names, session.run_with_ort_values(names, values), strict=True))

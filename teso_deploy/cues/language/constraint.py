@@ -1,4 +1,4 @@
-"""What holds a reasoner to ``{"objects": ["…"], "sounding": ["…"]}``: tokens that would leave it are not taken."""
+"""Keeps a reasoner's answer in the form ``{"objects": ["…"], "sounding": ["…"]}``: other tokens are rejected."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ from teso_deploy.cues.answers import MAX_NAME_CHARACTERS, MAX_NAME_WORDS
 from teso_deploy.cues.language.generation import is_looping
 
 FIELDS = ("objects", "sounding")
-#: More names in a list are a ramble.
+#: A list with more names than this is rambling.
 MAX_NAMES = 12
-#: So many tokens are kept for the object: an answer that thinks aloud for longer is cut short.
+#: This many tokens are reserved for the object. An answer that thinks aloud for longer is cut short.
 RESERVE_TOKENS = 128
-#: With fewer tokens left nothing new is begun.
+#: When fewer tokens are left, no new name is begun.
 CLOSING_TOKENS = 24
-#: The surest tokens are looked at first; all the others only where none of them may come.
+#: This many of the most likely tokens are tried first. The others are tried only if none of them fits.
 _FIRST = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How far an object has been written; :meth:`after` says where a text leads.
+    """The part of an object that has been written; :meth:`after` continues it with a text.
 
-    ``rest``: characters that must come next; ``field``: which list it is in; ``name``: of the name that is being
-    written, None between names; ``names``: those before it.
+    Attributes:
+        rest: The characters that must come next.
+        field: The index of the current list.
+        name: The written part of the current name; None between names.
+        names: The earlier names of the list.
+        is_begun: True if the list has a name, or the beginning of one.
+        is_closing: True if no new name may begin.
     """
 
     rest: str = '{"objects": ['
@@ -44,7 +49,7 @@ class Shape:
         return self.field == len(FIELDS) and not self.rest
 
     def after(self, text: str) -> Shape | None:
-        """The shape after ``text``; None if that is not the beginning of such an object."""
+        """Return the shape after ``text``; None if the text breaks the form."""
         shape: Shape | None = self
         for character in text:
             if shape is None:
@@ -53,7 +58,7 @@ class Shape:
         return shape
 
     def closing(self) -> Shape:
-        """The same, with nothing new begun."""
+        """Return this shape with no new name allowed."""
         return Shape(self.rest, self.field, self.name, self.names, self.is_begun, True)
 
     def _with(self, character: str) -> Shape | None:
@@ -69,7 +74,7 @@ class Shape:
             return self._next_list()
         if not self.names and character == '"' and not self.is_closing:
             return Shape("", self.field, "", self.names, True, self.is_closing)
-        # Behind a name for the second time nothing new is to be expected.
+        # After a name is repeated, no new names are to be expected.
         may_go_on = len(self.names) < MAX_NAMES and self.names[-1:] and self.names[-1] not in self.names[:-1]
         if character == "," and may_go_on and not self.is_closing:
             return Shape(' "', self.field, "", self.names, True, self.is_closing)
@@ -97,11 +102,16 @@ class Shape:
 
 @dataclass
 class ObjectConstraint:
-    """See :class:`Constraint`. ``pieces``: the text of every token, ``end``: tokens that end a model's answer.
+    """A :class:`Constraint` to one object, with free text before it if the model reasons.
 
-    ``reasons``: the model may say what it likes before the object; it begins with the first brace, at the latest when
-    the model would end, goes round in circles, or has ``RESERVE_TOKENS`` left. ``new_line``: what is said before it
-    then.
+    The object begins with the first brace. It begins at the latest when the model would end, when it repeats itself, or
+    when ``RESERVE_TOKENS`` are left.
+
+    Attributes:
+        pieces: The text of every token.
+        end: The tokens that end a model's answer.
+        reasons: True if the model may write freely before the object.
+        new_line: The tokens that are put before an object that is forced.
     """
 
     pieces: Sequence[str]
@@ -121,14 +131,14 @@ class ObjectConstraint:
         if self._shape is None:
             token = int(np.argmax(logits))
             is_over = token in self.end or is_looping(self._said) or tokens_left <= RESERVE_TOKENS
-            piece = self.pieces[token] if token < len(self.pieces) else ""  # the table of words may be padded
+            piece = self.pieces[token] if token < len(self.pieces) else ""  # the embedding table may be padded
             if not is_over and "{" not in piece:
                 self._said.append(token)
                 return token
             self._shape = Shape()
             if is_over:
                 self._queue.extend(self.new_line)
-            else:  # a piece may have more than the brace, and before it what was said
+            else:  # a piece may hold text before the brace, and a part of the object after it
                 before, _, after = piece.partition("{")
                 if not before.strip() and (begun := Shape().after("{" + after)) is not None:
                     self._shape = begun
@@ -142,15 +152,15 @@ class ObjectConstraint:
         return self._allowed(logits)
 
     def _allowed(self, logits: NDArray[np.float32]) -> int | None:
-        """The surest token that the shape allows."""
+        """Return the most likely token that the shape allows."""
         assert self._shape is not None
         first = np.argpartition(-logits, min(_FIRST, len(logits) - 1))[:_FIRST]
         for candidates in (first[np.argsort(-logits[first], kind="stable")], np.argsort(-logits, kind="stable")):
             for token in candidates:
                 piece = self.pieces[token] if token < len(self.pieces) else ""
-                # Of tokenizers that begin every text with a blank, the first token has it.
+                # Some tokenizers begin every text with a blank, which then belongs to the first token.
                 shape = self._shape.after(piece.removeprefix(" ") if self._is_first else piece) if piece else None
                 if shape is not None:
                     self._shape, self._is_first = shape, False
                     return int(token)
-        return None  # a vocabulary without the letters of the object
+        return None  # a vocabulary that lacks the characters of the object

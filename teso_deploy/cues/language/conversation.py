@@ -1,4 +1,4 @@
-"""A conversation as the token ids that a model was trained on."""
+"""Writes a conversation out in the format that a model was trained on."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from teso_deploy.errors import CueSourceError
 
 
 def written_out(messages: Sequence[Message], chat: ChatEntry, tokens: Tokens) -> str:
-    """Up to where the model goes on. What the turns say is data: no special token is read in it.
+    """Return the text of a conversation up to the model's answer. Special tokens in the turns are broken up.
 
-    ``messages``: perhaps a system's, then user and assistant in turn, the last one a user's. Raises
-    :class:`CueSourceError` for others.
+    Args:
+        messages: An optional system message, then user and assistant in alternation. The last one is the user's.
+        chat: The texts between the turns.
+        tokens: The model's tokenizer.
+
+    Raises:
+        CueSourceError: The messages are in another order.
     """
     turns = [Message(role, tokens.plain(content)) for role, content in messages]
     system = turns.pop(0).content if turns and turns[0].role == "system" else None
@@ -22,7 +27,7 @@ def written_out(messages: Sequence[Message], chat: ChatEntry, tokens: Tokens) ->
         raise CueSourceError("a conversation goes user, assistant, user: give the turns in this order")
     if len(turns) % 2 == 0:
         raise CueSourceError("a conversation that is to be answered ends with a user's turn: add the question")
-    if system is not None and chat.before_system is None:  # in front of what the user says
+    if system is not None and chat.before_system is None:  # before the user's text
         turns[0] = Message("user", f"{system}\n\n{turns[0].content}")
         system = None
     text = chat.before_user if system is None else f"{chat.before_system}{system}{chat.system_to_user}"

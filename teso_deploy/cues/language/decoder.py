@@ -21,9 +21,12 @@ _OPEN: WeakValueDictionary[tuple[Path, int, int], onnxruntime.InferenceSession] 
 
 
 def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """A graph on the CPU, once for all who have it open. Raises :class:`BundleError` for a file that is none."""
+    """Open a graph on the CPU.
+
+    All users of a graph share it. Raises :class:`BundleError` for a file that is not a graph.
+    """
     key = (path.resolve(), threads, path.stat().st_mtime_ns if path.is_file() else 0)
-    if (session := _OPEN.get(key)) is not None:  # a LLaVA captions and reasons by the same
+    if (session := _OPEN.get(key)) is not None:  # a LLaVA captions and reasons with the same graph
         return session
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -44,14 +47,14 @@ def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Keys and values of ``tokens`` tokens. They are never written to, so any number of answers may continue them."""
+    """The keys and values of ``tokens`` tokens. They are never changed, so several answers may continue them."""
 
     tokens: int
     values: Mapping[str, onnxruntime.OrtValue]
 
 
 class Decoder:
-    """One sequence at a time; keys and values stay where ONNX Runtime put them, from one step to the next."""
+    """Decodes one sequence at a time. Keys and values stay in the memory of ONNX Runtime between steps."""
 
     def __init__(self, path: Path, entry: DecoderEntry, threads: int) -> None:
         self.entry = entry
@@ -60,13 +63,13 @@ class Decoder:
         self._inputs = self._shapes.keys()
         self._given = "inputs_embeds" if "inputs_embeds" in self._inputs else "input_ids"
         self._outputs = [value.name for value in self._session.get_outputs() if value.name.startswith(_PRESENT)]
-        # Those that it gives back: keys and values of a picture it is given, always the same.
+        # Only the ones that it returns. The keys and values of a picture are inputs that never change.
         self._pasts = [_PAST + name.removeprefix(_PRESENT) for name in self._outputs]
         if not self._pasts or not self._inputs >= set(self._pasts):
             raise BundleError(f"{path} takes no keys and values: export the cue models again")
 
     def empty(self) -> Cache:
-        """Of no token."""
+        """Return a cache of no tokens."""
         heads, head_dim = self.entry.heads, self.entry.head_dim
         nothing = {}
         for name in self._pasts:  # keys may be wider than values
@@ -82,8 +85,16 @@ class Decoder:
         tokens: NDArray[np.int64] | NDArray[np.float32],
         extras: Mapping[str, onnxruntime.OrtValue] = {},
     ) -> tuple[NDArray[np.float32], Cache]:
-        """Logits (V,) after the last of ``tokens`` ((N,) ids, or (N, d) where the graph takes embeddings), and the
-        cache with them. ``extras``: what else the graph takes, of a picture."""
+        """Run the decoder over some tokens.
+
+        Args:
+            cache: The keys and values of the tokens before.
+            tokens: Ids (N,), or embeddings (N, d) if the graph takes those.
+            extras: The graph's other inputs, which belong to a picture. Default: none.
+
+        Returns:
+            The logits (V,) after the last token, and the cache with the tokens added.
+        """
         seen = cache.tokens + len(tokens)
         feeds: dict[str, NDArray[Any]] = {
             self._given: tokens[None],
@@ -100,7 +111,7 @@ class Decoder:
             binding.bind_output(name)
         self._session.run_with_iobinding(binding)
         logits, *present = binding.get_outputs()
-        # What a graph takes and does not give back (keys and values of a picture) stays as it was.
+        # Inputs that the graph does not return (keys and values of a picture) stay unchanged.
         values = {
             _PAST + name.removeprefix(_PRESENT): value for name, value in zip(self._outputs, present, strict=True)
         }

@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 
 from teso_deploy.cues.language.decoder import Cache
 
-#: A model that repeats itself for this many tokens, with a period of at most this many, will not say anything else.
+#: A model that repeats a period of at most this length for this many tokens will not say anything else.
 LOOP_TOKENS, LOOP_PERIOD = 96, 33
 
 Step = Callable[[Cache, NDArray[np.int64]], tuple[NDArray[np.float32], Cache]]
 
 
 class Constraint(Protocol):
-    """Says which token comes next."""
+    """Chooses the next token."""
 
     def choose(self, logits: NDArray[np.float32], tokens_left: int) -> int | None:
-        """The surest token (of (V,)) that is allowed, of as many as are left; None: the answer is whole."""
+        """Return the most likely token of (V,) that is allowed; None if the answer is complete."""
 
 
 def is_looping(tokens: Sequence[int]) -> bool:
-    """Whether the end of a sequence goes round in circles."""
+    """Return whether the end of a sequence repeats itself."""
     if len(tokens) < LOOP_TOKENS:
         return False
     tail = tokens[-LOOP_TOKENS:]
@@ -41,9 +41,16 @@ def generate(
     constraint: Constraint | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[int]:
-    """The surest token each time, up to one of ``end`` (left out), a limit, or a loop.
+    """Return the most likely tokens, up to an end token (omitted), the limit or a loop.
 
-    ``logits`` (V,) and ``cache``: the state after the prompt.
+    Args:
+        step: Runs the decoder over the tokens that were chosen.
+        logits: (V,), the scores after the prompt.
+        cache: The state after the prompt.
+        end: The tokens that end an answer.
+        max_new_tokens: The longest answer in tokens.
+        constraint: Chooses the tokens. Default: no constraint.
+        should_stop: Asked before each token; True ends the answer early. Default: never.
     """
     tokens: list[int] = []
     while len(tokens) < max_new_tokens and not should_stop():

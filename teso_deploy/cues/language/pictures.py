@@ -1,4 +1,4 @@
-"""A picture as a captioner was trained to see it: what the image processors of Hugging Face do, by NumPy and Pillow."""
+"""Prepares a picture for a captioner: the image processors of Hugging Face, in NumPy and Pillow."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _RESAMPLING = {
 
 
 def prepared(image: NDArray[np.uint8], entry: ImageEntry) -> dict[str, NDArray[Any]]:
-    """What an encoder takes of a picture (H, W, 3) uint8 RGB.
+    """Return the inputs of an encoder for a picture (H, W, 3) uint8 RGB.
 
-    ``pixel_values`` (1, 3, height, width); of pix2struct ``flattened_patches`` (1, N, 2 + 3 · patch²), rows of (row,
-    column, pixels) from 1, then zeros, and ``attention_mask`` (1, N) int64.
+    They are ``pixel_values`` (1, 3, height, width). For pix2struct they are ``flattened_patches`` (1, N, 2 + 3 ·
+    patch²), rows of (row, column, pixels) counted from 1 and then zeros, and ``attention_mask`` (1, N) int64.
     """
     if entry.patch is not None and entry.max_patches is not None:
         return _patches(image, entry.patch, entry.max_patches)
@@ -43,7 +43,10 @@ def prepared(image: NDArray[np.uint8], entry: ImageEntry) -> dict[str, NDArray[A
 
 
 def _patches(image: NDArray[np.uint8], side: int, most: int) -> dict[str, NDArray[Any]]:
-    """As many squares as fit, of a picture with its own mean and deviation, in its own shape."""
+    """Cut a picture into as many squares as fit.
+
+    It keeps its aspect ratio and is normalised by its own mean and deviation.
+    """
     pixels = image.astype(np.float32)
     deviation = max(float(pixels.std()), 1 / math.sqrt(pixels.size))
     pixels = (pixels - pixels.mean()) / np.float32(deviation)

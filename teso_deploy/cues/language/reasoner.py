@@ -1,4 +1,4 @@
-"""A language model that is asked the same thing about one caption after the other."""
+"""A language model that answers the same question about one caption after the other."""
 
 from __future__ import annotations
 
@@ -24,10 +24,15 @@ from teso_deploy.errors import BundleError, CueSourceError
 
 @dataclass(frozen=True, slots=True)
 class AnswerStats:
-    """Of one answer. ``kept_tokens``: those of the prompt whose keys and values were there.
+    """Measurements of one answer.
 
-    ``prefill_seconds``: the prompt's others; ``first_token_seconds``: from the question to the first word;
-    ``decode_seconds``: all words after it.
+    Attributes:
+        prompt_tokens: How many tokens the prompt has.
+        kept_tokens: How many of them were in the cache.
+        new_tokens: How many tokens the answer has.
+        prefill_seconds: The time for the prompt's other tokens.
+        first_token_seconds: The time from the question to the first token.
+        decode_seconds: The time for all later tokens.
     """
 
     prompt_tokens: int
@@ -39,10 +44,19 @@ class AnswerStats:
 
 
 class LocalReasoner:
-    """An exported decoder. Of a conversation all but the last turn is computed once, while it stays the same.
+    """An exported decoder. It computes all turns but the last once, as long as they do not change.
 
-    ``folder``: of the manifest. ``keep_prefix`` False: it is computed each time. Raises :class:`BundleError`,
-    :class:`MissingExtraError`.
+    Args:
+        folder: The folder of the manifest.
+        entry: The model's entry in the manifest.
+        identity: The name of the model, its hash included.
+        threads: How many threads it uses.
+        keep_prefix: If False, all turns are computed each time. Default: True.
+        max_new_tokens: The longest answer in tokens. Default: 400.
+
+    Raises:
+        BundleError: The model is damaged or can't write out a conversation.
+        MissingExtraError: A package is not installed.
     """
 
     def __init__(
@@ -74,10 +88,15 @@ class LocalReasoner:
         return self._tokens.pieces()
 
     def answer(self, messages: Sequence[Message], *, reasons: bool = True, constrained: bool = True) -> str:
-        """What the model says next.
+        """Return the model's next message.
 
-        ``constrained``: it ends with ``{"objects": […], "sounding": […]}``, before which it may say what it likes if it
-        ``reasons``. Raises :class:`CueSourceError` (a conversation that is longer than the model's context).
+        Args:
+            messages: The conversation, with the question last.
+            reasons: If True, the model may write freely before the object. Default: True.
+            constrained: If True, the answer ends with ``{"objects": […], "sounding": […]}``. Default: True.
+
+        Raises:
+            CueSourceError: The conversation is longer than the model's context.
         """
         ids = self._tokens.ids(written_out(messages, self._chat, self._tokens))
         context = self._entry.decoder.context
@@ -97,7 +116,7 @@ class LocalReasoner:
         first = list[float]()
 
         def step(cache: Cache, tokens: NDArray[np.int64]) -> tuple[NDArray[np.float32], Cache]:
-            if not first:  # called with the first word, which is known by now
+            if not first:  # this call passes the first token, which is known by now
                 first.append(time.perf_counter())
             return self._step(cache, tokens)
 
@@ -117,11 +136,11 @@ class LocalReasoner:
         return self._tokens.text(said)
 
     def _keep_prefix(self, ids: list[int], messages: Sequence[Message]) -> None:
-        """Compute what comes before the last turn, where it is not what is kept."""
+        """Compute the turns before the last one, unless the cache holds them."""
         kept, _ = self._kept
         if not self._keeps or (kept and ids[: len(kept)] == kept and len(kept) < len(ids)):
             return
-        # What two conversations have in common that differ in their last turn alone is before it.
+        # Two conversations that differ only in their last turn share exactly the tokens before it.
         other = self._tokens.ids(written_out([*messages[:-1], Message("user", "…")], self._chat, self._tokens))
         common = next((k for k, pair in enumerate(zip(ids, other, strict=False)) if pair[0] != pair[1]), 0)
         _, cache = self._step(self._empty, np.array(ids[:common], np.int64)) if common else (None, self._empty)
@@ -134,5 +153,5 @@ class LocalReasoner:
         return self._decoder.step(cache, embedded)
 
     def close(self) -> None:
-        """End an answer under way. From any thread, more than once."""
+        """End a running answer. Any thread may call this, more than once."""
         self._is_closed.set()

@@ -1,6 +1,6 @@
 """The models' process: ``python -m teso_deploy.cues.language.serve FOLDER THREADS``; see :mod:`..process`.
 
-Questions come by standard input, answers go to what was standard output; it ends with its parent.
+It reads questions from standard input and writes answers to the original standard output. It ends with its parent.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from teso_deploy.cues.model_bundle import KIND, CueModels, CueModelsManifest
 from teso_deploy.cues.process import HEAD
 from teso_deploy.errors import TesoError
 
-#: How often it is looked whether the parent is still there.
+#: How often the process checks whether its parent still runs.
 LOOK_SECONDS = 1.0
 
 
 class Models:
-    """Loaded when they are first asked."""
+    """The models of a folder, each loaded at its first question."""
 
     def __init__(self, folder: Path, threads: int) -> None:
-        # The parent has opened it: its gigabytes are not hashed again.
+        # The parent has checked the files. Hashing their gigabytes again is not needed.
         self._models, self._threads = CueModels(folder, KIND.read(folder, CueModelsManifest)), threads
 
     @cached_property
@@ -48,7 +48,7 @@ class Models:
         return LocalReasoner(self._models.folder, entry, self._models.identity(entry), self._threads)
 
     def answered(self, question: dict[str, Any], content: bytes) -> str:
-        """The text that answers a question."""
+        """Return the answer to a question."""
         if question["do"] == "load":
             _ = self._captioner if question["model"] == "caption" else self._reasoner
             return ""
@@ -66,7 +66,14 @@ def _end_with(parent: int) -> None:
 
 
 def serve(folder: Path, threads: int, questions: BinaryIO, answers: BinaryIO) -> None:
-    """Answer until there are no more questions. A fault of the user's is an answer; any other ends the process."""
+    """Answer until there are no more questions. An error of the user is an answer; any other ends the process.
+
+    Args:
+        folder: The models' folder.
+        threads: How many threads the models use.
+        questions: The pipe that questions come from.
+        answers: The pipe that answers go to.
+    """
     models: Models | None = None
     while head := questions.read(HEAD.size):
         length, extra = HEAD.unpack(head)
@@ -82,11 +89,11 @@ def serve(folder: Path, threads: int, questions: BinaryIO, answers: BinaryIO) ->
 
 
 def main() -> None:
-    """See the module."""
+    """Run the process, see the module."""
     folder, threads = Path(sys.argv[1]), int(sys.argv[2])
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not be read as an answer
+    os.dup2(2, 1)  # text that a library prints must not be read as an answer
     serve(folder, threads or available_cores(), sys.stdin.buffer, answers)
 
 

@@ -34,7 +34,7 @@ class SourceOptions:
         timeout_seconds: How long an answer may take.
         threads: Of the models' process; None: all cores.
         in_background: True if the models' process only runs when no other process wants the CPU.
-        keep: "yes": take answers from disk and keep new ones there. "anew": ask again and keep. "no": neither.
+        keep: "yes": take answers from disk and keep new ones there. ``"anew"``: ask again and keep. "no": neither.
     """
 
     models: Path | None = None
