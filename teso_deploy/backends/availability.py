@@ -24,7 +24,7 @@ TENSORRT_OF_ONNXRUNTIME = 10
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What was found on a machine.
+    """The GPUs, libraries and execution providers of a machine, as the probes of the backends read them.
 
     Attributes:
         machine: Its GPUs and their driver.
@@ -78,12 +78,12 @@ def describe_driver(driver: Driver) -> str:
 
 
 def find_available(here: Surroundings) -> dict[str, Availability]:
-    """Name → whether each backend of the registry can run here."""
+    """Check for each backend of the registry whether it can run here; returns name → result."""
     return {name: load_object(entry.probe)(entry, here) for name, entry in BACKENDS.items()}
 
 
 def probe_modules(entry: BackendEntry, here: Surroundings) -> Availability:
-    """A backend that needs nothing but its modules, and a GPU if it runs on one."""
+    """Check a backend that needs only its modules, and a GPU if it runs on one."""
     if entry.device == "gpu" and (problem := _find_gpu_problem(here.machine)):
         return Availability(False, problem)
     absent = find_absent(entry)
@@ -91,13 +91,13 @@ def probe_modules(entry: BackendEntry, here: Surroundings) -> Availability:
 
 
 def probe_cpu(entry: BackendEntry, here: Surroundings) -> Availability:
-    """ONNX Runtime on the CPU."""
+    """Check that ONNX Runtime can run on the CPU."""
     has_cpu = "CPUExecutionProvider" in here.providers
     return Availability(has_cpu, "ONNX Runtime" if has_cpu else "ONNX Runtime can't be loaded")
 
 
 def probe_gpu_library(entry: BackendEntry, here: Surroundings) -> Availability:
-    """A backend whose library runs on any NVIDIA GPU that CUDA runs on."""
+    """Check a backend whose library runs on any NVIDIA GPU that CUDA supports."""
     name = entry.library or entry.name
     problem = _find_gpu_problem(here.machine) or _find_library_problem(here, name)
     if problem is None and entry.builds_engines:  # its engines run on buffers that we allocate
@@ -108,7 +108,7 @@ def probe_gpu_library(entry: BackendEntry, here: Surroundings) -> Availability:
 
 
 def probe_tensorrt_rtx(entry: BackendEntry, here: Surroundings) -> Availability:
-    """TensorRT-RTX, which runs on some GPUs only."""
+    """Check TensorRT-RTX, which supports only some GPUs."""
     found, gpus = probe_gpu_library(entry, here), here.machine.gpus
     fitting = tuple(gpu for gpu in gpus if can_run_rtx(gpu))
     if not found.ok or fitting == gpus:
@@ -164,12 +164,15 @@ def _find_device_library_problem(libraries: Mapping[str, Found]) -> str | None:
 def find_exclusions(
     machine: Machine, libraries: Mapping[str, Found], version_of: Callable[[str], str | None]
 ) -> list[Exclusion]:
-    """Find what does not work together here.
+    """Find packages and drivers that do not work together here.
 
     Args:
         machine: The machine.
         libraries: The GPU libraries that are installed.
-        version_of: Gives the version of a package, or None if it is not installed.
+        version_of: Returns the version of a package, or None if it is not installed.
+
+    Returns:
+        One exclusion per conflict; empty if there is none.
     """
     found = []
     if version_of("onnxruntime") and version_of("onnxruntime-gpu"):

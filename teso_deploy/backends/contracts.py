@@ -1,4 +1,4 @@
-"""What a backend is asked for and what it gives: a request in, engines and operators out."""
+"""The interface of a backend: it receives a request and returns engines and operators."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from teso_deploy.backends.engine import EngineFactory, Tensor
 from teso_deploy.bundle import Bundle, BundleManifest
 from teso_deploy.types import ImageSize, Precision
 
-#: Receives a sentence about the progress, or about what is not as it was asked for.
+#: Receives a sentence about the progress, or about something that differs from the request.
 Note = Callable[[str], None]
 #: (bundle, graph) → a check of a built engine, which returns what it measured or raises :class:`CheckFailedError`.
 EngineCheckFactory = Callable[[Bundle, str], Callable[[Any], dict[str, Any]]]
 
 
 class Operators(Protocol):
-    """The steps around the graphs, for one stream: the picture to the encoder's input, class scores to labels.
+    """The steps before and after the graphs, for one stream: picture to encoder input, and class scores to labels.
 
-    A stream has its own, because a GPU keeps their buffers from frame to frame.
+    Each stream has its own operators, because a GPU keeps their buffers from frame to frame.
     """
 
     @property
     def compares_frames(self) -> bool:
         """Whether a repeated frame is recognised by the frame itself instead of its resized copy.
 
-        True where the resized copy is made on a device and never reaches the host.
+        True if the resized copy is made on a device and never reaches the host.
         """
 
     def image(self, frame: NDArray[np.uint8], fitted: ImageSize, bucket: ImageSize) -> NDArray[np.float32] | Tensor:
@@ -67,19 +67,19 @@ def _ignore(note: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendRequest:
-    """What a backend's factory is called with.
+    """The arguments of a backend's factory.
 
     Attributes:
         name: The backend's name in the registry; one factory may serve several.
-        bundle: The bundle whose graphs are to be run.
-        precision: What the graphs are computed in. Default: fp32.
+        bundle: The bundle whose graphs will be run.
+        precision: Precision of the graphs. Default: fp32.
         threads: Threads of each graph on the CPU. Default: all cores.
         profile: Build profile, by name or TOML file, for backends that build engines. Default: any.
         rebuild_engines: Whether engines are built again although some exist. Default: no.
         may_build: Whether engines may be built at all. Default: yes.
         check_of: Makes the check that a new engine has to pass. Default: engines are not checked.
-        on_progress: Called with what takes time. Default: ignored.
-        on_note: Called with what is not as requested, or slower than it could be. Default: ignored.
+        on_progress: Called with the name of each step that takes time. Default: ignored.
+        on_note: Called with anything that is slower or different than requested. Default: ignored.
     """
 
     name: str
@@ -96,11 +96,11 @@ class BackendRequest:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """What runs a bundle's graphs.
+    """A loaded backend, which runs a bundle's graphs.
 
     Attributes:
         engines: Loads the engine of a graph.
-        operators: Makes the steps around the graphs. Default: those of the host.
+        operators: Makes the steps before and after the graphs. Default: those of the host.
     """
 
     engines: EngineFactory

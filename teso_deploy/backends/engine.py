@@ -1,7 +1,7 @@
 """The interface of every engine, independent of the library that runs it.
 
-A graph takes arrays and gives arrays (:meth:`Engine.run`). If the outputs of one graph are the inputs of another, a
-:class:`Slot` leaves them where they are, so that they do not pass through NumPy.
+A graph takes arrays and returns arrays (:meth:`Engine.run`). If the outputs of one graph are the inputs of another, a
+:class:`Slot` leaves them in the memory of the device, so that they do not pass through NumPy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ class Tensor(Protocol):
     """An output of a graph, in the memory of the host or of a device."""
 
     def numpy(self) -> NDArray[Any]:
-        """Return its content on the host. It may be a view that the slot's next run overwrites: copy what you keep."""
+        """Return the content on the host.
+
+        The array may be a view that the slot's next run overwrites: copy what you keep.
+        """
 
 
 class Slot(Protocol):
@@ -49,7 +52,7 @@ class Engine(Protocol):
 
     @property
     def precision(self) -> str:
-        """The precision of most of it: ``fp32``."""
+        """The precision of most of its tensors: ``fp32``."""
 
     @property
     def form(self) -> str | None:
@@ -57,7 +60,7 @@ class Engine(Protocol):
 
     @property
     def is_asynchronous(self) -> bool:
-        """True if a slot's run only queues work on a device: the outputs are there when they are read."""
+        """True if a slot's run only queues work on a device; reading an output then waits for the run."""
 
     @property
     def inputs(self) -> tuple[str, ...]:

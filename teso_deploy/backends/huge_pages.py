@@ -1,7 +1,7 @@
 """Put weights and activations on pages of 2 MiB, if Linux supports it.
 
-A frame of Swin-B reads 400 MB of weights. On pages of 4 KiB the prefetcher stops at each of the hundred thousand pages;
-``benchmarks/ladder.py`` measures what large pages save. Nothing depends on them: if the kernel is older than 6.1 or
+A frame of Swin-B reads 400 MB of weights. With pages of 4 KiB, the prefetcher stops at each of the 100,000 pages;
+``benchmarks/ladder.py`` measures what large pages save. Large pages are optional: if the kernel is older than 6.1 or
 refuses, the pages stay small.
 """
 
@@ -22,7 +22,7 @@ Ranges = list[tuple[int, int]]
 
 
 def writable_memory() -> Ranges:
-    """The process's memory without files and stacks, in order of address; nothing without /proc."""
+    """List the process's memory without files and stacks, in order of address; empty without /proc."""
     try:
         lines = MAPS.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -37,7 +37,7 @@ def writable_memory() -> Ranges:
 
 
 def subtract(ranges: Ranges, taken: Ranges) -> Ranges:
-    """The parts of ``ranges`` that are not in ``taken``; both in order of address."""
+    """Return the parts of ``ranges`` that are not in ``taken``; both are in order of address."""
     left = []
     for start, end in ranges:
         for other_start, other_end in taken:
@@ -52,14 +52,14 @@ def subtract(ranges: Ranges, taken: Ranges) -> Ranges:
 
 
 def align(ranges: Ranges) -> Ranges:
-    """The complete large pages inside each range."""
+    """Return the complete large pages inside each range."""
     found = [(-(-start // HUGE_BYTES) * HUGE_BYTES, end // HUGE_BYTES * HUGE_BYTES) for start, end in ranges]
     return [(start, end) for start, end in found if start < end]
 
 
 @contextmanager
 def huge_pages() -> Iterator[None]:
-    """Move what is allocated inside the block, and still exists at its end, to large pages."""
+    """Move memory that is allocated inside the block, and still exists at its end, to large pages."""
     if not sys.platform.startswith("linux"):
         yield
         return

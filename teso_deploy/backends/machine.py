@@ -25,7 +25,7 @@ NVIDIA_VENDOR, DISPLAY_CLASS = "0x10de", "0x03"
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU: its compute capability (major, minor), its memory and what all processes use of it, in bytes."""
+    """One GPU: its compute capability (major, minor), its memory, and the memory in use by all processes, in bytes."""
 
     index: int
     name: str
@@ -51,7 +51,7 @@ class Driver:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The driver and the GPUs. ``problem`` says in a sentence why one is missing although it should exist."""
+    """The driver and the GPUs. ``problem`` says in one sentence why one is missing although it should exist."""
 
     driver: Driver | None = None
     gpus: tuple[Gpu, ...] = ()

@@ -21,12 +21,12 @@ from teso_deploy.text import to_one_line
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-#: Fusions that are slower than the nodes that they replace: SkipLayerNormalization runs on one thread, Add and
-#: LayerNormalization on two.
+#: Fusions that are slower than the nodes that they replace: SkipLayerNormalization runs on one thread, while Add and
+#: LayerNormalization run on two.
 SLOW_FUSIONS = ("SkipLayerNormFusion",)
 #: How long in microseconds a thread waits for work during a run before it sleeps.
 SPIN_US = 1000
@@ -36,6 +36,11 @@ def check_declared(bundle: Bundle, graph: str, session: onnxruntime.InferenceSes
     """Check that a loaded graph has the tensors that the manifest declares.
 
     Later code allocates and indexes by the manifest. Every form of a graph has the same tensors.
+
+    Args:
+        bundle: The bundle with the manifest.
+        graph: The graph's name in the manifest.
+        session: The loaded graph, in any form.
 
     Raises:
         BundleError: A name, an element type, or a side of a shape differs.
@@ -58,12 +63,15 @@ def _describe(kind: str, shape: Sequence[int | str | None]) -> str:
 
 
 def explain_failure(name: str, error: Exception) -> BundleError:
-    """Make the error for a graph that ONNX Runtime can load but not run, because it does not fit the inputs."""
+    """Make the error for a graph that ONNX Runtime loads but can't run, because it does not fit the inputs."""
     return BundleError(f"ONNX Runtime can't run {name} ({to_one_line(error)}); export the bundle again")
 
 
 class OnnxRuntimeSlot:
-    """A :class:`~teso_deploy.backends.engine.Slot` by an IO binding whose outputs are bound once, as ``OrtValue``."""
+    """A :class:`~teso_deploy.backends.engine.Slot` that uses an IO binding.
+
+    Its outputs are bound once, each as an ``OrtValue``.
+    """
 
     def __init__(
         self,
@@ -73,7 +81,15 @@ class OnnxRuntimeSlot:
         outputs: tuple[str, ...],
         check_shapes: Callable[[Sequence[Sequence[int]]], None],
     ) -> None:
-        """``check_shapes`` refuses shapes of outputs that the graph does not declare; the rest is the engine's."""
+        """Bind the outputs of a session.
+
+        Args:
+            name: The graph's name, for messages.
+            session: The session that runs the graph.
+            inputs: Names of the inputs.
+            outputs: Names of the outputs.
+            check_shapes: Refuses shapes of outputs that the graph does not declare.
+        """
         self._name, self._session, self._inputs, self._outputs = name, session, inputs, outputs
         self._check_shapes = check_shapes
         self._binding = session.io_binding()
@@ -112,7 +128,7 @@ class OnnxRuntimeSlot:
 
 
 def _advise_loading() -> str:
-    """Say what to do about a graph that can't be loaded; an old library does not have the newest operators."""
+    """Say what to do about a graph that can't be loaded: an old library lacks the newest operators."""
     bound = find_lower_bounds(read_requirements()).get("onnxruntime")
     if bound is None or not is_older(onnxruntime.__version__, bound):
         return "export the bundle again"
@@ -149,15 +165,15 @@ class OnnxRuntimeEngine:
         options.intra_op_num_threads = threads or available_cores()
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # its errors come as exceptions; their text may come from an untrusted file
-        # The threads of a graph wait for each other a thousand times in a run: spinning there saves 4 to 12 %. After
-        # the run, spinning would take the cores from the other graphs and from the decoder of the video.
+        # The threads of a graph wait for each other a thousand times per run, and spinning saves 4 to 12 % there. After
+        # the run, spinning would take the cores from the other graphs and from the video decoder.
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
         options.add_session_config_entry("session.force_spinning_stop", "1")
         # On processors without VNNI, products of uint8 and int8 are summed in 16 bits, which overflow. With this option
-        # the library uses slower instructions there; other processors are not affected.
+        # the library uses slower instructions on these processors. Other processors are not affected.
         options.add_session_config_entry("session.x64quantprecision", "1")
-        # Memory patterns allocate all activations a second time, besides what the first run took from the arena: 190 MB
-        # more for Swin-B at 384 x 384, and no faster.
+        # Memory patterns allocate all activations a second time, in addition to the arena of the first run. For Swin-B
+        # at 384 x 384 that takes 190 MB more and is not faster.
         options.enable_mem_pattern = False
         try:
             with huge_pages():

@@ -66,7 +66,10 @@ class OnnxRuntimeCudaSlot:
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def _bind(self, name: str, value: Any) -> tuple[int, ...]:
-        """Bind an input again for each run: the tensor of the last run may have been another one, or be freed."""
+        """Bind an input, and return its shape.
+
+        Each run binds its inputs again, because the tensor of the last run may have been another one, or may be freed.
+        """
         if isinstance(value, onnxruntime.OrtValue):
             self._check_type(name, value.data_type())
             self._binding.bind_ortvalue_input(name, value)
@@ -89,7 +92,10 @@ class OnnxRuntimeCudaSlot:
         return array.shape
 
     def _check_type(self, name: str, given: Any) -> None:
-        """Refuse another type, because ONNX Runtime would read the address as the type that it expects."""
+        """Refuse an input of another type.
+
+        ONNX Runtime would read the address as the type that it expects.
+        """
         expected = self._inputs[name]
         if given != expected and given != DTYPES.get(expected):
             raise EngineError(
@@ -99,7 +105,10 @@ class OnnxRuntimeCudaSlot:
     def run(self, feeds: Mapping[str, NDArray[Any] | Tensor]) -> Mapping[str, Tensor]:
         """Run the graph and wait for the GPU.
 
-        Raises :class:`EngineError` (an input of another type), :class:`DeviceError`, :class:`DeviceMemoryError`.
+        Raises:
+            EngineError: An input has another type.
+            DeviceMemoryError: The GPU's memory does not suffice.
+            DeviceError: The GPU failed.
         """
         before, self._shapes = self._shapes, {}  # after a run that fails the next one starts from nothing
         try:
@@ -211,7 +220,10 @@ def onnxruntime_cuda_factory(bundle: Bundle, precision: Precision = "fp32", inde
     Args:
         bundle: The bundle.
         precision: The precision. Default: fp32.
-        index: The GPU's number.
+        index: The GPU's number. Default: 0.
+
+    Returns:
+        The factory.
 
     Raises:
         BundleError: The bundle has no standard form of this precision.
@@ -232,8 +244,9 @@ def onnxruntime_cuda_factory(bundle: Bundle, precision: Precision = "fp32", inde
 def load_cuda(request: BackendRequest) -> Backend:
     """Load ONNX Runtime on a GPU, with our operators on the same GPU if they can be loaded.
 
-    Raises :class:`MissingExtraError` (ONNX Runtime was built without CUDA) and :class:`BundleError` (no form of the
-    precision).
+    Raises:
+        MissingExtraError: ONNX Runtime was built without CUDA.
+        BundleError: The bundle has no form of the precision.
     """
     engines = onnxruntime_cuda_factory(request.bundle, request.precision)
     try:

@@ -14,7 +14,7 @@ from teso_deploy.errors import MissingExtraError
 from teso_deploy.requirements import write_install_command
 from teso_deploy.types import Precision
 
-#: In place of a backend's name: the first one that can run the bundle without building an engine.
+#: Given instead of a backend's name, it chooses the first backend that can run the bundle without building an engine.
 AUTO = "auto"
 #: The backend of the base install.
 DEFAULT = "cpu"
@@ -28,18 +28,18 @@ class BackendEntry:
 
     Attributes:
         name: The name that users give.
-        summary: What it is, in a few words.
+        summary: A description in a few words.
         factory: MODULE:FUNCTION that loads it, a :data:`~teso_deploy.backends.contracts.BackendFactory`.
-        probe: MODULE:FUNCTION that tells whether it can run on a machine, a
+        probe: MODULE:FUNCTION that checks whether it can run on a machine, a
             :data:`~teso_deploy.backends.availability.Probe`. Default: it can if its modules are installed.
         extra: The extra that installs it. Default: it belongs to the base install.
-        modules: Modules that the extra brings; without one of them the backend is refused before it is loaded.
+        modules: Modules that the extra installs. If one is missing, the backend is refused before it is loaded.
         library: Its library by the name in :data:`~teso_deploy.backends.shared_libraries.LIBRARIES`, which ``doctor``
-            loads in a process of its own. Default: none.
+            loads in a separate process. Default: none.
         device: Where its graphs run. Default: on the CPU.
-        precisions: What it can compute in, if the bundle has the form. Default: all.
-        builds_engines: Whether it builds engines, which takes minutes, and so knows build profiles. Default: no.
-        automatic_rank: Its place when ``auto`` chooses, the lowest first. Default: ``auto`` never chooses it.
+        precisions: Precisions that it can compute in, if the bundle has the form. Default: all.
+        builds_engines: Whether it builds engines, which takes minutes, and accepts build profiles. Default: no.
+        automatic_rank: Its rank when ``auto`` chooses, the lowest first. Default: ``auto`` never chooses it.
     """
 
     name: str
@@ -72,7 +72,7 @@ BACKENDS: dict[str, BackendEntry] = {
             summary="ONNX Runtime on an NVIDIA GPU",
             factory="teso_deploy.backends.onnxruntime_cuda:load_cuda",
             probe=_PROBE_GPU,
-            # Its module is the one of the CPU's package: whether CUDA is in it is asked when it is loaded.
+            # The CPU's package has the same module, so whether it supports CUDA is checked when it is loaded.
             extra="onnxruntime-gpu",
             library="onnxruntime-gpu",
             device="gpu",
@@ -107,45 +107,48 @@ BACKENDS: dict[str, BackendEntry] = {
 
 
 def list_backends() -> list[str]:
-    """What ``--backend`` takes: :data:`AUTO` and every name."""
+    """List the values of ``--backend``: :data:`AUTO` and every name."""
     return [AUTO, *BACKENDS]
 
 
 def list_gpu_backends() -> list[str]:
-    """Names of the backends that run on a GPU."""
+    """List the backends that run on a GPU."""
     return [name for name, entry in BACKENDS.items() if entry.device == "gpu"]
 
 
 def list_targets() -> list[str]:
-    """Names of the backends that engines can be built for."""
+    """List the backends that engines can be built for."""
     return [name for name, entry in BACKENDS.items() if entry.builds_engines]
 
 
 def list_automatic() -> list[BackendEntry]:
-    """The backends that ``auto`` tries, the best first."""
+    """List the backends that ``auto`` tries, the best first."""
     ranked = [(entry.automatic_rank, entry) for entry in BACKENDS.values() if entry.automatic_rank is not None]
     return [entry for _, entry in sorted(ranked, key=lambda one: one[0])]
 
 
 def list_backends_to_verify() -> list[str]:
-    """What ``verify --backend`` takes: all but :data:`DEFAULT`, which runs the forms that ``verify`` checks anyway."""
+    """List the values of ``verify --backend``: all but :data:`DEFAULT`.
+
+    The forms that ``verify`` always checks run on :data:`DEFAULT`.
+    """
     return [name for name in BACKENDS if name != DEFAULT]
 
 
 def describe_choice() -> str:
-    """What ``--backend`` does, for help texts."""
+    """Describe ``--backend`` for help texts."""
     order = ", ".join(entry.name for entry in list_automatic())
     summaries = "; ".join(f"{entry.name}: {entry.summary}" for entry in BACKENDS.values())
     return f"{summaries}; {AUTO}: the first of {order} that can run this bundle without building an engine."
 
 
 def runs_on_gpu(name: str) -> bool:
-    """Whether a backend runs on a GPU; False for a name that the registry does not have."""
+    """Return whether a backend runs on a GPU; False for a name that is not in the registry."""
     return name in BACKENDS and BACKENDS[name].device == "gpu"
 
 
 def find_absent(entry: BackendEntry) -> list[str]:
-    """The modules of a backend that are not installed; none of them is imported."""
+    """List the modules of a backend that are not installed, without importing any."""
     return [module for module in entry.modules if not shared_libraries.has_module(module)]
 
 
@@ -153,7 +156,7 @@ def check_installed(name: str) -> None:
     """Refuse a backend whose extra is missing.
 
     Raises:
-        MissingExtraError: A module of it is not installed; the message names the extra.
+        MissingExtraError: One of its modules is not installed; the message names the extra.
     """
     entry = BACKENDS[name]
     if absent := find_absent(entry):

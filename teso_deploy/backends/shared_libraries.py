@@ -1,6 +1,6 @@
 """Find which libraries for GPUs are installed, and which of them can be loaded.
 
-Each installed library is loaded in a process of its own: TensorRT and ONNX Runtime may need two versions of the same
+Each installed library is loaded in a separate process: TensorRT and ONNX Runtime may need two versions of the same
 shared library, and a broken library may crash the process.
 """
 
@@ -24,7 +24,7 @@ IDENTITY = (
     b'\x08\x08:6\n\x10\n\x01a\x12\x01b"\x08Identity\x12\x00Z\x0f\n\x01a\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01b\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
 )
-#: Only a session shows whether the CUDA provider works: the list of providers is what the library was built with.
+#: Only a session shows whether the CUDA provider works: the list of providers names those in the build.
 CUDA_SESSION = f"""
 import onnxruntime as library
 tell(library.__version__, getattr(library, "cuda_version", None))
@@ -36,7 +36,7 @@ session = library.InferenceSession({IDENTITY!r}, providers=["CUDAExecutionProvid
 if "CUDAExecutionProvider" not in session.get_providers():
     raise SystemExit(1)
 """
-#: How the programs answer, even if they fail later; what the libraries print is on other lines.
+#: Defines how the programs answer, even if they fail later. Output of the libraries is on other lines.
 PREAMBLE = """
 import json
 def tell(version=None, cuda=None):
@@ -102,7 +102,7 @@ class Found:
     Attributes:
         version: Its version.
         problem: Why it can't be loaded, in one line; None if it can.
-        cuda_major: The CUDA that it was built for; None if it does not tell.
+        cuda_major: Major version of the CUDA that it was built for; None if the library does not report it.
         parts: Packages that belong to it → their versions.
     """
 
@@ -118,12 +118,15 @@ class Found:
 
 
 def version_of(package: str) -> str | None:
-    """The version of an installed package."""
+    """Return the version of an installed package; None if it is not installed."""
     return find_version(package)
 
 
 def has_module(name: str) -> bool:
-    """Whether a module is installed, without importing it; the packages around it are imported."""
+    """Return whether a module is installed.
+
+    The module is not imported, but the packages that contain it are.
+    """
     try:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):
@@ -152,7 +155,7 @@ def find_reason(text: str) -> str:
 
 
 def load_all(programs: Mapping[str, str]) -> dict[str, Answer]:
-    """Run all programs at the same time."""
+    """Run all programs at the same time and return the answer of each."""
     running = {name: _start(program) for name, program in programs.items()}
     return {name: _answer(process) for name, process in running.items()}
 

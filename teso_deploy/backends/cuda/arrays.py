@@ -26,12 +26,12 @@ class DeviceArray:
         pointer: The address.
         shape: The shape.
         dtype: The type of the elements.
-        owner: Keeps the memory.
+        owner: The object that keeps the memory alive.
         device: The GPU; None for memory of the host.
-        stream: The stream that writes the content; None if it is complete already.
-        is_readonly: Whether it may not be written.
+        stream: The stream that writes the content; None if the content is already complete.
+        is_readonly: Whether writing is forbidden.
         owner_stream: Handle of the stream that the owner works on, if it is known. Before the owner may write the array
-            again, that stream has to wait for queued reads (:meth:`Device.order_streams`); if it is unknown, the host
+            again, that stream has to wait for queued reads (:meth:`Device.order_streams`). If it is unknown, the host
             has to wait.
 
     Raises:
@@ -64,13 +64,13 @@ class DeviceArray:
         return self.device is None
 
     def contiguous(self, dtype: DTypeLike) -> DeviceArray:
-        """Return it unchanged. Raises :class:`DeviceError` for another dtype, which is not converted."""
+        """Return the array unchanged. Raises :class:`DeviceError` for another dtype, because nothing is converted."""
         if self.dtype != np.dtype(dtype):
             raise DeviceError(f"an array of {self.dtype} was given where {np.dtype(dtype)} is needed: convert it first")
         return self
 
     def numpy(self) -> NDArray[Any]:
-        """A copy of device memory, or a view of host memory. Waits for its stream."""
+        """Wait for the stream; return a copy of device memory, or a view of host memory."""
         if self.device is None:
             return host_view(self.pointer, self.shape, self.dtype, self.owner, self.is_readonly)
         host = np.empty(self.shape, self.dtype)
@@ -81,7 +81,7 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Version 3. Missing (AttributeError) for memory of the host and for types that are not NumPy's."""
+        """Version 3. Missing (AttributeError) for host memory and for types that NumPy does not have."""
         if self.device is None or self.dtype.kind == "V":
             raise AttributeError("__cuda_array_interface__")
         return {
@@ -105,7 +105,18 @@ class DeviceArray:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> Any:
-        """Make a DLPack capsule; work that is queued on ``stream`` from now on sees the content. Raises BufferError."""
+        """Make a DLPack capsule.
+
+        Args:
+            stream: Work that is queued on this stream after the call sees the content. Default: the legacy default
+                stream.
+            max_version: The newest DLPack version (major, minor) that the consumer supports. Default: before 1.0.
+            dl_device: DLPack's (type, number) of the device that the consumer wants. Default: this array's device.
+            copy: True for a copy, False to refuse one. Default: no copy is made.
+
+        Raises:
+            BufferError: The array can't be exported in this way.
+        """
         is_versioned = max_version is not None and max_version[0] >= 1
         if dl_device is not None and tuple(dl_device) != self.__dlpack_device__():
             if tuple(dl_device) != (dlpack.CPU, 0):
@@ -154,19 +165,22 @@ def _on_host(array: NDArray[Any]) -> DeviceArray:
 def device_array(array: object, device: Device | None = None, stream: Stream | None = None) -> DeviceArray:
     """Take an array of another library without a copy.
 
-    Its owner does not learn until when it is read: see :attr:`DeviceArray.owner_stream`, which the CUDA array interface
-    may name and DLPack never does.
+    The array's owner does not learn how long it is read. See :attr:`DeviceArray.owner_stream`, which the CUDA array
+    interface may name and DLPack never names.
 
     Args:
         array: Any object with DLPack or the CUDA array interface.
-        device: The GPU that is used. An array in host memory is taken too (:attr:`DeviceArray.is_on_host`).
-        stream: Work that is queued here from now on sees the content. Default: the host waits for the content.
+        device: The GPU that is used. Arrays in host memory are accepted too (:attr:`DeviceArray.is_on_host`).
+        stream: Work that is queued on it after the call sees the content. Default: the host waits for the content.
+
+    Returns:
+        The array, on the same memory.
 
     Raises:
         DeviceError: The array is on another GPU, not in C order, of a type that NumPy does not have, or has neither
             interface.
     """
-    # DLPack first: it orders the streams on both sides, and torch's CUDA array interface names none.
+    # Try DLPack first: it orders the streams on both sides, while torch's CUDA array interface names no stream.
     if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
         return _take_dlpack(array, device, stream)
     interface = getattr(array, "__cuda_array_interface__", None)
@@ -186,7 +200,7 @@ def _check_device(device: Device | None, index: int | None = None) -> Device:
 
 
 def _check_order(shape: tuple[int, ...], strides: tuple[int, ...] | None, step: int) -> None:
-    """Refuse an array that is not in C order (:class:`DeviceError`); ``step``: the stride of the last axis."""
+    """Raise :class:`DeviceError` if an array is not in C order; ``step``: the stride of the last axis."""
     if strides is None or 0 in shape:
         return
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):

@@ -15,7 +15,7 @@ OPTIONS = ("--std=c++17",)
 
 
 def kernel_sources() -> list[Path]:
-    """The shipped sources in order of name. Raises :class:`InputNotFoundError` if there are none."""
+    """List the shipped sources in order of name. Raises :class:`InputNotFoundError` if there are none."""
     folder = shipped_path("engines/kernels")
     found = sorted(folder.glob("*.cu"))
     if not found:
@@ -24,13 +24,19 @@ def kernel_sources() -> list[Path]:
 
 
 def sources_sha256(sources: list[Path]) -> str:
-    """The SHA-256 of the files' concatenated SHA-256 in hexadecimal. CMakeLists.txt computes the same."""
+    """Hash the sources: the SHA-256 of the files' concatenated SHA-256 in hexadecimal.
+
+    CMakeLists.txt computes the same.
+    """
     each = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in sources)
     return hashlib.sha256(each.encode()).hexdigest()
 
 
 def _load_nvrtc() -> tuple[Any, tuple[int, int]]:
-    """The bindings and NVRTC's version. Raises :class:`MissingExtraError` if either is not installed."""
+    """Return NVRTC's bindings and its version.
+
+    Raises :class:`MissingExtraError` if either is not installed.
+    """
     try:
         from cuda.bindings import nvrtc
 
@@ -88,11 +94,21 @@ def _compile(nvrtc: Any, source: bytes, architecture: str) -> bytes:
 
 
 def compiled(compute_capability: tuple[int, int], cache: Path | None = None) -> bytes:
-    """Our kernels for a GPU of this compute capability: from the cache, else compiled (well under a second).
+    """Return our kernels for a GPU of this compute capability, from the cache or newly compiled.
 
-    The cache (default ``cache_folder("kernels")``) is keyed by sources, options, NVRTC and architecture. Where it
-    can't be written, or holds something else than was written, the kernels are compiled again.
-    Raises :class:`MissingExtraError`, :class:`DeviceError`.
+    Compiling takes well under a second. The cache is keyed by sources, options, NVRTC and architecture. If the cache
+    can't be written, or its content was changed, the kernels are compiled again.
+
+    Args:
+        compute_capability: (major, minor) of the GPU.
+        cache: Folder of compiled kernels. Default: ``cache_folder("kernels")``.
+
+    Returns:
+        A cubin, or PTX if NVRTC is older than the GPU.
+
+    Raises:
+        MissingExtraError: NVRTC is needed and not installed.
+        DeviceError: The sources can't be compiled for this GPU.
     """
     nvrtc, version = _load_nvrtc()
     _, supported = nvrtc.nvrtcGetSupportedArchs()

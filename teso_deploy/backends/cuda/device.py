@@ -30,7 +30,7 @@ class Memory(Protocol):
         """Its size in bytes."""
 
     def close(self) -> None:
-        """Free it; a second call does nothing. No work that uses it may be queued any more."""
+        """Free it; a second call does nothing. No queued work may still use it."""
 
 
 class Event(Protocol):
@@ -40,7 +40,7 @@ class Event(Protocol):
         """Wait on the host until the stream has reached this point."""
 
     def milliseconds_since(self, earlier: Event) -> float:
-        """Time between two points that were reached; both must have been recorded with ``is_timed``."""
+        """Return the time between two points that were reached. Both must have been recorded with ``is_timed``."""
 
 
 class Stream(Protocol):
@@ -57,10 +57,13 @@ class Stream(Protocol):
         """Record an event after the work that was queued so far."""
 
     def wait_for(self, event: Event) -> None:
-        """Let work that is queued from now on run after ``event``; the host does not wait."""
+        """Make work that is queued after the call run after ``event``; the host does not wait."""
 
     def capture(self) -> AbstractContextManager[Graph]:
-        """Record what is queued inside the block without running it; after the block the graph can be launched."""
+        """Record work that is queued inside the block without running it.
+
+        After the block, the graph can be launched.
+        """
 
 
 class Graph(Protocol):
@@ -125,13 +128,15 @@ class Device(Protocol):
         """
 
     def memory_info(self) -> tuple[int, int]:
-        """Free bytes and total bytes."""
+        """Return the free and the total bytes."""
 
     def allocate(self, nbytes: int) -> Memory:
-        """Allocate device memory, aligned to at least 256 bytes. 0 bytes give a valid address as well.
+        """Allocate device memory, aligned to at least 256 bytes.
 
-        Raises :class:`DeviceMemoryError`, which says how much is free. This and :meth:`Memory.close` may wait for the
-        GPU.
+        0 bytes have a valid address as well. This and :meth:`Memory.close` may wait for the GPU.
+
+        Raises:
+            DeviceMemoryError: The memory does not suffice; the message says how much is free.
         """
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -141,24 +146,41 @@ class Device(Protocol):
         """Make a stream."""
 
     def order_streams(self, earlier: int, later: int) -> None:
-        """Let work that is queued on ``later`` from now on run after the work that was queued on ``earlier``.
+        """Make work that is queued on ``later`` after the call run after the work that was queued on ``earlier``.
 
         The host does not wait. Streams are given by their handles, so that they may belong to other libraries; 1 and 2
         are CUDA's default streams.
         """
 
     def copy_in(self, memory: int, array: NDArray[Any], stream: Stream) -> None:
-        """Queue a copy of a C-contiguous host array to a device address.
+        """Queue a copy of a host array to a device address.
 
-        The array must not change until the stream has reached the copy. If its memory is not pinned, the driver
-        copies it first.
+        If the array's memory is not pinned, the driver copies it to pinned memory first.
+
+        Args:
+            memory: The device address.
+            array: C-contiguous host array. It must not change until the stream has reached the copy.
+            stream: The stream that copies.
         """
 
     def copy_out(self, array: NDArray[Any], memory: int, stream: Stream) -> None:
-        """Queue a copy from a device address that fills a C-contiguous host array."""
+        """Queue a copy from a device address to a host array.
+
+        Args:
+            array: C-contiguous host array, which is filled.
+            memory: The device address.
+            stream: The stream that copies.
+        """
 
     def copy_on(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
-        """Queue a copy from one device address to another."""
+        """Queue a copy from one device address to another.
+
+        Args:
+            target: The device address that is written.
+            source: The device address that is read.
+            nbytes: Number of bytes.
+            stream: The stream that copies.
+        """
 
     def module(self, code: bytes) -> Module:
         """Load a cubin, a fatbin or PTX. Raises :class:`DeviceError` if it has no code for this GPU."""

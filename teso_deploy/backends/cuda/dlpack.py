@@ -118,7 +118,7 @@ class Block:
 
 
 class _Holder:
-    """Keeps what an exported array needs until it is released: the struct, what it points to, and the memory."""
+    """Keeps everything an exported array needs until it is released: the struct, its tables, and the memory."""
 
     def __init__(self, struct: Any, shape: Any, owner: object) -> None:
         self.struct, self.shape, self.owner = struct, shape, owner
@@ -132,7 +132,19 @@ def _data_type(dtype: np.dtype[Any]) -> _DataType:
 
 
 def export(block: Block, is_versioned: bool, is_copied: bool = False) -> Any:
-    """Make a capsule of an array in C order; the array's owner is kept until the consumer calls the deleter."""
+    """Make a capsule of an array in C order. The array's owner is kept until the consumer calls the deleter.
+
+    Args:
+        block: The array.
+        is_versioned: Whether the capsule has the format of DLPack 1.0 instead of the older one.
+        is_copied: Whether the array was copied for this capsule, which only DLPack 1.0 records. Default: no.
+
+    Returns:
+        The capsule.
+
+    Raises:
+        BufferError: The array is read-only, which the older format can't express.
+    """
     if block.is_readonly and not is_versioned:
         raise BufferError("a read-only array can't be exported by the DLPack before 1.0")
     shape = (c_int64 * len(block.shape))(*block.shape)

@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike, NDArray
 
 
 class _Block:
-    """The base of a NumPy array: it is kept until the array and all its views are gone."""
+    """The base of a NumPy array. It is kept until the array and all its views are gone."""
 
     def __init__(self, pointer: int, nbytes: int, is_readonly: bool, owner: object) -> None:
         self.__array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (pointer, is_readonly), "version": 3}
@@ -25,8 +25,11 @@ def host_view(
         pointer: Address of the memory.
         shape: Shape, in C order.
         dtype: Type of the elements.
-        owner: What owns the memory; kept until the array and all its views are gone.
+        owner: The object that keeps the memory alive; it is kept until the array and all its views are gone.
         is_readonly: Whether the array can't be written. Default: it can.
+
+    Returns:
+        The array.
     """
     kind = np.dtype(dtype)
     nbytes = int(np.prod(shape, dtype=np.int64)) * kind.itemsize

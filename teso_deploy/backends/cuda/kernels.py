@@ -31,7 +31,10 @@ HOW_TO_BUILD = "cmake -B build && cmake --build build"
 
 
 def _read_fatbin(path: Path) -> bytes:
-    """Read a fatbin, and refuse it if it was built from other sources, whose kernels may take other arguments."""
+    """Read a fatbin.
+
+    A fatbin that was built from other sources is refused, because its kernels may take other arguments.
+    """
     try:
         code = path.read_bytes()
         built_from = path.with_suffix(".sha256").read_text(encoding="ascii").strip()
@@ -74,14 +77,26 @@ def load_kernels(device: Device, fatbin: Path | None = None, cache: Path | None 
 
 
 class _Tables:
-    """Small tables on the device, by what they were made for; kept until :meth:`close`."""
+    """Small tables on the device, each under the sizes that it was computed for. They are kept until :meth:`close`."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._kept: dict[tuple[float, ...], Memory] = {}
 
     def pointer(self, key: tuple[float, ...], table: NDArray[np.int32], stream: Stream) -> int:
-        """The address of a table. A new one is copied, and the host waits, because other streams may use it next."""
+        """Return the device address of a table.
+
+        A new table is copied to the device, and the host waits for the copy, because other streams may use the table
+        next.
+
+        Args:
+            key: The sizes and shares that the table was computed for.
+            table: The table.
+            stream: The stream that copies a new table.
+
+        Returns:
+            The address.
+        """
         memory = self._kept.get(key)
         if memory is None:
             memory = self._device.allocate(table.nbytes)
@@ -97,7 +112,10 @@ class _Tables:
 
 
 class _Operator:
-    """A kernel with its tables. The first call for a size waits for its tables, so make it before capturing a graph."""
+    """A kernel with its tables.
+
+    The first call for a size waits for its tables, so make that call before capturing a graph.
+    """
 
     def __init__(self, device: Device, module: Module) -> None:
         self._module = module
@@ -161,7 +179,10 @@ class Preprocess(_Operator):
 
 
 class Postprocess(_Operator):
-    """Turn class scores into labels as ``labels_of`` does on the CPU; ``threshold`` is the least probability."""
+    """Turn class scores into labels as ``labels_of`` does on the CPU.
+
+    ``threshold`` is the lowest probability that gives a label.
+    """
 
     def __init__(self, device: Device, module: Module, threshold: float) -> None:
         super().__init__(device, module)

@@ -1,4 +1,4 @@
-"""The few calls of the driver's library, by ctypes, that neither cuda-core nor PyCUDA makes as we need them.
+"""Calls of the driver's library, by ctypes, that neither cuda-core nor PyCUDA makes as we need them.
 
 PyCUDA can't capture CUDA graphs. The builder of cuda-core 1.2 crashes the process after a capture that failed
 (NVIDIA/cuda-python#2834), which is a normal case here: not every engine can be captured.
@@ -17,7 +17,7 @@ from teso_deploy.backends.cuda.device import Stream
 from teso_deploy.backends.cuda.refusals import no_driver
 from teso_deploy.errors import DeviceError
 
-#: The only one of the driver's three modes in which a capture survives that Python frees device memory meanwhile.
+#: Of the driver's three modes, only in this one does a capture survive if Python frees device memory meanwhile.
 _CAPTURE_MODE_RELAXED = 2
 _EVENT_DISABLE_TIMING = 2
 
@@ -39,9 +39,9 @@ _PARAMETERS: dict[str, tuple[Any, ...]] = {
 
 
 class Libcuda:
-    """The driver's library: ``libcuda("cuGraphLaunch", …)`` calls a function of it.
+    """The driver's library: ``libcuda("cuGraphLaunch", …)`` calls one of its functions.
 
-    Raises :class:`DeviceError` if there is no driver, or with the name of the driver's error.
+    Raises :class:`DeviceError` if there is no driver, or if the driver reports an error; the message names the error.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,13 @@ class Libcuda:
 
 
 def order_streams(libcuda: Libcuda, earlier: int, later: int) -> None:
-    """Order two streams as :meth:`Device.order_streams` does; the device's context must be current."""
+    """Order two streams as :meth:`Device.order_streams` does. The device's context must be current.
+
+    Args:
+        libcuda: The driver's library.
+        earlier: Handle of the stream whose queued work runs first.
+        later: Handle of the stream that waits for it.
+    """
     event = c_void_p()
     libcuda("cuEventCreate", byref(event), _EVENT_DISABLE_TIMING)
     try:

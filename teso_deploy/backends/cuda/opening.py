@@ -1,4 +1,4 @@
-"""Open the GPU with a library that is installed."""
+"""Open the GPU with one of the supported libraries, if one is installed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def open_device(library: CudaLibrary | None = None, index: int = 0) -> Device:
 
     Args:
         library: The library to use. Default: cuda-core if it is installed, otherwise PyCUDA.
-        index: The GPU's number, as CUDA counts them.
+        index: The GPU's number, as CUDA counts them. Default: 0.
+
+    Returns:
+        The GPU.
 
     Raises:
         MissingExtraError: The library is not installed.

@@ -1,4 +1,4 @@
-"""The steps around the graphs on a GPU: frames are uploaded as bytes, and labels are downloaded as bytes."""
+"""The steps before and after the graphs on a GPU. Frames are uploaded, and labels downloaded, as bytes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from teso_deploy.types import ImageSize
 class DeviceOperators:
     """The :class:`~teso_deploy.backends.contracts.Operators` of one stream on a GPU.
 
-    A 1080p frame is an upload of 6 MB, and its image at 384 × 384 would be 1.8 MB, but resizing on the host takes
-    longer than the larger copy.
+    A 1080p frame is uploaded as 6 MB; its image at 384 × 384 would only be 1.8 MB. But resizing on the host takes
+    longer than the larger upload.
 
     Args:
         device: The GPU.
@@ -40,7 +40,17 @@ class DeviceOperators:
         self._labels: DeviceTensor | None = None
 
     def image(self, frame: NDArray[np.uint8], fitted: ImageSize, bucket: ImageSize) -> DeviceTensor:
-        """Turn a frame (H, W, 3) uint8 into (1, 3, *bucket) float32 on the device; equal sizes give the same tensor."""
+        """Prepare a frame for the encoder.
+
+        Args:
+            frame: RGB picture (H, W, 3) uint8.
+            fitted: Size (height, width) that the frame is resized to.
+            bucket: Size (height, width) that the resized and normalised frame is padded to.
+
+        Returns:
+            The encoder's input (1, 3, height, width) float32 on the device, of the bucket's size. Calls with equal
+            sizes return the same tensor.
+        """
         if self._frame is None or self._frame.tensor.shape != frame.shape:
             self._frame = HostInput(self._device, frame.shape, np.uint8, self._stream)
         if self._image is None or self._image.shape[2:] != bucket:
@@ -53,7 +63,16 @@ class DeviceOperators:
         return self._image
 
     def labels(self, masks: Tensor, size: ImageSize, shares: tuple[float, float]) -> NDArray[np.uint8]:
-        """Turn scores (1, C, h, w) on the device into a new array (height, width) uint8 on the host."""
+        """Turn class scores into labels.
+
+        Args:
+            masks: Class scores (1, C, h, w) on the device.
+            size: Size (height, width) of the labels.
+            shares: Shares (0 … 1) of the scores' height and width that show the picture; the rest is padding.
+
+        Returns:
+            Labels (height, width) uint8, a new array on the host.
+        """
         if self._labels is None or self._labels.shape[1:] != size:
             self._labels = DeviceTensor(self._device, (1, *size), np.uint8)
         shape: tuple[int, ...]
@@ -72,9 +91,9 @@ class DeviceOperators:
 
 
 def load_device_operators(device: Device) -> OperatorsFactory:
-    """Load our kernels onto a GPU; each stream gets operators of its own on it.
+    """Load our kernels onto a GPU, and return a factory that makes separate operators for each stream.
 
-    Raises what :func:`load_kernels` raises.
+    Raises the errors of :func:`load_kernels`.
     """
     module = load_kernels(device)
     return lambda manifest: DeviceOperators(device, module, manifest)

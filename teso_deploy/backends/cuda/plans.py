@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from teso_deploy.backends.cuda.device import KernelArgument
 
-#: Rows and columns of the output that a block makes, one thread per pixel. The kernels have the same constants.
+#: Rows and columns of the output that a block computes, one thread per pixel. The kernels have the same constants.
 TILE = (8, 32)
 #: CUDA's limit of blocks along the second and third axis of a grid.
 MAX_BLOCKS = 65_535
@@ -41,9 +41,9 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class RgbPictures:
-    """(batch, height, width, 3) uint8 on the device; rows and pictures may lie apart.
+    """(batch, height, width, 3) uint8 on the device, with optional gaps between rows and between pictures.
 
-    ``pitch_bytes`` from row to row and ``picture_stride_bytes`` from picture to picture; 0: no gap.
+    ``pitch_bytes``: from row to row. ``picture_stride_bytes``: from picture to picture. 0 means no gap.
     """
 
     pointer: int
@@ -61,10 +61,10 @@ class RgbPictures:
 
 @dataclass(frozen=True, slots=True)
 class Nv12Pictures:
-    """A plane (batch, height, width) of luma, and one (batch, ⌈height/2⌉, ⌈width/2⌉, 2) of U and V, uint8.
+    """A plane (batch, height, width) of luma and a plane (batch, ⌈height/2⌉, ⌈width/2⌉, 2) of U and V, both uint8.
 
-    Either has a pitch, and a stride from picture to picture, in bytes; 0: no gap. Every pair of U and V holds for
-    its 2 × 2 pixels, as in FFmpeg's conversion without a resize.
+    Each plane has a pitch, and a stride from picture to picture, in bytes; 0 means no gap. Each pair of U and V applies
+    to its 2 × 2 pixels, as in FFmpeg's conversion without a resize.
     """
 
     luma: int
@@ -105,7 +105,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """Where (B, height, width) uint8 is written on the device; pitch and stride in bytes, 0: no gap."""
+    """The array (B, height, width) uint8 on the device that is written; pitch and stride in bytes, 0 means no gap."""
 
     pointer: int
     size: tuple[int, int]
@@ -133,10 +133,11 @@ def _pitch(name: str, pitch_bytes: int, row_bytes: int) -> int:
 
 @functools.lru_cache(maxsize=64)
 def resize_filter(source: int, target: int) -> NDArray[np.int32]:
-    """Pillow's BILINEAR along an axis: (2 + taps, target) int32, read-only.
+    """Compute Pillow's BILINEAR filter along one axis: (2 + taps, target) int32, read-only.
 
-    Row 0: the first source place of each target place; row 1: how many there are; then their weights in units of
-    2^-22. In double precision and in Pillow's order, so that the weights are Pillow's to the last bit.
+    Row 0 has the first source position of each target position, row 1 the number of source positions. The other rows
+    are their weights in units of 2^-22. The weights are computed in double precision and in Pillow's order, so that
+    they equal Pillow's to the last bit.
     """
     _check_positive(source=source, target=target)
     if source == target:
@@ -151,7 +152,7 @@ def resize_filter(source: int, target: int) -> NDArray[np.int32]:
     tap = np.arange(int((end - start).max()))[:, None]
     weight = np.maximum(1 - np.abs((tap + start - centre + 0.5) * (1.0 / support)), 0.0)
     weight[tap >= end - start] = 0.0
-    # One after the other, as Pillow adds them: np.sum would add in another order.
+    # Add one after the other, as Pillow does: np.sum would add in another order.
     weight /= np.cumsum(weight, axis=0)[-1]
     fixed = (weight * (1 << WEIGHT_BITS) + 0.5).astype(np.int32)
     table = np.concatenate((start[None], (end - start)[None], fixed)).astype(np.int32)
@@ -160,10 +161,16 @@ def resize_filter(source: int, target: int) -> NDArray[np.int32]:
 
 
 def is_rows_first(source: tuple[int, int], target: tuple[int, int], pillow: str = PIL.__version__) -> bool:
-    """Whether this Pillow resizes the rows before the columns; sizes are (height, width).
+    """Return whether this version of Pillow resizes the rows before the columns.
 
-    Either way it rounds in between, so that the order shows by a level here and there. Up to 12.1 it took the
-    columns first; 12.2 takes the rows first in very tall pictures, and 13 wherever they lose by far more.
+    Pillow rounds in between, so the order changes some values by one level. Versions up to 12.1 resize the columns
+    first. 12.2 resizes the rows first in very tall pictures. 13 does so whenever the height shrinks by far more than
+    the width.
+
+    Args:
+        source: Size (height, width) of the picture.
+        target: Size (height, width) after the resize.
+        pillow: Version of Pillow. Default: the installed one.
     """
     version = tuple(int(part) for part in pillow.split(".")[:2])
     if version >= (13, 0):
@@ -173,9 +180,18 @@ def is_rows_first(source: tuple[int, int], target: tuple[int, int], pillow: str 
 
 @functools.lru_cache(maxsize=64)
 def mask_taps(source: int, target: int, share: float) -> NDArray[np.int32]:
-    """Bilinear taps of an axis of which a share holds the picture: (3, target) int32, read-only.
+    """Compute bilinear taps along one axis of the class scores, as ``pipeline/postprocess.py`` does.
 
-    Lower tap, upper tap, and the bits of the upper one's float32 weight. As ``pipeline/postprocess.py`` has them.
+    Args:
+        source: Length of the scores along the axis.
+        target: Length of the labels along the axis.
+        share: Share (0 … 1) of the scores that shows the picture; the rest is padding.
+
+    Returns:
+        (3, target) int32, read-only: the lower tap, the upper tap, and the bits of the upper tap's float32 weight.
+
+    Raises:
+        ValueError: A length is not positive, or the share is outside (0, 1].
     """
     _check_positive(source=source, target=target)
     if not 0 < share <= 1:
@@ -190,7 +206,10 @@ def mask_taps(source: int, target: int, share: float) -> NDArray[np.int32]:
 
 
 def yuv_gains(matrix: YuvMatrix, is_full_range: bool) -> tuple[int, int, int, int, int, int]:
-    """Offset of Y; gains of Y, of V in red, of U and V in green and of U in blue, in units of 2^-16."""
+    """Compute the integers of a YUV conversion, in units of 2^-16 except the first.
+
+    They are the offset of Y and the gains of Y, of V in red, of U and V in green, and of U in blue.
+    """
     red, blue = LUMA_SHARES[matrix]
     green = 1 - red - blue
     luma, chroma = (1.0, 1.0) if is_full_range else (255 / 219, 255 / 224)
@@ -229,10 +248,25 @@ def plan_preprocess(
     row_filter: int,
     column_filter: int,
 ) -> Launch:
-    """Pictures → (batch, 3, *bucket) of ``dtype`` at the device address ``target``.
+    """Plan the launch that turns pictures into the encoder's input.
 
-    ``row_filter``, ``column_filter``: device addresses of :func:`resize_filter` of height and width, from the
-    pictures' size to ``fitted``. What of the bucket lies below and to the right of ``fitted`` becomes 0.
+    Args:
+        pictures: The pictures on the device.
+        target: Device address of the result (batch, 3, *bucket).
+        dtype: Type of the result: float32 or float16.
+        bucket: Size (height, width) of the result.
+        fitted: Size (height, width) that the pictures are resized to. The rest of the bucket, below and to the right,
+            becomes 0.
+        mean: Mean of each channel, in levels 0 … 255.
+        std: Standard deviation of each channel, in levels.
+        row_filter: Device address of the :func:`resize_filter` from the pictures' height to the fitted height.
+        column_filter: Device address of the :func:`resize_filter` from the pictures' width to the fitted width.
+
+    Returns:
+        The launch.
+
+    Raises:
+        ValueError: A size is not positive, or ``fitted`` is larger than ``bucket``.
     """
     _check_positive(fitted=min(fitted))
     if fitted[0] > bucket[0] or fitted[1] > bucket[1]:
@@ -266,7 +300,18 @@ def plan_preprocess(
 
 
 def plan_postprocess(scores: Scores, labels: Labels, threshold: float, row_taps: int, column_taps: int) -> Launch:
-    """Scores → labels. ``row_taps``, ``column_taps``: device addresses of :func:`mask_taps` of height and width."""
+    """Plan the launch that turns class scores into labels.
+
+    Args:
+        scores: Class scores (B, C, h, w) on the device.
+        labels: The labels (B, height, width) that are written.
+        threshold: The lowest probability (0 … 1) that gives a label.
+        row_taps: Device address of the :func:`mask_taps` of the height.
+        column_taps: Device address of the :func:`mask_taps` of the width.
+
+    Returns:
+        The launch.
+    """
     batch, classes, height, width = scores.shape
     arguments: tuple[Any, ...] = (
         scores.pointer,

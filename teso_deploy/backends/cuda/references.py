@@ -1,4 +1,4 @@
-"""What our kernels compute, in plain NumPy and independent of them, and the bytes that it takes at least."""
+"""What our kernels compute, in plain NumPy and independent of them, and the bytes that they have to move at least."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from numpy.typing import DTypeLike, NDArray
 
 
 def resize_matrix(source: int, target: int) -> NDArray[np.int64]:
-    """The triangle filter as a matrix (target, source) in units of 2^-22; rows of one sum, as far as rounding lets."""
+    """Compute the triangle filter as a matrix (target, source) in units of 2^-22.
+
+    All rows have the same sum, apart from rounding.
+    """
     scale = source / target
     width = max(scale, 1.0)
     centre = (np.arange(target)[:, None] + 0.5) * scale
@@ -21,7 +24,16 @@ def resize_matrix(source: int, target: int) -> NDArray[np.int64]:
 
 
 def resized(pictures: NDArray[np.uint8], size: tuple[int, int], is_rows_first: bool = False) -> NDArray[np.uint8]:
-    """(B, H, W, 3) uint8 → (B, *size, 3) uint8: Pillow's BILINEAR, rounded after either axis."""
+    """Resize pictures like Pillow's BILINEAR, rounding after each axis.
+
+    Args:
+        pictures: (B, H, W, 3) uint8.
+        size: New size (height, width).
+        is_rows_first: Whether the rows are resized before the columns. Default: no.
+
+    Returns:
+        (B, height, width, 3) uint8.
+    """
     levels = pictures.astype(np.int64)
     for axis in (1, 2) if is_rows_first else (2, 1):
         matrix = resize_matrix(pictures.shape[axis], size[axis - 1])
@@ -33,9 +45,16 @@ def resized(pictures: NDArray[np.uint8], size: tuple[int, int], is_rows_first: b
 def rgb_of_nv12(
     luma: NDArray[np.uint8], chroma: NDArray[np.uint8], luma_shares: tuple[float, float], is_full_range: bool
 ) -> NDArray[np.float64]:
-    """(B, H, W), (B, ⌈H/2⌉, ⌈W/2⌉, 2) → (B, H, W, 3) float64, neither rounded nor clipped.
+    """Convert NV12 pictures to RGB. Each pair of chroma applies to its 2 × 2 pixels.
 
-    ``luma_shares``: of red and blue. Every pair of chroma holds for its 2 × 2 pixels.
+    Args:
+        luma: (B, H, W) uint8.
+        chroma: (B, ⌈H/2⌉, ⌈W/2⌉, 2) uint8, U and V.
+        luma_shares: Shares of red and blue in the luma.
+        is_full_range: Whether luma uses 0 … 255 instead of 16 … 235.
+
+    Returns:
+        (B, H, W, 3) float64 in levels 0 … 255, neither rounded nor clipped.
     """
     red, blue = luma_shares
     height, width = luma.shape[1:]
@@ -59,7 +78,20 @@ def encoder_input(
     dtype: DTypeLike = np.float32,
     is_rows_first: bool = False,
 ) -> NDArray[Any]:
-    """(B, H, W, 3) uint8 RGB → (B, 3, *bucket): resized to ``fitted``, normalised, zeros below and to the right."""
+    """Resize, normalise and pad pictures.
+
+    Args:
+        pictures: RGB pictures (B, H, W, 3) uint8.
+        bucket: Size (height, width) of the result.
+        fitted: Size (height, width) that the pictures are resized to.
+        mean: Mean of each channel, in levels 0 … 255.
+        std: Standard deviation of each channel, in levels.
+        dtype: Type of the result. Default: float32.
+        is_rows_first: Whether the rows are resized before the columns. Default: no.
+
+    Returns:
+        (B, 3, *bucket), with zeros below and to the right of the picture.
+    """
     scale = np.float32(1) / np.asarray(std, np.float32)
     shift = np.asarray(mean, np.float32) * scale
     levels = resized(pictures, fitted, is_rows_first).transpose(0, 3, 1, 2).astype(np.float32)
@@ -71,9 +103,19 @@ def encoder_input(
 def labels(
     scores: NDArray[Any], size: tuple[int, int], threshold: float, shares: tuple[float, float] = (1.0, 1.0)
 ) -> NDArray[np.uint8]:
-    """(B, C, h, w) → (B, *size) uint8: all classes upsampled, then 1 + argmax where the maximum ≥ threshold, else 0."""
+    """Upsample the scores of all classes and take the best class of each pixel.
+
+    Args:
+        scores: Class scores (B, C, h, w).
+        size: Size (height, width) of the labels.
+        threshold: The lowest score that gives a label.
+        shares: Shares (0 … 1) of the scores' height and width that show the picture. Default: all.
+
+    Returns:
+        (B, height, width) uint8: 1 + argmax where the maximum ≥ threshold, else 0.
+    """
     mixed = scores.astype(np.float32)
-    # The columns first: rounding makes this another result than the rows first.
+    # Columns first: because of rounding, rows first would give another result.
     for axis in (3, 2):
         cells, share, length = scores.shape[axis], shares[axis - 2], size[axis - 2]
         last = math.ceil(cells * share) - 1
@@ -89,7 +131,15 @@ def labels(
 def preprocess_bytes(
     size: tuple[int, int], bucket: tuple[int, int], batch: int = 1, dtype: DTypeLike = np.float32, is_nv12: bool = False
 ) -> int:
-    """Bytes that have to be moved at least: every source byte read once, every value of the bucket written."""
+    """Count the bytes that preprocessing has to move at least: it reads each source byte and writes each value once.
+
+    Args:
+        size: Size (height, width) of the pictures.
+        bucket: Size (height, width) of the result.
+        batch: Number of pictures. Default: 1.
+        dtype: Type of the result. Default: float32.
+        is_nv12: Whether the pictures are NV12 instead of RGB. Default: no.
+    """
     height, width = size
     picture = height * width + 2 * math.ceil(height / 2) * math.ceil(width / 2) if is_nv12 else 3 * height * width
     return batch * (picture + 3 * bucket[0] * bucket[1] * np.dtype(dtype).itemsize)
@@ -101,7 +151,14 @@ def postprocess_bytes(
     dtype: DTypeLike = np.float32,
     shares: tuple[float, float] = (1.0, 1.0),
 ) -> int:
-    """Bytes that have to be moved at least: the scores (B, C, h, w) that show the picture, and a byte a label."""
+    """Count the bytes that postprocessing has to move at least: it reads each score and writes each label once.
+
+    Args:
+        shape: Shape (B, C, h, w) of the scores.
+        size: Size (height, width) of the labels.
+        dtype: Type of the scores. Default: float32.
+        shares: Shares (0 … 1) of the scores' height and width that show the picture and are read. Default: all.
+    """
     batch, classes, height, width = shape
     shown = math.ceil(height * shares[0]) * math.ceil(width * shares[1])
     return batch * (classes * shown * np.dtype(dtype).itemsize + size[0] * size[1])

@@ -1,4 +1,4 @@
-"""Errors of a GPU that can't be used, in the same words for both libraries, and a check of host arrays."""
+"""Errors for GPUs that can't be used, with the same wording for both libraries, and a check of host arrays."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _FIRST_DRIVERS = {12: 525, 13: 580}
 
 
 def no_driver() -> DeviceError:
-    """libcuda can't be loaded."""
+    """Make the error for a libcuda that can't be loaded."""
     return DeviceError(
         "there is no NVIDIA driver (libcuda.so.1 was not found): install it, or start the container with --gpus all"
     )
 
 
 def no_gpu(detail: str) -> DeviceError:
-    """There is a driver, but it does not start; ``detail`` is its message."""
+    """Make the error for a driver that exists but does not start; ``detail`` is its message."""
     return DeviceError(
         f"the NVIDIA driver offers no GPU ({detail}): see what nvidia-smi says, and whether CUDA_VISIBLE_DEVICES "
         "hides it"
@@ -28,7 +28,7 @@ def no_gpu(detail: str) -> DeviceError:
 
 
 def no_such_gpu(index: int, count: int) -> DeviceError:
-    """The GPU ``index`` was requested and there are only ``count``."""
+    """Make the error for a GPU number ``index`` if there are only ``count`` GPUs."""
     there = "only GPU 0" if count == 1 else f"GPUs 0 to {count - 1}"
     return DeviceError(f"there is no GPU {index}: CUDA sees {there}; choose one of these, or see CUDA_VISIBLE_DEVICES")
 
@@ -53,7 +53,14 @@ def check_driver(driver: tuple[int, int], wanted: int, library: str) -> None:
 
 
 def out_of_memory(gpu: str, asked_bytes: int, free_bytes: int, total_bytes: int) -> DeviceMemoryError:
-    """The GPU has no free block of the requested size."""
+    """Make the error for a GPU that has no free block of the requested size.
+
+    Args:
+        gpu: The GPU's name.
+        asked_bytes: Requested size in bytes.
+        free_bytes: Free memory in bytes.
+        total_bytes: Total memory in bytes.
+    """
     asked, free, total = (f"{number / 2**20:,.0f} MiB" for number in (asked_bytes, free_bytes, total_bytes))
     return DeviceMemoryError(
         f"{gpu} has no {asked} of memory left ({free} of {total} are free): choose a smaller batch, a smaller --size "
@@ -62,7 +69,7 @@ def out_of_memory(gpu: str, asked_bytes: int, free_bytes: int, total_bytes: int)
 
 
 def out_of_pinned_memory(asked_bytes: int) -> DeviceMemoryError:
-    """The host can't lock this much memory."""
+    """Make the error for a host that can't lock this much memory."""
     return DeviceMemoryError(
         f"{asked_bytes / 2**20:,.0f} MiB of memory can't be locked for copies to the GPU: "
         "choose a smaller batch or a smaller --size, or give the machine or container more memory"
@@ -70,7 +77,7 @@ def out_of_pinned_memory(asked_bytes: int) -> DeviceMemoryError:
 
 
 def other_library(what: str, ours: str) -> DeviceError:
-    """A stream or an event of one library was given to the other."""
+    """Make the error for a stream or an event that belongs to the other library."""
     return DeviceError(f"this {what} was not made by {ours}: open the GPU once, and use one device for all of them")
 
 

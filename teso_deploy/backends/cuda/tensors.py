@@ -23,8 +23,8 @@ class DeviceTensor:
     """An array in device memory that is written repeatedly, with the events of its writer and its readers.
 
     Its content is complete after ``ready``, an event in the writer's stream. A reader on another stream waits for that
-    event, and calls :meth:`read_until` to say until when the array may not be written again. The memory is freed when
-    nothing refers to the tensor and all work that was queued on it has run.
+    event. The reader then calls :meth:`read_until` with the event after which the array may be written again. The
+    memory is freed when nothing refers to the tensor and all work that was queued on it has run.
     """
 
     def __init__(self, device: Device, shape: tuple[int, ...], dtype: DTypeLike) -> None:
@@ -52,7 +52,7 @@ class DeviceTensor:
         return self._memory.pointer
 
     def wait_ready(self, stream: Stream) -> None:
-        """Let work that is queued on ``stream`` from now on read it."""
+        """Make work that is queued on ``stream`` after the call wait until the content is complete."""
         if self.ready is not None:
             stream.wait_for(self.ready)
 
@@ -61,7 +61,7 @@ class DeviceTensor:
         self._uses[reader] = event
 
     def wait_unread(self, stream: Stream) -> None:
-        """Let work that is queued on ``stream`` from now on write it."""
+        """Make work that is queued on ``stream`` after the call wait until all readers have finished."""
         for reader, event in self._uses.items():
             if reader is not _WRITER:
                 stream.wait_for(event)
@@ -79,8 +79,8 @@ class DeviceTensor:
     def array(self) -> DeviceArray:
         """Share the memory with other libraries by DLPack or the CUDA array interface; waits until it is ready.
 
-        The next writer does not wait for them: they have to finish before the slot that gave the tensor runs again, or
-        take a copy.
+        The next writer does not wait for those libraries. They have to finish before the slot that returned the tensor
+        runs again, or take a copy.
         """
         if self.ready is not None:
             self.ready.synchronize()
@@ -102,7 +102,7 @@ def _release(staging: list[NDArray[Any]], uses: dict[Hashable, Event]) -> None:
 
 
 class HostInput:
-    """A tensor on the device that is filled from host arrays through page-locked memory, on a stream of its own."""
+    """A tensor on the device that is filled from host arrays through page-locked memory, on its own stream."""
 
     def __init__(self, device: Device, shape: tuple[int, ...], dtype: DTypeLike, stream: Stream) -> None:
         self.tensor = DeviceTensor(device, shape, dtype)

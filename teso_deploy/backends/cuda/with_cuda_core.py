@@ -1,6 +1,6 @@
-"""A GPU through cuda-core, and through cuda-bindings where cuda-core has nothing that fits.
+"""A GPU through cuda-core, and through cuda-bindings for functions that cuda-core lacks.
 
-Nothing that is done here leaves another context current in the calling thread than there was.
+Every call restores the context that was current in the calling thread.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CUBIN = b"\x7fELF"
 
 
 def open_with_cuda_core(index: int) -> CudaCoreDevice:
-    """GPU ``index``. Raises :class:`MissingExtraError`, :class:`DeviceError`."""
+    """Open the GPU ``index``. Raises :class:`MissingExtraError`, :class:`DeviceError`."""
     try:
         import cuda.core
         from cuda import bindings
@@ -49,7 +49,7 @@ def open_with_cuda_core(index: int) -> CudaCoreDevice:
         ) from error
     try:
         code, version = driver.cuDriverGetVersion()
-    except RuntimeError as error:  # it looks for libcuda when it is first called
+    except RuntimeError as error:  # the first call looks for libcuda
         raise no_driver() from error
     if code:
         raise no_gpu(_name_of(driver, code))
@@ -68,8 +68,8 @@ def open_with_cuda_core(index: int) -> CudaCoreDevice:
         gpu.set_current()  # the primary context
         return gpu, driver.cuCtxGetCurrent()[1]
 
-    # In a thread that ends: cuda-core keeps contexts by thread, and frees those of the main thread when the
-    # interpreter is gone, which may crash (NVIDIA/cuda-python#2743). The calling thread's context stays what it was.
+    # Use a thread that ends: cuda-core keeps contexts by thread, and frees those of the main thread after the
+    # interpreter has ended, which may crash (NVIDIA/cuda-python#2743). The calling thread keeps its context.
     with ThreadPoolExecutor(1) as thread:
         try:
             gpu, context = thread.submit(start).result()
@@ -84,11 +84,14 @@ def _name_of(driver: Any, code: Any) -> str:
 
 
 class _Current:
-    """Inside, the device's context is current, and failures of the driver become ours. Any thread may enter it."""
+    """A context manager that makes the device's context current.
+
+    Failures of the driver become our errors. Any thread may enter it.
+    """
 
     def __init__(self, driver: Any, gpu: Any, context: Any) -> None:
         self.driver, self.context, self.gpu = driver, context, gpu.name
-        self._gpu = gpu  # which holds the context
+        self._gpu = gpu  # keeps the context alive
 
     def __enter__(self) -> None:
         self.check(self.driver.cuCtxPushCurrent(self.context))
@@ -103,7 +106,7 @@ class _Current:
         return False
 
     def check(self, answer: tuple[Any, ...]) -> None:
-        """Raise where the driver refused; ``answer``: of a function of cuda-bindings."""
+        """Raise if the driver refused a call; ``answer``: the result of a function of cuda-bindings."""
         if answer[0]:
             raise self._refusal(_name_of(self.driver, answer[0]))
 
@@ -113,14 +116,14 @@ class _Current:
 
 
 class _Memory:
-    """See :class:`Memory`; also the owner of arrays in page-locked memory."""
+    """A :class:`Memory`. It also owns the block of an array in page-locked memory."""
 
     def __init__(self, current: _Current, pointer: int, nbytes: int, release: Any) -> None:
         self.pointer, self.nbytes = pointer, nbytes
         self._release = weakref.finalize(self, _give_back, current, pointer, release)
 
     def close(self) -> None:
-        """See :meth:`Memory.close`."""
+        """Free the block; a second call does nothing."""
         self._release()
 
 
@@ -198,7 +201,7 @@ def _core(stream: protocol.Stream) -> Any:
 
 
 class CudaCoreDevice:
-    """See :class:`Device`; made by :func:`open_with_cuda_core`."""
+    """A :class:`Device` that uses cuda-core. :func:`open_with_cuda_core` makes it."""
 
     library: protocol.CudaLibrary = "cuda-core"
 
@@ -212,19 +215,19 @@ class CudaCoreDevice:
         self.driver_version: tuple[int, int] = (version // 1000, version % 1000 // 10)
 
     def activate(self) -> None:
-        """See :meth:`Device.activate`."""
+        """Make the primary context current in this thread; see :meth:`Device.activate`."""
         self._current.check(self._driver.cuCtxSetCurrent(self._current.context))
 
     def memory_info(self) -> tuple[int, int]:
-        """See :meth:`Device.memory_info`."""
+        """Return the free and the total bytes."""
         with self._current:
             answer = self._driver.cuMemGetInfo()
             self._current.check(answer)
         return answer[1], answer[2]
 
-    # The pools of cuda-core keep what was freed, where TensorRT and torch can't have it.
+    # Do not use the pools of cuda-core: they keep freed memory, which TensorRT and torch then can't allocate.
     def allocate(self, nbytes: int) -> _Memory:
-        """See :meth:`Device.allocate`."""
+        """Allocate device memory; see :meth:`Device.allocate`."""
         with self._current:
             code, pointer = self._driver.cuMemAlloc(max(1, nbytes))
             if code == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
@@ -233,7 +236,7 @@ class CudaCoreDevice:
         return _Memory(self._current, int(pointer), nbytes, self._driver.cuMemFree)
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """See :meth:`Device.pinned`."""
+        """Allocate an array in page-locked host memory; see :meth:`Device.pinned`."""
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         with self._current:
             code, pointer = self._driver.cuMemAllocHost(max(1, nbytes))
@@ -244,27 +247,46 @@ class CudaCoreDevice:
         return host_view(owner.pointer, shape, dtype, owner)
 
     def stream(self) -> _Stream:
-        """See :meth:`Device.stream`."""
+        """Make a stream."""
         with self._current:
             return _Stream(self._current, self._libcuda, self._gpu.create_stream(options={"nonblocking": True}))
 
     def order_streams(self, earlier: int, later: int) -> None:
-        """See :meth:`Device.order_streams`."""
+        """Make one stream wait for another; see :meth:`Device.order_streams`."""
         with self._current:
             libcuda.order_streams(self._libcuda, earlier, later)
 
     def copy_in(self, memory: int, array: NDArray[Any], stream: protocol.Stream) -> None:
-        """See :meth:`Device.copy_in`."""
+        """Queue a copy of a host array to a device address; see :meth:`Device.copy_in`.
+
+        Args:
+            memory: The device address.
+            array: C-contiguous host array. It must not change until the stream has reached the copy.
+            stream: The stream that copies.
+        """
         check_host_array(array, is_target=False)
         self._copy("cuMemcpyHtoDAsync", memory, array.ctypes.data, array.nbytes, stream)
 
     def copy_out(self, array: NDArray[Any], memory: int, stream: protocol.Stream) -> None:
-        """See :meth:`Device.copy_out`."""
+        """Queue a copy from a device address to a host array; see :meth:`Device.copy_out`.
+
+        Args:
+            array: C-contiguous host array, which is filled.
+            memory: The device address.
+            stream: The stream that copies.
+        """
         check_host_array(array, is_target=True)
         self._copy("cuMemcpyDtoHAsync", array.ctypes.data, memory, array.nbytes, stream)
 
     def copy_on(self, target: int, source: int, nbytes: int, stream: protocol.Stream) -> None:
-        """See :meth:`Device.copy_on`."""
+        """Queue a copy from one device address to another; see :meth:`Device.copy_on`.
+
+        Args:
+            target: The device address that is written.
+            source: The device address that is read.
+            nbytes: Number of bytes.
+            stream: The stream that copies.
+        """
         self._copy("cuMemcpyDtoDAsync", target, source, nbytes, stream)
 
     def _copy(self, function: str, target: int, source: int, nbytes: int, stream: protocol.Stream) -> None:
@@ -274,14 +296,14 @@ class CudaCoreDevice:
                 self._current.check(getattr(self._driver, function)(target, source, nbytes, handle))
 
     def module(self, code: bytes) -> _Module:
-        """See :meth:`Device.module`."""
+        """Load a cubin, a fatbin or PTX; see :meth:`Device.module`."""
         from cuda.core import ObjectCode
 
         load = {_FATBIN: ObjectCode.from_fatbin, _CUBIN: ObjectCode.from_cubin}.get(code[:4], ObjectCode.from_ptx)
         with self._current:
             loaded = load(code)
             try:
-                loaded.get_module()  # the driver may otherwise not look at it before the first launch
+                loaded.get_module()  # otherwise the driver may check it only at the first launch
             except Exception as error:
                 raise DeviceError(f"these kernels can't be loaded on {self.name}: {error}") from error
         return _Module(self._current, loaded)

@@ -1,7 +1,7 @@
-"""A GPU through PyCUDA, on the device's primary context: ``pycuda.autoinit`` would make one of its own.
+"""A GPU through PyCUDA, on the device's primary context; ``pycuda.autoinit`` would create another context.
 
-PyCUDA keeps a stack of contexts for each thread, and what it frees in another thread than the context's own it
-leaks, unless the context is current there. So every object of it is let go with the context pushed.
+PyCUDA keeps a stack of contexts for each thread. If it frees an object in a thread other than the context's, it leaks
+the object, unless the context is current there. So every PyCUDA object is released while the context is pushed.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from teso_deploy.requirements import write_install_command
 
 _STREAM_NON_BLOCKING = 1
 _EVENT_DEFAULT, _EVENT_DISABLE_TIMING = 0, 2
-#: Kernel arguments go by their bits: PyCUDA does not pack every type that NumPy has (bool, float16).
+#: Kernel arguments are passed as bits: PyCUDA does not pack every NumPy type (bool, float16).
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 def open_with_pycuda(index: int) -> PycudaDevice:
-    """GPU ``index``. Raises :class:`MissingExtraError`, :class:`DeviceError`."""
+    """Open the GPU ``index``. Raises :class:`MissingExtraError`, :class:`DeviceError`."""
     try:
         import pycuda.driver as driver
     except ModuleNotFoundError as error:
@@ -64,7 +64,10 @@ def open_with_pycuda(index: int) -> PycudaDevice:
 
 
 class _Current:
-    """Inside, the device's context is current, and failures of the driver become ours. Any thread may enter it."""
+    """A context manager that makes the device's context current.
+
+    Failures of the driver become our errors. Any thread may enter it.
+    """
 
     def __init__(self, driver: Any, context: Any, gpu: str) -> None:
         self.driver, self._context, self.gpu = driver, context, gpu
@@ -91,7 +94,10 @@ class _Current:
 
 
 def _detach(context: Any, driver: libcuda.Libcuda) -> None:
-    """Release the primary context. PyCUDA makes it current for that, and leaves it so."""
+    """Release the primary context.
+
+    PyCUDA makes the context current to release it, and leaves it current.
+    """
     before = driver.current_context()
     context.detach()
     with suppress(DeviceError):
@@ -99,7 +105,10 @@ def _detach(context: Any, driver: libcuda.Libcuda) -> None:
 
 
 class _Held:
-    """An object of PyCUDA, let go with the context current in whatever thread the last reference to it ends."""
+    """Keeps a PyCUDA object and releases it while the context is current.
+
+    The last reference may end in any thread.
+    """
 
     def __init__(self, current: _Current, thing: Any) -> None:
         self._things = [thing]
@@ -116,14 +125,14 @@ def _let_go(current: _Current, things: list[Any]) -> None:
 
 
 class _Memory(_Held):
-    """See :class:`Memory`; also the owner of arrays in page-locked memory."""
+    """A :class:`Memory`. It also owns the block of an array in page-locked memory."""
 
     def __init__(self, current: _Current, thing: Any, pointer: int, nbytes: int) -> None:
         super().__init__(current, thing)
         self.pointer, self.nbytes = pointer, nbytes
 
     def close(self) -> None:
-        """See :meth:`Memory.close`."""
+        """Free the block; a second call does nothing."""
         self.let_go()
 
 
@@ -202,7 +211,7 @@ def _pycuda(stream: protocol.Stream) -> Any:
 
 
 class PycudaDevice:
-    """See :class:`Device`; made by :func:`open_with_pycuda`."""
+    """A :class:`Device` that uses PyCUDA. :func:`open_with_pycuda` makes it."""
 
     library: protocol.CudaLibrary = "pycuda"
 
@@ -214,19 +223,19 @@ class PycudaDevice:
         self.driver_version: tuple[int, int] = (version // 1000, version % 1000 // 10)
 
     def activate(self) -> None:
-        """See :meth:`Device.activate`."""
+        """Make the primary context current in this thread; see :meth:`Device.activate`."""
         with self._current:
             context = self._current.libcuda.current_context()
         self._current.libcuda("cuCtxSetCurrent", context)
 
     def memory_info(self) -> tuple[int, int]:
-        """See :meth:`Device.memory_info`."""
+        """Return the free and the total bytes."""
         with self._current:
             free, total = self._driver.mem_get_info()
         return free, total
 
     def allocate(self, nbytes: int) -> _Memory:
-        """See :meth:`Device.allocate`."""
+        """Allocate device memory; see :meth:`Device.allocate`."""
         with self._current:
             try:
                 allocation = self._driver.mem_alloc(max(1, nbytes))
@@ -235,7 +244,7 @@ class PycudaDevice:
             return _Memory(self._current, allocation, int(allocation), nbytes)
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """See :meth:`Device.pinned`."""
+        """Allocate an array in page-locked host memory; see :meth:`Device.pinned`."""
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         with self._current:
             try:
@@ -243,21 +252,27 @@ class PycudaDevice:
             except self._driver.MemoryError as error:
                 raise out_of_pinned_memory(nbytes) from error
             owner = _Memory(self._current, block, block.ctypes.data, nbytes)
-            del block  # the owner alone holds it: PyCUDA frees it when it goes
+            del block  # now only the owner refers to it: PyCUDA frees the block together with the owner
         return host_view(owner.pointer, shape, dtype, owner)
 
     def stream(self) -> _Stream:
-        """See :meth:`Device.stream`."""
+        """Make a stream."""
         with self._current:
             return _Stream(self._current, self._driver.Stream(_STREAM_NON_BLOCKING))
 
     def order_streams(self, earlier: int, later: int) -> None:
-        """See :meth:`Device.order_streams`."""
+        """Make one stream wait for another; see :meth:`Device.order_streams`."""
         with self._current:
             libcuda.order_streams(self._current.libcuda, earlier, later)
 
     def copy_in(self, memory: int, array: NDArray[Any], stream: protocol.Stream) -> None:
-        """See :meth:`Device.copy_in`."""
+        """Queue a copy of a host array to a device address; see :meth:`Device.copy_in`.
+
+        Args:
+            memory: The device address.
+            array: C-contiguous host array. It must not change until the stream has reached the copy.
+            stream: The stream that copies.
+        """
         check_host_array(array, is_target=False)
         queue = _pycuda(stream)
         if array.nbytes:
@@ -265,7 +280,13 @@ class PycudaDevice:
                 self._driver.memcpy_htod_async(memory, array.reshape(-1).view(np.uint8), queue)
 
     def copy_out(self, array: NDArray[Any], memory: int, stream: protocol.Stream) -> None:
-        """See :meth:`Device.copy_out`."""
+        """Queue a copy from a device address to a host array; see :meth:`Device.copy_out`.
+
+        Args:
+            array: C-contiguous host array, which is filled.
+            memory: The device address.
+            stream: The stream that copies.
+        """
         check_host_array(array, is_target=True)
         queue = _pycuda(stream)
         if array.nbytes:
@@ -273,14 +294,21 @@ class PycudaDevice:
                 self._driver.memcpy_dtoh_async(array.reshape(-1).view(np.uint8), memory, queue)
 
     def copy_on(self, target: int, source: int, nbytes: int, stream: protocol.Stream) -> None:
-        """See :meth:`Device.copy_on`."""
+        """Queue a copy from one device address to another; see :meth:`Device.copy_on`.
+
+        Args:
+            target: The device address that is written.
+            source: The device address that is read.
+            nbytes: Number of bytes.
+            stream: The stream that copies.
+        """
         queue = _pycuda(stream)
         if nbytes:
             with self._current:
                 self._driver.memcpy_dtod_async(target, source, nbytes, queue)
 
     def module(self, code: bytes) -> _Module:
-        """See :meth:`Device.module`."""
+        """Load a cubin, a fatbin or PTX; see :meth:`Device.module`."""
         with self._current:
             try:
                 return _Module(self._current, self._driver.module_from_buffer(code))

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: two libraries with one API, which only this module tells apart.
+"""TensorRT and TensorRT-RTX: two libraries with one API. Only this module distinguishes them.
 
 ``tensorrt`` builds an engine on a GPU, for that GPU. ``tensorrt-rtx`` builds without a GPU, for named generations or
 for all of them, and compiles its kernels when an engine is first run.
@@ -40,7 +40,7 @@ class Messages:
 
     @property
     def first_error(self) -> str:
-        """The first error without places in the library's source; "it does not say why" if there is none."""
+        """Return the first error without positions in the library's source; "it does not say why" if there is none."""
         if not self.errors:
             return "it does not say why"
         text = re.sub(r"\(In [^()]*? at [^()]*?\)|\[[\w./]+::\w+::\d+\]", "", self.errors[0])
@@ -55,8 +55,8 @@ class TensorRTLibrary:
         target: Its name.
         trt: Its module.
         version: Its version.
-        logger: The logger of everything that is made with it.
-        messages: What the logger has kept.
+        logger: The logger of every object that is made with it.
+        messages: The messages that the logger has kept.
     """
 
     target: Target
@@ -90,8 +90,9 @@ class TensorRTLibrary:
 def load_library(target: Target) -> TensorRTLibrary:
     """Load a library and its plugins.
 
-    Raises :class:`MissingExtraError` if it is not installed, and :class:`EngineError` if it can't be loaded or its
-    version has another API.
+    Raises:
+        MissingExtraError: The library is not installed.
+        EngineError: The library can't be loaded, or its version has another API.
     """
     check_installed(target)
     try:

@@ -19,7 +19,7 @@ Progress = Callable[[str], None]
 Msda = Literal["plugin", "function"]
 #: TensorRT's names of floating-point types → ours.
 FLOAT_TYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "FP8": "fp8", "INT8": "int8"}
-#: The share of a graph's products that must have the requested type. Those of the log-mel and of offsets stay in fp32.
+#: The share of a graph's products that must have the requested type. The log-mel's and the offsets' stay in fp32.
 LEAST_PRODUCTS = 0.5
 #: Name and version of TensorRT's plugin for nodes of deformable attention.
 MSDA_PLUGIN = ("MultiscaleDeformableAttnPlugin_TRT", "2")
@@ -40,9 +40,9 @@ class Built:
         content: The engine.
         shares: Share of each type among the network's floating-point tensors.
         msda: How deformable attention is computed; None if the graph has none.
-        build_seconds: How long the build took.
+        build_seconds: Duration of the build in seconds.
         timing_cache: TensorRT's timings for the next build; None if none are kept.
-        warnings: The library's warnings, in its words.
+        warnings: The library's warnings, unchanged.
     """
 
     content: bytes
@@ -78,15 +78,21 @@ def _make_monitor(library: TensorRTLibrary, graph: str, on_progress: Progress) -
             self.interrupted = False
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            """Called by the builder."""
+            """Called by the builder when a phase starts.
+
+            Args:
+                phase: Name of the phase.
+                parent: Name of the phase that contains it; None for an outer phase.
+                steps: Number of its steps.
+            """
             self.steps[phase] = steps
 
         def phase_finish(self, phase: str) -> None:
-            """Called by the builder."""
+            """Called by the builder when a phase ends."""
             self.steps.pop(phase, None)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            """Called by the builder; False ends the build."""
+            """Called by the builder after each step; False ends the build."""
             try:
                 if phase in self.steps:
                     on_progress(f"{graph}: {phase.lower()} {step + 1}/{self.steps[phase]}")

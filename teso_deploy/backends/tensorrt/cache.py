@@ -1,4 +1,4 @@
-"""The cache of engines that were built on this machine, named by everything that they depend on."""
+"""The cache of engines that were built on this machine. Their names depend on all inputs of the build."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ MOST_BYTES = 32 << 30
 
 
 def content_key(parts: Mapping[str, Any]) -> str:
-    """Hash everything that an engine depends on into one name."""
+    """Hash all inputs of a build into one name."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
 
 
 class EngineCache:
     """A folder of engines with their sidecars, shared by processes.
 
-    The folder is made readable for this user only. If it can't be made or written, engines can still be read from it;
-    only a build fails.
+    The folder is created readable for this user only. If it can't be created or written, engines can still be read from
+    it, and only builds fail.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -58,10 +58,16 @@ class EngineCache:
 
     @contextmanager
     def lock(self, path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Keep other processes from building this engine; ``on_wait`` is called if one is building it now.
+        """Keep other processes from building this engine.
 
-        The lock is the kernel's, so it ends with the process that holds it, however the process ends.
-        Raises :class:`OutputError` if the folder can't be written.
+        The kernel holds the lock, so it ends with the process that took it, however that process ends.
+
+        Args:
+            path: The engine.
+            on_wait: Called if another process is building the engine now. Default: ignored.
+
+        Raises:
+            OutputError: The folder can't be written.
         """
         try:
             file = path.with_suffix(".lock").open("w")
@@ -85,7 +91,7 @@ class EngineCache:
     def prune(self) -> None:
         """Delete engines that were not used for long, and beyond the size limit the least recently used ones.
 
-        What can't be deleted stays. So do lock files, because another process may be about to lock one.
+        Files that can't be deleted stay. Lock files stay as well, because another process may be about to lock one.
         """
         left = []
         with suppress(OSError):

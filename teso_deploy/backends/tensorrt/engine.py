@@ -101,7 +101,10 @@ class TensorRTEngine:
     def activations(self) -> Memory:
         """Allocate the memory for intermediate tensors, for the largest batch.
 
-        Contexts whose work is on one stream share it. Raises :class:`DeviceMemoryError` with what would fit.
+        Contexts whose work is on one stream share it.
+
+        Raises:
+            DeviceMemoryError: The memory does not suffice; the message says which batch would fit.
         """
         needed = int(self.engine.device_memory_size_v2)
         try:
@@ -127,7 +130,8 @@ class TensorRTEngine:
         runtime_config = self.engine.create_runtime_config()
         runtime_config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if self.library.is_portable:
-            # Otherwise kernels are replaced later in the background, and a CUDA graph keeps launching the slow ones.
+            # Otherwise the library replaces kernels later in the background, while a CUDA graph keeps launching the
+            # slow ones.
             eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
             runtime_config.dynamic_shapes_kernel_specialization_strategy = eager
             if self._jit_cache is not None:
@@ -138,19 +142,20 @@ class TensorRTEngine:
         return context
 
     def keep_jit(self) -> None:
-        """Save what TensorRT-RTX compiled; to be called after the first run."""
+        """Save the kernels that TensorRT-RTX compiled. Call it after the first run."""
         if self._jit_cache is not None:
             self._jit_cache.save()
 
     def batch_limits(self, name: str) -> tuple[int, int]:
-        """The smallest and the largest batch of an input."""
+        """Return the smallest and the largest batch of an input."""
         least, _, most = self.engine.get_tensor_profile_shape(name, 0)
         return int(least[0]), int(most[0])
 
     def shares(self) -> dict[str, float]:
-        """The share of each type among the floating-point outputs of the built layers, as the inspector reports it.
+        """Read the share of each type among the floating-point outputs of the built layers from the library's
+        inspector.
 
-        Empty if it reports none; see :func:`read_shares`.
+        Empty if the inspector reports none; see :func:`read_shares`.
         """
         inspector = self.engine.create_engine_inspector()
         with suppress(EngineError, DeviceError):  # without a context it omits the types of dynamic shapes
@@ -161,8 +166,11 @@ class TensorRTEngine:
         return read_shares(inspector.get_engine_information(self.library.trt.LayerInformationFormat.JSON))
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run any number of rows. More rows than the largest batch are run as several batches on two streams in turn,
-        so that one is uploaded while another is computed. No rows give no rows."""
+        """Run any number of rows; no rows give no rows.
+
+        More rows than the largest batch are run as several batches on two streams in turn, so that one batch is
+        uploaded while another is computed.
+        """
         rows = len(feeds[self.inputs[0]])
         if different := [name for name in self.inputs if len(feeds[name]) != rows]:
             raise EngineError(
@@ -187,7 +195,7 @@ class TensorRTEngine:
         return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
 
     def slot(self) -> TensorRTSlot:
-        """Make a slot with an execution context, streams and buffers of its own."""
+        """Make a slot. It has its own execution context, streams and buffers."""
         return TensorRTSlot(self)
 
 

@@ -26,8 +26,9 @@ def read_shares(text: str) -> dict[str, float]:
         text: The inspector's JSON.
 
     Returns:
-        Share by type. Empty if the inspector does not tell: most tensors have no type (``N/A due to dynamic shapes``),
-        or part of the graph is one compiled layer (ForeignNode), whose inner tensors it does not show.
+        Share by type. Empty if the inspector does not report most types: most tensors have no type
+        (``N/A due to dynamic shapes``), or part of the graph is one compiled layer (ForeignNode), whose inner tensors
+        it does not show.
     """
     try:
         layers = _lower(json.loads(text))["layers"]

@@ -1,4 +1,4 @@
-"""Keep what TensorRT-RTX compiles for this GPU when an engine first runs."""
+"""Keep the kernels that TensorRT-RTX compiles for this GPU when an engine first runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class JitCache:
         runtime_config.set_runtime_cache(self._runtime_cache)
 
     def save(self) -> None:
-        """Write it if it has grown. A folder that can't be written is not an error."""
+        """Write the cache if it has grown. A folder that can't be written is not an error."""
         if self._runtime_cache is None:
             return
         content = bytes(self._runtime_cache.serialize())

@@ -11,10 +11,12 @@ from teso_deploy.backends.tensorrt.profiles import load_profile
 
 
 def load_tensorrt(request: BackendRequest) -> Backend:
-    """Load TensorRT or TensorRT-RTX, whichever the request names.
+    """Load TensorRT or TensorRT-RTX, as the request's name says.
 
-    Raises :class:`MissingExtraError`, :class:`DeviceError` (no GPU that can be used) and :class:`EngineError` (a
-    version that does not fit).
+    Raises:
+        MissingExtraError: The library is not installed.
+        DeviceError: No GPU can be used.
+        EngineError: The library's version does not fit.
     """
     settings = load_profile(request.profile) if request.profile is not None else None
     library, device = bindings.load_library(request.name), opening.open_device()

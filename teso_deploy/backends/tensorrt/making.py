@@ -35,7 +35,7 @@ from teso_deploy.types import Precision
 
 #: Compares a built engine with ONNX Runtime and returns figures for the sidecar; raises if it fails.
 Check = Callable[[TensorRTEngine], dict[str, Any]]
-#: Part of every key of the cache; increased when :mod:`builder` builds something else from the same graph.
+#: Part of every key of the cache. Increase it when :mod:`builder` builds another engine from the same graph.
 BUILD_REVISION = 1
 #: The share of the network's tensors in the requested type that the engine must keep; fusion removes some.
 LEAST_KEPT = 0.5
@@ -44,7 +44,7 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, slots=True)
 class GraphSource:
-    """What an engine is built from: a graph's ONNX file in one precision; ``form`` is None for the canonical graph."""
+    """The ONNX file that an engine is built from, in one precision; ``form`` is None for the canonical graph."""
 
     graph: str
     path: Path
@@ -54,7 +54,19 @@ class GraphSource:
 
 
 def source_of(bundle: Bundle, graph: str, precision: Precision) -> GraphSource:
-    """The file of a bundle to build from. Raises :class:`BundleError` if it has none of that precision."""
+    """Find the file of a bundle that an engine is built from.
+
+    Args:
+        bundle: The bundle.
+        graph: The graph's name in the manifest.
+        precision: The precision of the engine.
+
+    Returns:
+        The graph in the bundle's standard form of that precision.
+
+    Raises:
+        BundleError: The bundle has no form of that precision.
+    """
     form = bundle.form_for((STANDARD,), precision)
     path = bundle.graph_path(graph, form)
     entry = bundle.manifest.graphs[graph] if form is None else bundle.manifest.forms[form][graph]
@@ -74,11 +86,28 @@ def make_engine(
     timing_cache: Path | None = None,
     on_progress: Progress = lambda stage: None,
 ) -> Sidecar:
-    """Build an engine, check it and write it to ``path`` with its sidecar; a failure leaves nothing.
+    """Build an engine, check it, and write it with its sidecar. A failure leaves no file.
 
-    ``architecture``: of TensorRT-RTX, ``sm89`` or None for a portable one. ``device``: the GPU that it is for,
-    or that can at least open it; where there is none, its types are those of the strongly typed network, and it
-    is not checked. Raises what :func:`build_engine` does, what ``check`` does, and :class:`OutputError`.
+    Args:
+        library: The library that builds it.
+        source: The graph.
+        settings: The build profile.
+        path: The engine's file.
+        architecture: For TensorRT-RTX, a generation such as ``sm89``. Default: a portable engine.
+        device: The GPU that the engine is for, or one that can at least open it. Default: none; then the engine's types
+            are those of the strongly typed network, and it is not checked.
+        check: Compares the engine with ONNX Runtime. Default: the engine is not checked.
+        timing_cache: File of TensorRT's timings, which is read and updated. Default: none.
+        on_progress: Called with the phase of the build. Default: ignored.
+
+    Returns:
+        The sidecar.
+
+    Raises:
+        EngineError: The graph can't be built in this precision.
+        DeviceMemoryError: The GPU's memory does not suffice.
+        CheckFailedError: The check failed.
+        OutputError: The file can't be written.
     """
     if device is not None:
         device.activate()
@@ -122,14 +151,23 @@ def make_engine(
 
 
 def built_for(library: TensorRTLibrary, settings: BuildProfile, device: Device) -> str:
-    """Which GPUs an engine that is built on a GPU runs on: those of its generation, or more."""
+    """Name the GPUs that can run an engine which is built on a GPU: those of its generation, or more.
+
+    Args:
+        library: The library that builds the engine.
+        settings: The build profile.
+        device: The GPU that the engine is built on.
+
+    Returns:
+        A generation such as ``sm89``, or ``ampere-plus``.
+    """
     if not library.is_portable and settings.hardware_compatibility == AMPERE_PLUS:
         return AMPERE_PLUS
     return architecture_of(device.compute_capability)
 
 
 def _examine(loaded: TensorRTEngine, check: Check | None) -> dict[str, Any]:
-    """Find what only a loaded engine shows: its own types, and how it compares with ONNX Runtime."""
+    """Return facts that only a loaded engine shows: its types, and how it compares with ONNX Runtime."""
     sidecar, found = loaded.sidecar, dict[str, Any]()
     if shares := loaded.shares():
         least = LEAST_KEPT * sidecar.shares.get(sidecar.precision, 0.0)
@@ -143,7 +181,18 @@ def _examine(loaded: TensorRTEngine, check: Check | None) -> dict[str, Any]:
 def shipped_engines(
     bundle: Bundle, library: TensorRTLibrary, graph: str, precision: Precision, capability: tuple[int, int]
 ) -> list[str]:
-    """Files of a bundle's engines that may run on a GPU: first those of its generation, then those for several."""
+    """List a bundle's engines that may run on a GPU: first those of its generation, then those for several.
+
+    Args:
+        bundle: The bundle.
+        library: The library that runs the engines.
+        graph: The graph's name in the manifest.
+        precision: The precision.
+        capability: Compute capability (major, minor) of the GPU.
+
+    Returns:
+        Their files, relative to the bundle.
+    """
     wanted = [architecture_of(capability)]
     wanted += [AMPERE_PLUS] if not library.is_portable and capability >= (8, 0) else []
     wanted += [PORTABLE] if library.is_portable and runs_portable(capability) else []
@@ -163,7 +212,18 @@ def cached_path(
     settings: BuildProfile,
     device: Device,
 ) -> Path:
-    """The path in the cache of a graph's engine for a GPU, whether it exists or not."""
+    """Name the engine of a graph in the cache, whether it exists or not.
+
+    Args:
+        store: The cache.
+        library: The library that builds the engine.
+        source: The graph.
+        settings: The build profile.
+        device: The GPU.
+
+    Returns:
+        The path. It depends on all inputs of the build.
+    """
     is_of_one_gpu = not library.is_portable and settings.hardware_compatibility == "none"
     parts = {
         "build": BUILD_REVISION,
@@ -179,7 +239,17 @@ def cached_path(
 
 
 def timings_path(store: EngineCache, library: TensorRTLibrary, settings: BuildProfile, device: Device) -> Path | None:
-    """The path of TensorRT's timings on a GPU; None if the profile keeps none, and for TensorRT-RTX."""
+    """Name the file of TensorRT's timings on a GPU.
+
+    Args:
+        store: The cache.
+        library: The library.
+        settings: The build profile.
+        device: The GPU.
+
+    Returns:
+        The path; None for TensorRT-RTX, and if the profile keeps no timings.
+    """
     if library.is_portable or not settings.timing_cache:
         return None
     return store.timing_cache_path(library.version, device.name)
@@ -196,22 +266,24 @@ def engine_factory(
     may_build: bool = True,
     on_progress: Progress = lambda stage: None,
 ) -> EngineFactory:
-    """Make a factory of engines on a GPU: from the cache, from the bundle, or built now and kept in the cache.
+    """Make a factory of engines on a GPU. It takes them from the cache or the bundle, or builds and caches them.
 
     Args:
         library: The library.
         device: The GPU.
         precision: The precision. Default: fp32.
-        settings: Take only engines of this build profile. Default: any engine that the bundle brings, and the default
+        settings: Use only engines of this build profile. Default: any engine that the bundle contains, and the default
             profile for builds.
         check_of: Makes the check that an engine has to pass. Default: engines are not checked.
         cache: Where built engines are kept. Default: the user's cache.
         rebuild: Whether each engine is built again once, although one exists. Default: no.
-        may_build: If False, nothing is built, and no engine is given unless engines of all graphs exist. Default: True.
-        on_progress: Called with what takes time. Default: ignored.
+        may_build: If False, nothing is built, and no engine is returned unless engines of all graphs exist. Default:
+            True.
+        on_progress: Called with the name of each step that takes time. Default: ignored.
 
-    The factory raises :class:`EngineError` if an engine exists and does not fit, saying what differs, and what
-    :func:`make_engine` raises.
+    Returns:
+        The factory. It raises the errors of :func:`make_engine`, and :class:`EngineError` if an engine exists and does
+        not fit; the message says what differs.
     """
     store = cache or EngineCache()
     wanted = settings or load_profile()
@@ -220,10 +292,18 @@ def engine_factory(
     def existing(
         bundle: Bundle, source: GraphSource, use: Callable[[Bundle, GraphSource, Path, str | None], Found]
     ) -> Found | None:
-        """Return the first existing engine that ``use`` accepts; if it accepts none, raise its first error."""
+        """Return the first existing engine that ``use`` accepts; if it accepts none, raise its first error.
+
+        Args:
+            bundle: The bundle, whose engines are tried after the one in the cache.
+            source: The graph.
+            use: Loads an engine from its file, or raises :class:`TesoError`; the last argument is the hash in the
+                manifest.
+        """
         files = shipped_engines(bundle, library, source.graph, precision, capability) if settings is None else []
         cached = cached_path(store, library, source, wanted, device)
-        # The cache comes first: its engine is for this very GPU, perhaps built because the bundle's did not fit.
+        # Try the cache first: its engine is for exactly this GPU, and may have been built because the bundle's did not
+        # fit.
         there: list[tuple[Path, str | None]] = [(cached, None)] if store.has(cached) else []
         there += [(bundle.path(file), bundle.manifest.files[file].sha256) for file in files]
         misfit: TesoError | None = None
@@ -285,7 +365,10 @@ def engine_factory(
 
 
 def _choose_architecture(library: TensorRTLibrary, device: Device) -> str | None:
-    """Choose the generation to build for; None for a portable engine, and if the library builds for this GPU only."""
+    """Choose the generation to build for.
+
+    None means a portable engine, or a library that builds for this GPU only.
+    """
     here, there = architecture_of(device.compute_capability), library.architectures()
     if library.is_portable and here not in there and not runs_portable(device.compute_capability):
         major, minor = device.compute_capability
@@ -303,7 +386,7 @@ def _check_once(
 ) -> None:
     """Check an engine that was built elsewhere the first time that this GPU runs it.
 
-    Raises what the check raises; only a success is remembered.
+    Raises the errors of the check. Only a success is remembered.
     """
     sidecar, device = loaded.sidecar, loaded.device
     kept = store.folder / f"{content_key({'engine': sidecar.sha256, 'gpu': device.name})}.checked"

@@ -41,7 +41,7 @@ class BuildProfile(_Table):
 
     Attributes:
         name: Its name.
-        summary: What it is for.
+        summary: Its purpose, in a few words.
         batch: Batch sizes of every graph.
         batches: Batch sizes of single graphs by name, instead of ``batch``.
         workspace_mib: Memory in MiB that a kernel may use besides its tensors.
@@ -84,8 +84,9 @@ def profile_names() -> list[str]:
 def load_profile(name: str = DEFAULT_PROFILE) -> BuildProfile:
     """Load a shipped profile by its name, or a TOML file.
 
-    Raises :class:`InputNotFoundError` if there is no such profile or it can't be read, and :class:`EngineError` if it
-    has an unknown key or a value that is not allowed.
+    Raises:
+        InputNotFoundError: There is no such profile, or it can't be read.
+        EngineError: It has an unknown key or a value that is not allowed.
     """
     path = Path(name) if name.endswith(".toml") else shipped_path(f"{FOLDER}/{name}.toml")
     if not os.path.isfile(path):  # Path.is_file raises for a folder without permission

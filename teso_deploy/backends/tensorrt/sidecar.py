@@ -1,13 +1,13 @@
-"""The sidecar of an engine: a JSON file next to it, without which it is not loaded.
+"""The sidecar of an engine: a JSON file next to it. An engine without a sidecar is not loaded.
 
-An engine is executable code for one version of a library on one kind of GPU. The sidecar says which, and has the hash
-of the engine's bytes; both are compared before the library gets a byte of it. The hash of an engine that came with a
-bundle is also in the bundle's manifest, and is compared again when the engine is loaded.
+An engine is executable code for one version of a library on one kind of GPU. The sidecar names both and has the hash
+of the engine's bytes. All three are compared before the library gets any byte of the engine. The hash of an engine
+that came with a bundle is also in the bundle's manifest, and is compared again when the engine is loaded.
 
 This protects against engines that were damaged, cut short, exchanged, or built on another machine. It does not protect
-against an attacker with the user's rights, who could change the sidecar, the manifest and this package as well, nor
-against the author of a bundle: use bundles of people whom you trust, as with any program. If we make the cache's
-folder, only the user can read it (0700).
+against an attacker with the user's rights, who could change the sidecar, the manifest and this package as well. Nor
+does it protect against the author of a bundle: use bundles of people whom you trust, as with any program. If we create
+the cache's folder, only the user can read it (0700).
 """
 
 from __future__ import annotations
@@ -106,7 +106,18 @@ def sidecar_path(path: Path) -> Path:
 
 
 def write_engine(path: Path, content: bytes, sidecar: Sidecar) -> None:
-    """Write an engine, then its sidecar: an engine without one was interrupted. Raises :class:`OutputError`."""
+    """Write an engine and its sidecar.
+
+    The sidecar is written last, so an engine without one was interrupted.
+
+    Args:
+        path: The engine's file.
+        content: Bytes of the engine.
+        sidecar: Its sidecar.
+
+    Raises:
+        OutputError: A file can't be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with staged_file(path) as staged:
@@ -125,7 +136,9 @@ def write_engine(path: Path, content: bytes, sidecar: Sidecar) -> None:
 def read_sidecar(path: Path) -> Sidecar:
     """Read the sidecar of the engine at ``path``.
 
-    Raises :class:`InputNotFoundError` (no engine) and :class:`EngineError` (no sidecar, or a damaged one).
+    Raises:
+        InputNotFoundError: There is no engine.
+        EngineError: The sidecar is missing or damaged.
     """
     if not os.path.isfile(path):  # Path.is_file raises for a folder without permission
         raise InputNotFoundError(f"no engine {path} that can be read: {REBUILD}")
@@ -152,9 +165,15 @@ def read_sidecar(path: Path) -> Sidecar:
 
 
 def read_engine(path: Path, sha256: str | None = None) -> tuple[bytes, Sidecar]:
-    """Read an engine and check its hash; ``sha256`` is the one in a bundle's manifest, if there is one.
+    """Read an engine and check its hash.
 
-    Raises what :func:`read_sidecar` raises, and :class:`EngineError` for another hash.
+    Args:
+        path: The engine's file.
+        sha256: The hash in a bundle's manifest. Default: only the sidecar's hash is compared.
+
+    Raises:
+        InputNotFoundError: There is no engine.
+        EngineError: The sidecar is missing or damaged, or the hash differs.
     """
     sidecar = read_sidecar(path)
     try:
@@ -186,7 +205,7 @@ def check_fits(
         library: The library that will load it.
         capability: Compute capability of the GPU that will run it; None skips the check.
         gpu: Name of that GPU; None if it is unknown.
-        graph_sha256: Hash of the graph that it stands for; None skips the check.
+        graph_sha256: Hash of the graph that it was built from; None skips the check.
 
     Raises:
         EngineError: Something differs; the message says what.

@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 #: The number of shapes whose outputs and CUDA graphs a slot keeps.
 MOST_SHAPES = 4
-#: The number of places of the inputs that are remembered for each shape.
+#: The number of combinations of input addresses that are remembered for each shape.
 MOST_GRAPHS = 16
 #: Addresses of the inputs of a run. A CUDA graph is valid as long as they stay the same.
 _Addresses = tuple[int, ...]
-#: An input, wherever it lies: on the host, in a tensor of ours, or in another library's memory on this GPU.
+#: An input on the host, in one of our tensors, or in another library's memory on this GPU.
 _Given = NDArray[Any] | DeviceTensor | DeviceArray
 
 
 @dataclass(eq=False)
 class _Shaped:
-    """What a slot keeps for one combination of input shapes.
+    """The objects that a slot keeps for one combination of input shapes.
 
     Attributes:
-        context: An execution context of its own: a CUDA graph is only valid until the context that it was recorded
-            from gets other shapes.
+        context: Its own execution context: a CUDA graph is only valid until the context that it was recorded from gets
+            other shapes.
         outputs: The outputs by name.
-        host_inputs: For each input that comes from the host, its buffers.
+        host_inputs: The buffers of each input that comes from the host.
         graphs: Addresses of the inputs → their CUDA graph; None if none could be recorded.
         seen: Addresses of inputs that were run without a graph, which has to happen before one is recorded.
     """
@@ -76,7 +76,7 @@ class TensorRTSlot:
 
     @property
     def _now(self) -> _Shaped:
-        """What is kept for the shapes of the last run."""
+        """The objects for the shapes of the last run."""
         return next(reversed(self._kept.values()))
 
     @property
@@ -84,7 +84,7 @@ class TensorRTSlot:
         return self._now.graphs
 
     def _take_input(self, name: str, value: NDArray[Any] | Tensor | Any) -> _Given:
-        """Take what is fed to an input where it lies. Work that is queued from now on sees its content."""
+        """Take an input without copying it. Work that is queued after the call sees its content."""
         dtype = self._owner.dtypes[name]
         if isinstance(value, DeviceTensor):
             if value.dtype != dtype:
@@ -114,7 +114,7 @@ class TensorRTSlot:
         return _Shaped(context, outputs)
 
     def _prepare(self, given: dict[str, _Given]) -> None:
-        """Make :attr:`_now` the one of these inputs' shapes. If this fails, nothing that was kept has changed."""
+        """Make :attr:`_now` the entry for these inputs' shapes. If this fails, no existing entry has changed."""
         shapes = {name: tuple(value.shape) for name, value in given.items()}
         key = tuple(shapes.values())
         if key not in self._kept:
@@ -128,7 +128,7 @@ class TensorRTSlot:
                 held[name] = HostInput(self._device, value.shape, self._owner.dtypes[name], self._copies)
 
     def _drop(self, most: int) -> None:
-        """Forget all but the ``most`` shapes that were used last."""
+        """Delete the entries of all but the ``most`` shapes that were used last."""
         if len(self._kept) > most:
             self._compute.synchronize()  # contexts and graphs are in use until then
         while len(self._kept) > most:
@@ -140,7 +140,7 @@ class TensorRTSlot:
         except DeviceMemoryError:
             if not self._kept:
                 raise
-        # Drop the buffers of other shapes; not in the except block, which still holds what the failed try allocated.
+        # Free the buffers of other shapes. The except block would still hold what the failed attempt allocated.
         self._drop(0)
         return self._prepare(given)
 
@@ -157,11 +157,11 @@ class TensorRTSlot:
     def run(self, feeds: Mapping[str, NDArray[Any] | Tensor]) -> Mapping[str, DeviceTensor]:
         """Queue a run and return; ``numpy()`` of an output waits until it is done.
 
-        Inputs may have other shapes than before, within the build profile. The outputs for a shape are the same
-        tensors each time, while the shape is among the last :data:`MOST_SHAPES` and the GPU's memory suffices.
+        Inputs may have other shapes than before, within the build profile. Runs of one shape return the same output
+        tensors while the shape is among the last :data:`MOST_SHAPES` and the GPU's memory suffices.
 
-        Inputs may also be arrays of other libraries on this GPU, by DLPack or the CUDA array interface. When they may
-        be written again depends on their kind:
+        Inputs may also be arrays of other libraries on this GPU, by DLPack or the CUDA array interface. Their kind
+        decides when they may be written again:
 
         - NumPy arrays: as soon as this returns.
         - Tensors of slots: at any time, by their slots.
@@ -225,7 +225,7 @@ class TensorRTSlot:
                 )
         if addresses not in now.seen:  # lazy initialisation must not be recorded
             self._execute()
-            if len(now.seen) >= MOST_GRAPHS:  # inputs that lie at another place each time
+            if len(now.seen) >= MOST_GRAPHS:  # the inputs have other addresses each time
                 self._compute.synchronize()
                 now.graphs.clear()
                 now.seen.clear()

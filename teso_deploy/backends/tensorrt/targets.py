@@ -34,14 +34,14 @@ TARGETS: dict[Target, EngineTarget] = {
     "tensorrt-rtx": EngineTarget(first_version=(1, 4), end_version=(2, 0), is_portable=True),
 }
 
-#: In place of a GPU generation such as ``sm89``: an engine of TensorRT-RTX for every GPU of :func:`runs_portable`, and
-#: one of TensorRT for Ampere and later.
+#: Given instead of a GPU generation such as ``sm89``: an engine of TensorRT-RTX for every GPU of :func:`runs_portable`,
+#: and one of TensorRT for Ampere and later.
 PORTABLE, AMPERE_PLUS = "portable", "ampere-plus"
 #: Compute capabilities that NVIDIA lists for TensorRT-RTX, besides all from :data:`RTX_FROM` on. Its documents list no
 #: data-centre GPU after Ampere (9.0, 10.0).
 RTX_CAPABILITIES: tuple[Numbers, ...] = ((7, 5), (8, 0), (8, 6), (8, 9))
 RTX_FROM: Numbers = (12, 0)
-#: Of these, the ones that only engines built for that very generation run on.
+#: Of these, the generations that can't run portable engines, only engines built for exactly that generation.
 NOT_PORTABLE: tuple[Numbers, ...] = ((7, 5),)
 
 
@@ -61,7 +61,7 @@ def runs_portable(capability: Numbers) -> bool:
 
 
 def list_capabilities(portable: bool = False) -> str:
-    """The GPUs that TensorRT-RTX runs on, for messages; ``portable``: only those that portable engines run on.
+    """List the GPUs that TensorRT-RTX runs on, for messages; ``portable``: only those that run portable engines.
 
     >>> list_capabilities(portable=True)
     '8.0, 8.6, 8.9, 12.0 and later'

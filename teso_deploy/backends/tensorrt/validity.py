@@ -30,6 +30,9 @@ def explain_refusal(library: TensorRTLibrary, device: Device, sidecar: Sidecar, 
         device: The GPU.
         sidecar: The engine's sidecar.
         bits: Diagnostics of ``Runtime.get_engine_validity``.
+
+    Returns:
+        The error.
     """
     members: dict[str, Any] = library.trt.EngineInvalidityDiagnostics.__members__
     told = [name for name in REASONS if name in members and bits & int(members[name])]
@@ -60,7 +63,8 @@ def explain_refusal(library: TensorRTLibrary, device: Device, sidecar: Sidecar, 
             )
         case "INSUFFICIENT_GPU_MEMORY":
             return explain_memory(device, sidecar, "does not fit")
-    # The library has no bit for an engine of another operating system or processor: it comes here, or is malformed.
+    # The library has no bit for an engine of another operating system or processor. Such an engine gets here, or its
+    # bits say that it is malformed.
     return EngineError(
         f"{what} does not run here, {library.target} {library.version} says no more than "
         f"{bits:#x} ({library.messages.first_error}): {REBUILD}"
@@ -68,7 +72,16 @@ def explain_refusal(library: TensorRTLibrary, device: Device, sidecar: Sidecar, 
 
 
 def explain_memory(device: Device, sidecar: Sidecar, what: str) -> DeviceMemoryError:
-    """Make the error to raise if the GPU's memory does not suffice; ``what``: what the engine failed to do."""
+    """Make the error to raise if the GPU's memory does not suffice.
+
+    Args:
+        device: The GPU.
+        sidecar: The engine's sidecar.
+        what: What the engine failed to do, as the predicate of the message.
+
+    Returns:
+        The error.
+    """
     free, total = device.memory_info()
     return DeviceMemoryError(
         f"{sidecar.graph} {what}: it has {sidecar.bytes / 1e6:,.0f} MB and {free / 1e6:,.0f} of {total / 1e6:,.0f} MB "
