@@ -33,7 +33,7 @@ class Sample:
 
 
 class Trial(Protocol):
-    """One question to the model. A protocol's own class adds what is true.
+    """One question to the model. Each protocol adds its ground truth in a class of its kind.
 
     ``image`` is (H, W, 3) uint8 RGB, ``samples`` (15600,) float32 in [-1, 1] at 16 kHz.
     """
@@ -50,8 +50,8 @@ class Prediction:
     """The model's answer to a trial.
 
     Attributes:
-        labels: (H, W) uint8 at the picture's size: 0 background, k the k-th class.
-        probabilities: (C, h, w) float32, for metrics that choose a threshold of their own; None if the protocol has
+        labels: (H, W) uint8 at the picture's size: 0 is background, k the k-th class.
+        probabilities: (C, h, w) float32, for metrics that choose their threshold themselves; None if the protocol has
             no such metric.
     """
 
@@ -68,7 +68,7 @@ Predictor = Callable[[TrialType], Prediction]
 
 
 class Metric(Protocol[AnyTrial]):
-    """Adds up one number over the samples of a group, or several; there may be one for each class besides.
+    """Adds up one or several numbers over the samples of a group, and possibly one number per class.
 
     Its memory must not grow with the number of samples: keep sums and counts, not pictures.
     """
@@ -76,20 +76,20 @@ class Metric(Protocol[AnyTrial]):
     def add(self, batch: Sequence[Sequence[tuple[AnyTrial, Prediction]]]) -> None:
         """Add a batch of samples, each with the answers to all of its trials.
 
-        A batch holds ``samples_per_batch`` samples of the protocol, the last one of a group may hold fewer. A metric
-        that is defined per batch averages over calls; every other metric must not depend on how samples are batched.
+        A batch holds ``samples_per_batch`` samples of the protocol. The last batch of a group may hold fewer. A metric
+        that is defined per batch averages over calls. Every other metric must not depend on how samples are batched.
         """
 
     def values(self) -> Mapping[str, float | None]:
         """The numbers by name; None if no trial had anything to measure."""
 
     def class_values(self) -> Mapping[str, Mapping[str, float]]:
-        """Number → class → its value; empty if the metric does not tell classes apart."""
+        """Number → class → its value; empty if the metric has no values per class."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What one group scored.
+    """The scores of one group.
 
     Attributes:
         group: See :class:`Sample`.
@@ -109,10 +109,10 @@ class Score:
 
 
 class EvaluationProtocol(Protocol[TrialType]):
-    """What is asked of a model, and how its answers are judged.
+    """The trials that a model is given, and the metrics that judge its answers.
 
     Attributes:
-        name: As reports have it.
+        name: The protocol's name in reports.
         samples_per_batch: How many samples a metric is given at a time. Published scores may depend on it.
     """
 

@@ -1,4 +1,4 @@
-"""Measures of masks, and the accumulators that metrics are made of."""
+"""Measures of masks, and the accumulators that metrics consist of."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def compute_iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float
 
 
 def is_blank(labels: NDArray[np.uint8]) -> bool:
-    """Whether so few pixels of a frame (H, W) are labelled that it counts as blank."""
+    """Return whether a frame (H, W) has too few labelled pixels to count as labelled."""
     return bool(np.count_nonzero(labels) < BLANK_PIXEL_RATE * labels.size)
 
 

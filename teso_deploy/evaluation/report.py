@@ -10,12 +10,12 @@ from teso_deploy.evaluation.protocols.registry import OpenProtocol
 
 
 def make_report(protocol: OpenProtocol, scores: Sequence[Score], model: Mapping[str, Any]) -> dict[str, Any]:
-    """The report of an evaluation, as JSON has it.
+    """Make the report of an evaluation, ready for JSON.
 
     Args:
-        protocol: What was asked.
-        scores: One of each group.
-        model: What was tested, and how it ran.
+        protocol: The protocol.
+        scores: The score of each group.
+        model: The tested model, and how it ran.
     """
     return {
         "schema_version": 1,
@@ -27,7 +27,7 @@ def make_report(protocol: OpenProtocol, scores: Sequence[Score], model: Mapping[
 
 
 def format_figures(protocol: OpenProtocol, score: Score) -> list[str]:
-    """The numbers of a score, each with its spread; a dash for one that means nothing."""
+    """Format the numbers of a score, each with its spread. A number without a meaning is a dash."""
     cells = []
     for name in protocol.figures:
         value, spread = score.values.get(name), score.spread.get(name)
@@ -36,7 +36,7 @@ def format_figures(protocol: OpenProtocol, score: Score) -> list[str]:
 
 
 def format_markdown(protocol: OpenProtocol, scores: Sequence[Score]) -> str:
-    """A table of all groups, and after it one of the classes for each number that tells them apart."""
+    """Make a table of all groups, and then one of the classes for each number that has values per class."""
     lines = [
         f"| row | scenes | {' | '.join(protocol.figures.values())} |",
         "|---|---|" + "---|" * len(protocol.figures),

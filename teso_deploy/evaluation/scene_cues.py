@@ -23,17 +23,17 @@ def ask_about_scenes(
     """Ask a source about the picture of each scene.
 
     Args:
-        source: What is asked.
+        source: The source of cues.
         scenes: The scenes.
         watch: Says whether the source looks at tags or masks (the masks with the scene's first sound).
-        pipeline: What finds tags and masks; needed if ``watch`` wants them.
-        unanswered: Counts the scenes about which the source answered nothing.
+        pipeline: The model that gives tags and masks; required if ``watch`` wants them.
+        unanswered: Counts the scenes for which the source had no answer.
 
     Yields:
         The name (row/seed/number) and the cues of each scene.
 
     Raises:
-        CueSourceError: The source failed, or answered nothing at all.
+        CueSourceError: The source failed, or had no answer for any scene.
     """
     unanswered = Unanswered() if unanswered is None else unanswered
     unanswered.begin()

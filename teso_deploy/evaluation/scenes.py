@@ -1,8 +1,7 @@
-"""Composed scenes: pictures of things on a background, and their sounds.
+"""Composed scenes: pictures of objects on a background, and their sounds.
 
-A scene is made from a random generator alone: the same generator state gives the same
-scene, nothing is stored. Truth: an object sounds in a window when it is heard for at
-least 0.3 s of it.
+A scene depends only on a random generator. The same generator state gives the same scene, so nothing is stored. Ground
+truth: an object sounds in a window if it is audible for at least 0.3 s of it.
 """
 
 from __future__ import annotations
@@ -24,15 +23,20 @@ _HEARD_SLICES = int(HEARD_SECONDS * SAMPLE_RATE_HZ / SLICE_SAMPLES)
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A composed frame: ``image`` (H, W, 3) uint8, ``words`` of its objects from back to
-    front, ``masks`` (objects, H, W) uint8 coverage 0 … 255, what is hidden taken away."""
+    """A composed frame.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        words: The words of its objects, from back to front.
+        masks: (objects, H, W) uint8, the visible coverage of each object, 0 to 255.
+    """
 
     image: NDArray[np.uint8]
     words: tuple[str, ...]
     masks: NDArray[np.uint8]
 
     def mask_of(self, words: Sequence[str]) -> NDArray[np.uint8]:
-        """Coverage (H, W) of all objects of these words together."""
+        """Return the coverage (H, W) of all objects of these words together."""
         chosen = [i for i, word in enumerate(self.words) if word in words]
         if not chosen:
             return np.zeros(self.image.shape[:2], np.uint8)
@@ -51,9 +55,9 @@ def _background(rng: np.random.Generator, library: MediaLibrary, size: tuple[int
 
 
 def _jitter(rng: np.random.Generator, image: Image.Image, recolour: bool) -> Image.Image:
-    """Brightness, contrast and colour of an RGB picture; ``recolour``: now and then none, or others.
+    """Vary brightness, contrast and colour of an RGB picture. ``recolour``: sometimes remove or swap its colours.
 
-    A label has few pictures: its shape must count, not that all of them are brown.
+    A label has few pictures. The model must learn their shape, not that all of them are brown.
     """
     for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         image = enhancer(image).enhance(rng.uniform(0.6, 1.4))
@@ -67,8 +71,8 @@ def _jitter(rng: np.random.Generator, image: Image.Image, recolour: bool) -> Ima
 
 
 def _cutout(rng: np.random.Generator, picture: Image.Image, side: float, recolour: bool) -> Image.Image:
-    """A subject scaled to ``side`` pixels, flipped, turned, coloured and feathered."""
-    # In training also as a wide frame looks once it is squeezed into a square.
+    """Scale a subject to ``side`` pixels, and flip, turn, colour and feather it."""
+    # In training, also imitate a wide frame that was squeezed into a square.
     stretch = rng.uniform(0.6, 1.25) if recolour else rng.uniform(0.8, 1.25)
     scale = side / max(picture.size)
     size = (max(6, round(picture.width * scale * stretch)), max(6, round(picture.height * scale)))
@@ -85,7 +89,7 @@ def _cutout(rng: np.random.Generator, picture: Image.Image, side: float, recolou
 
 
 def _degrade(rng: np.random.Generator, image: Image.Image) -> Image.Image:
-    """What cameras and codecs do: light, blur, JPEG, noise."""
+    """Imitate cameras and codecs: light, blur, JPEG, noise."""
     image = _jitter(rng, image, recolour=True) if rng.random() < 0.5 else image
     if rng.random() < 0.2:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2)))
@@ -99,13 +103,13 @@ def _degrade(rng: np.random.Generator, image: Image.Image) -> Image.Image:
 def _whole_photograph(
     rng: np.random.Generator, photograph: Image.Image, size: tuple[int, int]
 ) -> tuple[Image.Image, NDArray[np.uint8]]:
-    """A photograph with its own surroundings, cut at random around most of its subject."""
+    """Cut a photograph at random around most of its subject, and keep its surroundings."""
     height, width = size
     keep = rng.uniform(0.75, 1.0, 2)
     crop_w, crop_h = photograph.width * keep[0], photograph.height * keep[1]
     left, top = rng.uniform(0, photograph.width - crop_w), rng.uniform(0, photograph.height - crop_h)
     box = (left, top, left + crop_w, top + crop_h)
-    # Resized as RGBA, everything outside of the subject would turn black.
+    # Resize colours and alpha separately. As RGBA, everything outside of the subject would turn black.
     parts = [
         part.resize((width, height), Image.Resampling.BILINEAR, box=box)
         for part in (photograph.convert("RGB"), photograph.getchannel("A"))
@@ -116,7 +120,7 @@ def _whole_photograph(
 
 
 def _offset(rng: np.random.Generator, slack: int) -> int:
-    """Where a subject starts along one side: a little may stick out; what is larger than the frame fills it."""
+    """Choose where a subject starts along one side. A small part may stick out. A larger subject fills the frame."""
     return int(rng.uniform(-0.15, 1.15) * slack if slack > 0 else rng.uniform(0, 1) * slack)
 
 
@@ -129,13 +133,20 @@ def compose_picture(
     degrade: bool = True,
     scale: tuple[float, float] = (0.25, 0.75),
 ) -> Picture:
-    """Paste one picture of each word, in order, on a background of ``size`` (height, width).
+    """Paste one picture of each word, in order, on a background.
 
-    At ``whole_rate`` the first word is a photograph with its own surroundings, where the
-    library has one, and takes the place of the background. ``scale``: longer side of a
-    pasted subject, as a share of the frame's shorter side. Subjects are placed so that the
-    later ones hide as little as may be of the earlier; with ``degrade``, which is for training
-    and spoils the picture as cameras and codecs do, not always.
+    Later subjects are placed so that they hide as little as possible of earlier ones.
+
+    Args:
+        rng: The random generator, on which the picture depends.
+        library: The media.
+        words: The words, from back to front.
+        size: Height and width of the picture in pixels.
+        whole_rate: How often the first word is a photograph that replaces the background, if the library has one.
+            Default: 0, never.
+        degrade: If True, the picture is sometimes spoilt as cameras and codecs do, for training. Default: True.
+        scale: The range of the longer side of a pasted subject, as a share of the frame's shorter side. Default: 0.25
+            to 0.75.
     """
     height, width = size
     masks: list[NDArray[np.uint8]] = []
@@ -177,15 +188,15 @@ def compose_picture(
 
 
 def heard_excerpt(rng: np.random.Generator, recording: Recording) -> NDArray[np.float32]:
-    """A window of a recording in which it is heard for at least 0.3 s, at a random offset.
+    """Cut a window from a recording at a random offset, so that the recording is audible for at least 0.3 s of it.
 
-    (15600,) float32, peak of the whole recording 1; zeros before its start and after its
-    end. A recording that is never heard for 0.3 s gives a window with as much of it as possible.
+    The result is (15600,) float32, where the whole recording has peak 1. It is zero before the recording's start and
+    after its end. If no window has 0.3 s of audible sound, the window has as much as possible.
     """
     window = WINDOW_SAMPLES // SLICE_SAMPLES
     silence = np.zeros(window, np.int64)
     total = np.concatenate(([0], np.cumsum(np.concatenate((silence, recording.heard, silence)))))
-    heard = total[window:] - total[:-window]  # in the window that starts i - window slices into the recording
+    heard = total[window:] - total[:-window]  # element i: the window that starts i - window slices into the recording
     starts = np.flatnonzero(heard >= min(_HEARD_SLICES, int(heard.max())))
     start = (int(rng.choice(starts)) - window) * SLICE_SAMPLES
     first, last = max(start, 0), min(start + WINDOW_SAMPLES, len(recording.samples))
@@ -195,7 +206,7 @@ def heard_excerpt(rng: np.random.Generator, recording: Recording) -> NDArray[np.
 
 
 def coloured_noise(rng: np.random.Generator, exponent: float) -> NDArray[np.float32]:
-    """Noise of power 1 / f^exponent (0 white, 1 pink, 2 brown), RMS 1, (15600,)."""
+    """Make noise of power 1 / f^exponent (0 white, 1 pink, 2 brown), with RMS 1, (15600,)."""
     white = rng.standard_normal(WINDOW_SAMPLES)
     if exponent == 0:
         return white.astype(np.float32)
@@ -207,20 +218,20 @@ def coloured_noise(rng: np.random.Generator, exponent: float) -> NDArray[np.floa
 
 
 def _rms(samples: NDArray[np.float32]) -> float:
-    """RMS of the heard part: of the samples above a hundredth of the peak."""
+    """Return the RMS of the audible part: the samples above a hundredth of the peak."""
     loud = samples[np.abs(samples) > 0.01 * (np.abs(samples).max() + 1e-9)]
     return float(np.sqrt((loud.astype(np.float64) ** 2).mean())) if len(loud) else 0.0
 
 
 def _resample(rng: np.random.Generator, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Faster and higher, or slower and lower, by up to a quarter; the length stays."""
+    """Make a sound faster and higher, or slower and lower, by up to a quarter. Its length does not change."""
     rate = rng.uniform(0.8, 1.25)
     places = np.arange(WINDOW_SAMPLES) * rate
     return np.interp(places, np.arange(WINDOW_SAMPLES), samples, right=0.0).astype(np.float32)
 
 
 def _equalise(rng: np.random.Generator, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A random gentle filter: what rooms and microphones do."""
+    """Apply a random gentle filter, as rooms and microphones do."""
     spectrum = np.fft.rfft(samples)
     points = rng.uniform(-9, 9, 6)
     curve = np.interp(np.linspace(0, 1, len(spectrum)) ** 0.5, np.linspace(0, 1, 6), points)
@@ -228,7 +239,7 @@ def _equalise(rng: np.random.Generator, samples: NDArray[np.float32]) -> NDArray
 
 
 def _reverberate(rng: np.random.Generator, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A room: the sound, and noise that dies away convolved with it."""
+    """Imitate a room: convolve the sound with decaying noise, and add the result."""
     length = int(rng.uniform(0.05, 0.4) * SAMPLE_RATE_HZ)
     tail = rng.standard_normal(length) * np.exp(-6.9 * np.arange(length) / length)
     size = len(samples) + length
@@ -244,10 +255,17 @@ def compose_sound(
     noise_snr_db: float | None = None,
     vary: bool = True,
 ) -> NDArray[np.float32]:
-    """Mix a window (15600,) in [-1, 1] in which every word is heard; noise below it if asked.
+    """Mix a window in which every word is audible. Without words it is silent, except for the noise.
 
-    Without words it is silence, or only the noise. ``vary`` changes pitch, colour and room of
-    each sound a little, which is for training.
+    Args:
+        rng: The random generator, on which the sound depends.
+        library: The media.
+        words: The words that sound.
+        noise_snr_db: The ratio of sound to added noise in dB. Default: no noise.
+        vary: If True, pitch, colour and room of each sound vary a little, for training. Default: True.
+
+    Returns:
+        (15600,) float32 in [-1, 1].
     """
     level = 10 ** (rng.uniform(-32, -12) / 20)
     mix = np.zeros(WINDOW_SAMPLES, np.float32)

@@ -15,14 +15,14 @@ def score_protocol(
     predict: Predictor[TrialType],
     on_sample: Callable[[Sample], None] = lambda sample: None,
 ) -> list[Score]:
-    """Ask a model everything that a protocol asks, and score its answers.
+    """Give a model all trials of a protocol, and score its answers.
 
     One batch of samples is in memory at a time, whatever the size of the data set.
 
     Args:
-        protocol: What is asked, and how answers are judged.
+        protocol: The trials, and the metrics that judge the answers.
         predict: The model.
-        on_sample: Called after each sample.
+        on_sample: Called after each sample. Default: nothing.
 
     Returns:
         A score for each group, in the order of the samples, averaged over the group's seeds.

@@ -29,9 +29,9 @@ _TABLE = "metadata.csv"
 
 
 def list_avss_classes() -> tuple[str, ...]:
-    """The 70 classes of AVSS as words; the k-th (from 0) has the value k + 1 in an index mask.
+    """List the 70 classes of AVSS as words. The k-th (from 0) has the value k + 1 in an index mask.
 
-    :class:`InputNotFoundError` if the installation lacks ``export/vocabulary/avss70.txt``.
+    Raises :class:`InputNotFoundError` if the installation lacks ``export/vocabulary/avss70.txt``.
     """
     path = shipped_path("export/vocabulary/avss70.txt")
     if not path.is_file():
@@ -65,7 +65,7 @@ def _place_row(folder: Path, row: Mapping[str, str]) -> Place:
 
 
 def _read_mask(path: Path, kind: MaskKind) -> NDArray[np.uint8]:
-    """Read the classes of an index image; for ``binary`` 1 wherever there is any class."""
+    """Read the classes of an index image. For ``binary`` the result is 1 wherever any class is."""
     with open_picture(path) as image:
         indices = _read_indices(path, image)
     return np.minimum(indices, 1) if kind == "binary" else indices

@@ -1,4 +1,4 @@
-"""What the layouts with binary masks, s4 and ms3, have in common."""
+"""Functions that the layouts with binary masks, s4 and ms3, share."""
 
 from __future__ import annotations
 
@@ -33,7 +33,16 @@ def find_data(root: Path, outer: str, inner: str, table: str) -> Path | None:
 
 
 def find_table(root: Path, folder: Path, name: str) -> Path:
-    """Find the table beside the data folder, in it or at the root. Raises :class:`DataError` if there is none."""
+    """Find the table next to the data folder, in it, or at the root.
+
+    Args:
+        root: The folder that a user named.
+        folder: The folder with the data.
+        name: The table's name.
+
+    Raises:
+        DataError: The table is in none of the three places.
+    """
     for place in (folder.absolute().parent, folder, root):
         if (place / name).is_file():
             return place / name
@@ -41,14 +50,23 @@ def find_table(root: Path, folder: Path, name: str) -> Path:
 
 
 def read_binary_mask(path: Path, kind: MaskKind, layout: str) -> NDArray[np.uint8]:
-    """Read a mask, (H, W) uint8: 1 wherever the picture, in colour or grey, is not black.
+    """Read a mask: 1 wherever the picture, in colour or grey, is not black.
 
-    Raises :class:`DataError` (broken, or asked for classes).
+    Args:
+        path: The mask's file.
+        kind: Must be ``binary``.
+        layout: The name of the layout, for messages.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        DataError: The file is damaged, or classes were requested.
     """
     if kind == "semantic":
         raise DataError(f"{path}: {layout} has binary masks, only avss has classes")
     with open_picture(path) as image:
-        # A picture with a palette is judged by its colours: only the palette says which of its indices is black.
+        # Judge a picture with a palette by its colours. Which index is black depends on the palette.
         pixels = np.asarray(image if image.mode in ("1", "L", "I", "I;16", "F") else image.convert("RGB"))
         foreground = pixels > 0
         return np.array(foreground.any(axis=2) if foreground.ndim == 3 else foreground, np.uint8)

@@ -1,4 +1,4 @@
-"""What a public data set is read as, and what a layout has to say for that."""
+"""The samples that a public data set is read into, and the description of its layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Split = Literal["train", "val", "test"]
 MaskKind = Literal["binary", "semantic"]
 
 SUBSETS = ("v1s", "v1m", "v2")
-#: Frames of a video, one a second.
+#: How many frames a video has, one per second.
 FRAMES = {"v1s": 5, "v1m": 5, "v2": 10}
 #: The picture of second k was taken at k + this (the last of 16 samples of the second).
 FRAME_OFFSET_SECONDS = 0.9375
@@ -28,12 +28,12 @@ class VideoSample:
         uid: Its name; in s4 and ms3 the name in the table.
         subset: ``v1s`` for s4, ``v1m`` for ms3, in avss any of ``SUBSETS``.
         split: ``train``, ``val`` or ``test``.
-        frames: Its pictures, one a second.
+        frames: Its pictures, one per second.
         masks: One for each frame; None for a frame without a label.
         audio: The file of its sound.
-        category: In s4 the category (``dog_barking``), in avss ``a_obj`` (``man_ukulele``: classes joined by
-            underscores), in ms3 empty.
-        vid: The recording that it was cut from, by which the released cues name it; in s4 and ms3 the same as ``uid``.
+        category: In s4 the category (``dog_barking``). In avss ``a_obj`` (``man_ukulele``: classes joined by
+            underscores). In ms3 empty.
+        vid: The recording that it was cut from, which the released cues use as name. In s4 and ms3 the same as ``uid``.
     """
 
     uid: str
@@ -82,11 +82,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class DataLayout:
-    """How a data set lies on disk.
+    """How a data set is laid out on disk.
 
     Attributes:
-        name: As ``--layout`` names it.
-        mark: What tells a folder in this layout from others, as a message says it.
+        name: The layout's name for ``--layout``.
+        mark: What distinguishes a folder in this layout from others, as a message says it.
         columns: Columns that its table must have.
         find_folder: Root → the folder with the data; None if the root is not in this layout.
         find_table: Root, that folder → its table. Raises :class:`DataError` if there is none.

@@ -33,31 +33,35 @@ from teso_deploy.small_files import parse_json, read_text
 from teso_deploy.text import to_one_line
 from teso_deploy.types import SAMPLE_RATE_HZ
 
-#: ``calibration``: the pictures of ``train``, and those of its sounds that training leaves out.
+#: ``calibration`` has the pictures of ``train``, and the sounds that training omits.
 Split = Literal["train", "calibration", "test"]
 Read = TypeVar("Read")
 
-#: Labels that read differently as words.
+#: Labels that differ from the word that people use → that word.
 _WORDS = {"euphonium_tuba": "tuba", "truck_bus": "truck"}
-#: A 20 ms slice counts as heard if it is at most this far below the recording's loudest slice.
+#: A 20 ms slice is audible if it is at most this far below the recording's loudest slice.
 _HEARD_RANGE_DB = 30.0
-#: A label with at least this many training sounds leaves one in eight of them for calibration.
+#: A label with at least this many training sounds reserves one in eight of them for calibration.
 _CALIBRATED_LABEL_SOUNDS, _CALIBRATION_SHARE = 5, 8
-#: COCO's names for what our labels call otherwise.
+#: COCO's names → our words for the same things.
 _COCO_WORDS = {"cell phone": "phone", "motorcycle": "motorbike"}
-#: What covers less of a natural scene than this is not its subject.
+#: An object that covers a smaller share of a natural scene is not its subject.
 _SUBJECT_SHARE = 0.005
 SLICE_SAMPLES = SAMPLE_RATE_HZ // 50
 
 
 def word_of(label: str) -> str:
-    """The label as a person would say it: ``euphonium_tuba`` → ``tuba``."""
+    """Return the word that people use for a label: ``euphonium_tuba`` → ``tuba``."""
     return _WORDS.get(label, label.replace("_", " "))
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """``samples`` (N,) float32 16 kHz mono, peak 1; ``heard`` (N / 320,) bool, per 20 ms slice."""
+    """A sound.
+
+    ``samples``: (N,) float32, 16 kHz mono, with peak 1. ``heard``: (N / 320,) bool, whether each 20 ms slice is
+    audible.
+    """
 
     samples: NDArray[np.float32]
     heard: NDArray[np.bool_]
@@ -65,11 +69,15 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class MediaLibrary:
-    """Everything of one split, by word. Pictures are RGBA cut to their subject's box;
-    ``collections`` says which of a word's pictures are of one collection (a top folder).
+    """The pictures and sounds of one split, by word.
 
-    ``whole``: photographs with their own surroundings, RGBA of the whole picture, the
-    alpha being the subject's mask.
+    Attributes:
+        split: The split.
+        pictures: Word → RGBA pictures, cut to the box of their subject.
+        whole: Word → whole RGBA photographs. The alpha channel is the mask of the subject.
+        sounds: Word → recordings.
+        backgrounds: Photographs without a subject.
+        collections: Word → collection (a top folder) → the numbers of its pictures in ``pictures``.
     """
 
     split: Split
@@ -80,9 +88,9 @@ class MediaLibrary:
     collections: dict[str, dict[str, list[int]]]
 
     def draw_picture(self, rng: np.random.Generator, word: str) -> Image.Image:
-        """One of a word's pictures, any collection as likely as another.
+        """Draw one of a word's pictures. Each collection is equally likely.
 
-        A large one may be all of one kind (thirty dalmatians); the few others count as much.
+        A large collection may be all of one kind (thirty dalmatians). The few pictures of another one count as much.
         """
         collections = list(self.collections[word].values())
         numbers = collections[rng.integers(len(collections))]
@@ -90,21 +98,21 @@ class MediaLibrary:
 
     @property
     def fingerprint(self) -> str:
-        """What was read, in one line."""
+        """The counts of pictures, sounds and backgrounds, in one line."""
         pictures = sum(map(len, self.pictures.values()))
         sounds = sum(map(len, self.sounds.values()))
         return f"{self.split}: {pictures} pictures, {sounds} sounds, {len(self.backgrounds)} backgrounds"
 
 
 def read_recording(path: Path) -> Recording:
-    """Decode a whole sound file to 16 kHz mono and mark where it is heard."""
+    """Decode a whole sound file to 16 kHz mono and mark its audible slices."""
     with open_media(path) as container:
         resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
         parts = [out.to_ndarray()[0] for frame in container.decode(audio=0) for out in resampler.resample(frame)]
         parts += [out.to_ndarray()[0] for out in resampler.resample(None)]
     if not parts:
         raise DataError(f"{path} has no sound: replace it, or remove its row from split.csv")
-    # Numbers that are not finite are silence: one of them would make all the others NaN.
+    # Make non-finite samples silent: a single one would make all others NaN.
     samples = np.nan_to_num(np.concatenate(parts).astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     samples /= max(float(np.abs(samples).max()), 1e-6)
     slices = samples[: len(samples) // SLICE_SAMPLES * SLICE_SAMPLES].reshape(-1, SLICE_SAMPLES)
@@ -128,10 +136,10 @@ def _read_picture(path: Path, max_side: int) -> Image.Image:
 
 
 def _smaller(image: Image.Image, max_side: int) -> Image.Image:
-    """RGBA with no side longer than ``max_side``; colours outside of the subject stay."""
+    """Return an RGBA picture with no side longer than ``max_side``. It keeps the colours outside of the subject."""
     scale = min(1.0, max_side / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    # One after the other: resized together, everything outside of the subject would turn black.
+    # Resize colours and alpha separately. Together, everything outside of the subject would turn black.
     alpha = image.getchannel("A").resize(size, Image.Resampling.BILINEAR)
     image = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
     image.putalpha(alpha)
@@ -144,7 +152,10 @@ def _cut_to_subject(image: Image.Image) -> Image.Image | None:
 
 
 def _calibration_sounds(rows: Sequence[dict[str, str]]) -> set[str]:
-    """The training sounds that are left for calibration: of each label that has enough, evenly spread by name."""
+    """Choose the training sounds that are reserved for calibration.
+
+    They are spread evenly by name over the sounds of each label that has enough.
+    """
     by_label: dict[str, list[str]] = {}
     for row in rows:
         if (row["kind"], row["split"]) == ("sound", "train"):
@@ -158,7 +169,7 @@ def _calibration_sounds(rows: Sequence[dict[str, str]]) -> set[str]:
 
 
 def _scene_of(index: Path, entry: Any) -> tuple[Image.Image, NDArray[np.int64], dict[str, list[int]]]:
-    """An entry of the index: the photograph, the number of each pixel's segment, and the segments of each word."""
+    """Read an entry of the index: the photograph, the segment number of each pixel, and the segments of each word."""
     photograph = Image.open(index.with_name(entry["image"])).convert("RGB")
     colours = np.asarray(Image.open(index.with_name(entry["panoptic"])).convert("RGB")).astype(np.int64)
     segments: dict[str, list[int]] = {}
@@ -170,9 +181,10 @@ def _scene_of(index: Path, entry: Any) -> tuple[Image.Image, NDArray[np.int64], 
 
 
 def _natural_scenes(folder: Path, words: Collection[str], max_side: int) -> Iterator[tuple[str, Image.Image]]:
-    """Natural scenes in COCO's panoptic format: a word and the scene, RGBA, the alpha being all of that word.
+    """Yield natural scenes in COCO's panoptic format: a word, and the RGBA scene.
 
-    Each is cut around its subject, which takes up at least a third of what is left.
+    The alpha channel marks all segments of the word. Each scene is cut around this subject, which then spans at least a
+    third of each side.
     """
     index = folder / "coco_by" / "index.json"
     if not index.is_file():
@@ -217,12 +229,12 @@ def _rows(folder: Path) -> list[dict[str, str]]:
 
 
 def label_words(folder: Path) -> list[str]:
-    """Every label of a media folder, as words."""
+    """List the labels of a media folder, as words."""
     return sorted({word_of(row["label"]) for row in _rows(folder) if row["kind"] in ("picture", "sound")})
 
 
 def _readable(read: Callable[[Path], Read], path: Path) -> Read:
-    """What ``read`` makes of a file; :class:`DataError` names one that is broken."""
+    """Read a file with ``read``. Raises :class:`DataError`, with the file's name, if it is damaged."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -235,10 +247,17 @@ def _readable(read: Callable[[Path], Read], path: Path) -> Read:
 
 
 def read_library(folder: Path, split: Split, hold_out: Collection[str] = (), max_side: int = 320) -> MediaLibrary:
-    """Read all files of one split, but for those in ``hold_out`` (as ``split.csv`` names them).
+    """Read all files of one split.
 
-    Raises :class:`InputNotFoundError` (no folder), :class:`DataError` (another layout, a
-    file that is missing or broken).
+    Args:
+        folder: The media folder.
+        split: The split.
+        hold_out: Files to omit, as ``split.csv`` names them. Default: none.
+        max_side: The longest side of a picture in pixels; larger pictures are scaled down. Default: 320.
+
+    Raises:
+        InputNotFoundError: The folder does not exist.
+        DataError: The folder has another layout, or a file is missing or damaged.
     """
     library = MediaLibrary(split, {}, {}, {}, [], {})
     rows = _rows(folder)
@@ -250,7 +269,7 @@ def read_library(folder: Path, split: Split, hold_out: Collection[str] = (), max
         if kind == "sound" and split != "test" and (name in calibration) != (split == "calibration"):
             continue
         path = folder / name
-        if not os.path.isfile(path):  # Path.is_file raises for a name that no file can have
+        if not os.path.isfile(path):  # Path.is_file raises for an impossible file name
             raise DataError(
                 f"{folder}: split.csv names {to_one_line(name)}, which is not there: restore it or remove the row"
             )
@@ -271,7 +290,7 @@ def read_library(folder: Path, split: Split, hold_out: Collection[str] = (), max
             collections = library.collections.setdefault(word, {})
             collections.setdefault(name.split("/")[0], []).append(len(pictures))
             pictures.append(cut)
-            if path.suffix.lower() in (".jpg", ".jpeg"):  # a photograph, with surroundings of its own
+            if path.suffix.lower() in (".jpg", ".jpeg"):  # a photograph, which also shows its surroundings
                 library.whole.setdefault(word, []).append(image)
     if split == "train":
         for word, scene in _natural_scenes(folder, library.pictures, max_side):

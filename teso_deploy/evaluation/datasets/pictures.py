@@ -1,4 +1,4 @@
-"""Pictures and tables of a data set; a broken one is named."""
+"""Reads pictures and tables of a data set. An error names the damaged file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 @contextmanager
 def open_picture(path: Path) -> Iterator[Image.Image]:
-    """Open a picture for a block. Raises :class:`InputNotFoundError` (gone), :class:`DataError` (broken)."""
+    """Open a picture for a block.
+
+    Raises :class:`InputNotFoundError` if it is missing, :class:`DataError` if damaged.
+    """
     if not path.is_file():
         raise InputNotFoundError(f"no picture {path}: the data set changed after it was read")
     try:
@@ -31,13 +34,13 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels, from the header alone."""
+    """Return width and height in pixels. Only the header is read."""
     with open_picture(path) as image:
         return image.size
 
 
 def load_frame(path: Path) -> NDArray[np.uint8]:
-    """A frame, (H, W, 3) uint8 RGB. Raises :class:`DataError` if the picture is broken."""
+    """Read a frame, (H, W, 3) uint8 RGB. Raises :class:`DataError` if the picture is damaged."""
     with open_picture(path) as image:
         return np.array(image.convert("RGB"))
 

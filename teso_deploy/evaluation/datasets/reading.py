@@ -28,10 +28,10 @@ _SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def detect_layout(root: Path) -> Layout:
-    """Which layout a folder is in.
+    """Return the layout of a folder.
 
-    Raises :class:`InputNotFoundError` (no such folder), :class:`DataError` (in none, or in several: an archive
-    may hold s4 and ms3).
+    Raises :class:`InputNotFoundError` if the folder does not exist. Raises :class:`DataError` if it has no known
+    layout, or several: an archive may hold s4 and ms3.
     """
     _check_root(root)
     layouts = {name: load_layout(name) for name in LAYOUTS}
@@ -49,21 +49,23 @@ def read_dataset(
 ) -> list[VideoSample]:
     """Find every video of a split. No picture is decoded.
 
-    All files are looked for and the sizes of frames and masks compared, so that nothing is found missing later.
+    All files are looked up, and the sizes of frames and masks are compared. So a missing file is reported now, not
+    later.
 
     Args:
         root: The data set's folder.
         layout: Its layout; None: :func:`detect_layout`.
         split: ``train``, ``val`` or ``test``.
-        subsets: Those of avss that are wanted; s4 and ms3 have one only. Default: all.
+        subsets: The subsets of avss to read. The other layouts have only one. Default: all.
 
     Returns:
         The videos, in the order of the data set's table (scores per batch depend on it).
 
     Raises:
-        InputNotFoundError: No such folder.
-        DataError: Another layout, no table or one without the columns, an empty split, or a row whose frames, masks or
-            sound are missing or don't fit: the first one, and how many more there are.
+        InputNotFoundError: The folder does not exist.
+        DataError: The layout differs, the table is missing or lacks a column, or the split is empty. Or the frames,
+            masks or sound of a row are missing or do not fit. The message names the first such row and counts the
+            others.
     """
     _check_root(root)
     if unknown := [subset for subset in subsets if subset not in SUBSETS]:
@@ -99,10 +101,11 @@ def load_mask(path: Path, layout: Layout, kind: MaskKind) -> NDArray[np.uint8]:
     Args:
         path: The mask's file.
         layout: The layout of its data set.
-        kind: ``binary``: 1 where something sounds. ``semantic``, of avss alone: the class, 0 (background) to 70.
+        kind: ``binary``: 1 where something sounds. ``semantic``, only for avss: the class, 0 (background) to 70.
 
     Raises:
-        DataError: It is broken, not an index image, has an unknown class, or s4 and ms3 were asked for classes.
+        DataError: The file is damaged, is not an index image, or has an unknown class. Or classes of s4 or ms3 were
+            requested.
     """
     return load_layout(layout).read_mask(path, kind)
 
@@ -113,7 +116,7 @@ def _check_root(root: Path) -> None:
 
 
 def _choose_rows(table: Path, layout: DataLayout, split: Split, subsets: Sequence[str]) -> list[dict[str, str]]:
-    """The table's rows of a split and of some subsets. Raises :class:`DataError` if there are none."""
+    """Return the table's rows of a split and some subsets. Raises :class:`DataError` if there are none."""
     rows = read_table(table, layout.columns)
     if column := layout.subset_column:
         for row in rows:
@@ -130,7 +133,7 @@ def _choose_rows(table: Path, layout: DataLayout, split: Split, subsets: Sequenc
 
 
 def _find_pictures(folder: Path, uid: str) -> dict[int, Path]:
-    """Pictures of a folder by number; of two with one number, the one whose suffix comes first."""
+    """Find the pictures of a folder by number. Of two with the same number, the one whose suffix comes first counts."""
     if not folder.is_dir():
         return {}
     name = re.compile(rf"(?:{re.escape(uid)}(?:\.mp4)?_)?(\d+)")
@@ -146,7 +149,7 @@ def _find_pictures(folder: Path, uid: str) -> dict[int, Path]:
 
 
 def _check_numbers(folder: Path, what: str, found: Collection[int], wanted: Sequence[int], *, more: bool) -> None:
-    """Check that the pictures have the wanted numbers; ``more``: there may be others besides."""
+    """Check that the pictures have the wanted numbers. ``more``: True if other numbers are allowed too."""
     missing = [str(number) for number in wanted if number not in found]
     if missing:
         has = f"has {len(found)} of {len(wanted)} {what}, {', '.join(missing)} missing" if found else f"has no {what}"

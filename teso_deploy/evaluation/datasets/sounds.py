@@ -1,4 +1,4 @@
-"""The sound of a data set's videos, in windows."""
+"""Reads windows from the sound of a data set's videos."""
 
 from __future__ import annotations
 
@@ -11,21 +11,38 @@ from teso_deploy.media.audio import WINDOW_SECONDS, read_audio
 
 
 def read_windows(sample_audio: Path, count: int, hop_seconds: float = 1.0) -> NDArray[np.float32]:
-    """The first ``count`` windows of a video's sound, (count, 15600) float32 in [-1, 1], 16 kHz mono.
+    """Return the first windows of a video's sound. Parts beyond the end of the file are zeros.
 
-    Window k starts at k · ``hop_seconds``: 1.0 gives each frame its own second, 0.96 the contiguous VGGish examples
-    that AVSBench's log-mels are made of. What the file does not reach is zeros.
+    Args:
+        sample_audio: The file of the sound.
+        count: How many windows to read.
+        hop_seconds: Window k starts at k times this. 1.0 gives each frame its own second. 0.96 gives the contiguous
+            VGGish examples from which AVSBench made its log-mels. Default: 1.0.
 
-    Raises :class:`InputNotFoundError`, :class:`MediaError` (no sound that can be decoded).
+    Returns:
+        (count, 15600) float32 in [-1, 1], 16 kHz mono.
+
+    Raises:
+        InputNotFoundError: The file does not exist.
+        MediaError: It has no sound that can be decoded.
     """
     track = read_audio(sample_audio)
-    # A causal window ends where it is asked for.
+    # A causal window ends at the requested time.
     ends = (number * hop_seconds + WINDOW_SECONDS for number in range(count))
     return np.stack([track.window(end, "causal", hop_seconds=0.0).samples for end in ends])
 
 
 def read_second(sample_audio: Path, index: int, hop_seconds: float = 1.0) -> NDArray[np.float32]:
-    """Window ``index`` of :func:`read_windows`, (15600,) float32: second k of the sound, from k.0 s."""
+    """Return one window of :func:`read_windows`.
+
+    Args:
+        sample_audio: The file of the sound.
+        index: The number of the window, from 0.
+        hop_seconds: See :func:`read_windows`. Default: 1.0.
+
+    Returns:
+        (15600,) float32.
+    """
     if index < 0:
         raise ValueError(f"index must not be negative, got {index}")
     track = read_audio(sample_audio)

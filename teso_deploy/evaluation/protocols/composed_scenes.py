@@ -1,7 +1,7 @@
-"""The protocol ``composed-scenes``: what a model hears on scenes that are composed of held-out media.
+"""The protocol ``composed-scenes``: whether a model follows the sound in scenes that are composed of held-out media.
 
-Every scene of every row is made from ``(row, seed, number)`` alone. The cues are the names of everything visible, as a
-perfect captioner gives them: which of them sounds, only the sound can tell.
+Every scene of every row depends only on ``(row, seed, number)``. The cues are the names of everything visible, as a
+perfect captioner gives them. So only the sound shows which of them sounds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from teso_deploy.evaluation.scenes import Picture, compose_picture, compose_soun
 from teso_deploy.pipeline.pipeline import AUTO, Offered, Pipeline
 from teso_deploy.types import WINDOW_SAMPLES, ImageSize
 
-#: Row → what its scenes are.
+#: Row → description of its scenes.
 SCENE_ROWS = {
     "one source": "one object, its own sound",
     "two sources": "two objects, both sound",
@@ -63,17 +63,17 @@ class SceneTrial:
 
     @property
     def visible(self) -> tuple[str, ...]:
-        """The names of all that is visible."""
+        """The names of all visible objects."""
         return tuple(dict.fromkeys(self.picture.words))
 
 
 def digest_scene(library: MediaLibrary, trial: SceneTrial) -> str:
-    """A hash of the folder's fingerprint and of what a scene shows. It is the same on every machine."""
+    """Hash the folder's fingerprint and a scene's content. The hash is the same on every machine."""
     return hashlib.sha256(json.dumps([library.fingerprint, *trial.picture.words]).encode()).hexdigest()
 
 
 def find_testable_words(library: MediaLibrary, classes: Sequence[str]) -> list[str]:
-    """The classes of which the library has pictures and sounds. Raises :class:`DataError` for fewer than three."""
+    """Return the classes that have pictures and sounds. Raises :class:`DataError` for fewer than three."""
     words = [word for word in classes if word in library.pictures and word in library.sounds]
     if len(words) < 3:
         raise DataError(
@@ -94,12 +94,12 @@ def make_scene(
     """Make the trials of one scene.
 
     Args:
-        library: What scenes are composed of.
-        words: What may be in them.
+        library: The media that scenes are composed of.
+        words: The words that may be in the scene.
         row: One of ``SCENE_ROWS``.
-        seed: With ``row`` and ``number``, all that the scene depends on.
+        seed: The scene depends only on this, ``row`` and ``number``.
         number: The scene's number in its row.
-        size: Height and width in pixels.
+        size: Height and width in pixels. Default: 360 x 480.
 
     Returns:
         Two trials for the row ``swapped``, one for each other row.
@@ -137,10 +137,11 @@ def make_scene(
 
 
 class SceneIou:
-    """``miou``: mean IoU of the sounding classes, also for each class. ``binary_miou``: of "sounds" as one class.
+    """IoU of the sounding objects.
 
-    It keeps a number for each trial, eight bytes: scores that were published were averaged by NumPy's pairwise sum, and
-    a running sum differs from it in the last digit.
+    ``miou`` is the mean IoU of the sounding classes, also per class. ``binary_miou`` treats "sounds" as one class. The
+    metric keeps one number of eight bytes per trial. The published scores were averaged by NumPy's pairwise sum, and a
+    running sum differs from it in the last digit.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -172,7 +173,7 @@ class SceneIou:
 
 
 class BlankRate:
-    """``blank_rate``: the share of frames that were left blank."""
+    """``blank_rate``: the share of frames without a mask."""
 
     def __init__(self) -> None:
         self._mean = Mean()
@@ -192,7 +193,7 @@ class BlankRate:
 
 
 class FollowsRate:
-    """``follows_rate``: the share of scenes in which every mask sits most on the object whose sound it was."""
+    """``follows_rate``: the share of scenes in which each mask covers mostly the object whose sound was played."""
 
     def __init__(self) -> None:
         self._mean = Mean()
@@ -222,11 +223,11 @@ class ComposedScenes:
     """The protocol on a library.
 
     Attributes:
-        library: What scenes are composed of.
-        classes: The bundle's: label k is the k-th.
-        scenes: How many scenes each row has.
-        seeds: The seeds; every row has ``scenes`` scenes of each.
-        rows: Of ``SCENE_ROWS``.
+        library: The media that scenes are composed of.
+        classes: The bundle's classes: label k is the k-th.
+        scenes: How many scenes each row has per seed.
+        seeds: The seeds.
+        rows: Rows of ``SCENE_ROWS``.
         size: Height and width of scenes in pixels.
     """
 
@@ -246,7 +247,7 @@ class ComposedScenes:
 
     @property
     def data(self) -> str:
-        """What was read."""
+        """The fingerprint of the library."""
         return self.library.fingerprint
 
     def count_samples(self) -> int:
@@ -267,21 +268,21 @@ class ComposedScenes:
         )
 
     def metrics(self, group: str) -> list[Metric[SceneTrial]]:
-        """IoU of what sounds, frames left blank, and for swapped sounds whether the masks follow."""
+        """Return IoU and blank frames; for swapped sounds also whether the masks follow."""
         metrics: list[Metric[SceneTrial]] = [SceneIou(self.classes), BlankRate()]
         return [*metrics, FollowsRate()] if group == "swapped" else metrics
 
     def make_predictor(self, pipeline: Pipeline, cues: str | CueFile) -> Callable[[SceneTrial], Prediction]:
-        """A bundle with cues chosen in one of the registry's ``cue_ways``, or those of a file.
+        """Make a model under test, with cues chosen in one of the registry's ``cue_ways`` or read from a file.
 
-        Raises :class:`CueError` for words without an embedding and for scenes that the file does not have.
+        Raises :class:`CueError` for words without an embedding and for scenes that the file lacks.
         """
         if isinstance(cues, CueFile):
             self._check_cue_file(pipeline, cues)
         return make_predictor(pipeline, self.library, cues, seed=self.seeds[0])
 
     def _check_cue_file(self, pipeline: Pipeline, cues: CueFile) -> None:
-        """Look up all words, and the last scene of every row and seed, before an hour of scenes is scored."""
+        """Look up all words, and the last scene of every row and seed, before scenes are scored for an hour."""
         TimedCues(pipeline.cue_names, cues.everywhere).check()
         for row in self.rows:
             for seed in self.seeds:
@@ -289,11 +290,11 @@ class ComposedScenes:
                 cues.of_scene(last.scene, digest_scene(self.library, last))
 
     def describe_group(self, group: str) -> str:
-        """What a row's scenes are."""
+        """Describe the scenes of a row."""
         return SCENE_ROWS[group]
 
     def report_score(self, score: Score) -> dict[str, Any]:
-        """A row of the report."""
+        """Return a row of the report."""
         return {
             "row": score.group,
             "scenes": score.samples,
@@ -307,17 +308,17 @@ class ComposedScenes:
 def make_predictor(
     pipeline: Pipeline, library: MediaLibrary, cues: str | CueFile = "visible", *, seed: int = 0
 ) -> Callable[[SceneTrial], Prediction]:
-    """Make a model under test out of a bundle and a way to choose cues.
+    """Make a model under test from a bundle and a way to choose cues.
 
     Args:
         pipeline: The bundle.
-        library: What the scenes are composed of.
-        cues: ``visible`` (the names of all that is visible), ``auto`` (the bundle's tagger), ``none``, ``wrong`` (the
-            names of other things), or a file of cues.
-        seed: Of the choice of wrong cues.
+        library: The media that the scenes are composed of.
+        cues: ``visible`` (the names of all visible objects), ``auto`` (the bundle's tagger), ``none``, ``wrong`` (the
+            names of other objects), or a file of cues. Default: ``visible``.
+        seed: The seed for choosing wrong cues. Default: 0.
 
     Returns:
-        Trial → prediction. It raises :class:`CueError` for a scene that the file does not have.
+        Trial → prediction. It raises :class:`CueError` for a scene that the file lacks.
     """
     known = set(pipeline.cue_table.names)
     rng = np.random.default_rng(seed)
@@ -342,7 +343,8 @@ def make_predictor(
 def open_composed_scenes(folder: Path, options: ProtocolOptions) -> ComposedScenes:
     """Read the test split of a media folder.
 
-    Raises :class:`InputNotFoundError` (no folder), :class:`DataError` (another layout, a damaged file, too few words).
+    Raises :class:`InputNotFoundError` if it does not exist. Raises :class:`DataError` for another layout, a damaged
+    file, or too few words.
     """
     library = read_library(folder, "test")
     return ComposedScenes(library, options.classes, options.samples, range(options.seed, options.seed + options.seeds))

@@ -24,7 +24,7 @@ class ProtocolEntry:
         factory: "module:object". The object is called with the data set's folder and a :class:`ProtocolOptions`, and
             returns an :class:`OpenProtocol`.
         summary: What is measured, in one line.
-        data: The data set that it needs, as a user would say it.
+        data: The data set that it needs, in a user's words.
         cue_ways: The ways to choose cues that ``--cues`` may name; the first is the default.
         modules: Modules of other packages that it imports.
         extra: The extra of this package that installs those modules.
@@ -40,11 +40,11 @@ class ProtocolEntry:
 
 @dataclass(frozen=True, slots=True)
 class ProtocolOptions:
-    """What a user gives a protocol.
+    """The options that a user gives a protocol.
 
     Attributes:
         classes: The bundle's classes: label k is the k-th.
-        samples: How many samples each group has, of a protocol that makes its samples itself.
+        samples: How many samples each group has. Only for a protocol that makes its samples itself.
         seed: The first seed of such a protocol.
         seeds: How many seeds, from ``seed`` on.
     """
@@ -66,19 +66,19 @@ class OpenProtocol(EvaluationProtocol[Any], Protocol):
 
     @property
     def data(self) -> str:
-        """What was read, in one line."""
+        """A description of the opened data, in one line."""
 
     def make_predictor(self, pipeline: Pipeline, cues: Any) -> Callable[[Any], Prediction]:
-        """The model with the cues of a way, or those of a :class:`~teso_deploy.cues.tracks.CueFile`.
+        """Make a model under test with cues of one way, or of a :class:`~teso_deploy.cues.tracks.CueFile`.
 
         A file of cues is checked at once, not after an hour of scoring. Raises :class:`CueError`.
         """
 
     def describe_group(self, group: str) -> str:
-        """What a group is, in a few words."""
+        """Describe a group in a few words."""
 
     def report_score(self, score: Score) -> dict[str, Any]:
-        """A score as JSON has it."""
+        """Return a score, ready for JSON."""
 
 
 _HERE = "teso_deploy.evaluation.protocols"
@@ -94,7 +94,7 @@ PROTOCOLS: dict[str, ProtocolEntry] = {
 
 
 def find_protocol(name: str) -> ProtocolEntry:
-    """The entry of a protocol; nothing is imported.
+    """Return the entry of a protocol. Nothing is imported.
 
     Raises :class:`InputNotFoundError` for an unknown name, :class:`MissingExtraError` for a package that is not
     installed.
