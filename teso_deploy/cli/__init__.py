@@ -196,7 +196,7 @@ def _run() -> int:
             code = 0
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        with printing():  # print what is left in the buffer
+        with printing():  # print the rest of the buffer
             pass
         return code
     except KeyboardInterrupt:

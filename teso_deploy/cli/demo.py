@@ -28,18 +28,18 @@ from teso_deploy.resources import shipped_path
 from teso_deploy.small_files import parse_json, read_text
 
 Picture = NDArray[np.uint8]
-#: Name → spans [start, end] in seconds in which it is heard.
+#: Name → spans [start, end] in seconds in which its sound is audible.
 Spans = dict[str, list[list[float]]]
 
 HALVES = ("with sound", "muted")
-#: The mute gate: this share of the muted frames has to be blank.
+#: The mute gate: at least this share of the muted frames must be blank.
 BLANK_SHARE = 0.99
-#: Middles of spans that are closer than this share a column of the contact sheet.
+#: If the middles of spans are closer than this, they share a column of the contact sheet.
 SAME_MOMENT_SECONDS = 0.5
 
 
 def _add_caption(picture: Picture, text: str) -> Picture:
-    """Put a strip with a line of text above a picture."""
+    """Add a strip with a line of text above a picture."""
     height = max(20, picture.shape[0] // 14)
     strip = Image.new("RGB", (picture.shape[1], height), (16, 16, 20))
     font = ImageFont.load_default(size=height * 0.62)
@@ -48,7 +48,7 @@ def _add_caption(picture: Picture, text: str) -> Picture:
 
 
 def choose_sheet_moments(spans: Spans, visible: list[str]) -> list[tuple[float, str]]:
-    """The middle of each span and what sounds then, in order of time; of close ones the first."""
+    """List the middle of each span and the sounds at that time, in order of time. Of close ones the first counts."""
     moments: list[tuple[float, str]] = []
     for middle in sorted((start + end) / 2 for pairs in spans.values() for start, end in pairs):
         if not moments or middle - moments[-1][0] >= SAME_MOMENT_SECONDS:
@@ -62,7 +62,7 @@ def choose_sheet_moments(spans: Spans, visible: list[str]) -> list[tuple[float, 
 
 
 def _read_script(path: Path) -> tuple[Spans, list[str]]:
-    """Read what sounds when, and what is visible all the time."""
+    """Read when each sound is audible, and which objects are always visible."""
     if not path.is_file():
         raise InputNotFoundError(f"no {path}: the installation lacks the demo clip; install teso-deploy again")
     script = parse_json(read_text(path, "the script of a clip", error=MediaError), path, error=MediaError)

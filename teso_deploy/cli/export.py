@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def _describe_engines(manifest: BundleManifest, folder: Path) -> list[dict[str, Any]]:
-    """Describe the engines that were built, by their sidecars: a row for each."""
+    """Describe the engines that were built, one row each, from their sidecars."""
     from teso_deploy.backends.tensorrt.sidecar import read_sidecar
 
     rows = []
@@ -62,12 +62,12 @@ def _describe_engines(manifest: BundleManifest, folder: Path) -> list[dict[str, 
 
 
 def make_report(manifest: BundleManifest, out: Path, *, random: tuple[str, ...], seconds: float) -> dict[str, Any]:
-    """Describe an export for machines.
+    """Make the report of an export, ready for JSON.
 
     Args:
-        manifest: of the bundle that was written.
-        out: its folder.
-        random: weights that no checkpoint gave.
+        manifest: the manifest of the written bundle.
+        out: the bundle's folder.
+        random: the weights that no checkpoint gave.
         seconds: how long the export took.
     """
     return {
@@ -124,7 +124,7 @@ def make_engine_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def replace_sizes(recipe: Recipe, sizes: Sequence[tuple[int, int]]) -> Recipe:
-    """Return a recipe with other picture sizes. Raises :class:`RecipeError` if it can't have them."""
+    """Return a recipe with other picture sizes. Raises :class:`RecipeError` if it does not support them."""
     table = recipe.model_dump(mode="json", by_alias=True)
     table["image"]["sizes"] = list(dict.fromkeys(sizes))
     try:
@@ -142,7 +142,13 @@ def check_extra() -> None:
 
 
 def show_plan(console: Console, recipe: Recipe, json_out: Path | None) -> None:
-    """Show how large the graphs of an export would be, as a table and as JSON."""
+    """Show how large the graphs of an export would be, as a table and as JSON.
+
+    Args:
+        console: shows the table.
+        recipe: the recipe.
+        json_out: where the JSON goes; None: nowhere.
+    """
     from teso_deploy.conversion.plan import plan_export
 
     with console.status("shapes of every graph"):
@@ -212,7 +218,7 @@ def export(
         raise typer.BadParameter("name the bundle's folder, or ask for --dry-run", param_hint="--out")
     KIND.check_target(out)
     check_apart([named, *read], [json_out])
-    # A bundle may be replaced by itself with other forms: it is read before it is replaced.
+    # A bundle may replace itself with other forms, so it is read before it is replaced.
     is_itself = is_bundle and os.path.realpath(out) == os.path.realpath(recipe)
     check_apart(read if is_itself else [named, *read], [json_out], [out])
     check_extra()

@@ -48,29 +48,29 @@ from teso_deploy.pipeline.file_runner import describe_model
 from teso_deploy.pipeline.pipeline import Offered, Pipeline
 from teso_deploy.sinks.registry import check_target, choose_sink, open_sink
 
-#: How often the terminal shows what is going on.
+#: How often the terminal view is updated.
 VIEW_SECONDS = 0.5
 #: A pipe whose video is this many times as long as the run is not a camera.
 FASTER_THAN_REAL_TIME = 1.5
 #: Causes of dropped frames that a slower input would not have.
 TOO_FAST = ("superseded", "stale")
-#: What ``-`` reads.
+#: The file that ``-`` stands for.
 STDIN_FILE = Path("/dev/stdin")
 
 
 @dataclass(frozen=True, slots=True)
 class LiveRequest:
-    """What a live run is asked for.
+    """The request for a live run.
 
     Attributes:
         inputs: streams, and files that are run at their own pace.
-        is_lossless: every frame is run, however long that takes; otherwise the newest.
+        is_lossless: True if every frame is run, however long that takes. Otherwise only the newest is run.
         outputs: where results go.
         sound: whether the sound is muted, and which tracks are read.
         fps: frames a second to look at. Default: all.
         streams: how the inputs are read.
-        cue_source: what is asked for cues. Default: nothing.
-        asking: when it is asked.
+        cue_source: the source of cues. Default: none.
+        asking: when the source is asked.
     """
 
     inputs: tuple[Address, ...]
@@ -84,12 +84,12 @@ class LiveRequest:
 
     @property
     def audio(self) -> Address | None:
-        """Where the sound comes from, if not from the input."""
+        """The separate source of the sound; None: the sound of the input."""
         return Address.parse(self.streams.audio) if self.streams.audio else None
 
 
 def parse_inputs(texts: Sequence[str]) -> list[Address]:
-    """Read the addresses of files and streams. Raises :class:`MediaError` (``-``, but standard input is closed)."""
+    """Parse the addresses of files and streams. Raises :class:`MediaError` for ``-`` if standard input is closed."""
     addresses = [Address.parse(text) for text in texts]
     if sys.stdin is None and any(address.kind == "pipe" for address in addresses):
         raise MediaError("- can't be read: standard input is closed; pipe a stream into it, or name a file")
@@ -97,7 +97,7 @@ def parse_inputs(texts: Sequence[str]) -> list[Address]:
 
 
 def check_live(request: LiveRequest) -> None:
-    """Refuse what can't work, before the model is loaded (:class:`InputNotFoundError`, :class:`OutputError`)."""
+    """Refuse what can't work, before the model is loaded. Raises :class:`InputNotFoundError`, :class:`OutputError`."""
     audio, sound, outputs = request.audio, request.sound, request.outputs
     for address in request.inputs:
         if address.path is not None:
@@ -119,10 +119,10 @@ def check_live(request: LiveRequest) -> None:
 
 @contextmanager
 def end_by_signals(runner: LiveRunner) -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and SIGHUP end the run with its files finished. A second signal ends it at once.
+    """Let Ctrl-C, SIGTERM and SIGHUP end the run with complete files. A second signal ends it at once.
 
-    SIGINT ends the run even where it was ignored. It is ignored in a script's background jobs, which ``kill -INT``
-    should end, too.
+    SIGINT ends the run even if it was ignored. A script's background jobs ignore it, and ``kill -INT`` should end them
+    too.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -147,13 +147,13 @@ def end_by_signals(runner: LiveRunner) -> Iterator[None]:
 
 
 def start_cue_worker(runner: LiveRunner, pipeline: Pipeline, *, chosen: Chosen, asking: AskingOptions) -> CueWorker:
-    """Start a worker that asks a source about the frames of a runner, and offers the runner what was answered.
+    """Start a worker that asks a source about a runner's frames, and gives the runner the answers.
 
     Args:
-        runner: whose frames are asked about.
+        runner: the runner whose frames are asked about.
         pipeline: the model that it runs.
         chosen: the source.
-        asking: when it is asked.
+        asking: when the source is asked.
     """
     none = pipeline.cues_of(None)
     worker = CueWorker(
@@ -185,16 +185,16 @@ def _open_reader(request: LiveRequest, address: Address) -> LiveReader:
 
 
 def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, *, cues: Offered) -> dict[str, Any]:
-    """Run streams until they end, or the user ends them.
+    """Run streams until they end, or until the user ends them.
 
     Args:
-        console: shows what is going on.
+        console: shows the progress.
         pipeline: the model.
         request: inputs, outputs and how they are read.
-        cues: offered from the beginning, until a source has answered.
+        cues: the cues until a source has answered.
 
     Returns:
-        The report, as it goes to JSON.
+        The report, ready for JSON.
 
     Raises:
         InputNotFoundError: a stream can't be opened in time.
@@ -253,15 +253,15 @@ def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, *, cues
 
 
 def suggest_file_mode(stream: Mapping[str, Any], fps: float, lasted_seconds: float) -> str | None:
-    """Return a line for a recording that was piped into a live run, which drops the frames that come too fast.
+    """Return a hint for a recording that was piped into a live run, which drops frames that come too fast.
 
     Args:
-        stream: What the report says of standard input.
+        stream: The report's entry for standard input.
         fps: Its frames per second; 0 if unknown.
         lasted_seconds: How long the run took.
 
     Returns:
-        The line; None if no frame was dropped, or if the frames came no faster than a camera gives them.
+        The hint; None if no frame was dropped, or if the frames came no faster than from a camera.
     """
     dropped, decoded = sum(stream["drops"].get(cause, 0) for cause in TOO_FAST), stream["frames_decoded"]
     is_faster = fps > 0 and decoded / fps > FASTER_THAN_REAL_TIME * lasted_seconds
@@ -274,7 +274,7 @@ def suggest_file_mode(stream: Mapping[str, Any], fps: float, lasted_seconds: flo
 
 
 def _is_stdin_a_file() -> bool:
-    with suppress(OSError, ValueError, AttributeError):  # closed, or not of the system
+    with suppress(OSError, ValueError, AttributeError):  # standard input is closed, or has no file descriptor
         return stat.S_ISREG(os.fstat(sys.stdin.fileno()).st_mode)
     return False
 
@@ -292,7 +292,7 @@ def _make_report(request: LiveRequest, pipeline: Pipeline, runner: LiveRunner) -
 
 
 def _run_watched(console: Console, runner: LiveRunner, accounting: Accounting) -> None:
-    """Run, and draw a table of what goes on if the console is a terminal."""
+    """Run, and draw a table of the progress if the console is a terminal."""
     with end_by_signals(runner):
         if not console.is_terminal:
             runner.run()
@@ -306,16 +306,17 @@ def _run_watched(console: Console, runner: LiveRunner, accounting: Accounting) -
 
 
 def run_streams(request: LiveRequest, *, bundle: Path | None, cues: CueOptions, engine: EngineOptions) -> None:
-    """Run what ``teso-deploy live`` was asked for, and report it.
+    """Run a request of ``teso-deploy live``, and report it.
 
     Args:
         request: inputs, outputs and how they are read.
         bundle: folder of the bundle. Default: the shipped one.
-        cues: which text cues are offered.
+        cues: the text cues that the model is offered.
         engine: how the bundle's graphs are run.
 
     Raises:
-        StreamFailedError: a stream or an output failed on the way; the others went on, and their files are whole.
+        StreamFailedError: a stream or an output failed during the run. The others continued, and their files are
+            complete.
     """
     outputs = request.outputs
     check_live(request)

@@ -1,4 +1,4 @@
-"""What a live run is doing, as a table that is drawn again and again."""
+"""The progress of a live run, as a table that is redrawn."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def _format_milliseconds(percentiles: Mapping[str, float], which: str) -> str:
 
 
 def _shorten_name(text: str, most: int = 28) -> Text:
-    """Cut a long address at its beginning: its end says more."""
+    """Shorten a long address at its beginning: its end says more."""
     text = to_printable(text)
     return Text(text if len(text) <= most else "…" + text[1 - most :])
 
 
 def _make_note(text: str) -> Text:
-    """A line that may hold text of others, such as a server's error."""
+    """Make a line that may hold foreign text, such as a server's error."""
     return Text(" " * (len(text) - len(text.lstrip())) + to_printable(text))
 
 
 def draw_snapshot(snapshot: Mapping[str, Any]) -> Group:
-    """Draw a row for each stream that fits into 80 columns, and lines for dropped frames and for errors."""
+    """Draw a row for each stream that fits into 80 columns, and lines about dropped frames and errors."""
     table = Table("input", "state", "frames", "/s", "age ms", "p95", "frame ms", "p95", padding=(0, 1), box=None)
     notes: list[Text] = []
     for stream in snapshot["streams"]:

@@ -1,4 +1,4 @@
-"""The model of a command. What can be refused is refused before engines are built, which takes minutes."""
+"""Loads the model of a command. Invalid options are refused before engines are built, which takes minutes."""
 
 from __future__ import annotations
 

@@ -27,12 +27,12 @@ _CONTEXT = "context"
 
 
 class Given(frozenset[str]):
-    """What the command line gave: names of the command's parameters, and of fields as ``parameter.field``."""
+    """The names of what the command line gave: parameters of the command, and fields as ``parameter.field``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adaptation:
-    """What a command changes of a dataclass' options, see :func:`adapt`."""
+    """A command's changes to the options of a dataclass, see :func:`adapt`."""
 
     only: tuple[str, ...] | None = None
     omit: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ def adapt(
     helps: Mapping[str, str] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> Adaptation:
-    """Change the options that a command takes of a dataclass; stands in ``Annotated`` beside it.
+    """Change the options that a command takes from a dataclass. The result stands next to the class in ``Annotated``.
 
     Args:
         only: the fields to take, in this order; None: all.
@@ -63,7 +63,7 @@ def adapt(
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The options of one dataclass in one command, whose parameter has this name."""
+    """The options of one dataclass in one command. ``name`` is the command's parameter."""
 
     name: str
     kind: type[Options]
@@ -80,16 +80,16 @@ class _Group:
         return f"{self.name}_{one.name}"
 
     def flag(self, one: Field[Any]) -> str:
-        """What the user types; both names of a switch that has two."""
+        """The flag that the user types, or both flags of a switch that has two."""
         given = self.adaptation.flags.get(one.name) or describe_field(one).flag
         return given or "--" + one.name.replace("_", "-")
 
     def flags(self) -> dict[str, str]:
-        """Field → its name in messages; of a switch with two names the one that changes the default."""
+        """Field → its name in messages. For a switch with two flags, the one that changes the default."""
         return {one.name: self.flag(one).rpartition("/")[2] for one in self.fields}
 
     def parameters(self) -> list[inspect.Parameter]:
-        """The parameters that typer makes options of."""
+        """The parameters from which typer makes options."""
         hints = get_type_hints(self.kind)
         return [self._parameter(one, hints[one.name]) for one in self.fields]
 
@@ -115,7 +115,7 @@ class _Group:
         )
 
     def build(self, values: dict[str, Any]) -> Options:
-        """Take the group's values out of a command's, and make the dataclass. Raises :class:`OptionError`."""
+        """Remove the group's values from a command's, and make the dataclass. Raises :class:`OptionError`."""
         taken: dict[str, Any] = {}
         for one in self.fields:
             value, read = values.pop(self.key(one)), describe_field(one).read
@@ -130,13 +130,13 @@ class _Group:
 
 
 def _number_of(hint: Any) -> type[int] | type[float] | None:
-    """The type of numbers that a hint names, as in ``int | None``."""
+    """Return the type of numbers in a hint such as ``int | None``; None if it has none."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     return next((kind for kind in (int, float) if kind in kinds), None)
 
 
 def _find_group(name: str, hint: Any) -> _Group | None:
-    """The group that a command's parameter stands for; None: it is a parameter of the command line itself."""
+    """Return the group that a command's parameter stands for; None for an ordinary parameter."""
     base, *extra = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     if not (inspect.isclass(base) and issubclass(base, Options)):
         return None
@@ -167,7 +167,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         parameters += group.parameters()
         fields_given |= {group.key(one): f"{name}.{one.name}" for one in group.fields}
         flags |= {f"{name}.{key}": flag for key, flag in group.flags().items()}
-        flags = group.flags() | flags  # by the field's name alone, of the first group that has it
+        flags = group.flags() | flags  # by the field's name alone, which belongs to the first group that has it
     context = inspect.Parameter(_CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     wants_given = [name for name, hint in hints.items() if hint is Given]
     if len({*flags.values()}) < len(parameters):
@@ -194,7 +194,7 @@ def _build(group: _Group, values: dict[str, Any]) -> Options:
 
 @contextmanager
 def _spelling_errors(flags: Mapping[str, str]) -> Iterator[None]:
-    """Let what the block refuses be a usage error with the names of the command line."""
+    """Turn an :class:`OptionError` of the block into a usage error with the names of the command line."""
 
     def name_option(name: str) -> str:
         return flags.get(name, "--" + name.rpartition(".")[2].replace("_", "-"))
@@ -207,7 +207,7 @@ def _spelling_errors(flags: Mapping[str, str]) -> Iterator[None]:
 
 
 def _flag_of(name: str, hint: Any) -> str:
-    """How the command line spells a command's own parameter."""
+    """Return how the command line spells a command's own parameter."""
     for extra in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
         names = [extra.default, *(extra.param_decls or ())] if hasattr(extra, "param_decls") else []
         if named := [one for one in names if isinstance(one, str) and one.startswith("--")]:
@@ -218,7 +218,7 @@ def _flag_of(name: str, hint: Any) -> str:
 
 
 def _was_given(context: Any, name: str) -> bool:
-    # By its name: the enumeration is that of the library that typer uses, or has in itself.
+    # Compare by name: the enumeration is from the click that typer uses, or from typer's own copy.
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
@@ -228,9 +228,9 @@ def refuse_given(given: Given, names: Sequence[str], owner: str, *, instead: str
 
     Args:
         given: what the command line gave.
-        names: the options, as :class:`Given` has them.
-        owner: what the options are for, after "is": "for streams".
-        instead: what to do rather than to omit them. Default: nothing else.
+        names: the options, as :class:`Given` names them.
+        owner: the purpose of the options, to follow "is": "for streams".
+        instead: an alternative to omitting them. Default: none.
 
     Raises:
         OptionError: one of them was given.
@@ -242,7 +242,7 @@ def refuse_given(given: Given, names: Sequence[str], owner: str, *, instead: str
         raise OptionError(f"{listed} {{owner}}: {{remedy}}", owner=owner, remedy=remedy)
 
 
-#: ``--json`` of every command that reports something.
+#: ``--json`` of every command that makes a report.
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the report to a file, or - for stdout.")]
 #: ``--bundle`` of the commands that run one.
 BundleOption = Annotated[Path | None, typer.Option(help="Default: the shipped bundle.")]

@@ -1,4 +1,4 @@
-"""``--json FILE|-`` of every command, and the bar and table for people."""
+"""``--json FILE|-`` of every command, and the bars and tables that people read."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from teso_deploy.text import to_printable
 
 
 def toml_file(name: str | None) -> Path | None:
-    """The file that an option names which also takes the name of something shipped; None for the latter."""
+    """Return the file that an option names; None if it names something shipped."""
     return Path(name) if name is not None and name.endswith(".toml") else None
 
 
 def check_json(target: Path | None) -> None:
-    """Refuse a file that can't be written, before work starts (:class:`OutputError`)."""
+    """Refuse a file that can't be written, before work starts. Raises :class:`OutputError`."""
     if target == STDOUT and sys.stdout is None:
         raise OutputError("the report can't go to -: standard output is closed; name a file")
     if target is not None and target != STDOUT:
@@ -45,28 +45,28 @@ def _print_json(report: Any) -> None:
     text = as_json(report)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:  # a terminal that knows few letters
+    except UnicodeEncodeError:  # a terminal whose encoding has few characters
         text = json.dumps(report, indent=1) + "\n"
     with printing():
         sys.stdout.write(text)
 
 
 def as_markup(text: object) -> str:
-    """Return text of others for a table, a bar or a status line: one printable line, and brackets are no markup."""
+    """Make foreign text safe for a table, a bar or a status line: one printable line, without markup in brackets."""
     return escape(to_printable(str(text)))
 
 
 def shown_in(status: Status) -> Callable[[str], None]:
-    """Shows what is worked on in a status line, as it is: brackets are no markup."""
+    """Return a function that shows its text in a status line, without markup in brackets."""
     return lambda text: status.update(Text(to_printable(text)))
 
 
 def say(console: Console, text: str) -> None:
-    """Print a line that stays, as it is: brackets are no markup, and nothing is broken in two."""
+    """Print a line that stays. Brackets are not read as markup, and the line is not wrapped."""
     console.print(to_printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar on a console that shows what is worked on."""
+    """Make a progress bar that names the current work."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console)

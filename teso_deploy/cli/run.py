@@ -38,7 +38,7 @@ from teso_deploy.sinks.contracts import RunFacts, Sink
 from teso_deploy.sinks.registry import check_target, choose_sink, find_sink, open_sink
 from teso_deploy.sinks.report import ReportSink
 
-#: Options that only streams, or only files, have a use for.
+#: Options that have an effect only for streams, or only for files.
 _OF_STREAMS = (*(f"streams.{one.name}" for one in fields(StreamOptions)), "cues.budget_per_minute")
 _OF_FILES = ("sound.noise_dbfs", "sound.sound_from", "frames.decoder")
 
@@ -54,14 +54,14 @@ def _check_inputs(inputs: Sequence[Path], sound: SoundOptions) -> None:
 
 
 def _list_places(inputs: Sequence[Path], target: Path | None, suffix: str) -> list[Path | None]:
-    """Where each input's result goes: the target itself, or for several inputs a name in that folder."""
+    """List where each input's result goes: the target itself, or for several inputs a file in that folder."""
     if target is None:
         return [None] * len(inputs)
     return [target] if len(inputs) == 1 else [target / f"{path.stem}{suffix}" for path in inputs]
 
 
 def _are_masks_per_input(masks: Path | None) -> bool:
-    """Tell whether each input's masks go to a place of their own: folders do, lines of all inputs go to one file."""
+    """Return whether each input has separate masks: a folder of PNGs holds one input, a file of lines all inputs."""
     return masks is not None and not choose_sink("--masks", masks).takes_many
 
 
@@ -109,7 +109,7 @@ def _print_summary(console: Console, reports: Sequence[dict[str, Any]]) -> None:
 
 
 def _choose_hardware(decoder: DecoderName, backend: str) -> Hardware | None:
-    """The hardware that decodes. Beside a model on the CPU none is looked for: looking takes time."""
+    """Choose the hardware that decodes. For a model on the CPU no GPU is searched, because that takes time."""
     if decoder == "nvdec":
         return "nvdec"
     return "auto" if decoder == "auto" and runs_on_gpu(backend) else None
@@ -184,10 +184,10 @@ def run_files(
 
     Args:
         paths: the files.
-        mode: ``file``: every frame; ``paper``: one a second with the sound of that second.
+        mode: ``file``: every frame. ``paper``: one frame per second, with the sound of that second.
         outputs: where results go; folders for several files.
         bundle: folder of the bundle; None: the shipped one.
-        cues: which text cues are offered.
+        cues: the text cues that the model is offered.
         sound: which tracks are read, and what replaces the sound.
         frames: which frames are looked at, and what decodes them.
         engine: how the bundle's graphs are run.
@@ -253,7 +253,7 @@ def _run_one(
 
 
 def _open_sinks(targets: Mapping[str, Path | None], run: RunFacts, number: int) -> Iterator[Sink]:
-    """Open the sinks of one input, one by one: option → target."""
+    """Open the sinks of one input, one after the other. ``targets``: option → target."""
     facts = replace(run, inputs=run.inputs[number : number + 1])
     for option, target in targets.items():
         if target is not None:

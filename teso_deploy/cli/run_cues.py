@@ -1,4 +1,4 @@
-"""The cues of a run: words, those of the tagger, of a file, or of a source that is asked."""
+"""The cues of a run: words, the tagger's names, a file, or a source that is asked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from teso_deploy.pipeline.video_cues import Unanswered, Watch, cues_of_video
 
 
 def list_cue_files(options: CueOptions) -> list[Path | None]:
-    """Files and folders that are read for cues."""
+    """List the files and folders that are read for cues."""
     return [options.cues_file, options.models, toml_file(options.prompt)]
 
 
@@ -32,14 +32,14 @@ class RunCues:
     """The cues of a run, checked before the model is loaded.
 
     Args:
-        options: what the user asks for.
-        bundle: the bundle that is run, whose table knows the words.
+        options: the user's options.
+        bundle: the bundle that is run. Its table has the known words.
         paths: the files that are run.
-        has_streams: whether streams are run, too. Cues by the time of a video have no meaning for them.
+        has_streams: True if streams are run too. Cues by the time of a video have no meaning for them.
 
     Raises:
-        CueError: a word without embedding, cues of another video, no tagger; see also :func:`choose_source` and
-            :func:`read_cue_file`.
+        CueError: a word has no embedding, the cues belong to another video, or the bundle has no tagger. See also
+            :func:`choose_source` and :func:`read_cue_file`.
     """
 
     def __init__(self, options: CueOptions, bundle: Bundle, paths: Sequence[Path], *, has_streams: bool) -> None:
@@ -78,7 +78,7 @@ class RunCues:
             TimedCues(names, track).check()
 
     def of_streams(self, pipeline: Pipeline) -> Offered:
-        """The cues of streams from the beginning, until a source has answered."""
+        """Return the cues of streams until a source has answered."""
         if self.options.cues == AUTO:
             return AUTO
         if self.chosen is None and self.file is not None:
@@ -86,12 +86,12 @@ class RunCues:
         return pipeline.cues_of(self._words)
 
     def of_file(self, console: Console, pipeline: Pipeline, path: Path, *, sound: SoundOptions) -> Offered | TimedCues:
-        """The cues of each frame of a file. If there is a source, it is asked now.
+        """Return the cues of each frame of a file. If there is a source, it is asked now.
 
         Args:
-            console: shows progress and what has no cues.
+            console: shows the progress, and which pictures have no cues.
             pipeline: the model that is run.
-            path: of the file.
+            path: the file.
             sound: which tracks are read, and what replaces the sound.
         """
         options, names = self.options, pipeline.cue_names

@@ -1,4 +1,4 @@
-"""Signals that end a command, and standard output or a terminal that ends before it."""
+"""Handles signals that end a command, and a standard output or terminal that is closed early."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import TextIO
 
 from teso_deploy.errors import OutputError
 
-#: SIGHUP: the terminal was closed, or the connection to it.
+#: SIGHUP means that the terminal, or the connection to it, was closed.
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def printing() -> Iterator[None]:
-    """Print what the block writes to standard output at its end. Raises :class:`OutputError` (a pipe that ended)."""
+    """Flush standard output at the end of a block. Raises :class:`OutputError` if its reader has ended."""
     try:
         yield
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        _point_nowhere(sys.stdout)  # what is left in the buffer would fail once more when Python ends
+        _point_nowhere(sys.stdout)  # otherwise Python's own flush at exit would fail on the rest of the buffer
         raise OutputError(f"standard output can't be written ({error.strerror}): name a file") from error
 
 
@@ -37,7 +37,7 @@ def _point_nowhere(stream: TextIO) -> None:
 
 
 def leave_terminal(number: int) -> None:
-    """After SIGHUP: let what is still printed to the closed terminal go nowhere, for it would fail."""
+    """After SIGHUP, discard what is printed to the closed terminal. Otherwise printing would fail."""
     if number != signal.SIGHUP:
         return
     for stream in (sys.stdout, sys.stderr):
@@ -46,18 +46,18 @@ def leave_terminal(number: int) -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    # A process may get several signals when it is ended. Only Ctrl-C interrupts the cleaning up.
+    # A process that is ended may get several signals. Only Ctrl-C interrupts the clean-up.
     for other in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(other, signal.SIG_IGN)
     leave_terminal(number)
-    # As an exception, so that what is half written is removed on the way out.
+    # An exception lets the blocks on the way out remove incomplete files.
     sys.exit(128 + number)
 
 
 def end_by_exception() -> None:
-    """Let signals that end a process raise SystemExit, so that what is half written vanishes.
+    """Let signals that end a process raise SystemExit, so that incomplete files are removed.
 
-    A signal that is ignored (by ``nohup``, say) stays ignored.
+    A signal that is ignored, for example because of ``nohup``, stays ignored.
     """
     if threading.current_thread() is threading.main_thread():
         for number in ENDING_SIGNALS:

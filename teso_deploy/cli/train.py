@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from teso_deploy.evaluation.datasets.registry import Layout
     from teso_deploy.training.loop import Progress as TrainingProgress
 
-#: Options that only one of the two kinds of training has a use for.
+#: Options that have an effect only for training on videos, or only for training on scenes.
 _OF_VIDEOS = ("training.layout", "training.cues_file", "weights.checkpoint", "weights.random_weights")
 _OF_SCENES = ("weights.start", "training.workers")
 
@@ -42,7 +42,16 @@ def check_extra(also: str | None = None) -> None:
 
 
 def embed_words(console: Console, recipe: Recipe, data: Path) -> dict[str, NDArray[np.float32]]:
-    """Embed all nouns and the labels of a media folder."""
+    """Embed all nouns and the labels of a media folder.
+
+    Args:
+        console: shows the progress.
+        recipe: the recipe, whose text encoder embeds the words.
+        data: the media folder.
+
+    Returns:
+        Word → its embedding.
+    """
     from teso_deploy.conversion.vocabulary import build_cue_table, shipped_nouns
     from teso_deploy.evaluation.datasets.media_folder import label_words
 
@@ -73,7 +82,7 @@ def _make_bar(console: Console) -> Progress:
 
 
 def _make_shower(bar: Progress, name: str) -> Callable[[TrainingProgress], None]:
-    """Return a function that moves a bar and shows the most telling values."""
+    """Return a function that moves a bar and shows the most useful values."""
     task = bar.add_task(name, total=None, values="reading the media")
 
     def show(progress: TrainingProgress) -> None:
@@ -90,11 +99,11 @@ def train_scenes(
     """Train on scenes that are composed from a folder of media, then calibrate the thresholds.
 
     Args:
-        console: shows progress.
-        recipe: of the model.
+        console: shows the progress.
+        recipe: the model's recipe.
         data: folder of pictures and sounds.
-        out: where state, weights, log and curves are kept.
-        weights: what to begin with.
+        out: folder for state, weights, log and curves.
+        weights: the weights to begin with.
         training: device and processes.
 
     Returns:
@@ -128,7 +137,19 @@ def train_scenes(
 def train_videos(
     console: Console, recipe: Recipe, data: Path, *, out: Path, weights: StartOptions, training: TrainingOptions
 ) -> Path:
-    """Train on the training split of a public data set. Arguments and result as for :func:`train_scenes`."""
+    """Train on the training split of a public data set.
+
+    Args:
+        console: shows the progress.
+        recipe: the model's recipe.
+        data: folder of the data set.
+        out: folder for state, weights, log and curves.
+        weights: the weights to begin with.
+        training: layout, cues, device and how often the state is saved.
+
+    Returns:
+        The file of the trained weights.
+    """
     from teso_deploy.conversion.bundle_export import cue_table
     from teso_deploy.evaluation.datasets.reading import detect_layout, read_dataset
     from teso_deploy.models.assembly import assemble
@@ -152,10 +173,11 @@ def train_videos(
 
 
 def _check_apart(read: list[Path | None], data: Path, out: Path) -> None:
-    """Refuse a folder in which training would overwrite what it reads (:class:`OutputError`)."""
+    """Refuse a folder in which training would overwrite its inputs. Raises :class:`OutputError`."""
     from teso_deploy.training.loop import CURVES, LOG, STATE, WEIGHTS
 
-    is_resumed = os.path.isfile(out / STATE)  # then the files are this run's own, even in the folder of the data
+    # then these files belong to this run, even if they are in the folder of the data
+    is_resumed = os.path.isfile(out / STATE)
     check_apart([*read, None if is_resumed else data], [out / name for name in (STATE, WEIGHTS, LOG, CURVES)])
 
 
@@ -195,7 +217,7 @@ def train(
     out = out or cache_folder("train") / chosen.name
     files = [path for _, path in map(parse_checkpoint, weights.checkpoint)]
     _check_apart([weights.start, training.cues_file, toml_file(recipe), *files], data, out)
-    # Of several processes only the first one prints.
+    # With several processes, only the first one prints.
     console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
     run = train_videos if on_videos else train_scenes
     trained = run(console, chosen, data, out=out, weights=weights, training=training)

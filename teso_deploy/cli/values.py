@@ -17,7 +17,7 @@ _PARTS = ("visual", "audio", "text", "model")
 
 
 def parse_checkpoint(text: str) -> tuple[str | None, Path]:
-    """``visual=FILE`` → ("visual", FILE); ``FILE`` → (None, FILE).
+    """Split a checkpoint's part from its file: ``visual=FILE`` → ("visual", FILE), ``FILE`` → (None, FILE).
 
     Raises :class:`InputNotFoundError`, and :class:`typer.BadParameter` for an unknown part.
     """
@@ -33,9 +33,9 @@ def parse_checkpoint(text: str) -> tuple[str | None, Path]:
 
 
 def parse_size(text: str) -> ImageSize:
-    """``288x512`` → (288, 512), height first; ``384`` → (384, 384). Raises :class:`typer.BadParameter`."""
+    """Parse ``288x512`` → (288, 512), height first, or ``384`` → (384, 384). Raises :class:`typer.BadParameter`."""
     parts = text.lower().split("x")
-    # Python refuses to turn a text of thousands of digits into a number.
+    # Python refuses to convert a text of thousands of digits to a number.
     if len(text) > 40 or len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
         shown = to_one_line(repr(text), 40)
         raise typer.BadParameter(f"{shown} is not a size: give HEIGHTxWIDTH or one number", param_hint="--size")
@@ -52,7 +52,7 @@ def parse_precision(text: str) -> Precision:
 
 
 def parse_targets(texts: Sequence[str]) -> list[Target]:
-    """Libraries to build engines for; ``onnx`` is always written. Raises :class:`typer.BadParameter`."""
+    """Return the libraries to build engines for. ``onnx`` is always written. Raises :class:`typer.BadParameter`."""
     if unknown := [text for text in texts if text not in (*TARGETS, "onnx")]:
         raise typer.BadParameter(f"{unknown[0]!r} is not a target: onnx, {', '.join(TARGETS)}", param_hint="--target")
     return [target for target in TARGETS if target in texts]

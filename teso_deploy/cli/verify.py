@@ -44,13 +44,13 @@ Progress = Callable[[str], None]
 def _load_pytorch(
     bundle: Bundle, files: Sequence[tuple[str | None, Path]], *, seed: int | None, averaging: Averaging | None
 ) -> dict[str, PyTorchEngine]:
-    """Build the model itself from checkpoints.
+    """Build the PyTorch model from checkpoints.
 
     Args:
-        bundle: what was exported of it.
+        bundle: the bundle that was exported from it.
         files: (part, file) of each checkpoint; None for the whole model.
-        seed: of the weights that no file gives; None: there must not be any.
-        averaging: which weights to take of a checkpoint that holds an average, too.
+        seed: the seed of the weights that no file gives; None: every weight must be given.
+        averaging: which weights to take if a checkpoint also holds an average.
 
     Raises:
         BundleError: the bundle was exported from other weights.
@@ -76,15 +76,15 @@ def _load_backends(
     on_progress: Progress,
     on_note: Progress,
 ) -> dict[str, tuple[Precision, EngineFactory]]:
-    """Engines of GPU backends in each precision, by ``backend-precision``.
+    """Make the engines of GPU backends in each precision, by ``backend-precision``.
 
     Args:
-        bundle: whose graphs they run.
-        names: of the backends.
-        precisions: of the engines of each backend.
+        bundle: the bundle whose graphs they run.
+        names: the backends.
+        precisions: the precisions of each backend's engines.
         builds: how engines are built, if the backend builds any.
-        on_progress: receives what is being done.
-        on_note: receives what the user should know.
+        on_progress: receives the current step.
+        on_note: receives notes for the user.
     """
     return {
         f"{name}-{precision}": (
@@ -106,7 +106,10 @@ def _load_backends(
 
 
 def _check_backends(names: Sequence[str], precisions: Sequence[str]) -> list[Precision]:
-    """Return what ``--precision`` names. Raises :class:`typer.BadParameter` for it or ``--backend``."""
+    """Return the precisions of ``--precision``.
+
+    Raises :class:`typer.BadParameter` for an invalid one or ``--backend``.
+    """
     known = list_backends_to_verify()
     if unknown := [name for name in names if name not in known]:
         raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(known)}", param_hint="--backend")
@@ -116,7 +119,7 @@ def _check_backends(names: Sequence[str], precisions: Sequence[str]) -> list[Pre
 
 
 def _find_first_differences(bundle: Bundle, report: VerifyReport, sizes: Sequence[ImageSize]) -> None:
-    """Find for each form that failed the node where it first differs from the canonical graphs."""
+    """For each form that failed, find the first node that differs from the canonical graphs."""
     failed = {check.form for check in report.checks if check.failure and check.form in bundle.manifest.forms}
     if failed and importlib.util.find_spec("onnx_ir") is None:
         report.first_difference = dict.fromkeys(failed, f"unknown; {write_install_command('export')} names it")
