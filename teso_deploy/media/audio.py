@@ -116,7 +116,17 @@ def _decode_packets(container: InputContainer, index: int, mono: Mono16k) -> Ite
 
 
 def decode_track(path: Path, index: int, counts: SoundCounts | None = None) -> Iterator[Piece]:
-    """Decode the track of a file with this index. Raises the same errors as :func:`open_media`."""
+    """Decode one track of a file.
+
+    Args:
+        path: The file.
+        index: The index of the track among all streams of the file.
+        counts: Where defects are counted. Default: they are not reported.
+
+    Raises:
+        InputNotFoundError: The file does not exist.
+        MediaError: FFmpeg can't read the file.
+    """
     with open_media(path) as container:
         clock = SteadyClock(announced_end_seconds(container))
         yield from _decode_packets(container, index, Mono16k(clock, counts=counts))

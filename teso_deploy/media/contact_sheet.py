@@ -25,7 +25,13 @@ def with_labels(picture: Picture, labels: NDArray[np.uint8]) -> Picture:
 
 
 def difference(picture: Picture, labels: NDArray[np.uint8], expected: NDArray[np.uint8]) -> Picture:
-    """Darken a picture (H, W, 3), and mark in red where two label images (H, W) differ."""
+    """Darken a picture, and mark in red where two label images differ.
+
+    Args:
+        picture: (H, W, 3).
+        labels: (H, W).
+        expected: (H, W).
+    """
     return np.where((labels != expected)[..., None], _DIFFERENT, (picture // 3))
 
 

@@ -31,7 +31,7 @@ LOSSLESS_SECONDS = 2.0
 #: At least this many packets are held back, however long they last.
 LEAST_LOSSLESS_PACKETS = 8
 #: An audio track without output is replaced by the next one after this many packets of another track, four seconds
-#: of AAC. Each of its own packets that can't be decoded counts as ``FAILED_PACKETS`` of these.
+#: of AAC. Each packet of the track without output that can't be decoded counts as ``FAILED_PACKETS`` of these.
 MOST_MISSED_PACKETS, FAILED_PACKETS = 192, 12
 #: Decoded frames that may wait where none may be lost.
 MOST_FRAMES = 4
@@ -320,7 +320,7 @@ class AudioDecoder(DecoderThread):
 
     Args:
         streams: Audio tracks, best first. Until a track has given sound, the next one replaces it if it can't be
-            decoded, or if it gives nothing while packets of others arrive.
+            decoded, or if it gives nothing while other tracks have packets.
         origin_seconds: Zero of the stream's stamps.
         shift_seconds: Position of this zero on the reader's clock.
         clock: The clock of the sound.

@@ -1,4 +1,4 @@
-"""A video whose size is that of its first picture."""
+"""A video that has the size of its first picture."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FittedVideo:
         self._end_seconds = 0.0
 
     def write(self, image: NDArray[np.uint8], shown_at_seconds: float) -> None:
-        """Write a picture (H, W, 3) uint8 RGB at its time, which must grow. Raises :class:`OutputError`."""
+        """Write a picture (H, W, 3) uint8 RGB at its time. Times must increase. Raises :class:`OutputError`."""
         size = (image.shape[1], image.shape[0])
         if self._writer is None:
             self._size = size

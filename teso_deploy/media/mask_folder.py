@@ -94,7 +94,7 @@ def _mask_names(folder: Path) -> set[str]:
 
 
 def _must_stay(folder: Path) -> bool:
-    """Tell whether no other folder can take the place of this one."""
+    """Return whether the folder can't be replaced by another one."""
     return (
         os.path.ismount(folder)
         or os.path.samefile(folder, os.curdir)
@@ -103,7 +103,7 @@ def _must_stay(folder: Path) -> bool:
 
 
 def _move_in(new: Path, folder: Path) -> None:
-    """Move masks into a folder that stays, then delete those that were there. If killed in between, it has both."""
+    """Move masks into a folder that stays, then delete the old ones. If the process is killed, it may hold both."""
     before, coming = _mask_names(folder), _mask_names(new)
     shutil.move(new / MARKER, folder / MARKER)  # first, so that the next run knows the folder as ours
     for name in sorted(coming):
@@ -114,7 +114,7 @@ def _move_in(new: Path, folder: Path) -> None:
 
 @contextmanager
 def staged_mask_folder(path: Path, marker: dict[str, Any]) -> Iterator[Path]:
-    """Give a folder for masks that takes the place of ``path`` when the block ends without an error.
+    """Yield a folder for masks that replaces ``path`` if the block ends without an error.
 
     Until then the masks of an earlier run stay at ``path``. ``marker``: see :func:`describe_masks`. Raises
     :class:`OutputError`.
@@ -135,7 +135,7 @@ def staged_mask_folder(path: Path, marker: dict[str, Any]) -> Iterator[Path]:
             if not stays:
                 try:
                     put_in_place(new, place)
-                except OSError:  # a mount of a folder of the same disk, say
+                except OSError:  # for example a mount of a folder on the same disk
                     stays = os.path.isdir(place)
                     if not stays:
                         raise
@@ -144,7 +144,7 @@ def staged_mask_folder(path: Path, marker: dict[str, Any]) -> Iterator[Path]:
 
 
 def open_mask_folder(path: Path, marker: dict[str, Any]) -> Path:
-    """Make or empty a folder in which each mask appears as soon as it is made, and return the folder's place.
+    """Make or empty a folder in which each mask appears as soon as it is made, and return its path.
 
     ``marker``: see :func:`describe_masks`. Raises :class:`OutputError`.
     """

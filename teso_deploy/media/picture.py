@@ -35,7 +35,14 @@ class Turn(NamedTuple):
 
     @classmethod
     def of(cls, a: float, b: float, c: float, d: float) -> Turn:
-        """Return the turn nearest to a display matrix: (x, y) → (a x + c y, b x + d y), y pointing down."""
+        """Return the turn nearest to a display matrix: (x, y) → (a x + c y, b x + d y), with y pointing down.
+
+        Args:
+            a: From x to x.
+            b: From x to y.
+            c: From y to x.
+            d: From y to y.
+        """
         if abs(b) + abs(c) > abs(a) + abs(d):
             return cls(True, c < 0, b < 0)
         return cls(False, a < 0, d < 0)

@@ -104,7 +104,13 @@ class AudioRing:
             return self._read(round(from_seconds * SAMPLE_RATE_HZ), round(to_seconds * SAMPLE_RATE_HZ))
 
     def peaks(self, from_seconds: float, to_seconds: float, count: int) -> NDArray[np.float32]:
-        """See :meth:`Sound.peaks`."""
+        """Return the peaks of a time span, see :meth:`Sound.peaks`.
+
+        Args:
+            from_seconds: Start of the span.
+            to_seconds: End of the span.
+            count: Number of parts.
+        """
         return peaks_of(self.read(from_seconds, to_seconds), count)
 
     def window(self, end_seconds: float) -> AudioWindow:

@@ -1,4 +1,4 @@
-"""Sound of any length in little memory: it is decoded, or generated, again where it is read."""
+"""Sound of any length in little memory. It is decoded or generated again where it is read."""
 
 from __future__ import annotations
 
@@ -174,7 +174,13 @@ class StreamedTrack(SoundTrack):
         return found
 
     def peaks(self, from_seconds: float, to_seconds: float, count: int) -> NDArray[np.float32]:
-        """See :meth:`Sound.peaks`. Accurate to about 10 ms."""
+        """Return the peaks of a time span, accurate to about 10 ms, see :meth:`Sound.peaks`.
+
+        Args:
+            from_seconds: Start of the span.
+            to_seconds: End of the span.
+            count: Number of parts.
+        """
         with self._lock:
             if self._envelope is None:
                 self._envelope = Envelope()

@@ -93,7 +93,13 @@ class SoundTrack(ABC):
         return self._read(first, last)
 
     def peaks(self, from_seconds: float, to_seconds: float, count: int) -> NDArray[np.float32]:
-        """See :meth:`Sound.peaks`."""
+        """Return the peaks of a time span, see :meth:`Sound.peaks`.
+
+        Args:
+            from_seconds: Start of the span.
+            to_seconds: End of the span.
+            count: Number of parts.
+        """
         first, last = (round((t - self.start_seconds) * SAMPLE_RATE_HZ) for t in (from_seconds, to_seconds))
         # Read only what the track has: a damaged file may announce a length of years.
         edges = np.linspace(first, last, count + 1).round().clip(0, self.length).astype(int)

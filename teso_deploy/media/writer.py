@@ -1,4 +1,4 @@
-"""Write a video with its sound: whole or not at all, or so that it can be played while it grows."""
+"""Write a video with its sound: complete or not at all, or so that it can be played while it grows."""
 
 from __future__ import annotations
 
@@ -68,7 +68,13 @@ class _Output:
         return self._file.seekable()
 
     def open_again(self, url: str, flags: int, options: dict[str, str]) -> BinaryIO:
-        """Open the file to read it: FFmpeg does so to move the index of a finished file to its front."""
+        """Open the file for reading. FFmpeg does this to move the index of a finished file to its front.
+
+        Args:
+            url: The name of the file, which is ignored.
+            flags: FFmpeg's flags, which are ignored.
+            options: FFmpeg's options, which are ignored.
+        """
         return open(self._file.name, "rb", buffering=0)
 
 
@@ -196,7 +202,7 @@ class VideoWriter:
                 raise self._output.error
 
     def _write_sound(self, until_seconds: float) -> None:
-        """Send the sound up to a time of the file, so that picture and sound of a time are close together in it."""
+        """Write the sound up to a time, so that picture and sound of the same time are close together in the file."""
         begin = self._begin_seconds or 0.0
         if self._sound is None or self._track is None:
             return
@@ -223,7 +229,7 @@ class VideoWriter:
         end = self._last_tick / _TICKS_PER_SECOND + self._frame_seconds
         held = self._end_seconds - (self._begin_seconds or 0.0)
         if self._last_image is not None and held - end > self._frame_seconds / 2:
-            # Encoders reorder frames, so in MP4 only a second picture can say reliably how long the last one lasts.
+            # Encoders reorder frames. Only a second picture states reliably in MP4 how long the last one lasts.
             self._encode(self._last_image, self._end_seconds - self._frame_seconds)
         self._write_sound(max(end, held))
         self._container.mux(self._video.encode(None))
@@ -251,7 +257,7 @@ class VideoWriter:
             self._discard()
 
     def _discard(self) -> None:
-        """Close the file, and remove one that has not got its name yet."""
+        """Close the file, and remove it if it does not have its final name yet."""
         if not self._is_growing:
             with contextlib.suppress(OSError):
                 os.unlink(self._file.name)
