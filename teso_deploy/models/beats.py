@@ -1,7 +1,7 @@
 """BEATs (Chen et al., 2023; microsoft/unilm, ``beats/``), frozen, with its filter bank inside.
 
 The released iter3 models have post-norm layers with DeepNorm, and gated relative positions with one table for all
-layers. How tokens become one vector is our choice: their mean.
+layers. The paper of TeSO does not say how tokens become one vector. We take their mean.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a visual foundation gives a model."""
+"""The parts that a visual foundation gives a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Foundation(Protocol):
     """A visual encoder and the decoder that belongs to it."""
 
     def query_shape(self, recipe: Recipe) -> tuple[int, int]:
-        """How many queries the decoder takes, and their width d."""
+        """Return how many queries the decoder takes, and their width d."""
 
     def make_visual_encoder(self, recipe: Recipe) -> nn.Module:
         """Build the encoder: image (B, 3, H, W), normalised → the decoder's memory."""
@@ -23,7 +23,17 @@ class Foundation(Protocol):
         """Build the decoder: queries (B, Q, d), memory → what :meth:`score_classes` reads."""
 
     def score_classes(self, recipe: Recipe, decoder: nn.Module, queries: Tensor, memory: Memory | Tensor) -> Tensor:
-        """Run the decoder: class probabilities (B, C, h, w)."""
+        """Run the decoder.
+
+        Args:
+            recipe: The recipe of the model.
+            decoder: The decoder of :meth:`make_decoder`.
+            queries: (B, Q, d).
+            memory: The output of the visual encoder.
+
+        Returns:
+            Class probabilities (B, C, h, w).
+        """
 
     def memory_names(self, recipe: Recipe) -> tuple[str, ...]:
-        """The names of the memory's tensors in the exported graphs, in the order of ``graphs.flatten_memory``."""
+        """List the names of the memory's tensors in exported graphs, in the order of ``graphs.flatten_memory``."""

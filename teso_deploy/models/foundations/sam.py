@@ -23,7 +23,7 @@ class _Sam:
         return SamMaskDecoder(recipe.sam, recipe.image.sizes[0][0], recipe.adapters)
 
     def score_classes(self, recipe: Recipe, decoder: nn.Module, queries: Tensor, memory: Memory | Tensor) -> Tensor:
-        # SAM has no classes: its answer is the mask of one of its mask tokens.
+        # SAM has no classes. Its answer is the mask of one mask token.
         return torch.sigmoid(decoder(queries, memory)[:, recipe.sam.mask_token, None])
 
     def memory_names(self, recipe: Recipe) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Checkpoints of others: which of their keys is which of ours, format by format."""
+"""Key maps for checkpoints of other projects: which of their keys is which of ours, one module per format."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from teso_deploy.named_objects import load_object
 
 
 def list_formats() -> list[Format]:
-    """Import every kind of checkpoint that is known. The first that recognises a file has it."""
+    """Import every known kind of checkpoint. A file belongs to the first kind that recognises it."""
     return [load_object(name) for name in list_format_names()]
