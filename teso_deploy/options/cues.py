@@ -1,4 +1,4 @@
-"""Which text cues are offered: words, a file, or a source that is asked."""
+"""The text cues that a model is offered: words, a file, or a source that is asked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from teso_deploy.cues.sources.registry import list_sources, list_sources_taking
 from teso_deploy.options.fields import OptionError, Options, option
 
 SOURCE_HELP = f"{', '.join(list_sources())}; several by comma: the first that answers."
-#: Fields that only a source reads.
+#: Fields that only a source uses.
 OF_SOURCES = (
     "models", "server", "server_model", "every_seconds", "budget_per_minute", "timeout_seconds", "prompt", "frames",
 )  # fmt: skip
@@ -19,21 +19,21 @@ OF_SOURCES = (
 
 @dataclass(frozen=True, kw_only=True)
 class CueOptions(Options):
-    """Which text cues are offered to the model.
+    """The text cues that the model is offered.
 
     Attributes:
         cues: words by comma, ``auto`` (the bundle's tagger) or ``none`` (the trained fallback). Default: ``none``.
-        cues_file: words, a file that ``teso-deploy cues`` wrote, or the authors' JSON.
+        cues_file: a file of words, a file that ``teso-deploy cues`` wrote, or the authors' JSON.
         source: the source that is asked for cues, or several by comma. Default: none is asked.
         models: folder of ``teso-deploy export-cues`` with captioner and language model, for the sources that take it.
         server: address of an OpenAI-compatible server, for the sources that take it.
-        server_model: what the server calls its model. Default: its first.
-        every_seconds: how often the source is asked; None: at new scenes only. Default: 10.
-        ttl_seconds: cues that are older give way to the fallback. Default: never.
-        budget_per_minute: questions about all streams in a minute, at most. Default: 12.
+        server_model: the server's name of its model. Default: the first that it lists.
+        every_seconds: how often the source is asked; None: only at new scenes. Default: 10.
+        ttl_seconds: cues that are older are replaced by the fallback. Default: never.
+        budget_per_minute: the most questions per minute, about all streams together. Default: 12.
         timeout_seconds: how long a model or server may take for an answer. Default: 120.
         prompt: a shipped prompt by name, or a TOML file.
-        frames: pictures that a server is shown at a time. Default: 1.
+        frames: how many pictures a server is shown at a time. Default: 1.
     """
 
     cues: str = option("none", "Words for what is visible, a,b; auto: what the model sees; none: its fallback.")

@@ -80,14 +80,15 @@ class EngineOptions(BuildOptions):
 
     Attributes:
         backend: what runs the graphs: a name of ``backends/registry.py``, such as ``cpu`` (ONNX Runtime), ``cuda``
-            (ONNX Runtime on a GPU) or ``tensorrt``; or ``auto``, the first that can run this bundle without building
-            an engine. Default: ``cpu``.
+            (ONNX Runtime on a GPU) or ``tensorrt``. ``auto`` is the first that can run this bundle without building an
+            engine. Default: ``cpu``.
         precision: which of the bundle's forms for the backend. Default: ``fp32``.
-        size: (height, width) that frames are fitted to; "auto": for each frame the size of the nearest shape; None,
-            the default: the bundle's first size, which the model was trained at.
-        threads: of ONNX Runtime on the CPU. Default: all cores.
-        still_threshold: by how many grey levels (0 to 255, the mean of any square of 32 x 32 pixels at that size) a
-            frame may differ from the last one that was encoded and still use its features. Default 0: not at all.
+        size: (height, width) that frames are fitted to. "auto": the size of the nearest shape for each frame. None, the
+            default: the bundle's first size, at which the model was trained.
+        threads: how many threads ONNX Runtime uses on the CPU. Default: all cores.
+        still_threshold: a frame that differs by at most this many grey levels from the last encoded one uses its
+            features again. The difference is the largest mean over squares of 32 x 32 pixels at that size, 0 to 255.
+            Default 0: features are never used again.
         profile: how TensorRT engines are built: name of a shipped profile, or a TOML file.
         rebuild_engines: build engines again, whatever the bundle or the cache has. Default: no.
     """
@@ -117,7 +118,7 @@ class EngineOptions(BuildOptions):
     )
 
     def check(self) -> None:
-        """Refuse options of engine builds for a backend that builds none."""
+        """Refuse options of engine builds for a backend that does not build engines."""
         check_engine_building([self.backend], self.profile, self.rebuild_engines)
 
 

@@ -30,7 +30,7 @@ class OptionError(ValueError):
         super().__init__(message if field is None else f"{field}: {message}")
 
     def spell(self, name_option: Callable[[str], str]) -> str:
-        """Return the message with each option's name as ``name_option`` gives it."""
+        """Return the message, with each option spelled by ``name_option``."""
 
         def replace_name(found: re.Match[str]) -> str:
             return str(self.values[found[1]]) if found[1] in self.values else name_option(found[1])
@@ -46,11 +46,11 @@ class Option:
         help: what the option is for.
         minimum: lowest value; None: no bound.
         maximum: highest value; None: no bound.
-        unit: of the value, for messages, as in "grey levels".
+        unit: unit of the value, for messages, as in "grey levels".
         flag: the name on the command line; None: ``--`` and the field's name.
-        metavar: what stands for the value in the help; None: the type.
-        given_as: the type on the command line, where it is not that of the field.
-        read: makes the field's value of what the command line was given; None: it is the value.
+        metavar: the placeholder of the value in the help; None: the type.
+        given_as: the type on the command line, if it differs from the field's.
+        read: makes the field's value from the value on the command line; None: they are equal.
         envvar: environment variable that is read if the option is not given.
     """
 
@@ -66,7 +66,7 @@ class Option:
 
 
 def option(default: Any, help: str, **details: Any) -> Any:
-    """Return a dataclass field that the command line has an option for.
+    """Return a dataclass field that becomes an option of the command line.
 
     Args:
         default: the field's default.
@@ -83,16 +83,16 @@ def describe_field(one: Field[Any]) -> Option:
 
 @dataclass(frozen=True)
 class Options:
-    """Base of all options: checks ranges, then what the class itself forbids."""
+    """Base of all options. It checks ranges, then the rules of the class itself."""
 
     def __post_init__(self) -> None:
-        """Raise :class:`OptionError` for values that are out of range or do not go together."""
+        """Raise :class:`OptionError` for values that are out of range or that exclude each other."""
         for one in fields(self):
             described, value = describe_field(one), getattr(self, one.name)
             if value is None or (described.minimum is None and described.maximum is None):
                 continue
             low, high = described.minimum, described.maximum
-            # Written so that NaN is refused, too.
+            # This form also refuses NaN.
             if not ((low is None or value >= low) and (high is None or value <= high)):
                 bounds = " ".join(
                     f"{word} {bound:g}" for word, bound in (("from", low), ("to", high)) if bound is not None
@@ -102,7 +102,7 @@ class Options:
         self.check()
 
     def check(self) -> None:
-        """Raise :class:`OptionError` for values that do not go together. Subclasses override this."""
+        """Raise :class:`OptionError` for values that exclude each other. Subclasses override this."""
 
     def changed(self) -> Iterator[str]:
         """Yield the names of the fields that do not have their default."""

@@ -1,4 +1,4 @@
-"""Which forms of its graphs a bundle gets, and which engines."""
+"""The forms of its graphs that a bundle gets, and its engines."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from teso_deploy.options.fields import Options, option
 
 @dataclass(frozen=True, kw_only=True)
 class FormOptions(Options):
-    """Which forms of its graphs a bundle gets, and which engines are built from them.
+    """The forms of its graphs that a bundle gets, and the engines that are built from them.
 
     Attributes:
-        precision: of the forms beside the canonical graphs. Default: fp32.
-        size: picture sizes in place of the recipe's, as ``288x512`` (height first) or ``384``.
+        precision: the forms in addition to the canonical graphs. Default: fp32.
+        size: picture sizes that replace the recipe's, as ``288x512`` (height first) or ``384``.
         calibrate_on: videos that set the ranges of int8. Default: the shipped clip.
         target: libraries to build engines for: ``tensorrt``, ``tensorrt-rtx``. Default: none.
         arch: for TensorRT-RTX: GPU generations by comma, as ``sm86,sm89``. Default: one engine for all.
         profile: how engines are built: a shipped profile's name, or a TOML file.
         text_encoder: put the encoder of cue words into the bundle. Default: no.
-        licence: of the weights, for the manifest. Default: Apache-2.0.
+        licence: the licence of the weights, for the manifest. Default: Apache-2.0.
     """
 
     precision: tuple[str, ...] = option(

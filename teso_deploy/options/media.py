@@ -1,4 +1,4 @@
-"""What is read from videos: frames, tracks, and what replaces the sound."""
+"""Which parts of a video are read: frames and tracks, and what replaces the sound."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ DecoderName = Literal["auto", "software", "nvdec"]
 
 @dataclass(frozen=True, kw_only=True)
 class SoundOptions(Options):
-    """Which tracks are read, and what replaces the sound. At most one of the first three.
+    """Which tracks are read, and what replaces the sound. At most one of the first three may be given.
 
     Attributes:
         mute: silence replaces the sound. Default: no.
         noise_dbfs: white noise of this level (RMS, dBFS, at most 0) replaces the sound.
         sound_from: the sound of this file replaces the sound.
-        video_track: number of the track of pictures, from 0. Default: the one that players take.
-        audio_track: number of the track of sound, from 0, in the file that the sound comes from. Default: the one that
-            players take and that can be decoded.
+        video_track: number of the video track, from 0. Default: the one that players choose.
+        audio_track: number of the audio track, from 0, in the file that the sound comes from. Default: the one that
+            players choose and that can be decoded.
     """
 
     mute: bool = option(False, "Silence in place of the sound.")
@@ -42,7 +42,7 @@ class SoundOptions(Options):
     )
 
     def check(self) -> None:
-        """Refuse several replacements of the sound, and a track of sound that is replaced."""
+        """Refuse several replacements of the sound, and an audio track whose sound is replaced."""
         if self.mute + (self.noise_dbfs is not None) + (self.sound_from is not None) > 1:
             raise OptionError("{mute}, {noise_dbfs} and {sound_from} exclude each other: give one")
         if self.audio_track is not None and (self.mute or self.noise_dbfs is not None):

@@ -31,11 +31,11 @@ class OutputOptions(Options):
 
     @property
     def masks_are_a_folder(self) -> bool:
-        """Whether ``masks`` names a folder, and not a file of lines."""
+        """Whether ``masks`` names a folder, not a file of lines."""
         return self.masks is not None and choose_sink("--masks", self.masks).writes == "folder"
 
     @property
     def targets(self) -> dict[str, Path]:
-        """Option → where it writes, for the outputs that a sink writes."""
+        """Option → its path, for the outputs that a sink writes."""
         targets = {"--out": self.out, "--masks": self.masks, "--events": self.events}
         return {option: target for option, target in targets.items() if target is not None}

@@ -15,12 +15,12 @@ class StreamOptions(Options):
     """How live streams are read, and when a run of them ends.
 
     Attributes:
-        audio: where the sound comes from, a stream or a file. Default: the stream itself.
-        timeout_seconds: how long a stream may take to open, or may send nothing, before it counts as broken.
-            Default: 10.
+        audio: source of the sound, a stream or a file. Default: the stream itself.
+        timeout_seconds: how long a stream may take to open, or may send nothing, before it counts as broken. Default:
+            10.
         staleness_seconds: frames that are older are dropped. Default: 0.5.
         corrupt: whether damaged frames are kept. Default: ``keep``.
-        reconnect: open a stream again that broke off. Default: yes.
+        reconnect: open a stream again after it broke off. Default: yes.
         seconds: end the run after this time. Default: run until the streams end.
         metrics: ``[HOST]:PORT`` where Prometheus metrics are served. Default: nowhere.
     """

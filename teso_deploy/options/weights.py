@@ -42,11 +42,11 @@ class WeightOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class StartOptions(WeightOptions):
-    """Which weights training begins with.
+    """The weights that training begins with.
 
     Attributes:
-        start: for training on scenes: a checkpoint whose encoders to begin with, in place of the phase in which they
-            are trained alone.
+        start: for training on scenes: a checkpoint that gives the encoders. It replaces the phase in which they are
+            trained alone.
     """
 
     start: Path | None = option(None, "On scenes: checkpoint whose encoders to begin with, in place of their phase.")
