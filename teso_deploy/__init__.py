@@ -64,7 +64,7 @@ __all__ = [
     "load",
 ]
 
-# First of all, because ONNX Runtime reads this setting when it is imported.
+# This must come first, because ONNX Runtime reads the setting when it is imported.
 switch_off_telemetry()
 
 
@@ -88,8 +88,7 @@ def load(
     Args:
         bundle: folder of the bundle, or the opened bundle. Default: the shipped ``teso-nano``.
         options: how the graphs are run. Default: on the CPU, with all cores.
-        on_progress: receives a line about each thing that takes time, such as building an engine. Default: no one is
-            told.
+        on_progress: receives a line about each step that takes time, such as building an engine. Default: no report.
         keywords: fields of :class:`EngineOptions`, as in ``load(threads=1)``; they replace those of ``options``.
 
     Returns:

@@ -37,9 +37,9 @@ class FoundationEntry:
     Attributes:
         foundation: "module:object" of a :class:`~teso_deploy.models.foundations.contracts.Foundation`.
         tables: The recipe's tables with its parameters.
-        has_classes: Whether it tells classes apart. Without them a recipe needs a binary head and has no tagger.
-        square_table: The table whose ``patch`` the picture's side must be a multiple of, if the foundation takes square
-            pictures of one size only; empty otherwise.
+        has_classes: Whether it predicts classes. Without them a recipe needs a binary head and has no tagger.
+        square_table: The table whose ``patch`` must divide the picture's side, if the foundation takes square pictures
+            of one size only. Otherwise empty.
         formats: The kinds of checkpoints that give its weights, each "module:object".
     """
 
@@ -79,7 +79,7 @@ TEXT_FORMATS = tuple(f"{_KEYMAPS}.clip_text:{name}" for name in ("HUGGING_FACE_C
 
 
 def list_format_names() -> Iterator[str]:
-    """Every kind of checkpoint, "module:object". The first that recognises a file has it."""
+    """Yield every kind of checkpoint, as "module:object". A file belongs to the first kind that recognises it."""
     yield from MODEL_FORMATS
     for foundation in FOUNDATIONS.values():
         yield from foundation.formats
@@ -89,7 +89,7 @@ def list_format_names() -> Iterator[str]:
 
 
 def list_size_tables() -> list[str]:
-    """The recipe's tables whose sizes a checkpoint can disagree with."""
+    """List the recipe's tables whose sizes may differ from a checkpoint's."""
     foundations = [table for entry in FOUNDATIONS.values() for table in entry.tables]
     encoders = [entry.table for entry in AUDIO_ENCODERS.values() if entry.table]
     return [*foundations, "audio", *encoders, "clip_text"]

@@ -95,7 +95,6 @@ def read_arrays(path: Path, wanted: Mapping[str, Expected] | None = None) -> dic
 
     Returns:
         The arrays by name. A wanted array that the file lacks is absent.
-        The arrays by name. A wanted name that the file lacks is not in it.
 
     Raises:
         BundleError: The file is not a .npz file, is damaged or encrypted, or an array is not as expected.

@@ -32,7 +32,7 @@ def _mix(scores: NDArray[np.float32], rows: Taps, columns: Taps) -> NDArray[np.f
 
 
 def _find_reached(taps: Taps, hit: NDArray[np.bool_]) -> slice:
-    """Return the range of places on an axis that use a tap which reached the threshold."""
+    """Return the range of positions on an axis that use a tap at or above the threshold."""
     places = np.flatnonzero(hit[taps[0]] | hit[taps[1]])
     return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
 
@@ -49,15 +49,15 @@ def labels_of(
 ) -> NDArray[np.uint8]:
     """Upsample class scores and return labels: 1 + argmax where the maximum ≥ threshold, else 0.
 
-    Bilinear with half-pixel centres. An interpolated value never exceeds the values around it, so only classes that
-    reach the threshold at stride 4 are upsampled, and only around the places where they do.
+    The interpolation is bilinear with half-pixel centres. An interpolated value never exceeds the values around it. So
+    only classes that reach the threshold at stride 4 are upsampled, and only around the places where they do.
 
     Args:
         scores: (C, h, w) float32.
         size: (height, width) of the labels.
-        threshold: Least score of a label.
-        shares: Of the scores' height and width, from the top and the left, that show the picture; the rest is padding.
-            Default: all.
+        threshold: The lowest score of a label.
+        shares: The shares of the scores' height and width, from the top and the left, that show the picture. The rest
+            is padding. Default: all.
 
     Returns:
         (height, width) uint8.

@@ -1,4 +1,4 @@
-"""How long each stage took, as percentiles: a mean alone hides the slow frames."""
+"""The duration of each stage as percentiles. A mean alone hides slow frames."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 PERCENTILES = (50, 90, 95, 99)
-#: From the first stamp of a frame to its last.
+#: The stage from a frame's first stamp to its last.
 WHOLE_FRAME = "frame"
-#: Upper bounds in seconds of the buckets for Prometheus: the same for every stream and run, so that they can be added.
+#: Upper bounds of Prometheus buckets in seconds. All streams and runs share them, so that counts can be added.
 BOUNDS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -31,7 +31,10 @@ def _put_frame_last(stages: Mapping[str, object]) -> list[str]:
 
 
 def _measure_stages(stamps: Mapping[str, float]) -> dict[str, float]:
-    """Stage → how long it lasted in seconds: from the stamp before it to its own. The first stamp only begins."""
+    """Return stage → its duration in seconds, from the previous stamp to its own.
+
+    The first stamp only starts the clock.
+    """
     durations = {stage: done - before for (_, before), (stage, done) in pairwise(stamps.items())}
     if durations:
         times = list(stamps.values())
@@ -41,14 +44,14 @@ def _measure_stages(stamps: Mapping[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class BoundedCounts:
-    """How many durations were at most each of :data:`BOUNDS_SECONDS` long; the last count is of all of them."""
+    """Counts of the durations up to each of :data:`BOUNDS_SECONDS`. The last count includes all durations."""
 
     at_most: tuple[int, ...]
     sum_seconds: float
 
 
 class Histogram:
-    """Durations in buckets of one per cent, so that a run of a month takes no more memory than one of a minute."""
+    """Durations in buckets of one per cent. A run of a month needs no more memory than one of a minute."""
 
     _GROWTH = math.log(1.01)
     #: Shorter durations count as zero.
@@ -64,11 +67,11 @@ class Histogram:
         """Count a duration."""
         self._buckets[round(math.log(max(seconds, self._LEAST_SECONDS)) / self._GROWTH)] += 1
         self._bounded[bisect_left(BOUNDS_SECONDS, seconds)] += 1
-        self._sum_seconds += max(seconds, 0.0)  # Prometheus takes a sum that falls for a restart
+        self._sum_seconds += max(seconds, 0.0)  # Prometheus takes a falling sum for a restart
         self.count += 1
 
     def bounded(self) -> BoundedCounts:
-        """The counts for Prometheus, as they are now."""
+        """Return the current counts for Prometheus."""
         return BoundedCounts(tuple(accumulate(self._bounded)), self._sum_seconds)
 
     def percentiles_ms(self) -> dict[str, float]:
@@ -84,10 +87,10 @@ class Histogram:
 
 
 class LatencyLog:
-    """Collects the stamps of frames: stage → monotonic seconds at which it was done, in order.
+    """Collects the stamps of frames: stage → monotonic seconds at which it ended, in order.
 
-    A stage that did not have to run, because its input had not changed, counts with the time that this took, which is
-    close to zero. Percentiles are exact; memory grows with the number of frames.
+    A stage may be skipped because its input did not change. It then counts with the time of that check, which is close
+    to zero. Percentiles are exact, so memory grows with the number of frames.
     """
 
     def __init__(self) -> None:
@@ -99,12 +102,12 @@ class LatencyLog:
             self._seconds.setdefault(stage, []).append(seconds)
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Stage → percentiles in milliseconds, ``frame`` last."""
+        """Return stage → percentiles in milliseconds, with ``frame`` last."""
         return {stage: percentiles_ms(self._seconds[stage]) for stage in _put_frame_last(self._seconds)}
 
 
 class LatencyHistograms:
-    """The same as :class:`LatencyLog` for runs that may never end: exact to one per cent, in bounded memory."""
+    """Like :class:`LatencyLog`, for runs without an end: exact to one per cent, in bounded memory."""
 
     def __init__(self) -> None:
         self.stages: dict[str, Histogram] = {}
@@ -115,5 +118,5 @@ class LatencyHistograms:
             self.stages.setdefault(stage, Histogram()).add(seconds)
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Stage → percentiles in milliseconds, ``frame`` last."""
+        """Return stage → percentiles in milliseconds, with ``frame`` last."""
         return {stage: self.stages[stage].percentiles_ms() for stage in _put_frame_last(self.stages)}

@@ -39,7 +39,7 @@ def write_upgrade_command(package: str, bound: str) -> str:
 def read_requirements() -> list[str]:
     """Return the requirements of the base install and of all extras but ``dev``; empty without metadata."""
     description = Path(__file__).parents[1] / "pyproject.toml"
-    if description.is_file():  # in a checkout, because the metadata of an editable install may be older
+    if description.is_file():  # in a checkout, because an editable install's metadata may be out of date
         project = tomllib.loads(description.read_text(encoding="utf-8"))["project"]
         extras = project["optional-dependencies"].items()
         return [*project["dependencies"], *(one for extra, several in extras if extra != "dev" for one in several)]
@@ -66,7 +66,7 @@ def find_lower_bounds(requirements: Iterable[str]) -> dict[str, str]:
 
 
 def find_version(package: str) -> str | None:
-    """The version of an installed package; None if it is not installed."""
+    """Return the version of an installed package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -74,7 +74,7 @@ def find_version(package: str) -> str | None:
 
 
 def find_outdated(version_of: Callable[[str], str | None] = find_version) -> dict[str, tuple[str, str]]:
-    """Package → its version and the lowest one that is needed, of all that are installed and older than that."""
+    """List the installed packages that are too old: package → its version and the lowest allowed one."""
     bounds = find_lower_bounds(read_requirements())
     versions = {package: version_of(package) for package in bounds}
     return {

@@ -87,7 +87,7 @@ class Kind:
     Attributes:
         manifest: The name of the manifest's file.
         schema_version: The version of the manifest that this package writes.
-        keys: Keys that tell its manifest from other JSON.
+        keys: Keys that distinguish its manifest from other JSON.
         command: The command that writes such a folder.
         again: What a message advises if the folder is damaged.
         former_manifest: The name that earlier versions gave the manifest's file; it is still read.
@@ -103,7 +103,7 @@ class Kind:
     oldest_schema_version: int | None = None
 
     def _find_manifest(self, folder: Path) -> Path:
-        """The manifest's file, by its former name if the folder has only that one."""
+        """Return the manifest's file. If the folder has it only under its former name, that is returned."""
         former = folder / (self.former_manifest or self.manifest)
         is_former = os.path.lexists(former) and not os.path.lexists(folder / self.manifest)
         return former if is_former else folder / self.manifest

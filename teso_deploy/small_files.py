@@ -42,6 +42,7 @@ def read_text(
 ) -> str:
     """Read a regular file as UTF-8, with or without a byte order mark.
 
+    Args:
         path: The file. Links are followed.
         what: What the file should be, with its article, for messages: ``"a prompt's TOML file"``.
         limit_bytes: A larger file is refused before it is read. Default: 64 MiB.
