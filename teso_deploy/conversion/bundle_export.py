@@ -1,4 +1,4 @@
-"""From a recipe and its weights to a bundle."""
+"""Export a bundle from a recipe and its weights."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What was written, how it held against PyTorch, and our keys that no checkpoint gave."""
+    """The written bundle, its parity with PyTorch, and our weight names that no checkpoint contains."""
 
     bundle: Bundle
     parity: VerifyReport
@@ -64,7 +64,7 @@ class ExportReport:
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """SHA-256 over names and bytes of all weights."""
+    """Compute the SHA-256 over names and bytes of all weights."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -75,12 +75,22 @@ def weights_digest(model: torch.nn.Module) -> str:
 def cue_table(
     recipe: Recipe, text: WeightSource | None, random_weights_seed: int | None, nouns: Sequence[str] | None = None
 ) -> tuple[list[str], NDArray[np.float32], str]:
-    """Words (those of the recipe and ``nouns``), their embeddings (K, d_T) and where those are from.
+    """Make the words of the cue table and their embeddings, by the recipe's text encoder.
 
-    By the recipe's text encoder: MiniLM, or CLIP's text tower of a checkpoint. Seeded unit vectors
-    stand in for a tower that was not given; only a model with random weights has a use for them.
-    Rounded to what float16 holds: that is how they are stored. Raises :class:`CheckpointError`
-    when there is neither a tower nor a seed.
+    The embeddings are rounded to float16, because that is how they are stored.
+
+    Args:
+        recipe: The recipe. Its text encoder is MiniLM or CLIP's text tower.
+        text: The checkpoint of CLIP's text tower; None if there is none.
+        random_weights_seed: If it is set and the tower is missing, seeded unit vectors take the place of the
+            embeddings. Only a model with random weights can use them.
+        nouns: Words of the table besides those of the recipe. Default: the shipped nouns.
+
+    Returns:
+        The words, their embeddings (K, d_T) float32, and the name of the encoder.
+
+    Raises:
+        CheckpointError: The recipe needs CLIP's text tower, and there is neither a tower nor a seed.
     """
     if text is not None:
         tower = text_tower(text, recipe)
@@ -105,7 +115,10 @@ def cue_table(
 def _write_graphs(
     model: Teso, weights: Mapping[str, WeightsFile], metadata: dict[str, str], report: Progress
 ) -> dict[str, GraphEntry]:
-    """The canonical graphs, by their key in the manifest; weights are shared among the buckets of a graph."""
+    """Write the canonical graphs and return them by their key in the manifest.
+
+    The buckets of a graph share its weights.
+    """
     recipe = model.recipe
     specs, modules = graph_specs(recipe), graph_modules(model)
     graphs: dict[str, GraphEntry] = {}
@@ -135,17 +148,35 @@ def export_bundle(
     text_encoder: bool = False,
     averaging: Averaging | None = None,
 ) -> ExportReport:
-    """Write a bundle to ``out``, whole or not at all.
+    """Write a bundle, completely or not at all.
 
-    ``checkpoints``: a file, or (part or None, file) of several; what they don't give needs
-    ``random_weights_seed``. ``precisions``: of the forms that are derived from the canonical graphs.
-    ``calibrate_on``: videos whose frames and sounds set the ranges of int8, default the shipped clip.
-    ``engines``: what to build from the graphs, in the same precisions. ``text_encoder``: whether the encoder of the
-    cue words goes into the bundle, for words that are not in its table. ``averaging``: which weights of a
-    checkpoint that holds their average too.
-    All graphs are checked against PyTorch with ONNX Runtime before the bundle takes its place. Raises
-    :class:`CheckpointError`, :class:`OutputError`, :class:`PrecisionError`, :class:`CheckFailedError` (parity), and
-    what :func:`text_graph` raises.
+    ONNX Runtime checks all graphs against PyTorch before the bundle is put in place.
+
+    Args:
+        recipe: The recipe of the model.
+        out: The bundle's folder.
+        checkpoints: A file, or several as (part or None, file). Weights that they lack need ``random_weights_seed``.
+            Default: none.
+        random_weights_seed: Seed of the weights that no checkpoint contains. Default: such weights are an error.
+        licence: Licence of the weights, as an SPDX identifier. Default: Apache-2.0.
+        on_progress: Called with the current stage. Default: ignored.
+        precisions: Precisions of the forms that are derived from the canonical graphs. Default: fp32.
+        calibrate_on: Videos whose frames and sounds set the ranges of int8. Default: the shipped clip.
+        engines: Engines to build from the graphs, in the same precisions. Default: none.
+        text_encoder: Whether the bundle contains the encoder of the cue words, for words that are not in its table.
+            Default: no.
+        averaging: Which weights to take from files with both trained and averaged ones. Default: refuse such files.
+
+    Returns:
+        The bundle, its parity with PyTorch, and our weight names that no checkpoint contains.
+
+    Raises:
+        CheckpointError: A checkpoint can't be read, or weights are missing.
+        OutputError: The bundle can't be written.
+        PrecisionError: A graph can't be computed in a requested precision.
+        CheckFailedError: A form differs from PyTorch.
+        RecipeError: The text encoder does not fit the recipe (:func:`text_graph`).
+        MissingExtraError: A package is not installed.
     """
     KIND.check_target(out)
     files = [(None, checkpoints)] if isinstance(checkpoints, Path) else list(checkpoints or ())

@@ -1,8 +1,8 @@
-"""Captioners out of PyTorch: vision-encoder-decoder and pix2struct, by Optimum.
+"""Export captioners from PyTorch with Optimum: vision-encoder-decoder and pix2struct.
 
-Optimum gives an encoder, and decoders with and without a past. What a decoder makes of the picture alone (keys and
-values of its cross-attention) depends on no word: it is cut off as a graph of its own, "picture", which runs once a
-picture, and the decoder with a past serves the first word too.
+Optimum exports an encoder, and decoders with and without a past. The keys and values of a decoder's cross-attention
+depend only on the picture, not on the words. They are split off as a separate graph, "picture", which runs once per
+picture. The decoder with a past then also computes the first word.
 """
 
 from __future__ import annotations
@@ -37,16 +37,27 @@ from teso_deploy.models.weight_folders import find_weight_files
 TASK = "image-to-text-with-past"
 CAPTIONERS = ("vision-encoder-decoder", "pix2struct")
 _HIDDEN = "encoder_hidden_states"
-#: Of what an encoder takes: a processor that rounds a picture to 8 bits differs by less from one that does not.
+#: Allowed difference of the encoder's input. A processor that rounds pictures to 8 bits differs by less than this from
+#: one that does not.
 MOST_OF_A_PIXEL = 0.05
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 def export_captioner(source: Path, out: Path, precision: WeightPrecision) -> ModelEntry:
-    """A Hugging Face folder as the graphs "encoder", "picture" and "decoder" in the folder ``out``.
+    """Export a Hugging Face folder as the graphs "encoder", "picture" and "decoder".
 
-    Raises :class:`InputNotFoundError`, :class:`CheckpointError` (no config, another architecture, files that are
-    missing or damaged), :class:`MissingExtraError`.
+    Args:
+        source: The Hugging Face folder.
+        out: Existing folder for the graphs and the tokenizer.
+        precision: Precision of the weights.
+
+    Returns:
+        The model's entry in the manifest.
+
+    Raises:
+        InputNotFoundError: The folder does not exist.
+        CheckpointError: There is no config, the architecture is not supported, or a file is missing or damaged.
+        MissingExtraError: A package is not installed.
     """
     exporters = cue_libraries()
     architecture = str(read_config(source)["model_type"])
@@ -60,7 +71,7 @@ def export_captioner(source: Path, out: Path, precision: WeightPrecision) -> Mod
     ends = _first(config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id)
     with tempfile.TemporaryDirectory(dir=out) as folder:
         work = Path(folder)
-        # Of pix2struct Optimum reads the grid from the second of the preprocessors.
+        # For pix2struct, Optimum reads the grid from the second preprocessor.
         preprocessors = [tokenizer, SimpleNamespace(image_processor=processor)]
         quietly(
             exporters.onnx_export_from_model,
@@ -91,7 +102,7 @@ def export_captioner(source: Path, out: Path, precision: WeightPrecision) -> Mod
 
 
 def _loaded(source: Path, architecture: str) -> tuple[Any, Any, Any]:
-    """Model, tokenizer, image processor."""
+    """Load a model, its tokenizer and its image processor."""
     from transformers import (
         AutoImageProcessor,
         AutoTokenizer,
@@ -100,7 +111,7 @@ def _loaded(source: Path, architecture: str) -> tuple[Any, Any, Any]:
     )
 
     kind = Pix2StructForConditionalGeneration if architecture == "pix2struct" else VisionEncoderDecoderModel
-    find_weight_files(source)  # says what its weights are, when they are pointers of Git LFS
+    find_weight_files(source)  # refuses weights that are pointers of Git LFS
     try:
         tokenizer = quietly(AutoTokenizer.from_pretrained, str(source), local_files_only=True, trust_remote_code=False)
         processor = quietly(
@@ -113,13 +124,13 @@ def _loaded(source: Path, architecture: str) -> tuple[Any, Any, Any]:
         model = quietly(
             kind.from_pretrained, str(source), local_files_only=True, trust_remote_code=False, dtype="float32"
         ).eval()
-    except Exception as error:  # transformers raises what it likes
+    except Exception as error:  # transformers raises errors of many types
         raise refuse_unreadable(source, "a captioner", error) from error
     return model, tokenizer, processor
 
 
 def _first(*candidates: Any) -> tuple[int, ...]:
-    """The first of several settings that is set: an id or several."""
+    """Return the first of several settings that is set, as a tuple; a setting is one id or several."""
     for found in candidates:
         if found is not None:
             return tuple(int(number) for number in (found if isinstance(found, list | tuple) else [found]))
@@ -127,7 +138,10 @@ def _first(*candidates: Any) -> tuple[int, ...]:
 
 
 def image_entry(processor: Any) -> ImageEntry:
-    """How a Hugging Face image processor prepares a picture. Raises :class:`CheckpointError` for an unknown one."""
+    """Describe how a Hugging Face image processor prepares a picture.
+
+    Raises :class:`CheckpointError` for an unknown processor.
+    """
     if hasattr(processor, "max_patches"):
         side = processor.patch_size["height"]
         if side != processor.patch_size["width"]:
@@ -156,7 +170,7 @@ def image_entry(processor: Any) -> ImageEntry:
 
 
 def check_pictures(processor: Any, entry: ImageEntry) -> None:
-    """Refuse an image processor that does anything else than we will (:class:`CheckpointError`)."""
+    """Raise :class:`CheckpointError` if an image processor does not prepare a picture as we will."""
     for size in ((61, 97), (97, 61)):
         image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
         theirs = quietly(processor, Image.fromarray(image), return_tensors="np")
@@ -170,9 +184,10 @@ def check_pictures(processor: Any, entry: ImageEntry) -> None:
 
 
 def keep_outputs(graph: Path, out: Path) -> None:
-    """Of a first decoder, the part that gives keys and values of the picture, by the names that they are taken by.
+    """Reduce a first decoder to the part that computes keys and values of the picture.
 
-    They are shaped by the length of a batch, which it reads from ``input_ids``.
+    Its outputs get the names of the other decoder's inputs. Their shapes depend on the length of a batch, which the
+    graph reads from ``input_ids``.
     """
     model = ir.load(graph)
     kept = [value for value in model.graph.outputs if ".encoder." in str(value.name)]
@@ -185,7 +200,14 @@ def keep_outputs(graph: Path, out: Path) -> None:
 
 
 def split_off(graph: Path, picture: Path, decoder: Path) -> None:
-    """Cut a decoder in two: what depends on the encoder's output alone, and the rest, which takes it."""
+    """Split a decoder in two: the part that depends only on the encoder's output, and the rest, which takes its
+    results.
+
+    Args:
+        graph: The decoder's file.
+        picture: File for the first part.
+        decoder: File for the rest.
+    """
     inferred = onnx.shape_inference.infer_shapes(onnx.load(str(graph)))
     first, second = ir.from_proto(inferred), ir.from_proto(inferred)
     border = _border(first)
@@ -204,7 +226,7 @@ def split_off(graph: Path, picture: Path, decoder: Path) -> None:
 
 
 def _border(model: ir.Model) -> list[ir.Value]:
-    """Values that depend on the encoder's output alone, and are taken by nodes that depend on more."""
+    """List the values that depend only on the encoder's output and are used by nodes that depend on more."""
     of_picture = {value for value in model.graph.inputs if value.name == _HIDDEN}
     constants = set(model.graph.initializers.values())
     for node in model.graph:

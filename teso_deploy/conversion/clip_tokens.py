@@ -1,8 +1,8 @@
-"""Sentences as CLIP's tokens: byte pairs of lower-case text (Radford et al., 2021, section 2.4).
+"""Turn sentences into CLIP's tokens: byte pairs of lower-case text (Radford et al., 2021, section 2.4).
 
-By Hugging Face ``tokenizers`` where the checkpoint brings its vocabulary (``tokenizer.json``, or
-``vocab.json`` and ``merges.txt``), otherwise by the package ``instant-clip-tokenizer``, which
-brings OpenAI's. OpenCLIP, ImageBind and all CLIPs of Hugging Face that we know of share that one.
+If the checkpoint comes with its vocabulary (``tokenizer.json``, or ``vocab.json`` and ``merges.txt``), Hugging Face
+``tokenizers`` is used. Otherwise the package ``instant-clip-tokenizer`` is used, which contains OpenAI's vocabulary.
+OpenCLIP, ImageBind and all CLIPs of Hugging Face that we know share that vocabulary.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def vocabulary_folder(beside: Path | None) -> Path | None:
 
 
 def check_tokenizer(beside: Path | None) -> None:
-    """Raises :class:`MissingExtraError` where the package that :func:`clip_token_rows` will need is absent."""
+    """Raise :class:`MissingExtraError` if the package that :func:`clip_token_rows` will need is not installed."""
     if vocabulary_folder(beside) is not None:
         if importlib.util.find_spec("tokenizers") is None:
             raise MissingExtraError(f"embedding cue words needs tokenizers: {write_install_command('export')}")
@@ -57,10 +57,10 @@ def check_tokenizer(beside: Path | None) -> None:
 
 
 def cleaned(sentence: str) -> str:
-    """Composed characters, straight quotes, no HTML entities, single blanks, lower case: what CLIP was trained on.
+    """Clean a sentence as CLIP's training text was cleaned.
 
-    Of what ``ftfy`` does beyond that for CLIP's own tokenizer (text in a wrong encoding, ligatures)
-    nothing is done.
+    The result has composed characters, straight quotes, no HTML entities, single blanks and lower case. CLIP's own
+    tokenizer calls ``ftfy``, which also repairs text in a wrong encoding and ligatures; this function does not.
 
     >>> cleaned("The  dog’s BARK &amp; bite ")
     "the dog's bark & bite"
@@ -70,14 +70,22 @@ def cleaned(sentence: str) -> str:
 
 
 def clip_token_rows(sentences: Sequence[str], recipe: ClipTextRecipe, folder: Path | None) -> NDArray[np.int64]:
-    """Sentences (N) → ids (N, context) int64: start, the sentence, end, zeros. What is too long is cut before the end.
+    """Turn sentences into rows of ids: start, the sentence, end, zeros. Long sentences are cut before the end.
 
-    ``folder``: where the vocabulary may lie, or a file beside it (the checkpoint). The two highest
-    ids of the recipe's vocabulary start and end a row.
+    Args:
+        sentences: N sentences.
+        recipe: The text tower's sizes. The two highest ids of its vocabulary start and end a row.
+        folder: Folder that may contain the vocabulary, or a file in it (the checkpoint). None: the package's
+            vocabulary.
 
-    Raises :class:`MissingExtraError`; :class:`CheckpointError` for a vocabulary that is broken or of
-    another size; :class:`RecipeError` where the package's has another size than the recipe's;
-    :class:`CueError` for a sentence that the vocabulary can't spell.
+    Returns:
+        Ids (N, context) int64.
+
+    Raises:
+        MissingExtraError: A package is not installed.
+        CheckpointError: The vocabulary is damaged or has another size.
+        RecipeError: The package's vocabulary has another size than the recipe's.
+        CueError: The vocabulary can't spell a sentence.
     """
     check_tokenizer(folder)
     found = vocabulary_folder(folder)
@@ -86,7 +94,7 @@ def clip_token_rows(sentences: Sequence[str], recipe: ClipTextRecipe, folder: Pa
     rows = np.zeros((len(sentences), recipe.context), dtype=np.int64)
     for row, sentence in zip(rows, sentences, strict=True):
         ids = encode(cleaned(sentence))
-        # The text would seem to end there.
+        # CLIP would read such a token as the end of the text.
         if any(token >= start for token in ids):
             raise CueError(f"CLIP's vocabulary can't spell {sentence!r}: take out what is no ordinary text")
         ids = [start, *ids[: recipe.context - 2], end]
@@ -95,7 +103,7 @@ def clip_token_rows(sentences: Sequence[str], recipe: ClipTextRecipe, folder: Pa
 
 
 def _packaged(recipe: ClipTextRecipe) -> Encode:
-    """OpenAI's vocabulary."""
+    """Return the encoder for OpenAI's vocabulary."""
     if recipe.vocabulary != PACKAGE_VOCABULARY:
         raise RecipeError(
             f"clip_text.vocabulary is {recipe.vocabulary}, but CLIP's has {PACKAGE_VOCABULARY} tokens: "
@@ -107,7 +115,7 @@ def _packaged(recipe: ClipTextRecipe) -> Encode:
 
 
 def _of_folder(folder: Path, recipe: ClipTextRecipe) -> Encode:
-    """The vocabulary that lies there."""
+    """Return the encoder for the vocabulary in a folder."""
     whole = folder / TOKENIZER_FILE
     tokenizer = _whole(whole) if whole.is_file() else _from_merges(folder)
     highest = (recipe.vocabulary - 2, recipe.vocabulary - 1)
@@ -142,7 +150,7 @@ def _from_merges(folder: Path) -> Any:
         vocabulary = json.loads((folder / VOCABULARY_FILE).read_text(encoding="utf-8"))
         lines = (folder / MERGES_FILE).read_text(encoding="utf-8").splitlines()
         pairs = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
-        # What the vocabulary lacks becomes the end, and is refused.
+        # Text that the vocabulary lacks becomes the end token, which is refused.
         model = models.BPE(vocab=vocabulary, merges=pairs, unk_token=END, end_of_word_suffix="</w>")
     except Exception as error:  # the library has no class of its own
         raise CheckpointError(
@@ -158,9 +166,10 @@ def _from_merges(folder: Path) -> Any:
 
 
 def sentence_tokenizer(beside: Path, recipe: ClipTextRecipe) -> Any:
-    """A tokenizer (of ``tokenizers``) that does all that :func:`clip_token_rows` does, but for padding.
+    """Make a tokenizer (of ``tokenizers``) that does everything that :func:`clip_token_rows` does, except padding.
 
-    Raises :class:`CheckpointError` where no vocabulary lies beside the checkpoint: the package's can't be written out.
+    Raises :class:`CheckpointError` if the vocabulary is not in the checkpoint's folder: the package's can't be written
+    to a file.
     """
     folder = vocabulary_folder(beside)
     if folder is None:

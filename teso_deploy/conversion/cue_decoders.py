@@ -1,4 +1,4 @@
-"""A language model out of PyTorch: by Optimum to ONNX, with keys and values as inputs and outputs."""
+"""Export a language model from PyTorch with Optimum, with keys and values as inputs and outputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from teso_deploy.small_files import parse_json, read_text
 from teso_deploy.text import to_one_line
 
 TASK = "text-generation-with-past"
-#: A model without a chat template is asked in plain words.
+#: The template for models that have no chat template.
 _PLAIN = ChatEntry(
     before_system="", system_to_user="\n\nUser: ", before_user="User: ", user_to_assistant="\nAssistant: ",
     assistant_to_user="\n\nUser: ", user_to_answer="\nAssistant:",
@@ -32,7 +32,7 @@ _PLAIN = ChatEntry(
 
 
 def cue_libraries() -> Any:
-    """Optimum's ONNX exporter. Raises :class:`MissingExtraError`."""
+    """Import Optimum's ONNX exporter. Raises :class:`MissingExtraError`."""
     try:
         import optimum.exporters.onnx as exporters
         import optimum.exporters.onnx.model_configs  # noqa: F401  (fills the list of what is supported)
@@ -41,13 +41,14 @@ def cue_libraries() -> Any:
         raise MissingExtraError(
             f"export-cues needs Optimum and transformers: {write_install_command('cues')}"
         ) from error
-    # For the parts of a model the library does not pass `trust_remote_code` on: at 0 it refuses instead of asking.
+    # For parts of a model the library does not pass `trust_remote_code` on. With a timeout of 0 it refuses remote code
+    # instead of asking the user.
     remote_code.TIME_OUT_REMOTE_CODE = 0
     return exporters
 
 
 def supported(task: str) -> list[str]:
-    """Architectures (``model_type``) that Optimum exports for a task."""
+    """List the architectures (``model_type``) that Optimum exports for a task."""
     cue_libraries()
     from optimum.exporters.tasks import TasksManager
 
@@ -55,7 +56,10 @@ def supported(task: str) -> list[str]:
 
 
 def read_config(source: Path) -> dict[str, Any]:
-    """``config.json`` of a Hugging Face folder. Raises :class:`InputNotFoundError`, :class:`CheckpointError`."""
+    """Read ``config.json`` of a Hugging Face folder.
+
+    Raises :class:`InputNotFoundError`, :class:`CheckpointError`.
+    """
     if not source.exists():
         raise InputNotFoundError(f"no model {source}: name a Hugging Face folder or a .gguf file")
     path = source / "config.json"
@@ -69,14 +73,20 @@ def read_config(source: Path) -> dict[str, Any]:
 
 
 def name_of(source: Path) -> str:
-    """What a model is called: by its folder or file, of a snapshot by its repository."""
+    """Name a model by its folder or file; a snapshot is named by its repository."""
     if source.parent.name == "snapshots":
         return source.parent.parent.name.removeprefix("models--").replace("--", "/")
     return source.stem if source.is_file() else source.resolve().name
 
 
 def refuse_unreadable(source: Path, what: str, error: BaseException) -> CheckpointError:
-    """The error to raise where transformers can't read a model as ``what``."""
+    """Make the error to raise if transformers can't read a model.
+
+    Args:
+        source: The model's folder or file.
+        what: What it was read as, for the message.
+        error: The error of transformers.
+    """
     if "trust_remote_code" in str(error) or "custom code" in str(error):
         return CheckpointError(
             f"{source} brings code of its own, which is never run: take one whose architecture is in transformers"
@@ -85,7 +95,16 @@ def refuse_unreadable(source: Path, what: str, error: BaseException) -> Checkpoi
 
 
 def check_architecture(model_type: str, allowed: Sequence[str], what: str) -> None:
-    """Refuse an architecture that is not among those (:class:`CheckpointError`)."""
+    """Refuse an architecture that can't be exported.
+
+    Args:
+        model_type: The architecture.
+        allowed: The architectures that can be exported.
+        what: What the model is, for the message.
+
+    Raises:
+        CheckpointError: The architecture is not among the allowed ones.
+    """
     if model_type not in allowed:
         raise CheckpointError(
             f"{what} of architecture {model_type!r} can't be exported: take one of {', '.join(allowed)}"
@@ -93,10 +112,21 @@ def check_architecture(model_type: str, allowed: Sequence[str], what: str) -> No
 
 
 def export_decoder(source: Path, out: Path, precision: WeightPrecision) -> ModelEntry:
-    """A Hugging Face folder or a ``.gguf`` file as the graph "decoder" and its tokenizer in the folder ``out``.
+    """Export a language model as the graph "decoder", with its tokenizer.
 
-    Raises :class:`InputNotFoundError`, :class:`CheckpointError` (no config, an architecture that Optimum does not
-    export with a cache, a file that is damaged), :class:`MissingExtraError`.
+    Args:
+        source: A Hugging Face folder or a ``.gguf`` file.
+        out: Existing folder for the graph and the tokenizer.
+        precision: Precision of the weights.
+
+    Returns:
+        The model's entry in the manifest.
+
+    Raises:
+        InputNotFoundError: The folder or file does not exist.
+        CheckpointError: There is no config, Optimum does not export the architecture with a cache, or a file is
+            damaged.
+        MissingExtraError: A package is not installed.
     """
     exporters = cue_libraries()
     model, tokenizer, licence = _loaded(source)
@@ -122,7 +152,7 @@ def export_decoder(source: Path, out: Path, precision: WeightPrecision) -> Model
 
 
 def _loaded(source: Path) -> tuple[Any, Any, str]:
-    """Model, tokenizer, licence."""
+    """Load a model and its tokenizer, and read its licence."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     gguf_file: dict[str, Any] = {}
@@ -137,7 +167,7 @@ def _loaded(source: Path) -> tuple[Any, Any, str]:
         gguf_file, folder = {"gguf_file": source.name}, source.parent
     else:
         check_architecture(str(read_config(source)["model_type"]), supported(TASK), "a reasoner")
-        find_weight_files(source)  # says what its weights are, when they are pointers of Git LFS
+        find_weight_files(source)  # refuses weights that are pointers of Git LFS
     try:
         tokenizer = quietly(
             AutoTokenizer.from_pretrained, str(folder), local_files_only=True, trust_remote_code=False, **gguf_file
@@ -151,22 +181,22 @@ def _loaded(source: Path) -> tuple[Any, Any, str]:
 
         try:
             model = load("sdpa")
-        except ValueError:  # GPT-J, BLOOM and others have only the other one
+        except ValueError:  # GPT-J, BLOOM and others have only the other kind of tokenizer
             model = load("eager")
-    except Exception as error:  # transformers and its readers raise what they like
+    except Exception as error:  # transformers and its readers raise errors of many types
         raise refuse_unreadable(source, "a language model", error) from error
     check_architecture(str(model.config.model_type), supported(TASK), "a reasoner")
     return model, tokenizer, licence_of(source)
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, short."""
+    """Shorten the message of another library's error to its first line."""
     line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return to_one_line(line, 200)
 
 
 def licence_of(source: Path) -> str:
-    """What the model's card or the file says; "unknown" where it says nothing."""
+    """Read the licence from the model's card or file; "unknown" if neither names one."""
     if source.is_file():
         from gguf import GGUFReader
 
@@ -181,7 +211,7 @@ def licence_of(source: Path) -> str:
 
 
 def tokenizer_to(tokenizer: Any, out: Path) -> None:
-    """``tokenizer.json`` of a fast tokenizer. Raises :class:`CheckpointError`."""
+    """Write ``tokenizer.json`` of a fast tokenizer. Raises :class:`CheckpointError` for another tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise CheckpointError("its tokenizer has no fast version: save the model with a fast tokenizer")
@@ -191,7 +221,7 @@ def tokenizer_to(tokenizer: Any, out: Path) -> None:
 
 
 def ends_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end an answer."""
+    """Return the ids that end an answer."""
     ids = set[int]()
     for of in (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id):
         ids |= set(of) if isinstance(of, list | tuple) else {of} if of is not None else set()
@@ -204,9 +234,9 @@ def ends_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
 
 def logits_of_last_token(path: Path) -> None:
-    """Let a graph compute the logits (B, 1, V) of its last token alone, in place.
+    """Change a graph in place so that it computes the logits (B, 1, V) of its last token only.
 
-    Of a prompt of 1,500 tokens and a vocabulary of 49,152 all of them are 295 MB, and a sixth of its time.
+    For a prompt of 1,500 tokens and a vocabulary of 49,152, all logits take 295 MB and a sixth of the graph's time.
     """
     model = ir.load(path)
     logits = next(value for value in model.graph.outputs if value.name == "logits")
@@ -237,7 +267,7 @@ _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Tanh", "Cast", "Identity"
 
 
 def _is_constant(value: ir.Value) -> bool:
-    """Whether it is made of nothing that the graph is given."""
+    """Whether a value does not depend on the graph's inputs."""
     node = value.producer()
     if node is None:
         return value.const_value is not None
@@ -245,7 +275,17 @@ def _is_constant(value: ir.Value) -> bool:
 
 
 def decoder_entry(graph: Path, config: Any, end: Sequence[int], start: Sequence[int] = ()) -> DecoderEntry:
-    """Sizes of an exported decoder, read from the graph."""
+    """Read the sizes of an exported decoder from its graph.
+
+    Args:
+        graph: The decoder's file.
+        config: The model's configuration, for its context and vocabulary.
+        end: Ids that end an answer.
+        start: Ids that start an answer. Default: none.
+
+    Returns:
+        The decoder's entry in the manifest.
+    """
     model = onnx.load(str(graph), load_external_data=False)
     keys = [value for value in model.graph.input if re.fullmatch(r"past_key_values\.\d+\.(decoder\.)?key", value.name)]
     _, heads, _, head_dim = (dim.dim_value for dim in keys[0].type.tensor_type.shape.dim)
@@ -267,9 +307,9 @@ def decoder_entry(graph: Path, config: Any, end: Sequence[int], start: Sequence[
 
 
 def chat_of(tokenizer: Any, tokens: Tokens) -> ChatEntry:
-    """What a chat template puts between turns, found by letting it write marked ones.
+    """Find the texts that a chat template puts between turns, by letting it write marked turns.
 
-    Raises :class:`CheckpointError` for a template that does not write turns out one after the other.
+    Raises :class:`CheckpointError` if the template does not write the turns one after the other.
     """
     if not getattr(tokenizer, "chat_template", None):
         return begun(_PLAIN, tokenizer)
@@ -286,7 +326,7 @@ def chat_of(tokenizer: Any, tokens: Tokens) -> ChatEntry:
         try:
             before, to_user, to_assistant, to_again, _ = _between(rendered(system, user, assistant, again), marks)
             before_system: str | None = before
-        except Exception:  # a template that refuses a system says so as it likes
+        except Exception:  # a template that refuses a system turn raises any error
             before_system, to_user = None, ""
             _, to_assistant, to_again, _ = _between(rendered(user, assistant, again), marks[1:])
         before_user, _ = _between(rendered(user), marks[1:2])
@@ -314,7 +354,7 @@ def chat_of(tokenizer: Any, tokens: Tokens) -> ChatEntry:
 
 
 def begun(chat: ChatEntry, tokenizer: Any) -> ChatEntry:
-    """With the token that the tokenizer puts before every text, which a template may leave to it."""
+    """Add the token that the tokenizer puts before every text, because a template may rely on the tokenizer for it."""
     bos = tokenizer.bos_token
     if not bos or tokenizer("x").input_ids[:1] != [tokenizer.bos_token_id]:
         return chat
@@ -325,10 +365,10 @@ def begun(chat: ChatEntry, tokenizer: Any) -> ChatEntry:
 
 
 def _takes_parts(tokenizer: Any) -> bool:
-    """Whether a template takes what is said as a list of typed parts, as those of models that see do."""
+    """Whether a template takes a turn as a list of typed parts, as those of vision-language models do."""
     try:
         return "MARK" not in tokenizer.apply_chat_template(_turns([("user", "MARK")], False), tokenize=False)
-    except Exception:  # a template says so as it likes
+    except Exception:  # a template that does not raises any error
         return True
 
 
@@ -340,7 +380,7 @@ def _turns(messages: Sequence[tuple[str, str]], in_parts: bool) -> list[Mapping[
 
 
 def _between(text: str, marks: Sequence[str]) -> list[str]:
-    """The texts before, between and after marks that each occur once, in order."""
+    """Return the texts before, between and after marks, each of which occurs once, in order."""
     found = []
     for mark in marks:
         before, is_there, text = text.partition(mark)

@@ -1,4 +1,4 @@
-"""Captioner and reasoner out of PyTorch, as one folder that :class:`CueModels` opens."""
+"""Export a captioner and a reasoner from PyTorch to one folder that :class:`CueModels` opens."""
 
 from __future__ import annotations
 
@@ -35,14 +35,24 @@ def export_cue_models(
     precision: WeightPrecision = "fp32",
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> CueModelsManifest:
-    """Write the folder ``out``, whole or not at all.
+    """Write the folder of cue models, completely or not at all.
 
-    ``captioner``: a Hugging Face folder of a vision-encoder-decoder, a pix2struct or a LLaVA. ``reasoner``: one of a
-    language model that Optimum exports with a cache, a ``.gguf`` file, or the LLaVA again, which is then written once.
-    ``precision``: of the weights of products.
+    Args:
+        captioner: A Hugging Face folder of a vision-encoder-decoder, a pix2struct or a LLaVA; None for no captioner.
+        reasoner: The Hugging Face folder of a language model that Optimum exports with a cache, a ``.gguf`` file, or
+            the captioner's LLaVA again, which is then written once; None for no reasoner.
+        out: The folder to write.
+        precision: Precision of the weights of products. Default: fp32.
+        on_progress: Called with the current stage. Default: ignored.
 
-    Raises :class:`InputNotFoundError`, :class:`CheckpointError` (what the model is can't be exported, with what can),
-    :class:`MissingExtraError`, :class:`OutputError`.
+    Returns:
+        The manifest of the folder.
+
+    Raises:
+        InputNotFoundError: A model does not exist.
+        CheckpointError: No model is given, or one can't be exported; the message names what can be.
+        MissingExtraError: A package is not installed.
+        OutputError: The folder can't be written.
     """
     if captioner is None and reasoner is None:
         raise CheckpointError("there is nothing to export: give --captioner, --reasoner or both")
@@ -87,12 +97,15 @@ def _exported(
         return export(source, place, precision)
     except (TesoError, OSError):
         raise
-    except Exception as error:  # exporters raise what they like
+    except Exception as error:  # exporters raise errors of many types
         raise CheckpointError(f"{source} can't be exported ({first_line(error)}): take another {role}") from error
 
 
 def _try_out(folder: Path, manifest: CueModelsManifest) -> None:
-    """A caption and an answer of two words: what was exported runs. Raises :class:`CheckpointError`."""
+    """Run the exported models once: a caption and an answer of two words.
+
+    Raises :class:`CheckpointError` if a model fails.
+    """
     for role, entry in (("captioner", manifest.captioner), ("reasoner", manifest.reasoner)):
         if entry is None:
             continue
@@ -110,5 +123,5 @@ def _try_out(folder: Path, manifest: CueModelsManifest) -> None:
 
 
 def _model_type(source: Path) -> str:
-    """Of a Hugging Face folder; of a file, what it is."""
+    """Return the architecture of a Hugging Face folder, or the format of a file."""
     return f"{identify(source)} file" if source.is_file() else str(read_config(source)["model_type"])

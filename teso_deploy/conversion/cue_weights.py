@@ -1,4 +1,4 @@
-"""Weights of a language model in 8 or 4 bits; what is computed with them stays float."""
+"""Store the weights of a language model in 8 or 4 bits. Computations with them stay in floating point."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ import onnx
 
 from teso_deploy.cues.model_bundle import WeightPrecision
 
-#: Numbers that share a scale.
+#: Number of weights that share a scale.
 BLOCK = 32
 
 
 def weights_quantized(path_in: Path, path_out: Path, precision: Literal["int8", "int4"]) -> None:
-    """Products with constant matrices as MatMulNBits: a scale for every ``BLOCK`` weights, symmetric.
+    """Replace products with constant matrices by MatMulNBits, which has a symmetric scale for each ``BLOCK`` weights.
 
-    ``path_in``: a graph, its external data beside it. ``path_out``: where it goes, with its own beside it.
+    Args:
+        path_in: The graph, with its external data in the same folder.
+        path_out: File of the new graph; its external data is written to the same folder.
+        precision: int8 or int4.
     """
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
-    # 8 bits are fast with rounded inputs alone (a token: 43 ms, 310 ms without), 4 bits without (42 ms, 59 ms with).
+    # 8 bits are only fast with rounded inputs (43 ms per token; 310 ms without rounding). 4 bits are faster without
+    # rounding (42 ms; 59 ms with).
     bits, accuracy_level = (8, 4) if precision == "int8" else (4, 1)
     config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, accuracy_level=accuracy_level, bits=bits)
     model = onnx.load(str(path_in))
@@ -35,7 +39,10 @@ def weights_quantized(path_in: Path, path_out: Path, precision: Literal["int8", 
 
 
 def gemms_split(graph: onnx.GraphProto) -> None:
-    """Gemm with a constant matrix as MatMul and Add: the quantiser takes those alone, and GPT-2 is all Gemm."""
+    """Replace each Gemm with a constant matrix by MatMul and Add.
+
+    The quantiser only handles MatMul, and GPT-2 consists of Gemm nodes.
+    """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for place in reversed(range(len(graph.node))):
         node = graph.node[place]
@@ -62,16 +69,22 @@ def gemms_split(graph: onnx.GraphProto) -> None:
 
 
 def save_graph(model: onnx.ModelProto, path: Path) -> None:
-    """One file for the graph, one for its weights beside it."""
+    """Write a graph to one file and its weights to another in the same folder."""
     data = f"{path.name}.data"
     (path.parent / data).unlink(missing_ok=True)  # the library would append
     onnx.save_model(model, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=data)
     if (path.parent / data).is_file():
-        (path.parent / data).chmod(path.stat().st_mode)  # the library makes it readable by its owner alone
+        (path.parent / data).chmod(path.stat().st_mode)  # the library makes it readable by its owner only
 
 
 def stored_as(graph: Path, out: Path, precision: WeightPrecision) -> None:
-    """A graph where it stays, its weights in a precision."""
+    """Write a graph with its weights in a precision.
+
+    Args:
+        graph: The graph's file, in fp32.
+        out: File of the result.
+        precision: Precision of the weights.
+    """
     if precision == "fp32":
         save_graph(onnx.load(str(graph)), out)
     else:
@@ -79,7 +92,7 @@ def stored_as(graph: Path, out: Path, precision: WeightPrecision) -> None:
 
 
 def quietly(function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
-    """Call an exporter or a quantiser, which tell of every tensor."""
+    """Call an exporter or a quantiser without its log messages about every tensor."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable

@@ -1,4 +1,4 @@
-"""From a bundle to one with other forms: of another precision, or as this version derives them."""
+"""Derive a bundle from another: with forms of other precisions, or with the forms of this version."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from teso_deploy.verification.verify import VerifyReport
 
 
 def _canonical(source: Bundle, folder: Path) -> tuple[dict[str, GraphEntry], dict[str, WeightsFile]]:
-    """The canonical graphs, with their weights alone, in another folder."""
+    """Copy the canonical graphs and their own weights to another folder."""
     weights: dict[str, WeightsFile] = {}
     graphs = {}
     for key, entry in source.manifest.graphs.items():
@@ -43,12 +43,27 @@ def derive_bundle(
     on_progress: Callable[[str], None] = lambda stage: None,
     text_encoder: bool = False,
 ) -> tuple[Bundle, VerifyReport]:
-    """Write ``source`` to ``out`` with the forms of ``precisions`` derived anew from its canonical graphs.
+    """Write a bundle again, with new forms derived from its canonical graphs.
 
-    ``out`` may be the source's own folder. ``calibrate_on``: as for :func:`export_bundle`. Weights, reference
-    and cue table stay; forms of other precisions and engines are left out, ``engines`` are built. ``text_encoder``:
-    MiniLM goes into the bundle, for words that are not in its table. Raises :class:`RecipeError` (cues of CLIP),
-    :class:`OutputError`, :class:`PrecisionError`, :class:`CheckFailedError` (parity with the reference).
+    Weights, reference and cue table stay. Forms of other precisions and the source's engines are omitted.
+
+    Args:
+        source: The bundle.
+        out: The folder of the new bundle, which may be the source's own.
+        precisions: Precisions of the forms. Default: fp32.
+        calibrate_on: Videos whose frames and sounds set the ranges of int8. Default: the shipped clip.
+        engines: Engines to build. Default: none.
+        on_progress: Called with the current stage. Default: ignored.
+        text_encoder: Whether MiniLM is added to the bundle, for words that are not in its table. Default: no.
+
+    Returns:
+        The new bundle and its parity with the reference.
+
+    Raises:
+        RecipeError: The cues are CLIP's, so MiniLM can't be added.
+        OutputError: The bundle can't be written.
+        PrecisionError: A graph can't be computed in a requested precision.
+        CheckFailedError: A form differs from the reference.
     """
     encoder = text_graph(source.recipe, None) if text_encoder else None
     weights_bytes = sum(4 * entry.parameters for key, entry in source.manifest.graphs.items() if "@" not in key)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from teso_deploy.backends.onnxruntime import available_cores
 from teso_deploy.verification.parity import compare
 
-#: Tensors that are compared in one run. Each is held in memory completely.
+#: Number of tensors that are compared in one run. Each is held in memory completely.
 AT_ONCE = 64
 #: The largest serialised model: the limit of protobuf.
 LARGEST_BYTES = 2_000_000_000
@@ -44,8 +44,8 @@ class _Opened:
     """A graph whose inner tensors can be read."""
 
     def __init__(self, path: Path) -> None:
-        # Embed the weights: ONNX Runtime refuses external ones outside of a graph's folder, and
-        # nothing may be written into a bundle.
+        # Embed the weights: ONNX Runtime refuses external weights outside of a graph's folder, and nothing may be
+        # written into a bundle.
         self._proto = onnx.load(path)
         self.makers = {name: node for node in self._proto.graph.node for name in node.output if name}
         self._outputs = list(self._proto.graph.output)
@@ -74,13 +74,16 @@ class _Opened:
 def first_difference(canonical: Path, form: Path, feeds: Feeds, tolerance: float) -> Difference | None:
     """Return the first tensor that differs, of those with the same name in both graphs, or None.
 
-    A tensor that a form has fused away is missing in it. So the returned node is where a difference shows first.
+    A form lacks tensors that it has fused away. So the returned node is the first one where a difference shows.
 
     Args:
         canonical: The canonical graph.
         form: The other graph.
         feeds: The graph's inputs.
         tolerance: Allowed largest error, as a share of the tensor's largest value.
+
+    Returns:
+        The tensor and the node of the form that computes it, or None if no tensor differs.
 
     Raises:
         ValueError: A graph has more than 2 GB.

@@ -64,13 +64,16 @@ def _gpu(is_needed: bool) -> Device | None:
 def request_engines(
     targets: Sequence[Target], architectures: Sequence[str], precisions: Sequence[Precision], settings: BuildProfile
 ) -> list[EngineRequest]:
-    """Check, before anything is exported, that the engines can be built here.
+    """Check that the engines can be built here, before anything is exported.
 
     Args:
         targets: The engine libraries.
         architectures: GPU generations of TensorRT-RTX.
         precisions: The precisions of the engines.
         settings: The build settings.
+
+    Returns:
+        One request per library.
 
     Raises:
         MissingExtraError: A library is not installed.

@@ -49,13 +49,16 @@ def finish(
         wanted: The forms and engines to add.
         on_progress: Called with the current stage.
 
+    Returns:
+        The complete manifest, and the parity of the forms.
+
     Raises:
         CheckFailedError: A form differs from the model; and the errors of :func:`build_engines`.
     """
     on_progress("parity with PyTorch")
     manifest = write_manifest(folder, manifest)
     staged = Bundle.open(folder)
-    # Whether the masks depend on the sound is checked by `verify`. Here: do they equal the model's?
+    # Check only that the masks equal the model's; `verify` checks that they depend on the sound.
     ours = [form for form in manifest.forms if form.startswith(f"{ONNXRUNTIME}-")] or [CANONICAL]
     parity = verify_bundle(staged, lambda form: onnxruntime_factory(None, form), ours, is_thorough=False)
     if not parity.passed:

@@ -1,4 +1,7 @@
-"""Forms of the canonical graphs: for a runtime, in a precision; each with what was read back from its file."""
+"""Forms of the canonical graphs: rewritten for a runtime, in a precision.
+
+The precisions in an entry are read back from the form's file.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +30,27 @@ from teso_deploy.sealed import sha256_of
 from teso_deploy.types import Precision
 from teso_deploy.verification.parity import compare_masks
 
-#: What a form's own weights add to a bundle, as a share of the canonical ones.
+#: The size that a form's own weights add to a bundle, as a share of the canonical weights.
 BYTES_SHARE: Mapping[Precision, float] = {"fp32": 0.05, "fp16": 0.55, "bf16": 0.55, "int8": 0.35}
-#: What a bucket takes beside the weights: its tables, and the encoder's outputs in the reference.
+#: The size of a bucket without weights: its tables, and the encoder's outputs in the reference.
 BUCKET_BYTES = 100_000_000
-#: How well int8 masks of a trained model are to agree with fp32 on the calibration frames, and how well they must.
+#: Desired and least agreement of a trained model's int8 masks with fp32 on the calibration frames.
 INT8_IOU, LEAST_INT8_IOU = 0.995, 0.98
 Arrays = Mapping[str, NDArray[Any]]
 
 
 def check_space(weights_bytes: int, out: Path, sizes: int, precisions: Sequence[Precision]) -> None:
-    """Refuse a disk that has no room for the bundle (:class:`OutputError`): found before anything is written."""
+    """Refuse a disk that has no room for the bundle, before anything is written.
+
+    Args:
+        weights_bytes: Size of the canonical weights in bytes.
+        out: The bundle's folder.
+        sizes: Number of buckets.
+        precisions: Precisions of the forms.
+
+    Raises:
+        OutputError: The disk has less free space than the estimate.
+    """
     share = 1.0 + sum(BYTES_SHARE[precision] for precision in precisions)
     needed = int(weights_bytes * share) + sizes * BUCKET_BYTES
     parent = out.absolute().parent
@@ -53,9 +66,10 @@ def check_space(weights_bytes: int, out: Path, sizes: int, precisions: Sequence[
 
 @dataclass
 class Forms:
-    """Writes the forms of a staged bundle's graphs. ``frames``: external tensors, batch 1, of the first bucket.
+    """Writes the forms of a staged bundle's graphs.
 
-    ``is_trained``: masks of a model that is not mean nothing, so that none of its layers is left out for them.
+    ``frames`` gives the external tensors, batch 1, of the first bucket. ``is_trained``: an untrained model has
+    meaningless masks, so none of its layers is excluded from int8 because of them.
     """
 
     folder: Path
@@ -69,9 +83,9 @@ class Forms:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def write(self, precision: Precision) -> dict[str, dict[str, FormEntry]]:
-        """The forms of one precision: name of the form → graph → entry.
+        """Write the forms of one precision and return name of the form → graph → entry.
 
-        Raises :class:`PrecisionError` where a graph can't hold it, as read back from its file.
+        Raises :class:`PrecisionError` if a graph can't be computed in it, as read back from its file.
         """
         if precision == "fp32":
             return {f"{ONNXRUNTIME}-fp32": {key: self._for_onnxruntime(key, "fp32") for key in self.graphs}}
@@ -80,7 +94,10 @@ class Forms:
         return self.standard(precision)
 
     def standard(self, precision: Literal["fp32", "fp16", "bf16"]) -> dict[str, dict[str, FormEntry]]:
-        """The form of standard operators, and deformable attention as the node that TensorRT has a plugin for."""
+        """Write the form of standard operators.
+
+        Its deformable attention is the node that TensorRT has a plugin for.
+        """
         name = f"{STANDARD}-{precision}"
         entries = {}
         for key in self.graphs:
@@ -146,7 +163,7 @@ class Forms:
             return float(np.mean([compare_masks(masks, frame[MASKS], self.threshold)[0] for masks, frame in pairs]))
 
         forms: dict[str, dict[str, FormEntry]] = {}
-        # TensorRT knows zero at 0 alone; ONNX Runtime's products may have it anywhere, which saves a bit.
+        # TensorRT supports a zero point of 0 only. ONNX Runtime's products support any, which saves a bit.
         for target, symmetric in ((STANDARD, True), (ONNXRUNTIME, False)):
             left_out: list[tuple[str, str]] = []
             reached: float | None = None
@@ -170,7 +187,7 @@ class Forms:
         return forms
 
     def _run_all(self, engines: Mapping[str, OnnxRuntimeEngine], frame: Arrays) -> dict[str, NDArray[Any]]:
-        """Every tensor that the graphs take and give for one frame."""
+        """Return every input and output of the graphs for one frame."""
         return merge_tensors(run_program(self.program, engines, group_inputs(frame)))
 
     def _as_it_is(self, key: str) -> FormEntry:

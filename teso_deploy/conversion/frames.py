@@ -1,4 +1,4 @@
-"""Real frames, sounds and cues of videos as inputs of the graphs, to calibrate int8."""
+"""Frames, sounds and cues of real videos as inputs of the graphs, to calibrate int8."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def video_frames(
 ) -> list[dict[str, NDArray[Any]]]:
     """Return the inputs of all graphs, batch 1, for frames evenly spread over each video, each with its sound.
 
-    The cues are those that the JSON beside a video calls visible, else the first words of the table.
+    The cues are the words that the JSON beside a video calls visible; without it, the first words of the table.
 
     Args:
         recipe: The recipe.
@@ -43,6 +43,9 @@ def video_frames(
         table: The cue table.
         videos: The videos.
         count: Frames of each video.
+
+    Returns:
+        One dictionary of input name → array per frame.
 
     Raises:
         InputNotFoundError: A video does not exist.

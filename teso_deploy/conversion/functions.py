@@ -1,7 +1,7 @@
 """Deformable attention as a model-local function: an operator whose body uses standard operators.
 
-A runtime with its own implementation replaces the node; every other runtime runs the body. The body samples by gather,
-which TensorRT computes correctly (its GridSample it does not).
+A runtime with its own implementation replaces the node; every other runtime runs the body. The body samples by Gather,
+which TensorRT computes correctly. Its GridSample is not correct.
 
 In the canonical graph the node is ours (:data:`MSDA`). In forms for TensorRT it has the name, inputs and attributes of
 TensorRT's plugin (:func:`plugin_nodes`). TensorRT's importer uses the plugin if it is registered, else the function of
@@ -37,8 +37,8 @@ _PLACED = """
   around = Unsqueeze (reference, axes)
   locations = Add (around, moved)
 """
-#: All levels at once. A sample is the weighted sum of its four neighbours' rows of (N·S·M, D), each fetched by one
-#: Gather. The weight is the nearness; a neighbour outside of the level has weight 0.
+#: Samples all levels at once. A sample is the weighted sum of its four neighbours' rows of (N·S·M, D), each fetched by
+#: one Gather. The weight is the nearness; a neighbour outside of the level has weight 0.
 _SAMPLED = """
   size = Constant <value = float[{levels}, 1, 2] {{{sizes}}}> ()
   last = Constant <value = float[{levels}, 1, 2] {{{lasts}}}> ()
@@ -102,7 +102,9 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _sampling(shapes: Shapes, heads: int, dim: int) -> str:
-    """From ``value`` (N, S, M, D), ``locations`` (N, Q, M, L, P, 2) and ``weights`` to ``heads_sum`` (N, Q, M, D).
+    """Write the node text that computes ``heads_sum`` (N, Q, M, D).
+
+    The text reads ``value`` (N, S, M, D), ``locations`` (N, Q, M, L, P, 2) and ``weights``.
 
     Args:
         shapes: (height, width) of every level.
@@ -140,7 +142,7 @@ def _function(name: str, inputs: str, attributes: Sequence[str], body: str) -> o
 def msda_function(shapes: Shapes, heads: int, dim: int) -> onnx.FunctionProto:
     """Make the function :data:`MSDA`: value, offsets, weights, reference → (N, Q, M·D).
 
-    See :func:`models.msda.sample_around`.
+    :func:`models.msda.sample_around` is the same function in PyTorch.
 
     Args:
         shapes: (height, width) of every level.

@@ -43,7 +43,10 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _rarely_collecting() -> Iterator[None]:
-    """Collect garbage rarely: tracing makes millions of small, lasting objects, and scans take a tenth of the time."""
+    """Collect garbage rarely.
+
+    Tracing creates millions of small objects that stay alive, and scanning them takes a tenth of the time.
+    """
     threshold = gc.get_threshold()
     gc.set_threshold(50_000, 20, 100)
     try:
@@ -82,6 +85,9 @@ def export_module(
         inputs: Names of the inputs.
         outputs: Names of the outputs.
         shapes: The dynamic dimensions of the inputs.
+
+    Returns:
+        The model.
     """
     with _quiet(), _rarely_collecting(), torch.no_grad():
         program = torch.onnx.export(

@@ -1,7 +1,9 @@
-"""LLaVA-1.5 (Liu et al., 2023), which Optimum does not export, in three graphs.
+"""Export LLaVA-1.5 (Liu et al., 2023), which Optimum does not export, as three graphs.
 
-"vision": picture → features in the width of the language model (CLIP's tower, the layer that the config names, and the
-projector); "embeddings": ids → embeddings; "decoder": embeddings → logits, with keys and values as Optimum has them.
+- "vision": picture → features in the width of the language model (CLIP's tower, the layer that the config names, and
+  the projector).
+- "embeddings": ids → embeddings.
+- "decoder": embeddings → logits, with the same keys and values as in Optimum's exports.
 """
 
 from __future__ import annotations
@@ -70,9 +72,20 @@ class _Embeddings(nn.Module):
 
 
 def export_llava(source: Path, out: Path, precision: WeightPrecision) -> ModelEntry:
-    """A Hugging Face folder of a ``llava`` as three graphs in the folder ``out``.
+    """Export a Hugging Face folder of a ``llava`` as three graphs, with its tokenizer.
 
-    Raises :class:`InputNotFoundError`, :class:`CheckpointError`, :class:`MissingExtraError`.
+    Args:
+        source: The Hugging Face folder.
+        out: Existing folder for the graphs and the tokenizer.
+        precision: Precision of the weights.
+
+    Returns:
+        The model's entry in the manifest.
+
+    Raises:
+        InputNotFoundError: The folder does not exist.
+        CheckpointError: The architecture is not supported, or a file is missing or damaged.
+        MissingExtraError: A package is not installed.
     """
     cue_libraries()
     config = read_config(source)
@@ -118,10 +131,10 @@ def export_llava(source: Path, out: Path, precision: WeightPrecision) -> ModelEn
 
 
 def _loaded(source: Path) -> tuple[Any, Any, Any]:
-    """Model, tokenizer, image processor."""
+    """Load a model, its tokenizer and its image processor."""
     from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
-    find_weight_files(source)  # says what its weights are, when they are pointers of Git LFS
+    find_weight_files(source)  # refuses weights that are pointers of Git LFS
     try:
         tokenizer = quietly(AutoTokenizer.from_pretrained, str(source), local_files_only=True, trust_remote_code=False)
         processor = quietly(
@@ -139,7 +152,7 @@ def _loaded(source: Path) -> tuple[Any, Any, Any]:
             dtype="float32",
             attn_implementation="sdpa",
         ).eval()
-    except Exception as error:  # transformers raises what it likes
+    except Exception as error:  # transformers raises errors of many types
         raise refuse_unreadable(source, "a LLaVA", error) from error
     if not getattr(tokenizer, "chat_template", None):
         tokenizer.chat_template = _template_of(source)
@@ -147,7 +160,10 @@ def _loaded(source: Path) -> tuple[Any, Any, Any]:
 
 
 def _template_of(source: Path) -> str:
-    """That of the checkpoint's processor, in either form that it may be saved in. Raises :class:`CheckpointError`."""
+    """Read the chat template of the checkpoint's processor, in either of the two forms in which it may be saved.
+
+    Raises :class:`CheckpointError`.
+    """
     text, table = source / "chat_template.jinja", source / "chat_template.json"
     if text.is_file():
         return read_text(text, "a chat template", error=CheckpointError)
@@ -159,7 +175,7 @@ def _template_of(source: Path) -> str:
     return str(content["chat_template"])
 
 
-#: Of LLaVA-1.5 (Vicuna), where the checkpoint has none.
+#: The chat template of LLaVA-1.5 (Vicuna), used if the checkpoint has none.
 _TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] + ' ' }}{% elif m['role'] == 'user' %}"
     "{{ 'USER: ' + m['content'] + ' ' }}{% else %}{{ 'ASSISTANT: ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
@@ -168,7 +184,7 @@ _TEMPLATE = (
 
 
 def _language_model(model: Any) -> Any:
-    """The language model with its head as a model of its own, on the same weights."""
+    """Return the language model and its head as a separate model, on the same weights."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -181,7 +197,10 @@ def _language_model(model: Any) -> Any:
 
 
 def _export_decoder(language: Any, out: Path) -> None:
-    """By Optimum's own configuration of the architecture, but that it takes embeddings in place of ids."""
+    """Export the language model with Optimum's own configuration of its architecture.
+
+    Unlike in that configuration, the input is embeddings instead of ids.
+    """
     from optimum.exporters.onnx.convert import export
     from optimum.exporters.tasks import TasksManager
 
@@ -201,7 +220,7 @@ def _export_decoder(language: Any, out: Path) -> None:
             return {"inputs_embeds" if name == "input_ids" else name: axes for name, axes in found.items()}
 
         def generate_dummy_inputs(self, framework: str = "pt", **more: Any) -> dict[str, Any]:
-            self.asks_for_ids = True  # whose lengths the others are made for
+            self.asks_for_ids = True  # the lengths of the other inputs are derived from the ids
             try:
                 inputs = dict(super().generate_dummy_inputs(framework=framework, **more))
             finally:

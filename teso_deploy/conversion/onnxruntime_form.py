@@ -1,8 +1,8 @@
 """The form of a canonical graph for ONNX Runtime on the CPU: the same function in operators that are fast there.
 
-- Deformable attention becomes DeformConv: a depthwise kernel whose taps are the attention's points replaces
-  GridSample, Mul and ReduceSum and takes half the time. Its queries are arranged as a picture of any shape. The
-  reference points, minus the position where a convolution would sample, are one constant.
+- Deformable attention becomes DeformConv. A depthwise kernel whose taps are the attention's points replaces GridSample,
+  Mul and ReduceSum, and takes half the time. Its queries are arranged as a picture of any shape. One constant holds
+  the reference points minus the positions where a convolution would sample.
 - Attention becomes one operator, so its scores stay in the cache. Position bias and window mask are one constant.
 - Biases that softmax cancels are removed; others are combined into one addition.
 - Windows are shifted, cut out and put back by one gather each.
@@ -25,7 +25,7 @@ from teso_deploy.conversion.hidden_layers import pad_hidden_layers, split_hidden
 from teso_deploy.conversion.rearrangement import gather_tokens
 from teso_deploy.conversion.rewriting import Rewriter, constant_of, find_producer, sizes_of
 
-#: Opset 23 introduced Attention; the operators of opset 20 in our graphs did not change until then.
+#: Opset 23 introduced Attention. From opset 20 to 23 the operators in our graphs did not change.
 OPSET = 23
 MICROSOFT = "com.microsoft"
 #: A longer side of the query grid would lose the last bits of the offsets.

@@ -1,4 +1,4 @@
-"""What an export would give, without weights: parameters, multiply-adds and bytes of every graph."""
+"""Compute what an export would produce, without weights: parameters, multiply-adds and bytes of every graph."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ META = torch.device("meta")
 
 @dataclass(frozen=True, slots=True)
 class GraphPlan:
-    """Of one graph, for one item of the batch; ``bytes`` of the weights and tables in fp32."""
+    """Sizes of one graph, for one item of the batch; ``bytes`` of the weights and tables in fp32."""
 
     parameters: int
     multiply_adds: int
@@ -38,13 +38,13 @@ def _planned(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> GraphPla
 
 
 def check_memory(recipe: Recipe) -> None:
-    """Refuse, before a weight is made, a model whose weights are larger than this machine's memory.
+    """Refuse a model whose weights are larger than this machine's memory, before any weight is created.
 
-    Raises :class:`RecipeError`, which says how large they would be.
+    Raises :class:`RecipeError`, which says how large the weights would be.
     """
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not every system says
+    except (AttributeError, ValueError, OSError):  # not every system reports its memory
         return
     with META:
         model = build(recipe)
@@ -57,10 +57,13 @@ def check_memory(recipe: Recipe) -> None:
 
 
 def plan_export(recipe: Recipe) -> dict[str, GraphPlan]:
-    """Every graph of a recipe, and the text tower where it embeds its cues with one; no weight is ever made."""
+    """Plan every graph of a recipe, and the text tower if its cues are embedded by one.
+
+    No weight is created.
+    """
     with META:
         model = build(recipe)
-    # Tables that come from NumPy don't heed the context.
+    # The context does not apply to tables that come from NumPy.
     model = model.to(META)
     modules = graph_modules(model)
     plans = {

@@ -1,10 +1,14 @@
-"""Precision as a property of the graph: casts to half with an fp32 policy, and what a file really computes in.
+"""Precision as a property of the graph: casts to half with an fp32 policy, and the types that a file computes in.
 
-Strongly typed runtimes (TensorRT from 10.12 on) take the types of the graph as they are, so that what is
-asked for is written into it, and read back from it. In fp32 stay: norms, softmax, logarithms and what leads
-to them from the waveform; whatever places samples (offsets, reference points, interpolation weights), and
-deformable attention itself; the cue gate; the logits of masks with their threshold and their sigmoid. Inputs
-and outputs of a graph are float32.
+Strongly typed runtimes (TensorRT from 10.12 on) use the types of the graph unchanged. So the requested precision is
+written into the graph, and read back from it. These parts stay in fp32:
+
+- norms, softmax, logarithms, and everything between the waveform and a logarithm;
+- everything that places samples (offsets, reference points, interpolation weights), and deformable attention itself;
+- the cue gate;
+- the logits of masks with their threshold and their sigmoid.
+
+Inputs and outputs of a graph are float32.
 """
 
 from __future__ import annotations
@@ -26,37 +30,40 @@ from teso_deploy.types import Precision
 Half = Literal["fp16", "bf16"]
 _TYPES: Mapping[Half, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _NAMES = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
-#: The first in which convolutions may be bfloat16; what our graphs use did not change otherwise.
+#: The first opset in which convolutions may be bfloat16. The operators of our graphs did not change otherwise.
 BF16_OPSET = 22
-#: Statistics, exponentials and thresholds.
+#: Operators that stay in fp32: statistics, exponentials and thresholds.
 _FP32_OPERATORS = {
     *("LayerNormalization", "InstanceNormalization", "GroupNormalization", "Softmax", "LogSoftmax"),
     *("Exp", "Log", "Sqrt", "Pow", "Reciprocal", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"),
     *("Sigmoid", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Floor", "Range", "Resize", "TopK"),
 }
-#: What decides: all floats that lead here, back to the products that gave them.
+#: Operators that decide. All floats that lead to them stay in fp32, back to the products that computed them.
 _DECIDING = {"Sigmoid", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"}
 _DECIDING_OUTPUTS = {"cue_gate", "masks"}
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Abs", "Neg", "Clip", "Unsqueeze", "Reshape", "Transpose", "Gather"}
 _PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention", "MultiHeadAttention", "FusedMatMul"}
 _INTEGER_PRODUCTS = {"MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger", "DynamicQuantizeMatMul", "QLinearConv"}
-#: Concat: weights that are padded with zeros come first.
+#: Operators that only move or convert values. Concat pads weights with zeros; the weights are its first input.
 _MOVING = {"Cast", "DequantizeLinear", "QuantizeLinear", "Transpose", "Reshape", "Identity", "Concat"}
-#: The least share of a graph's weights that has to be in what was asked for: int8 leaves convolutions alone.
+#: The least share of a graph's weights that must have the requested precision. int8 keeps some convolutions in fp32.
 LEAST_SHARE: Mapping[Precision, float] = {"fp32": 1.0, "fp16": 0.75, "bf16": 0.75, "int8": 0.5}
 
 
 def typed(model: ir.Model) -> ir.Model:
-    """A copy without functions but the one that a plugin may stand for, the type of every value known."""
+    """Copy a model, infer the type of every value, and inline its functions.
+
+    The function that a plugin may replace is kept.
+    """
     proto = ir.to_proto(InlinePass(lambda function: function.name != PLUGIN)(model.clone()).model)
     inferred = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
-    for name, value in model.graph.initializers.items():  # whose files are found through the first model
+    for name, value in model.graph.initializers.items():  # their files are found through the first model
         inferred.graph.initializers[name].const_value = value.const_value
     return inferred
 
 
 def _upstream(value: ir.Value | None, kept: set[ir.Node], through_products: bool = False) -> None:
-    """Collect whatever computes a float, back to the nearest products, or to the graph's inputs."""
+    """Collect all nodes that compute a float, back to the nearest products or to the graph's inputs."""
     node = value.producer() if value is not None else None
     if value is None or node is None or node in kept or value.dtype != ir.DataType.FLOAT:
         return
@@ -68,14 +75,14 @@ def _upstream(value: ir.Value | None, kept: set[ir.Node], through_products: bool
 
 
 def _placing(model: ir.Model) -> set[ir.Node]:
-    """Whatever says where a sample is taken, and how much each of its neighbours counts."""
+    """Collect all nodes that compute sampling positions or the weights of a sample's neighbours."""
     placing: set[ir.Node] = set()
     for node in model.graph:
         if node.op_type == "GridSample":
             _upstream(node.inputs[1], placing)
         elif node.op_type == "Cast" and node.outputs[0].dtype in (ir.DataType.INT32, ir.DataType.INT64):
             _upstream(node.inputs[0], placing)  # indices of what is gathered
-        elif node.domain == DOMAIN:  # its floats have one type, and 11 bits don't place a sample
+        elif node.domain == DOMAIN:  # its floats have one type, and 11 bits can't place a sample
             placing.add(node)
             _upstream(node.inputs[3], placing)
     for node in model.graph:  # the weights of the neighbours: computed from nothing else
@@ -88,7 +95,7 @@ def _placing(model: ir.Model) -> set[ir.Node]:
 
 
 def _log_mel(model: ir.Model) -> set[ir.Node]:
-    """All that leads to a logarithm, from the waveform on."""
+    """Collect all nodes between the waveform and a logarithm."""
     front: set[ir.Node] = set()
     for node in model.graph:
         if node.op_type == "Log":
@@ -109,9 +116,9 @@ def _kept_in_fp32(model: ir.Model) -> set[ir.Node]:
 
 
 def halved(model: ir.Model, precision: Half) -> ir.Model:
-    """A canonical model cast to half precision, standard operators only; the given one stays as it is.
+    """Return a copy of a canonical model, cast to half precision, with standard operators only.
 
-    Raises :class:`PrecisionError` where a weight is beyond what fp16 can hold.
+    Raises :class:`PrecisionError` if a weight is too large for fp16.
     """
     model = typed(model)
     half, kept, edit = _TYPES[precision], _kept_in_fp32(model), Rewriter(model)
@@ -137,7 +144,7 @@ def halved(model: ir.Model, precision: Half) -> ir.Model:
         for i, value in enumerate(node.inputs):
             if value is None or (value.dtype != ir.DataType.FLOAT and value not in became_half):
                 continue
-            # The sizes of Resize and the like are float32 by the standard; they belong to nodes that are kept.
+            # The standard requires float32 for the sizes of Resize and similar operators. Their nodes are kept in fp32.
             wanted = half if is_half else ir.DataType.FLOAT
             node.replace_input_with(i, in_type(value, wanted, node))
         if is_half:
@@ -173,17 +180,21 @@ def _half_weights(edit: Rewriter, value: ir.Value, precision: Half) -> ir.Value:
 
 
 def _origin(value: ir.Value | None) -> ir.Value | None:
-    """What a value is before it was moved, cast or dequantised; of weights, the initialiser."""
+    """Return a value before it was moved, cast or dequantised.
+
+    For weights this is the initialiser.
+    """
     while value is not None and (node := value.producer()) is not None and node.op_type in _MOVING:
         value = node.inputs[0]
     return value
 
 
 def shares(model: ir.Model) -> dict[str, float]:
-    """Of the weights in products (MatMul, Gemm, Conv, attention), the share that is computed in each precision.
+    """Compute the share of the weights in products (MatMul, Gemm, Conv, attention) that each precision computes.
 
-    The filters of a log-mel are no weights. As the file says, not as was asked: int8 where both operands come
-    from DequantizeLinear or the operator is one of integers, else the type of what the product takes.
+    The shares come from the file, not from the request. A product is int8 if both operands come from DequantizeLinear,
+    or if the operator is one of integers. Otherwise it has the type of its input. The filters of a log-mel do not count
+    as weights.
     """
     counts: Counter[str] = Counter()
     model = typed(model)
@@ -205,7 +216,19 @@ def shares(model: ir.Model) -> dict[str, float]:
 
 
 def check_precision(model: ir.Model, asked: Precision, where: str) -> dict[str, float]:
-    """:func:`shares` as read back; :class:`PrecisionError` where too little is in what was asked for."""
+    """Check that enough of a model's weights have the requested precision, as read back from the file.
+
+    Args:
+        model: The model.
+        asked: The requested precision.
+        where: Name of the graph, for the message.
+
+    Returns:
+        The :func:`shares` of each precision.
+
+    Raises:
+        PrecisionError: The share is below :data:`LEAST_SHARE`.
+    """
     got = shares(model)
     if got.get(asked, 0.0) < LEAST_SHARE[asked]:
         told = ", ".join(f"{share:.0%} {name}" for name, share in got.items())

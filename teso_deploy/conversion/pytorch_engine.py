@@ -14,20 +14,20 @@ from teso_deploy.models.teso import Teso
 
 
 class ModuleEngine:
-    """A module as :class:`teso_deploy.program.Runs`: PyTorch's tensors in and out."""
+    """A module as :class:`teso_deploy.program.Runs`: it takes and returns PyTorch's tensors."""
 
     def __init__(self, module: nn.Module, spec: GraphSpec) -> None:
         self._module, self.inputs, self.outputs = module, spec.inputs, spec.outputs
 
     def run(self, feeds: Mapping[str, Tensor], /) -> dict[str, Tensor]:
-        """All outputs for all inputs."""
+        """Compute all outputs from all inputs."""
         found = self._module(*(feeds[name] for name in self.inputs))
         values = found if isinstance(found, tuple) else (found,)
         return dict(zip(self.outputs, values, strict=True))
 
 
 class PyTorchEngine:
-    """A module as :class:`teso_deploy.verification.probes.Runs`: arrays in and out."""
+    """A module as :class:`teso_deploy.verification.probes.Runs`: it takes and returns arrays."""
 
     precision = "fp32"
 
@@ -36,18 +36,18 @@ class PyTorchEngine:
 
     @torch.inference_mode()
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """All outputs for all inputs."""
+        """Compute all outputs from all inputs."""
         found = self._engine.run({name: torch.from_numpy(feeds[name]) for name in self.inputs})
         return {name: value.numpy() for name, value in found.items()}
 
 
 def module_engines(model: Teso) -> dict[str, ModuleEngine]:
-    """Every graph of a model, for PyTorch's tensors."""
+    """Wrap every graph of a model as an engine for PyTorch's tensors."""
     modules = graph_modules(model)
     return {name: ModuleEngine(modules[name], spec) for name, spec in graph_specs(model.recipe).items()}
 
 
 def pytorch_engines(model: Teso) -> dict[str, PyTorchEngine]:
-    """Every graph of a model, for arrays."""
+    """Wrap every graph of a model as an engine for arrays."""
     modules = graph_modules(model)
     return {name: PyTorchEngine(modules[name], spec) for name, spec in graph_specs(model.recipe).items()}

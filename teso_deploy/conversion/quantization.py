@@ -1,10 +1,11 @@
 """int8 as a property of the graph: QuantizeLinear / DequantizeLinear around its products.
 
-Weights are symmetric int8 with a scale per output channel, activations asymmetric uint8 with one scale,
-set by what real frames show. A tensor that several products take (queries, keys and values) is quantised
-once. Of convolutions the output is quantised too: runtimes compute one in int8 only if integers come out.
-Products that place samples (the offsets of deformable attention) stay as they are, and so do those that
-:func:`sensitivities` finds to suffer most, as many as the masks ask for.
+Weights are symmetric int8 with a scale per output channel. Activations are asymmetric uint8 with one scale, which is
+set by real frames. A tensor that several products take (queries, keys and values) is quantised once. The outputs of
+convolutions are quantised too: runtimes compute a convolution in int8 only if its output is integer.
+
+Products that place samples (the offsets of deformable attention) stay in floating point. So do the products with the
+largest error in :func:`sensitivities`; how many of them depends on how well the masks agree.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from teso_deploy.conversion.functions import DOMAIN, MSDA
 from teso_deploy.conversion.rewriting import Rewriter, constant_of
 from teso_deploy.errors import PrecisionError
 
-#: A product of fewer weights gains nothing.
+#: Quantising a product with fewer weights saves no time.
 LEAST_WEIGHTS = 256
-#: A convolution of fewer channels looks at pixels.
+#: A convolution with fewer channels reads pixels.
 LEAST_CHANNELS = 32
-#: Tensors that are looked at in one run; each is held whole.
+#: Number of tensors that are observed in one run. Each is held in memory completely.
 OBSERVED_AT_ONCE = 48
 Name = TypeVar("Name")
 Feeds = Mapping[str, NDArray[Any]]
@@ -38,7 +39,7 @@ Feeds = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Convolution:
-    """How a convolution's windows lie; ``output``: the tensor that it gives."""
+    """The kernel, stride and padding of a convolution; ``output`` is the name of its output."""
 
     kernel: tuple[int, int]
     strides: tuple[int, int]
@@ -46,7 +47,7 @@ class Convolution:
     output: str
 
     def rows(self, maps: NDArray[Any]) -> NDArray[Any]:
-        """(B, C, H, W) → (B · h · w, C · kernel): a row for every place that the kernel looks at."""
+        """(B, C, H, W) → (B · h · w, C · kernel): one row for each position of the kernel."""
         top, left, bottom, right = self.pads
         padded = np.pad(maps, ((0, 0), (0, 0), (top, bottom), (left, right)))
         seen = np.lib.stride_tricks.sliding_window_view(padded, self.kernel, axis=(2, 3))
@@ -56,7 +57,7 @@ class Convolution:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A product with constant weights: its node's name, what it takes, and the weights (K, N)."""
+    """A product with constant weights: its node's name, the name of its input, and the weights (K, N)."""
 
     name: str
     activation: str
@@ -64,34 +65,34 @@ class Product:
     convolution: Convolution | None = None
 
     def rows(self, values: NDArray[Any]) -> NDArray[np.float32]:
-        """What it takes as (M, K)."""
+        """Arrange the input as (M, K)."""
         rows = values.reshape(-1, values.shape[-1]) if self.convolution is None else self.convolution.rows(values)
         return rows.astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What values of a tensor lie between on the calibration frames; 0 is always inside."""
+    """The range of a tensor's values on the calibration frames; it always contains 0."""
 
     low: float = 0.0
     high: float = 0.0
 
     def widened(self, values: NDArray[Any]) -> Range:
-        """With these values inside."""
+        """Return the range that also contains these values."""
         return Range(min(self.low, float(values.min())), max(self.high, float(values.max())))
 
     def scale_and_zero(self) -> tuple[np.float32, np.uint8]:
-        """Of uint8: value = scale · (q − zero)."""
+        """Scale and zero point of uint8: value = scale · (q − zero)."""
         scale = np.float32(max((self.high - self.low) / 255, 1e-12))
         return scale, np.uint8(np.clip(round(-self.low / float(scale)), 0, 255))
 
     def symmetric(self) -> tuple[np.float32, np.int8]:
-        """Of int8, zero at 0: what TensorRT knows. A range of one sign loses a bit."""
+        """Scale and zero point of int8 with zero at 0, as TensorRT requires. A range of one sign loses a bit."""
         return np.float32(max(-self.low, self.high, 127e-12) / 127), np.int8(0)
 
 
 def _weights_of(node: ir.Node) -> NDArray[np.float32] | None:
-    """(K, N) of a MatMul, Gemm or convolution with constant weights."""
+    """Return the weights (K, N) of a MatMul, Gemm or convolution, if they are constant."""
     if node.domain or node.op_type not in ("MatMul", "Gemm", "Conv"):
         return None
     weights = constant_of(node.inputs[1])
@@ -108,7 +109,7 @@ def _weights_of(node: ir.Node) -> NDArray[np.float32] | None:
 
 
 def _convolution(node: ir.Node) -> Convolution | None:
-    """A convolution of pictures that may be quantised; None for anything else."""
+    """Return a convolution of pictures that may be quantised; None for any other node."""
     weights = constant_of(node.inputs[1]) if node.op_type == "Conv" else None
     if weights is None or weights.ndim != 4 or weights.dtype != np.float32 or weights.shape[1] < LEAST_CHANNELS:
         return None
@@ -116,13 +117,13 @@ def _convolution(node: ir.Node) -> Convolution | None:
     if of.get("group", 1) != 1 or of.get("auto_pad", "NOTSET") != "NOTSET" or set(of.get("dilations", (1,))) != {1}:
         return None
     if node.outputs[0].is_graph_output():
-        return None  # what the next graph takes is not rounded
+        return None  # inputs of the next graph are not rounded
     strides, pads = tuple(of.get("strides", (1, 1))), tuple(of.get("pads", (0, 0, 0, 0)))
     return Convolution(weights.shape[2:], strides, pads, str(node.outputs[0].name))
 
 
 def _placing(model: ir.Model) -> set[str | None]:
-    """Names of the products whose outputs are sampling offsets, or lead to a logarithm (a log-mel)."""
+    """Name the products whose outputs are sampling offsets, or lead to a logarithm (a log-mel)."""
     found: set[str | None] = set()
     before_log = [value for node in model.graph if node.op_type == "Log" for value in node.inputs]
     while before_log:
@@ -142,7 +143,7 @@ def _placing(model: ir.Model) -> set[str | None]:
 
 
 def products(model: ir.Model) -> list[Product]:
-    """Every product of a canonical graph that may be quantised, in order."""
+    """List every product of a canonical graph that may be quantised, in order."""
     placing = _placing(model)
     found = []
     for node in model.graph:
@@ -154,7 +155,10 @@ def products(model: ir.Model) -> list[Product]:
 
 
 def _observed(path: Path, names: Sequence[str], batches: Iterable[Feeds]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Tensors of a graph by name, of every batch; some at a time, so that memory stays bounded."""
+    """Yield tensors of a graph by name, of every batch.
+
+    Only some tensors are computed at a time, so that memory stays bounded.
+    """
     batches = list(batches)
     for start in range(0, len(names), OBSERVED_AT_ONCE):
         model = ir.load(path)
@@ -166,20 +170,20 @@ def _observed(path: Path, names: Sequence[str], batches: Iterable[Feeds]) -> Ite
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = available_cores()
         options.log_severity_level = 3
-        # Beside its weights: ONNX Runtime refuses external data outside of the graph's folder.
+        # Write it next to its weights: ONNX Runtime refuses external data outside of the graph's folder.
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".onnx") as file:
             ir.save(model, file.name)
             session = onnxruntime.InferenceSession(file.name, options, providers=["CPUExecutionProvider"])
         seen = sorted(wanted - given)
         for feeds in batches:
             inputs = {value.name: feeds[value.name] for value in session.get_inputs()}
-            if seen:  # no names at all would be every output
+            if seen:  # without names, the session would return every output
                 yield from zip(seen, session.run(seen, inputs), strict=True)
             yield from ((name, feeds[name]) for name in given)
 
 
 def observe(path: Path, batches: Iterable[Feeds]) -> dict[str, Range]:
-    """The range of every tensor that a product of the graph takes or a convolution gives, over the batches."""
+    """Measure the range of every input of a product and every output of a convolution, over the batches."""
     ranges: dict[str, Range] = {}
     found = products(ir.load(path))
     given = [product.convolution.output for product in found if product.convolution is not None]
@@ -190,15 +194,23 @@ def observe(path: Path, batches: Iterable[Feeds]) -> dict[str, Range]:
 
 
 def quantized_weights(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """(K, N) float32 → int8 and the scale of each of the N output channels."""
+    """Quantise (K, N) float32 to int8; returns also the scale of each of the N output channels."""
     scales = np.maximum(np.abs(weights).max(axis=0) / 127, 1e-12).astype(np.float32)
     return np.clip(np.rint(weights / scales), -127, 127).astype(np.int8), scales
 
 
 def sensitivities(path: Path, batches: Iterable[Feeds], ranges: Mapping[str, Range]) -> dict[str, float]:
-    """Relative error of every product's own output when it alone is quantised, the worst first.
+    """Measure the relative error of each product's output if only this product is quantised.
 
-    A convolution's output is rounded as well: that counts as error of its own.
+    The output of a convolution is rounded as well, which adds to its error.
+
+    Args:
+        path: The canonical graph.
+        batches: Inputs of the graph.
+        ranges: The range of each tensor, from :func:`observe`.
+
+    Returns:
+        Name of the product → relative error, the largest first.
     """
     by_tensor: dict[str, list[Product]] = {}
     for product in products(ir.load(path)):
@@ -218,7 +230,7 @@ def sensitivities(path: Path, batches: Iterable[Feeds], ranges: Mapping[str, Ran
     convolutions = {p.convolution.output: p.name for found in by_tensor.values() for p in found if p.convolution}
     for name, values in _observed(path, list(convolutions), batches):
         step = float(ranges[name].scale_and_zero()[0])
-        error[convolutions[name]] += values.size * step**2 / 12  # of an even spread between two steps
+        error[convolutions[name]] += values.size * step**2 / 12  # variance of a uniform distribution between two steps
     relative = {name: float(np.sqrt(error[name] / max(power[name], 1e-30))) for name in error}
     return dict(sorted(relative.items(), key=lambda item: -item[1]))
 
@@ -226,10 +238,10 @@ def sensitivities(path: Path, batches: Iterable[Feeds], ranges: Mapping[str, Ran
 def _given(
     edit: Rewriter, node: ir.Node, weights: NDArray[np.int8], scales: NDArray[np.float32], axis: int
 ) -> ir.Value:
-    """Weights in int8 with one scale along ``axis``, as floats before ``node``.
+    """Return weights as int8 with one scale along ``axis``, dequantised before ``node``.
 
-    Zero is written out, and nothing is another node's too: for processors without VNNI ONNX Runtime makes both uint8,
-    which fails for what two nodes share and for a zero of many scales that is not there.
+    The zero points are written out, and no other node shares these tensors. On processors without VNNI, ONNX Runtime
+    converts both to uint8, which fails if two nodes share a tensor, or if several scales have no zero points.
     """
     stored = edit.constant(weights, of_one_node=True)
     zeros = edit.constant(np.zeros(len(scales), np.int8), of_one_node=True)
@@ -244,7 +256,10 @@ def _quantize_convolution(
     step: np.float32 | None,
     rounded: Callable[[ir.Value], ir.Value],
 ) -> None:
-    """Its weights (K, N), its bias in units of the products' sums (``step``: of what it takes), and its output."""
+    """Quantise a convolution's weights (K, N), its bias and its output.
+
+    The bias is in units of the products' sums; ``step`` is the scale of the input.
+    """
     assert node.inputs[1] is not None and node.inputs[1].shape is not None
     stored = quantized.T.reshape(node.inputs[1].shape.numpy())
     node.replace_input_with(1, _given(edit, node, stored, scales, 0))
@@ -262,9 +277,19 @@ def _quantize_convolution(
 def quantize(
     model: ir.Model, ranges: Mapping[str, Range], leave_out: Collection[str] = (), *, symmetric: bool = False
 ) -> int:
-    """Put Q / DQ around the products of a canonical graph, in place; how many there are now.
+    """Put Q / DQ around the products of a canonical graph, in place.
 
-    ``symmetric``: activations are int8 around zero and biases stay floats, as TensorRT has it.
+    Args:
+        model: The graph.
+        ranges: The range of each tensor, from :func:`observe`.
+        leave_out: Names of products that stay in floating point. Default: none.
+        symmetric: Whether activations are int8 around zero and biases stay floats, as TensorRT requires. Default: no.
+
+    Returns:
+        The number of quantised products.
+
+    Raises:
+        PrecisionError: A product's input has no range.
     """
     edit, placing, count = Rewriter(model), _placing(model), 0
     pairs: dict[str, ir.Value] = {}
@@ -306,9 +331,22 @@ def quantize(
 def carried_over(
     ranges: Mapping[str, Range], leave_out: Collection[str], measured: ir.Model, other: ir.Model
 ) -> tuple[dict[str, Range], set[str]]:
-    """Ranges and products to leave out of one picture size's graph, by the names of another's.
+    """Transfer ranges and excluded products from one picture size's graph to another's.
 
-    The exporter numbers its nodes, and a size that needs padding has more of them; weights come in one order.
+    The exporter numbers its nodes, and a size that needs padding has more of them, so names differ. The weights have
+    the same order in both graphs.
+
+    Args:
+        ranges: The ranges of the measured graph.
+        leave_out: Names of the measured graph's products that stay in floating point.
+        measured: The measured graph.
+        other: The graph of the other size.
+
+    Returns:
+        The ranges and the excluded products, by the other graph's names.
+
+    Raises:
+        PrecisionError: The weights of the graphs have different orders.
     """
     pairs = list(zip(products(measured), products(other), strict=True))
     if not all(np.array_equal(ours.weights, theirs.weights) for ours, theirs in pairs):
@@ -326,14 +364,26 @@ def carried_over(
 def least_left_out(
     ranked: Sequence[Name], agreement: Callable[[Collection[Name]], float], aim: float, least: float
 ) -> tuple[list[Name], float]:
-    """The fewest of the most sensitive products, tried by doubling, without which ``agreement`` is ``aim``; and it.
+    """Find the fewest products to exclude from int8 so that the masks agree.
 
-    Up to a quarter of them; where that is not enough, the number of those tried that agreed best.
-    Raises :class:`PrecisionError` when even that is below ``least``.
+    The most sensitive products are excluded, 0, 1, 2, 4 … of them, up to a quarter of all. If that is not enough, the
+    number with the best agreement is chosen.
+
+    Args:
+        ranked: The products, the most sensitive first.
+        agreement: Measures the agreement (0 … 1) without some products.
+        aim: The desired agreement.
+        least: The least agreement.
+
+    Returns:
+        The excluded products, and the agreement without them.
+
+    Raises:
+        PrecisionError: The best agreement is below ``least``.
     """
     best, count = (-1.0, 0), 0
     while best[0] < aim and count <= max(1, len(ranked) // 4):
-        best = max(best, (agreement(ranked[:count]), -count))  # of equals the one that leaves fewer out
+        best = max(best, (agreement(ranked[:count]), -count))  # of equal agreements, prefer fewer products
         count = max(1, 2 * count)
     reached, left_out = best[0], ranked[: -best[1]]
     if not reached >= least:

@@ -69,7 +69,10 @@ def _move(nodes: list[ir.Node], source: ir.Value, places: NDArray[np.int64]) -> 
 
 
 def _rows(nodes: list[ir.Node], source: ir.Value) -> NDArray[np.int64] | None:
-    """Return which token ends up where, equal for every batch item, or None if the chain does something else."""
+    """Return the source token of each target token, which is equal for every batch item.
+
+    None if the chain does anything else.
+    """
     sizes, target = sizes_of(source), sizes_of(nodes[-1].outputs[0])
     windows = max(1, int(np.prod(target)) // int(np.prod(sizes)))  # windows that were items of the batch
     count, channels = windows * int(np.prod(sizes[:-1])), sizes[-1]

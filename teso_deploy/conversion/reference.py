@@ -1,8 +1,8 @@
 """Reference inputs and PyTorch's outputs for them, so that parity can be checked without torch.
 
-One picture and four sounds on it: its own with cues, the same muted, another sound, and
-its own with no cue offered. The picture's tensors have a batch of 1, the rest one of 4. Of a
-bucket that is not the first, what depends on the size is stored as ``masks@288x512``.
+There is one picture with four sounds: its own with cues, silence with the same cues, another sound, and its own without
+cues. The picture's tensors have a batch of 1, the others a batch of 4. For a bucket after the first, tensors that
+depend on the size are stored under names like ``masks@288x512``.
 """
 
 from __future__ import annotations
@@ -29,12 +29,22 @@ from teso_deploy.recipe import Recipe
 from teso_deploy.types import WINDOW_SAMPLES, ImageSize
 from teso_deploy.verification.probes import ROWS, run_whole
 
-#: Probabilities are stored in steps finer than any two implementations agree in; a quarter of the bytes are left.
+#: The step in which probabilities are stored. It is smaller than the difference of any two implementations, and reduces
+#: the file to a quarter.
 MASK_STEP = 2.0**-20
 
 
 def random_inputs(recipe: Recipe, size: ImageSize, seed: int = 0) -> dict[str, NDArray[Any]]:
-    """Seeded noise in the shapes of the inputs, for models that no clip means anything to."""
+    """Make seeded noise in the shapes of the inputs, for untrained models.
+
+    Args:
+        recipe: The recipe, for the shapes.
+        size: Height and width of the picture.
+        seed: Seed of the noise. Default: 0.
+
+    Returns:
+        Input name → array.
+    """
     rng = np.random.default_rng(seed)
     height, width = size
     waveform = rng.standard_normal((len(ROWS), WINDOW_SAMPLES)).astype(np.float32) * np.float32(0.1)
@@ -49,7 +59,17 @@ def random_inputs(recipe: Recipe, size: ImageSize, seed: int = 0) -> dict[str, N
 
 
 def clip_inputs(recipe: Recipe, size: ImageSize, table: CueTable, clip: Path) -> dict[str, NDArray[Any]]:
-    """A frame of a clip at a bucket's size, its first two sounds and what is visible, as the JSON beside it says."""
+    """Make the reference inputs from a clip: a frame, its first two sounds, and its visible cues.
+
+    Args:
+        recipe: The recipe.
+        size: Height and width of the picture.
+        table: The cue table.
+        clip: The video. The JSON beside it lists when sounds are heard and what is visible.
+
+    Returns:
+        Input name → array.
+    """
     script = json.loads(clip.with_suffix(".json").read_text(encoding="utf-8"))
     spans = script["heard"]
     first, second = list(spans)[:2]
@@ -69,13 +89,16 @@ def clip_inputs(recipe: Recipe, size: ImageSize, table: CueTable, clip: Path) ->
 
 
 def reference_outputs(model: Teso, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """PyTorch's outputs of every graph for the reference inputs, by tensor name."""
+    """Compute PyTorch's outputs of every graph for the reference inputs, by tensor name."""
     found = run_whole(TESO, pytorch_engines(model), inputs)
     return found | {MASKS: np.rint(found[MASKS] / MASK_STEP) * MASK_STEP}
 
 
 def reference_arrays(model: Teso, inputs: Callable[[ImageSize], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """Everything that ``reference.npz`` holds; ``inputs`` gives those of a bucket, sounds and cues being equal."""
+    """Compute everything that ``reference.npz`` contains.
+
+    ``inputs`` returns the inputs of a bucket; their sounds and cues are equal for all buckets.
+    """
     first, *others = model.recipe.image.sizes
     given = inputs(first)
     arrays = given | reference_outputs(model, given)
@@ -95,11 +118,20 @@ def reference_arrays(model: Teso, inputs: Callable[[ImageSize], dict[str, NDArra
 def example_arguments(
     model: Teso, size: ImageSize, device: torch.device | None = None
 ) -> dict[str, tuple[torch.Tensor, ...]]:
-    """Arguments of every graph, batch 2; on ``meta`` they are shapes alone."""
+    """Make example arguments of every graph, with batch 2.
+
+    Args:
+        model: The model.
+        size: Height and width of the picture.
+        device: The device of the arguments; on ``meta`` they have shapes but no data. Default: the CPU.
+
+    Returns:
+        Graph name → arguments in order.
+    """
     noise = random_inputs(model.recipe, size)
     given = {name: torch.from_numpy(value[:2]).to(device) for name, value in noise.items()}
     given["image"] = given["image"].expand(2, -1, -1, -1).clone()
-    # What no other stage takes is not run.
+    # Skip stages whose outputs no other stage uses.
     taken = {source for stage in TESO.stages for source in stage.inputs}
     stages = [stage for stage in TESO.stages if stage.name in taken]
     tensors = merge_tensors(run_program(TESO, module_engines(model), group_inputs(given), stages=stages))

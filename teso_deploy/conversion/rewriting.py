@@ -1,4 +1,4 @@
-"""Tools for passes over a graph: nodes by operator, constants by value, replacement of nodes."""
+"""Tools for passes over a graph: find nodes by operator, read constants, and replace nodes."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Rewriter:
         return self.add(before, "Reshape", [value, self.constant(np.array(shape, np.int64))])[0]
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
-        """Let all users of ``old`` use ``new``. If ``old`` is an output of the graph, ``new`` gets its name."""
+        """Make all users of ``old`` use ``new``. If ``old`` is an output of the graph, ``new`` gets its name."""
         if old.is_graph_output():
             old.name, new.name = f"{old.name}_before", old.name
         old.replace_all_uses_with(new, replace_graph_outputs=True)

