@@ -33,7 +33,7 @@ def print_list() -> None:
 
 
 def compose_arguments(name: str, is_quick: bool, out: str | None, given: Sequence[str]) -> list[str]:
-    """The arguments of a benchmark. What the caller gives comes last, so that it wins over the quick settings."""
+    """Return the arguments of a benchmark. The caller's come last, so that they override the quick settings."""
     where = out if out is not None else str(QUICK_RESULTS) if is_quick else None
     return [
         *(BENCHMARKS[name].quick if is_quick else ()),
@@ -43,7 +43,7 @@ def compose_arguments(name: str, is_quick: bool, out: str | None, given: Sequenc
 
 
 def run_benchmark(name: str, arguments: Sequence[str]) -> int:
-    """Run one and return its exit code: 0, 1 (it failed) or 2 (bad input, or something that it needs is missing)."""
+    """Run a benchmark and return its exit code: 0, 1 (it failed) or 2 (bad input, or a requirement is missing)."""
     subject = BENCHMARKS[name].subject
     sys.argv[0] = f"python -m benchmarks run {name}"  # the name in usage messages
     try:

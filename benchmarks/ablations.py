@@ -1,10 +1,10 @@
-"""What each part of TeSO is worth: the same model without it, trained and scored alike.
+"""The contribution of each part of TeSO: the same model without it, trained and scored in the same way.
 
     python -m benchmarks run ablations --data MEDIA --start FILE.safetensors --work DIR [--steps 1500] [--scenes 100]
 
-Every variant begins with the encoders and the decoder of a trained model and a random fusion,
-and learns from the same scenes at 112 × 112. A run that was broken off goes on: what DIR holds is not
-done again. Writes ``results/ablations-<recipe>.json`` and ``.md``.
+Every variant begins with the encoders and the decoder of a trained model and a random fusion. All learn from the same
+scenes at 112 × 112. An interrupted run continues: what DIR already holds is not computed again. Writes
+``results/ablations-<recipe>.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from teso_deploy.recipe import Recipe, TrainPhase, load_recipe
 from teso_deploy.training.loop import START_PARTS, train_model
 
 SIZE = (112, 112)
-#: Name → parts of the fusion that are left out.
+#: Name → parts of the fusion that are removed.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "whole": (),
     "without SeDAM": ("sedam",),
@@ -43,7 +43,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "without audio": ("audio",),
 }
 
-#: What a row is about: where something sounds, how well it is found; where nothing does, how often that is seen.
+#: The meaning of a row. If something sounds, it says how well that is found. If nothing sounds, it says how often a
+#: mask appears.
 FIGURE = {
     "one source": ("miou",), "two sources": ("miou", "binary_miou"), "silent distractor": ("miou",),
     "muted": ("blank_rate",), "white noise": ("blank_rate",), "off-screen": ("blank_rate",),
@@ -53,7 +54,7 @@ NAMES = {"miou": "mIoU", "binary_miou": "names aside", "blank_rate": "blank", "f
 
 
 def variant(recipe: Recipe, name: str, steps: int) -> Recipe:
-    """The recipe of a variant: a part of the fusion or of the loss taken away, one picture size."""
+    """Return the recipe of a variant: one part of the fusion or the loss is removed, and there is one picture size."""
     assert recipe.train is not None
     phase = TrainPhase(size=SIZE, steps=steps, scale=recipe.train.phases[0].scale)
     train = recipe.train.model_copy(
@@ -72,7 +73,7 @@ def variant(recipe: Recipe, name: str, steps: int) -> Recipe:
 
 
 def measure(recipe: Recipe, data: Path, start: Path, work: Path, steps: int, scenes: int, seeds: int) -> dict[str, Any]:
-    """Train, export and score every variant; the report."""
+    """Train, export and score every variant, and return the report."""
     words, embeddings = build_cue_table(recipe, sorted({*shipped_nouns(), *label_words(data)}))
     table = dict(zip(words, embeddings, strict=True))
     library = read_library(data, "test")
@@ -85,7 +86,7 @@ def measure(recipe: Recipe, data: Path, start: Path, work: Path, steps: int, sce
             weights = train_model(chosen, data, folder, table, start=start, start_parts=(*START_PARTS, "decoder"))
             export_bundle(chosen, folder / "bundle", weights)
         pipeline = Pipeline(Bundle.open(folder / "bundle"), onnxruntime_factory())
-        # The cues are the names of what is visible.
+        # The cues are the names of all visible objects.
         composed = ComposedScenes(library, pipeline.classes, scenes, range(seeds))
         scores = score_protocol(composed, make_predictor(pipeline, library))
         details.append({"name": name, "rows": [composed.report_score(score) for score in scores]})

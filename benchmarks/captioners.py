@@ -1,11 +1,11 @@
-"""How fast captioners run here, weights and all: a picture's first word, and the words after it.
+"""Speed of captioners on this machine: the first word of a picture's caption, and the words after it.
 
     python -m benchmarks run captioners --write FOLDER
     python -m benchmarks run captioners MODELS [MODELS ...] [--pictures 9] [--threads 2]
 
-``MODELS``: folders of ``teso-deploy export-cues --captioner``. What the weights are does not matter, so they may be
-random: every caption is as long as every other. All take turns. ``--write`` makes such checkpoints, to be exported:
-ViT-B with GPT-2, and a LLaVA of CLIP-L/336 and 0.27 billion of LLaMA.
+``MODELS`` are folders of ``teso-deploy export-cues --captioner``. The weights may be random, because all captions have
+the same length. All models take turns. ``--write`` makes checkpoints to export: ViT-B with GPT-2, and a LLaVA of
+CLIP-L/336 and 0.27 billion parameters of LLaMA.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from teso_deploy.cues.model_bundle import CueModels
 from teso_deploy.errors import CueSourceError, TesoError
 
 PROMPT = "Describe what is to be seen."
-#: Of a caption: as many as those of COCO have, with room.
+#: Tokens of a caption: a little more than COCO's captions have.
 TOKENS = 17
 
 
 def measure(folders: list[Path], pictures: int, threads: int) -> list[dict[str, Any]]:
-    """A row a folder."""
+    """Measure each folder, and return one row per folder."""
     captioners = []
     for folder in folders:
         models = CueModels.open(folder)
@@ -52,7 +52,7 @@ def measure(folders: list[Path], pictures: int, threads: int) -> list[dict[str, 
     for k, folder in enumerate(folders):
         entry = CueModels.open(folder).manifest.captioner
         assert entry is not None
-        first, whole = (float(np.median(seconds[k, which][1:])) for which in (0, 1))  # the first warms up
+        first, whole = (float(np.median(seconds[k, which][1:])) for which in (0, 1))  # the first run is the warm-up
         rows.append(
             {
                 "name": entry.name,
@@ -68,7 +68,7 @@ def measure(folders: list[Path], pictures: int, threads: int) -> list[dict[str, 
 
 
 def write_checkpoints(folder: Path) -> None:
-    """Two of Hugging Face's form, of real sizes and random weights."""
+    """Write two checkpoints of real size in Hugging Face's format, with random weights."""
     import transformers as hf
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 

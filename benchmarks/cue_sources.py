@@ -1,15 +1,15 @@
-"""Sources of cues against each other on scenes never seen: what they name, what the sound lets through, and the masks.
+"""Sources of cues compared on unseen scenes: the names, what the sound lets through, and the masks.
 
     python -m benchmarks run cue-sources DATA [--models FOLDER] [--scenes 50] [--bundle B] [--out FOLDER]
 
-Rows are those of ``teso-deploy eval`` in which something sounds. There is no captioner small enough to be tried here,
-so two stand in for one: "written" is a sentence about everything that is in the scene, as a captioner without fault
-would write it, with a background that is not in the words; "tagged" is a sentence about what the bundle's own tagger
-sees, which is all that a deployed model of this size knows. ``nouns`` and ``llm`` read those sentences.
+The rows are those of ``teso-deploy eval`` in which something sounds. No captioner is small enough to be tested here, so
+two stand-ins replace it. "written" is a sentence about everything in the scene, as a perfect captioner would write it,
+with a background that is not one of the words. "tagged" is a sentence about what the bundle's own tagger finds. A
+deployed model of this size knows no more. ``nouns`` and ``llm`` read these sentences.
 
-Precision and recall of the cues are against what sounds: REC#1 as they are offered, REC#2 as the dynamic mask leaves
-them (gate > 0), as in table 3 of the paper. ``filter`` is the paper's baseline: no cue is offered, and masks of classes
-that the source does not name are taken away.
+Precision and recall compare the cues with what sounds. As in table 3 of the paper, REC#1 counts the offered cues, and
+REC#2 those that the dynamic mask accepts (gate > 0). ``filter`` is the paper's baseline: no cue is offered, and masks
+of classes that the source does not name are removed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ SENTENCES = {
 
 
 def written_caption(words: tuple[str, ...], seed: tuple[int, ...]) -> str:
-    """A sentence about what is there."""
+    """Write a sentence that names the words."""
     rng = np.random.default_rng(seed)
     names = list(dict.fromkeys(words))
     sentence = str(rng.choice(SENTENCES[len(names)]))
@@ -66,21 +66,21 @@ def written_caption(words: tuple[str, ...], seed: tuple[int, ...]) -> str:
 
 
 class Sentence:
-    """A captioner whose caption is known: of the scene that is being looked at."""
+    """A captioner whose caption of the current scene is known."""
 
     def __init__(self, kind: str) -> None:
         self.identity, self.text = f"sentence:{kind}", ""
 
     def caption(self, moment: CueMoment) -> str:
-        """The sentence."""
+        """Return the sentence."""
         return self.text
 
     def close(self) -> None:
-        """This source holds nothing to release."""
+        """Do nothing: there is nothing to release."""
 
 
 class Visible:
-    """What a person would type who looks at the picture: all that is there."""
+    """Names that a person would type for a picture: all visible objects."""
 
     name = identity = "manual"
 
@@ -88,16 +88,16 @@ class Visible:
         self.names: tuple[str, ...] = ()
 
     def ask(self, moment: CueMoment) -> CueAnswer:
-        """Names of all that is to be seen."""
+        """Return the names of all visible objects."""
         return CueAnswer(self.names, "manual", objects=self.names)
 
     def close(self) -> None:
-        """This source holds nothing to release."""
+        """Do nothing: there is nothing to release."""
 
 
 @dataclass
 class Score:
-    """Of one source: IoU of each word that sounded, and counts of cues against what sounded."""
+    """The score of one source: the IoU of each sounding word, and counts of correct and wrong cues."""
 
     ious: list[float] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -105,13 +105,13 @@ class Score:
     trials: int = 0
 
     def add_cues(self, when: str, named: set[str], heard: set[str]) -> None:
-        """``when``: offered, accepted."""
+        """Add cues to the counts. ``when`` is "offered" or "accepted"."""
         self.counts[f"{when} hit"] += len(named & heard)
         self.counts[f"{when} named"] += len(named)
         self.counts["heard"] += len(heard) if when == "offered" else 0
 
     def row(self, name: str) -> dict[str, Any]:
-        """As it goes into the report."""
+        """Return the row of the report."""
 
         def share(hits: int, of: int) -> float | None:
             return round(hits / of, 3) if of else None
@@ -127,7 +127,7 @@ class Score:
 def trials_of(
     library: MediaLibrary, words: list[str], scenes: int, seed: int
 ) -> Iterator[tuple[SceneTrial, tuple[int, ...]]]:
-    """All trials, each with the seed of its sentence."""
+    """Yield all trials, each with the seed of its sentence."""
     for row in SOUNDING_ROWS:
         for number in range(scenes):
             for trial in make_scene(library, words, row, seed=seed, number=number):
@@ -135,7 +135,7 @@ def trials_of(
 
 
 def kept_classes(labels: NDArray[np.uint8], classes: tuple[str, ...], names: tuple[str, ...]) -> NDArray[np.uint8]:
-    """Labels of named classes; the others become background."""
+    """Keep the labels of named classes, and make the others background."""
     named = [k + 1 for k, name in enumerate(classes) if name in names]
     return np.where(np.isin(labels, named), labels, 0).astype(np.uint8)
 
@@ -143,7 +143,7 @@ def kept_classes(labels: NDArray[np.uint8], classes: tuple[str, ...], names: tup
 def measure(
     pipeline: Pipeline, library: MediaLibrary, models: Path | None, styles: Sequence[str], scenes: int, seed: int
 ) -> list[dict[str, Any]]:
-    """A row a source."""
+    """Measure each source, and return one row per source."""
     written, tagged, visible = Sentence("written"), Sentence("tagged"), Visible()
     tagger, classes, known = pipeline.check_tagger(), pipeline.classes, pipeline.cue_table.names
     sources: dict[str, CueSource] = {"manual: all that is visible": visible, "tagger": TaggerSource(tagger)}

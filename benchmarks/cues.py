@@ -1,14 +1,15 @@
-"""A reasoner on captions of known answers: what it names, prompt by prompt, and how fast it is.
+"""A reasoner on captions with known answers: the quality of its names for each prompt, and its speed.
 
     python -m benchmarks run cues MODELS [--int8 MODELS] [--int4 MODELS] [--captions FILE] [--timed 8] [--threads 2]
 
-``MODELS``: folders of ``teso-deploy export-cues`` with a reasoner, the first in fp32. Each of the captions says what is
-to be seen; ``captions.toml`` has with it what sounds. Names are compared as the field does: plurals, synonyms and a
-more exact name ("acoustic guitar" for "guitar") count as the same.
+``MODELS`` are folders of ``teso-deploy export-cues`` with a reasoner, the first in fp32. ``captions.toml`` holds
+captions of visible objects and, for each, what sounds. Names are compared as usual in the field: plurals, synonyms and
+a more exact name ("acoustic guitar" for "guitar") count as the same.
 
-``precision`` and ``recall`` are of all names together; ``silent``: of the captions in which nothing sounds, the share
-that was answered so; ``valid``: answers that could be read. An answer that could not be read names nothing. "grounded"
-are names that the caption has, as sources offer them. ``nouns`` is the parser of TeSOn, which names all that it sees.
+``precision`` and ``recall`` are over all names together. ``silent`` is the share of captions without a sounding object
+that were answered so. ``valid`` counts answers that could be read. An answer that could not be read names nothing.
+"grounded" are the names that the caption contains, as sources offer them. ``nouns`` is the parser of TeSOn, which names
+every noun.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ from teso_deploy.cues.table import CueTable, variants
 from teso_deploy.errors import CueSourceError, TesoError
 
 HERE = Path(__file__).parent
-#: What is timed, and what is answered in every precision and without a constraint too.
+#: The prompts that are timed, and the one that is also answered in every precision and without a constraint.
 TIMED, IN_EVERY_WAY = (DEFAULT_PROMPT, "few-shot-direct"), "few-shot-direct"
 
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """What a captioner wrote of a picture, and the truth."""
+    """A caption and its known answer."""
 
     text: str
     objects: tuple[str, ...]
@@ -51,25 +52,25 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What was answered; None: it could not be read."""
+    """The names of an answer; None if it could not be read."""
 
     sounding: tuple[str, ...] | None
 
 
 def read_captions(path: Path) -> list[Caption]:
-    """Of a TOML file."""
+    """Read the captions of a TOML file."""
     found = tomllib.loads(path.read_text(encoding="utf-8"))["caption"]
     return [Caption(entry["text"], tuple(entry["objects"]), tuple(entry["sounding"])) for entry in found]
 
 
 def is_same(one: str, other: str) -> bool:
-    """Whether two names mean one thing."""
+    """Return whether two names mean the same object."""
     ones, others = variants(one), variants(other)
     return any(a == b or a.endswith(f" {b}") or b.endswith(f" {a}") for a in ones for b in others)
 
 
 def score(captions: Sequence[Caption], answers: Sequence[Named]) -> dict[str, Any]:
-    """Precision, recall and F1 over all names; silence; validity."""
+    """Compute precision, recall and F1 over all names, and the shares of silent and valid answers."""
     hits = named = heard = silent = silent_right = 0
     for caption, answer in zip(captions, answers, strict=True):
         names = answer.sounding or ()
@@ -93,7 +94,7 @@ def score(captions: Sequence[Caption], answers: Sequence[Named]) -> dict[str, An
 
 
 def grounded(captions: Iterable[Caption], answers: Iterable[Named]) -> list[Named]:
-    """Answers without the names that their caption has not."""
+    """Remove the names that do not occur in their caption."""
     return [
         answer if answer.sounding is None else Named(tuple(n for n in answer.sounding if mentions(caption.text, n)))
         for caption, answer in zip(captions, answers, strict=True)
@@ -117,12 +118,12 @@ def answered(
 
 
 def timings(models: CueModels, captions: Sequence[Caption], threads: int, style: str) -> list[dict[str, Any]]:
-    """One prompt with the prefix kept and without, taking turns."""
+    """Time one prompt with the prefix kept and without, in turns."""
     prompt = Prompt.load(style)
     reasoners = {name: opened(models, threads, keep_prefix=name == "kept") for name in ("kept", "not kept")}
     seconds: dict[str, list[tuple[float, ...]]] = {name: [] for name in reasoners}
     prompts = {}
-    for reasoner in reasoners.values():  # loaded, warm, and the prefix computed where it is kept
+    for reasoner in reasoners.values():  # load, warm up, and compute the prefix if it is kept
         reasoner.answer(prompt.messages("a quiet room"), reasons=prompt.reasons)
     for caption in captions:
         for name, reasoner in reasoners.items():
@@ -151,7 +152,7 @@ def timings(models: CueModels, captions: Sequence[Caption], threads: int, style:
 
 
 def opened(models: CueModels, threads: int, *, keep_prefix: bool = True) -> LocalReasoner:
-    """The reasoner of a folder."""
+    """Open the reasoner of a folder."""
     entry = models.manifest.reasoner
     if entry is None:
         raise CueSourceError(f"{models.folder} has no reasoner: export one with --reasoner")
@@ -161,7 +162,7 @@ def opened(models: CueModels, threads: int, *, keep_prefix: bool = True) -> Loca
 def measure(
     folders: dict[str, Path], captions: Sequence[Caption], timed: int, threads: int, prompts: Sequence[str]
 ) -> dict[str, Any]:
-    """The report."""
+    """Measure everything, and return the report."""
     models = {precision: CueModels.open(folder) for precision, folder in folders.items()}
     entry = models["fp32"].manifest.reasoner
     assert entry is not None, "opened() says so"
@@ -196,7 +197,7 @@ def measure(
 
 
 def published(report: dict[str, Any], folder: Path) -> None:
-    """Write what was answered, and how fast, as two results."""
+    """Write quality and speed as two results."""
     environment = report["environment"]
     of = environment["model"].lower().replace(" ", "-")
     pages = {

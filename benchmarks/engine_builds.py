@@ -1,9 +1,10 @@
-"""What it takes to build every engine of a bundle with TensorRT-RTX, which needs no GPU for it.
+"""Time and size of building every engine of a bundle with TensorRT-RTX, which needs no GPU.
 
     python -m benchmarks run engine-builds BUNDLE... [--arch portable,sm86] [--precision fp32,fp16] [--out FILE.json]
 
-A bundle needs the graphs of every precision but fp32 (`teso-deploy export … --precision fp16`). Engines go to a
-folder that is thrown away. Half is the share of floating-point tensors of the strongly typed network.
+A bundle needs the graphs of every precision but fp32 (`teso-deploy export … --precision fp16`). Engines are written to
+a temporary folder. "Half" is the share of floating-point tensors of the strongly typed network that are in half
+precision.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from teso_deploy.types import Precision
 def measure(
     folders: Sequence[Path], architectures: Sequence[str], precisions: Sequence[Precision], profile: str
 ) -> dict[str, Any]:
-    """The report: a row an engine."""
+    """Build the engines, and return a report with one row per engine."""
     library, settings = load_library("tensorrt-rtx"), load_profile(profile)
     rows = []
     for folder in folders:
@@ -75,7 +76,7 @@ def measure(
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """A line a graph and precision; a cell an architecture: seconds, megabytes."""
+    """Make a table with a line per graph and precision. A cell per architecture has seconds and megabytes."""
     names = list(dict.fromkeys(row["architecture"] for row in report["rows"]))
     lines = [f"| bundle | graph | | half | {' | '.join(f'{name}: s, MB' for name in names)} |"]
     lines.append("|---|---|---|---|" + "---|" * len(names))

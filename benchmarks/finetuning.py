@@ -1,9 +1,9 @@
-"""Seconds and memory that a step of training on videos takes, at full size, on seeded noise.
+"""Seconds and memory of a training step on videos, at full size, on seeded noise.
 
     python -m benchmarks run finetuning [--device cuda] [--recipe teso-m2f-swin-b] [--steps 5] [--out FILE.json]
 
-The foundation's weights are random and held, adapters and fusion learn, as for a checkpoint; one
-step of warm-up, then the median. Memory: the process's highest, on a GPU what torch allocated.
+The foundation has random weights and is frozen. Adapters and fusion learn, as with a checkpoint. After one warm-up
+step, the median is taken. Memory is the highest of the process, on a GPU that of torch's allocator.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from teso_deploy.types import WINDOW_SAMPLES
 
 
 class NoiseBatches:
-    """In place of a data set: noise, a box in each frame, one cue that sounds."""
+    """Replaces a data set: noise, a box in each frame, and one cue that sounds."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -43,7 +43,7 @@ class NoiseBatches:
         return 1000
 
     def make(self, numbers: Sequence[int], rng: np.random.Generator) -> Batch:
-        """As :meth:`VideoBatches.make`."""
+        """Make a batch, as :meth:`VideoBatches.make` does."""
         count, (height, width), text = len(numbers), self.recipe.image.sizes[0], self.recipe.text
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 30)))
         masks = torch.zeros(count, 1, height // 4, width // 4)
@@ -67,7 +67,7 @@ class NoiseBatches:
 
 
 def measure(recipe_name: str, device: str, steps: int) -> dict[str, Any]:
-    """The report of one recipe on one device."""
+    """Measure one recipe on one device, and return the report."""
     recipe = load_recipe(recipe_name)
     model = build(recipe, 0)
     new = tuple(
@@ -78,7 +78,7 @@ def measure(recipe_name: str, device: str, steps: int) -> dict[str, Any]:
     times = []
     for _ in range(1 + steps):
         before = time.perf_counter()
-        training.run_step()  # reads its losses back, so the device is done
+        training.run_step()  # it reads its losses back, so the device has finished
         times.append(time.perf_counter() - before)
     on_gpu = training.accelerator.device.type == "cuda"
     highest = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

@@ -1,7 +1,7 @@
-"""Who takes part in ``gpu_engines.py``: six steps from frames in host memory to labels in host memory, on one GPU.
+"""The contenders of ``gpu_engines.py``: six steps from frames in host memory to labels in host memory, on one GPU.
 
-Built in worker processes (:mod:`teso_deploy.comparison.worker`), so that a library that crashes takes nobody
-along, and what a process holds of the GPU's memory is one contender's. Those that are torch: ``gpu_torch.py``.
+Each contender is built in a worker process (:mod:`teso_deploy.comparison.worker`). So a library that crashes does not
+end the others, and the GPU memory of a process belongs to one contender. ``gpu_torch.py`` has the contenders in torch.
 """
 
 from __future__ import annotations
@@ -34,50 +34,50 @@ from teso_deploy.program import TESO
 from teso_deploy.resources import cache_folder, shipped_path
 from teso_deploy.types import BLANK_PIXEL_RATE, Cues, ImageSize
 
-#: Frames of the clip that are timed and looked at; a multiple of every batch.
+#: How many frames of the clip are timed and checked; a multiple of every batch.
 FRAMES = 32
 STEPS = ("preprocess", *TESO.names, "labels")
-#: What is timed → the steps that it takes: everything anew, a new sound, new cues, each step by itself.
+#: Stage → its steps: all steps, only a new sound, only new cues, and each step alone.
 STAGES: Mapping[str, tuple[str, ...]] = {
     "frame": STEPS,
     "new-sound": STEPS[STEPS.index("audio_encoder") :],
     "new-cues": STEPS[STEPS.index("fusion") :],
     **{step: (step,) for step in STEPS},
 }
-#: Of ours at batch 1: the frame through :class:`Pipeline`, which also looks whether anything has changed.
+#: Only for our engines at batch 1: the frame through :class:`Pipeline`, which also checks whether anything has changed.
 PIPELINE = "pipeline"
 Uint8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A batch: ``frames`` (B, H, W, 3) uint8, and what else the graphs are fed with, by name."""
+    """A batch: ``frames`` (B, H, W, 3) uint8, and the graphs' other inputs by name."""
 
     frames: Uint8
     feeds: dict[str, NDArray[Any]]
 
 
 class Chain(Protocol):
-    """A contender: each step begins where the one before it has left off."""
+    """A contender. Each step uses the result of the step before it."""
 
     labels: Uint8
 
     def step(self, name: str, given: Given) -> None:
-        """Queue one of :data:`STEPS`. Behind "labels", :attr:`labels` (B, H, W) are there."""
+        """Queue one of :data:`STEPS`. After "labels", :attr:`labels` (B, H, W) are valid."""
 
     def wait(self) -> None:
-        """Until all that was queued has run."""
+        """Wait until everything that was queued has run."""
 
 
 def visible_cues(bundle: Bundle) -> Cues:
-    """What is to be seen in the shipped clip, as far as the bundle has words for it."""
+    """Return cues for the visible objects of the shipped clip, as far as the bundle has words for them."""
     table = CueTable.open(bundle)
     visible = json.loads(shipped_path("export/demo/clip.json").read_text(encoding="utf-8"))["visible"]
     return table.lookup([word for word in visible if word in table.names])
 
 
 def batches_of(bundle: Bundle, batch: int, frames: int = FRAMES) -> list[Given]:
-    """Frames from all over the shipped clip with their sounds and :func:`visible_cues`."""
+    """Make batches of frames from all parts of the shipped clip, with their sounds and :func:`visible_cues`."""
     with VideoSource(shipped_path("export/demo/clip.mp4")) as source:
         moments = list(source)
     chosen = [moments[i] for i in np.linspace(0, len(moments) - 1, frames).astype(int)]
@@ -94,7 +94,7 @@ def batches_of(bundle: Bundle, batch: int, frames: int = FRAMES) -> list[Given]:
 
 
 def segmented(chain: Chain, batches: Sequence[Given], is_muted: bool = False) -> list[Uint8]:
-    """The labels of every frame."""
+    """Return the labels of every frame."""
     found: list[Uint8] = []
     for given in batches:
         heard = given.feeds | ({"waveform": np.zeros_like(given.feeds["waveform"])} if is_muted else {})
@@ -106,17 +106,17 @@ def segmented(chain: Chain, batches: Sequence[Given], is_muted: bool = False) ->
 
 
 def blank_rate(labels: Sequence[Uint8]) -> float:
-    """Share of the frames of which less than 0.2 % is labelled."""
+    """Return the share of frames with less than 0.2 % labelled pixels."""
     return float(np.mean([np.count_nonzero(one) < BLANK_PIXEL_RATE * one.size for one in labels]))
 
 
 class EngineChain:
-    """Engines of a bundle behind our operators; see :class:`Chain`."""
+    """A bundle's engines with our operators before and after them; see :class:`Chain`."""
 
     def __init__(
         self, bundle: Bundle, size: ImageSize, factory: EngineFactory, device: Device, module: Module, frames: Uint8
     ) -> None:
-        """``frames``: of the shape of every batch."""
+        """``frames`` has the shape of every batch."""
         batch, how, self._shown = len(frames), bundle.manifest.preprocessing, (frames.shape[1], frames.shape[2])
         self._bucket, self._fitted = size, fitted_size(frames[0], size, how.fit)
         self._shares = self._fitted[0] / size[0], self._fitted[1] / size[1]
@@ -144,7 +144,7 @@ class EngineChain:
             outputs = self._slots[name].run({**given.feeds, **self._held})
             self._held |= outputs
             first = next(iter(outputs.values()))
-            self._last = first.ready if isinstance(first, DeviceTensor) else None  # ONNX Runtime has waited
+            self._last = first.ready if isinstance(first, DeviceTensor) else None  # ONNX Runtime has waited already
 
     def _labelled(self, masks: Any) -> Uint8:
         if isinstance(masks, DeviceTensor):
@@ -159,7 +159,7 @@ class EngineChain:
         return self._labels.numpy()
 
     def notes(self) -> list[str]:
-        """Why graphs are launched kernel by kernel, where that is so."""
+        """Why graphs are launched kernel by kernel, if they are."""
         return [note for slot in self._slots.values() if (note := getattr(slot, "note", None))]
 
     def wait(self) -> None:
@@ -169,7 +169,7 @@ class EngineChain:
 
 
 class Runner:
-    """See :class:`teso_deploy.comparison.worker.Subject`. ``more``: stages beside :data:`STAGES`."""
+    """A subject, see :class:`teso_deploy.comparison.worker.Subject`. ``more``: stages in addition to :data:`STAGES`."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class Runner:
         self.stages = (*STAGES, *self._more)
 
     def run(self, stage: str, i: int) -> None:
-        """See :class:`Subject`; the GPU is done when it returns."""
+        """Run a stage, see :class:`Subject`. The GPU has finished when it returns."""
         if stage in self._more:
             self._more[stage](i)
             return
@@ -191,7 +191,7 @@ class Runner:
         self._chain.wait()
 
     def mask_iou(self) -> float | None:
-        """See :class:`Subject`: against fp32 on the CPU."""
+        """Return the IoU with the masks of fp32 on the CPU, see :class:`Subject`."""
         return self._mask_iou
 
 
@@ -199,7 +199,7 @@ class Runner:
 
 
 def _visible_gpu(nvml: Any) -> Any:
-    """NVML's handle of the GPU that CUDA calls 0."""
+    """Return NVML's handle of the GPU that CUDA numbers 0."""
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
     if first.startswith(("GPU-", "MIG-")):
         return nvml.nvmlDeviceGetHandleByUUID(first)
@@ -207,14 +207,14 @@ def _visible_gpu(nvml: Any) -> Any:
 
 
 def asked_nvml(questions: Mapping[str, Callable[[Any, Any], Any]]) -> dict[str, Any]:
-    """Name → the answer to (pynvml, handle); what NVML does not tell is left out."""
+    """Return name → the answer to a query on (pynvml, handle). Queries that NVML does not support are omitted."""
     found: dict[str, Any] = {}
     try:
         import pynvml
 
         pynvml.nvmlInit()
         handle = _visible_gpu(pynvml)
-    except Exception:  # absent, or its own exceptions, which share no base class with those of ctypes
+    except Exception:  # absent, or an NVML exception, which has no base class in common with those of ctypes
         return found
     for name, ask in questions.items():
         try:
@@ -227,13 +227,13 @@ def asked_nvml(questions: Mapping[str, Callable[[Any, Any], Any]]) -> dict[str, 
 
 
 def used_gpu_bytes() -> int | None:
-    """What all processes hold of the GPU's memory; None where NVML does not tell."""
+    """Return the GPU memory of all processes in bytes; None if NVML does not report it."""
     used = asked_nvml({"used": lambda nvml, handle: int(nvml.nvmlDeviceGetMemoryInfo(handle).used)}).get("used")
     return None if used is None else int(used)
 
 
 def write_facts(settings: Mapping[str, Any], used_before_bytes: int | None, **facts: Any) -> None:
-    """Beside the timings: what the process has added to the GPU's memory so far."""
+    """Write facts next to the timings: how much GPU memory the process has taken so far."""
     after = used_gpu_bytes()
     held = None if after is None or used_before_bytes is None else round((after - used_before_bytes) / 1e6)
     Path(settings["facts"]).write_text(json.dumps({"gpu_memory_mb": held, **facts}), encoding="utf-8")
@@ -243,7 +243,7 @@ def write_facts(settings: Mapping[str, Any], used_before_bytes: int | None, **fa
 
 
 def _rtx_factory(device: Device, settings: Mapping[str, Any]) -> EngineFactory:
-    """Engines of TensorRT-RTX for one generation, or portable ones, whatever GPU is here; the library may refuse."""
+    """Make engines of TensorRT-RTX, for one generation or portable, on whatever GPU exists. The library may refuse."""
     from teso_deploy.backends.tensorrt.bindings import load_library
     from teso_deploy.backends.tensorrt.cache import EngineCache, content_key
     from teso_deploy.backends.tensorrt.engine import TensorRTEngine
@@ -268,7 +268,7 @@ def _rtx_factory(device: Device, settings: Mapping[str, Any]) -> EngineFactory:
 
 
 def engines_of(bundle: Bundle, device: Device, settings: Mapping[str, Any]) -> EngineFactory:
-    """The engines of a contender. Raises what :func:`load_backend` does."""
+    """Return the engines of a contender. Raises the errors of :func:`load_backend`."""
     if settings["backend"] == "tensorrt-rtx":
         return _rtx_factory(device, settings)
     from teso_deploy.pipeline.backend_choice import load_backend
@@ -278,7 +278,7 @@ def engines_of(bundle: Bundle, device: Device, settings: Mapping[str, Any]) -> E
 
 
 def ours(settings: dict[str, Any]) -> Runner:
-    """Builds a contender of ours, looks at its masks, and says what it holds."""
+    """Build one of our contenders, check its masks, and report its memory."""
     from teso_deploy.backends.cuda.operators import DeviceOperators
 
     used_before = used_gpu_bytes()
@@ -299,7 +299,10 @@ def engine_runner(
     settings: dict[str, Any],
     used_before: int | None,
 ) -> Runner:
-    """The part of :func:`ours` that does not ask which GPU. ``settings["expected"]``: labels (N, H, W) of the CPU."""
+    """The part of :func:`ours` that is independent of the GPU.
+
+    ``settings["expected"]`` is the file of the CPU's labels (N, H, W).
+    """
     expected = list(np.load(settings["expected"]))
     batches = batches_of(bundle, settings["batch"], len(expected))
     chain = EngineChain(bundle, size, factory, device, module, batches[0].frames)

@@ -1,4 +1,4 @@
-"""Our engines against PyTorch on one GPU: a frame from host memory to labels in host memory, and each step of it.
+"""Our engines compared with PyTorch on one GPU: a frame from host memory to labels in host memory, and each step.
 
     python -m benchmarks run gpu-engines [--bundle B] [--size HxW]… [--batch N]… [--precision P]… [--out FILE.json]
 
@@ -42,9 +42,9 @@ from teso_deploy.types import ImageSize, Precision
 BATCHES = (1, 8, 32)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 EAGER = "torch eager"
-#: How PyTorch runs, unless it is asked for otherwise; "max-autotune" is another way.
+#: How PyTorch runs by default; "max-autotune" is another way.
 HOWS = ("eager", "compile", "cuda-graph")
-#: Whose versions the report names, where they are installed.
+#: The libraries whose versions the report names, if they are installed.
 LIBRARIES = (
     "torch", "triton", "tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx",
     "cuda-core", "cuda-bindings", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "nvidia-ml-py",
@@ -63,12 +63,12 @@ BOUND_BY = (
 
 
 def profile_of(batch: int) -> str:
-    """The build profile for a batch."""
+    """Return the build profile for a batch."""
     return "live" if batch == 1 else "throughput"
 
 
 def rtx_architectures(capability: tuple[int, int]) -> list[str | None]:
-    """Which engines of TensorRT-RTX are tried on a GPU: portable (None), sm80, and its own generation if there is."""
+    """List the engines of TensorRT-RTX to try on a GPU: portable (None), sm80, and those of its generation, if any."""
     own = [architecture_of(capability)] if runs_rtx(capability) else []
     return list(dict.fromkeys([None, "sm80", *own]))
 
@@ -76,7 +76,7 @@ def rtx_architectures(capability: tuple[int, int]) -> list[str | None]:
 def contenders(
     capability: tuple[int, int], precision: Precision, hows: Sequence[str] = HOWS
 ) -> dict[str, dict[str, Any]]:
-    """Name → what is special about it, in the order of the report; ``hows``: of PyTorch."""
+    """Return name → settings of a contender, in the order of the report. ``hows``: how PyTorch runs."""
     found: dict[str, dict[str, Any]] = {f"torch {how}": {"how": how} for how in hows}
     found["onnxruntime cuda"] = {"backend": "cuda"}
     for architecture in rtx_architectures(capability):
@@ -106,7 +106,7 @@ def entrants(
 
 
 def facts_of(entrant: Entrant) -> dict[str, Any]:
-    """What a process has said of itself; nothing where it did not come so far."""
+    """Return the facts that a process wrote about itself; empty if it ended before that."""
     try:
         found: dict[str, Any] = json.loads(Path(entrant.settings["facts"]).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -117,7 +117,7 @@ def facts_of(entrant: Entrant) -> dict[str, Any]:
 def rows_of(
     who: Sequence[Entrant], measured: Measured, facts: Mapping[str, Mapping[str, Any]], size: ImageSize, batch: int
 ) -> list[dict[str, Any]]:
-    """A row for each contender and stage; what is of the whole contender stands in the row of its frame."""
+    """Return a row for each contender and stage. Facts about the whole contender stand in the row of its frame."""
     seconds = {key: times for key, times in measured.timings.seconds.items() if times}
     medians = {key: float(np.median(times)) for key, times in seconds.items()}
     rows = []
@@ -145,7 +145,7 @@ def rows_of(
 
 
 def failures_of(measured: Measured, size: ImageSize, batch: int) -> list[dict[str, Any]]:
-    """Who did not run, or not to its end, and why."""
+    """List the contenders that did not run, or not to the end, and why."""
     return [
         {"name": name, "size": f"{size[0]}x{size[1]}", "batch": batch, "reason": reason}
         for name, reason in measured.timings.failures.items()
@@ -153,7 +153,7 @@ def failures_of(measured: Measured, size: ImageSize, batch: int) -> list[dict[st
 
 
 def environment(device: Device, bundle: Bundle) -> dict[str, Any]:
-    """What the numbers hold for."""
+    """Describe the environment of the measurement."""
     told = asked_nvml(
         {
             "driver": lambda nvml, gpu: nvml.nvmlSystemGetDriverVersion(),
@@ -173,7 +173,7 @@ def environment(device: Device, bundle: Bundle) -> dict[str, Any]:
 
 
 def with_half(bundle: Bundle, precisions: Sequence[Precision], folder: Path) -> Bundle:
-    """The bundle, if it has graphs in half precision or none are asked for, else one made from it that has."""
+    """Return the bundle if it has all requested graphs in half precision, else a copy that has them."""
     if "fp16" not in precisions or "onnx-fp16" in bundle.manifest.forms:
         return bundle
     if importlib.util.find_spec("onnx_ir") is None:
@@ -184,7 +184,7 @@ def with_half(bundle: Bundle, precisions: Sequence[Precision], folder: Path) -> 
 
 
 def on_cpu(bundle: Bundle, size: ImageSize, path: Path) -> Path:
-    """Labels (N, H, W) of the frames in fp32 on the CPU, in a file."""
+    """Write the labels (N, H, W) of the frames in fp32 on the CPU to a file."""
     pipeline, cues = Pipeline.load(bundle.folder, size=size), visible_cues(bundle)
     labels = [
         pipeline.segment(given.frames[0], given.feeds["waveform"][0], cues).labels for given in batches_of(bundle, 1)
@@ -207,8 +207,8 @@ def measure(
     hows: Sequence[str],
     folder: Path,
 ) -> dict[str, Any]:
-    """The report."""
-    found = environment(device, bundle)  # before anything runs: clocks and load as they are without us
+    """Measure everything, and return the report."""
+    found = environment(device, bundle)  # before anything runs, to see clocks and load without our work
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
     named: dict[str, dict[str, Any]] = {}
@@ -226,7 +226,7 @@ def measure(
 
 
 def parsed_size(text: str) -> ImageSize:
-    """(288, 512) for ``288x512``."""
+    """Parse ``288x512`` to (288, 512)."""
     height, separator, width = text.partition("x")
     if not (separator and height.isdigit() and width.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is no size: give HEIGHTxWIDTH")
@@ -234,7 +234,7 @@ def parsed_size(text: str) -> ImageSize:
 
 
 def parsed_batch(text: str) -> int:
-    """A batch that the frames of the clip can be parted into."""
+    """Parse a batch that divides the frames of the clip."""
     if not text.isdigit() or not int(text) or FRAMES % int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no batch: give a divisor of {FRAMES}")
     return int(text)

@@ -1,4 +1,4 @@
-"""Merge the reports that the parts of ``gpu.sh`` have left in a folder.
+"""Merge the reports that the parts of ``gpu.sh`` wrote to a folder.
 
 python -m benchmarks.gpu_report FOLDER --out FILE.json     writes FILE.md, too
 python -m benchmarks.gpu_report --name                     the name of the GPU, for file names
@@ -22,7 +22,7 @@ from teso_deploy.errors import InputNotFoundError, TesoError
 from teso_deploy.outputs import as_json, check_file, write_text
 
 TESTS = "tests"
-#: As gpu.sh runs them.
+#: The order in which gpu.sh runs them.
 ORDER = (
     TESTS,
     "kernels",
@@ -35,7 +35,7 @@ REASON_CHARACTERS = 400
 
 
 def slug(name: str) -> str:
-    """``nvidia-h100-80gb-hbm3`` for ``NVIDIA H100 80GB HBM3``."""
+    """Return ``nvidia-h100-80gb-hbm3`` for ``NVIDIA H100 80GB HBM3``."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -44,7 +44,7 @@ def _line(text: str | None) -> str:
 
 
 def tests_of(text: str) -> dict[str, Any]:
-    """What pytest's JUnit file says: outcomes, what failed or was skipped and why, what was recorded."""
+    """Read pytest's JUnit file: outcomes, failures and skips with their reasons, and recorded properties."""
     counts: Counter[str] = Counter()
     rows: list[dict[str, Any]] = []
     recorded: dict[str, str] = {}
@@ -60,21 +60,21 @@ def tests_of(text: str) -> dict[str, Any]:
 
 
 def _place(part: str) -> tuple[int, str]:
-    """What gpu.sh does not know comes last."""
+    """Return the sort key of a part. Parts that gpu.sh does not know come last."""
     return ORDER.index(part) if part in ORDER else len(ORDER), part
 
 
 def merged(folder: Path) -> dict[str, Any]:
-    """All reports of a folder by their parts, and why other parts have none.
+    """Return all reports of a folder by their parts, and why other parts have none.
 
-    Raises :class:`InputNotFoundError` where there is nothing.
+    Raises :class:`InputNotFoundError` if the folder has no report.
     """
     parts: dict[str, Any] = {}
     failed = {path.stem: _line(path.read_text(encoding="utf-8")) for path in folder.glob("*.failed")}
     for path in folder.glob("*.json"):
         try:
             parts[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # cut off
+        except ValueError as error:  # the file was cut off
             failed.setdefault(path.stem, f"{path.name} is no report: {error}")
     results = folder / f"{TESTS}.xml"
     if results.is_file():
@@ -98,7 +98,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str
 
 
 def page(title: str, report: dict[str, Any]) -> str:
-    """A part as Markdown: the harness's page, and who did not run."""
+    """Format a part as Markdown: the harness's page, and the contenders that did not run."""
     alone = {key: value for key, value in report.items() if isinstance(value, str | int | float)}
     for key in ("schema_version", "bound_by"):
         alone.pop(key, None)
@@ -111,7 +111,7 @@ def page(title: str, report: dict[str, Any]) -> str:
 
 
 def tests_page(report: dict[str, Any]) -> str:
-    """The tests as Markdown."""
+    """Format the tests as Markdown."""
     counts = [f"{report[kind]} {kind}" for kind in ("passed", "failure", "error", "skipped") if kind in report]
     lines = ["# tests", "", ", ".join(counts), ""]
     for name, columns, rows in (
@@ -124,7 +124,7 @@ def tests_page(report: dict[str, Any]) -> str:
 
 
 def whole_page(report: dict[str, Any]) -> str:
-    """All parts as Markdown."""
+    """Format all parts as Markdown."""
     sections = [f"# {report['gpu']}\n"]
     if report["failed"]:
         sections.append("\n".join(_table(("failed", "why"), list(report["failed"].items()))) + "\n")

@@ -1,8 +1,9 @@
 """The package's own model in PyTorch, as a contender of ``gpu_engines.py``: eager, compiled, in CUDA graphs.
 
-Weights are random: no time depends on them. Half precision is autocast, since a log-mel, softmax and what places
-samples don't survive half weights; those of products and convolutions are held in half all the same, because autocast
-would otherwise cast each of them again in every run. TF32 is off, as it is in ours, and cuDNN chooses by trying.
+Weights are random, because no time depends on them. Half precision uses autocast: the log-mel, softmax and sampling
+positions do not survive half weights. The weights of products and convolutions are stored in half nevertheless, because
+autocast would otherwise cast each of them again in every run. TF32 is off, as in our engines, and cuDNN chooses its
+algorithms by timing them.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from teso_deploy.models.graphs import graph_modules, graph_specs
 from teso_deploy.models.teso import Teso
 from teso_deploy.types import ImageSize
 
-#: How the model is run → the mode of torch.compile; None is without it.
+#: How the model is run → the mode of torch.compile; None: without torch.compile.
 COMPILED: Mapping[str, str | None] = {"compile": "default", "max-autotune": "max-autotune-no-cudagraphs"}
-#: Runs before a graph is recorded, which set up what may not be recorded.
+#: Runs before a graph is recorded. They set up what must not be part of the recording.
 WARM_UPS = 3
-#: Frames that are held against the CPU.
+#: How many frames are compared with the CPU.
 COMPARED = 2
 
 
 class SameConstants(TorchFunctionMode):
-    """A tensor made of equal numbers is made once: a copy from the host can't be part of a CUDA graph."""
+    """Caches tensors of equal numbers: a copy from the host can't be part of a CUDA graph."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +61,7 @@ class SameConstants(TorchFunctionMode):
 def steps_of(
     model: Teso, bundle: Bundle, size: ImageSize, shown: ImageSize, device: torch.device
 ) -> dict[str, Callable[..., Any]]:
-    """Each of the steps as a function of tensors; resizing and labels as one would write them in PyTorch."""
+    """Return each step as a function of tensors. Resizing and labels are written in the usual PyTorch way."""
     how, threshold = bundle.manifest.preprocessing, bundle.manifest.postprocessing.threshold
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (how.mean, how.std))
 
@@ -78,20 +79,20 @@ def steps_of(
 
 
 def names_of(model: Teso) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Each step's inputs and outputs, by name."""
+    """Return the names of each step's inputs and outputs."""
     graphs = {name: (spec.inputs, spec.outputs) for name, spec in graph_specs(model.recipe).items()}
     return {"preprocess": (("frames",), ("image",)), **graphs, "labels": (("masks",), ("labels",))}
 
 
 def halve(model: nn.Module) -> None:
-    """Weights that autocast would cast, once and for all."""
+    """Cast once the weights that autocast would cast in every run."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d):
             module.half()
 
 
 class TorchChain:
-    """See :class:`Chain`. ``how``: "eager", one of :data:`COMPILED`, or "cuda-graph"."""
+    """A :class:`Chain` in torch. ``how``: "eager", one of :data:`COMPILED`, or "cuda-graph"."""
 
     def __init__(
         self, model: Teso, bundle: Bundle, size: ImageSize, first: Given, how: str, precision: str, where: str
@@ -106,14 +107,14 @@ class TorchChain:
         given = {"frames": first.frames, **first.feeds}
         on_gpu = self._device.type == "cuda"
         staging = {name: torch.empty_like(torch.from_numpy(value)) for name, value in given.items()}
-        # Page-locked, as ours is: copies from other memory make the host wait.
+        # Page-locked, as in our engines: copies from other memory make the host wait.
         self._staging = {name: value.pin_memory() if on_gpu else value for name, value in staging.items()}
         self.held = {name: torch.zeros_like(value, device=self._device) for name, value in staging.items()}
         labels = torch.empty(first.frames.shape[:3], dtype=torch.uint8)
         self._fetched = labels.pin_memory() if on_gpu else labels
         self.labels: Uint8 = self._fetched.numpy()
         self._graphs: dict[str, torch.cuda.CUDAGraph] = {}
-        self._constants = SameConstants()  # kept: the graphs read them
+        self._constants = SameConstants()  # kept, because the graphs read them
         if how == "cuda-graph":
             self._record(first)
 
@@ -142,7 +143,7 @@ class TorchChain:
                 with torch.cuda.graph(graph, stream=side):
                     self._run(name)
                 self._graphs[name] = graph
-                graph.replay()  # the name of the next stage begins with numbers
+                graph.replay()  # the next stage's name begins with digits
         torch.cuda.synchronize()
 
     def _upload(self, name: str, given: Given) -> None:
@@ -169,7 +170,7 @@ class TorchChain:
             torch.cuda.synchronize()
 
     def masks(self, given: Given) -> NDArray[np.float32]:
-        """Class scores (B, C, h, w) of a batch."""
+        """Return the class scores (B, C, h, w) of a batch."""
         for name in STEPS[:-1]:
             self.step(name, given)
         found: NDArray[np.float32] = self.held["masks"].float().cpu().numpy()
@@ -177,7 +178,10 @@ class TorchChain:
 
 
 def scores_agree(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """IoU of where each class is above its median on the CPU: no threshold means anything to random weights."""
+    """Return the IoU of the places where each class is above its median on the CPU.
+
+    With random weights, no fixed threshold has a meaning.
+    """
     centre = np.median(expected, axis=(0, 2, 3), keepdims=True)
     left, right = found > centre, expected > centre
     either = int(np.count_nonzero(left | right))
@@ -185,7 +189,7 @@ def scores_agree(found: NDArray[np.float32], expected: NDArray[np.float32]) -> f
 
 
 def ours_in_torch(settings: dict[str, Any]) -> Runner:
-    """Builds the model of the bundle's recipe, holds its masks against the CPU, and says what it holds."""
+    """Build the model of the bundle's recipe, compare its masks with the CPU, and report its memory."""
     where = settings.get("device", "cuda")
     if where == "cuda" and not torch.cuda.is_available():
         raise DeviceError(f"torch {torch.__version__} sees no GPU: install one that is built for CUDA")

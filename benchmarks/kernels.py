@@ -1,10 +1,10 @@
-"""How fast the CUDA operators are, against what the memory can do and against torch, on one GPU.
+"""Speed of the CUDA operators on one GPU, compared with the memory bandwidth and with torch.
 
     python -m benchmarks run kernels [--library cuda-core] [--repetitions 20] [--out FILE.json]
 
-A case is a graph of launches over as many buffers as the GPU's cache can't hold, replayed; CUDA events time it.
-The bytes are those that have to move at least, so the share of the copy bandwidth says how far a kernel is from
-the best there could be. torch does the same with its own operators in a separate graph, on equal buffers.
+A case is a graph of launches over more buffers than the GPU's cache holds. The graph is replayed, and CUDA events time
+it. The bytes are the least that must be moved, so the share of the copy bandwidth shows how close a kernel is to the
+optimum. torch does the same with its own operators in a separate graph, on equal buffers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from teso_deploy.outputs import check_file
 from teso_deploy.types import ImageSize
 
 WARM_UPS = 3
-#: More than any GPU's cache holds.
+#: Larger than the cache of any GPU.
 WORKING_SET_BYTES = 512 << 20
 MAX_BUFFERS = 256
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -64,7 +64,7 @@ class PreprocessCase:
 
 @dataclass(frozen=True, slots=True)
 class PostprocessCase:
-    """Scores of ``shape`` → ``size``; ``sounding``: the share of the classes that reach the threshold somewhere."""
+    """Scores of ``shape`` → ``size``. ``sounding``: the share of classes that reach the threshold somewhere."""
 
     shape: tuple[int, int, int, int]
     size: ImageSize
@@ -98,7 +98,7 @@ CASES: tuple[PreprocessCase | PostprocessCase, ...] = (
 
 
 def made_scores(case: PostprocessCase) -> np.ndarray[Any, Any]:
-    """Everything below the threshold, but a disc in each of the classes that sound."""
+    """Make scores below the threshold, except for a disc in each sounding class."""
     batch, classes, height, width = case.shape
     rng = np.random.default_rng(0)
     scores = rng.random(case.shape, np.float32) * np.float32(0.4)
@@ -111,8 +111,8 @@ def made_scores(case: PostprocessCase) -> np.ndarray[Any, Any]:
 
 
 def milliseconds(stream: Stream, queue: Queue, buffers: int, repetitions: int) -> float:
-    """Of one launch: the median over replays of a graph that makes one on every buffer."""
-    for index in range(buffers):  # what the first call alone has to do
+    """Return the median time of one launch over replays of a graph with one launch per buffer."""
+    for index in range(buffers):  # work that only the first call has to do
         queue(index)
     stream.synchronize()
     with stream.capture() as graph:
@@ -129,7 +129,7 @@ def milliseconds(stream: Stream, queue: Queue, buffers: int, repetitions: int) -
 
 
 def copy_gb_per_second(device: Device, stream: Stream, repetitions: int) -> float:
-    """What a copy within the GPU's memory reads and writes a second."""
+    """Return how much a copy inside the GPU's memory reads and writes per second."""
     source, target = (device.allocate(WORKING_SET_BYTES) for _ in range(2))
 
     def queue(index: int) -> None:
@@ -149,7 +149,7 @@ def filled(device: Device, stream: Stream, array: np.ndarray[Any, Any]) -> Memor
 
 
 class Ours:
-    """Our kernels on buffers of a case."""
+    """Our kernels on the buffers of a case."""
 
     def __init__(self, device: Device, stream: Stream) -> None:
         self._device, self._stream = device, stream
@@ -198,7 +198,7 @@ def pictures_of(case: PreprocessCase, pointer: int) -> RgbPictures | Nv12Picture
     height, width = case.size
     if not case.is_nv12:
         return RgbPictures(pointer, case.size, batch=case.batch)
-    # The chroma of a picture follows its luma.
+    # A picture's chroma follows its luma.
     stride = (height + height // 2) * width
     return Nv12Pictures(
         pointer, pointer + height * width, case.size, batch=case.batch, luma_stride_bytes=stride,
@@ -207,7 +207,7 @@ def pictures_of(case: PreprocessCase, pointer: int) -> RgbPictures | Nv12Picture
 
 
 def torch_milliseconds(case: PreprocessCase | PostprocessCase, buffers: int, repetitions: int) -> float | None:
-    """The same with torch's operators; None for NV12, of which torch knows nothing."""
+    """Time the same work with torch's operators; None for NV12, which torch does not support."""
     import torch
     from torch.nn import functional as F
 
@@ -260,7 +260,7 @@ def has_torch_gpu() -> bool:
 
 
 def measure(library: CudaLibrary, repetitions: int, cases: Sequence[PreprocessCase | PostprocessCase]) -> Any:
-    """The report."""
+    """Measure the cases, and return the report."""
     device = open_device(library=library, index=0)
     stream = device.stream()
     ours, with_torch = Ours(device, stream), has_torch_gpu()

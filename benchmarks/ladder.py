@@ -1,10 +1,10 @@
-"""From a plain export to ours, one saving at a time: time and parity at every rung.
+"""From a plain export to ours, one optimisation at a time: time and parity at every rung.
 
     python -m benchmarks run ladder [--recipe teso-m2f-swin-b] [--threads 2] [--seconds 60] [--out benchmarks/results]
 
-One set of random weights, Hugging Face's, all the way: the picture's half of the model, from the normalised
-picture to the mask logits of every query. Adapters are off, since Hugging Face has none, and so is the sound:
-equal work for all. All rungs take turns in one process; threads spin inside of a run only. Parity: against
+All rungs have the same random weights, Hugging Face's. They run the picture's half of the model, from the normalised
+picture to the mask logits of every query. Adapters and sound are off, because Hugging Face's model has neither: equal
+work for all. All rungs take turns in one process, and threads spin only during a run. Parity is measured against
 Hugging Face's model in PyTorch.
 """
 
@@ -46,16 +46,16 @@ from teso_deploy.models.teso import Teso, build
 from teso_deploy.recipe import Recipe, load_recipe
 
 # isort: split
-import onnxruntime  # last: the package switches its telemetry off first
+import onnxruntime  # last, because the package switches its telemetry off first
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 class Whole(nn.Module):
-    """Picture → mask logits in one graph, savings undone.
+    """Picture → mask logits in one graph, with optimisations undone.
 
-    ``keeps_all``: class and mask logits of every layer are results. ``is_large``: the masks that attention goes by
-    are taken at stride 4, resized and put through a sigmoid.
+    ``keeps_all``: class and mask logits of every layer are outputs. ``is_large``: the masks that steer attention are
+    computed at stride 4, then resized and put through a sigmoid.
     """
 
     def __init__(self, model: Teso, keeps_all: bool, is_large: bool) -> None:
@@ -85,7 +85,7 @@ class Whole(nn.Module):
 
 
 class Half(nn.Module):
-    """The part after the cut: prompted queries and the picture's tensors → mask logits."""
+    """The part after the split: prompted queries and the picture's tensors → mask logits."""
 
     def __init__(self, model: Teso) -> None:
         super().__init__()
@@ -100,20 +100,20 @@ class Half(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Before the cut."""
+    """The part before the split."""
 
     def __init__(self, model: Teso) -> None:
         super().__init__()
         self.visual_encoder = model.visual_encoder
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) → everything that depends on the picture alone."""
+        """Map (B, 3, H, W) to everything that depends only on the picture."""
         return flatten_memory(self.visual_encoder(image))
 
 
 @dataclass
 class Rung:
-    """One way to get masks: ``whole`` of a picture, ``again`` when only the queries have changed."""
+    """One way to compute masks: ``whole`` for a new picture, ``again`` if only the queries have changed."""
 
     name: str
     whole: Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -121,7 +121,7 @@ class Rung:
 
 
 def session(path: Path, threads: int, without: Sequence[str] = ()) -> onnxruntime.InferenceSession:
-    """ONNX Runtime on the CPU, all its own fusions but those named."""
+    """Open a graph in ONNX Runtime on the CPU, with all its own fusions except those named."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -133,13 +133,13 @@ def session(path: Path, threads: int, without: Sequence[str] = ()) -> onnxruntim
 
 @torch.inference_mode()
 def in_eager_mode(model: Any, image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mask logits as Hugging Face's library finds them."""
+    """Compute mask logits with Hugging Face's library."""
     found: NDArray[np.float32] = model(pixel_values=torch.from_numpy(image)).masks_queries_logits.numpy()
     return found
 
 
 def one_graph(name: str, path: Path, threads: int, output: int = 0) -> Rung:
-    """A rung of a single file: a new sound costs as much as a new picture."""
+    """Make a rung of a single graph, in which a new sound costs as much as a new picture."""
     opened = session(path, threads)
     wanted, given = [opened.get_outputs()[output].name], opened.get_inputs()[0].name
 
@@ -158,7 +158,7 @@ def two_graphs(
     without: Sequence[str] = (),
     image: NDArray[np.float32] | None = None,
 ) -> Rung:
-    """A rung that is cut where the sound comes in; on huge pages, where it is given an ``image`` to begin with."""
+    """Make a rung that is split where the sound enters. With an ``image`` to begin with, it uses huge pages."""
     with huge_pages() if image is not None else nullcontext():
         first, second = (session(file, threads, without) for file in files)
     names = [value.name for value in first.get_outputs()]
@@ -179,7 +179,7 @@ def two_graphs(
 
 
 def rewritten(source: Path, target: Path, passes: Sequence[str], calibration: Sequence[Arrays] = ()) -> Path:
-    """A file with some of the passes of our form; products in int8 where calibration frames are given."""
+    """Rewrite a graph with some passes of our form. With calibration frames, products are in int8."""
     model = ir.load(source)
     if calibration:
         quantize(model, observe(source, calibration))
@@ -188,7 +188,7 @@ def rewritten(source: Path, target: Path, passes: Sequence[str], calibration: Se
 
 
 def build_rungs(recipe: Recipe, threads: int, folder: Path, images: NDArray[np.float32]) -> tuple[list[Rung], Any]:
-    """Everything to be timed, and the masks of Hugging Face's model in PyTorch for the first picture."""
+    """Build all rungs, and the masks of Hugging Face's model in PyTorch for the first picture."""
     size = recipe.image.sizes[0]
     theirs = mask2former(mask2former_sizes(recipe), size)
     stock = folder / "stock.onnx"
@@ -220,7 +220,7 @@ def build_rungs(recipe: Recipe, threads: int, folder: Path, images: NDArray[np.f
     export_graph(Half(ours), spec, (queries.repeat(2, 1, 1), *memory), files[1], {})
     fixed = queries.numpy()
     rungs.append(two_graphs("cut where the sound comes in: the canonical graphs", files, fixed, threads))
-    exact = tuple(PASSES)[:-1]  # the last is of int8
+    exact = tuple(PASSES)[:-1]  # the last pass is for int8
     for number, name in enumerate(exact, 1):
         formed = [rewritten(file, folder / f"{file.stem}-{number}.onnx", exact[:number]) for file in files]
         rungs.append(two_graphs(name, formed, fixed, threads))
@@ -240,14 +240,14 @@ def build_rungs(recipe: Recipe, threads: int, folder: Path, images: NDArray[np.f
 
 
 def agreement(found: NDArray[np.float32], expected: NDArray[np.float32]) -> dict[str, float]:
-    """IoU of where mask logits are positive, all queries together, and the largest error."""
+    """Return the IoU of the positive mask logits of all queries together, and the largest error."""
     ours, theirs = found > 0, expected > 0
     iou = (ours & theirs).sum() / (ours | theirs).sum()
     return {"mask_iou": round(float(iou), 6), "max_abs_error": float(np.abs(found - expected).max())}
 
 
 def measure(recipe: Recipe, threads: int, seconds: float) -> dict[str, Any]:
-    """The report."""
+    """Measure the rungs, and return the report."""
     torch.set_num_threads(threads)
     # Read the load before anything runs: the exports raise it, and that would look like noise.
     environment = environment_of(threads, recipe=recipe.name, input_size=list(recipe.image.sizes[0]))

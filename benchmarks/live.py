@@ -1,12 +1,13 @@
-"""A camera of 640 x 360 at 30 frames a second, live: how many frames, how old, and how soon a sound shows.
+"""A live camera of 640 x 360 at 30 frames per second: how many frames, how old, and how soon a sound shows.
 
     python -m benchmarks run live [--bundle B] [--seconds 60] [--threads 2] [--name teso-nano-cpu] [--out FOLDER]
     python -m benchmarks run live --backend cuda [--precision fp16] --streams 1 --streams 8 --out FILE.json
 
-The camera (of several streams: one each) is another process that sends MPEG-TS by TCP in real time: the picture of the
-shipped clip in which most is labelled, with a little noise, so that no two are equal, and with it the sound of that
-moment for two seconds, then silence for two. "onset" is the time from the first sample of a sound to the first
-delivered mask, "end" the one from its last sample to the first blank one; both have the window's 0.975 s in them.
+The camera is another process that sends MPEG-TS over TCP in real time; several streams have one camera each. It sends
+the picture of the shipped clip with the most labelled pixels, with a little noise so that no two pictures are equal.
+Two seconds of that moment's sound alternate with two seconds of silence. "onset" is the time from the first sample of a
+sound to the first delivered mask. "end" is the time from its last sample to the first blank mask. Both include the
+window's 0.975 s.
 """
 
 from __future__ import annotations
@@ -55,12 +56,12 @@ from teso_deploy.types import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 WIDTH, HEIGHT, FPS = 640, 360, 30
 ON_SECONDS, OFF_SECONDS = 2.0, 2.0
 PERIOD_SECONDS = ON_SECONDS + OFF_SECONDS
-#: Cameras send for this much longer than is measured.
+#: Cameras send for this much longer than the measurement.
 OPENING_SECONDS = 5.0
 
 
 def loudest(pipeline: Pipeline) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Of the shipped clip, the picture (H, W, 3) in which most is labelled, and the window (15600,) that it heard."""
+    """Find the picture (H, W, 3) of the shipped clip with the most labelled pixels, and its audio window (15600,)."""
     best, found = -1.0, None
     with VideoSource(shipped_path("export/demo/clip.mp4"), fps=5) as source:
         for moment in source:
@@ -72,7 +73,7 @@ def loudest(pipeline: Pipeline) -> tuple[NDArray[np.uint8], NDArray[np.float32]]
 
 
 def record_camera(path: Path, picture: NDArray[np.uint8], sound: NDArray[np.float32], seconds: float) -> None:
-    """The camera's stream as a file; each period begins with silence."""
+    """Write the camera's stream to a file. Each period begins with silence."""
     rng = np.random.default_rng(0)
     still = np.asarray(Image.fromarray(picture).resize((WIDTH, HEIGHT)), np.int16)
     heard = np.tile(sound, round(ON_SECONDS * SAMPLE_RATE_HZ) // WINDOW_SAMPLES + 1)[
@@ -110,7 +111,7 @@ def serve(path: Path, seconds: float) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         print(server.getsockname()[1], flush=True)
         connection, _ = server.accept()
-        with connection, contextlib.suppress(ConnectionError):  # the measuring may end before the file
+        with connection, contextlib.suppress(ConnectionError):  # the measurement may end before the file
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             began = time.monotonic()
             for (start, at), (end, _) in zip([(0, begin), *places], [*places, (len(content), 0.0)], strict=True):
@@ -119,9 +120,12 @@ def serve(path: Path, seconds: float) -> None:
 
 
 def reactions(deliveries: list[tuple[float, bool]], seconds: float) -> tuple[list[float], list[float]]:
-    """From (stream time of the delivery, blank): seconds from each onset to a mask, from each end to a blank one."""
+    """Compute the reaction times from (stream time of the delivery, blank).
+
+    They are the seconds from each onset to a mask, and from each end to a blank mask.
+    """
     onsets, ends = [], []
-    for number in range(1, int(seconds / PERIOD_SECONDS)):  # the first is for warming up
+    for number in range(1, int(seconds / PERIOD_SECONDS)):  # the first period is the warm-up
         on = number * PERIOD_SECONDS + OFF_SECONDS
         off = on + ON_SECONDS
         shown = [at for at, blank in deliveries if on <= at < off and not blank]
@@ -134,22 +138,22 @@ def reactions(deliveries: list[tuple[float, bool]], seconds: float) -> tuple[lis
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
-    """In milliseconds."""
+    """Return percentiles in milliseconds."""
     return {f"p{p}": round(float(np.percentile(values, p)) * 1e3, 1) for p in (50, 90, 95, 99)} if values else {}
 
 
 def worst(found: list[dict[str, float]]) -> dict[str, float]:
-    """Of each percentile the largest that a stream has."""
+    """Return the largest value of each percentile over all streams."""
     return {percent: max(one[percent] for one in found if percent in one) for percent in found[0]}
 
 
 def prefixed(name: str, found: dict[str, float]) -> dict[str, float]:
-    """``p50`` → ``{name}_p50_ms``."""
+    """Rename ``p50`` to ``{name}_p50_ms``."""
     return {f"{name}_{percent}_ms": value for percent, value in found.items()}
 
 
 def measure(pipeline: Pipeline, path: Path, seconds: float, video: Path | None, streams: int = 1) -> dict[str, Any]:
-    """A row of the report: of several streams the slowest one's frames a second, and the worst percentiles."""
+    """Measure a row of the report: the frame rate of the slowest stream, and the worst percentiles of all."""
     command = [sys.executable, __file__, "--serve", str(path), "--seconds", str(seconds)]
     found: list[list[tuple[float, bool]]] = [[] for _ in range(streams)]
 
@@ -180,7 +184,7 @@ def measure(pipeline: Pipeline, path: Path, seconds: float, video: Path | None, 
     drops: Counter[str] = Counter()
     for stream in told:
         drops.update(stream["drops"])
-    # What random weights show begins and ends with nothing.
+    # Masks of random weights do not start and end with the sound.
     reacted_ms = prefixed("onset", percentiles(onsets)) | prefixed("end", percentiles(ends)) | {"onsets": len(onsets)}
     many = "" if streams == 1 else f", {streams} streams"
     return {

@@ -1,13 +1,13 @@
-"""The frames' path beside a source of cues that takes 20 s: with it and without, taking turns.
+"""Latency of frames while a source of cues takes 20 s: with it and without, in turns.
 
     python -m benchmarks run live-cues [--seconds 30] [--turns 3] [--fps 6] [--threads 2] [--out FOLDER]
 
-The camera is that of ``live.py``; ``--fps`` pictures of it are looked at a second, so that the cores have room. A
-source "waiting" sleeps, as one on a server does; one "working" reads 200 MB again and again in a separate process in
-the background, as a language model does there. A question is put as soon as the last is answered. Frames: from their
-arrival to their masks.
+The camera is that of ``live.py``. Only ``--fps`` of its pictures per second are segmented, so that the cores have
+capacity left. The source "waiting" sleeps, like one on a server. The source "working" reads 200 MB again and again in a
+background process, like a language model there. Each answer is followed by the next question at once. A frame is timed
+from its arrival to its masks.
 
-"used after" is how many results are delivered without the new cues, though they were begun after their arrival.
+"used after" is how many results are delivered without the new cues, although they were begun after the cues arrived.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ CONDITIONS = ("none", "waiting", "working")
 
 
 class Slow:
-    """Takes its time; names one thing, then another."""
+    """A slow source that alternates between two names."""
 
     identity = "slow"
 
@@ -64,7 +64,7 @@ class Slow:
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, moment: CueMoment) -> CueAnswer | None:
-        """A word, after all these seconds."""
+        """Return a word after the set time."""
         if self.name == "working":
             environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             self._process = subprocess.Popen([sys.executable, "-c", WORK, str(self._seconds)], env=environment)
@@ -77,7 +77,7 @@ class Slow:
         return CueAnswer((word,), "llm")
 
     def close(self) -> None:
-        """Whatever it is at."""
+        """End a running question."""
         self._is_over.set()
         if self._process is not None:
             self._process.kill()
@@ -99,7 +99,7 @@ def late_results(found: list[Delivery], arrived: list[tuple[float, str]]) -> lis
 def measure(
     pipeline: Pipeline, path: Path, seconds: float, fps: float, condition: str
 ) -> tuple[list[float], list[int]]:
-    """Seconds of each frame, and how many results each answer was late."""
+    """Return the seconds of each frame, and by how many results each answer was late."""
     command = [sys.executable, str(HERE / "live.py"), "--serve", str(path), "--seconds", str(seconds)]
     found: list[Delivery] = []
     words = pipeline.cue_table.names[:2]
@@ -119,7 +119,7 @@ def measure(
             )
         threading.Timer(seconds - 1.0, runner.stop).start()
         runner.run()
-    frames = [one for one in found if one.cause == "frame"][round(2 * fps) :]  # the first two seconds warm up
+    frames = [one for one in found if one.cause == "frame"][round(2 * fps) :]  # the first two seconds are the warm-up
     return [list(one.stamps.values())[-1] - one.stamps["captured"] for one in frames], late_results(
         found, source.arrived
     )

@@ -1,11 +1,11 @@
-"""Natural photographs and their own recordings: is what sounds found, and nothing when it does not?
+"""Natural photographs with their own recordings: is the sounding object found, and nothing found in silence?
 
     python -m benchmarks run photographs FOLDER [--bundle BUNDLE] [--out DIR] [--sheet FILE.png]
 
-FOLDER holds ``WORD.webp`` (or ``.jpg``, ``.png``), ``WORD_mask.png`` and ``WORD.ogg`` (or ``.wav``).
-The bundle is offered the photograph's word as its cue. Of each recording every window, in hops
-of 0.24 s, counts in which it is heard for 0.3 s. Writes ``photographs-<bundle>.json`` and
-``.md``; the sheet shows each photograph with its own sound, muted, and with the others' sounds.
+FOLDER holds ``WORD.webp`` (or ``.jpg``, ``.png``), ``WORD_mask.png`` and ``WORD.ogg`` (or ``.wav``). The bundle is
+offered the photograph's word as its cue. Windows of each recording are taken in hops of 0.24 s. A window counts if the
+recording is audible for at least 0.3 s of it. Writes ``photographs-<bundle>.json`` and ``.md``. The sheet shows each
+photograph with its own sound, muted, and with the other sounds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ LEVEL_DBFS = -20.0
 
 @dataclass(frozen=True, slots=True)
 class Photograph:
-    """``image`` (H, W, 3) uint8, ``mask`` (H, W) bool, ``windows`` (N, 15600) of its recording."""
+    """A photograph.
+
+    ``image``: (H, W, 3) uint8. ``mask``: (H, W) bool. ``windows``: (N, 15600), from its recording.
+    """
 
     word: str
     image: NDArray[np.uint8]
@@ -45,7 +48,10 @@ class Photograph:
 
 
 def heard_windows(path: Path) -> NDArray[np.float32]:
-    """Windows of a recording, at 0.24 s hops, in which it is heard for 0.3 s; its heard part at -20 dBFS RMS."""
+    """Cut windows from a recording at hops of 0.24 s in which it is audible for 0.3 s.
+
+    The recording is scaled so that its audible part has -20 dBFS RMS.
+    """
     recording = read_recording(path)
     loud = recording.samples[np.repeat(recording.heard, SLICE_SAMPLES).nonzero()]
     samples = recording.samples * np.float32(10 ** (LEVEL_DBFS / 20) / np.sqrt((loud.astype(np.float64) ** 2).mean()))
@@ -61,7 +67,7 @@ def heard_windows(path: Path) -> NDArray[np.float32]:
 
 
 def read_photographs(folder: Path) -> list[Photograph]:
-    """Every photograph of a folder that has a mask and a recording."""
+    """Read every photograph of a folder that has a mask and a recording."""
     found = []
     for mask in sorted(folder.glob("*_mask.png")):
         word = mask.name.removesuffix("_mask.png")
@@ -75,7 +81,7 @@ def read_photographs(folder: Path) -> list[Photograph]:
 
 
 def measure(pipeline: Pipeline, photographs: list[Photograph]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
-    """The report, and a row of pictures for each photograph."""
+    """Measure all photographs. Return the report, and a row of pictures for each."""
     rows, pictures = [], []
     for photograph in photographs:
 

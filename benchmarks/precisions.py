@@ -2,8 +2,9 @@
 
     python -m benchmarks run precisions MEDIA [--bundle B] [--scenes 100] [--out benchmarks/results]
 
-int8 against fp32; a bundle without an int8 form gets one in a temporary folder, calibrated on the shipped clip.
-Agreement is of all labelled pixels together, and mean and median of the frames that are not blank in both.
+int8 is compared with fp32. A bundle without an int8 form gets one in a temporary folder, calibrated on the shipped
+clip. Agreement is given over all labelled pixels together, and as mean and median over the frames that are not blank in
+both.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Labels = list[NDArray[np.uint8]]
 
 
 def with_int8(bundle: Bundle, folder: Path) -> Bundle:
-    """The bundle, if it has an int8 form, or one made from it that has."""
+    """Return the bundle if it has an int8 form, else a copy that has one."""
     try:
         bundle.form_for((ONNXRUNTIME,), "int8")
     except BundleError:
@@ -46,7 +47,11 @@ def with_int8(bundle: Bundle, folder: Path) -> Bundle:
 
 
 def agreement(found: Labels, expected: Labels) -> dict[str, float | None]:
-    """IoU of equal labels: of all pixels together, mean and median of frames; share of equal pixels."""
+    """Compare labels.
+
+    Returns the IoU of equal labels over all pixels together, its mean and median over frames, and the share of equal
+    pixels.
+    """
     inter, union, ious = 0, 0, []
     for ours, theirs in zip(found, expected, strict=True):
         either = np.count_nonzero((ours > 0) | (theirs > 0))
@@ -66,7 +71,7 @@ def agreement(found: Labels, expected: Labels) -> dict[str, float | None]:
 def run_row(
     pipeline: Pipeline, library: MediaLibrary, row: str, scenes: int, seed: int
 ) -> tuple[dict[str, float | None], Labels]:
-    """The scores of one row, and the labels of each of its frames."""
+    """Return the scores of one row, and the labels of each of its frames."""
     predict, labels = make_predictor(pipeline, library), Labels()
 
     def predict_and_keep(trial: SceneTrial) -> Prediction:
@@ -85,7 +90,7 @@ def run_row(
 
 
 def measure(bundle: Bundle, library: MediaLibrary, scenes: int, seed: int, threads: int) -> dict[str, Any]:
-    """The report."""
+    """Measure all rows, and return the report."""
     rows: list[dict[str, Any]] = []
     precisions: tuple[Precision, ...] = ("fp32", "int8")
     pipelines = [Pipeline.load(bundle.folder, threads=threads, precision=precision) for precision in precisions]

@@ -1,4 +1,4 @@
-"""The benchmarks as data. To add one: a module with ``main(arguments)``, and an entry here."""
+"""The benchmarks as data. To add one, write a module with ``main(arguments)`` and an entry here."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """What the runner and the list know of a benchmark.
+    """The facts about a benchmark that the runner and the list use.
 
     Attributes:
         subject: "module:function"; the function takes a list of arguments and returns an exit code.
         measures: What it measures, as one phrase.
-        needs: What must be there: "GPU", "media" (a media folder), or an extra of the package.
+        needs: Requirements: "GPU", "media" (a media folder), or an extra of the package.
         required: Arguments that have no default, as they are shown to people.
-        quick: Arguments of a run that only shows that the benchmark works; its numbers mean little.
+        quick: Arguments of a run that only shows that the benchmark works. Its numbers mean little.
     """
 
     subject: str

@@ -14,7 +14,7 @@ from teso_deploy.outputs import as_json, make_folder, write_text
 RESULTS = Path(__file__).parent / "results"
 #: Not in the repository: the numbers of quick runs mean little.
 QUICK_RESULTS = RESULTS / "quick"
-#: Together they name a row.
+#: The columns that together identify a row.
 LABELS = ("name", "stage", "precision", "size", "batch", "graph", "architecture", "bundle")
 
 

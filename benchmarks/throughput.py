@@ -1,10 +1,10 @@
-"""Frames a second from file to result, end to end.
+"""Frames per second from file to result, end to end.
 
     python -m benchmarks run throughput [--bundle B] [--clip F] [--threads 2] [--out benchmarks/results]
 
-Three rows, each including the one before: decode the clip; segment every frame with its
-sound; draw the overlay and write H.264 + AAC. The clip is run through again and again for
-at least 3 s and three times; a first, shorter pass warms up.
+There are three rows, each of which includes the one before: decode the clip, segment every frame with its sound, draw
+the overlay and write H.264 + AAC. The clip is run repeatedly, for at least 3 s and three times. A first, shorter pass
+is the warm-up.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LEAST_PASSES, LEAST_SECONDS = 3, 3.0
 
 
 def _passes(one_pass: Callable[[], int], seconds: float) -> list[float]:
-    """Frames a second of each pass."""
+    """Return the frames per second of each pass."""
     one_pass()
     rates: list[float] = []
     began = time.perf_counter()
@@ -49,7 +49,7 @@ def _passes(one_pass: Callable[[], int], seconds: float) -> list[float]:
 
 
 def measure(bundle: Bundle, clip: Path, words: list[str], threads: int, seconds: float) -> dict[str, Any]:
-    """The report."""
+    """Measure the rows, and return the report."""
     pipeline = Pipeline(bundle, onnxruntime_factory(threads, bundle.form_for((ONNXRUNTIME,), "fp32")))
     cues = pipeline.cues_of(words)
 

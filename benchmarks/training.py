@@ -1,8 +1,8 @@
-"""Seconds a training step takes, on composed scenes of a media folder.
+"""Seconds of a training step on composed scenes of a media folder.
 
     python -m benchmarks run training --data MEDIA [--device cuda] [--recipe teso-nano] [--out FILE.json]
 
-Every picture size of the recipe in turn: three steps of warm-up, then the median of ``--steps``.
+For every picture size of the recipe: three warm-up steps, then the median of ``--steps``.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ WARM_UP_STEPS = 3
 
 
 def measure(recipe_name: str, data: Path, device: str, steps: int) -> dict[str, Any]:
-    """The report, of steps whose scenes are made in the same process, teachers included.
+    """Time steps whose scenes, teachers included, are made in the same process, and return the report.
 
-    What a step takes does not hang on what the cue words mean: their embeddings are random.
+    The time of a step does not depend on the meaning of the cue words, so their embeddings are random.
     """
     recipe = load_recipe(recipe_name)
     assert recipe.train is not None
@@ -57,7 +57,7 @@ def measure(recipe_name: str, data: Path, device: str, steps: int) -> dict[str, 
             before = time.perf_counter()
             trainer.lesson(step)
             between = time.perf_counter()
-            trainer.run_step()  # reads its losses back, so the device is done
+            trainer.run_step()  # it reads its losses back, so the device has finished
             composing.append(between - before)
             times.append(time.perf_counter() - between)
         rows.append(
