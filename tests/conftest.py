@@ -21,7 +21,7 @@ from tests.support.recording_times import TimeRecorder
 from tests.support.sharing import CACHE, exported_once, shared_folder
 from tests.support.tiers import COLLECTED, load_tiers
 
-#: Import names of the packages of the base install and of those that run the tests.
+#: Import names of the packages in the base install, and of those that run the tests.
 ALWAYS_INSTALLED = {
     "numpy", "onnxruntime", "av", "PIL", "typer", "rich", "pydantic", "prometheus_client", "pytest", "hypothesis",
 }  # fmt: skip
@@ -35,10 +35,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Restore SIGINT, which is ignored in a script's background jobs: commands of tests are ended by it."""
+    """Restore SIGINT, which a script's background jobs ignore: tests end commands with it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if not hasattr(config, "workerinput"):  # once a run, in the process that starts the others
+    if not hasattr(config, "workerinput"):  # once per run, in the process that starts the others
         CACHE.prune()
     if times := config.getoption("record_times"):
         config.pluginmanager.register(TimeRecorder(Path(times).absolute()))
@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the slow tests, before pytest selects by marks."""
+    """Mark the slow tests before pytest selects tests by marks."""
     config.stash[COLLECTED] = list(items)
     tiers = load_tiers()
     for item in items:
@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Share out whole files so that those that wait run beside those that compute."""
+    """Distribute whole files, so that files that wait run next to files that compute."""
     if config.getoption("dist") != "loadfile":
         return None
     from tests.support.distribution import TieredScheduling
@@ -94,11 +94,11 @@ TINY = {
 
 @pytest.fixture(scope="session")
 def tiny_recipe() -> Recipe:
-    """A recipe of 64 × 64 pixels and a few thousand weights."""
+    """Return a recipe of 64 × 64 pixels and a few thousand weights."""
     return Recipe.model_validate(TINY)
 
 
-#: Each word is a colour and a tone: red dogs at 500 Hz, green cows at 1000, blue cars at 2000.
+#: Each word is a colour and a tone: red dogs at 500 Hz, green cows at 1000 Hz, blue cars at 2000 Hz.
 SHAPES = {"dog": ((220, 20, 20), 500), "cow": ((20, 220, 20), 1000), "car": ((20, 20, 220), 2000)}
 
 
@@ -144,7 +144,7 @@ def media_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def calibration_folder(media_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """:func:`media_folder` with six training sounds for each word, so that some remain for calibration."""
+    """Add training sounds to :func:`media_folder`, six for each word, so that some are reserved for calibration."""
     root = tmp_path_factory.mktemp("calibration") / "media"
     shutil.copytree(media_folder, root)
     with (root / "split.csv").open("a", newline="") as file:
@@ -157,19 +157,19 @@ def calibration_folder(media_folder: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def shapes_and_tones(media_folder: Path) -> MediaLibrary:
-    """The training half of :func:`media_folder`."""
+    """Read the training split of :func:`media_folder`."""
     return read_library(media_folder, "train")
 
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that all processes of this run have in common; see :mod:`tests.support.sharing`."""
+    """Return the folder that all processes of this run share; see :mod:`tests.support.sharing`."""
     return shared_folder(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_recipe: Recipe, shared: Path) -> Path:
-    """The tiny model with random weights as a bundle; read it, don't write to it."""
+    """Export the tiny model with random weights as a bundle. Tests must not write to it."""
     need_export()
 
     def export(out: Path) -> None:
@@ -182,7 +182,7 @@ def tiny_bundle(tiny_recipe: Recipe, shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def full_bundle(tiny_recipe: Recipe, shared: Path) -> Path:
-    """The tiny model at two picture sizes, one of them not square, in every precision; read it, don't write to it."""
+    """Export the tiny model in two picture sizes, one not square, and every precision. Tests must not write to it."""
     need_export()
     image = tiny_recipe.image.model_copy(update={"sizes": ((64, 64), (64, 96))})
     recipe = tiny_recipe.model_copy(update={"image": image})

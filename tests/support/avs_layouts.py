@@ -1,9 +1,9 @@
 """Small audio-visual segmentation data sets in the published layouts, for tests: shapes that have a tone each.
 
-A video shows two of three things, side by side and moving: dogs are red discs of 500 Hz, cars blue squares of
-1000 Hz, pianos green triangles of 2000 Hz. The sounding thing changes every second, and the mask shows it: only
-the sound reveals it. The n-th video is the same in every split, so that a model which over-fits on one can be scored on
-any other.
+A video shows two of three objects, which move side by side: dogs are red discs of 500 Hz, cars blue squares of 1000 Hz,
+pianos green triangles of 2000 Hz. The sounding object changes every second, and the mask shows it. Only the sound
+reveals which one it is. The n-th video is the same in every split. So a model that over-fits on one split can be scored
+on any other.
 """
 
 from __future__ import annotations
@@ -16,32 +16,35 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-#: Colour and tone of each thing.
+#: Colour and tone of each object.
 THINGS = {"dog": ((220, 30, 30), 500.0), "car": ((30, 60, 220), 1000.0), "piano": ((30, 200, 60), 2000.0)}
-#: Values of an AVSS index mask, as its label2idx.json less one has them.
+#: Values of an AVSS index mask: those of its label2idx.json minus one.
 AVSS_INDEX = {"dog": 17, "car": 11, "piano": 47}
 #: Categories of s4.
 S4_CATEGORY = {"dog": "dog_barking", "car": "race_car", "piano": "playing_piano"}
-#: Which of a video's two things sound, second by second: one, the other, both, nothing, one.
+#: Which of a video's two objects sound in each second: the first, the second, both, none, the first.
 PATTERN: tuple[tuple[int, ...], ...] = ((0,), (1,), (0, 1), (), (0,))
 SPLITS = ("train", "val", "test")
 WAV_RATE_HZ = 16_000
 
 
 def things_of(video: int) -> tuple[str, str]:
-    """What the n-th video shows, left and right."""
+    """Return the left and the right object of the n-th video."""
     words = tuple(THINGS)
     return words[video % 3], words[(video + 1) % 3]
 
 
 def sounding(video: int, second: int) -> tuple[str, ...]:
-    """What sounds in a second of the n-th video of ms3 and avss."""
+    """Return the objects that sound in a second of the n-th video of ms3 and avss."""
     shown = things_of(video)
     return tuple(shown[side] for side in PATTERN[second % len(PATTERN)])
 
 
 def _shape(word: str, side: int, second: int, size: int) -> NDArray[np.bool_]:
-    """Where a thing is, (size, size) bool: in its half of the picture, a little lower every second."""
+    """Return the mask of an object, (size, size) bool.
+
+    It is in its half of the picture, a little lower every second.
+    """
     mask = Image.new("1", (size, size))
     draw = ImageDraw.Draw(mask)
     left, top = side * size // 2 + size // 16, size // 4 + second % 5 * size // 32
@@ -63,7 +66,7 @@ def _picture(shown: Sequence[str], second: int, size: int) -> Image.Image:
 
 
 def _indices(shown: Sequence[str], heard: Sequence[str], second: int, size: int) -> NDArray[np.uint8]:
-    """AVSS's values where something sounds, 0 elsewhere."""
+    """Return AVSS's values where an object sounds, and 0 elsewhere."""
     mask = np.zeros((size, size), np.uint8)
     for side, word in enumerate(shown):
         if word in heard:
@@ -72,7 +75,7 @@ def _indices(shown: Sequence[str], heard: Sequence[str], second: int, size: int)
 
 
 def avss_colours() -> NDArray[np.uint8]:
-    """The palette of ``labels_rgb``, (71, 3): the bits of a value go in turn to R, G and B, the high bits first."""
+    """Return the palette of ``labels_rgb``, (71, 3). A value's bits go in turn to R, G and B, the high bits first."""
     values = np.arange(71)
     colours = np.zeros((71, 3), np.uint8)
     for bit in range(7):
@@ -81,7 +84,7 @@ def avss_colours() -> NDArray[np.uint8]:
 
 
 def write_wav(path: Path, seconds: Sequence[Sequence[str]], rate_hz: int = WAV_RATE_HZ) -> None:
-    """The tones of what sounds in each second, 16 bit, two equal channels as in the released files."""
+    """Write the tones of each second's sounding objects: 16 bit, two equal channels as in the released files."""
     times = np.arange(rate_hz * len(seconds)) / rate_hz
     sound = np.zeros(len(times))
     for second, words in enumerate(seconds):
@@ -106,7 +109,10 @@ def _save_binary(mask: NDArray[np.uint8], path: Path) -> None:
 
 
 def write_s4(root: Path, videos: int = 2, size: int = 64) -> Path:
-    """``root/Single-source``: ``videos`` a split; the left thing sounds all the time. Returns the root."""
+    """Write ``root/Single-source`` with ``videos`` videos per split, and return the root.
+
+    The left object always sounds.
+    """
     data = root / "Single-source" / "s4_data"
     lines = ["name,start,category,split"]
     for split in SPLITS:
@@ -125,7 +131,7 @@ def write_s4(root: Path, videos: int = 2, size: int = 64) -> Path:
 
 
 def write_ms3(root: Path, videos: int = 2, size: int = 64) -> Path:
-    """``root/Multi-sources``: ``videos`` a split, sounding as :data:`PATTERN` says. Returns the root."""
+    """Write ``root/Multi-sources`` with ``videos`` videos per split, as :data:`PATTERN` says. Return the root."""
     data = root / "Multi-sources" / "ms3_data"
     lines = ["video_id,split"]
     for split in SPLITS:
@@ -143,9 +149,10 @@ def write_ms3(root: Path, videos: int = 2, size: int = 64) -> Path:
 
 
 def write_avss(root: Path, videos: int = 2, size: int = 64, subsets: Sequence[str] = ("v1m",)) -> Path:
-    """AVSBench-semantic: ``videos`` a split and subset, sounding as :data:`PATTERN` says. Returns the root.
+    """Write AVSBench-semantic with ``videos`` videos per split and subset, and return the root.
 
-    In ``v1s`` of the split ``train`` only the first frame is labelled; ``v2`` has ten frames.
+    They sound as :data:`PATTERN` says.
+    In ``v1s`` of the split ``train`` only the first frame has a label. ``v2`` has ten frames.
     """
     colours = avss_colours()
     lines = ["vid,uid,s_min,s_sec,a_obj,split,label"]

@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's protocol as a script has it, faults and all."""
+"""A server that speaks OpenAI's protocol and answers by a script, faults included."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ MODELS = ("seer-7b", "thinker-1b")
 
 
 class Request:
-    """One that came in, and the means to answer it."""
+    """A received request, and the means to answer it."""
 
     def __init__(self, handler: BaseHTTPRequestHandler, body: Any, over: threading.Event) -> None:
         self._handler, self.body, self.over = handler, body, over
         self.path, self.headers = handler.path, dict(handler.headers)
 
     def send(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
-        """A whole answer; text as it is, anything else as JSON."""
+        """Send a complete answer. A string is sent unchanged, anything else as JSON."""
         raw = content.encode() if isinstance(content, str) else json.dumps(content).encode()
         self.head(status, "application/json", {"Content-Length": str(len(raw)), **(headers or {})})
         self.write(raw)
@@ -38,7 +38,7 @@ class Request:
         self._handler.wfile.flush()
 
     def wait(self, seconds: float) -> None:
-        """Sleep, but not beyond the test."""
+        """Sleep, but not beyond the end of the test."""
         self.over.wait(seconds)
 
     def hang_up(self) -> None:
@@ -49,7 +49,7 @@ Answer = Callable[[Request], None]
 
 
 def saying(text: str) -> Answer:
-    """The whole text at once."""
+    """Return an answer that has the whole text at once."""
     message = {"choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]}
     return lambda request: request.send(200, message)
 
@@ -60,7 +60,7 @@ def event(piece: str | None, end: str | None = None) -> bytes:
 
 
 def streaming(*pieces: str, done: bool = True, pause: float = 0.0, role: bool = True) -> Answer:
-    """In pieces, as server-sent events."""
+    """Return an answer in pieces, as server-sent events."""
 
     def answer(request: Request) -> None:
         request.head(200, "text/event-stream; charset=utf-8")
@@ -82,7 +82,7 @@ def failing(status: int, content: Any = None, headers: dict[str, str] | None = N
 
 
 class ScriptedServer:
-    """Answers in the order of a script, the last one again and again. ``requests``: what came in."""
+    """Answers in the order of a script, and repeats the last answer. ``requests``: the received requests."""
 
     def __init__(self, script: Sequence[Answer], key: str | None = None) -> None:
         self._script, self._key = list(script), key
@@ -128,7 +128,7 @@ class ScriptedServer:
 
     @property
     def asked(self) -> list[Any]:
-        """Bodies of the questions."""
+        """The bodies of the questions."""
         return [request.body for request in self.requests if request.body is not None]
 
     def close(self) -> None:
@@ -140,7 +140,7 @@ class ScriptedServer:
 
 @contextmanager
 def chat_server(*script: Answer, key: str | None = None) -> Iterator[ScriptedServer]:
-    """A scripted server while the block runs."""
+    """Run a scripted server during the block."""
     server = ScriptedServer(script or [saying("fine")], key)
     try:
         yield server
@@ -149,7 +149,7 @@ def chat_server(*script: Answer, key: str | None = None) -> Iterator[ScriptedSer
 
 
 def timed(function: Callable[[], Any]) -> tuple[Any, float]:
-    """What it gives or raises, and how long it took."""
+    """Return the function's result or exception, and how long it took."""
     began = time.monotonic()
     try:
         found = function()

@@ -1,4 +1,4 @@
-"""Checkpoints as training codes, downloads and attackers leave them, each made by itself."""
+"""Checkpoints as training codes, downloads and attackers produce them, each made by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.foundations import randomise, small_recipe
 
 
 def vggish_tensors(seed: int = 0) -> dict[str, Tensor]:
-    """A small VGGish by the names of torchvggish: the smallest checkpoint that a key map knows."""
+    """Return a small VGGish with torchvggish's names: the smallest checkpoint that a key map recognises."""
     model = Vggish(small_recipe().audio)
     randomise(model, seed)
     return {key: value.detach() for key, value in model.state_dict().items()}
@@ -43,7 +43,7 @@ def saved(content: Any, path: Path, **more: Any) -> Path:
 
 
 def zip_of(steps: bytes, path: Path, storages: Mapping[str, bytes] = {}, compression: int = zipfile.ZIP_STORED) -> Path:
-    """A file of ``torch.save`` around the steps of a pickle."""
+    """Write a file of ``torch.save`` around the steps of a pickle."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", steps)
         archive.writestr("archive/version", "3\n")
@@ -53,7 +53,7 @@ def zip_of(steps: bytes, path: Path, storages: Mapping[str, bytes] = {}, compres
 
 
 def one_tensor(key: str, claimed: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
-    """The steps of ``{key: tensor}``, with sizes that need not be true."""
+    """Return the steps of ``{key: tensor}``. The sizes may be false."""
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, of: Any) -> Any:

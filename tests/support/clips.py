@@ -19,7 +19,7 @@ def make_clip(
     has_audio: bool = True,
     hertz: float = 440.0,
 ) -> Path:
-    """A square that moves over grey, H.264 of ``size`` (height, width), and a tone in AAC at 44.1 kHz."""
+    """Write a square that moves over grey, in H.264 of ``size`` (height, width), and a tone in AAC at 44.1 kHz."""
     height, width = size
     with av.open(str(path), "w") as container:
         if has_video:

@@ -1,4 +1,4 @@
-"""Code blocks of the documentation: where they are, what they are for, and which commands they hold."""
+"""Code blocks of the documentation: where they are, what they need, and which commands they contain."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ _OPERATORS = {"|", "||", "&&", ";", "&", ">", ">>", "<", "(", ")"}
 class CodeBlock:
     """A fenced block of a page.
 
-    ``notes`` are what its first line says to the tests: ``notest`` (why it can't run here; its commands are parsed all
-    the same), ``slow`` (why it takes long), ``needs`` (a package without which it is skipped).
+    ``notes`` are instructions for the tests on its first line. ``notest`` gives the reason why it can't run here; its
+    commands are still parsed. ``slow`` gives the reason why it takes long. ``needs`` names a package without which it
+    is skipped.
     """
 
     page: str
@@ -78,7 +79,7 @@ def find_commands(block: CodeBlock) -> Iterator[list[str]]:
 
 
 def write_example_clip(path: Path, source: Path, start_seconds: float = 1.0, frames: int = 5) -> None:
-    """Write a second of a video at 5 frames a second, H.264 of a quarter of its size with its sound in AAC."""
+    """Write a second of a video at 5 frames per second: H.264 of a quarter of its size, and its sound in AAC."""
     with av.open(str(source)) as recorded, av.open(str(path), "w") as written:
         video = written.add_stream("libx264", rate=Fraction(5))
         video.width, video.height, video.pix_fmt = 240, 180, "yuv420p"

@@ -37,7 +37,7 @@ def teso(*arguments: object) -> Done:
 
 
 def refused(*arguments: object, names: str) -> str:
-    """Run, and check that it is refused in one sentence that holds ``names``."""
+    """Run a command, and check that it is refused in one sentence that contains ``names``."""
     done = teso(*arguments)
     assert done.code == 2, done
     lines = [line for line in done.err.splitlines() if line.strip()]

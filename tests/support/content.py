@@ -1,4 +1,4 @@
-"""Digests of what decides a result: objects, source files and versions of packages."""
+"""Digests of everything that decides a result: objects, source files and versions of packages."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ import numpy as np
 
 from tests.support.imports import ROOT, find_file, find_imports
 
-#: Packages whose version may change an exported graph or the numbers that are stored beside it.
+#: Packages whose version may change an exported graph, or the numbers that are stored with it.
 DECIDING_PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "numpy", "onnxruntime", "pydantic")
 #: The public names of the package do not affect how a graph is made.
 NOT_FOLLOWED = frozenset({ROOT / "teso_deploy/__init__.py"})
 
 
 def digest_content(thing: Any) -> str:
-    """SHA-256 of all that an object holds; equal objects of two processes have equal digests.
+    """Return the SHA-256 of an object's content. Equal objects of two processes have equal digests.
 
-    A pickle would not do: it holds addresses of tensors, and sets in the order of this process's hash seed.
+    A pickle would not work: it contains addresses of tensors, and sets in the order of this process's hash seed.
     """
     content = _Content()
     content.add(thing)
@@ -37,7 +37,7 @@ def digest_content(thing: Any) -> str:
 class _Content:
     def __init__(self) -> None:
         self.hash = hashlib.sha256()
-        #: Objects that were met, by identity. The object is kept, so that no other one gets its address.
+        #: Visited objects by identity. Each object is kept, so that its address is not used again.
         self._met: dict[int, tuple[int, object]] = {}
 
     def _write(self, *words: object) -> None:
@@ -65,7 +65,7 @@ class _Content:
             self._add_new(thing)
 
     def _add_new(self, thing: Any) -> None:
-        torch: Any = sys.modules.get("torch")  # without it nothing is a tensor, and loading it takes seconds
+        torch: Any = sys.modules.get("torch")  # without torch there are no tensors, and importing it takes seconds
         if torch is not None and isinstance(thing, torch.Tensor):
             numbers = thing.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             self._write(type(thing).__name__, thing.dtype, tuple(thing.shape), numbers)
@@ -86,7 +86,7 @@ class _Content:
 
 
 def digest_sources(files: Iterable[Path]) -> str:
-    """SHA-256 of files and their places; of Python code without comments and docstrings, which decide nothing."""
+    """Return the SHA-256 of files and their paths. Comments and docstrings of Python code do not count."""
     digest = hashlib.sha256()
     for file in sorted(set(files)):
         digest.update(f"{file.relative_to(ROOT)} {_digest_file(file)}\n".encode())
@@ -107,7 +107,7 @@ def _digest_file(file: Path) -> str:
 
 @cache
 def find_sources(*modules: str) -> frozenset[Path]:
-    """The files of modules of this repository and of all that they import from it, also within functions."""
+    """Find the files of this repository's modules, and of everything that they import from it, also in functions."""
     found: set[Path] = set()
     waiting = [file for name in modules if (file := find_file(name))]
     while waiting:
@@ -124,7 +124,7 @@ def find_sources(*modules: str) -> frozenset[Path]:
 
 @cache
 def describe_versions() -> str:
-    """Python and the packages that decide what an export writes."""
+    """Return the versions of Python and of the packages that decide the content of an export."""
     lines = [f"python {platform.python_version()} {platform.machine()}"]
     for name in DECIDING_PACKAGES:
         try:

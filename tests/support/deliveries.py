@@ -14,7 +14,7 @@ NO_CUES = Cues((), np.zeros((1, 2), np.float32), np.zeros(1, bool), "none")
 
 
 def describe_run(kind: InputKind = "streams", inputs: tuple[str, ...] = (CAMERA,)) -> RunFacts:
-    """Return what a sink is opened with."""
+    """Return the facts that a sink is opened with."""
     return RunFacts(kind=kind, classes=CLASSES, inputs=inputs, bundle="tiny")
 
 

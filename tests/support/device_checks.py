@@ -1,4 +1,4 @@
-"""What any implementation of ``backends/cuda/device.py`` has to do: on a GPU, and on the stub of its driver."""
+"""Checks for any implementation of ``backends/cuda/device.py``: on a GPU, and on the stub of its driver."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ N = 1000
 
 
 def _floats(device: Device) -> NDArray[Any]:
-    """Page-locked, [0, 1, … N - 1]."""
+    """Return page-locked [0, 1, … N - 1]."""
     array = device.pinned((N,), np.float32)
     array[:] = np.arange(N)
     return array
 
 
 def _filled(device: Device, array: NDArray[Any]) -> Memory:
-    """Device memory with what is in an array."""
+    """Return device memory with the content of an array."""
     memory, stream = device.allocate(array.nbytes), device.stream()
     device.copy_in(memory.pointer, array, stream)
     stream.synchronize()
@@ -256,7 +256,7 @@ def threads_share_a_device(device: Device) -> None:
     for thread in threads:
         thread.join()
     assert not failures, failures[0]
-    made.clear()  # and in this thread all of it is let go
+    made.clear()  # and in this thread all of it is released
 
 
 def the_current_context_is_left_alone(device: Device) -> None:
@@ -308,7 +308,7 @@ def arrays_come_to_the_host(device: Device) -> None:
 
 
 class Interface:
-    """What has the CUDA array interface alone."""
+    """An object that has only the CUDA array interface."""
 
     def __init__(self, array: DeviceArray, **other: Any) -> None:
         self.array = array

@@ -1,7 +1,8 @@
-"""A cache on disk of what tests export, shared by all test processes and checkouts of a user.
+"""A cache on disk for the exports of tests, shared by all test processes and checkouts of a user.
 
-An entry is one file: a SHA-256, and the tar archive that it is of. It is written under another name and renamed, so
-an entry is whole or absent, and one whose digest is wrong is made again. ``TESO_TEST_CACHE`` names another folder.
+An entry is one file: a SHA-256, and the tar archive that it belongs to. The file is written under another name and
+renamed, so an entry is complete or absent. An entry with a wrong digest is made again. ``TESO_TEST_CACHE`` names
+another folder.
 """
 
 from __future__ import annotations
@@ -18,29 +19,29 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 VARIABLE = "TESO_TEST_CACHE"
-#: Entries that no test has used for this long are removed, then the oldest until the rest fits the limit.
+#: Entries that no test used for this long are removed first. Then the oldest are removed until the rest fits the limit.
 MAX_AGE_SECONDS = 14 * 24 * 3600.0
 MAX_BYTES = 2 * 1024**3
-#: A use is recorded in the entry's time at most this often.
+#: An entry's time of use is updated at most this often.
 TOUCH_SECONDS = 3600.0
 DIGEST_LENGTH = 64
 
 
 def cache_folder() -> Path:
-    """The cache's folder: of ``TESO_TEST_CACHE``, or below the home of the user."""
+    """Return the cache's folder: ``TESO_TEST_CACHE``, or a folder in the user's home."""
     named = os.environ.get(VARIABLE)
     return Path(named) if named else Path.home() / ".cache/teso-deploy/tests"
 
 
 class DiskCache:
-    """Files and folders by a key that says all that decides their content."""
+    """Files and folders by a key that names everything that decides their content."""
 
     def __init__(self, folder: Path, max_bytes: int = MAX_BYTES, max_age_seconds: float = MAX_AGE_SECONDS) -> None:
         self.folder = folder
         self._max_bytes, self._max_age_seconds = max_bytes, max_age_seconds
 
     def make(self, key: str, make: Callable[[Path], object], out: Path) -> None:
-        """Put the entry ``key`` at ``out``, which must not exist; ``make`` writes it there where the cache has none."""
+        """Put the entry ``key`` at ``out``, which must not exist. ``make`` writes it if the cache does not have it."""
         with self._locked(key):
             if self._restore(key, out):
                 return
@@ -48,7 +49,7 @@ class DiskCache:
             self._store(key, out)
 
     def prune(self, now: float | None = None) -> None:
-        """Remove entries that are old, and the oldest of what is too much; leftovers of broken runs too."""
+        """Remove old entries, then the oldest ones above the size limit, and leftovers of interrupted runs."""
         now = time.time() if now is None else now
         entries = []
         for path in self.folder.glob("*"):

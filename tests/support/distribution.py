@@ -1,4 +1,4 @@
-"""How the files of tests are shared out among several processes."""
+"""Distributes test files to several processes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tests.support.tiers import UNKNOWN_SECONDS, load_tiers
 
 
 def choose_file(files: Collection[str], prefers_waiting: bool) -> str:
-    """The file that a process should run next: the longest of the kind that it prefers.
+    """Choose the file that a process should run next: the longest of the preferred kind.
 
-    Tests that wait need no core. One process runs them, one after the other, while the others compute.
+    Tests that wait need no core. One process runs all of them in sequence, while the others compute.
     """
     tiers = load_tiers()
 
@@ -24,10 +24,10 @@ def choose_file(files: Collection[str], prefers_waiting: bool) -> str:
 
 
 class TieredScheduling(LoadFileScheduling):  # type: ignore[misc]
-    """Each file in one process, and the files that wait in the first process."""
+    """Runs each file in one process, and the files that wait in the first process."""
 
     def _assign_work_unit(self, node: WorkerController) -> None:
-        """Put the chosen file at the front of the queue, from where the base class takes it."""
+        """Move the chosen file to the front of the queue, from which the base class takes it."""
         file = choose_file(self.workqueue, node is next(iter(self.assigned_work)))
         self.workqueue.move_to_end(file, last=False)
         super()._assign_work_unit(node)

@@ -1,7 +1,7 @@
-"""A GPU that does everything as late as it may: queued work runs when a caller waits for it, and not before.
+"""A GPU that works as late as possible: queued work runs only when a caller waits for it.
 
-Who forgets to wait for an event reads yesterday's values here, always, where a real GPU would show it now and
-then. Memory and kernels are those of a :class:`HostDevice`; without one there are no kernels.
+Code that forgets to wait for an event always reads old values here. A real GPU would show them only sometimes. Memory
+and kernels are those of a :class:`HostDevice`; without one there are no kernels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from teso_deploy.errors import DeviceError, DeviceMemoryError
 
 
 class PlainMemory:
-    """Device memory in host memory. After its release it is overwritten, and may not be read or written any more."""
+    """Device memory in host memory. It is overwritten at its release, and must not be read or written afterwards."""
 
     def __init__(self, device: FakeDevice, nbytes: int) -> None:
         self._bytes = np.full(nbytes, 0xA5, np.uint8)
@@ -33,7 +33,7 @@ class PlainMemory:
     def close(self) -> None:
         if self.pointer not in self._device.freed:
             self._device.used_bytes -= self.nbytes
-            self._device.freed[self.pointer] = self._bytes  # kept, so that no other block has its address
+            self._device.freed[self.pointer] = self._bytes  # kept, so that no other block gets its address
             self._bytes[:] = 0xDD
 
     def __del__(self) -> None:
@@ -107,7 +107,7 @@ class FakeStream:
 
 
 class FakeDevice:
-    """See ``backends/cuda/device.py``. ``host``: a HostDevice, for the kernels."""
+    """A fake of ``backends/cuda/device.py``. ``host``: a HostDevice that runs the kernels."""
 
     library = "cuda-core"
     index = 0
@@ -152,7 +152,7 @@ class FakeDevice:
         return stream
 
     def read(self, pointer: int, array: NDArray[Any]) -> None:
-        """At once."""
+        """Read at once."""
         if self.host is not None:
             self.host.copy_out(array, pointer, None)
         else:
@@ -160,7 +160,7 @@ class FakeDevice:
             ctypes.memmove(array.ctypes.data, pointer, array.nbytes)
 
     def write(self, pointer: int, array: NDArray[Any]) -> None:
-        """At once."""
+        """Write at once."""
         if self.host is not None:
             self.host.copy_in(pointer, array, None)
         else:
@@ -169,7 +169,7 @@ class FakeDevice:
 
     def copy_in(self, memory: int, array: NDArray[Any], stream: FakeStream) -> None:
         assert array.flags.c_contiguous
-        block = self.pinned_blocks.get(array.ctypes.data)  # holding it would keep the array
+        block = self.pinned_blocks.get(array.ctypes.data)  # a reference to it would keep the array alive
         source = array if block is None else block[: array.nbytes].view(array.dtype).reshape(array.shape)
         stream.queue(lambda: self.write(memory, source))
 

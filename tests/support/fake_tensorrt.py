@@ -1,7 +1,7 @@
-"""A TensorRT whose engines are ONNX files, run by ONNX Runtime: all that the code does around the real one.
+"""A TensorRT whose engines are ONNX files that ONNX Runtime runs. It has everything that our code uses of the real one.
 
-:func:`fake_tensorrt` gives a module. What the real one refuses, this one refuses: another version's engine, a
-batch outside of the profile, tensors without an address. Work is queued on the streams of a :class:`FakeDevice`.
+:func:`fake_tensorrt` returns a module. It refuses what the real one refuses: an engine of another version, a batch
+outside of the profile, tensors without an address. Work is queued on the streams of a :class:`FakeDevice`.
 """
 
 from __future__ import annotations
@@ -79,14 +79,24 @@ def _named(*names: str) -> Any:
 
 
 class Fake:
-    """State of a fake library. ``device``: whose memory its engines work in.
+    """The state of a fake library.
 
-    ``version``; ``plugins``: (name, version) that are registered; ``fails``: what a build says and gives nothing;
-    ``bends``: adds this to every output, as a miscompiled engine might; ``half_as``: the type that the inspector
-    shows for half tensors; ``inspected``: all that it says, in place of that; ``invalid``: bits of what TensorRT-RTX
-    has against engines; ``full``: no engine fits into the memory; ``refuses_context``, ``refuses_run``: what it says
-    and does not do that; ``is_capturable``: what TensorRT-RTX says of contexts. ``builds``, ``runs``,
-    ``contexts``: how many there were.
+    Attributes:
+        device: The device in whose memory its engines work.
+        version: The version that it claims.
+        plugins: (name, version) of each registered plugin.
+        fails: The message of a build that fails.
+        bends: A number that is added to every output, as a miscompiled engine might do.
+        half_as: The type that the inspector shows for half tensors.
+        inspected: The complete output of the inspector, in place of a real one.
+        invalid: Bits of TensorRT-RTX's reasons against an engine.
+        full: True if no engine fits into the memory.
+        refuses_context: The message with which it refuses to make a context.
+        refuses_run: The message with which it refuses a run.
+        is_capturable: What TensorRT-RTX says about contexts.
+        builds: How many builds there were.
+        runs: How many runs there were.
+        contexts: How many contexts were made.
     """
 
     def __init__(self, device: FakeDevice | None, is_rtx: bool) -> None:
@@ -115,7 +125,7 @@ class Tensor:
 
 
 def fake_tensorrt(state: Fake) -> Any:
-    """A module to be adopted."""
+    """Return a module that can be used as the library."""
     logs: list[Any] = []
 
     class ILogger:

@@ -1,4 +1,4 @@
-"""Hugging Face's foundations with random weights, at a small size, and weights of a sane scale for any module."""
+"""Small foundations of Hugging Face with random weights, and weights of a reasonable scale for any module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from teso_deploy.recipe import Recipe
 
-#: Mask2Former has group norms of 32 groups: no width may be smaller.
+#: Mask2Former has group norms with 32 groups, so no width may be smaller.
 SMALL: dict[str, Any] = {
     "name": "small",
     "image": {"sizes": [[64, 64]]},
@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {
     "fusion": {"dim": 16, "heads": 2, "latents": 3, "sedam_layers": 2, "pmqs_layers": 2, "ffn_dim": 32},
     "head": {"kind": "binary", "classes": ["sounding object"]},
 }
-#: Tables for :func:`small_recipe` where depth proves nothing: exporting takes as long as there are layers.
+#: Tables for :func:`small_recipe` if depth does not matter: the time of an export grows with the number of layers.
 SHALLOW: dict[str, Any] = {
     "swin": {"depths": [1, 1, 2, 1]},
     "pixel_decoder": {"layers": 1},
@@ -33,7 +33,7 @@ SHALLOW: dict[str, Any] = {
 
 
 def small_recipe(**tables: Any) -> Recipe:
-    """:data:`SMALL` with some tables replaced, or their fields where a table is given."""
+    """Return :data:`SMALL` with some tables replaced. A table given as a mapping replaces only its fields."""
     content = {
         key: {**value, **tables.get(key, {})} if isinstance(value, dict) else tables.get(key, value)
         for key, value in SMALL.items()
@@ -42,7 +42,7 @@ def small_recipe(**tables: Any) -> Recipe:
 
 
 def written(recipe: Recipe, path: Path) -> Path:
-    """A recipe as the TOML file that a user would have. JSON's values are TOML's, but for null."""
+    """Write a recipe as a user's TOML file. JSON's values are also TOML's, except for null."""
 
     def lines(table: dict[str, Any], name: str) -> list[str]:
         inner = {key: value for key, value in table.items() if isinstance(value, dict)}
@@ -56,7 +56,7 @@ def written(recipe: Recipe, path: Path) -> Path:
 
 @torch.no_grad()
 def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Weights scaled by fan-in, norms around 1, biases around 0: nothing vanishes, nothing is the same twice."""
+    """Set random weights scaled by fan-in, norms around 1 and biases around 0, so that nothing vanishes or is equal."""
     generator = torch.Generator().manual_seed(seed)
     for name, value in module.named_parameters():
         noise = torch.randn(value.shape, generator=generator)
@@ -89,7 +89,7 @@ def hugging_face_mask2former(recipe: Recipe, classes: int, seed: int = 0) -> Any
         hidden_dim=pixel.dim,
         encoder_feedforward_dim=pixel.ffn_dim,
         encoder_layers=pixel.layers,
-        # One more than there are: the last prediction counts as a layer.
+        # One more than there are, because the last prediction counts as a layer.
         decoder_layers=decoder.layers + 1,
         num_attention_heads=decoder.heads,
         dim_feedforward=decoder.ffn_dim,

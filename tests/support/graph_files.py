@@ -1,4 +1,4 @@
-"""Files of ONNX graphs, byte by byte, for tests that run none."""
+"""Files of ONNX graphs, byte by byte, for tests that do not run them."""
 
 from __future__ import annotations
 

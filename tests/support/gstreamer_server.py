@@ -1,8 +1,8 @@
-"""A file of MPEG-TS (H.264, AAC) as GStreamer's RTSP server sends it, once, at its pace; run by the system's Python.
+"""Sends a file of MPEG-TS (H.264, AAC) once, at its pace, by GStreamer's RTSP server. The system's Python runs it.
 
     /usr/bin/python3 gstreamer_server.py FILE PORT [USER PASSWORD]
 
-It says "ready" when it can be asked, for rtsp://127.0.0.1:PORT/live.
+It prints "ready" when it accepts requests for rtsp://127.0.0.1:PORT/live.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Who imports whom in the package, as a graph: its edges, its cycles, and a table of both.
+"""The imports inside the package as a graph: its edges, its cycles, and a table of both.
 
 ``python -m tests.support.import_graph [FOLDER]`` prints the table of this checkout, or of another ``teso_deploy``.
 """
@@ -16,7 +16,7 @@ Graph = Mapping[str, frozenset[str]]
 
 
 def find_modules(package: Path) -> dict[str, Path]:
-    """The modules of a package by their dotted names; a package itself stands for its ``__init__``."""
+    """Find the modules of a package by their dotted names. A package itself stands for its ``__init__``."""
     found = {}
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package.parent).with_suffix("").parts
@@ -26,15 +26,15 @@ def find_modules(package: Path) -> dict[str, Path]:
 
 
 def build_graph(package: Path) -> dict[str, frozenset[str]]:
-    """The imports among a package's modules: at load and inside functions, but not those that only type checkers read.
+    """Build the graph of imports: at load and inside functions, but not those that only type checkers read.
 
-    ``from a import b`` leads to the module ``a.b`` if there is one, otherwise to ``a``.
+    ``from a import b`` leads to the module ``a.b`` if it exists, otherwise to ``a``.
     """
     modules = find_modules(package)
     graph = {}
     for name, path in modules.items():
         imported = find_imports(path, for_types=False)
-        # A package is imported itself if a name is taken from it that is not a module of its own.
+        # If a name that is not a module is imported from a package, the package itself is imported.
         from_packages = {other.rpartition(".")[0] for other in imported - modules.keys()}
         ways = {other.rpartition(".")[0] for other in imported & modules.keys()} - from_packages
         graph[name] = frozenset((imported & modules.keys()) - ways - {name})
@@ -42,7 +42,7 @@ def build_graph(package: Path) -> dict[str, frozenset[str]]:
 
 
 def merge_by_part(graph: Graph) -> dict[str, frozenset[str]]:
-    """The same graph between parts: the packages and single modules right below the top."""
+    """Merge the graph by parts: the packages and single modules directly below the top."""
 
     def part_of(module: str) -> str:
         return ".".join(module.split(".")[:2])
@@ -55,7 +55,7 @@ def merge_by_part(graph: Graph) -> dict[str, frozenset[str]]:
 
 
 def find_cycles(graph: Graph) -> list[tuple[str, ...]]:
-    """The groups of two or more modules that all reach each other, each in order of name."""
+    """Find the groups of two or more modules that all reach each other, each in order of name."""
     reach: dict[str, set[str]] = {}
     for start in graph:
         seen: set[str] = set()
@@ -75,12 +75,12 @@ def find_cycles(graph: Graph) -> list[tuple[str, ...]]:
 
 
 def count_edges(graph: Graph) -> int:
-    """How many imports there are."""
+    """Count the imports."""
     return sum(map(len, graph.values()))
 
 
 def write_table(package: Path) -> str:
-    """The imports of each part, with the number of modules, edges and cycles."""
+    """Make a table of the imports of each part, with the numbers of modules, edges and cycles."""
     graph = build_graph(package)
     parts = merge_by_part(graph)
     top = f"{package.name}."

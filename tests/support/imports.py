@@ -1,4 +1,4 @@
-"""What Python files import, read from their text, and which test files the base install can't run."""
+"""Reads the imports of Python files from their text, and finds test files that the base install can't run."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def find_imports(path: Path, *, at_load: bool = False, for_types: bool = True) -
 
 
 def find_file(module: str) -> Path | None:
-    """The file of a module of this repository; None for a name within a module, and for other packages."""
+    """Return the file of a module of this repository; None for a name within a module, and for other packages."""
     path = ROOT / module.replace(".", "/")
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
 def find_absent_packages(path: Path) -> set[str]:
-    """Packages that are not installed, and without which a file of this repository can't be imported."""
+    """Find the packages that a file of this repository needs for its import and that are not installed."""
     absent: set[str] = set()
     waiting, seen = [path], {path}
     while waiting:

@@ -1,4 +1,4 @@
-"""Tiny captioners and language models of Hugging Face, with random weights, and a tokenizer that knows a few words."""
+"""Tiny captioners and language models of Hugging Face with random weights, and a tokenizer with a few words."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ TEXT = ['the dog barks at a man who plays the guitar: {"objects": ["dog", "man"]
 #: Reasoners: architecture → the classes of its configuration and its model.
 REASONERS = {"llama": ("LlamaConfig", "LlamaForCausalLM"), "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
              "qwen3": ("Qwen3Config", "Qwen3ForCausalLM")}  # fmt: skip
-#: One that has no scaled_dot_product_attention, and one that caps its logits and looks back through windows.
+#: A model without scaled_dot_product_attention, and one that caps its logits and attends in windows.
 OTHERS = {"bloom": ("BloomConfig", "BloomForCausalLM"), "gemma2": ("Gemma2Config", "Gemma2ForCausalLM")}
 
 
 def byte_tokenizer(*more_special: str, template: str | None = CHAT) -> Any:
-    """Byte-level BPE with turns as ChatML has them."""
+    """Return a byte-level BPE tokenizer whose turns are those of ChatML."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -48,7 +48,7 @@ def byte_tokenizer(*more_special: str, template: str | None = CHAT) -> Any:
 
 
 def sentencepiece_tokenizer() -> Any:
-    """BPE with "▁" for blanks and bytes for what is unknown, with the turns of LLaMA-2."""
+    """Return a BPE tokenizer with "▁" for blanks and bytes for unknown characters, and the turns of LLaMA-2."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast
 
@@ -78,7 +78,7 @@ def sentencepiece_tokenizer() -> Any:
 
 
 def widened(model: Any, seed: int = 1) -> Any:
-    """Weights so large that tokens differ: as they are drawn, a tiny model says the same thing for ever."""
+    """Scale the weights up so that tokens differ. With its initial weights, a tiny model repeats one token."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -88,7 +88,7 @@ def widened(model: Any, seed: int = 1) -> Any:
 
 
 def text_sizes(vocabulary: int) -> dict[str, Any]:
-    """Of a tiny language model."""
+    """Return the sizes of a tiny language model."""
     return {
         "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 2048,
@@ -97,7 +97,7 @@ def text_sizes(vocabulary: int) -> dict[str, Any]:
 
 
 def save_reasoner(folder: Path, architecture: str, tokenizer: Any | None = None) -> Any:
-    """A language model in a folder."""
+    """Save a language model in a folder."""
     import transformers
 
     tokenizer = byte_tokenizer() if tokenizer is None else tokenizer
@@ -112,7 +112,7 @@ def save_reasoner(folder: Path, architecture: str, tokenizer: Any | None = None)
 
 
 def save_vision_encoder_decoder(folder: Path, decoder: str = "gpt2") -> Any:
-    """ViT and GPT-2, TrOCR's decoder or BERT."""
+    """Save a ViT with GPT-2, TrOCR's decoder or BERT."""
     from transformers import (
         BertConfig,
         GPT2Config,
@@ -151,7 +151,7 @@ def save_vision_encoder_decoder(folder: Path, decoder: str = "gpt2") -> Any:
 
 
 def save_pix2struct(folder: Path) -> Any:
-    """Pix2struct on a grid of at most 24 squares."""
+    """Save a pix2struct with a grid of at most 24 squares."""
     from transformers import Pix2StructConfig, Pix2StructForConditionalGeneration, Pix2StructImageProcessor
 
     tokenizer = byte_tokenizer(template=None)
@@ -174,7 +174,7 @@ def save_pix2struct(folder: Path) -> Any:
 
 
 def save_llava(folder: Path) -> Any:
-    """CLIP and LLaMA."""
+    """Save a LLaVA of CLIP and LLaMA."""
     from transformers import (
         CLIPImageProcessor,
         CLIPVisionConfig,
@@ -202,7 +202,7 @@ def save_llava(folder: Path) -> Any:
 
 
 def photograph(height: int = 40, width: int = 60, seed: int = 0) -> NDArray[np.uint8]:
-    """A smooth picture (H, W, 3)."""
+    """Return a smooth picture (H, W, 3)."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(x / rng.uniform(3, 20) + y / rng.uniform(3, 20)) for _ in range(3)]

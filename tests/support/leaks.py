@@ -1,4 +1,4 @@
-"""Threads and open files that are left after a test."""
+"""Finds threads and open files that remain after a test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ def _open(threads: str) -> dict[str, int]:
 
 @contextmanager
 def nothing_left(threads: str = "") -> Iterator[None]:
-    """Within five seconds of the end there are no more threads (of names that begin so) and files than before."""
+    """Check that within five seconds after the block no more files and threads exist than before it.
+
+    ``threads``: count only threads whose name begins with this.
+    """
     before = _open(threads)
     yield
     deadline = time.monotonic() + 5

@@ -14,7 +14,7 @@ class MadeUpEngine(OnnxRuntimeEngine):
 
 
 def load_made_up(request: BackendRequest) -> Backend:
-    """Load it, as its registry entry names it."""
+    """Load the backend. Its registry entry names this function."""
 
     def load_engine(bundle: Bundle, graph: str) -> MadeUpEngine:
         return MadeUpEngine(bundle.graph_path(graph), request.threads, precision=request.precision)

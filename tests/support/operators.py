@@ -1,4 +1,4 @@
-"""Our CUDA operators, called with NumPy arrays, on any device: a GPU, or the CPU through the shim."""
+"""Our CUDA operators, called with NumPy arrays, on any device: a GPU, or the CPU."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from teso_deploy.backends.cuda.plans import Labels, Nv12Pictures, RgbPictures, S
 from teso_deploy.types import ImageSize
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-#: Stands where nothing may be written.
+#: Marks the bytes that must not be written.
 UNTOUCHED = 0xA7
 
 
 def spaced(array: NDArray[np.uint8], pitch_bytes: int, stride_bytes: int, noise: int = 0) -> NDArray[np.uint8]:
-    """Planes (B, H, row bytes) as one row of bytes with gaps; the last row of the last plane has no gap after it."""
+    """Copy planes (B, H, row bytes) into one row of bytes with gaps.
+
+    The last row of the last plane has no gap after it.
+    """
     batch, height, row_bytes = array.shape
     flat = np.full((batch - 1) * stride_bytes + (height - 1) * pitch_bytes + row_bytes, noise, np.uint8)
     planes = np.lib.stride_tricks.as_strided(flat, array.shape, (stride_bytes, pitch_bytes, 1))
@@ -30,7 +33,10 @@ def spaced(array: NDArray[np.uint8], pitch_bytes: int, stride_bytes: int, noise:
 
 @dataclass
 class Operators:
-    """Both operators on a device. ``gap_bytes``: between rows; between pictures it is three times as wide."""
+    """Both operators on a device.
+
+    ``gap_bytes``: the gap between rows; the gap between pictures is three times as wide.
+    """
 
     device: Device
     module: Module
@@ -54,7 +60,7 @@ class Operators:
         dtype: DTypeLike = np.float32,
         gap_bytes: int = 0,
     ) -> NDArray[Any]:
-        """(B, H, W, 3) → (B, 3, *bucket)."""
+        """Convert (B, H, W, 3) to (B, 3, *bucket)."""
         batch, height, width, _ = pictures.shape
         memory, pitch, stride = self._planes(pictures.reshape(batch, height, 3 * width), gap_bytes)
         given = RgbPictures(memory.pointer, (height, width), pitch, batch, stride)
@@ -70,7 +76,7 @@ class Operators:
         dtype: DTypeLike = np.float32,
         gap_bytes: int = 0,
     ) -> NDArray[Any]:
-        """(B, H, W), (B, ⌈H/2⌉, ⌈W/2⌉, 2) → (B, 3, *bucket)."""
+        """Convert (B, H, W), (B, ⌈H/2⌉, ⌈W/2⌉, 2) to (B, 3, *bucket)."""
         batch, height, width = luma.shape
         y_memory, y_pitch, y_stride = self._planes(luma, gap_bytes)
         uv_memory, uv_pitch, uv_stride = self._planes(chroma.reshape(batch, math.ceil(height / 2), -1), gap_bytes)
@@ -107,7 +113,7 @@ class Operators:
         shares: tuple[float, float] = (1.0, 1.0),
         gap_bytes: int = 0,
     ) -> NDArray[np.uint8]:
-        """(B, C, h, w) → (B, *size); the bytes between the rows must stay as they were."""
+        """Convert (B, C, h, w) to (B, *size). The bytes between the rows must not change."""
         batch = scores.shape[0]
         pitch = size[1] + gap_bytes
         stride = size[0] * pitch + 3 * gap_bytes

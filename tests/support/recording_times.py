@@ -1,4 +1,4 @@
-"""A pytest plugin that writes what each test takes to a file, as the tests run."""
+"""A pytest plugin that writes the duration of each test to a file while the tests run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 
 
 def measure_cpu_seconds() -> float:
-    """Seconds that a core has worked for this process and for its children that have ended."""
+    """Return the CPU seconds of this process and of its children that have ended."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 class TimeRecorder:
-    """One line for each phase of each test; several processes may write to one file."""
+    """Writes one line for each phase of each test. Several processes may write to one file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""Recordings with something to see and to hear at known times, made with PyAV itself and not with our writer."""
+"""Recordings with flashes and clicks at known times, made with PyAV itself and not with our writer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TICK = Fraction(1, 90_000)
 
 
 def click_track(seconds: float, clicks: Sequence[float], rate_hz: int = RATE_HZ) -> NDArray[np.float32]:
-    """(N,) silence with tones of 50 ms that start at ``clicks``, in seconds."""
+    """Return silence (N,) with tones of 50 ms that start at ``clicks``, in seconds."""
     sound = np.zeros(round(seconds * rate_hz), np.float32)
     tone = 0.8 * np.sin(2 * np.pi * 1000 * np.arange(round(CLICK_SECONDS * rate_hz)) / rate_hz)
     for at in clicks:
@@ -45,10 +45,10 @@ def record(
     audio_codec: str = "aac",
     size: tuple[int, int] = SIZE,
 ) -> Path:
-    """A dark picture at each of ``times`` (seconds), white for 50 ms from each of ``flashes``.
+    """Write a dark picture at each of ``times`` (seconds), white for 50 ms from each of ``flashes``.
 
-    ``sound`` (N,) mono starts at ``sound_start``; packets that start within a stretch of
-    ``left_out`` are not written, as if the recorder had dropped them.
+    ``sound`` (N,) mono starts at ``sound_start``. Packets that start within a span of ``left_out`` are not written, as
+    if the recorder had dropped them.
     """
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=25)
@@ -93,7 +93,7 @@ def _start(packet: Packet[Any]) -> float:
 
 
 def shifted(path: Path, out: Path, seconds: float, audio_tracks: int = 1) -> Path:
-    """The same packets later by ``seconds``, as a transport stream, whose stamps have 33 bits."""
+    """Write the same packets ``seconds`` later, as a transport stream, whose stamps have 33 bits."""
     with av.open(str(path)) as given, av.open(str(out), "w", format="mpegts") as container:
         tracks: dict[int, list[Any]] = {}
         tracks[given.streams.video[0].index] = [container.add_stream_from_template(given.streams.video[0])]
@@ -113,11 +113,11 @@ def shifted(path: Path, out: Path, seconds: float, audio_tracks: int = 1) -> Pat
 
 
 def turn(path: Path, counterclockwise_degrees: int) -> Path:
-    """Write a display matrix into the first track of an MP4, as a telephone held otherwise does."""
+    """Write a display matrix into the first track of an MP4, as a phone that is held sideways does."""
     content = bytearray(path.read_bytes())
     matrix = content.index(b"tkhd") + 4 + 40
     one, rest = 1 << 16, 1 << 30
-    # (a, b, c, d): a point (x, y) goes to (a x + c y, b x + d y), y pointing down.
+    # (a, b, c, d): a point (x, y) moves to (a x + c y, b x + d y), with y pointing down.
     a, b, c, d = {0: (1, 0, 0, 1), 90: (0, -1, 1, 0), 180: (-1, 0, 0, -1), 270: (0, 1, -1, 0)}[counterclockwise_degrees]
     content[matrix : matrix + 36] = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, rest)
     path.write_bytes(content)
@@ -137,7 +137,7 @@ def flash_times(path: Path) -> list[float]:
 
 
 def click_times(samples: NDArray[np.float32], start_seconds: float = 0.0, rate_hz: int = 16_000) -> list[float]:
-    """When tones of 50 ms start in (N,) samples, to about a millisecond, in seconds."""
+    """Return when tones of 50 ms start in (N,) samples, in seconds, to about a millisecond."""
     window = rate_hz // 1000
     loud = np.convolve(np.abs(samples) > 0.2, np.ones(30 * window), "full")[: len(samples)] > 0
     onsets = np.flatnonzero(loud & ~np.concatenate(([False], loud[:-1])))

@@ -1,6 +1,6 @@
-"""A server of RTMP, as small as FFmpeg lets it be: one application, one stream, sent from a file of FLV.
+"""An RTMP server as small as FFmpeg allows: one application and one stream, sent from a file of FLV.
 
-PyAV hands an output no options with which it could listen, so that its FFmpeg can't be the server.
+PyAV passes no options to an output, so its FFmpeg can't listen as the server.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _HANDSHAKE_BYTES = 1536
-#: So large that no message of ours is cut.
+#: Large enough that none of our messages is split.
 _CHUNK_BYTES = 1 << 20
 _SET_CHUNK, _WINDOW, _BANDWIDTH, _COMMAND = 1, 5, 6, 20
 
 
 def rtmp(path: Path, known: str = "x") -> Callable[[socket.socket], None]:
-    """Plays a file of FLV at its pace, once, to who asks for the stream ``known``."""
+    """Play a file of FLV once, at its pace, to a client that requests the stream ``known``."""
     tags = list(_tags(path.read_bytes()))
 
     def serve(connection: socket.socket) -> None:
         _exact(connection, 1)
         theirs = _exact(connection, _HANDSHAKE_BYTES)
-        # Version 0.0.0.0 in it: the handshake without a digest.
+        # It contains version 0.0.0.0, which selects the handshake without a digest.
         connection.sendall(b"\3" + bytes(_HANDSHAKE_BYTES) + theirs)
         _exact(connection, _HANDSHAKE_BYTES)
         for name, number, content in _commands(connection):
@@ -52,7 +52,7 @@ def rtmp(path: Path, known: str = "x") -> Callable[[socket.socket], None]:
 
 
 def _tags(content: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """(kind, time in ms, content) of each tag; each is followed by its size in four bytes, and so is the header."""
+    """Yield (kind, time in ms, content) of each tag. The header and each tag are followed by a size in four bytes."""
     place = int.from_bytes(content[5:9], "big") + 4
     while place + 11 <= len(content):
         size = int.from_bytes(content[place + 1 : place + 4], "big")
@@ -74,7 +74,7 @@ def _exact(connection: socket.socket, size: int) -> bytes:
 def _commands(connection: socket.socket) -> Iterator[tuple[str, float, bytes]]:
     """Yield (name, number, content) of each command. A message comes in chunks, mixed with other messages."""
     chunk_bytes = 128
-    headers: dict[int, tuple[int, int]] = {}  # of a channel, the size and the kind of its last message
+    headers: dict[int, tuple[int, int]] = {}  # size and kind of the last message of each channel
     parts: dict[int, bytes] = {}
     while True:
         (first,) = _exact(connection, 1)
@@ -102,7 +102,7 @@ def _send(connection: socket.socket, kind: int, content: bytes, milliseconds: in
 
 
 def _amf(*values: object) -> bytes:
-    """AMF0: of strings, numbers, None and dictionaries of strings."""
+    """Encode strings, numbers, None and dictionaries of strings as AMF0."""
     found = b""
     for value in values:
         if isinstance(value, str):

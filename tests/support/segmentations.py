@@ -1,4 +1,4 @@
-"""What tests read from segmentations."""
+"""Reads segmentations for tests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from teso_deploy.types import Cues, Segmentation
 
 
 def read_cues(segmentation: Segmentation) -> Cues:
-    """The cues of a segmentation by a method that takes cues."""
+    """Return the cues of a segmentation whose method takes cues."""
     assert segmentation.cues is not None
     return segmentation.cues

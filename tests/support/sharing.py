@@ -1,4 +1,4 @@
-"""What is made once for all tests: in a run of several processes, and from one run to the next."""
+"""Fixtures that are made once for all tests: among the processes of one run, and across runs."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tests.support.content import describe_versions, digest_content, digest_sour
 from tests.support.disk_cache import DiskCache, cache_folder
 from tests.support.imports import ROOT
 
-#: Found when the tests are loaded, before one of them changes its environment.
+#: Found when the tests are loaded, before any of them changes the environment.
 CACHE = DiskCache(cache_folder())
 
 
 def shared_folder(own: Path) -> Path:
-    """The folder that all processes of this run have in common; ``own``: pytest's temporary folder of this one."""
+    """Return the folder that all processes of this run share. ``own``: pytest's temporary folder of this process."""
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
     folder.mkdir(exist_ok=True)
     return folder
 
 
 def made_once(path: Path, make: Callable[[Path], object]) -> Path:
-    """``path``, which the first process makes while the others wait for it: read it, don't write to it."""
+    """Return ``path``, which the first process makes while the others wait for it. Tests must not write to it."""
     with path.with_name(f"{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
@@ -42,7 +42,7 @@ def made_once(path: Path, make: Callable[[Path], object]) -> Path:
 
 @cache
 def _bundle_sources() -> str:
-    """A digest of everything in the repository that decides what an export writes."""
+    """Return a digest of everything in the repository that decides the content of an export."""
     folders = ("teso_deploy/models", "teso_deploy/conversion", "engines/profiles", "export")
     files = [file for folder in folders for file in (ROOT / folder).rglob("*") if file.is_file()]
     code = find_sources("teso_deploy.conversion.bundle_export", "teso_deploy.conversion.derive")
@@ -50,10 +50,10 @@ def _bundle_sources() -> str:
 
 
 def exported_once(path: Path, decided_by: object, make: Callable[[Path], object]) -> Path:
-    """A bundle at ``path``, exported once for all runs of the same code: read it, don't write to it.
+    """Return a bundle at ``path`` that is exported once for all runs of the same code. Tests must not write to it.
 
     Args:
-        path: A place in this run's shared folder.
+        path: A path in this run's shared folder.
         decided_by: What decides the bundle besides the code: recipe, seed, precisions.
         make: Writes the bundle; called if no run has made it before.
     """
@@ -68,9 +68,9 @@ def exported_once(path: Path, decided_by: object, make: Callable[[Path], object]
 
 
 def _graph_key(module: Any, *arguments: Any) -> str:
-    """A digest of a module, the code of its parts, the arguments and the exporter.
+    """Return a digest of a module, the code of its parts, the arguments and the exporter.
 
-    Of the package only the networks and their recipe count: other modules that they import check and describe.
+    Of the package only the networks and their recipe count. The other modules that they import only check and describe.
     """
     classes = {type(part).__module__ for part in module.modules()}
     parts = (ROOT / "teso_deploy/models", ROOT / "tests", ROOT / "teso_deploy/recipe.py")
@@ -82,7 +82,7 @@ def _graph_key(module: Any, *arguments: Any) -> str:
 
 @contextmanager
 def equal_graphs_once() -> Iterator[None]:
-    """While this lasts, the same module with the same weights goes through PyTorch's exporter once for all runs."""
+    """In this block, PyTorch exports a module with the same weights only once for all runs."""
     import onnx
 
     from teso_deploy.conversion import graphs

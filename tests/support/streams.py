@@ -1,7 +1,7 @@
-"""Servers on the loopback address that do what servers do: stop, stay silent, lose packets, restart, refuse.
+"""Servers on the loopback address with the faults of real servers: they stop, stall, lose packets, restart, refuse.
 
-What they send is a file of MPEG-TS at the pace at which it was recorded: once, or again and again, when its time stamps
-jump back each time, or go on. RTMP is in rtmp.py.
+They send a file of MPEG-TS at the pace at which it was recorded: once, or in a loop. In a loop, the time stamps jump
+back each time, or continue. RTMP is in rtmp.py.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Damage = Callable[[bytes], bytes]
 
 
 def untouched(block: bytes) -> bytes:
-    """No damage."""
+    """Return the block without damage."""
     return block
 
 
 def lost(share: float, seed: int = 0) -> Damage:
-    """Some packets do not arrive."""
+    """Return damage by which some packets do not arrive."""
     draw = random.Random(seed)
 
     def damage(block: bytes) -> bytes:
@@ -43,7 +43,7 @@ def lost(share: float, seed: int = 0) -> Damage:
 
 
 def corrupted(share: float, seed: int = 0) -> Damage:
-    """Some packets arrive with wrong bytes after their header."""
+    """Return damage by which some packets have wrong bytes after their header."""
     draw = random.Random(seed)
 
     def damage(block: bytes) -> bytes:
@@ -57,10 +57,10 @@ def corrupted(share: float, seed: int = 0) -> Damage:
 
 
 def flagged(numbers: Collection[int]) -> Damage:
-    """The pictures of these numbers have the flag by which a receiver says that it could not mend a packet.
+    """Return damage that flags the pictures of these numbers, as receivers flag packets that they could not repair.
 
-    It is set in the packet after which such a picture's data begin again or end, which makes exactly one packet of
-    FFmpeg's corrupt for each number, if no two follow each other.
+    The flag is set in the packet after which such a picture's data begin again or end. This makes exactly one packet of
+    FFmpeg's corrupt for each number, if no two numbers are consecutive.
     """
     seen = [0]
 
@@ -77,10 +77,10 @@ def flagged(numbers: Collection[int]) -> Damage:
 
 
 class Sender:
-    """Sends a transport stream of ``seconds`` at the pace of its bytes; ``pause`` holds it, ``damage`` spoils it.
+    """Sends a transport stream of ``seconds`` at the pace of its bytes. ``pause`` stops it, ``damage`` damages it.
 
-    ``loop``: again and again, the stamps jumping back each time; or, with ``goes_on``, as if there were no end.
-    ``shift_seconds`` is added to the stamps of what is sent from now on. ``packets``: that are sent at once.
+    ``loop``: repeat the stream; its stamps jump back each time, or with ``goes_on`` continue as if there were no end.
+    ``shift_seconds`` is added to the stamps of later packets. ``packets``: how many are sent at once.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Sender:
         self.stopped = threading.Event()
 
     def blocks(self) -> Iterator[bytes]:
-        """What is to be sent now, until the end of the stream."""
+        """Yield the blocks to send now, until the end of the stream."""
         blocks = [self.content[i : i + self._block_bytes] for i in range(0, len(self.content), self._block_bytes)]
         pace = self.seconds / len(blocks)
         due = time.monotonic()
@@ -123,7 +123,7 @@ class Sender:
 
 
 class Server:
-    """Listens on a port of the loopback address. Each client is handed to ``serve`` in a separate thread."""
+    """Listens on a port of the loopback address. ``serve`` handles each client in a separate thread."""
 
     def __init__(self, serve: Callable[[socket.socket], None], port: int = 0) -> None:
         self._serve = serve
@@ -149,7 +149,7 @@ class Server:
             self._serve(connection)
 
     def kill(self) -> None:
-        """End at once, with all connections."""
+        """End at once, and close all connections."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -162,7 +162,7 @@ class Server:
 
 @contextmanager
 def serving(serve: Callable[[socket.socket], None], port: int = 0) -> Iterator[Server]:
-    """A server while the block runs."""
+    """Run a server during the block."""
     server = Server(serve, port)
     try:
         yield server
@@ -171,7 +171,7 @@ def serving(serve: Callable[[socket.socket], None], port: int = 0) -> Iterator[S
 
 
 def tcp(sender: Sender) -> Callable[[socket.socket], None]:
-    """Sends as soon as a client connects."""
+    """Return a function that sends as soon as a client connects."""
 
     def serve(connection: socket.socket) -> None:
         for block in sender.blocks():
@@ -181,14 +181,14 @@ def tcp(sender: Sender) -> Callable[[socket.socket], None]:
 
 
 def silent(connection: socket.socket) -> None:
-    """Takes the connection and never says a word."""
+    """Accept the connection and never send anything."""
     with contextlib.suppress(OSError):
         while connection.recv(4096):
             pass
 
 
 def _request(connection: socket.socket) -> tuple[str, dict[str, str]]:
-    """The first line of a request, and its headers by their names in lower case."""
+    """Return the first line of a request, and its headers by their names in lower case."""
     content = b""
     while b"\r\n\r\n" not in content:
         piece = connection.recv(4096)
@@ -218,7 +218,7 @@ def _is_let_in(method: str, given: str, credentials: str, scheme: Scheme) -> boo
     def md5(text: str) -> str:
         return hashlib.md5(text.encode()).hexdigest()
 
-    # RFC 2069, as most cameras do it: without qop.
+    # RFC 2069 without qop, as most cameras do it.
     who, what = md5(f"{user}:camera:{password}"), md5(f"{method}:{fields.get('uri')}")
     return fields.get("username") == user and fields.get("response") == md5(f"{who}:{_NONCE}:{what}")
 
@@ -226,7 +226,7 @@ def _is_let_in(method: str, given: str, credentials: str, scheme: Scheme) -> boo
 def http(
     sender: Sender | None, status: int = 200, credentials: str | None = None, chunked: bool = False
 ) -> Callable[[socket.socket], None]:
-    """A stream without an end at ``/live.ts``; ``credentials``: who may see it."""
+    """Return a server of an endless stream at ``/live.ts``. ``credentials``: the only ones that have access."""
 
     def serve(connection: socket.socket) -> None:
         _, headers = _request(connection)
@@ -241,7 +241,7 @@ def http(
         more = "Transfer-Encoding: chunked\r\n" if chunked else ""
         connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Type: video/mp2t\r\n{more}Connection: close\r\n\r\n".encode())
         for block in sender.blocks():
-            if chunked and block:  # an empty chunk would be the end
+            if chunked and block:  # an empty chunk would end the stream
                 block = f"{len(block):x}\r\n".encode() + block + b"\r\n"
             connection.sendall(block)
         if chunked:
@@ -263,7 +263,7 @@ a=control:track1
 def rtsp(
     sender: Sender, credentials: str | None = None, known: str = "/live", scheme: Scheme = "Basic"
 ) -> Callable[[socket.socket], None]:
-    """An RTSP 1.0 server: a transport stream in RTP, inside the RTSP connection. It serves only the path ``known``."""
+    """Return an RTSP 1.0 server of a transport stream in RTP, inside the RTSP connection. It serves only ``known``."""
 
     def serve(connection: socket.socket) -> None:
         sequence = 0
@@ -302,7 +302,7 @@ def rtsp(
 
 
 def send_udp(sender: Sender, port: int) -> threading.Thread:
-    """Sends datagrams to a port, with or without a listener, in a thread that ends with the sender."""
+    """Send datagrams to a port, with or without a listener, in a thread that ends with the sender."""
 
     def run() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:

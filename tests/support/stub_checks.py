@@ -1,8 +1,8 @@
-"""What the implementations of ``backends/cuda/device.py`` have to do that only a stub of the driver can show.
+"""Checks for implementations of ``backends/cuda/device.py`` that only a stub of the driver can make.
 
-``python -m tests.support.stub_checks LIBRARY``, with the stub first on LD_LIBRARY_PATH, runs these and those of
-``device_checks``: a line of JSON for each check, ``{"check": …, "error": null or a text}``. Memory that a check does
-not release is an error.
+``python -m tests.support.stub_checks LIBRARY``, with the stub first on LD_LIBRARY_PATH, runs these checks and those of
+``device_checks``. It prints a line of JSON for each, ``{"check": …, "error": null or a text}``. Memory that a check
+does not release is an error.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def main(library: CudaLibrary) -> None:
 
     counted = ["memory", "pinned", "streams", "events", "graphs", "bad_frees", "contexts"]
     if library == "pycuda":
-        counted.append("modules")  # cuda-core never unloads any
+        counted.append("modules")  # cuda-core never unloads modules
 
     def left_behind() -> dict[str, int]:
         gc.collect()
@@ -159,7 +159,7 @@ def main(library: CudaLibrary) -> None:
         if error is None and any(left.values()):
             error = f"left behind: {left}"
         print(json.dumps({"check": check.__name__, "error": error}), flush=True)
-    # What is still there when the interpreter ends goes without a word.
+    # Objects that still exist when the interpreter ends must be released without a message.
     stream = device.stream()
     with stream.capture() as graph:
         pass

@@ -1,6 +1,6 @@
-"""Which tests `make test` omits, and in which order the files of tests are run.
+"""The tests that `make test` omits, and the order in which the test files run.
 
-``tests/tiers.toml`` holds what was measured. To measure again, with a quiet machine:
+``tests/tiers.toml`` holds the measured times. To measure again on an idle machine:
 
     python -m pytest --record-times times.txt          (or several processes, with -n 2)
     python -m tests.support.tiers times.txt
@@ -22,11 +22,11 @@ import pytest
 FILE = Path(__file__).parents[1] / "tiers.toml"
 #: All tests that pytest found, before it selected some of them.
 COLLECTED = pytest.StashKey[list[pytest.Item]]()
-#: A test is slow if the processor works for it at least this long, or if it waits at least that long.
+#: A test is slow if it uses the CPU for at least the first time, or takes at least the second time.
 SLOW_CPU_SECONDS, SLOW_SECONDS = 2.0, 6.0
-#: A file waits if its tests take this many times as long as the processor works for them, and at least a few seconds.
+#: A file waits if its tests take this many times as long as their CPU time, and at least a few seconds.
 WAITING_RATIO, WAITING_SECONDS = 3.0, 5.0
-#: Of a file that was not measured.
+#: The assumed time of a file that was not measured.
 UNKNOWN_SECONDS = 1.0
 WHOLE_FILE = "*"
 _PARAMETERS = re.compile(r"\[.*", re.DOTALL)
@@ -51,14 +51,14 @@ class Tiers:
         return self.find_entry(nodeid) is not None
 
     def find_entry(self, nodeid: str) -> tuple[str, str] | None:
-        """The file and the name in :attr:`slow` by which a test is slow."""
+        """Return the file and the name in :attr:`slow` that make a test slow; None if it is not slow."""
         file, _, name = nodeid.partition("::")
         names = self.slow.get(file, frozenset())
         found = next((each for each in (WHOLE_FILE, _PARAMETERS.sub("", name), name) if each in names), None)
         return None if found is None else (file, found)
 
     def entries(self) -> Iterator[tuple[str, str]]:
-        """All of :attr:`slow`, one by one."""
+        """Yield all entries of :attr:`slow`."""
         for file, names in self.slow.items():
             for name in names:
                 yield file, name
@@ -74,14 +74,14 @@ def load_tiers(path: Path = FILE) -> Tiers:
 
 @dataclass(slots=True)
 class Times:
-    """What one test took, with its fixtures: work of the processor and the clock's time, in seconds."""
+    """The CPU time and the duration of one test with its fixtures, in seconds."""
 
     cpu: float = 0.0
     wall: float = 0.0
 
 
 def read_times(lines: Iterable[str]) -> dict[str, Times]:
-    """Sum the lines that ``--record-times`` wrote: seconds of work, seconds, phase and test."""
+    """Sum the lines that ``--record-times`` wrote: CPU seconds, seconds, phase and test."""
     times: dict[str, Times] = defaultdict(Times)
     for line in lines:
         cpu, wall, _, nodeid = line.rstrip("\n").split(" ", 3)
@@ -119,7 +119,7 @@ def choose_tiers(times: Mapping[str, Times]) -> Tiers:
 
 
 def describe(tiers: Tiers) -> str:
-    """The text of ``tests/tiers.toml``."""
+    """Return the text of ``tests/tiers.toml``."""
 
     def quote(text: str) -> str:
         return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,4 +1,4 @@
-"""Packets of a transport stream by their bytes: which track they are of, and other time stamps in them."""
+"""Reads and changes the packets of a transport stream: their tracks and their time stamps."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _WRAP = 1 << 33
 
 
 def packets_of(block: bytes) -> Iterator[bytearray]:
-    """The packets in a block."""
+    """Yield the packets of a block."""
     for start in range(0, len(block), PACKET_BYTES):
         yield bytearray(block[start : start + PACKET_BYTES])
 
 
 def track_of(packet: bytes | bytearray) -> int:
-    """Its PID."""
+    """Return the packet's PID."""
     return (packet[1] & 0x1F) << 8 | packet[2]
 
 
@@ -29,20 +29,20 @@ def payload_start(packet: bytes | bytearray) -> int:
 
 
 def begins_picture(packet: bytes | bytearray) -> bool:
-    """Whether a picture's data begins in it."""
+    """Return whether a picture's data begin in the packet."""
     start = payload_start(packet)
     is_first = bool(packet[1] & 0x40) and bytes(packet[start : start + 3]) == b"\0\0\1"
     return is_first and packet[start + 3] & 0xF0 == 0xE0
 
 
 class Restamper:
-    """Moves the stamps of a stream. Its packets are counted on without a break, so that none seems lost."""
+    """Moves the stamps of a stream. Packet counters continue without a break, so that no packet seems lost."""
 
     def __init__(self) -> None:
         self._counters: dict[int, int] = {}
 
     def moved(self, block: bytes, ticks: int) -> bytes:
-        """The block with all its stamps (PTS, DTS, PCR) later by ``ticks`` of 90 kHz, in 33 bits."""
+        """Return the block with all its stamps (PTS, DTS, PCR) ``ticks`` of 90 kHz later, in 33 bits."""
         return b"".join(self._moved(packet, ticks) for packet in packets_of(block))
 
     def _moved(self, packet: bytearray, ticks: int) -> bytearray:
@@ -55,7 +55,7 @@ class Restamper:
             base = ((clock >> 15) + ticks) % _WRAP
             packet[6:12] = (base << 15 | clock & 0x7FFF).to_bytes(6, "big")
         start = payload_start(packet)
-        # Only tracks of sound (110x xxxx) and pictures (1110 xxxx) have stamps in their headers.
+        # Only tracks of sound (110x xxxx) and of pictures (1110 xxxx) have stamps in their headers.
         if packet[1] & 0x40 and packet[start : start + 3] == b"\0\0\1" and 0xC0 <= packet[start + 3] <= 0xEF:
             for number in range((packet[start + 7] >> 6).bit_count()):
                 place = start + 9 + 5 * number
@@ -64,7 +64,7 @@ class Restamper:
 
 
 def _later(stamp: bytearray, ticks: int) -> bytes:
-    """A stamp of 33 bits in five bytes, of which four bits in front and three in between are not its own."""
+    """Move a stamp of 33 bits in five bytes. Four bits before it and three between its parts do not belong to it."""
     value = (stamp[0] >> 1 & 7) << 30 | (stamp[1] << 8 | stamp[2]) >> 1 << 15 | (stamp[3] << 8 | stamp[4]) >> 1
     value = (value + ticks) % _WRAP
     high, middle, low = value >> 30, value >> 15 & 0x7FFF, value & 0x7FFF
@@ -79,7 +79,7 @@ def merge_programmes(*streams: bytes) -> bytes:
         packets = list(packets_of(stream))
         table = next(packet for packet in packets if track_of(packet) == 0)
         begin = payload_start(table) + 1  # after the pointer
-        entries += table[begin + 8 : begin + 12]  # of the one programme: its number, the PID of its table
+        entries += table[begin + 8 : begin + 12]  # of the only programme: its number, and the PID of its table
         queues.append([packet for packet in packets if track_of(packet) not in (0, 0x11)])
     section = struct.pack(">BHHBBB", 0, 0xB000 | (5 + len(entries) + 4), 1, 0xC1, 0, 0) + entries
     section += _crc(section).to_bytes(4, "big")
@@ -87,7 +87,7 @@ def merge_programmes(*streams: bytes) -> bytes:
     merged = [first + b"\xff" * (PACKET_BYTES - len(first))]
     total = sum(map(len, queues))
     done = [0] * len(queues)
-    for _ in range(total):  # each goes on in proportion to its length
+    for _ in range(total):  # each stream advances in proportion to its length
         behind = min(
             (i for i in range(len(queues)) if done[i] < len(queues[i])), key=lambda i: done[i] / len(queues[i])
         )
@@ -97,7 +97,7 @@ def merge_programmes(*streams: bytes) -> bytes:
 
 
 def _crc(data: bytes) -> int:
-    """The checksum of a table's section: CRC-32/MPEG-2."""
+    """Return the checksum of a table's section: CRC-32/MPEG-2."""
     value = 0xFFFFFFFF
     for byte in data:
         value ^= byte << 24

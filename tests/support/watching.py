@@ -1,4 +1,4 @@
-"""Looking at a stream for some seconds, and what came of it: flashes, clicks, counts."""
+"""Watches a stream for some seconds, and collects flashes, clicks and counts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALIGNED_SECONDS = 0.02
 
 @dataclass
 class Seen:
-    """What came of a stream. ``corrupt``: damaged frames that were taken."""
+    """The results of watching a stream. ``corrupt``: damaged frames that were delivered."""
 
     pts: list[float] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Seen:
     health: SourceHealth | None = None
 
     def offsets(self) -> list[float]:
-        """Of each flash, how far the nearest click is away. What belongs to the last ones has perhaps not come yet."""
+        """The distance of each flash to the nearest click. The clicks of the last flashes may not have arrived yet."""
         heard = [flash for flash in self.flashes if flash + 2 * CLICK_SECONDS < self.sound_end]
         return [min((abs(flash - click) for click in self.clicks), default=1e9) for flash in heard]
 
@@ -51,9 +51,10 @@ def watched(
     corrupt: Corrupt = "keep",
     until: Callable[[Seen], bool] = lambda seen: False,
 ) -> Seen:
-    """Look at a stream for some seconds at most. ``act``: called all the time with how many have passed.
+    """Watch a stream for at most some seconds. ``act`` is called repeatedly with the seconds that have passed.
 
-    ``lossless``: no frame is superseded, so that each flash is seen when it begins. ``until``: is this enough?
+    ``lossless``: no frame is superseded, so that each flash is seen at its beginning. ``until``: returns True to end
+    earlier.
     """
     seen = Seen()
     other = Address.parse(audio) if audio else None
@@ -85,7 +86,10 @@ def watched(
 
 
 def assert_aligned(seen: Seen, at_least: int = 2, frame_seconds: float = 1 / 40) -> None:
-    """A picture that was superseded makes a flash a frame late; most are not."""
+    """Check that flashes and clicks coincide.
+
+    A superseded picture delays a flash by a frame; most are not superseded.
+    """
     offsets = seen.offsets()
     assert len(offsets) >= at_least, (seen.flashes, seen.clicks)
     good = [offset for offset in offsets if offset <= ALIGNED_SECONDS + 1e-3]
@@ -96,14 +100,14 @@ def assert_aligned(seen: Seen, at_least: int = 2, frame_seconds: float = 1 / 40)
 
 
 def assert_exact(seen: Seen, at_least: int, off_seconds: float = 0.0) -> None:
-    """Of a stream of which no frame was superseded: each flash and its click are ``off_seconds`` apart, to 20 ms."""
+    """Check, for a stream without superseded frames, that flashes and clicks are ``off_seconds`` apart, to 20 ms."""
     offsets = seen.offsets()
     assert len(offsets) >= at_least, (seen.flashes, seen.clicks)
     assert all(abs(offset - off_seconds) <= ALIGNED_SECONDS for offset in offsets), (seen.flashes, seen.clicks)
 
 
 def failure_of(url: str, timeout_seconds: float = 1.0) -> tuple[TesoError, float]:
-    """The error of a stream that can't be opened, and after how many seconds it came."""
+    """Return the error of a stream that can't be opened, and after how many seconds it was raised."""
     began = time.monotonic()
     with (
         pytest.raises(TesoError) as raised,
