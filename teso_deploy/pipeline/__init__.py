@@ -1,1 +1,1 @@
-"""One frame with its sound and cues to masks, and files run through that."""
+"""Turn one frame with its sound and cues into masks, and run files through that."""

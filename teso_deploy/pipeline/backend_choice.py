@@ -1,4 +1,4 @@
-"""Choose what runs a bundle's graphs: a backend of the registry by its name, or the best one that can."""
+"""Choose the backend that runs a bundle's graphs: by its name in the registry, or automatically."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def load_backend(
     Args:
         name: A name of the registry, or ``auto``: the first that can run this bundle without building an engine.
         bundle: The bundle.
-        precision: What the graphs are computed in. Default: fp32.
+        precision: Precision of the graphs. Default: fp32.
         threads: Threads of each graph on the CPU. Default: all cores.
-        profile: Build profile, by name or TOML file. Default: engines of any profile are taken, and built by the
-            default one.
+        profile: Build profile, by name or TOML file. Default: engines of any profile are used, and new ones are built
+            by the default profile.
         rebuild_engines: Whether engines are built again although some exist. Default: no.
-        on_progress: Called with what takes time. Default: ignored.
-        on_note: Called with what is not as requested, or slower than it could be, and with the choice of ``auto``.
+        on_progress: Called with the name of each step that takes time. Default: ignored.
+        on_note: Called with the choice of ``auto``, and with anything that is slower or different than requested.
             Default: ``on_progress``.
 
     Returns:
@@ -55,7 +55,7 @@ def load_backend(
     Raises:
         ValueError: There is no such backend, or a build option was given for one that builds no engines.
         BundleError: The bundle has no form of that precision.
-        MissingExtraError: What the backend needs is not installed; the message names the extra.
+        MissingExtraError: A package that the backend needs is not installed; the message names the extra.
         DeviceError: The GPU can't be used.
         EngineError: The library's version does not fit.
     """
@@ -87,7 +87,10 @@ def _load(request: BackendRequest) -> Backend:
 
 
 def _choose(request: BackendRequest) -> Backend:
-    """Load the first backend that runs the bundle without building an engine; the last one is not tried first."""
+    """Load the first backend that runs the bundle without building an engine.
+
+    The last candidate is loaded without a trial.
+    """
     *candidates, last = list_automatic()
     smallest = _find_smallest_graph(request.bundle)
     for entry in candidates:
@@ -106,13 +109,16 @@ def _choose(request: BackendRequest) -> Backend:
 
 
 def _is_worth_trying(entry: BackendEntry, request: BackendRequest) -> bool:
-    """Whether a backend is installed, or the bundle brings engines for it, so that its absence deserves a note."""
+    """Whether a backend is installed, or the bundle contains engines for it.
+
+    Only then its absence deserves a note.
+    """
     brought = {engine.target for engine in request.bundle.manifest.engines if engine.precision == request.precision}
     return entry.name in brought or not find_absent(entry)
 
 
 def _find_smallest_graph(bundle: Bundle) -> str:
-    """The graph of the fewest bytes at the first size: loading it shows whether a backend works at all."""
+    """Return the smallest graph of the first size. Loading it shows whether a backend works at all."""
     manifest = bundle.manifest
 
     def count_bytes(graph: str) -> int:
@@ -123,7 +129,10 @@ def _find_smallest_graph(bundle: Bundle) -> str:
 
 
 def _hand_out_once(bundle: Bundle, graph: str, engine: Engine, engines: EngineFactory) -> EngineFactory:
-    """A factory that gives an engine that is already loaded once, and otherwise what ``engines`` gives."""
+    """Make a factory that returns an already loaded engine once.
+
+    All other engines come from ``engines``.
+    """
     left = [engine]
 
     def load_engine(wanted_bundle: Bundle, wanted: str) -> Engine:

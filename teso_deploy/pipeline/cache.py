@@ -1,4 +1,4 @@
-"""What a stream keeps of each stage, and whether a picture needs to be encoded again."""
+"""The kept outputs of each stage in a stream, and the check whether a picture needs to be encoded again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Feed = NDArray[Any] | Tensor
 
 
 class KeptInput:
-    """An external input in one stream: its tensors, and what they were made from.
+    """An external input in one stream: its tensors, and the arrays that they were made from.
 
     ``version`` changes with the content. No two versions in a stream are equal.
     """
@@ -39,7 +39,14 @@ class KeptInput:
         return self.content is not None and all(map(np.array_equal, self.content, arrays))
 
     def put(self, version: int, content: tuple[NDArray[Any], ...] | None, outputs: Mapping[str, Feed]) -> None:
-        """Replace the content. The arrays are kept as they are: the caller must not write to them later."""
+        """Replace the content.
+
+        Args:
+            version: The new version.
+            content: The arrays that the tensors were made from; None if they must not be compared. They are kept
+                without a copy, so the caller must not write to them later.
+            outputs: The tensors by name.
+        """
         self.version, self.content, self.outputs = version, content, outputs
 
 
@@ -54,13 +61,19 @@ class KeptGraph:
         self.version = 0
 
     def run(self, version: int, of: tuple[int, ...], feeds: Mapping[str, Feed]) -> None:
-        """Run on ``feeds``, which have the versions ``of``; the outputs get a version of their own."""
+        """Run the graph.
+
+        Args:
+            version: The new version of the outputs.
+            of: The versions of the inputs.
+            feeds: The inputs by name.
+        """
         self.of = None  # a run that fails may leave some outputs new and some old
         self.outputs = self._slot.run(feeds)
         self.of, self.version = of, version
 
 
-#: What a stage may be given: an external input, or another stage.
+#: An input of a stage: an external input, or another stage.
 Source = KeptInput | KeptGraph
 
 
@@ -68,8 +81,8 @@ Source = KeptInput | KeptGraph
 class CachedStage:
     """Runs a graph only if one of its inputs has another version than at the last run; for ``run_program``.
 
-    ``find_versions``: of the stage's inputs. ``next_version``: a new one for the outputs. ``on_run``: is called after
-    each run.
+    ``find_versions`` returns the versions of the stage's inputs, and ``next_version`` a new one for the outputs.
+    ``on_run`` is called after each run.
     """
 
     graph: KeptGraph
@@ -78,7 +91,7 @@ class CachedStage:
     on_run: Callable[[], None]
 
     def run(self, feeds: Mapping[str, Feed], /) -> Mapping[str, Feed]:
-        """The graph's outputs for these feeds."""
+        """Return the graph's outputs for these feeds."""
         if self.graph.of != (of := self.find_versions()):
             self.graph.run(self.next_version(), of, feeds)
             self.on_run()
@@ -87,10 +100,10 @@ class CachedStage:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A picture for which the stages that depend on the picture alone have run.
+    """A picture for which the stages that depend only on the picture have run.
 
-    ``sources``: the picture and these stages, by name. ``fitted`` and ``bucket`` (height, width). ``started`` and
-    ``encoded``: monotonic seconds.
+    ``sources``: the picture and these stages, by name. ``fitted`` and ``bucket`` are (height, width). ``started`` and
+    ``encoded`` are monotonic seconds.
     """
 
     frame: Frame
@@ -102,15 +115,15 @@ class Encoded:
 
 
 class Kept:
-    """What one stream keeps: its inputs and its graphs, and how often each stage ran.
+    """The state of one stream: its inputs and its graphs, and how often each stage ran.
 
     ``pictures``: by bucket and turn. ``graphs``: by name in the manifest and turn. Turn 0 belongs to pictures that are
     segmented at once, and to all graphs that depend on more than the picture. Pictures that are encoded ahead have
     the turns 1 and 2 alternately; ``turn`` is the last of these. ``encoder_skips``: how often no stage had to run for
     a picture, by :data:`Likeness`. ``operators``: made when a frame first needs them.
 
-    ``encoding`` guards what is made from the picture alone, ``decoding`` everything else. A thread that needs both
-    takes ``encoding`` first. One thread may encode while another decodes.
+    ``encoding`` guards the state that depends only on the picture, ``decoding`` everything else. A thread that needs
+    both takes ``encoding`` first. One thread may encode while another decodes.
     """
 
     def __init__(self) -> None:
@@ -126,11 +139,10 @@ class Kept:
 
 
 def largest_block_change(picture: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    """How much two pictures (H, W, 3) differ where they differ most, in grey levels 0 … 255.
+    """Measure how much two pictures (H, W, 3) differ where they differ most, in grey levels 0 … 255.
 
-    The mean absolute difference of each square of 32 x 32 pixels (smaller at the right and lower
-    edge), and of these the largest: over the whole picture, a small thing that moves would vanish
-    in the mean.
+    This is the largest mean absolute difference of any square of 32 x 32 pixels (smaller at the right and lower edge).
+    In the mean over the whole picture, a small moving object would vanish.
     """
     change = np.maximum(picture, other) - np.minimum(picture, other)
     rows, columns = (np.arange(0, length, BLOCK_PIXELS) for length in picture.shape[:2])
@@ -142,10 +154,18 @@ def largest_block_change(picture: NDArray[np.uint8], other: NDArray[np.uint8]) -
 
 
 def likeness(picture: NDArray[np.uint8], encoded: NDArray[np.uint8] | None, still_threshold: float) -> Likeness | None:
-    """Whether a picture may go by the encoder's outputs of another; None where it has to be encoded.
+    """Decide whether a picture can use the encoder's outputs of an earlier one.
 
-    It is held against the picture that was encoded last, not the frame before it: changes that are
-    each below the threshold add up, and a slow pan does not drift away.
+    The picture is compared with the last encoded picture, not with the previous frame. So changes below the threshold
+    add up, and a slow pan is encoded again in time.
+
+    Args:
+        picture: The new picture (H, W, 3) uint8.
+        encoded: The picture that was encoded last; None if there is none.
+        still_threshold: Largest change in grey levels that counts as "still". 0: only equal pictures are reused.
+
+    Returns:
+        "same" or "still" if the outputs can be used; None if the picture has to be encoded.
     """
     if encoded is None or encoded.shape != picture.shape:
         return None

@@ -1,4 +1,4 @@
-"""Run a file through a pipeline and give the results to sinks."""
+"""Run a file through a pipeline and pass the results to sinks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from teso_deploy.sinks.delivery import Delivery, InputFacts
 
 
 def _time_moments(source: VideoSource) -> Iterator[tuple[Moment, float]]:
-    """Give the source's moments, each with the monotonic time at which it was asked for."""
+    """Yield the source's moments, each with the monotonic time at which it was requested."""
     moments = iter(source)
     while True:
         asked = time.monotonic()
@@ -27,7 +27,7 @@ def _time_moments(source: VideoSource) -> Iterator[tuple[Moment, float]]:
 
 
 def describe_file_run(pipeline: Pipeline, names: Sequence[str]) -> RunFacts:
-    """Return what sinks are opened with for the run of some files. ``names``: of the files, for people."""
+    """Return the facts that sinks are opened with for a run of files; ``names``: display names of the files."""
     return RunFacts(
         kind="files", classes=tuple(pipeline.classes), inputs=tuple(names), bundle=pipeline.bundle.manifest.name
     )
@@ -42,21 +42,21 @@ def run_file(
     number: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> int:
-    """Segment a file from begin to end.
+    """Segment a file from beginning to end.
 
     Args:
         pipeline: The model.
         source: The opened file.
-        cues: What is offered with each frame, as :meth:`Pipeline.segment` takes it, or by time.
+        cues: The cues of each frame, as :meth:`Pipeline.segment` takes them, or by time.
         sinks: Each gets every result, one after the other in this order. The caller closes them. Default: none.
-        number: Of the file among the inputs of the run. Default: 0.
+        number: Number of the file among the inputs of the run. Default: 0.
         progress: Called with the seconds of the file that are done. Default: none.
 
     Returns:
         The number of frames.
 
     Raises:
-        MediaError: The file is damaged beyond decoding.
+        MediaError: The file is too damaged to decode.
         OutputError: A sink can't write.
     """
     cues_at, stream = pipeline.cues_by_time(cues), pipeline.open_stream()
@@ -125,7 +125,7 @@ def _describe_run(stream: Stream, source: VideoSource) -> dict[str, Any]:
 
 
 def describe_model(pipeline: Pipeline) -> dict[str, Any]:
-    """Return what a report says of the model that ran, and where."""
+    """Return a report's facts about the model and the backend that ran it."""
     manifest = pipeline.bundle.manifest
     return {
         "backend": pipeline.backend,

@@ -1,4 +1,4 @@
-"""The steps around the graphs on the host: pictures to the encoder's input, class scores to labels."""
+"""The steps before and after the graphs on the host: pictures to encoder input, and class scores to labels."""
 
 from __future__ import annotations
 
@@ -24,11 +24,29 @@ class HostOperators:
         self._threshold = manifest.postprocessing.threshold
 
     def image(self, frame: NDArray[np.uint8], fitted: ImageSize, bucket: ImageSize) -> NDArray[np.float32]:
-        """See :meth:`Operators.image`; a frame that has that size already is not resized again."""
+        """Resize, normalise and pad a frame. A frame that already has the fitted size is not resized.
+
+        Args:
+            frame: RGB picture (H, W, 3).
+            fitted: Size (height, width) that the frame is resized to.
+            bucket: Size (height, width) that the result is padded to.
+
+        Returns:
+            The encoder's input (1, 3, height, width) float32.
+        """
         how = self._preprocessing
         return normalised(resized(frame, fitted), how.mean, how.std, bucket)
 
     def labels(self, masks: Tensor, size: ImageSize, shares: tuple[float, float]) -> NDArray[np.uint8]:
-        """See :meth:`Operators.labels`."""
+        """Turn class scores into labels.
+
+        Args:
+            masks: Class scores (1, C, h, w).
+            size: Size (height, width) of the labels.
+            shares: Shares (0 … 1) of the scores' height and width that show the picture; the rest is padding.
+
+        Returns:
+            Labels (height, width): 0 is background, k the k-th class.
+        """
         scores: NDArray[Any] = masks.numpy()[0]
         return labels_of(scores, size, self._threshold, shares)

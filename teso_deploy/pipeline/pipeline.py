@@ -1,4 +1,4 @@
-"""Frames, sound and cues in; masks of what sounds out."""
+"""The model as a function: frames, sound and cues → masks of the sounding objects."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Cues, Frame, ImageSiz
 
 __all__ = ["AUTO", "Offered", "Pipeline", "Stream"]
 
-#: What may be offered: looked-up cues, words (also as "a, b"), ``AUTO``, or nothing.
+#: The cues that may be offered: looked-up cues, words (also as "a, b"), ``AUTO``, or none.
 Offered = Cues | Sequence[str] | str | None
 
 
 class Pipeline:
-    """The program of a bundle, run as rarely as possible.
+    """The program of a bundle, whose stages run as rarely as possible.
 
-    The last outputs of each stage are kept: the same picture, window or cues again cost nothing. A stage runs only
-    if something that it depends on has changed. Of TeSO, a new sound runs ``audio_encoder``, ``fusion`` and
-    ``decoder`` on the outputs that the encoder has left, new cues ``fusion`` and ``decoder``.
+    The last outputs of each stage are kept, so repeating the same picture, audio window or cues takes no time. A stage
+    runs only if one of its inputs has changed. For TeSO, a new sound runs ``audio_encoder``, ``fusion`` and ``decoder``
+    on the kept outputs of the encoder, and new cues run ``fusion`` and ``decoder``.
 
-    ``engines`` are what runs the graphs, by their names in the manifest: those of the first size are loaded at once,
-    those of another one when a frame needs it (``size`` "auto"). ``runs`` counts how often each stage ran for any
-    stream, ``encoder_skips`` how often no stage had to run for a picture, because it was the "same" as or as "still"
-    as the one that was encoded last.
+    ``engines`` run the graphs, by their names in the manifest. Those of the first size are loaded at once, those of
+    another size when a frame needs it (``size`` "auto"). ``runs`` counts how often each stage ran for any stream.
+    ``encoder_skips`` counts how often no stage had to run for a picture, because it was the "same" as or as "still" as
+    the one that was encoded last.
 
-    Threads may share a pipeline: :meth:`segment` takes them one by one. To run in parallel, give each thread a stream
-    of its own (:meth:`open_stream`): streams share the weights and the counts, and nothing else.
+    Threads may share a pipeline: :meth:`segment` serves one thread after the other. To run in parallel, give each
+    thread its own stream (:meth:`open_stream`). Streams share only the weights and the counts.
     """
 
     def __init__(
@@ -89,16 +89,19 @@ class Pipeline:
         """Open a bundle and load its graphs.
 
         Args:
-            bundle: folder of the bundle, or the opened bundle. Default: the shipped one.
-            options: how the graphs are run. Default: on the CPU, with all cores.
-            on_progress: receives a line about each thing that takes time. Default: no one is told.
-            on_note: receives what is slower or different from what was asked for. Default: ``on_progress``.
-            keywords: fields of :class:`EngineOptions`, as in ``load(threads=1)``; they replace those of ``options``.
+            bundle: Folder of the bundle, or the opened bundle. Default: the shipped one.
+            options: How the graphs are run. Default: on the CPU, with all cores.
+            on_progress: Called with the name of each step that takes time. Default: ignored.
+            on_note: Called with anything that is slower or different than requested. Default: ``on_progress``.
+            keywords: Fields of :class:`EngineOptions`, as in ``load(threads=1)``; they replace those of ``options``.
+
+        Returns:
+            The pipeline.
 
         Raises:
-            OptionError: options are out of range, or have no effect on this backend (a :class:`ValueError`).
-            BundleError: no form of this precision, or no graph of this size; see :meth:`Bundle.open` for others.
-            ValueError: no such backend; see :func:`load_backend` for what a backend itself raises.
+            OptionError: Options are out of range, or have no effect on this backend (a :class:`ValueError`).
+            BundleError: No form of this precision, or no graph of this size; see :meth:`Bundle.open` for others.
+            ValueError: No such backend; see :func:`load_backend` for the errors of a backend.
         """
         options = combine_options(EngineOptions, options, dict(keywords))
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
@@ -142,7 +145,7 @@ class Pipeline:
 
     @property
     def still_threshold(self) -> float:
-        """By how many grey levels a frame may differ from the encoded one and be taken for it."""
+        """The change in grey levels up to which a frame uses the encoded picture's outputs."""
         return self.stages.still_threshold
 
     @property
@@ -152,17 +155,17 @@ class Pipeline:
 
     @property
     def backend(self) -> str:
-        """What runs the graphs: ``cpu``."""
+        """Name of the backend that runs the graphs: ``cpu``."""
         return self._first_engine.backend
 
     @property
     def precision(self) -> str:
-        """What most of the program's first stage is computed in: ``fp32``."""
+        """The precision of most of the program's first stage: ``fp32``."""
         return self._first_engine.precision
 
     @property
     def form(self) -> str | None:
-        """The form of the graphs that runs, by its name in the manifest; None: the canonical graphs."""
+        """Name in the manifest of the form that runs; None for the canonical graphs."""
         return self._first_engine.form
 
     @property
@@ -170,24 +173,26 @@ class Pipeline:
         return self.stages.first[self.program.names[0]]
 
     def engine(self, graph: str) -> Engine:
-        """The engine of a graph, by its name in the manifest; loaded once, when a thread first needs it."""
+        """Return the engine of a graph, by its name in the manifest. It is loaded when a thread first needs it."""
         return self.stages.engine(graph)
 
     def bucket_of(self, image: NDArray[np.uint8]) -> ImageSize:
-        """The bucket (height, width) that a picture (H, W, 3) is fitted to."""
+        """Return the bucket (height, width) that a picture (H, W, 3) is fitted to."""
         return self.stages.bucket_of(image)
 
     def check_tagger(self) -> TaggerEntry:
-        """The bundle's tagger. Raises :class:`CueError` where there is none."""
+        """Return the bundle's tagger. Raises :class:`CueError` if it has none."""
         if self.bundle.manifest.tagger is None:
             raise CueError(f"bundle {self.bundle.manifest.name} has no tagger: name what is to be seen as cues")
         return self.bundle.manifest.tagger
 
     def cues_of(self, cues: Offered) -> Cues:
-        """Look up cues: words become embeddings, no word offers the trained fallback.
+        """Look up cues: words become embeddings, and no word means the trained fallback.
 
-        Of a method that takes no cues these are empty. Raises :class:`CueError` for a word without embedding, cues of
-        another bundle's shape, and any cue for a method that takes none.
+        For a method that takes no cues, the result is empty.
+
+        Raises:
+            CueError: A word has no embedding, cues have another bundle's shape, or the method takes no cues.
         """
         cues = cues.split(",") if isinstance(cues, str) else cues
         if (cue := self.bundle.manifest.cue) is None:
@@ -203,14 +208,17 @@ class Pipeline:
         return cues if cues.valid.any() else replace(cues, source="fallback")
 
     def cues_by_time(self, cues: Offered | TimedCues) -> Callable[[float], Offered]:
-        """Time of a frame (seconds) → what is offered with it. Raises :class:`CueError`, see :meth:`cues_of`."""
+        """Return a function from the time of a frame (seconds) to the cues that are offered with it.
+
+        Raises :class:`CueError`, see :meth:`cues_of`.
+        """
         if isinstance(cues, TimedCues):
             return cues.at
         looked_up = cues if isinstance(cues, str) and cues == AUTO else self.cues_of(cues)
         return lambda seconds: looked_up
 
     def open_stream(self) -> Stream:
-        """A stream that keeps its outputs apart from the others: one for each video, and one for each thread."""
+        """Open a stream with separate kept outputs. Each video, and each thread, needs its own stream."""
         return Stream(self)
 
     def segment(
@@ -219,13 +227,18 @@ class Pipeline:
         sound: AudioWindow | NDArray[np.float32],
         cues: Offered = None,
     ) -> Segmentation:
-        """Segment what sounds in one frame. Threads that call this wait for each other; with a stream each they do not.
+        """Segment the sounding objects in one frame.
+
+        Threads that call this wait for each other. Threads that each use their own stream do not.
 
         Args:
             frame: A picture (H, W, 3) uint8 RGB.
-            sound: The window (15600,) float32 at 16 kHz around it.
-            cues: Words of the bundle's table for what is visible, or "auto" for what its tagger sees. Default: none,
-                so that the model uses its fallback, "something that sounds".
+            sound: The audio window (15600,) float32 at 16 kHz around it.
+            cues: Words of the bundle's table for visible objects, or "auto" for the objects that its tagger finds.
+                Default: none, so that the model uses its fallback, "something that sounds".
+
+        Returns:
+            The masks and the model's other outputs for this frame.
 
         Raises:
             CueError: A word has no embedding, or the bundle has no tagger.
@@ -245,7 +258,28 @@ class Pipeline:
         video_track: int | None = None,
         audio_track: int | None = None,
     ) -> Iterator[Segmentation]:
-        """Segment a file frame by frame. The options, and the errors, are those of :class:`VideoSource`."""
+        """Segment a file frame by frame.
+
+        Args:
+            path: The file.
+            cues: The cues of each frame, as :meth:`segment` takes them, or by time. Default: none.
+            mode: "file" for all frames, "paper" for one frame per second. Default: "file".
+            mute: Use silence. Default: False.
+            noise_dbfs: Use white noise of this level (RMS, in dBFS). Default: no noise.
+            sound_from: Use the sound of this file. Default: the file's own.
+            fps: Frames per second to take, in mode "file". Default: all.
+            video_track: Number of the video track. Default: the track that players take.
+            audio_track: Number of the audio track. Default: the track that players take.
+
+        Returns:
+            An iterator over the segmentations.
+
+        Raises:
+            InputNotFoundError: One of the files does not exist.
+            MediaError: One of the files can't be decoded.
+            ValueError: The options exclude each other.
+            CueError: A word has no embedding, or the bundle has no tagger.
+        """
         cues_at, stream = self.cues_by_time(cues), self.open_stream()
         with VideoSource(
             path,
@@ -262,7 +296,7 @@ class Pipeline:
 
 
 class Stream:
-    """One video in a pipeline, with its own kept outputs; the engines are the pipeline's.
+    """One video in a pipeline, with its own kept outputs and the pipeline's engines.
 
     Streams of one pipeline run in parallel, each in its own thread. Within a stream one thread may encode while
     another decodes; all other calls wait for each other.
@@ -289,26 +323,42 @@ class Stream:
         sound: AudioWindow | NDArray[np.float32],
         cues: Offered = None,
     ) -> Segmentation:
-        """Segment what sounds in one frame, as :meth:`Pipeline.segment`."""
-        with self._kept.encoding:  # until the masks are there: the next picture goes into the same buffers
+        """Segment the sounding objects in one frame, as :meth:`Pipeline.segment` does.
+
+        Args:
+            frame: A picture (H, W, 3) uint8 RGB.
+            sound: The audio window (15600,) float32 at 16 kHz around it.
+            cues: Words, looked-up cues or "auto". Default: none.
+
+        Returns:
+            The masks and the model's other outputs for this frame.
+
+        Raises:
+            CueError: A word has no embedding, or the bundle has no tagger.
+        """
+        with self._kept.encoding:  # hold it until the masks are done: the next picture is written to the same buffers
             encoded = self._stages.encode(self._kept, frame)
             with self._kept.decoding:
                 return self._decode(encoded, sound, cues)
 
     def tags(self, frame: Frame | NDArray[np.uint8]) -> dict[str, float]:
-        """How sure the bundle's tagger is (0 … 1) of each of its words. Raises :class:`CueError` (it has none)."""
+        """Return the confidence (0 … 1) of the bundle's tagger for each of its words.
+
+        Raises :class:`CueError` if the bundle has no tagger.
+        """
         with self._kept.encoding:
             return self.tags_of(self._stages.encode(self._kept, frame))
 
     def tags_of(self, encoded: Encoded) -> dict[str, float]:
-        """The same, of a picture that is encoded already."""
+        """Return the tagger's confidences for an encoded picture; see :meth:`tags`."""
         tagger = self.pipeline.check_tagger()
         return dict(zip(tagger.words, self._read_tags(encoded).tolist(), strict=True))
 
     def heard(self) -> NDArray[np.float32]:
-        """A description (d_A,) of the window that was segmented last, by the last stage that depends on it alone.
+        """Return a description (d_A,) of the audio window that was segmented last.
 
-        Of a program without such a stage it is the window itself (15600,).
+        It is the output of the last stage that depends only on the window. A program without such a stage returns the
+        window (15600,).
         """
         with self._kept.decoding:
             if not (stages := self.pipeline.program.sound_stages):
@@ -318,16 +368,28 @@ class Stream:
             return audio.reshape(-1).copy()
 
     def encode(self, frame: Frame | NDArray[np.uint8]) -> Encoded:
-        """Run the half of :meth:`segment` that depends on the picture alone, in one thread; :meth:`decode` in another.
+        """Run the half of :meth:`segment` that depends only on the picture; another thread may run :meth:`decode`.
 
-        Two pictures have room, in turn: one stays as it is until the second one after it is begun, so that the last
-        can be decoded again while the next is encoded.
+        Two pictures are kept in turn. A picture stays valid until encoding begins for the second picture after it, so
+        that the last one can be decoded again while the next is encoded.
         """
         with self._kept.encoding:
             return self._stages.encode(self._kept, frame, is_ahead=True)
 
     def decode(self, encoded: Encoded, sound: AudioWindow | NDArray[np.float32], cues: Offered = None) -> Segmentation:
-        """Run the other half: what sounds in an encoded picture. Its stamps begin with those of the picture."""
+        """Run the other half of :meth:`segment` on an encoded picture.
+
+        Args:
+            encoded: The picture, from :meth:`encode`.
+            sound: The audio window (15600,) float32 at 16 kHz around it.
+            cues: Words, looked-up cues or "auto". Default: none.
+
+        Returns:
+            The segmentation. Its stamps begin with those of the picture.
+
+        Raises:
+            CueError: A word has no embedding, or the bundle has no tagger.
+        """
         with self._kept.decoding:
             return self._decode(encoded, sound, cues)
 
@@ -361,7 +423,7 @@ class Stream:
         labels = stages.operators_of(kept).labels(masks, (frame.image.shape[0], frame.image.shape[1]), shares)
         scores = masks.numpy()[0]  # after the labels, which are queued while the graphs still run
         stamps["labelled"] = time.monotonic()
-        if decoder.is_asynchronous:  # a run has only queued its work: its stamp says when that was
+        if decoder.is_asynchronous:  # a run has only queued its work, and its stamp is the time of queueing
             stamps = {"started": stamps["started"], "segmented": stamps["labelled"]}
         gate = find_tensor(sources, CUE_GATE)
         return Segmentation(

@@ -12,7 +12,8 @@ from PIL import Image
 def nearest_size(image: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Return the bucket (height, width) whose shape distorts a picture (H, W, 3) least.
 
-    Of several with one shape, the smallest whose area is not below the picture's; if there is none, the largest.
+    Among buckets of the same shape, this is the smallest one with at least the picture's area. If all are smaller, it
+    is the largest.
     """
     shape, area = np.log(image.shape[0] / image.shape[1]), image.shape[0] * image.shape[1]
 
@@ -26,7 +27,7 @@ def nearest_size(image: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> 
 
 
 def resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize a picture (H, W, 3) uint8 to ``size`` (height, width): bilinear and antialiased.
+    """Resize a picture (H, W, 3) uint8 to ``size`` (height, width), bilinear and antialiased.
 
     Training, the CPU path and the CUDA kernels share this resize: a triangle filter as wide as the scale.
     """
@@ -40,8 +41,8 @@ def fitted_size(image: NDArray[np.uint8], bucket: tuple[int, int], fit: str) -> 
     """Return the (height, width) that a picture is resized to.
 
     Args:
-        image: (H, W, 3).
-        bucket: (height, width) of the encoder's input.
+        image: The picture (H, W, 3).
+        bucket: Size (height, width) of the encoder's input.
         fit: "stretch" fills the bucket, "pad" keeps the picture's shape.
     """
     if fit == "stretch":
@@ -60,10 +61,10 @@ def normalised(
     """Normalise a picture: (x - mean) / std per channel.
 
     Args:
-        picture: (height, width, 3) uint8 RGB.
-        mean: Of each channel, in grey levels.
-        std: Of each channel, in grey levels.
-        bucket: (height, width) to pad to, with zeros below and to the right. Default: no padding.
+        picture: RGB picture (height, width, 3) uint8.
+        mean: Mean of each channel, in grey levels.
+        std: Standard deviation of each channel, in grey levels.
+        bucket: Size (height, width) to pad to, with zeros below and to the right. Default: no padding.
 
     Returns:
         (1, 3, height, width) float32.

@@ -1,4 +1,4 @@
-"""Runs the stages of a program for one frame: only those whose inputs have changed since the last frame."""
+"""Run the stages of a program for one frame, only those whose inputs have changed since the last frame."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from teso_deploy.pipeline.preprocess import fitted_size, nearest_size, resized
 from teso_deploy.program import MASKS, Stage, run_program
 from teso_deploy.types import Cues, Frame, ImageSize
 
-#: In place of cues: those of the bundle's own tagger, new for each frame. In place of a size: each frame's nearest.
+#: Given instead of cues: the words of the bundle's tagger, new for each frame. Given instead of a size: the nearest
+#: size of each frame.
 AUTO: Literal["auto"] = "auto"
 
 
 class StageRunner:
-    """The engines of a bundle and the counts of all streams; what a stream keeps is given to each call.
+    """The engines of a bundle and the counts of all streams. Each call gets the state of its stream.
 
-    Engines of the first size are loaded at once, those of another one when a frame needs it.
+    Engines of the first size are loaded at once, those of another size when a frame needs it.
     """
 
     def __init__(
@@ -48,11 +49,11 @@ class StageRunner:
         self._factory, self._operators = factory, operators
         first = bundle.sizes[0] if size == AUTO else size
         self.first = {name: self.engine(bundle.graph_at(name, first)) for name in self.program.names}
-        # A stage that looks at the picture beside something else runs later, when the operators may have another one.
+        # A stage that needs the picture and another input runs later, when the operators may hold another picture.
         self._keeps_image = any("image" in stage.inputs for stage in self.program.mask_stages)
 
     def engine(self, graph: str) -> Engine:
-        """The engine of a graph, by its name in the manifest; loaded once, when a thread first needs it."""
+        """Return the engine of a graph, by its name in the manifest. It is loaded when a thread first needs it."""
         if graph not in self.engines:
             with self._loading:
                 if graph not in self.engines:
@@ -60,30 +61,33 @@ class StageRunner:
         return self.engines[graph]
 
     def operators_of(self, kept: Kept) -> Operators:
-        """The operators of a stream."""
+        """Return the operators of a stream."""
         if kept.operators is None:
             with self._loading:  # one thread may encode while another decodes
                 kept.operators = kept.operators or self._operators(self.bundle.manifest)
         return kept.operators
 
     def bucket_of(self, image: NDArray[np.uint8]) -> ImageSize:
-        """The bucket (height, width) that a picture (H, W, 3) is fitted to."""
+        """Return the bucket (height, width) that a picture (H, W, 3) is fitted to."""
         return nearest_size(image, self.bundle.sizes) if self.size == AUTO else self.size
 
     def encode(self, kept: Kept, frame: Frame | NDArray[np.uint8], *, is_ahead: bool = False) -> Encoded:
-        """Run the stages that depend on the picture alone.
+        """Run the stages that depend only on the picture.
 
         Args:
-            kept: What the stream keeps. The caller holds its lock ``encoding``.
+            kept: The stream's state. The caller holds its lock ``encoding``.
             frame: The picture (H, W, 3) uint8 RGB.
-            is_ahead: Whether the picture before this one may still be decoded.
+            is_ahead: Whether the picture before this one may still be decoded. Default: no.
+
+        Returns:
+            The encoded picture.
         """
         frame = frame if isinstance(frame, Frame) else Frame(frame, pts_seconds=0.0)
         started = time.monotonic()
         bucket = self.bucket_of(frame.image)
         fitted = fitted_size(frame.image, bucket, self.bundle.manifest.preprocessing.fit)
         operators = self.operators_of(kept)
-        # By the frame itself where the host does not need it resized.
+        # Compare the frame itself if the host does not need its resized copy.
         content = (
             frame.image if operators.compares_frames and not self.still_threshold else resized(frame.image, fitted)
         )
@@ -102,20 +106,29 @@ class StageRunner:
             image = (image if isinstance(image, np.ndarray) else image.numpy()).copy()
         picture.put(kept.next_version(), None, {"image": image})
         sources = self._run(kept, self.program.picture_stages, {"image": picture}, bucket, turn)
-        # Only now: a picture whose stages failed is not one that was encoded. The caller may reuse the frame's buffer.
+        # Set it only now: a picture whose stages failed was not encoded. Copy it, as the caller may reuse the buffer.
         picture.content = (content.copy() if np.may_share_memory(content, frame.image) else content,)
         return Encoded(frame, sources, fitted, bucket, started, time.monotonic())
 
     def _compare(
         self, kept: Kept, bucket: ImageSize, turn: int, content: NDArray[np.uint8]
     ) -> tuple[KeptInput, Likeness | None]:
-        """The picture of a turn, and how it is like a new one."""
+        """Return the picture of a turn, and its likeness to a new one."""
         picture = kept.pictures.setdefault((bucket, turn), KeptInput())
         encoded = picture.content[0] if picture.content else None
         return picture, likeness(content, encoded, self.still_threshold)
 
     def hear(self, kept: Kept, sources: Mapping[str, Source], samples: NDArray[np.float32]) -> dict[str, Source]:
-        """Run the stages that depend on the audio window (15600,) alone; ``sources`` with them and the window."""
+        """Run the stages that depend only on the audio window.
+
+        Args:
+            kept: The stream's state. The caller holds its lock ``decoding``.
+            sources: The stages that have run, by name.
+            samples: The window (15600,) float32.
+
+        Returns:
+            ``sources`` with the window and these stages.
+        """
         window = kept.inputs.setdefault("audio_window", KeptInput())
         if not window.holds((samples,)):
             samples = samples.copy()
@@ -124,7 +137,16 @@ class StageRunner:
         return self._run(kept, self.program.sound_stages, with_window, self.bundle.sizes[0])
 
     def offer(self, kept: Kept, sources: Mapping[str, Source], cues: Cues) -> dict[str, Source]:
-        """Run the stages that depend on the cues, but not on the picture; ``sources`` with them and the cues."""
+        """Run the stages that depend on the cues, but not on the picture.
+
+        Args:
+            kept: The stream's state. The caller holds its lock ``decoding``.
+            sources: The stages that have run, by name.
+            cues: The cues.
+
+        Returns:
+            ``sources`` with the cues and these stages.
+        """
         offered = kept.inputs.setdefault("cues", KeptInput())
         if not offered.holds((cues.embeddings, cues.valid)):
             embeddings, valid = cues.embeddings.copy(), cues.valid.copy()
@@ -134,7 +156,16 @@ class StageRunner:
         return self._run(kept, self.program.query_stages, with_cues, self.bundle.sizes[0])
 
     def finish(self, kept: Kept, sources: Mapping[str, Source], bucket: ImageSize) -> dict[str, Source]:
-        """Run the stages that depend on the picture and on something else; ``sources`` with them."""
+        """Run the stages that depend on the picture and on another input.
+
+        Args:
+            kept: The stream's state. The caller holds its lock ``decoding``.
+            sources: The stages that have run, by name.
+            bucket: Size (height, width) of the encoder's input.
+
+        Returns:
+            ``sources`` with these stages.
+        """
         return self._run(kept, self.program.mask_stages, sources, bucket)
 
     def _run(
@@ -171,7 +202,7 @@ class StageRunner:
 
 
 def find_tensor(sources: Mapping[str, Source], name: str) -> tuple[Tensor, KeptGraph] | None:
-    """The tensor of that name and the stage that gives it; None if no stage does."""
+    """Return the tensor of that name and the stage that computes it; None if no stage does."""
     for source in sources.values():
         if isinstance(source, KeptGraph) and name in source.outputs:
             return source.outputs[name], source
@@ -179,7 +210,10 @@ def find_tensor(sources: Mapping[str, Source], name: str) -> tuple[Tensor, KeptG
 
 
 def find_masks(sources: Mapping[str, Source]) -> tuple[Tensor, KeptGraph]:
-    """Class scores (1, C, h, w) and the stage that gives them. Raises :class:`BundleError`."""
+    """Return the class scores (1, C, h, w) and the stage that computes them.
+
+    Raises :class:`BundleError` if no stage does.
+    """
     found = find_tensor(sources, MASKS)
     if found is None:
         raise BundleError(f"no graph of the bundle's program gives {MASKS}: export the bundle again")

@@ -1,4 +1,4 @@
-"""Ask a source for the cues of a whole file, before the file is run."""
+"""Ask a source for the cues of a whole file, before the file is segmented."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from teso_deploy.types import AudioWindow, Frame
 MAX_RETRIES = 3
 #: A source that names a longer waiting time has failed.
 MAX_PATIENCE_SECONDS = 120.0
-#: Time between the pictures that a captioner of videos is shown.
+#: Time between the pictures that a video captioner receives.
 EARLIER_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the model itself finds in a picture, for the sources that use it.
+    """The model's own findings in a picture, for the sources that use them.
 
     Attributes:
         tags: Word → the tagger's confidence. None: not requested.
@@ -55,6 +55,9 @@ class Seen:
             tags: Whether tags are requested.
             masks: Whether masks are requested.
 
+        Returns:
+            The model's findings.
+
         Raises:
             CueError: Tags are requested, and the bundle has no tagger.
         """
@@ -73,7 +76,7 @@ class Watch:
 
     Attributes:
         every_seconds: Ask again after this time. None: at new scenes only. Default: 10.
-        frames: Number of pictures that the source is shown at a time, the newest last. Default: 1.
+        frames: Number of pictures that the source receives at a time, the newest last. Default: 1.
         tags: Whether the source uses tags, see :class:`Seen`. Default: False.
         masks: Whether the source uses masks, see :class:`Seen`. Default: False.
         times: More times to ask at, in seconds, such as the changes in a file of cues. Default: none.
@@ -106,7 +109,19 @@ class _Earlier:
 def ask_patiently(
     source: CueSource, moment: CueMoment, sleep: Callable[[float], None] = time.sleep
 ) -> CueAnswer | None:
-    """Ask, and ask again after the waiting time if the source names one. Raises :class:`CueSourceError`."""
+    """Ask a source. If it names a waiting time, wait and ask again.
+
+    Args:
+        source: The source.
+        moment: The picture and its sound.
+        sleep: Waits for some seconds. Default: :func:`time.sleep`.
+
+    Returns:
+        The answer; None if the source has none.
+
+    Raises:
+        CueSourceError: The source failed, also after :data:`MAX_RETRIES` waits.
+    """
     for _ in range(MAX_RETRIES):
         try:
             return source.ask(moment)
@@ -165,20 +180,33 @@ def cues_of_video(
     sound: Mapping[str, Any] = MappingProxyType({}),
     unanswered: Unanswered | None = None,
 ) -> VideoCues:
-    """Look through a file and ask ``source`` when ``watch`` says so.
+    """Find the cues of a whole file by asking a source about some of its pictures.
 
-    An answer holds until the next. Where the source has none, none holds: the model then falls back. ``pipeline``:
-    where tags or masks are wanted. ``progress`` is called with the seconds that are done. ``sound``: tracks, and what
-    :class:`VideoSource` takes in place of the file's own. ``unanswered``: counts the pictures about which the source
-    answered nothing.
+    An answer is used until the next one. If the source has no answer, no cues are offered, and the model uses its
+    fallback.
 
-    Raises :class:`InputNotFoundError`, :class:`MediaError`, :class:`CueError`, :class:`CueSourceError`, the last also
-    where the source answered nothing at all.
+    Args:
+        source: The source of cues.
+        path: The file.
+        watch: When the source is asked, and what it receives.
+        pipeline: The model, if the source uses tags or masks. Default: none.
+        progress: Called with the seconds of the file that are done. Default: ignored.
+        sound: The tracks, and the options of :class:`VideoSource` that replace the file's own sound. Default: none.
+        unanswered: Counts the pictures without an answer. Default: a new count.
+
+    Returns:
+        The cues by time.
+
+    Raises:
+        InputNotFoundError: The file does not exist.
+        MediaError: The file can't be decoded.
+        CueError: The bundle has no tagger, and the source uses tags.
+        CueSourceError: The source failed, or answered no question about the file.
     """
     spans: list[Span] = []
     unanswered = Unanswered() if unanswered is None else unanswered
     unanswered.begin()
-    # Only masks depend on the sound: without them the file's sound need not be decoded.
+    # Only masks depend on the sound: without them, do not decode the file's sound.
     with VideoSource(path, **(sound if watch.masks else _without_sound(sound))) as file:
         for moment in _moments(file, watch, pipeline, progress):
             answer = unanswered.ask(source, moment)
@@ -197,7 +225,7 @@ def cues_of_video(
 def _moments(
     file: VideoSource, watch: Watch, pipeline: Pipeline | None, progress: Callable[[float], None]
 ) -> Iterator[CueMoment]:
-    """What is to be asked about, in order."""
+    """Yield the moments that the source is asked about, in order."""
     if (watch.tags or watch.masks) and pipeline is None:
         raise ValueError("tags and masks come from a pipeline: give one")
     stream = None if pipeline is None else pipeline.open_stream()

@@ -21,7 +21,7 @@ Mode = Literal["file", "paper"]
 #: Where the sound comes from; ``none``: the file has no sound that can be decoded, and silence is used.
 SoundName = Literal["own", "mute", "noise", "other file", "none"]
 
-#: Where in each second the AVS data sets take its frame.
+#: Time within each second at which the AVS data sets take its frame.
 PAPER_MOMENT_SECONDS = 0.9375
 NOISE_SEED = 0
 
@@ -35,9 +35,9 @@ class Moment(NamedTuple):
 
 
 def choose_one_a_second(frames: Iterable[Frame], frame_seconds: float) -> Iterator[tuple[int, Frame]]:
-    """Give (k, the last frame at or before k + 0.9375 s) for each second k that the frames reach.
+    """Yield (k, the last frame at or before k + 0.9375 s) for each second k that the frames reach.
 
-    ``frame_seconds``: how long the last frame lasts. A clip that is shorter than 0.9375 s gives its last frame.
+    ``frame_seconds`` is the duration of the last frame. A clip shorter than 0.9375 s yields its last frame.
     """
     second, held = 0, None
     for frame in frames:

@@ -1,1 +1,1 @@
-"""Parity of every form with PyTorch, and control by sound."""
+"""Check the parity of every form with PyTorch, and that the masks follow the sound."""

@@ -1,4 +1,7 @@
-"""Does a form still obey the sound as the model does? Silence, noise and another object on the reference's picture."""
+"""Audio control: do the masks of a form follow the sound as the model's do?
+
+The reference's picture is segmented with silence, noise, and the sound of another object.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,18 @@ from teso_deploy.verification.parity import Arrays, Limits, row_agreement
 from teso_deploy.verification.probes import ROWS
 
 NOISE_DBFS = (-40, -25, -10)
-#: Sounds whose masks are in the reference, by the row that has them.
+#: Sounds whose masks are in the reference → their row.
 STORED = {name: ROWS.index(name) for name in ("own", "other", "muted")}
 SOUNDS = (*STORED, *(f"noise {level} dBFS" for level in NOISE_DBFS))
-#: What leaves the picture of a trained model blank.
+#: Sounds for which the masks of a trained model are blank.
 BLANK_SOUNDS = tuple(name for name in SOUNDS if name.startswith(("muted", "noise")))
 
 
 def control_inputs(reference: Arrays) -> dict[str, NDArray[Any]]:
-    """Sounds (S, 15600) in the order of :data:`SOUNDS`, each with the cues that go with it.
+    """Return the sounds (S, 15600) in the order of :data:`SOUNDS`, each with its cues.
 
-    A stored sound keeps the cues of its own row, since PyTorch's masks of that row were made with them.
-    The noise is the same each time. It goes with the cues of the row "own".
+    A stored sound keeps the cues of its row, because PyTorch's masks of that row were made with them. The noise is the
+    same in each call. It has the cues of the row "own".
     """
     rng = np.random.default_rng(0)
     noise = [rng.standard_normal(WINDOW_SAMPLES) * 10 ** (level / 20) for level in NOISE_DBFS]
@@ -39,9 +42,9 @@ def control_inputs(reference: Arrays) -> dict[str, NDArray[Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """One sound, one form, one picture size: what it leaves labelled, and what it does to the model.
+    """The result of one sound for one form and one picture size: its share of labelled pixels, and the model's.
 
-    Of a sound that the model was not heard with, ``model_rate`` and ``mask_iou`` are None.
+    For a sound that the reference has no masks of, ``model_rate`` and ``mask_iou`` are None.
     """
 
     form: str
@@ -56,7 +59,7 @@ class Heard:
     mask_iou_limit: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the figures for JSON."""
         return {
             "positive_pixel_rate": self.positive_pixel_rate,
             "model_rate": self.model_rate,
@@ -67,7 +70,7 @@ class Heard:
 
     @property
     def failure(self) -> str | None:
-        """What is wrong, in words."""
+        """Describe in words what is wrong; None if nothing is."""
         where = f"audio control ({self.form}): {self.sound}"
         leaves = f"leaves {self.positive_pixel_rate:.1%} of the pixels labelled"
         if self.must_be_blank and not self.positive_pixel_rate < BLANK_PIXEL_RATE:
@@ -82,7 +85,10 @@ class Heard:
 
 
 def rate_of(scores: NDArray[Any], threshold: float) -> float:
-    """Share of labelled pixels of scores (C, h, w), at four times their size; NaN for what is no number."""
+    """Return the share of labelled pixels of scores (C, h, w), at four times their size.
+
+    NaN if a score is not a number.
+    """
     if not np.isfinite(scores).all():
         return float("nan")
     labels = labels_of(scores, (scores.shape[1] * 4, scores.shape[2] * 4), threshold)
@@ -100,8 +106,23 @@ def control(
     limits: Limits,
     least_mask_iou: float,
 ) -> list[Heard]:
-    """Every sound of :data:`SOUNDS`: masks ``heard`` (S, C, h, w) beside the model's, where those are known."""
-    # Masks of weights that mean nothing are measured only, as they are by the parity.
+    """Compare the masks of every sound of :data:`SOUNDS` with the model's, where the model's are known.
+
+    Args:
+        form: Name of the form.
+        size: Height and width of the picture.
+        is_first_size: Whether this is the bundle's first size.
+        heard: Masks (S, C, h, w) of the form.
+        model: Masks (C, h, w) of the model; None for sounds that the reference has no masks of.
+        threshold: The lowest probability (0 … 1) that gives a label.
+        is_trained: Whether the model is trained. Only then silence and noise must give blank masks.
+        limits: The limits of the form's precision.
+        least_mask_iou: The least IoU with the model's masks; 0 if masks are only measured.
+
+    Returns:
+        One result per sound.
+    """
+    # Masks of untrained weights are only measured, as in the parity check.
     rate_limit = limits.pixel_rate if least_mask_iou > 0 else float("inf")
     return [
         Heard(

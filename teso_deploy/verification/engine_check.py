@@ -1,4 +1,4 @@
-"""Is this engine still the graph? A built engine against ONNX Runtime on the CPU, on the reference's inputs."""
+"""Compare a built engine with ONNX Runtime on the CPU, on the reference's inputs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from teso_deploy.verification.parity import LIMITS, MEASURED_ONLY, parity_of
 
 
 def _size_of(bundle: Bundle, graph: str) -> tuple[int, int]:
-    """The first bucket that a graph of the manifest is of."""
+    """Return the first bucket that a graph of the manifest belongs to."""
     name = graph.partition("@")[0]
     return next(size for size in bundle.sizes if bundle.graph_at(name, size) == graph)
 
 
 def check_against_onnxruntime(bundle: Bundle, graph: str) -> Check:
-    """What :func:`make_engine` asks of an engine of a graph, by its name in the manifest.
+    """Make the check that :func:`make_engine` runs on an engine of a graph, by its name in the manifest.
 
-    The check gives the figures of :class:`GraphParity` and raises :class:`CheckFailedError` where they miss the
-    limits of the engine's precision.
+    The check returns the figures of :class:`GraphParity`. It raises :class:`CheckFailedError` if they miss the limits
+    of the engine's precision.
     """
 
     def check(engine: TensorRTEngine) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def check_against_onnxruntime(bundle: Bundle, graph: str) -> Check:
         parity = parity_of(engine.run(feeds), expected, threshold)
         is_rounded = engine.precision != "fp32" or engine.sidecar.settings.tf32
         limits = LIMITS["fp16" if engine.precision == "fp32" and is_rounded else engine.precision].canonical
-        # Masks of weights that mean nothing tip over at a touch.
+        # Masks of untrained weights flip at the smallest difference.
         limits = MEASURED_ONLY if is_rounded and not bundle.manifest.trained else limits
         if failure := parity.failure(limits):
             raise CheckFailedError(

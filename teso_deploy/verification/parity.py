@@ -1,7 +1,7 @@
-"""How much two runs of a graph agree, in order of severity, and how much they have to.
+"""How well two runs of a graph agree, in order of severity, and how well they have to agree.
 
-Masks come first: they are what a user sees. Then the direction of every tensor (cosine), then its
-largest error. All thresholds are in :data:`LIMITS`.
+Masks come first, because users see them. Then follow the direction of every tensor (cosine) and its largest error. All
+thresholds are in :data:`LIMITS`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from teso_deploy.labels import labels_of
 from teso_deploy.types import BLANK_PIXEL_RATE, Precision
 
 Arrays = Mapping[str, NDArray[Any]]
-#: Two tensors without a larger value than this have no direction to differ in.
+#: If no value of two tensors is larger than this, their directions are not compared.
 NOTHING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """The least agreement that passes; the default is what two right fp32 implementations differ by.
+    """The least agreement that passes. The default is the difference between two correct fp32 implementations.
 
-    ``max_abs_error`` is in units of the tensor's largest value where that is above 1.
+    ``max_abs_error`` is in units of the tensor's largest value if that is above 1.
     """
 
     pixel_agreement: float = 0.999
@@ -36,12 +36,12 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a form of one precision is held to.
+    """The limits for a form of one precision.
 
     ``pytorch``: against PyTorch's outputs. ``canonical``: against the canonical graphs in the same
-    runtime, each graph given equal inputs. ``pixel_rate``: how far the share of labelled pixels may
-    be from the model's, for any sound. ``node``: an error of one tensor, as a share of its largest
-    value, from which on the node that computed it is named.
+    runtime, each graph with equal inputs. ``pixel_rate``: allowed difference between the share of labelled pixels and
+    the model's, for any sound. ``node``: if the error of a tensor, as a share of its largest value, is at least this,
+    the node that computed the tensor is named.
     """
 
     pytorch: Thresholds
@@ -51,32 +51,33 @@ class Limits:
 
     @property
     def chain(self) -> Thresholds:
-        """Of masks against the canonical graphs' with every graph fed by the one before it.
+        """Thresholds for masks against the canonical graphs', if each graph gets the outputs of the one before it.
 
-        A pixel at the edge of the masked attention may tip over, so that the largest error is PyTorch's.
+        A pixel at the edge of the masked attention may flip, so the limit of the largest error is the one for PyTorch.
         """
         return replace(self.canonical, max_abs_error=self.pytorch.max_abs_error)
 
 
 FP32 = Thresholds()
-#: The table, by the precision of a form. A rounded number may tip a pixel over the threshold: the floors of
-#: masks leave room for outlines, none for an object. Errors of features say little; in half precision and int8
-#: they only bar nonsense.
+#: The limits by the precision of a form. Rounding may move a pixel across the threshold, so the limits of masks
+#: tolerate changed outlines, but not a missing object. Errors of features say little. In half precision and int8 their
+#: limits only exclude nonsense.
 LIMITS: Mapping[Precision, Limits] = {
     "fp32": Limits(FP32, Thresholds(0.999, 0.999, 0.9999, 1e-4), pixel_rate=0.002, node=1e-3),
     "fp16": Limits(Thresholds(0.99, 0.98, 0.999, 0.25), Thresholds(0.99, 0.98, 0.999, 0.25), 0.005, node=0.05),
     "bf16": Limits(Thresholds(0.98, 0.95, 0.995, 1.0), Thresholds(0.98, 0.95, 0.995, 1.0), 0.01, node=0.2),
     "int8": Limits(Thresholds(0.98, 0.95, 0.99, 1.0), Thresholds(0.98, 0.95, 0.99, 1.0), 0.01, node=0.5),
 }
-#: Masks of weights that mean nothing, in less than fp32: they have to be numbers.
+#: For untrained weights in less than fp32: masks only have to be numbers.
 MEASURED_ONLY = Thresholds(0.0, 0.0, 0.0, float("inf"))
 
 
 @dataclass(frozen=True, slots=True)
 class GraphParity:
-    """Two runs of a graph; of several tensors the worst. Mask figures are of graphs that give masks.
+    """The agreement of two runs of a graph. Of several tensors, the worst counts.
 
-    ``scale``: the largest value of the tensor with the largest error, at least 1; ``tensor``: its name.
+    Only graphs that compute masks have mask figures. ``scale`` is the largest value of the tensor with the largest
+    error, at least 1, and ``tensor`` its name.
     """
 
     cosine: float
@@ -87,7 +88,7 @@ class GraphParity:
     tensor: str = ""
 
     def worst(self, limits: Thresholds) -> tuple[int, str] | None:
-        """The most severe figure that misses its threshold: how severe (0 is a mask), and in words."""
+        """Return the most severe figure that misses its threshold: its severity (0 is a mask), and a description."""
         figures = (
             (0, "pixel agreement", self.pixel_agreement, limits.pixel_agreement, 1),
             (0, "mask IoU", self.mask_iou, limits.mask_iou, 1),
@@ -100,12 +101,12 @@ class GraphParity:
         return None
 
     def failure(self, limits: Thresholds) -> str | None:
-        """The most severe figure that misses its threshold, in words."""
+        """Describe the most severe figure that misses its threshold; None if none does."""
         found = self.worst(limits)
         return found[1] if found else None
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures, for JSON."""
+        """Return the figures for JSON."""
         return {
             "mask_iou": self.mask_iou,
             "pixel_agreement": self.pixel_agreement,
@@ -115,7 +116,7 @@ class GraphParity:
 
 
 def compare(ours: NDArray[Any], reference: NDArray[Any]) -> tuple[float, float]:
-    """Cosine and largest absolute error of two tensors of equal shape; NaN where the shapes differ."""
+    """Return cosine and largest absolute error of two tensors; NaN if their shapes differ."""
     if ours.shape != reference.shape:
         return float("nan"), float("nan")
     a, b = ours.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
@@ -127,9 +128,15 @@ def compare(ours: NDArray[Any], reference: NDArray[Any]) -> tuple[float, float]:
 
 
 def row_agreement(ours: NDArray[np.float32], reference: NDArray[np.float32], threshold: float) -> tuple[float, float]:
-    """IoU and share of equal pixels of one frame's labels (C, h, w), at four times the size of the scores.
+    """Compare the labels of one frame, at four times the size of the scores.
 
-    Two frames that both count as blank have an IoU of 1.
+    Args:
+        ours: Class scores (C, h, w).
+        reference: The model's class scores (C, h, w).
+        threshold: The lowest probability (0 … 1) that gives a label.
+
+    Returns:
+        IoU, and the share of equal pixels. Two frames that both count as blank have an IoU of 1.
     """
     size = (reference.shape[1] * 4, reference.shape[2] * 4)
     left, right = labels_of(ours, size, threshold), labels_of(reference, size, threshold)
@@ -141,7 +148,16 @@ def row_agreement(ours: NDArray[np.float32], reference: NDArray[np.float32], thr
 
 
 def compare_masks(ours: NDArray[Any], reference: NDArray[Any], threshold: float) -> tuple[float, float]:
-    """IoU and share of equal pixels of masks (B, C, h, w): of the worst frame. See :func:`row_agreement`."""
+    """Compare the labels of several frames; see :func:`row_agreement`.
+
+    Args:
+        ours: Class scores (B, C, h, w).
+        reference: The model's class scores (B, C, h, w).
+        threshold: The lowest probability (0 … 1) that gives a label.
+
+    Returns:
+        The lowest IoU and the lowest share of equal pixels of any frame. NaN if shapes differ or a score is not finite.
+    """
     if ours.shape != reference.shape or not np.isfinite(ours).all():
         return float("nan"), float("nan")
     rows = [row_agreement(a, b, threshold) for a, b in zip(ours, reference, strict=True)]
@@ -149,7 +165,16 @@ def compare_masks(ours: NDArray[Any], reference: NDArray[Any], threshold: float)
 
 
 def parity_of(ours: Arrays, reference: Arrays, threshold: float) -> GraphParity:
-    """All tensors of ``ours`` against those of the same name; of ``masks`` the labels too."""
+    """Compare tensors with the reference's tensors of the same name, and the labels of ``masks``.
+
+    Args:
+        ours: Outputs of a graph by name.
+        reference: The model's tensors by name.
+        threshold: The lowest probability (0 … 1) that gives a label.
+
+    Returns:
+        The agreement.
+    """
     cosines, worst = [], GraphParity(1.0, -1.0)
     for name, value in ours.items():
         expected = reference[name]

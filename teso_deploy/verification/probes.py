@@ -1,4 +1,4 @@
-"""What a set of engines gives for the inputs of ``reference.npz``: each graph by itself, and the whole program."""
+"""Outputs of a set of engines for the inputs of ``reference.npz``: of each graph alone, and of the whole program."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from teso_deploy.program import EXTERNAL_TENSORS, MASKS, Program, group_inputs, 
 from teso_deploy.types import ImageSize
 from teso_deploy.verification.parity import Arrays
 
-#: What the rows of the reference's sounds, cues and masks are. Of what depends on the picture alone it has one row.
+#: The rows of the reference's sounds, cues and masks. Tensors that depend only on the picture have one row.
 ROWS = ("own", "muted", "other", "no cue")
-#: Rows that go with the pictures of a batch.
+#: The rows that are combined with the pictures of a batch.
 BATCH_ROWS = (0, 2, 3)
 
 
 class Runs(Protocol):
-    """What is needed of an engine, so that PyTorch can be one."""
+    """The part of an engine's interface that is used here, so that PyTorch can run the graphs too."""
 
     @property
     def precision(self) -> str:
-        """What it computes in."""
+        """The precision that it computes in."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -38,17 +38,17 @@ class Runs(Protocol):
         """Names of the outputs."""
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """All outputs for all inputs."""
+        """Compute all outputs from all inputs."""
 
 
-#: Graph → what runs it, at one picture size.
+#: Graph → its engine, at one picture size.
 Engines = Mapping[str, Runs]
 
 
 def reference_at(bundle: Bundle, size: ImageSize) -> dict[str, NDArray[Any]]:
-    """Read ``reference.npz`` as the graphs of a bucket see it, by plain tensor names.
+    """Read ``reference.npz`` for the graphs of a bucket, by plain tensor names.
 
-    Raises :class:`BundleError` when it lacks one of their tensors.
+    Raises :class:`BundleError` if it lacks one of their tensors.
     """
     program, is_first = bundle.program, size == bundle.sizes[0]
     stored_names: dict[str, str] = {}
@@ -75,13 +75,13 @@ def reference_at(bundle: Bundle, size: ImageSize) -> dict[str, NDArray[Any]]:
 
 
 def _expected(tensor: TensorSpec, rows: int) -> Expected:
-    """What the reference holds of a graph's tensor; the one side that has a name is the batch."""
+    """Return the type and shape of a graph's tensor in the reference. The side that has a name is the batch."""
     kind = "b" if tensor.dtype == "bool" else "f"
     return Expected(kind, tuple(side if isinstance(side, int) else rows for side in tensor.shape))
 
 
 def take_inputs(tensors: Arrays, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Take the tensors of a graph's inputs; those of one picture are repeated for each of several sounds."""
+    """Select the tensors of a graph's inputs. Those of one picture are repeated for each of several sounds."""
     count = max(len(tensors[name]) for name in names)
     return {
         name: tensors[name] if len(tensors[name]) == count else np.repeat(tensors[name], count, axis=0)
@@ -90,18 +90,18 @@ def take_inputs(tensors: Arrays, names: Sequence[str]) -> dict[str, NDArray[Any]
 
 
 class SpreadEngine:
-    """An engine whose inputs may have batches of one beside larger ones."""
+    """An engine whose inputs may mix batches of one with larger batches."""
 
     def __init__(self, engine: Runs) -> None:
         self._engine = engine
 
     def run(self, feeds: Arrays, /) -> Arrays:
-        """All outputs for all inputs."""
+        """Compute all outputs from all inputs."""
         return self._engine.run(take_inputs(feeds, self._engine.inputs))
 
 
 def graph_outputs(engines: Engines, reference: Arrays) -> dict[str, dict[str, NDArray[Any]]]:
-    """The outputs of every graph, each given the model's tensors."""
+    """Return the outputs of every graph, each with the model's tensors as inputs."""
     return {name: engine.run(take_inputs(reference, engine.inputs)) for name, engine in engines.items()}
 
 
@@ -111,13 +111,13 @@ def run_whole(
     """Run a program on engines, each stage on the outputs of those before it.
 
     Args:
-        program: What is run.
-        engines: Of every stage, by name.
-        inputs: External tensors; one picture may go with several sounds.
+        program: The program.
+        engines: The engine of every stage, by name.
+        inputs: External tensors; one picture may be combined with several sounds.
         seen: Outputs of stages that have run already, by stage. Default: none has.
 
     Returns:
-        The outputs of the stages by tensor name, those of ``seen`` too.
+        The outputs of the stages by tensor name, including those of ``seen``.
     """
     done = seen or {}
     spread = {name: SpreadEngine(engine) for name, engine in engines.items()}
@@ -127,13 +127,13 @@ def run_whole(
 
 
 def take_rows(reference: Arrays, rows: Sequence[int]) -> dict[str, NDArray[Any]]:
-    """The reference's picture, and some rows of its sounds and cues."""
+    """Return the reference's picture, and some rows of its sounds and cues."""
     names = [name for tensors in EXTERNAL_TENSORS.values() for name in tensors if name in reference]
     return {name: reference[name] if name == "image" else reference[name][list(rows)] for name in names}
 
 
 def pictures(reference: Arrays) -> NDArray[np.float32]:
-    """(3, 3, H, W): the reference's picture, mirrored, and rolled."""
+    """Return three pictures (3, 3, H, W): the reference's, the same mirrored, and the same rolled."""
     image = reference["image"][0]
     height, width = image.shape[1:]
     return np.stack([image, image[:, :, ::-1], np.roll(image, (height // 2, width // 3), (1, 2))])
@@ -142,26 +142,45 @@ def pictures(reference: Arrays) -> NDArray[np.float32]:
 def _run_pictures(
     program: Program, engines: Engines, reference: Arrays, first: int, last: int
 ) -> dict[str, NDArray[Any]]:
-    """Every tensor between the graphs, for some of :func:`pictures`, each with its sound and cues."""
+    """Return every tensor between the graphs, for some of :func:`pictures`, each with its sound and cues."""
     images = np.ascontiguousarray(pictures(reference)[first:last])
     return run_whole(program, engines, {**take_rows(reference, BATCH_ROWS[first:last]), "image": images})
 
 
 def one_by_one(program: Program, engines: Engines, reference: Arrays) -> list[dict[str, NDArray[Any]]]:
-    """Every tensor between the graphs for each of :func:`pictures`."""
+    """Run each of :func:`pictures` alone.
+
+    Args:
+        program: The program.
+        engines: The engine of every stage, by name.
+        reference: The tensors of ``reference.npz``.
+
+    Returns:
+        Every tensor between the graphs, by name, for each picture.
+    """
     return [_run_pictures(program, engines, reference, i, i + 1) for i in range(len(BATCH_ROWS))]
 
 
 def at_once(program: Program, engines: Engines, reference: Arrays, count: int) -> dict[str, NDArray[Any]]:
-    """The same for the first ``count`` of them in one batch."""
+    """Run the first of :func:`pictures` in one batch.
+
+    Args:
+        program: The program.
+        engines: The engine of every stage, by name.
+        reference: The tensors of ``reference.npz``.
+        count: Number of pictures.
+
+    Returns:
+        Every tensor between the graphs, by name.
+    """
     return _run_pictures(program, engines, reference, 0, count)
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A set of engines at one picture size.
+    """The outputs of a set of engines at one picture size.
 
-    ``graphs``: outputs of each, given PyTorch's inputs. ``masks`` (4, C, h, w): of all graphs in a row, for
+    ``graphs``: outputs of each graph for PyTorch's inputs. ``masks`` (4, C, h, w): of the whole program, for
     the reference's rows. ``heard`` (S, C, h, w): the same for the sounds of the audio control.
     """
 
@@ -171,7 +190,17 @@ class Observed:
 
 
 def observe(program: Program, engines: Engines, reference: Arrays, heard: Arrays | None = None) -> Observed:
-    """Run everything but the batches. ``heard``: sounds (S, 15600) of the audio control, each with its cues."""
+    """Run everything except the batches.
+
+    Args:
+        program: The program.
+        engines: The engine of every stage, by name.
+        reference: The tensors of ``reference.npz``.
+        heard: Sounds (S, 15600) of the audio control, each with its cues. Default: no audio control.
+
+    Returns:
+        The outputs.
+    """
     graphs = graph_outputs(engines, reference)
     seen = {stage.name: graphs[stage.name] for stage in program.picture_stages}
     image = {"image": reference["image"]}

@@ -1,8 +1,12 @@
-"""Do these engines still compute what PyTorch did, and do they still obey the sound?
+"""Check that engines still compute the outputs of PyTorch, and that their masks still follow the sound.
 
-Every form of a bundle, at every picture size, on the inputs of ``reference.npz``: each graph by itself
-against PyTorch and against the canonical graph, given equal inputs; all graphs in a row, also in batches of
-2 and 3; then the audio control. How they are judged: :mod:`teso_deploy.verification.parity`.
+Every form of a bundle is checked at every picture size, on the inputs of ``reference.npz``:
+
+- each graph alone, against PyTorch and against the canonical graph with equal inputs;
+- the whole program, also in batches of 2 and 3;
+- the audio control.
+
+:mod:`teso_deploy.verification.parity` has the limits.
 """
 
 from __future__ import annotations
@@ -24,11 +28,11 @@ from teso_deploy.verification.audio_control import SOUNDS, STORED, Heard, contro
 from teso_deploy.verification.parity import LIMITS, MEASURED_ONLY, GraphParity, Thresholds, parity_of, row_agreement
 from teso_deploy.verification.probes import Engines, Observed
 
-#: The form that every bundle has, and that the others are derived from.
+#: The form that every bundle has. All other forms are derived from it.
 CANONICAL = "canonical"
-#: In place of a graph: all of them in a row, from picture and sound to masks.
+#: Given instead of a graph's name: the whole program, from picture and sound to masks.
 WHOLE = "frame"
-#: What can't run here, and why.
+#: Precisions that can't run here, and why.
 CANNOT_RUN: Mapping[str, str] = {
     "bf16": "ONNX Runtime has no bfloat16 operators on the CPU; check it on a GPU with --backend and --precision bf16"
 }
@@ -39,7 +43,8 @@ Against = Literal["pytorch", "canonical", "batch 2", "batch 3"]
 class Check:
     """One comparison. ``graph``: its key in the manifest, or ``frame`` (``frame@288x512``).
 
-    ``against`` "batch N": N pictures with their sounds at once against the canonical graphs one by one.
+    If ``against`` is "batch N", N pictures with their sounds in one batch are compared with the canonical graphs, which
+    run them one by one.
     """
 
     form: str
@@ -50,7 +55,7 @@ class Check:
 
     @property
     def failure(self) -> tuple[int, str] | None:
-        """How severe it is (0: masks), and in words; None when it passed."""
+        """Return its severity (0: masks) and a description; None if it passed."""
         if found := self.parity.worst(self.limits):
             return found[0], f"{self.graph} ({self.form}, {self.against}): {found[1]}"
         return None
@@ -58,7 +63,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A row of the reference as the model and as a form segments it: masks (C, h, w), picture (3, H, W)."""
+    """A row of the reference with the model's and a form's masks (C, h, w), and its picture (3, H, W)."""
 
     form: str
     size: ImageSize
@@ -71,10 +76,10 @@ class Compared:
 
 @dataclass
 class VerifyReport:
-    """Everything that was compared.
+    """All comparisons of a bundle.
 
-    ``not_run``: forms that can't run here, and why. ``required``: forms that were named by the caller; one of these
-    that was not run is a failure.
+    ``not_run``: forms that can't run here, and why. ``required``: forms that the caller named. A required form that was
+    not run is a failure.
     """
 
     checks: list[Check] = field(default_factory=list)
@@ -91,7 +96,10 @@ class VerifyReport:
 
     @property
     def failures(self) -> list[str]:
-        """Everything that failed, the most severe first: masks, what is heard, cosines, errors, what was not run."""
+        """List everything that failed, the most severe first.
+
+        The order is: masks, audio control, cosines, errors, forms that were not run.
+        """
         found = [failure for check in self.checks if (failure := check.failure)]
         found += [(1, reason) for heard in self.heard if (reason := heard.failure)]
         found += [
@@ -103,22 +111,28 @@ class VerifyReport:
 
     @property
     def passed(self) -> bool:
-        """True when nothing failed, and everything that was asked for was run."""
+        """True if nothing failed and all required forms were run."""
         return not self.failures
 
     def parity(self, graph: str, form: str = CANONICAL, against: Against = "pytorch") -> GraphParity | None:
-        """One comparison; None where there was none."""
+        """Return one comparison; None if it was not made.
+
+        Args:
+            graph: The graph's key in the manifest, or ``frame``.
+            form: Name of the form. Default: the canonical one.
+            against: The other side of the comparison. Default: PyTorch.
+        """
         for check in self.checks:
             if (check.graph, check.form, check.against) == (graph, form, against):
                 return check.parity
         return None
 
     def worst(self, count: int) -> list[Compared]:
-        """The rows whose masks agree least with the model's."""
+        """Return the rows whose masks agree least with the model's."""
         return sorted(self.compared, key=lambda row: row.mask_iou)[:count]
 
     def graphs_as_dict(self) -> dict[str, Any]:
-        """For JSON: graph → form → figures against PyTorch, ``passed``, and the other comparisons by name."""
+        """Return for JSON: graph → form → figures against PyTorch, ``passed``, and the other comparisons by name."""
         graphs: dict[str, Any] = {}
         for check in self.checks:
             entry = graphs.setdefault(check.graph, {}).setdefault(check.form, {"passed": True})
@@ -128,7 +142,7 @@ class VerifyReport:
         return graphs
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the report for JSON."""
         control: dict[str, Any] = {}
         for heard in self.heard:
             key = heard.form if heard.is_first_size else sized_name(heard.form, heard.size)
@@ -144,12 +158,15 @@ class VerifyReport:
         }
 
 
-#: Form (None: canonical) → what makes its engines.
+#: Form (None: canonical) → the factory of its engines.
 Factories = Callable[[str | None], EngineFactory]
 
 
 def chosen_forms(bundle: Bundle, names: Sequence[str] = ()) -> list[str]:
-    """Forms by name, default all; the canonical one comes first always. Raises :class:`BundleError`."""
+    """List forms by name, the canonical one always first. No names: all forms.
+
+    Raises :class:`BundleError` for an unknown name.
+    """
     there = [CANONICAL, *bundle.manifest.forms]
     if unknown := [name for name in names if name not in there]:
         raise BundleError(f"{bundle.folder} has no form {unknown[0]!r}, only {', '.join(there)}")
@@ -157,7 +174,10 @@ def chosen_forms(bundle: Bundle, names: Sequence[str] = ()) -> list[str]:
 
 
 def _precision_of(bundle: Bundle, form: str) -> Precision:
-    """What the form as a whole is in: a graph of an int8 form that stays in fp32 is fed with int8's outputs."""
+    """Return the precision of the form as a whole.
+
+    A graph of an int8 form that stays in fp32 still gets int8's outputs as inputs.
+    """
     if form == CANONICAL:
         return "fp32"
     found = {entry.precision for entry in bundle.manifest.forms[form].values()}
@@ -178,13 +198,24 @@ def verify_bundle(
     pytorch: Engines | None = None,
     backends: Mapping[str, tuple[Precision, EngineFactory]] | None = None,
 ) -> VerifyReport:
-    """Compare forms of a bundle (default: all) at picture sizes (default: all) with ``reference.npz``.
+    """Compare forms of a bundle with ``reference.npz``.
 
-    ``is_thorough``: with batches of 2 and 3 and the audio control. ``pytorch``: the model itself, asked again
-    in place of what the reference holds of it; the reference is held against it as form ``reference.npz``.
-    ``backends``: engines of another kind by a name of theirs, held to the same as forms of that precision.
-    A form that is named in ``forms`` and can't run here is a failure of the report.
-    Raises :class:`BundleError` for an unknown form or size and for a reference that lacks a tensor.
+    Args:
+        bundle: The bundle.
+        factories: Returns the factory of a form's engines.
+        forms: Names of the forms; one of them that can't run here is a failure of the report. Default: all forms.
+        sizes: Picture sizes (height, width). Default: all sizes of the bundle.
+        is_thorough: Whether batches of 2 and 3 and the audio control are run too. Default: yes.
+        pytorch: Engines of the PyTorch model, which then replace the reference's stored outputs. The reference is
+            compared with them as form ``reference.npz``. Default: none.
+        backends: Other engines by a name, with their precision. The limits of forms of that precision apply to them.
+            Default: none.
+
+    Returns:
+        The report.
+
+    Raises:
+        BundleError: A form or size is unknown, or the reference lacks a tensor.
     """
     report = VerifyReport(required=tuple(forms))
     candidates: dict[str, tuple[Precision, EngineFactory]] = {}
@@ -228,7 +259,7 @@ def _verify_size(
     for form, (precision, factory) in candidates.items():
         engines = _engines(bundle, factory, size)
         limits = LIMITS[precision]
-        # Masks of weights that mean nothing tip over at a touch: in less than fp32 they are measured only.
+        # Masks of untrained weights flip at the smallest difference, so in less than fp32 they are only measured.
         means_something = is_trained or precision == "fp32"
         to_pytorch, to_canonical, in_a_row = (
             kind if means_something else MEASURED_ONLY for kind in (limits.pytorch, limits.canonical, limits.chain)
