@@ -63,7 +63,7 @@ def test_a_bundle_is_given_another_precision_and_timed_in_it(
     report = json.loads(done.out)
     assert {"onnxruntime-fp32", "onnx-int8", "onnxruntime-int8"} == {engine["form"] for engine in report["engines"]}
     assert report["trained"] is False and report["graphs"]["decoder"]["weights_bytes"] > 0
-    # Ten rounds are in the test above; who takes part shows after one.
+    # The test above runs ten rounds. One round is enough to show who takes part.
     monkeypatch.setattr(harness, "take_turns", lambda *who, **how: take_turns(*who, **{**how, "least_rounds": 1}))
     done = teso("bench", tmp_path / "int8", "--seconds", 0, "--threads", 1, "--json", "-")
     assert done.code == 0, done.err

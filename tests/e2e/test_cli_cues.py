@@ -1,4 +1,4 @@
-"""``teso-deploy cues``, and what ``run`` and ``eval`` make of its file."""
+"""``teso-deploy cues``, and the use of its file by ``run`` and ``eval``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bold(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose untrained tagger says what it sees."""
+    """Make a bundle whose untrained tagger names every word."""
     folder = tmp_path_factory.mktemp("bold") / "bundle"
     shutil.copytree(tiny_bundle, folder)
     manifest = Bundle.open(folder).manifest
@@ -65,7 +65,7 @@ def test_of_the_tagger_and_then_a_run(clip: Path, bold: Path, tmp_path: Path) ->
     assert all(set(span["names"]) == {"car", "cow", "dog"} and len(span["confidences"]) == 3 for span in spans)
     run = done("run", clip, "--bundle", bold, "--cues-file", out, "--events", tmp_path / "e.jsonl")
     assert run["cues"]["source"] == "tagger" and set(run["cues"]["names"]) == {"car", "cow", "dog"}
-    # The same in one go.
+    # The same cues, asked during the run.
     again = done("run", clip, "--bundle", bold, "--cue-source", "tagger", "--events", tmp_path / "e.jsonl")
     assert again["cues"]["offered_rate"] == run["cues"]["offered_rate"]
 
@@ -82,7 +82,7 @@ def test_of_a_server_with_caption_and_reasoning(clip: Path, tiny_bundle: Path, t
         assert again["asked"] == 0 and again["kept"] == 1 and len(server.asked) == asked, "the second time is free"
         assert out.read_bytes() == first
         assert done(*arguments, "--every", 0, "--fresh")["asked"] == 1 and len(server.asked) == asked + 2
-        # Another prompt is another question.
+        # Another prompt changes the question, so the kept answers do not apply.
         assert done(*arguments, "--every", 0, "--prompt", "zero-shot-sounding")["asked"] == 1
     (span,) = json.loads(first)["videos"]["clip.mp4"]["spans"]
     assert span["caption"] == "A dog beside a car." and span["reasoning"] == ANSWER and span["names"] == ["dog"]
@@ -94,7 +94,7 @@ def test_of_a_server_with_caption_and_reasoning(clip: Path, tiny_bundle: Path, t
 
 
 def test_of_exported_models(clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    """The two commands lead from checkpoints to cues. The words of such a small model mean nothing."""
+    """Go from checkpoints to cues with the two commands. The words of such a small model mean nothing."""
     save_vision_encoder_decoder(tmp_path / "captioner")
     save_reasoner(tmp_path / "reasoner", "llama")
     models, out = tmp_path / "models", tmp_path / "cues.json"
@@ -154,7 +154,7 @@ def test_cues_grow_old(clip: Path, bold: Path, tmp_path: Path) -> None:
 
 
 def test_a_source_beside_a_live_run(clip: Path, bold: Path, tmp_path: Path) -> None:
-    """A file at its own pace: the tagger is asked at the start and every so often, and a dead server before it."""
+    """Run a file at its own pace. The tagger is asked at the start and at intervals, after a dead server."""
     events = tmp_path / "e.jsonl"
     arguments = ("run", clip, "--bundle", bold, "--mode", "live", "--fps", 8, "--events", events, "--cue-every", 0.5)
     code, out, err = teso(
@@ -292,7 +292,7 @@ def test_a_server_that_asks_for_patience(clip: Path, tiny_bundle: Path, tmp_path
 
 
 def test_a_server_that_answers_nothing(clip: Path, bold: Path, tmp_path: Path) -> None:
-    """An error with its reason, also for `run`. Among several pictures or sources, a failure is only reported."""
+    """It is an error with its reason, also for `run`. Among several pictures or sources, it is only reported."""
     refusing: Answer = lambda r: r.send(200, {"choices": [{"message": {"content": None, "refusal": "I can't help."}}]})  # noqa: E731
     out = tmp_path / "c.json"
     with chat_server(refusing) as server:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def exported(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
-    """The tiny bundle with engines in both precisions, for one generation."""
+    """Export the tiny bundle with engines in both precisions, for one generation."""
     out = tmp_path_factory.mktemp("engines") / "tiny"
     report = out.with_suffix(".json")
     asked = ["--target", "tensorrt-rtx", "--arch", "sm89", "--precision", "fp32", "--precision", "fp16"]

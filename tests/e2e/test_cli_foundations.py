@@ -1,4 +1,4 @@
-"""From checkpoints as people have them to masks of a clip, through the command line."""
+"""From checkpoints in common formats to masks of a clip, through the command line."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def clip(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def text(folder: Path) -> Path:
-    """A text tower of Hugging Face with its vocabulary beside it."""
+    """Save a text tower of Hugging Face with its vocabulary."""
     hugging_face_clip(small_recipe(clip_text=CLIP_TEXT)).save_pretrained(folder / "text")
     write_vocabulary(folder / "text", whole=True)
     return folder / "text"
@@ -58,12 +58,12 @@ def vggish(folder: Path) -> Path:
 
 
 def exported(recipe: Recipe, out: Path, *options: object) -> dict[str, Any]:
-    """The report of an export that went well."""
+    """Export a recipe, and return the report."""
     done = teso("export", written(recipe, out.with_suffix(".toml")), "--out", out, "--json", "-", *options)
     assert done.code == 0, done.err
     report: dict[str, Any] = json.loads(done.out)
     verified = json.loads(teso("verify", out, "--json", "-").out)
-    # Weights of a test hear nothing: a bundle that says it is trained fails the control, and no more than that.
+    # Test weights do not react to sound. A bundle that claims to be trained fails only the audio control.
     assert all(reason.startswith("audio control") for reason in verified["failures"])
     assert bool(verified["failures"]) == report["trained"]
     return report
@@ -109,7 +109,7 @@ def test_the_released_network_s_file_is_a_whole_model(text: Path, vggish: Path, 
 def test_sam_keeps_the_picture_s_shape(text: Path, clip: Path, tmp_path: Path) -> None:
     recipe = small_recipe(
         foundation="sam",
-        sam=SAM | {"layers": 2},  # one with windows, one without
+        sam=SAM | {"layers": 2},  # one layer with windows, one without
         image={"sizes": [[64, 64]], "fit": "pad"},
         adapters=("sam_encoder", "sam_decoder"),
         audio={"encoder": "beats", "dim": BEATS_SIZES["dim"]},

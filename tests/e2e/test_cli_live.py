@@ -1,4 +1,4 @@
-"""``teso-deploy run`` on streams, as a user meets it: the shipped model, a server, signals, bad input."""
+"""``teso-deploy run`` on streams, as a user runs it: the shipped model, a server, signals, bad input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLIP_SECONDS = 10.0
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped clip as a transport stream, its packets as they are."""
+    """Copy the packets of the shipped clip into a transport stream."""
     path = tmp_path_factory.mktemp("streams") / "clip.ts"
     with av.open(str(shipped_path("export/demo/clip.mp4"))) as given, av.open(str(path), "w", format="mpegts") as out:
         tracks = {stream.index: out.add_stream_from_template(stream) for stream in given.streams}  # type: ignore[arg-type]
@@ -57,7 +57,7 @@ def report_of(path: Path) -> dict[str, Any]:
 
 
 def test_a_camera_becomes_masks_events_and_a_video(clip: Path, tmp_path: Path) -> None:
-    """Through a server that is killed on the way and comes back."""
+    """The server is killed during the run and restarts."""
     port, sender = free_port(), Sender(clip, CLIP_SECONDS)
     first = serving(rtsp(sender, credentials="me:secret"), port)
     first.__enter__()
@@ -131,7 +131,7 @@ def test_standard_input_without_a_frame_lost(clip: Path, tmp_path: Path) -> None
 
 
 def test_a_recording_that_is_piped_is_recognised(clip: Path) -> None:
-    """A pipe of frames that come faster than a camera would give them, and a regular file."""
+    """A pipe whose frames come faster than from a camera, and a regular file."""
     command = [sys.executable, "-m", "teso_deploy", "run", "-", "--json", "-"]
     piped = subprocess.run(command, input=clip.read_bytes(), capture_output=True, check=False)
     with clip.open("rb") as file:

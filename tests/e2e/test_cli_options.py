@@ -20,7 +20,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def request_of(*arguments: object) -> tuple[LiveRequest, dict[str, Any]]:
-    """What a command line asks a live run for, without running it."""
+    """Return a command line's request for a live run, without running it."""
     with (
         mock.patch("teso_deploy.cli.live.run_streams") as from_live,
         mock.patch("teso_deploy.cli.run.run_streams") as from_run,

@@ -40,7 +40,7 @@ def report_of(*arguments: object) -> dict[str, Any]:
 
 
 def streams(path: Path) -> dict[str, float]:
-    """Kind → seconds of each stream of a file."""
+    """Return kind → seconds of each stream of a file."""
     with av.open(str(path)) as container:
         return {s.type: float(s.duration * s.time_base) for s in container.streams if s.duration and s.time_base}
 
@@ -193,7 +193,7 @@ def test_a_clip_without_sound_is_run_as_silence(silent_clip: Path, tiny_bundle: 
 
 
 def test_cues_of_the_bundle_s_own_tagger(clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    """An untrained tagger is sure of nothing; with a threshold that it reaches, it names what it sees."""
+    """An untrained tagger names nothing. With a low threshold, it names words."""
     assert report_of(clip, "--bundle", tiny_bundle, "--cues", "auto", "--events", tmp_path / "e")["cues"] == {
         "names": [], "source": "fallback", "offered_rate": {}, "accepted_rate": {},
     }  # fmt: skip

@@ -21,7 +21,7 @@ SCRIPT = {"visible": ["dog", "sheep"], "heard": {"dog": [[0.0, 1.0]], "cow": [[1
 
 
 class Obedient(Pipeline):
-    """Labels the left half of the picture whenever something is heard."""
+    """Labels the left half of the picture whenever there is sound."""
 
     def segment(self, *arguments: Any) -> Segmentation:
         found = super().segment(*arguments)
@@ -35,7 +35,7 @@ class Obedient(Pipeline):
 
 
 class Deaf(Obedient):
-    """Labels the same whether something is heard or not."""
+    """Labels the same pixels with and without sound."""
 
     def segment(self, *arguments: Any) -> Segmentation:
         found = super().segment(*arguments)
@@ -46,7 +46,7 @@ class Deaf(Obedient):
 
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A short clip and its script in place of the shipped ones."""
+    """Replace the shipped clip and script by short ones."""
     make_clip(tmp_path / "clip.mp4", seconds=2.0)
     (tmp_path / "clip.json").write_text(json.dumps(SCRIPT))
     monkeypatch.setattr(command, "shipped_path", lambda relative: tmp_path / Path(relative).name)

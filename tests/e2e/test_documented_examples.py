@@ -18,7 +18,7 @@ SECONDS = 600
 
 
 def _params() -> list[object]:
-    """Pages with commands are slow: each command starts a process and loads the model."""
+    """Mark pages with commands as slow: each command starts a process and loads the model."""
     return [
         pytest.param(page, marks=pytest.mark.slow if any(b.is_run and b.language == "bash" for b in blocks) else ())
         for page, blocks in PAGES.items()
@@ -27,7 +27,7 @@ def _params() -> list[object]:
 
 @pytest.fixture(scope="module")
 def example_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A second of the shipped clip."""
+    """Write a second of the shipped clip."""
     path = tmp_path_factory.mktemp("example") / "clip.mp4"
     write_example_clip(path, ROOT / "export/demo/clip.mp4")
     return path
@@ -35,7 +35,7 @@ def example_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, example_clip: Path) -> Path:
-    """What the pages name: ``clip.mp4``, ``other.mp4``, ``holiday/`` with two videos, ``bundle/``."""
+    """Make the files that the pages name: ``clip.mp4``, ``other.mp4``, ``holiday/`` with two videos, ``bundle/``."""
     (tmp_path / "holiday").mkdir()
     for name in ("clip.mp4", "other.mp4", "holiday/beach.mp4", "holiday/farm.mp4"):
         shutil.copy(example_clip, tmp_path / name)

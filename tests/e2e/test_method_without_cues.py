@@ -1,4 +1,4 @@
-"""A method that is not TeSO: two stages and no text, from the bundle to masks, events, parity and audio control."""
+"""A method that is not TeSO, with two stages and no text: bundle, masks, events, parity and audio control."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ FLOAT = TensorProto.FLOAT
 
 
 def write_encoder(path: Path) -> None:
-    """Mean of 4 x 4 pixels, and of the channels: (B, 3, 64, 96) → ``features`` (B, 1, 16, 24)."""
+    """Write a graph with the mean of 4 x 4 pixels and of the channels: (B, 3, 64, 96) → ``features`` (B, 1, 16, 24)."""
     nodes = [
         helper.make_node("AveragePool", ["image"], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
         helper.make_node("ReduceMean", ["pooled", "channel"], ["features"], keepdims=1),
@@ -60,7 +60,7 @@ def write_encoder(path: Path) -> None:
 
 
 def write_decoder(path: Path) -> None:
-    """The first class where the picture is bright, the second where it is dark; nothing without sound."""
+    """Write a graph: the first class where the picture is bright, the second in the dark, none without sound."""
     nodes = [
         helper.make_node("Abs", ["waveform"], ["level"]),
         helper.make_node("ReduceMax", ["level", "one"], ["peak"], keepdims=1),
@@ -106,7 +106,7 @@ def describe_graph(path: Path) -> GraphEntry:
 
 
 def write_reference(folder: Path) -> None:
-    """Noise and what ONNX Runtime makes of it; sounds in the rows of every reference."""
+    """Write noise and ONNX Runtime's outputs for it, with the sounds in the rows of every reference."""
     rng = np.random.default_rng(0)
     waveform = rng.uniform(-0.5, 0.5, (len(ROWS), WINDOW_SAMPLES)).astype(np.float32)
     waveform[1] = 0

@@ -23,7 +23,7 @@ from tests.support.foundations import hugging_face_mask2former, randomise, small
 
 @pytest.fixture(scope="module")
 def foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Mask2Former of six classes as ``save_pretrained`` leaves it."""
+    """Save a Mask2Former of six classes with ``save_pretrained``."""
     folder = tmp_path_factory.mktemp("foundation")
     hugging_face_mask2former(small_recipe(), 6).save_pretrained(folder)
     return folder

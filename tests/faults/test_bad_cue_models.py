@@ -1,4 +1,4 @@
-"""What can't be exported as captioner or reasoner: one sentence, and what was there before stays."""
+"""Models that can't be exported as captioner or reasoner: one sentence, and an existing export stays."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def changed(folder: Path, source: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """A copy of a model with another config."""
+    """Copy a model with a changed config."""
     for path in source.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     config = json.loads((folder / "config.json").read_text())

@@ -20,7 +20,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> list[object]:
-    """Options that ask for every kind of output below ``tmp_path / "out"``."""
+    """Return options for every kind of output below ``tmp_path / "out"``."""
     folder = tmp_path / "out"
     folder.mkdir()
     return [

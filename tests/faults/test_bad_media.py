@@ -18,13 +18,13 @@ from tests.support.recordings import click_track, record
 
 
 def watch(path: Path) -> int:
-    """Read all frames; how many."""
+    """Read all frames, and return their number."""
     with VideoReader(path) as reader:
         return sum(1 for _ in reader)
 
 
 def refused(action: Callable[[Path], object], path: Path, error: type[TesoError], words: str) -> None:
-    """It raises exactly ``error``, in one sentence that names the file and, after a colon or semicolon, the fix."""
+    """Check that ``error`` is raised, in one sentence with the file and, after a colon or semicolon, the fix."""
     with pytest.raises(TesoError) as raised:
         action(path)
     sentence = str(raised.value)
@@ -90,7 +90,7 @@ def test_a_transport_stream_has_no_end_to_miss(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_damage_is_counted_and_never_makes_hours(seed: int, tmp_path: Path) -> None:
-    """Damaged time stamps were once filled up with a day of silence."""
+    """An earlier version filled damaged time stamps with a day of silence."""
     content = bytearray(record(tmp_path / "a.ts", [i / 25 for i in range(75)], sound=click_track(3, [1])).read_bytes())
     rng = np.random.default_rng(seed)
     for place in rng.integers(len(content) // 4, len(content), 400):
@@ -148,7 +148,7 @@ def test_outputs_that_can_t_be_written(tmp_path: Path) -> None:
 def test_a_folder_one_may_not_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "closed"
     folder.mkdir()
-    if os.geteuid() == 0:  # the superuser may write anywhere: only the answer of the system is played
+    if os.geteuid() == 0:  # root may write anywhere, so the system's answer is simulated
         monkeypatch.setattr("teso_deploy.outputs.os.access", lambda *_: False)
     else:
         folder.chmod(0o500)

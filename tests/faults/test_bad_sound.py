@@ -1,4 +1,4 @@
-"""Sound that is empty, unknown, damaged or no number never ends the picture, in files and in streams."""
+"""Sound that is empty, unknown, damaged or NaN never stops the picture, in files and in streams."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ SECONDS = 1.0
 
 
 def tone(hertz: float, seconds: float = SECONDS) -> NDArray[np.float32]:
-    """(N,) float32 at half of full scale."""
+    """Return a tone (N,) float32 at half of full scale."""
     times = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
     return (0.5 * np.sin(2 * np.pi * hertz * times)).astype(np.float32)
 
 
 def film(path: Path, *tracks: NDArray[np.float32] | None, codec: str = "pcm_f32le", fps: int = 10) -> Path:
-    """A picture and tracks of sound (channels, N); None: a track without samples."""
-    # The header of a fragmented file comes first, with the tracks that get no samples.
+    """Write a picture and audio tracks (channels, N). None: a track without samples."""
+    # A fragmented file begins with its header, which also lists the tracks without samples.
     options = {"movflags": "empty_moov+frag_keyframe"} if path.suffix == ".mov" else {}
     with av.open(str(path), "w", options=options) as container:
         video = container.add_stream("libx264", rate=fps)
@@ -70,7 +70,7 @@ def film(path: Path, *tracks: NDArray[np.float32] | None, codec: str = "pcm_f32l
 
 
 def rename_codecs(path: Path, count: int) -> Path:
-    """Give the first ``count`` AAC tracks of an MP4 the name of a codec that FFmpeg does not know."""
+    """Rename the codec of an MP4's first ``count`` AAC tracks to one that FFmpeg does not know."""
     content = bytearray(path.read_bytes())
     for _ in range(count):
         for name, other in ((b"mp4a", b"apac"), (b"esds", b"dapa")):
@@ -81,7 +81,7 @@ def rename_codecs(path: Path, count: int) -> Path:
 
 
 def damage_track(path: Path, out: Path, number: int) -> Path:
-    """Copy a film, but with noise in place of what is in the packets of a track of sound."""
+    """Copy a film, with noise in place of the packets of one audio track."""
     rng = np.random.default_rng(0)
     with av.open(str(path)) as given, av.open(str(out), "w") as container:
         copies = {stream.index: container.add_stream_from_template(stream) for stream in given.streams}
@@ -98,7 +98,7 @@ def damage_track(path: Path, out: Path, number: int) -> Path:
 
 
 def watch_stream(path: Path, realtime: bool = False) -> tuple[int, NDArray[np.float32], SourceHealth]:
-    """Read a file as a stream to its end: frames, sound, health."""
+    """Read a file as a stream to its end. Return the number of frames, the sound and the health."""
     frames, deadline = 0, time.monotonic() + 30
     with LiveReader(Address.parse(path), lossless=not realtime, realtime=realtime) as reader:
         reader.start()
@@ -109,7 +109,7 @@ def watch_stream(path: Path, realtime: bool = False) -> tuple[int, NDArray[np.fl
 
 
 def pitch(samples: NDArray[np.float32]) -> int:
-    """The loudest tone of 16 kHz sound (N,) in hertz, to about 20."""
+    """Return the loudest frequency of 16 kHz sound (N,) in hertz, to about 20."""
     middle = samples[len(samples) // 4 : -len(samples) // 4]
     return int(np.abs(np.fft.rfft(middle * np.hanning(len(middle)))).argmax() * 16_000 / len(middle))
 
@@ -135,7 +135,7 @@ def test_the_first_track_with_samples_is_taken(tmp_path: Path) -> None:
 
 
 def test_an_unknown_codec_makes_way_for_the_next_track(tmp_path: Path) -> None:
-    """Apple's telephones write a first track of APAC and a second one of AAC."""
+    """Apple's phones write a first track of APAC and a second one of AAC."""
     path = rename_codecs(film(tmp_path / "a.mp4", tone(400)[None], tone(900)[None], codec="aac"), 1)
     found = find_sound(path)
     assert found.track is not None and abs(pitch(found.track.read(0, 1)) - 900) < 30
@@ -191,7 +191,7 @@ def test_sound_from_elsewhere_never_ends_the_picture(tmp_path: Path) -> None:
     unknown = rename_codecs(make_clip(tmp_path / "unknown.mp4"), 1)
     with LiveReader(Address.parse(picture), audio=Address.parse(unknown), lossless=True) as reader:
         deadline = time.monotonic() + 30
-        try:  # it is refused if that is known before the first picture
+        try:  # it is refused if the defect is known before the first picture
             reader.start()
             while time.monotonic() < deadline and reader.health().audio_error is None:
                 reader.take(0.1)
@@ -211,7 +211,7 @@ def refused_sound(path: Path) -> Sequence[str]:
 
 
 def test_sound_that_was_asked_for_is_needed(tmp_path: Path) -> None:
-    """With --sound-from there is no silence in its place."""
+    """With --sound-from, silence does not replace missing sound."""
     clip = make_clip(tmp_path / "clip.mp4")
     empty, unknown = film(tmp_path / "e.mkv", None), rename_codecs(make_clip(tmp_path / "u.mp4"), 1)
     for path, words in ((empty, "no samples"), (unknown, "a codec"), (make_clip(tmp_path / "m.mp4", has_audio=False),
@@ -294,7 +294,7 @@ def frame_of(samples: NDArray[np.float32], rate: int, layout: str = "mono") -> a
 
 
 def test_a_frame_that_can_t_be_converted_is_left_out() -> None:
-    """No sample rate, more channels than FFmpeg can resample; the frames after them are heard at their time."""
+    """Frames without a sample rate or with too many channels are skipped. Later frames are at the right time."""
     mono, block = Mono16k(SteadyClock()), tone(500, 0.1)
     for number in range(12):
         frame = frame_of(block, RATE_HZ)

@@ -1,4 +1,4 @@
-"""A text encoder that is not what was exported, or can't run here, is refused in a sentence that says why."""
+"""A text encoder that differs from the exported one, or can't run here, is refused with the reason."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FILES = {"graph": "text_encoder.onnx", "weights": "text_encoder.onnx.data", "tok
 
 
 def write_graph(path: Path) -> None:
-    """The sum of the ids, and how many they are; its file of weights is there for the manifest."""
+    """Write a graph with the sum and the count of the ids. The manifest needs its file of weights."""
     nodes = [
         helper.make_node("Cast", ["input_ids"], ["ids"], to=TensorProto.FLOAT),
         helper.make_node("ReduceSum", ["ids", "axis"], ["sum"], keepdims=1),
@@ -59,7 +59,7 @@ def write_graph(path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A bundle with a text encoder of two words: "[UNK]" is 0, "kazoo" is 5."""
+    """Make a bundle with a text encoder of two words: "[UNK]" is 0, "kazoo" is 5."""
     tokenizers = pytest.importorskip("tokenizers", reason="tokenizers (extra: export) is not installed")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "kazoo": 5}, "[UNK]"))

@@ -1,4 +1,4 @@
-"""Servers that are slow, wrong, rude or gone: a text or one sentence, in time, and never the key."""
+"""Servers that are slow, wrong, unfriendly or absent: a text or one sentence in time, and never the key."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def moment(count: int = 1, size: tuple[int, int] = (30, 40)) -> CueMoment:
 
 
 def said(*script: Answer, seconds: float = 5.0, **more: Any) -> Any:
-    """What a server is taken to say, or the error."""
+    """Return the text that is read from a server, or the error."""
     with chat_server(*script) as server:
         chat = ChatServer(server.url, "m", timeout_seconds=seconds, **more)
         return timed(lambda: chat.complete(USER, 50))[0]
@@ -216,7 +216,7 @@ def test_nobody_there() -> None:
     assert isinstance(error, CueSourceError) and "can't be reached" in str(error) and seconds < 2
     error, _ = timed(lambda: ChatServer("http://no-such-host.invalid", "m", timeout_seconds=5).complete(USER, 5))
     assert isinstance(error, CueSourceError) and "can't be reached" in str(error)
-    with chat_server() as server:  # speaks no TLS
+    with chat_server() as server:  # does not speak TLS
         chat = ChatServer(server.url.replace("http", "https"), "m", timeout_seconds=5)
         error, _ = timed(lambda: chat.complete(USER, 5))
     assert isinstance(error, CueSourceError) and "can't be" in str(error)
@@ -284,7 +284,7 @@ def test_an_answer_is_held_to_its_schema_where_the_server_can() -> None:
             reasoner = ServerReasoner(ChatServer(server.url, "m"), reasons=False)
             assert [reasoner.answer(prompt.messages("a dog")) for _ in range(2)] == ["first", "second"]
             assert ["response_format" in body for body in server.asked] == [True, False, False]
-    with chat_server(failing(400)) as server:  # it was not the schema
+    with chat_server(failing(400)) as server:  # the schema was not the cause
         error, _ = timed(lambda: ServerReasoner(ChatServer(server.url, "m"), reasons=False).answer(prompt.fixed))
         assert isinstance(error, CueSourceError) and len(server.asked) == 2
 

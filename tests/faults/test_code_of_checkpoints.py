@@ -1,4 +1,4 @@
-"""A checkpoint's folder may bring Python code: it never runs, and the user is not asked whether it may."""
+"""A checkpoint's folder may contain Python code: it never runs, and the user is not asked about it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OWN_CLASSES = {
 
 
 def calls_of_loaders(path: Path) -> Iterator[tuple[int, str, ast.Call]]:
-    """Every call of ``from_pretrained`` and ``from_config``, also where it is handed to another function."""
+    """Yield every call of ``from_pretrained`` and ``from_config``, also if it is passed to another function."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             for of in (node.func, *node.args):
@@ -64,7 +64,7 @@ def test_the_check_of_loaders_finds_what_is_missing() -> None:
 
 
 class _Asked(io.StringIO):
-    """Standard input that says yes to everything, and remembers that it was asked."""
+    """Standard input that answers yes to everything, and records that it was read."""
 
     was_asked = False
 
@@ -82,7 +82,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> _Asked:
 
 
 def with_code(folder: Path, trace: Path, **files: dict[str, Any]) -> Path:
-    """Write a model's folder with Python code that would leave a trace. ``files``: changes of its JSON files."""
+    """Write a model's folder with Python code that would create a file. ``files``: changes of its JSON files."""
     (folder / "evil.py").write_text(
         f"open({str(trace)!r}, 'w').write('ran')\n"
         + "".join(f"class Evil{name}: pass\n" for name in ("Config", "Model", "Processor", "Tokenizer"))
@@ -122,7 +122,7 @@ def test_a_processor_of_its_own(kind: str, tmp_path: Path, asked: _Asked) -> Non
 def test_a_part_of_a_model_of_its_own(tmp_path: Path, asked: _Asked) -> None:
     save_vision_encoder_decoder(tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
-    # A kind that is known, but not as a decoder: the library would look for the class that the checkpoint names.
+    # A model type that is known, but not as a decoder: the library would look for the class that the checkpoint names.
     decoder = {"model_type": "vit", "is_decoder": True, "auto_map": _OWN_CLASSES, "_name_or_path": str(tmp_path / "m")}
     folder = with_code(tmp_path / "m", tmp_path / "trace", config={**config, "decoder": decoder})
     refused("export-cues", "--captioner", folder, "--out", tmp_path / "out", names="m")

@@ -1,4 +1,4 @@
-"""A graph reads its weights from the files that the manifest lists beside it, and from no other file."""
+"""A graph reads its weights only from files that the manifest lists."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FILES = {name: FileEntry(sha256="", bytes=64) for name in ("a.onnx", "a.weights"
 
 
 def tensor(location: str, **numbers: int) -> onnx.TensorProto:
-    """A tensor whose bytes are in another file."""
+    """Return a tensor whose bytes are in another file."""
     found = onnx.numpy_helper.from_array(np.zeros(4, np.float32), "w")
     found.ClearField("raw_data")
     found.data_location = onnx.TensorProto.EXTERNAL
@@ -83,7 +83,7 @@ def test_it_is_found_wherever_a_tensor_may_be(place: Any, tmp_path: Path) -> Non
 
 
 def test_the_fields_are_those_of_onnx() -> None:
-    """Every field that leads to a tensor is in the table, with its number."""
+    """The table has every field that leads to a tensor, with its number."""
     messages = {m.name: m for m in onnx.ModelProto.DESCRIPTOR.file.message_types_by_name.values()}
 
     def leads(name: str, seen: tuple[str, ...] = ()) -> bool:

@@ -1,4 +1,4 @@
-"""Forged bundles and cue models, whatever their files claim: one sentence, and no memory is allocated for it."""
+"""Forged bundles and cue models are refused in one sentence, and no memory is allocated for false claims."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Change = Callable[[dict[str, Any]], object]
 
 
 def put(*path: str | int, value: object) -> Change:
-    """A change of one place of the manifest."""
+    """Return a change of one place of the manifest."""
 
     def change(content: dict[str, Any]) -> None:
         for key in path[:-1]:
@@ -42,13 +42,13 @@ def put(*path: str | int, value: object) -> Change:
 
 
 def program(**stages: list[str]) -> dict[str, Any]:
-    """Stages by name, each with its inputs, as the manifest has them."""
+    """Return the manifest's stages, given by name with their inputs."""
     return {"stages": [{"name": name, "inputs": inputs} for name, inputs in stages.items()]}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The shipped bundle, its files as links and its manifest as a file."""
+    """Make a copy of the shipped bundle: its files are links, its manifest is a file."""
     out = tmp_path / "bundle"
     out.mkdir()
     for path in SHIPPED.iterdir():
@@ -60,7 +60,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refusal(action: Callable[[], object]) -> str:
-    """The sentence by which something is refused: one line that can be printed."""
+    """Return the sentence of a refusal, which must be one printable line."""
     with pytest.raises(BundleError) as caught:
         action()
     text = str(caught.value)
@@ -69,7 +69,7 @@ def refusal(action: Callable[[], object]) -> str:
 
 
 def replace_file(folder: Path, name: str, content: bytes) -> None:
-    """Another file of the bundle, with its right hash in the manifest."""
+    """Replace a file of the bundle, and enter its right hash in the manifest."""
     (folder / name).unlink()
     (folder / name).write_bytes(content)
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -170,7 +170,7 @@ def npy(array: Any) -> bytes:
 
 
 def header(text: str) -> bytes:
-    """The start of a .npy file with the given header."""
+    """Return the start of a .npy file with the given header."""
     raw = text.encode() + b"\n"
     return b"\x93NUMPY\x01\x00" + len(raw).to_bytes(2, "little") + raw
 
@@ -178,14 +178,14 @@ def header(text: str) -> bytes:
 def zipped(*members: tuple[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a name that is in it twice
+        warnings.simplefilter("ignore")  # about the name that the archive has twice
         for name, content in members:
             archive.writestr(name, content)
     return buffer.getvalue()
 
 
 def encrypted(content: bytes) -> bytes:
-    """The same archive with the bit of encryption set in every entry."""
+    """Return the archive with the encryption bit set in every entry."""
     data = bytearray(content)
     for at in range(len(data) - 4):
         if data[at : at + 4] == b"PK\3\4":
@@ -200,7 +200,7 @@ TABLE = (("names.npy", WORDS), ("embeddings.npy", ROWS))
 
 
 def claim(*shape: int, kind: str = "<f4") -> bytes:
-    """A header that claims a shape."""
+    """Return a header that claims a shape."""
     return header(f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}")
 
 
@@ -245,7 +245,7 @@ def test_what_unpacks_to_far_more_than_it_may_is_not_unpacked(tmp_path: Path) ->
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         with archive.open("a.npy", "w", force_zip64=True) as file:
             file.write(start)
-        archive.filelist[0].file_size = len(start) + (4 << 30)  # the directory says so too
+        archive.filelist[0].file_size = len(start) + (4 << 30)  # the directory claims it too
     assert "claims 4,294,967,296 bytes" in refusal(lambda: read_arrays(path))
 
 
@@ -290,7 +290,7 @@ def test_a_folder_that_may_not_be_looked_into(folder: Path) -> None:
     folder.chmod(0)
     (folder.parent / "file").write_text("x")
     before = os.geteuid()
-    if before == 0:  # root may look into everything
+    if before == 0:  # root can read everything
         for parent in folder.relative_to("/").parents:
             (Path("/") / parent).chmod((Path("/") / parent).stat().st_mode | 0o055)
         os.seteuid(65534)

@@ -1,4 +1,4 @@
-"""A graph that is not what its manifest or its own file says is refused when it is loaded or first run."""
+"""A graph that differs from its manifest or from its declared shapes is refused when it is loaded or first run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_manifest_of_other_tensors(
 
 
 def write_graph(path: Path, node: str, declared: list[int | str]) -> OnnxRuntimeEngine:
-    """A graph x (B, 4), n (1,) → y of a declared shape, which n decides."""
+    """Write a graph x (B, 4), n (1,) → y. Its shape is declared, but n decides it."""
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", 4]),
               helper.make_tensor_value_info("n", TensorProto.INT64, [1])]  # fmt: skip
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, declared)

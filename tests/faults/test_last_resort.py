@@ -1,4 +1,4 @@
-"""However a command ends, it is one sentence, the right exit code, and nothing half-written."""
+"""Every command ends with one sentence, the right exit code, and no incomplete files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[int, str]:
-    """Run a command in which something unforeseen happens."""
+    """Run a command in which an unexpected error is raised."""
 
     def examine() -> dict[str, Any]:
         raise error
@@ -145,7 +145,7 @@ def test_closed_streams_are_sentences(clip: Path, tmp_path: Path) -> None:
 
 
 def test_results_never_get_the_number_of_a_closed_stream(tmp_path: Path) -> None:
-    """Else a library that prints to descriptor 2 would print into the report."""
+    """Otherwise a library that prints to descriptor 2 would print into the report."""
     program = f"""
 import os, sys
 sys.argv = ["teso-deploy", "doctor", "--json", {str(tmp_path / "r.json")!r}]

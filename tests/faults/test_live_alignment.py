@@ -1,4 +1,4 @@
-"""Picture and sound of a stream stay together to 20 ms, whatever the time stamps do; no frame is left out here."""
+"""Picture and sound of a stream stay together to 20 ms, whatever the time stamps do. No frame is skipped here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.recordings import click_track, record, shifted
 from tests.support.streams import Sender, free_port, serving, tcp
 from tests.support.watching import Seen, assert_exact, watched
 
-#: At distances that differ, so that what is off by a beat is not aligned.
+#: At unequal distances, so that an error of a whole beat is detected.
 BEATS = [0.3, 0.7, 1.25, 1.95]
 SECONDS = 2.4
 
@@ -26,7 +26,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sent(path: Path, seconds: float = SECONDS) -> Seen:
-    """What a stream shows of a file, except for its last moments, after which the server hangs up."""
+    """Return what a stream shows of a file, except for the last moments before the server hangs up."""
     with serving(tcp(Sender(path, seconds))) as server:
         return watched(
             f"tcp://127.0.0.1:{server.port}", seconds + 3.0, lossless=True,
@@ -43,7 +43,7 @@ def test_tracks_that_do_not_begin_together(tmp_path: Path, sound_later_seconds: 
         sound_start=sound_start,
     )  # fmt: skip
     seen = sent(path)
-    seen.flashes = [flash for flash in seen.flashes if flash > 0.6]  # both are there
+    seen.flashes = [flash for flash in seen.flashes if flash > 0.6]  # by then both tracks have arrived
     assert_exact(seen, 2)
     assert seen.health is not None and seen.health.discontinuities == 0 and seen.health.gap_seconds < 0.05
 
@@ -96,7 +96,7 @@ def test_a_loop_whose_stamps_go_on_has_no_seam(clip: Path) -> None:
 
 
 def test_a_loop_whose_sound_is_shorter_adds_up_no_error(tmp_path: Path) -> None:
-    """Each turn 0.3 s of sound are missing: the tracks leap at different times, and by the same."""
+    """Each round lacks 0.3 s of sound. The tracks leap at different times, but by the same amount."""
     path = record(tmp_path / "short.ts", times(seconds=1.2), flashes=[0.3, 0.7], sound=click_track(0.9, [0.3, 0.7]))
     with serving(tcp(Sender(path, 1.2, loop=True))) as server:
         seen = watched(f"tcp://127.0.0.1:{server.port}", 10.0, lossless=True, until=lambda seen: len(seen.flashes) >= 8)

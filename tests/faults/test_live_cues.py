@@ -1,4 +1,4 @@
-"""A live run beside a source of cues that is slow, dead or wrong: frames come as they did."""
+"""A live run with a source of cues that is slow, dead or wrong: the frames are not affected."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def ran(
     pipeline: Pipeline, source: Any, seconds: float = 1.5, *, needs_tags: bool = False, needs_masks: bool = False,
     streams: int = 1, **asking: Any,
 ) -> tuple[list[Delivery], dict[str, Any]]:  # fmt: skip
-    """What a run delivers beside a source, and how it went; ``metrics`` is what Prometheus reads of it."""
+    """Return the deliveries of a run with a source, and its report. ``metrics`` is Prometheus's text."""
     cameras, found = [Camera(seconds) for _ in range(streams)], list[Delivery]()
     accounting = Accounting([camera.address.shown for camera in cameras])
     options = AskingOptions(**{"every_seconds": 0.2, "budget_per_minute": 1000, **asking})

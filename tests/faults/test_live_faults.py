@@ -1,4 +1,4 @@
-"""What happens to streams, at the reader: no crash, no hang, right counters, picture and sound right again after it."""
+"""Faults of streams at the reader: no crash, no hang, right counters, and correct picture and sound afterwards."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tests.support.streams import Damage, Sender, corrupted, free_port, http, lo
 from tests.support.watching import Seen, assert_aligned, failure_of, watched
 
 SECONDS = 4.0
-#: Every half second there is a flash and a click.
+#: A flash and a click every half second.
 BEATS = [0.5 * n for n in range(1, 8)]
-#: What is looked into when a stream is opened.
+#: How much of a stream is probed when it is opened.
 OPENING_SECONDS = 0.8
 
 
@@ -111,7 +111,7 @@ def test_packets_that_are_lost_or_spoilt(clip: Path, damage: Damage) -> None:
         seen = watched(f"tcp://127.0.0.1:{server.port}", 2.9, mend)
     assert seen.health is not None and seen.health.reconnects == 0
     assert seen.health.corrupt_packets + seen.health.corrupt_frames > 0
-    # Within a second of clean input everything is right again.
+    # Within a second of clean input, everything must be correct again.
     clean = Seen(
         flashes=[flash for flash in seen.flashes if flash > clean_from[0] + 1.0 + OPENING_SECONDS],
         clicks=seen.clicks,
@@ -121,7 +121,7 @@ def test_packets_that_are_lost_or_spoilt(clip: Path, damage: Damage) -> None:
 
 
 def test_a_stream_that_begins_anew(clip: Path) -> None:
-    """Stamps jump back at each turn; time goes on, and picture and sound leap together."""
+    """Stamps jump back at each round. Stream time continues, and picture and sound leap together."""
     short = clip.with_name("short.ts")
     record(short, times(40, 1.5), flashes=[0.5, 1.0], sound=click_track(1.5, [0.5, 1.0]))
     with serving(tcp(Sender(short, 1.5, loop=True))) as server:
@@ -132,7 +132,7 @@ def test_a_stream_that_begins_anew(clip: Path) -> None:
 
 
 def test_stamps_that_run_over(clip: Path) -> None:
-    """33 bits of 90 kHz last for 26.5 hours."""
+    """33 bits of 90 kHz overflow after 26.5 hours."""
     late = shifted(clip, clip.with_name("late.ts"), 2**33 / 90_000 - 3.0)
     with serving(tcp(Sender(late, SECONDS))) as server:
         seen = watched(f"tcp://127.0.0.1:{server.port}", 3.6)

@@ -1,6 +1,7 @@
-"""A server that we have not written: Debian's GStreamer RTSP server.
+"""A server that is not ours: Debian's GStreamer RTSP server.
 
-apt-get install python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-{good,bad,ugly}; without it this is skipped.
+It needs apt-get install python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-{good,bad,ugly}. Without these
+packages the tests are skipped.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ Masks = dict[float, NDArray[np.uint8]]
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped clip as a transport stream with a key frame a half second."""
+    """Write the shipped clip as a transport stream with a key frame every half second."""
     path = tmp_path_factory.mktemp("masks") / "clip.ts"
     with av.open(str(shipped_path("export/demo/clip.mp4"))) as given, av.open(str(path), "w", format="mpegts") as out:
         video, sound = given.streams.video[0], given.streams.audio[0]
@@ -49,7 +49,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def within(damage: Damage) -> Damage:
-    """Damages packets of ``DAMAGED_SECONDS`` of the clip alone."""
+    """Return damage only to packets of ``DAMAGED_SECONDS`` of the clip."""
     pictures = [0]
 
     def damaged(packet: bytes) -> bytes:
@@ -61,7 +61,7 @@ def within(damage: Damage) -> Damage:
 
 
 def masks_of(pipeline: Pipeline, clip: Path, damage: Damage) -> tuple[Masks, int]:
-    """Time in the clip → labels, and how many frames and packets were damaged."""
+    """Return time in the clip → labels, and how many frames and packets were damaged."""
     sender, found = Sender(clip, CLIP_SECONDS, damage), Masks()
 
     def take(delivery: Delivery) -> None:

@@ -1,4 +1,4 @@
-"""Servers of each protocol, what they refuse, and how a stream ends for good; at the reader."""
+"""Servers of each protocol at the reader: what they refuse, and how a stream ends."""
 
 from __future__ import annotations
 
@@ -95,14 +95,14 @@ def test_without_reconnecting_a_break_is_the_end(clip: Path) -> None:
 
 
 def trickle(connection: socket.socket) -> None:
-    """Never anything that is a stream, but never silent."""
+    """Send bytes all the time that are never a stream."""
     while True:
         connection.sendall(b"\0" * 188)
         time.sleep(0.1)
 
 
 def headers_alone(connection: socket.socket) -> None:
-    """Promises a stream."""
+    """Send the headers of a stream, and nothing more."""
     connection.recv(4096)
     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: video/mp2t\r\nConnection: close\r\n\r\n")
     silent(connection)

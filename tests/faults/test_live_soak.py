@@ -1,4 +1,4 @@
-"""Live for minutes with a fault every few seconds: memory stays flat, nothing leaks, nothing stands still.
+"""A live run of minutes with a fault every few seconds: memory stays constant, nothing leaks, nothing stalls.
 
 ``TESO_SOAK_SECONDS=1800 TESO_SOAK_FAULT_SECONDS=20 pytest -s tests/faults/test_live_soak.py`` is the long form.
 """
@@ -31,13 +31,13 @@ from tests.support.streams import Sender, corrupted, free_port, lost, serving, t
 SECONDS = float(os.environ.get("TESO_SOAK_SECONDS", "80"))
 FAULT_SECONDS = float(os.environ.get("TESO_SOAK_FAULT_SECONDS", "10"))
 CLIP_SECONDS = 5.0
-#: Before this nothing is compared: allocators take what they will need.
+#: Memory is compared only after this time: allocators first reserve what they need.
 WARM_SECONDS = 0.35 * SECONDS
 FAULTS = ("kill", "silence", "corrupted", "lost")
 
 
 class Camera:
-    """A server whose clip restarts every five seconds, and that has a fault on request."""
+    """A server whose clip restarts every five seconds, and that causes a fault on request."""
 
     def __init__(self, path: Path) -> None:
         self._path, self.port, self._stack = path, free_port(), ExitStack()
@@ -48,7 +48,7 @@ class Camera:
         self._stack.enter_context(serving(tcp(self.sender), self.port))
 
     def fail(self, fault: str) -> None:
-        """For one or two seconds."""
+        """Cause a fault for one or two seconds."""
         if fault == "kill":
             self.close()
             time.sleep(0.5)
@@ -69,7 +69,7 @@ class Camera:
 
 
 def resident_mb() -> float:
-    """What the process has in memory."""
+    """Return the resident memory of the process in megabytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 1e6
 

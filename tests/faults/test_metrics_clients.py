@@ -1,4 +1,4 @@
-"""The metrics server and its clients: what it answers, and what hostile ones can't do."""
+"""The metrics server and its clients: its answers, and protection against hostile clients."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def connect(server: MetricsServer) -> socket.socket:
 
 
 def read_all(client: socket.socket) -> bytes:
-    """What a server sends until it closes, however it closes."""
+    """Return everything that a server sends until it closes, in any way."""
     received = b""
     with contextlib.suppress(ConnectionError):
         while more := client.recv(65536):
@@ -59,7 +59,7 @@ def read_all(client: socket.socket) -> bytes:
 
 
 def ask(server: MetricsServer, request: bytes, *, ends: bool = False) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and content of the answer to a request."""
+    """Return status, headers and content of the answer to a request."""
     with connect(server) as client:
         client.sendall(request)
         if ends:
@@ -98,7 +98,7 @@ def test_head_is_the_answer_without_its_content(server: MetricsServer, path: byt
     status, headers, content = ask(server, b"HEAD " + path + b" HTTP/1.1\r\n\r\n")
     whole = ask(server, b"GET " + path + b" HTTP/1.1\r\n\r\n")
     assert (status, content, headers["Content-Type"]) == (whole[0], b"", whole[1]["Content-Type"])
-    assert abs(int(headers["Content-Length"]) - len(whole[2])) < 20  # the seconds of /health go on
+    assert abs(int(headers["Content-Length"]) - len(whole[2])) < 20  # the seconds in /health increase
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_numbers_that_can_not_be_had_are_an_answer_too(server: MetricsServer, ac
 def test_a_client_that_drips_is_closed_in_time(accounting: Accounting) -> None:
     with MetricsServer(":0", accounting, seconds=0.5) as server, connect(server) as client:
         client.settimeout(0.05)
-        for _ in range(200):  # a limit of the pause between two bytes would never end it
+        for _ in range(200):  # a limit of the pause between two bytes would never end this connection
             try:
                 client.sendall(b"G")
                 if client.recv(1) == b"":
@@ -172,11 +172,11 @@ def test_a_client_that_does_not_read_keeps_no_other_out(server: MetricsServer) -
 
 @contextmanager
 def slow_clients(server: MetricsServer, count: int) -> Iterator[list[socket.socket]]:
-    """Clients that have sent half a request."""
+    """Open clients that have sent half a request."""
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(server)) for _ in range(count)]
         for client in clients:
-            with contextlib.suppress(ConnectionError):  # it has given way already
+            with contextlib.suppress(ConnectionError):  # the server has already closed it
                 client.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
         yield clients
 
@@ -222,7 +222,7 @@ def test_it_goes_on_after_a_time_without_descriptors(server: MetricsServer) -> N
             while True:
                 taken.append(os.dup(client.fileno()))
         assert full.value.errno == errno.EMFILE
-        client.connect((host, int(port)))  # by the kernel; the server has no descriptor for it
+        client.connect((host, int(port)))  # by the kernel, because the server has no descriptor left
         client.sendall(b"GET /health HTTP/1.1\r\n\r\n")
         client.settimeout(0.1)
         with pytest.raises(TimeoutError):

@@ -1,4 +1,4 @@
-"""No command overwrites what it reads, or one output with another: exit code 2, before work starts."""
+"""No command overwrites its inputs, or one output with another: exit code 2, before work starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def mine(clip: Path, tmp_path: Path) -> Path:
-    """``mine.mp4``, a hard link and a link to it, words, and an empty folder."""
+    """Make ``mine.mp4``, a hard link and a symbolic link to it, a file of words, and an empty folder."""
     shutil.copy(clip, tmp_path / "mine.mp4")
     (tmp_path / "hard.mp4").hardlink_to(tmp_path / "mine.mp4")
     (tmp_path / "link.mp4").symlink_to("mine.mp4")

@@ -1,4 +1,4 @@
-"""A bundle that is not what was exported is refused when it is opened, in a sentence that says why."""
+"""A bundle that was changed after its export is refused when it is opened, with the reason."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def list_file(folder: Path, name: str, of: Path) -> None:
-    """Let the manifest vouch for a file by its right hash, under ``name``."""
+    """Add a file with its right hash to the manifest, under ``name``."""
     entry = KIND.hash_files(of.parent)[of.name].model_dump()
     edit(folder, lambda content: content["files"].update({name: entry}))
 
@@ -256,7 +256,7 @@ def test_an_export_that_is_ended_by_a_signal_leaves_the_old_bundle(folder: Path,
         assert process.wait(30) == (-number if number == signal.SIGKILL else 128 + number)
     assert snapshot(folder) == before
     Bundle.open(folder)
-    if number == signal.SIGKILL:  # the next export clears what that one left
+    if number == signal.SIGKILL:  # the next export removes what this one left
         assert len(list(folder.parent.iterdir())) == 2
         with pytest.raises(SystemExit), KIND.staging(folder):
             raise SystemExit

@@ -1,4 +1,4 @@
-"""Files without weights, or with false claims: one sentence says what they are, and none of their code runs."""
+"""Files without weights, or with false claims: one sentence says what they are, and their code never runs."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_indices_that_make_no_sense(name: str, tmp_path: Path) -> None:
 
 
 class _Code:
-    """Makes a folder when it is unpickled by a reader that runs code."""
+    """Creates a folder when it is unpickled by a reader that runs code."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self._reduced = function, arguments
@@ -171,7 +171,7 @@ class _Code:
         return self._reduced
 
 
-#: A function that is not on any list of harmful ones, and would leave a trace.
+#: A function that is on no list of harmful ones, and would create a file.
 def leave_a_trace(path: str) -> dict[str, Any]:
     Path(path).write_text("ran")
     return {}
@@ -274,11 +274,11 @@ def _text(text: str) -> bytes:
 
 
 def _nested(depth: int) -> bytes:
-    """A tuple of a tuple twice, and so on: a few bytes whose text has 2 ** depth parts."""
+    """Return nested pairs that refer to one tuple twice at each level: a few bytes whose text has 2 ** depth parts."""
     return b")" + b"2\x86" * depth
 
 
-#: Name → (what is kept as 0, calls that name it without using it up). Each call may cost no more than its own bytes.
+#: Name → (the object that is stored as 0, calls that use it repeatedly). A call may cost no more than its own bytes.
 REPEATED = {
     "a list as arguments": (b"](" + b"K\x01" * 20_000 + b"e", b"cargparse\nNamespace\nh\x00R"),
     "pairs of a mapping": (

@@ -33,7 +33,7 @@ def plan_cases(count: int, seed: int, targets: list[str]) -> Iterator[tuple[str,
 
 
 def export_tiny(folder: Path) -> Path:
-    """The tiny model of the tests as a bundle."""
+    """Export the tiny model of the tests as a bundle."""
     from teso_deploy.conversion.bundle_export import export_bundle
     from teso_deploy.recipe import Recipe
     from tests.conftest import TINY
@@ -45,7 +45,7 @@ def export_tiny(folder: Path) -> Path:
 
 
 def show_table(console: Console, tried: list[Tried]) -> None:
-    """Of each target: cases, exit codes, the slowest and the largest case, findings."""
+    """Show for each target: cases, exit codes, the slowest and the largest case, findings."""
     table = Table(
         "target", "cases", "exit 0", "exit 1", "exit 2", "other", "slowest, s", "most memory, MiB", "findings"
     )
@@ -68,7 +68,7 @@ def show_table(console: Console, tried: list[Tried]) -> None:
 
 
 def show_case(console: Console, one: Tried) -> None:
-    """A case with its findings, and what runs it again."""
+    """Show a case with its findings, and the command that runs it again."""
     ended = one.ended
     how = f"exit {ended.code}" if ended.signal is None else f"signal {ended.signal}"
     console.print(f"{one.command}: {one.case.what!a}: {how}", markup=False, highlight=False, soft_wrap=True)
@@ -77,7 +77,7 @@ def show_case(console: Console, one: Tried) -> None:
 
 
 def main() -> int:
-    """Run what the arguments ask for; 1 where there are findings."""
+    """Run the requested cases, and return 1 if there are findings."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("case", nargs="*", help="target, seed and number of one case")
     parser.add_argument("--cases", type=int, default=2000)
@@ -102,7 +102,7 @@ def main() -> int:
         console.print(one.stderr.decode("utf-8", "replace"), markup=False, highlight=False, soft_wrap=True)
         return bool(one.findings)
     began = time.monotonic()
-    # What is made once is made before the threads want it.
+    # Make shared inputs before the threads need them.
     _ = seeds.media, seeds.checkpoints, seeds.bundle_files
     tried: list[Tried] = []
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""A server on the loopback address that answers with bytes as a case has them, right or wrong."""
+"""A server on the loopback address that answers with a case's bytes, right or wrong."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-#: A request that is larger is cut off.
+#: A larger request is cut off.
 _MAX_HEAD_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``content``: head and body as they go over the wire; ``pause_seconds``: between pieces of 100 bytes."""
+    """An answer.
+
+    ``content``: head and body as they are sent. ``pause_seconds``: the pause between pieces of 100 bytes.
+    """
 
     content: bytes
     pause_seconds: float = 0.0
@@ -29,7 +32,7 @@ class _Server(socketserver.ThreadingTCPServer):
 
 
 class AnswerServer:
-    """Sends the answer that was set for each path; a context manager. Closes after each answer."""
+    """Sends the answer that was set for each path, and then closes the connection; a context manager."""
 
     def __init__(self) -> None:
         self._answers: dict[str, Answer] = {}
@@ -47,7 +50,7 @@ class AnswerServer:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def add(self, answers: Mapping[str, Answer]) -> str:
-        """A new prefix (``/7``) under which the paths of ``answers`` are answered."""
+        """Return a new prefix (``/7``) under which the paths of ``answers`` are answered."""
         prefix = f"/{next(self._numbers)}"
         self._answers |= {prefix + path: answer for path, answer in answers.items()}
         return prefix

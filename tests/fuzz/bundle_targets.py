@@ -14,7 +14,7 @@ from tests.fuzz.runs import ONE_THREAD, growing_outputs, make_run
 
 
 def _seal(bundle: Path, names: list[str]) -> None:
-    """Give files that were changed their hash in the manifest, as an attacker would."""
+    """Enter the hashes of changed files in the manifest, as an attacker would."""
     path = bundle / "bundle.json"
     manifest = json.loads(path.read_text())
     for name in names:
@@ -24,7 +24,7 @@ def _seal(bundle: Path, names: list[str]) -> None:
 
 
 def _on_bundle(shop: Workshop, bundle: Path, what: str) -> Case:
-    """One of the commands that open a bundle."""
+    """Return a case with one of the commands that open a bundle."""
     draw = shop.draw
     roll = draw.random()
     if roll < 0.6:
@@ -56,7 +56,7 @@ def fuzz_manifest(shop: Workshop) -> Case:
 
 
 def fuzz_npz(shop: Workshop) -> Case:
-    """A bundle with odd arrays, their hash being right."""
+    """A bundle with odd arrays and right hashes."""
     bundle = shop.copy_bundle()
     name = shop.draw.choice(("cues.npz", "cues.npz", "reference.npz"))
     (bundle / name).write_bytes(mutate_npz(shop.draw, shop.seeds.bundle_files[name]))
@@ -65,7 +65,7 @@ def fuzz_npz(shop: Workshop) -> Case:
 
 
 def fuzz_onnx(shop: Workshop) -> Case:
-    """A bundle with an odd graph or odd weights, their hash being right."""
+    """A bundle with an odd graph or odd weights, and right hashes."""
     draw, bundle = shop.draw, shop.copy_bundle()
     name = draw.choice([name for name in shop.seeds.bundle_files if name.endswith((".onnx", ".onnx", ".weights"))])
     content = shop.seeds.bundle_files[name]
@@ -98,7 +98,7 @@ def fuzz_safetensors(shop: Workshop) -> Case:
 
 
 def fuzz_pickle(shop: Workshop) -> Case:
-    """An odd checkpoint of PyTorch; some would run code."""
+    """An odd checkpoint of PyTorch. Some would run code."""
     draw = shop.draw
     name = draw.choice(("model.pth", "legacy.pt", "last.ckpt"))
     content = shop.seeds.checkpoints[name]

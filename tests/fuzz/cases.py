@@ -11,18 +11,20 @@ from pathlib import Path
 from tests.fuzz.answers import AnswerServer
 from tests.fuzz.seeds import Seeds
 
-#: Set in the environment and in addresses. It must not be seen anywhere afterwards.
+#: Set in the environment and in addresses. It must not appear anywhere afterwards.
 CANARY_KEY = "canary-of-the-key-8d1f"
 CANARY_URL = "canary-of-the-address-5c27"
-#: Folders of a case: its inputs, its outputs, where the command runs, and where temporary and kept files go.
+#: Folders of a case: inputs, outputs, the working directory, temporary files, and the home folder.
 INPUTS, OUTPUTS, WORK, TEMPORARY, HOME = "in", "out", "work", "tmp", "home"
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """``outputs``: places in the folder of outputs that are there after exit 0, and were not or were other before.
+    """A case.
 
-    ``codes``: how it may end. ``may_remain``: outputs that may be there after a failure, too. ``what``: for people.
+    ``outputs``: paths in the folder of outputs that exist after exit 0, and that did not exist or differed before.
+    ``codes``: the allowed exit codes. ``may_remain``: outputs that may exist after a failure too. ``what``: a
+    description for people.
     """
 
     arguments: list[str]
@@ -35,7 +37,7 @@ class Case:
 
 
 class Workshop:
-    """What a target makes a case with: a generator, right inputs, a server, and a folder."""
+    """The means to make a case: a random generator, valid inputs, a server, and a folder."""
 
     def __init__(self, draw: random.Random, seeds: Seeds, server: AnswerServer, folder: Path) -> None:
         self.draw, self.seeds, self.server, self.folder = draw, seeds, server, folder
@@ -43,18 +45,18 @@ class Workshop:
             (folder / name).mkdir(parents=True)
 
     def write(self, name: str, content: bytes) -> Path:
-        """An input of the case."""
+        """Write an input of the case."""
         path = self.folder / INPUTS / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         return path
 
     def out(self, name: str) -> Path:
-        """Where an output goes."""
+        """Return the path of an output."""
         return self.folder / OUTPUTS / name
 
     def copy_bundle(self) -> Path:
-        """The bundle among the inputs, to be changed."""
+        """Copy the bundle to the inputs, to be changed."""
         return Path(shutil.copytree(self.seeds.bundle, self.folder / INPUTS / "bundle"))
 
 

@@ -23,7 +23,7 @@ _BOMB_BYTES = 400 << 20
 
 
 def _boxes(content: bytes, start: int, end: int) -> Iterator[tuple[int, int, bytes]]:
-    """(start, end, kind) of the boxes of an MP4 and of those inside them."""
+    """Yield (start, end, kind) of the boxes of an MP4 and of those inside them."""
     while start + 8 <= end:
         size, kind = struct.unpack_from(">I4s", content, start)
         if size < 8 or start + size > end:
@@ -35,7 +35,7 @@ def _boxes(content: bytes, start: int, end: int) -> Iterator[tuple[int, int, byt
 
 
 def mutate_mp4(draw: random.Random, content: bytes) -> bytes:
-    """Change a box: its length, its kind, its numbers; drop it, or write it twice."""
+    """Change a box: its length, its kind or its numbers; or drop or repeat it."""
     boxes = list(_boxes(content, 0, len(content)))
     if not boxes:
         return mutate(draw, content)
@@ -97,7 +97,7 @@ def _zip_parts(content: bytes) -> dict[str, bytes]:
 
 
 def write_zip(parts: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
-    """An archive without times of day in it."""
+    """Write an archive without times of day."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", compression) as archive:
         for name, part in parts.items():
@@ -142,7 +142,7 @@ def mutate_zip(draw: random.Random, content: bytes) -> bytes:
 
 
 def write_npy(header: str, data: bytes, version: int = 1) -> bytes:
-    """A .npy file with any header."""
+    """Return a .npy file with any header."""
     text = header.encode("latin-1") + b"\n"
     length = struct.pack("<H", len(text) % 2**16) if version == 1 else struct.pack("<I", len(text))
     return b"\x93NUMPY" + bytes((version, 0)) + length + text + data
@@ -157,7 +157,7 @@ _bombs: dict[int, bytes] = {}
 
 
 def zeros_bomb() -> bytes:
-    """An archive of kilobytes with two arrays that are hundreds of megabytes."""
+    """Return an archive of kilobytes with two arrays of hundreds of megabytes."""
     if not _bombs:
         header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({_BOMB_BYTES // 4},), }}"
         start, piece = write_npy(header, b""), bytes(1 << 20)
@@ -242,7 +242,7 @@ def mutate_safetensors(draw: random.Random, content: bytes) -> bytes:
 
 
 class Harm:
-    """Pickled as a call of a function: unpickling it makes a folder ``harmed`` where the command runs."""
+    """Pickled as a function call: unpickling it creates a folder ``harmed`` in the working directory."""
 
     def __init__(self, module: str, name: str) -> None:
         self.module, self.name = module, name
@@ -375,7 +375,7 @@ def mutate_onnx(draw: random.Random, content: bytes) -> bytes:
 
 
 def mutate_gzip(draw: random.Random, content: bytes) -> bytes:
-    """What a download tool may leave: the file packed again, a page of a server, a pointer."""
+    """Return what a download tool may produce: the file compressed again, a web page, a pointer."""
     odd = (
         zlib.compress(content[:4096]), b"\x1f\x8b\x08" + content[:4096],
         b"<!DOCTYPE html><html><head><title>Sign in</title></head></html>\n",

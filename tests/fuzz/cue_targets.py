@@ -30,7 +30,7 @@ def fuzz_cue_file(shop: Workshop) -> Case:
     return make_run(shop, [str(clip)], "odd cue file", "--cues-file", str(path), *ways, names=("report.json",))
 
 
-#: Answers of servers as programs and proxies give them.
+#: Answers of servers, as real programs and proxies send them.
 MESSAGE: dict[str, Any] = {
     "id": "x", "object": "chat.completion", "model": "seer", "choices": [
         {"index": 0, "message": {"role": "assistant", "content": '{"objects": ["dog"], "sounding": ["dog"]}'},
@@ -46,7 +46,7 @@ _SAID: tuple[Any, ...] = (
 
 
 def _completion(draw: random.Random) -> bytes:
-    """The answer to a question: as JSON or as events, right or odd."""
+    """Return the answer to a question: as JSON or as events, right or odd."""
     message = json.loads(json.dumps(MESSAGE))
     said = message["choices"][0]["message"]
     said["content"] = draw.choice(_SAID)
@@ -78,7 +78,7 @@ def _failure(draw: random.Random) -> bytes:
 
 
 def _server(shop: Workshop) -> str:
-    """The address of a server whose answers are odd."""
+    """Return the address of a server whose answers are odd."""
     draw = shop.draw
     models: Any = {
         "object": "list",

@@ -1,4 +1,4 @@
-"""Odd JSON and TOML: right documents with a value replaced, dropped, or written twice."""
+"""Odd JSON and TOML: valid documents with a value replaced, dropped or repeated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.fuzz.mutations import mutate
 
-#: Values of the right kind at places where they mean nothing, and of every wrong kind.
+#: Values of the right type without a meaning, and values of every wrong type.
 ODD_VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2, 255, 256, 65536, 2**31, 2**53, 2**63, 2**64, 10**13, -(2**63), 0.5, -0.0, 1e-320,
     1e308, "", " ", "x", "none", "0", "-1", "a" * 300, "a" * 70_000, "../../etc/passwd", "/etc/passwd", "/dev/zero",
@@ -19,7 +19,7 @@ ODD_VALUES: tuple[Any, ...] = (
     [[1, 2], [3]], {"": ""}, {"x": 1}, {"\x1b[31mx\n\nteso-deploy: all is well": 1}, [[0, 0]], [[10**9, 10**9]],
     [[32, 32]], ["a", "a"], ["dog", 3], "http://127.0.0.1:1/", "file:///etc/passwd", "[bold]x[/bold]", "[/x]",
 )  # fmt: skip
-#: Pieces of text that a writer of JSON would not write. Parsers take some of them.
+#: Texts that no writer of JSON produces. Some parsers accept them.
 ODD_JSON = (
     "NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 5000, "-" + "9" * 5000, "0." + "1" * 5000, '"\\ud800"',
     '"\\udfff\\ud800"', "[" * 100_000, "[" * 3000 + "]" * 3000, '{"a":' * 3000 + "1" + "}" * 3000, "", "undefined",
@@ -34,7 +34,7 @@ _MARK = re.compile(r'"@raw(\d+)@"')
 
 
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where values are in a document. The ends of long lists stand for all of it."""
+    """List the places of values in a document. Of a long list, only both ends count."""
     found = [path]
     if isinstance(value, dict):
         for key in value:
@@ -46,7 +46,7 @@ def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def mutate_document(draw: random.Random, document: Any, raw_texts: tuple[str, ...]) -> Any:
-    """A copy of a document with one change; ``@rawN@`` stands for the N-th of ``raw_texts``."""
+    """Return a copy of a document with one change. ``@rawN@`` stands for the N-th of ``raw_texts``."""
     document = copy.deepcopy(document)
     # Few keys are at the top and hundreds at the bottom: choose the depth first.
     paths = [path for path in _paths(document) if path]
@@ -98,7 +98,10 @@ def mutate_json(draw: random.Random, document: Any) -> bytes:
 
 
 def as_toml(document: dict[str, Any], name: str = "") -> str:
-    """TOML of tables. JSON's texts, numbers and lists are TOML's; null has no form in it and is left out."""
+    """Write tables as TOML.
+
+    JSON's texts, numbers and lists are also TOML's; null has no form in TOML and is omitted.
+    """
     tables = {key: value for key, value in document.items() if isinstance(value, dict)}
     lists = {
         key: value

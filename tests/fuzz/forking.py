@@ -1,7 +1,7 @@
 """Run command lines in forks of one process that has imported everything: a case costs milliseconds, not seconds.
 
-``python -m tests.fuzz.forking`` is the server: it reads one request a line, forks, watches the child and answers with a
-line. It opens no model and starts no thread itself, so that a fork of it is sound. :class:`ForkServer` is its client.
+``python -m tests.fuzz.forking`` is the server. It reads one request per line, forks, watches the child, and answers
+with a line. It opens no model and starts no thread itself, so that forking is safe. :class:`ForkServer` is its client.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ PRELOADED = (
 )  # fmt: skip
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_MILLISECONDS = 10
-#: What a process of the command may take to end after the command itself.
+#: How long a process may take to end after its command has ended.
 _GRACE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one command may take. ``memory_bytes``: above what the server itself has in memory."""
+    """The limits of one command. ``memory_bytes``: in addition to the server's own memory."""
 
     cpu_seconds: int = 30
     wall_seconds: float = 120.0
@@ -56,7 +56,7 @@ class Limits:
 class Request:
     """One command line.
 
-    ``stdin``: a file; ``command``: in place of ``teso-deploy``, a function ``module:name``; ``ends_fully``: as any
+    ``stdin``: a file. ``command``: a function ``module:name`` that replaces ``teso-deploy``. ``ends_fully``: end as any
     Python process does, which takes longer.
     """
 
@@ -73,7 +73,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended. ``stopped``: the limit that it went over; ``memory_bytes``: its most, above the server's."""
+    """How a command ended.
+
+    ``stopped``: the limit that it exceeded. ``memory_bytes``: its peak beyond the server's memory.
+    """
 
     code: int | None
     signal: int | None
@@ -116,7 +119,7 @@ class ForkServer:
 
 
 def _own_bytes(process: int | str) -> int:
-    """Memory that a process has for itself: without files that are mapped, such as libraries."""
+    """Return the private memory of a process, without mapped files such as libraries."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
@@ -125,7 +128,7 @@ def _own_bytes(process: int | str) -> int:
 
 
 def _watch(child: int, limits: Limits) -> Ended:
-    """Wait for the end of a child, and end it where it goes over a limit."""
+    """Wait for the end of a child, and kill it if it exceeds a limit."""
     began, before, most = time.monotonic(), _own_bytes("self"), 0
     stopped: str | None = None
     descriptor = os.pidfd_open(child)
@@ -150,7 +153,7 @@ def _watch(child: int, limits: Limits) -> Ended:
 
 
 def _end_orphans() -> int:
-    """End what a command left running, which is this process's child now; how many there were."""
+    """Kill processes that a command left running, which are now this process's children. Return their number."""
     listing = Path(f"/proc/self/task/{os.getpid()}/children")
     until = time.monotonic() + _GRACE_SECONDS
     while (found := listing.read_text().split()) and time.monotonic() < until:
@@ -165,7 +168,7 @@ def _end_orphans() -> int:
 
 
 def _prepare_child(request: dict[str, Any]) -> None:
-    """Make the forked process what a shell would start: its own group, folder, streams and limits."""
+    """Set the forked process up as a shell would: its own group, folder, streams and limits."""
     os.setsid()
     for number, (path, flags) in enumerate(
         (
@@ -191,7 +194,7 @@ def _prepare_child(request: dict[str, Any]) -> None:
 
 
 def serve() -> dict[str, Any] | None:
-    """Serve until the input ends. In a forked child this returns its request, which it is to run."""
+    """Serve until the input ends. In a forked child this returns the request that the child must run."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for name in sys.argv[1:]:
         with contextlib.suppress(ImportError):
@@ -216,10 +219,10 @@ def serve() -> dict[str, Any] | None:
 
 
 def run_command(wanted: dict[str, Any]) -> None:
-    """Run the command of a request and end this process with its exit code.
+    """Run the command of a request, and end this process with its exit code.
 
-    Unless the request ends fully, the threads are waited for and the exit functions run, but the modules are not taken
-    down: of torch and its kind that takes ten times as long as a small case.
+    Unless the request ends fully, threads are waited for and exit functions run, but modules are not destroyed. For
+    torch and similar libraries, that would take ten times as long as a small case.
     """
     module, _, function = wanted["command"].partition(":")
     command = getattr(import_module(module), function)

@@ -1,4 +1,4 @@
-"""Runs cases: makes one from its numbers, forks, judges, and cleans up."""
+"""Runs cases: makes one from its numbers, forks, judges and cleans up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.fuzz.judging import Finding, judge, take_snapshot
 from tests.fuzz.seeds import Seeds
 from tests.fuzz.targets import TARGETS
 
-#: Of the fork server and so of every case.
+#: The environment of the fork server, and so of every case.
 ENVIRONMENT: Mapping[str, str] = {
     "TESO_CUES_API_KEY": CANARY_KEY, "OMP_NUM_THREADS": "1", "TERM": "dumb", "COLUMNS": "200",
     "PYTHONDONTWRITEBYTECODE": "1",
@@ -34,7 +34,7 @@ def _name(target: str, seed: int, number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A case that was run. ``folder``: where it ran; there only as long as it is kept."""
+    """A case that was run. ``folder``: the folder of the run, which exists only while it is kept."""
 
     target: str
     seed: int
@@ -47,7 +47,7 @@ class Tried:
 
     @property
     def command(self) -> str:
-        """What runs this case again."""
+        """The command that runs this case again."""
         return f"python -m tests.fuzz {self.target} {self.seed} {self.number}"
 
 
@@ -55,11 +55,11 @@ class Fuzzer:
     """Runs cases one after another; a context manager.
 
     Args:
-        seeds: right inputs.
-        folder: where cases run; one that has findings stays there if ``keeps`` is set.
-        limits: of each case.
+        seeds: valid inputs.
+        folder: the folder in which cases run.
+        limits: the limits of each case.
         keeps: whether the folder of a case with findings stays.
-        preloaded: modules that every case finds imported.
+        preloaded: modules that are imported before every case.
     """
 
     def __init__(
@@ -76,13 +76,13 @@ class Fuzzer:
         self._server = ForkServer(dict(ENVIRONMENT), preloaded)
 
     def make_workshop(self, name: str) -> Workshop:
-        """Make a workshop, with a separate folder, for a case that no target makes."""
+        """Make a workshop in a separate folder for a case without a target."""
         folder = self._folder / name
         shutil.rmtree(folder, ignore_errors=True)
         return Workshop(random.Random(name), self.seeds, self._answers, folder)
 
     def try_case(self, target: str, seed: int, number: int) -> Tried:
-        """Make, run and judge a case. Target, seed and number say all of it."""
+        """Make, run and judge a case, which is determined by target, seed and number."""
         case = self.make_case(target, seed, number)
         folder = self._folder / _name(target, seed, number)
         return replace(self.run(case, folder, number), target=target, seed=seed, number=number)

@@ -1,4 +1,4 @@
-"""Whether a command ended as it must, whatever it was given."""
+"""Judges whether a command ended as every command must, whatever its input was."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tests.fuzz.forking import Ended
 
 MAX_SENTENCE_CHARACTERS = 1100
 _PREFIX = "teso-deploy: "
-#: Lines that libraries write past us: ONNX Runtime's and FFmpeg's logs, warnings of Python.
+#: Lines that libraries print themselves: the logs of ONNX Runtime and FFmpeg, and Python's warnings.
 _NOISE = re.compile(
     r"\d{4}-\d\d-\d\d \S+ \[\w:onnxruntime|\[[^]]+ @ 0x[0-9a-f]+\]|\S+\.py:\d+: \w*Warning|Exception ignored"
 )
-#: A folder that PyTorch makes for its caches where temporary files go.
+#: A cache folder that PyTorch creates among temporary files.
 _OF_TORCH = re.compile(rf"{TEMPORARY}/torchinductor_\w+")
 _Snapshot = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``rule``: which one was broken; ``told``: how."""
+    """A broken rule. ``told``: a description."""
 
     rule: str
     told: str
@@ -38,7 +38,7 @@ class Finding:
 
 
 def take_snapshot(folder: Path) -> _Snapshot:
-    """Every file and folder below a folder: its kind and a hash of its content."""
+    """Return every file and folder below a folder, with its kind and a hash of its content."""
     found = {}
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -55,7 +55,7 @@ def take_snapshot(folder: Path) -> _Snapshot:
 
 
 def judge(case: Case, ended: Ended, folder: Path, before: _Snapshot, stdout: bytes, stderr: bytes) -> list[Finding]:
-    """What is wrong with how a case ended. ``before``: of its folder."""
+    """List what is wrong with the end of a case. ``before``: the snapshot of its folder."""
     found = _judge_end(case, ended)
     text = stderr.decode("utf-8", "surrogateescape")
     if "Traceback (most recent call last)" in text:
@@ -90,7 +90,7 @@ def _judge_end(case: Case, ended: Ended) -> list[Finding]:
 
 
 def _judge_sentence(text: str) -> list[Finding]:
-    """One sentence at the end that begins with our name, or a usage error of the parser."""
+    """Check for one final sentence that begins with our name, or a usage error of the parser."""
     lines = [line for line in text.splitlines() if line.strip()]
     ours = [line for line in lines if line.startswith(_PREFIX)]
     if lines and lines[-1].startswith(("Error: ", "Error while")) and any(line.startswith("Usage: ") for line in lines):
@@ -135,7 +135,7 @@ def _judge_files(case: Case, ended: Ended, before: _Snapshot, after: _Snapshot) 
         elif top == HOME and told == "new" and re.search(r"(^|/)\.(?!cache$)[^/]*$", rest):
             found.append(Finding("left behind", f"{name!a}: hidden in the cache"))
     if ended.code == 0:
-        # A live run whose pictures did not come in its time has shown none.
+        # A live run may end before its first picture arrives.
         missing = [name for name in sorted(case.outputs - case.may_remain) if f"{OUTPUTS}/{name}" not in after]
         found += [Finding("output missing", f"exit 0 without {name!a}") for name in missing]
     return found[:3]
@@ -159,7 +159,7 @@ def _refuse_constant(text: str) -> Any:
 
 
 def _judge_reports(folder: Path) -> list[Finding]:
-    """Reports are JSON that every parser takes."""
+    """Check that reports are JSON that every parser accepts."""
     found = []
     for path in (folder / OUTPUTS).iterdir():
         if path.suffix in (".json", ".jsonl") and path.is_file():

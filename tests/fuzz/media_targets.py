@@ -14,7 +14,7 @@ from tests.fuzz.seeds import append_free_box, insert_null_packets
 
 
 def fuzz_media(shop: Workshop) -> Case:
-    """A damaged video, or a whole one with something odd that players take."""
+    """A damaged video, or a valid one with an odd feature that players accept."""
     draw, media = shop.draw, shop.seeds.media
     name = draw.choice(sorted(media))
     ending, ways = name.rpartition(".")[2], draw.choice(WAYS)
@@ -51,7 +51,7 @@ def fuzz_sound(shop: Workshop) -> Case:
 
 
 def fuzz_recording(shop: Workshop) -> Case:
-    """A right recording that is odd: times that leap, or a size, rate, matrix or sound that few files have."""
+    """A valid but odd recording: times that leap, or a rare size, rate, matrix or sound."""
     draw, media = shop.draw, shop.seeds.media
     ways = draw.choice(WAYS)
     kind = draw.choice(("times", "times", "picture", "sound", "matrix"))

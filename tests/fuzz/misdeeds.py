@@ -1,4 +1,4 @@
-"""Commands that break one rule each: they show that the judge finds it. Run in place of ``teso-deploy``."""
+"""Commands that break one rule each, to show that the judge finds it. They replace ``teso-deploy``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.fuzz.cases import CANARY_KEY
 
 
 def refuse(sentence: str = "the input is odd: give another") -> None:
-    """End as a command must that was given odd input."""
+    """End as a command must if its input is odd."""
     print(f"teso-deploy: {sentence}", file=sys.stderr)
     sys.exit(2)
 

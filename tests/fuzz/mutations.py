@@ -1,4 +1,4 @@
-"""Damage to bytes, by a seeded generator: the same on every Python."""
+"""Damage to bytes by a seeded generator, which is the same on every Python version."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import random
 import struct
 from collections.abc import Callable, Sequence
 
-#: Numbers at which length fields and counters break.
+#: Numbers at which length fields and counters overflow.
 ODD_NUMBERS = (0, 1, 2, 7, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1)
 ODD_BYTES = (b"\0", b"\xff", b"\x7f", b"\x80", b"\r\n", b"%s%n", b"\x1b[31m", b"\xed\xa0\x80", b"\xf0\x9f\x90\xb6")
 
 
 def _place(draw: random.Random, content: bytes, length: int = 1) -> int:
-    """Somewhere in the content; half of the time near its beginning, where headers are."""
+    """Choose a place in the content. Half of the time it is near the beginning, where headers are."""
     last = max(len(content) - length, 0)
     return draw.randint(0, min(last, 512)) if draw.random() < 0.5 else draw.randint(0, last)
 
@@ -50,7 +50,7 @@ def repeat_piece(draw: random.Random, content: bytes) -> bytes:
 
 
 def insert_bytes(draw: random.Random, content: bytes) -> bytes:
-    """Insert noise or a piece that parsers dislike."""
+    """Insert noise, or a piece that many parsers do not accept."""
     at = _place(draw, content)
     piece = draw.choice(ODD_BYTES) if draw.random() < 0.5 else draw.randbytes(1 << draw.randint(0, 9))
     return content[:at] + piece + content[at:]
@@ -95,7 +95,7 @@ BYTE_MUTATIONS: tuple[Mutation, ...] = (
 
 
 def mutate(draw: random.Random, content: bytes, mutations: Sequence[Mutation] = BYTE_MUTATIONS) -> bytes:
-    """One to four damages, one upon the other."""
+    """Apply one to four kinds of damage, one after the other."""
     for _ in range(draw.choice((1, 1, 2, 4))):
         content = draw.choice(mutations)(draw, content)
     return content

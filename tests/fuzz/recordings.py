@@ -1,4 +1,4 @@
-"""Right recordings that are odd: times that leap, sizes, rates and channels that few files have."""
+"""Valid but odd recordings: times that leap, and rare sizes, rates and channels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ODD_SAMPLES = (float("nan"), float("inf"), -float("inf"), 1e38, 40_000.0, 1e-40
 
 
 def move_times(draw: random.Random, content: bytes, name: str) -> bytes:
-    """Write the packets again, the times of a track leaping from one of them on; the content itself where it can't."""
+    """Write the packets again, with the times of a track leaping at one of them. If that fails, return the content."""
     stream, leap, sound_too = io.BytesIO(), draw.choice(_LEAPS), draw.random() < 0.5
     first = draw.randint(0, 6)
     ending = draw.choice((name.rpartition(".")[2], "mkv", "nut"))
@@ -46,7 +46,7 @@ def move_times(draw: random.Random, content: bytes, name: str) -> bytes:
 
 
 def record_picture(draw: random.Random) -> bytes:
-    """A few pictures of an odd size at an odd rate; at a common one where the format can't have it."""
+    """Write a few pictures of an odd size at an odd rate, or at a common rate if the format requires it."""
     height, width = draw.choice(_SIZES)
     rate, name, codec = draw.choice(_RATES), draw.choice(("matroska", "nut")), draw.choice(("ffv1", "rawvideo"))
     try:
@@ -83,7 +83,7 @@ def record_sound(draw: random.Random) -> bytes:
 
 
 def turn_picture(draw: random.Random, content: bytes) -> bytes:
-    """An MP4 with another display matrix, right or not."""
+    """Give an MP4 another display matrix, valid or not."""
     place = content.find(b"tkhd")
     if place < 0:
         return content

@@ -1,4 +1,4 @@
-"""What the targets have in common: a ``run`` with outputs, an answer of a server."""
+"""Helpers of the targets: a ``run`` with outputs, an answer of a server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from tests.fuzz.cases import Case, Workshop
 
 ONE_THREAD = ["--threads", "1"]
-#: Options of ``run`` that take other ways through the program.
+#: Options of ``run`` that select other paths through the program.
 WAYS: tuple[list[str], ...] = (
     [], [], ["--mute"], ["--mode", "paper"], ["--fps", "3"], ["--noise-dbfs", "-20"], ["--cues", "auto"],
     ["--cues", "dog,cow"], ["--mode", "live", "--seconds", "3"],
@@ -34,7 +34,7 @@ def make_run(
 
 
 def growing_outputs(options: list[str]) -> frozenset[str]:
-    """Outputs of a live run that broke off: what came before is kept, and the report says why."""
+    """Return the outputs that a live run keeps if it breaks off. The report has the reason."""
     return (
         frozenset({"out.mp4", "events.jsonl", "masks", "masks.jsonl", "report.json"})
         if "live" in options

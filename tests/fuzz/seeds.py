@@ -1,4 +1,4 @@
-"""Right inputs, small ones, made in code: what the targets damage."""
+"""Small valid inputs, made in code. The targets damage them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import av
 import numpy as np
 
-#: Name of a file → video codec, audio codec (either may be missing) and the layout of its sound.
+#: Name of a file → video codec, audio codec (either may be None) and the layout of its sound.
 MEDIA: dict[str, tuple[str | None, str | None, str]] = {
     "h264.mp4": ("libx264", "aac", "mono"),
     "fragments.mp4": ("libx264", "aac", "stereo"),
@@ -45,7 +45,7 @@ _TITLE = "a clip"
 
 
 def write_media(name: str, seconds: float = SECONDS) -> bytes:
-    """A few moving pictures and a tone, the same bytes each time."""
+    """Write a few moving pictures and a tone. The bytes are the same each time."""
     video_codec, audio_codec, layout = MEDIA[name]
     ending = name.rpartition(".")[2]
     stream = io.BytesIO()
@@ -97,7 +97,7 @@ def _tone(audio: Any, seconds: float) -> list[Any]:
     packets = []
     for start in range(0, len(tone), block):
         piece = tone[start : start + block].reshape(1, -1)
-        # Packed: PyAV has no room for the planes of eight channels.
+        # Packed, because PyAV has no room for the planes of eight channels.
         sound = av.AudioFrame.from_ndarray(piece, format="flt", layout=context.layout.name)
         sound.sample_rate, sound.pts, sound.time_base = rate, start, Fraction(1, rate)
         for ready in resampler.resample(sound):
@@ -106,24 +106,24 @@ def _tone(audio: Any, seconds: float) -> list[Any]:
 
 
 class Seeds:
-    """Right inputs. ``bundle``: a folder with an exported model, the smaller the faster."""
+    """Valid inputs. ``bundle``: a folder with an exported model; a smaller one is faster."""
 
     def __init__(self, bundle: Path) -> None:
         self.bundle = bundle
 
     @cached_property
     def bundle_files(self) -> dict[str, bytes]:
-        """Content of every file of the bundle."""
+        """The content of every file of the bundle."""
         return {path.name: path.read_bytes() for path in sorted(self.bundle.iterdir())}
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """Content of its manifest."""
+        """The content of its manifest."""
         return dict(json.loads(self.bundle_files["bundle.json"]))
 
     @cached_property
     def media(self) -> dict[str, bytes]:
-        """Content of each of :data:`MEDIA` that this build of FFmpeg can write."""
+        """The content of each of :data:`MEDIA` that this build of FFmpeg can write."""
         codecs = av.codec.codecs_available
         return {
             name: write_media(name)
@@ -138,7 +138,7 @@ class Seeds:
 
     @cached_property
     def checkpoints(self) -> dict[str, bytes]:
-        """The bundle's model with random weights, as training saves it and as others do."""
+        """The bundle's model with random weights, as our training and as others save it."""
         import torch
         from safetensors.torch import save
 
@@ -169,7 +169,7 @@ class Seeds:
 
     @cached_property
     def cue_file(self) -> dict[str, Any]:
-        """What ``teso-deploy cues`` writes for :attr:`clip`."""
+        """The content of ``teso-deploy cues``'s file for :attr:`clip`."""
         span = {
             "start_seconds": 0.0, "end_seconds": 0.3, "names": ["dog", "cow"], "source": "llm", "of_seconds": 0.0,
             "confidences": [0.9, 0.4], "objects": ["dog", "cow", "tree"], "ungrounded": ["cat"],
@@ -188,12 +188,12 @@ def _without_null(value: Any) -> Any:
 
 
 def insert_null_packets(content: bytes) -> bytes:
-    """A transport stream with padding between its packets, as broadcasters send it."""
+    """Return a transport stream with padding between its packets, as broadcasters send it."""
     padding = b"\x47\x1f\xff\x10" + b"\xff" * 184
     packets = [content[at : at + 188] for at in range(0, len(content), 188)]
     return b"".join(packet + padding * (number % 3 == 0) for number, packet in enumerate(packets))
 
 
 def append_free_box(content: bytes) -> bytes:
-    """An MP4 with a box at its end that readers skip."""
+    """Return an MP4 with a box at its end that readers skip."""
     return content + struct.pack(">I4s", 72, b"free") + b"x" * 64

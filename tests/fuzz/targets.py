@@ -1,4 +1,4 @@
-"""What is fuzzed: each target makes a case from a seeded generator and right inputs."""
+"""The targets of fuzzing: each makes a case from a seeded generator and valid inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.fuzz.cue_targets import fuzz_cue_file, fuzz_models, fuzz_prompt, fuzz
 from tests.fuzz.media_targets import fuzz_address, fuzz_http, fuzz_media, fuzz_recording, fuzz_sound, fuzz_stream
 from tests.fuzz.usage_targets import fuzz_data, fuzz_environment, fuzz_masks, fuzz_options, fuzz_output
 
-#: Name → what makes a case.
+#: Name → the function that makes a case.
 TARGETS: dict[str, Target] = {
     function.__name__.removeprefix("fuzz_"): function
     for function in (

@@ -1,4 +1,4 @@
-"""A few hundred odd inputs, the same in every run: each ends well, refused in a sentence, or failed in a check."""
+"""A few hundred odd inputs, the same in every run: each is processed, refused in a sentence, or fails a check."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_odd_inputs_end_well(target: str, fuzzer: Fuzzer) -> None:
 
 
 def test_right_inputs_are_taken(fuzzer: Fuzzer) -> None:
-    """What the targets damage is whole: otherwise they would all be refused at the same place."""
+    """The targets' inputs are valid before they are damaged. Otherwise all would be refused for the same reason."""
     seeds = fuzzer.seeds
     bundle, report = ["--bundle", str(seeds.bundle)], frozenset({"report.json"})
     for name, content in seeds.media.items():

@@ -1,4 +1,4 @@
-"""The judge finds what it is to find: each rule is broken once."""
+"""The judge finds a violation of each rule."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ _TEXT_OPTIONS = (
 
 
 def fuzz_options(shop: Workshop) -> Case:
-    """Options with values that mean nothing."""
+    """Options with meaningless values."""
     draw = shop.draw
     clip = shop.write("clip.mp4", shop.seeds.clip)
     options: list[str] = []
@@ -64,7 +64,7 @@ def fuzz_options(shop: Workshop) -> Case:
 
 
 def fuzz_output(shop: Workshop) -> Case:
-    """Outputs with odd names, or where something of the user's is."""
+    """Outputs with odd names, or at the place of a user's file."""
     draw = shop.draw
     clip = shop.write("clip.mp4", shop.seeds.clip)
     mine = shop.out("mine")
@@ -82,11 +82,11 @@ def fuzz_output(shop: Workshop) -> Case:
     arguments = ["run", str(clip), option, target, "--bundle", str(shop.seeds.bundle), *ways, *ONE_THREAD]
     place = Path(target)
     if name == "link.mp4":
-        place = shop.out("nowhere.mp4")  # what the link names is written, and the link stays
+        place = shop.out("nowhere.mp4")  # the link's target is written, and the link stays
     inside = place.is_relative_to(shop.folder / OUTPUTS) and ".." not in place.parts
     outputs = frozenset({str(place.relative_to(shop.folder / OUTPUTS))} if inside else set())
     what = f"{option} {target[-40:]!r} {' '.join(ways)}"
-    codes = frozenset({0, 1, 2} if "live" in ways else {0, 2})  # 1: a live run went on without this output
+    codes = frozenset({0, 1, 2} if "live" in ways else {0, 2})  # 1: a live run continued without this output
     return Case(arguments, what, outputs, codes, may_remain=growing_outputs(ways) & outputs)
 
 
@@ -130,14 +130,14 @@ def _media_files(shop: Workshop) -> dict[str, bytes]:
 
 
 def write_media_folder(shop: Workshop, changed: dict[str, bytes] | None = None) -> Path:
-    """A folder of pictures and sounds for test scenes, some of its files being others."""
+    """Write a folder of pictures and sounds for test scenes, with some files replaced."""
     for name, content in (_media_files(shop) | (changed or {})).items():
         shop.write(f"media/{name}", content)
     return shop.folder / INPUTS / "media"
 
 
 def fuzz_data(shop: Workshop) -> Case:
-    """A folder of pictures and sounds, for test scenes, of which something is odd."""
+    """A folder of pictures and sounds for test scenes with something odd."""
     draw, files = shop.draw, _media_files(shop)
     odd = draw.choice(("split.csv", "split.csv", *files))
     folder = write_media_folder(shop, {odd: mutate(draw, files[odd])})
@@ -159,7 +159,7 @@ _ENVIRONMENTS: tuple[dict[str, str], ...] = (
 
 
 def fuzz_environment(shop: Workshop) -> Case:
-    """Variables of the environment with values that mean nothing."""
+    """Environment variables with meaningless values."""
     draw = shop.draw
     environment = draw.choice(_ENVIRONMENTS)
     clip = shop.write("clip.mp4", shop.seeds.clip)
