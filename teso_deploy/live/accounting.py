@@ -1,4 +1,4 @@
-"""Count what a live run does, in memory that does not grow with its length."""
+"""Count the events of a live run, in memory that does not grow with its length."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _StreamCounts:
 
 @dataclass(frozen=True, slots=True)
 class StreamDurations:
-    """Durations of one stream: of each stage of its frames, of its re-decodes, and how old its frames were."""
+    """Durations of one stream: of each stage of its frames, and of its re-decodes; and the ages of its frames."""
 
     stages: Mapping[str, BoundedCounts]
     redecode: BoundedCounts
@@ -65,9 +65,9 @@ class StreamDurations:
 
 
 class Accounting:
-    """Collects the counts of a run from all its threads; :meth:`snapshot` serves the view, reports and metrics.
+    """Collects the counts of a run from all its threads. The view, reports and metrics read :meth:`snapshot`.
 
-    ``inputs``: the streams' names, without credentials.
+    ``inputs`` has the streams' names, without credentials.
     """
 
     def __init__(self, inputs: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
@@ -100,8 +100,8 @@ class Accounting:
         """Set the state of a source.
 
         Args:
-            stream: Its number, from 0.
-            health: What its reader says.
+            stream: Number of the stream, from 0.
+            health: The state that its reader reports.
             drops: Cause → number of frames that the scheduler dropped.
         """
         with self._lock:
@@ -113,7 +113,10 @@ class Accounting:
             self._sinks = dict(health)
 
     def snapshot(self) -> dict[str, Any]:
-        """Return all counts as the JSON report has them; durations of stages and ages of frames in milliseconds."""
+        """Return all counts in the form of the JSON report.
+
+        Durations of stages and ages of frames are in milliseconds.
+        """
         now, cue_source = self._clock(), self.cue_health() if self.cue_health else None
         with self._lock:
             streams = [self._stream(number, now) for number in range(len(self._streams))]

@@ -21,19 +21,19 @@ from teso_deploy.live.prometheus import render_metrics
 from teso_deploy.text import to_one_line
 
 DEFAULT_HOST = "127.0.0.1"
-#: Connections at a time. A new one replaces the oldest, so that slow clients do not keep others out.
+#: Simultaneous connections. A new one replaces the oldest, so that slow clients do not block others.
 MOST_CONNECTIONS = 16
-#: From accepting a connection to closing it.
+#: The longest time from accepting a connection to closing it.
 CONNECTION_SECONDS = 5.0
-#: How long a client may take to close its side after the answer. Closing first could discard what it has not read.
+#: How long a client may take to close its side after the answer. Closing first could discard data that it has not read.
 LINGER_SECONDS = 1.0
 MOST_REQUEST_BYTES = 16 * 1024
 #: Connections that the system queues until they are accepted. They use no file descriptor of the process.
 BACKLOG = 128
-#: Pause after each new connection: a flood of them costs a few per cent of one core.
+#: Pause after each new connection, so that a flood of them takes only a few per cent of one core.
 ACCEPT_PAUSE_SECONDS = 0.005
 _MOST_DIGITS = 5
-#: Pause after accepting has failed, as it does while the process has no file descriptor left.
+#: Pause after accepting has failed, for example because the process has no file descriptor left.
 RETRY_SECONDS = 0.5
 
 _REQUEST_LINE = re.compile(rb"([A-Z]{1,20}) (\S+) HTTP/1\.[0-9]\r?")
@@ -80,7 +80,7 @@ def _encode_answer(answer: _Answer, is_head: bool) -> bytes:
 
 
 def _refuse(status: int) -> _Answer:
-    # The text depends on the status only, so nothing of the request is repeated.
+    # The text depends only on the status, so the answer repeats no part of the request.
     return status, f"{_REASONS[status]}\n".encode(), "text/plain; charset=utf-8"
 
 
@@ -88,13 +88,13 @@ class MetricsServer:
     """Serves the pages until it is closed; a context manager.
 
     Args:
-        place: ``:PORT``, ``PORT`` or ``HOST:PORT``. Port 0 is any that is free, see :attr:`address`.
+        place: ``:PORT``, ``PORT`` or ``HOST:PORT``. Port 0 takes any free port, see :attr:`address`.
         accounting: The run's counts.
-        connections: How many clients are served at a time.
-        seconds: How long a client is served, from accepting its connection to closing it.
+        connections: The most clients that are served at a time.
+        seconds: The longest time a client is served, from accepting its connection to closing it.
 
     Raises:
-        OutputError: The place can't be listened on.
+        OutputError: The server can't listen on the place.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class MetricsServer:
             return _refuse(405), False
         try:
             return self._render(path, headers), method == b"HEAD"
-        except Exception:  # a fault in the counts must not end the run
+        except Exception:  # an error in the counts must not end the run
             return _refuse(500), method == b"HEAD"
 
     def _render(self, path: str, headers: bytes) -> _Answer:

@@ -84,7 +84,7 @@ class RunCollector(Collector):
         self._accounting = accounting
 
     def collect(self) -> Iterator[Metric]:
-        """Give all metric families with their current values."""
+        """Yield all metric families with their current values."""
         snapshot = self._accounting.snapshot()
         streams = [((number, stream["input"]), stream) for number, stream in enumerate(snapshot["streams"])]
         yield from self._collect_streams(streams)
@@ -154,6 +154,6 @@ def render_metrics(accounting: Accounting, accept: str = "") -> tuple[bytes, str
     """
     registry = CollectorRegistry()
     registry.register(RunCollector(accounting))
-    # The library repeats the version that the header names, so text of a client must not get there.
+    # The library repeats the header's version in its answer, so do not pass text of a client to it.
     encode, content_type = choose_encoder(f"{OPENMETRICS}; version=1.0.0" if OPENMETRICS in accept else "")
     return encode(registry), content_type

@@ -42,7 +42,7 @@ Watch = Callable[
 
 
 def describe_live_run(pipeline: Pipeline, readers: Sequence[LiveReader]) -> RunFacts:
-    """Return what sinks are opened with for the run of some streams."""
+    """Return the facts that sinks are opened with for a run of streams."""
     return RunFacts(
         kind="streams",
         classes=tuple(pipeline.classes),
@@ -52,14 +52,14 @@ def describe_live_run(pipeline: Pipeline, readers: Sequence[LiveReader]) -> RunF
 
 
 def make_silence(end_seconds: float) -> AudioWindow:
-    """Return a window in which nothing was recorded."""
+    """Return an audio window without recorded sound."""
     length = WINDOW_SAMPLES / 16_000
     return AudioWindow(np.zeros(WINDOW_SAMPLES, np.float32), end_seconds - length, length, is_silent=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Decode:
-    """What the decoding thread does next, as the scheduler chose it."""
+    """The next work of the decoding thread, as the scheduler chose it."""
 
     stream: _State
     picture: LiveFrame
@@ -76,12 +76,13 @@ class LiveRunner:
     Args:
         pipeline: The model.
         readers: The streams. They have been started.
-        sinks: Each gets every delivery of every stream, in a thread of its own. Default: none.
+        sinks: Each gets every delivery of every stream, in a separate thread. Default: none.
         options: When frames are dropped, and how far the audio window moves. Default: :class:`LiveOptions`.
-        cues: Of all streams, as :meth:`Pipeline.segment` takes them, until :meth:`offer_cues`. Default: the fallback.
+        cues: Cues of all streams until :meth:`offer_cues`, as :meth:`Pipeline.segment` takes them. Default: the
+            fallback.
         cue_ttl_seconds: Age, in stream time, from which offered cues are replaced by the fallback. Default: none.
-        accounting: Counts what the run does. Default: a new one.
-        clock: Monotonic seconds. Default: the system's.
+        accounting: Counts the events of the run. Default: a new one.
+        clock: Returns monotonic seconds. Default: the system's clock.
     """
 
     def __init__(
@@ -141,15 +142,15 @@ class LiveRunner:
             self._work.notify_all()
 
     def watch(self, saw: Watch, *, tags: bool = False, masks: bool = False) -> None:
-        """Call a function with every decoded picture, such as :meth:`CueWorker.saw`. To be set before :meth:`run`.
+        """Call a function with every decoded picture, such as :meth:`CueWorker.saw`. Call this before :meth:`run`.
 
         Args:
             saw: The function.
-            tags: Give it what the tagger finds. Default: False.
-            masks: Give it the classes that the masks show. Default: False.
+            tags: Whether it gets the words that the tagger finds. Default: False.
+            masks: Whether it gets the classes in the masks. Default: False.
 
         Raises:
-            CueError: ``tags``, and the bundle has no tagger.
+            CueError: ``tags`` is set, and the bundle has no tagger.
         """
         if tags:
             self._pipeline.check_tagger()
@@ -162,7 +163,7 @@ class LiveRunner:
             reader.stop()
 
     def run(self) -> None:
-        """Run until all streams have ended. Raises what ended one of the threads."""
+        """Run until all streams have ended. Raises the error that ended one of the threads."""
         threads = [
             threading.Thread(target=self._guarded, args=(loop,), name=f"teso-{name}", daemon=True)
             for name, loop in (("encode", self._encode_loop), ("decode", self._decode_loop))
@@ -301,7 +302,7 @@ class LiveRunner:
         return [error for error in found if error is not None]
 
     def _describe_stream(self, number: int) -> dict[str, Any]:
-        """Return what a report that a sink writes says of a stream and of the model."""
+        """Return a report's facts about a stream and the model."""
         health, mode = self._readers[number].health(), "file" if self.options.lossless else "live"
         return {
             "mode": mode,

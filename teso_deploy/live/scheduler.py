@@ -1,7 +1,8 @@
-"""Choose what a live run does next. Without threads or a clock: decisions depend on the arguments and feeds only.
+"""Choose the next work of a live run.
 
-The newest frame of each stream is encoded and then decoded with the newest sound. Until the next frame is ready, each
-hop of the sound and each change of the cues decodes the last frame again.
+There are no threads and no clock here: decisions depend only on the arguments and feeds. The newest frame of each
+stream is encoded and then decoded with the newest sound. Until the next frame is ready, each hop of the sound and each
+change of the cues decodes the last frame again.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Generic, Protocol, TypeVar
 
 from teso_deploy.sinks.delivery import Cause
 
-#: Sound that is later than this is not waited for: the audio window is then padded with zeros.
+#: The scheduler does not wait for sound that is later than this, but pads the audio window with zeros.
 LATE_SOUND_SECONDS = 1.0
-#: Only this many pictures wait for the first sound of a source. Later ones do not wait until sound has come.
+#: Only this many pictures wait for the first sound of a source. Later pictures wait only after sound has arrived.
 MOST_VAIN_WAITS = 3
-#: A hop counts as reached when it is this close.
+#: A hop counts as reached from this long before it, because of rounding.
 _NEAR_SECONDS = 1e-6
 
 
@@ -30,7 +31,7 @@ class Picture(Protocol):
 
     @property
     def segment(self) -> int:
-        """Counts the stretches between jumps of the stream's time stamps."""
+        """Number of the segment: it increases at each jump of the stream's time stamps."""
 
 
 class Sound(Protocol):
@@ -70,9 +71,9 @@ class LiveOptions:
     """How a live run chooses frames and sound.
 
     Attributes:
-        staleness_budget_seconds: A frame that is older than this when its turn comes is dropped. Default: 0.5.
+        staleness_budget_seconds: A frame that is older than this when it is chosen is dropped. Default: 0.5.
         hop_seconds: How far the audio window moves at a time. Default: 0.24.
-        lossless: Drop no frame, and segment each with the window before it. Default: False.
+        lossless: Drop no frame, and segment each with the last audio window before it. Default: False.
         fps: Segment at most this many frames per second of stream time. Default: all.
         mute: Use silence instead of the sound. Default: False.
     """
@@ -90,18 +91,18 @@ class LiveOptions:
 
 @dataclass(slots=True)
 class StreamState(Generic[P, E]):
-    """What the scheduler keeps of one stream.
+    """The scheduler's state of one stream.
 
     Attributes:
-        number: Of the stream, from 0.
+        number: Number of the stream, from 0.
         feed: Its frames and sound.
         pending: The picture that is encoded and waits to be decoded.
         shown: The picture that was decoded last.
         pending_encoded: The encoder's output for ``pending``.
         shown_encoded: The encoder's output for ``shown``.
         is_encoding: Whether a picture is being encoded.
-        encode_turn: When it was served last with an encode; a smaller number is longer ago.
-        decode_turn: The same for a decode.
+        encode_turn: Turn of its last encode; turns are counted over all streams, and a smaller one is longer ago.
+        decode_turn: The same for decodes.
         heard_until: End of the last audio window; None: no sound.
         heard_segment: The segment of the picture that this window was used with.
         cues_version: Number of changes of the cues.
@@ -132,7 +133,10 @@ class StreamState(Generic[P, E]):
 
 
 class Scheduler(Generic[P, E]):
-    """Chooses for all streams; the one that was served longest ago comes first. One thread at a time may call it."""
+    """Chooses among all streams; the one that was served longest ago comes first.
+
+    Only one thread at a time may call it.
+    """
 
     def __init__(self, feeds: list[Feed[P]], options: LiveOptions) -> None:
         self.options = options
@@ -147,10 +151,10 @@ class Scheduler(Generic[P, E]):
     # -------------------------------------------------------------------------------------- pictures
 
     def next_picture(self) -> tuple[StreamState[P, E], P] | None:
-        """Choose the picture to encode next. The stream gives no other picture until :meth:`encoded`."""
+        """Choose the picture to encode next. The stream yields no other picture until :meth:`encoded` is called."""
         for stream in sorted(self.streams, key=lambda s: s.encode_turn):
             if stream.pending is not None or stream.is_encoding:
-                continue  # a stream has room for one picture besides the one that is shown
+                continue  # a stream holds only one picture besides the one that is shown
             while (picture := stream.feed.take(0.0)) is not None:
                 cause = self._find_drop_cause(stream, picture)
                 if cause is None:
@@ -175,19 +179,26 @@ class Scheduler(Generic[P, E]):
         return None
 
     def encoded(self, stream: StreamState[P, E], picture: P, encoded: E, at_seconds: float) -> None:
-        """Note that a picture has been encoded, at a monotonic time."""
+        """Record that a picture has been encoded.
+
+        Args:
+            stream: The picture's stream.
+            picture: The picture.
+            encoded: The encoder's output.
+            at_seconds: Monotonic time.
+        """
         stream.is_encoding, stream.pending, stream.pending_encoded = False, picture, encoded
         stream.pending_since = at_seconds
 
     def dropped(self, stream: StreamState[P, E], cause: str) -> None:
-        """Note that the picture that was being encoded, or waited to be decoded, will not be delivered."""
+        """Record that the picture that was being encoded, or waited to be decoded, will not be delivered."""
         stream.is_encoding, stream.pending, stream.pending_encoded = False, None, None
         stream.drops[cause] += 1
 
     # -------------------------------------------------------------------------------------- sounds and cues
 
     def heard(self, stream: StreamState[P, E], picture: P) -> float | None:
-        """Return the end of the audio window for a picture at this time; None if the stream has no sound."""
+        """Return the end of the audio window for a picture at the current time; None if the stream has no sound."""
         end, now, hop = stream.feed.ring.end_seconds, stream.feed.now_seconds(), self.options.hop_seconds
         if end is None:
             return None
@@ -196,7 +207,7 @@ class Scheduler(Generic[P, E]):
         latest = now if now - end > LATE_SOUND_SECONDS else min(now, end)
         until = math.floor(latest / hop + _NEAR_SECONDS) * hop
         if stream.heard_until is not None and stream.heard_segment == picture.segment:
-            until = max(until, stream.heard_until)  # the clock may be set back, but the window never is
+            until = max(until, stream.heard_until)  # the clock may be set back, but the window must not move back
         return until
 
     def next_decode(self, at_seconds: float) -> tuple[StreamState[P, E], P, Cause] | None:
@@ -240,7 +251,10 @@ class Scheduler(Generic[P, E]):
         return is_late
 
     def taken(self, stream: StreamState[P, E], picture: P) -> tuple[E, float | None]:
-        """Note that the decode of a picture begins; return its encoder's output and the end of its audio window."""
+        """Record that the decode of a picture begins.
+
+        Returns the encoder's output and the end of the audio window.
+        """
         until = self.heard(stream, picture)
         if stream.pending is picture:
             stream.shown, stream.shown_encoded = picture, stream.pending_encoded

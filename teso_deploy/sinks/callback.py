@@ -11,7 +11,7 @@ from teso_deploy.sinks.delivery import Delivery
 class CallbackSink(Sink):
     """Calls a function with every result.
 
-    What the function raises ends this sink in a run of streams, and the run in a run of files.
+    An exception of the function ends only this sink in a run of streams, and the whole run in a run of files.
     """
 
     def __init__(self, callback: Callable[[Delivery], None], name: str = "callback") -> None:
@@ -25,5 +25,5 @@ class CallbackSink(Sink):
 
 
 def open_callback_sink(callback: Callable[[Delivery], None], run: RunFacts) -> CallbackSink:
-    """Open the sink as the registry opens all of them. The facts of the run are not needed."""
+    """Open the sink with the arguments that the registry passes to every sink; the facts of the run are not used."""
     return CallbackSink(callback)

@@ -8,17 +8,17 @@ from typing import Literal, Protocol, Self
 
 from teso_deploy.sinks.delivery import Delivery
 
-#: Outputs of files appear when they are complete. Those of streams can be read while they grow.
+#: For files, outputs appear when they are complete. For streams, outputs can be read while they grow.
 InputKind = Literal["files", "streams"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
-    """What a sink is opened with, before the first result.
+    """The facts of a run that a sink is opened with, before the first result.
 
     Attributes:
         kind: Whether the inputs are files or streams.
-        classes: Names of the labels from 1, as the bundle has them.
+        classes: Names of the labels from 1, as in the bundle.
         inputs: Names of the inputs whose results the sink will take, without credentials.
         bundle: Name of the bundle. Default: none.
     """
@@ -30,19 +30,19 @@ class RunFacts:
 
 
 class Sink(Protocol):
-    """Takes the results of a run. Subclasses write ``append`` and ``close``, and set ``name``.
+    """Takes the results of a run. Subclasses define ``append`` and ``close``, and set ``name``.
 
-    A sink is called by one thread. As a context manager it is closed when the block ends; sinks of files then leave
-    nothing if the block has raised.
+    One thread calls a sink. As a context manager it is closed when the block ends. If the block has raised, sinks of
+    files leave no file.
 
     Attributes:
-        name: For people, without credentials.
+        name: Display name, without credentials.
     """
 
     name: str
 
     def append(self, delivery: Delivery) -> None:
-        """Take one result; those of an input come in order. Raise :class:`TesoError` if it can take no more."""
+        """Take one result; those of an input come in order. Raise :class:`TesoError` if the sink can't take more."""
 
     def close(self) -> None:
         """Finish the output."""

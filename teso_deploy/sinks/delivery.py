@@ -1,4 +1,4 @@
-"""One result of a run, as every sink takes it: of a file as of a stream."""
+"""One result of a run, in the form that every sink takes, for files and for streams."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, Literal
 from teso_deploy.media.audio import Sound
 from teso_deploy.types import Frame, Segmentation
 
-#: Why a segmentation was made: a new picture, or for the last picture a new window of sound or new cues.
+#: Why a segmentation was made: a new picture, or a new audio window or new cues for the last picture.
 Cause = Literal["frame", "sound", "cues"]
-#: Stages of a stream's frame in order; each stamp is the monotonic time at which the stage was done.
+#: Stages of a stream's frame in order. Each stamp is the monotonic time at which the stage ended.
 STAGES = ("captured", "decoded", "queued", "encoded", "heard", "fused", "masked", "delivered")
 
 
@@ -25,17 +25,17 @@ def _describe_nothing() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputFacts:
-    """What is known of the file or stream that a delivery comes from, once it has been opened.
+    """The facts about the file or stream that a delivery comes from, once it has been opened.
 
     Attributes:
-        name: For people, without credentials.
-        fps: Frames per second that are expected. Default: 0, unknown.
-        sound: What the model hears, for the video's sound track. Default: None, no sound.
-        duration_seconds: Of a file. Default: 0, unknown or a stream.
-        find_end: Called after the last delivery: the time in seconds until which the last picture is shown.
+        name: Display name, without credentials.
+        fps: Expected frames per second. Default: 0, unknown.
+        sound: The sound that the model gets, for the video's sound track. Default: None, no sound.
+        duration_seconds: Duration of a file. Default: 0, unknown or a stream.
+        find_end: Called after the last delivery; returns the time in seconds until which the last picture is shown.
             Default: 0, the picture is shown for as long as any other.
-        describe: Called after the last delivery: what a report says of the input and of the model that ran on it.
-            Default: nothing.
+        describe: Called after the last delivery; returns a report's facts about the input and about the model that ran
+            on it. Default: none.
     """
 
     name: str
@@ -48,21 +48,21 @@ class InputFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """What sounds in a frame of a file, or in the newest frame of a stream.
+    """The segmentation of a frame of a file, or of the newest frame of a stream.
 
     Attributes:
         stream: Number of the input, from 0.
-        input: What is known of this input. All its deliveries have the same.
+        input: Facts about this input; all its deliveries have the same.
         frame: The picture.
-        segmentation: What sounds in it.
+        segmentation: The masks of the sounding objects.
         cause: Why it was made. Deliveries of files have "frame".
         shown_at_seconds: When the output video shows it: the time of the picture, or for a new sound the end of its
-            window. In paper mode the second that it stands for.
-        staleness_seconds: How far the stream was beyond the picture when it was delivered. Files: 0.
-        audio_end_seconds: End of the window that the model heard; None if the input has no sound.
-        stamps: Stage → monotonic seconds, in order. Those of streams are :data:`STAGES`; with a new sound or new cues
-            they begin when these were taken up. Those of files end before "delivered": a report counts what the
-            other sinks take.
+            window. In paper mode it is the second that the picture stands for.
+        staleness_seconds: How far the stream was ahead of the picture at the time of delivery. Files: 0.
+        audio_end_seconds: End of the audio window; None if the input has no sound.
+        stamps: Stage → monotonic seconds, in order. Those of streams are :data:`STAGES`; for a new sound or new cues
+            they begin when the sound or cues were taken. Those of files end before "delivered", because a report counts
+            the time of the other sinks.
     """
 
     stream: int
@@ -77,5 +77,8 @@ class Delivery:
 
     @property
     def at_seconds(self) -> float:
-        """The time that the segmentation is true for: of the picture, or of the sound or cues that came after it."""
+        """The time that the segmentation is valid for.
+
+        It is the time of the picture, or of the sound or cues that came after it.
+        """
         return self.segmentation.pts_seconds if self.cause == "frame" else self.shown_at_seconds

@@ -1,4 +1,4 @@
-"""When each class begins and stops to sound, from the masks of a run."""
+"""Find when each class begins and ends to sound, from the masks of a run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from teso_deploy.sinks.delivery import Delivery, InputFacts
 from teso_deploy.sinks.json_lines import JsonLines
 from teso_deploy.types import BLANK_PIXEL_RATE, Segmentation
 
-#: An absence up to this long does not end an event: one hop of the window of sound.
+#: An absence up to this duration does not end an event: one hop of the audio window.
 JOIN_SECONDS = 0.24
-#: Where results are rare, a class that two consecutive results show is assumed to have sounded in between, if the
-#: pause between them is no longer than this.
+#: If results are rare, a class in two consecutive results is assumed to have sounded between them, if the pause between
+#: them is not longer than this.
 PAUSE_SECONDS = 2.0
-#: What rounding may add to a time.
+#: The most that rounding may add to a time.
 _NEAR_SECONDS = 1e-6
 
 
@@ -28,7 +28,7 @@ _NEAR_SECONDS = 1e-6
 class Event:
     """A class sounded from ``onset_seconds`` to ``end_seconds``, the times of its first and last frame.
 
-    ``confidence``: mean over its ``frames`` of the highest mask probability, at most 1.
+    ``confidence`` is the mean, over its ``frames``, of the highest mask probability; at most 1.
     """
 
     name: str
@@ -54,8 +54,8 @@ class EventLog:
     """Turns the segmentations of one input into events.
 
     Args:
-        classes: The bundle's.
-        join_seconds: If results show a class absent for longer than this, its event has ended.
+        classes: The bundle's classes.
+        join_seconds: If results show that a class is absent for longer than this, its event has ended.
     """
 
     def __init__(self, classes: Sequence[str], join_seconds: float = JOIN_SECONDS) -> None:
@@ -66,16 +66,16 @@ class EventLog:
 
     @property
     def open_names(self) -> dict[str, float]:
-        """What sounds now → since when, in seconds."""
+        """The classes that sound now → the time in seconds since when they sound."""
         return {self._classes[label - 1]: event.onset_seconds for label, event in self._open.items()}
 
     def add(self, segmentation: Segmentation, at_seconds: float | None = None) -> Iterator[Event]:
-        """Account a result, and give the events that have ended by then.
+        """Add a result, and yield the events that have ended by then.
 
         Args:
             segmentation: The result.
-            at_seconds: The time that it is true for. A time before that of the last result, as of a sound that was
-                heard before the newest picture, counts as the last one. Default: the time of its frame.
+            at_seconds: The time that it is valid for. A time before that of the last result counts as the last one; a
+                sound from before the newest picture has such a time. Default: the time of its frame.
         """
         self._now = now = max(self._now, segmentation.pts_seconds if at_seconds is None else at_seconds)
         pixels = np.bincount(segmentation.labels.ravel(), minlength=len(self._classes) + 1)
@@ -100,7 +100,7 @@ class EventLog:
         return now - event.end_seconds <= most + _NEAR_SECONDS
 
     def finish(self) -> Iterator[Event]:
-        """Give the events that last to the end."""
+        """Yield the events that last to the end."""
         for label in sorted(self._open):
             yield self._close(label)
 
@@ -116,7 +116,18 @@ class EventLog:
 
 
 def open_event_log(classes: Sequence[str], kind: InputKind, facts: InputFacts) -> EventLog:
-    """Make the log of an input. In a file with few frames, one frame without a class does not end its event."""
+    """Make the event log of an input.
+
+    In a file with few frames, one frame without a class does not end its event.
+
+    Args:
+        classes: The bundle's classes.
+        kind: Whether the input is a file or a stream.
+        facts: Facts about the input, for its frames per second.
+
+    Returns:
+        The log.
+    """
     is_slow_file = kind == "files" and facts.fps > 0
     return EventLog(classes, max(JOIN_SECONDS, 1.5 / facts.fps) if is_slow_file else JOIN_SECONDS)
 
@@ -131,9 +142,9 @@ class _InputEvents:
 class EventSink(Sink):
     """Writes events as JSON lines.
 
-    Of files a line for each event, in the order of the inputs and then of the ends. Of streams two lines as it
-    happens: ``{"event": "onset", …}`` when a class begins to sound, ``{"event": "end", …}`` when it has stopped.
-    Raises :class:`OutputError`.
+    For files it writes one line per event, in the order of the inputs and then of the events' ends. For streams it
+    writes two lines as they happen: ``{"event": "onset", …}`` when a class begins to sound, and ``{"event": "end", …}``
+    when it has stopped. Raises :class:`OutputError`.
     """
 
     def __init__(self, path: Path, run: RunFacts) -> None:

@@ -1,4 +1,4 @@
-"""A text file of JSON lines: whole at the end of a file's run, or readable while a stream runs."""
+"""A text file of JSON lines. For files it appears at the end of the run; for streams it can be read while it grows."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class JsonLines:
 
     Args:
         path: The file, a device or a pipe.
-        kind: Of files the text appears when it is complete, and not at all after an error. Of streams each line can be
-            read as soon as it is written.
+        kind: For files, the text appears when it is complete, and not at all after an error. For streams, each line can
+            be read as soon as it is written.
 
     Raises:
         OutputError: The file can't be written.

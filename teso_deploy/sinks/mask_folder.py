@@ -13,11 +13,11 @@ from teso_deploy.sinks.delivery import Delivery
 
 
 class MaskFolderSink(Sink):
-    """Writes the masks of one input as ``{index:06d}.png``; masks of an earlier run are replaced.
+    """Writes the masks of one input as ``{index:06d}.png``. Masks of an earlier run are replaced.
 
-    Of a file the folder is replaced when all masks are there. Of a stream it is emptied at the start, and a later
-    result for a frame replaces its earlier one. Raises :class:`OutputError`, also for a folder that holds anything
-    but masks.
+    For a file, the folder is replaced when all masks are written. For a stream, the folder is emptied at the start, and
+    a later result for a frame replaces the earlier one. Raises :class:`OutputError`, also if the folder contains
+    anything other than masks.
     """
 
     def __init__(self, folder: Path, run: RunFacts) -> None:

@@ -29,7 +29,7 @@ def encode_runs(mask: NDArray[np.bool_]) -> list[int]:
 
 
 def make_mask_line(delivery: Delivery, classes: Sequence[str]) -> dict[str, Any]:
-    """Return the content of a JSON line: which frame it is of, and each class that sounds with its mask."""
+    """Return the content of a JSON line: the frame, and each sounding class with its mask."""
     found = delivery.segmentation
     present = (np.flatnonzero(np.bincount(found.labels.ravel(), minlength=len(classes) + 1)[1:]) + 1).tolist()
     return {

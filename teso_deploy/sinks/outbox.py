@@ -1,4 +1,4 @@
-"""Hands the results of a live run to a sink in a thread of its own, so that a slow sink delays nothing else."""
+"""Pass the results of a live run to a sink in a separate thread, so that a slow sink delays nothing else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from teso_deploy.errors import OutputError, TesoError
 from teso_deploy.sinks.contracts import Sink
 from teso_deploy.sinks.delivery import Delivery
 
-#: Results that wait for a sink. A live run drops the oldest when there are more.
+#: The most results that wait for a sink. A live run drops the oldest if there are more.
 MOST_WAITING = 16
 #: How long the end of a run waits for a sink to finish.
 CLOSE_SECONDS = 20.0
@@ -19,12 +19,12 @@ CLOSE_SECONDS = 20.0
 class Outbox:
     """A queue in front of a sink, and the thread that empties it.
 
-    A sink that raises is closed, and :attr:`error` says why; the run goes on without it.
+    A sink that raises is closed, and :attr:`error` says why; the run continues without it.
 
     Args:
-        sink: Takes the results.
+        sink: The sink.
         lossless: If the queue is full, :meth:`put` waits. Default: the oldest results are dropped and counted.
-        most_waiting: How many results the queue holds.
+        most_waiting: The size of the queue.
     """
 
     def __init__(self, sink: Sink, lossless: bool = False, *, most_waiting: int = MOST_WAITING) -> None:
@@ -65,7 +65,7 @@ class Outbox:
                     self._changed.notify_all()
                 self.sink.append(delivery)
                 self.delivered += 1
-        except Exception as error:  # a callback of the user's may raise anything
+        except Exception as error:  # a user's callback may raise anything
             self._fail(error)
         try:
             self.sink.close()
@@ -82,7 +82,10 @@ class Outbox:
             self._changed.notify_all()
 
     def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:
-        """Let the sink take what waits and finish. If that takes too long, what still waits is dropped."""
+        """Let the sink take the waiting results and finish.
+
+        If that takes longer than the timeout, the results that still wait are dropped.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -91,6 +94,6 @@ class Outbox:
             self._fail(OutputError(f"{self.name} did not finish within {timeout_seconds:g} s: what waited is lost"))
 
     def get_health(self) -> dict[str, Any]:
-        """Return what reports say of the sink: results delivered and dropped, and its error."""
+        """Return a report's facts about the sink: results delivered and dropped, and its error."""
         error = None if self.error is None else str(self.error)
         return {"delivered": self.delivered, "dropped": self.dropped, "error": error}

@@ -1,4 +1,4 @@
-"""The sinks by name: what each writes, for what, and what it needs. Adding a sink is an entry here and its module."""
+"""The sinks by name: the output and the requirements of each. To add a sink, add an entry here and its module."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ class SinkEntry:
     """A kind of output.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         subject: MODULE:CLASS of the sink, or a function that opens it, called with a target and :class:`RunFacts`.
-        summary: What it writes, for people.
+        summary: A description of its output, for users.
         option: The option of the command line that opens it. None: there is none.
-        writes: What the target is: a file, a folder, or nothing that has a path.
+        writes: The kind of target: a file, a folder, or nothing that has a path.
         suffixes: Endings that the name of the target may have, in lower case. Empty: any.
-        kinds: What it takes results of.
-        takes_many: Whether it takes the results of several inputs; otherwise each input has a sink of its own.
-        check: MODULE:FUNCTION that refuses a target before work starts. Default: what ``writes`` and ``suffixes`` say.
+        kinds: The kinds of inputs whose results it takes.
+        takes_many: Whether it takes the results of several inputs; otherwise each input has a separate sink.
+        check: MODULE:FUNCTION that refuses a target before work starts. Default: the rules of ``writes`` and
+            ``suffixes``.
         extra: The extra of this package that it needs. Default: None.
-        needs: Modules of that extra, by which it is known to be installed.
+        needs: Modules of that extra; if they are installed, so is the extra.
     """
 
     name: str
@@ -88,7 +89,7 @@ SINKS = {
             name="report",
             subject=f"{_HERE}.report:ReportSink",
             summary="counts, latencies and cues of the run, as JSON",
-            option=None,  # --json can go to standard output, and the report of a live run is that of its accounting
+            option=None,  # --json may write to standard output, and a live run reports its accounting
             writes="file",
         ),
         SinkEntry(
@@ -110,10 +111,10 @@ def find_sink(name: str) -> SinkEntry:
 
 
 def choose_sink(option: str, target: Path) -> SinkEntry:
-    """Return the entry that an option and the name of its target ask for: ``--masks m.jsonl``, ``--masks folder``.
+    """Return the entry for an option and the name of its target: ``--masks m.jsonl``, ``--masks folder``.
 
-    A sink with a suffix that fits comes first, then one that takes any name. If neither exists, the first one is
-    returned, and :func:`check_target` says how its targets are called.
+    A sink with a matching suffix has priority over one that takes any name. If neither exists, the first one is
+    returned, and :func:`check_target` then names the allowed targets.
     """
     entries = [entry for entry in SINKS.values() if entry.option == option]
     suffix = target.suffix.lower()
@@ -129,13 +130,13 @@ def _import_subject(entry: SinkEntry, subject: str) -> Any:
 
 
 def load_sink(entry: SinkEntry) -> Callable[[Any, RunFacts], Sink]:
-    """Import what opens a sink. Raises :class:`MissingExtraError`, which names the extra to install."""
+    """Import the function that opens a sink. Raises :class:`MissingExtraError`, which names the extra to install."""
     found: Callable[[Any, RunFacts], Sink] = _import_subject(entry, entry.subject)
     return found
 
 
 def check_target(entry: SinkEntry, target: Path) -> None:
-    """Refuse a target that the sink can't write (:class:`OutputError`), or a sink whose extra is missing."""
+    """Raise :class:`OutputError` for a target that the sink can't write. Refuses a sink whose extra is missing, too."""
     load_sink(entry)
     if entry.check is not None:
         _import_subject(entry, entry.check)(target)
@@ -151,9 +152,12 @@ def open_sink(entry: SinkEntry, target: Any, run: RunFacts) -> Sink:
     """Open a sink.
 
     Args:
-        entry: Of the registry, see :func:`find_sink` and :func:`choose_sink`.
+        entry: The registry's entry, see :func:`find_sink` and :func:`choose_sink`.
         target: A path, or for "callback" a function.
-        run: What the run is.
+        run: Facts of the run.
+
+    Returns:
+        The sink.
 
     Raises:
         OutputError: The target can't be written, or the sink does not take results of this kind or number of inputs.

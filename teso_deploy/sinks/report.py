@@ -1,4 +1,4 @@
-"""The report of a run: how much was segmented, how fast and with which cues, as JSON."""
+"""The report of a run as JSON: how much was segmented, how fast and with which cues."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Tally:
         self._offered: Counter[str] = Counter()
         self._accepted: Counter[str] = Counter()
         self._sources: Counter[str] = Counter()
-        self._is_endless = run.kind == "streams"  # then memory must not grow with the number of frames
+        self._is_endless = run.kind == "streams"  # memory must not grow with the number of frames
         self._latency = LatencyHistograms() if self._is_endless else LatencyLog()
         self._event_log = open_event_log(run.classes, run.kind, first.input)
 
@@ -83,11 +83,11 @@ class _Tally:
 class ReportSink(Sink):
     """Counts results, and writes the report when it is closed.
 
-    Give it as the last sink of a file's run: its "delivered" is the time that all sinks before it took.
+    Make it the last sink of a file's run: its "delivered" is the time that all sinks before it took.
 
     Args:
-        path: The JSON file. None: nothing is written, and :meth:`describe` has the content.
-        run: What the run is.
+        path: The JSON file. None: nothing is written, and :meth:`describe` returns the content.
+        run: Facts of the run.
 
     Raises:
         OutputError: The file can't be written.
@@ -102,7 +102,7 @@ class ReportSink(Sink):
 
     def append(self, delivery: Delivery) -> None:
         if delivery.stream not in self._tallies:
-            if self._run.kind == "files":  # one after the other: let go of the sound and the outputs of the last one
+            if self._run.kind == "files":  # files run one after the other: free the last one's sound and outputs
                 self._reports |= {number: tally.describe() for number, tally in self._tallies.items()}
                 self._tallies.clear()
             self._tallies[delivery.stream] = _Tally(delivery, self._run)

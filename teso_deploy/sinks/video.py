@@ -1,4 +1,4 @@
-"""The annotated video: masks, names, cues and the sound drawn on each picture, with the sound that was heard."""
+"""The annotated video: masks, names, cues and the sound drawn on each picture, with the sound that the model got."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from teso_deploy.outputs import check_file
 from teso_deploy.sinks.contracts import RunFacts, Sink
 from teso_deploy.sinks.delivery import Delivery
 
-#: Assumed for an input that does not say how many frames per second it has.
+#: Frames per second of an input that does not report them.
 USUAL_FPS = 25.0
 
 
@@ -23,9 +23,9 @@ def check_video_file(path: Path) -> None:
 class AnnotatedVideoSink(Sink):
     """Writes an annotated video of one input with its sound: H.264 and AAC in MP4.
 
-    Of a file the video appears when it is complete, and its strip shows all of the sound. Of a stream the video can be
-    played while it grows, even after the process was killed, and its strip shows the last ten seconds. A new window of
-    sound, or new cues, are drawn on the last picture again. Raises :class:`OutputError`.
+    For a file, the video appears when it is complete, and its strip shows all of the sound. For a stream, the video can
+    be played while it grows, even after the process was killed, and its strip shows the last ten seconds. For a new
+    audio window or new cues, the last picture is drawn again. Raises :class:`OutputError`.
     """
 
     def __init__(self, path: Path, run: RunFacts) -> None:
