@@ -33,7 +33,7 @@ _STAND_INS, _STAND_IN_TEMPERATURE = 5, 0.06
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lesson:
-    """B pictures and N windows, from which the encoders learn separately.
+    """B pictures and N audio windows, from which the encoders learn separately.
 
     Attributes:
         image: (B, 3, H, W), normalised.
@@ -64,13 +64,13 @@ class Lesson:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch(Lesson):
-    """B pictures with K sounds each, N = B·K windows; those of one picture are adjacent.
+    """B pictures with K sounds each: N = B·K audio windows. Those of one picture are adjacent.
 
     Attributes:
         cues: (N, N_T, d_T).
         cue_valid: (N, N_T) bool.
-        cue_sounds: (N, N_T) float, -1 where no cue is offered.
-        classes: (N, 4) int64, -1 where unused.
+        cue_sounds: (N, N_T) float, -1 for slots without an offered cue.
+        classes: (N, 4) int64, -1 for unused places.
         masks: (N, 4, H/4, W/4), coverage 0 … 1.
     """
 
@@ -124,9 +124,9 @@ class SceneBatches:
     def _choose_shown(self, rng: np.random.Generator, words: Sequence[str]) -> list[str]:
         """Choose the word whose picture is shown for each word: the word itself, or sometimes a similar one.
 
-        The model would memorise a class with only one or two pictures, and not recognise the next object of the
-        class. If a llama is sometimes shown as "camel" while no camel is in the scene, the model learns to choose
-        what is nearest to the name.
+        With only one or two pictures of a class, the model would memorise them, and not recognise other objects of the
+        class. If a llama is sometimes shown as "camel" while no camel is in the scene, the model learns to choose the
+        object that is nearest to the name.
         """
         shown = list(words)
         for place, word in enumerate(words):
@@ -202,11 +202,11 @@ class SceneBatches:
         return tags
 
     def make_lesson(self, step: int, phase: EncoderPhase) -> Lesson:
-        """Make the pictures and windows of a step of the encoders' phase.
+        """Make the pictures and audio windows of a step of the encoders' phase.
 
-        Words are drawn by the square root of their number of pictures or sounds. So rare words appear, and a word
-        with a single picture does not crowd out the rest. Objects may fill the frame or exceed it: close up they
-        look as they do in a frame of twice the size.
+        Words are drawn by the square root of their number of pictures or sounds. So rare words appear, and a word with
+        a single picture does not dominate. Objects may fill the frame or exceed it: close up they look as in a frame of
+        twice the size.
         """
         rng = np.random.default_rng((self.train.seed, step))
         words = list(self.library.pictures)

@@ -2,7 +2,7 @@
 
 They are chosen on scenes of training pictures with training sounds that no step used
 (:func:`teso_deploy.evaluation.datasets.media_folder.read_library`, split ``calibration``). The split ``test`` is
-never used.
+not used.
 """
 
 from __future__ import annotations
@@ -107,10 +107,10 @@ def _miou(model: Teso, seen: _Seen, gate_threshold: float) -> list[float]:
 
 
 def _tag_threshold(tags: NDArray[np.float32], visible: NDArray[np.bool_]) -> tuple[float, float]:
-    """Choose the threshold with the best F2 from tags (N, K) and what is visible (N, K); return both.
+    """Choose the threshold with the best F2, from tags (N, K) and visible words (N, K); return both.
 
-    F2, because an extra word costs little (the gate rejects what does not sound), but a missing word is never
-    segmented.
+    F2 weights missing words more: an extra word costs little, because the gate rejects words that do not sound, but a
+    missing word is never segmented.
     """
 
     def f2(threshold: float) -> float:
@@ -128,7 +128,7 @@ def calibrate(
     """Choose the thresholds of a trained model.
 
     The threshold of ξ is chosen first, such that invisible things open a gate in at most ``FALSE_ALARM_RATE`` of the
-    trials. With it, τ is chosen by the best mIoU. The threshold of the tags is independent: the best F2.
+    trials. With this threshold, τ is chosen by the best mIoU. The threshold of the tags is independent: the best F2.
 
     Args:
         model: The trained model.
@@ -136,6 +136,9 @@ def calibrate(
         embeddings: Word → (d_T,).
         scenes: Number of scenes for each row. Default: 150.
         seed: Seed of the scenes. Default: 0.
+
+    Returns:
+        The thresholds, and the model's results with them.
     """
     model.eval()
 
@@ -190,9 +193,12 @@ def calibrate_checkpoint(
         scenes: Number of scenes for each row. Default: 150.
         seed: Seed of the scenes. Default: 0.
 
+    Returns:
+        The thresholds, and the model's results with them.
+
     Raises:
         CheckpointError: The file is not from `train`, or has other content that would be lost.
-        DataError: Too few sounds were kept out of training.
+        DataError: Too few sounds were excluded from training.
     """
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, and the thresholds are kept in a file: name the {WEIGHTS} in it")

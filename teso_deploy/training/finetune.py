@@ -29,7 +29,7 @@ from teso_deploy.training.losses import TrainingHeads, training_losses
 from teso_deploy.training.states import load_state, read_log, save_state
 from teso_deploy.training.videos import VideoBatches
 
-#: The foundation's part of the fusion: the learned mask queries are frozen with it.
+#: The foundation's part of the fusion: its learned mask queries are frozen too.
 _HELD = ("fusion.queries",)
 #: Always new, because the classes that sound are not the foundation's classes.
 _NEW = ("fusion.", "decoder.classifier.")
@@ -43,7 +43,7 @@ def is_adapter(name: str) -> bool:
 def learnable(model: nn.Module, random: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the names of the adapters' parameters, and of all other parameters that learn.
 
-    ``random``: keys that no checkpoint gave. Untrained parameters are never frozen.
+    ``random``: keys that no checkpoint contains. Untrained parameters are never frozen.
     """
     unknown = set(random)
     adapters, new = [], []
@@ -107,7 +107,10 @@ class FineTuning:
         self.step = 0
 
     def numbers(self, step: int, part: int) -> list[int]:
-        """Return the frames that this process uses in a part of a step, in the epoch's order of seed and number."""
+        """Return the frames that this process uses in a part of a step.
+
+        The order of the frames depends on the seed and on the number of the epoch.
+        """
         epoch, place = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng((self.train.seed, epoch)).permutation(len(self.batches))
         each, parts = self.phase.frames_per_batch, self.phase.accumulation_steps

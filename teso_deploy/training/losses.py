@@ -1,8 +1,8 @@
-"""L = 5 BCE + 5 dice + 2 class + InfoNCE (paper, section 3.5), and auxiliary terms of this project.
+"""The losses: L = 5 BCE + 5 dice + 2 class + InfoNCE (paper, section 3.5), and auxiliary terms of this project.
 
-The auxiliary terms: BCE on ξ ("does this cue sound?"), because the hard cue mask gives a rejected cue no gradient. And,
-instead of the paper's pre-trained foundations: tags of the sound, a dense map of everything visible (for the tagger),
-and the features of teachers.
+One auxiliary term is the BCE on ξ ("does this cue sound?"), because the hard cue mask gives a rejected cue no gradient.
+The others replace the paper's pre-trained foundations: tags of the sound, a dense map of all visible objects (for the
+tagger), and the features of teachers.
 """
 
 from __future__ import annotations
@@ -77,14 +77,16 @@ class TrainingHeads(nn.Module):
 def imitation(found: Tensor, target: Tensor) -> Tensor:
     """Compute 1 - cosine to a teacher's features, both (B, C, h, w), standardised by channel over the batch.
 
-    Standardising removes what all examples have in common, because it would teach nothing.
+    Standardising removes the part that all examples share, because it teaches nothing.
     """
     target = (target - target.mean((0, 2, 3), keepdim=True)) / (target.std((0, 2, 3), keepdim=True) + 1e-2)
     return 1 - F.cosine_similarity(found.float(), target, dim=1).mean()
 
 
 def audio_tag_loss(heads: TrainingHeads, audio: Tensor, tags: Tensor) -> Tensor:
-    """Compute the BCE of the sound's tags, summed over words: in a mean, a hundred mostly empty tags teach nothing.
+    """Compute the BCE of the sound's tags, summed over words.
+
+    In a mean over a hundred mostly absent tags, the gradient would be too small to learn from.
 
     Args:
         heads: The heads for training.
@@ -97,7 +99,7 @@ def audio_tag_loss(heads: TrainingHeads, audio: Tensor, tags: Tensor) -> Tensor:
 def encoder_losses(
     model: Teso, heads: TrainingHeads, lesson: Lesson, train: TrainRecipe
 ) -> tuple[dict[str, Tensor], Memory, Tensor]:
-    """Compute what each encoder learns separately: from labels, and from a teacher's features if it has a teacher.
+    """Compute the loss of each encoder separately: from labels, and from a teacher's features if it has a teacher.
 
     Args:
         model: The model.

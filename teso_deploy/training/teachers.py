@@ -1,7 +1,7 @@
 """Teachers: trained networks of other projects, whose features our network learns to predict.
 
-A teacher gets the same composed pictures and sounds. It adds what a few hundred pictures can't teach: which things are
-similar. The network learns from its answers; none of its weights are kept.
+A teacher gets the same composed pictures and sounds. Its features show which things are similar, which a few hundred
+pictures can't teach. The network learns from these features; it contains none of the teacher's weights.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class VideoBatches:
         return len(self.frames)
 
     def _names_of(self, mask: NDArray[np.uint8]) -> dict[str, int]:
-        """Return name → value for what an index mask shows."""
+        """Return name → value for the objects in an index mask."""
         names = list_avss_classes()
         return {names[value - 1]: int(value) for value in np.unique(mask) if value}
 
