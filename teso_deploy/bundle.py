@@ -1,8 +1,7 @@
-"""An exported model on disk: a folder with a manifest that vouches for every file in it.
+"""An exported model on disk: a folder whose manifest lists every file in it with its hash.
 
-``bundle.json`` names the size and SHA-256 of each file. Opening a bundle checks them all,
-so that what runs is what was exported. A bundle is written beside its place and swapped
-in whole.
+``bundle.json`` has the size and SHA-256 of each file. Opening a bundle checks them all, so that the files that run are
+the exported ones. A bundle is written next to its final folder and then moved there as a whole.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ KIND = Kind(MANIFEST, SCHEMA_VERSION, frozenset({"schema_version", "graphs", "fi
 
 
 def bundle_folder(path: str | Path | None) -> Path:
-    """The folder that :meth:`Bundle.open` opens; None: the shipped bundle's."""
+    """Return the folder that :meth:`Bundle.open` opens; None: the shipped bundle's."""
     return Path(path) if path is not None else shipped_path(f"engines/bundles/{DEFAULT_BUNDLE}")
 
 
@@ -90,9 +89,12 @@ class Bundle:
     def open(cls, path: str | Path | None = None) -> Bundle:
         """Open a bundle's folder (default: the shipped one) and check every file.
 
-        A model's root in the cache of the Hugging Face hub stands for the folder that holds its files.
-        Raises :class:`InputNotFoundError` (no such folder), :class:`BundleError` (no or
-        another manifest, a file that is missing, changed or outside the folder).
+        The path may also be a model's root in the cache of the Hugging Face hub; then the folder with its files is
+        opened.
+
+        Raises:
+            InputNotFoundError: There is no such folder.
+            BundleError: The manifest is missing or invalid, or a file is missing, changed or outside the folder.
         """
         folder = bundle_folder(path)
         if not os.path.isdir(folder):  # Path.is_dir raises where a folder may not be looked into
@@ -143,13 +145,16 @@ class Bundle:
             raise BundleError(f"{self.folder}: the manifest's recipe is damaged; export the bundle again") from error
 
     def path(self, name: str) -> Path:
-        """Path of one of the bundle's files; :class:`BundleError` when the manifest has none of that name."""
+        """Return the path of one of the bundle's files.
+
+        Raises :class:`BundleError` if the manifest does not list it.
+        """
         if name not in self.manifest.files:
             raise BundleError(f"{self.folder} has no file {name}, only {', '.join(self.manifest.files)}")
         return self.folder / name
 
     def graph_path(self, graph: str, form: str | None = None) -> Path:
-        """Path of a canonical graph, or of a form of it. Raises :class:`BundleError`."""
+        """Return the path of a canonical graph, or of a form of it. Raises :class:`BundleError`."""
         if graph not in self.manifest.graphs:
             raise BundleError(f"{self.folder} has no graph {graph!r}, only {', '.join(self.manifest.graphs)}")
         if form is None:
@@ -163,15 +168,15 @@ class Bundle:
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
-        """The buckets (height, width); the first is what the model was trained at."""
+        """The buckets (height, width); the model was trained at the first."""
         return self.manifest.preprocessing.sizes
 
     def form_for(self, targets: Sequence[str], precision: Precision) -> str | None:
         """Choose the form of the graphs that a backend runs.
 
         Args:
-            targets: What the backend can run, the best first: ``onnxruntime``, ``onnx``.
-            precision: What the graphs are computed in.
+            targets: Runtimes whose forms the backend can run, the best first: ``onnxruntime``, ``onnx``.
+            precision: Precision of the graphs.
 
         Returns:
             Name of the form in the manifest. None: the canonical graphs, which every backend runs in fp32.
@@ -192,7 +197,7 @@ class Bundle:
         )
 
     def precision_of(self, graph: str, form: str | None) -> Precision:
-        """What a graph of a form is computed in; ``form`` None: the canonical graph."""
+        """Return the precision of a graph of a form; ``form`` None: the canonical graph."""
         return "fp32" if form is None else self.manifest.forms[form][graph].precision
 
     def check_size(self, size: tuple[int, int]) -> None:
@@ -205,7 +210,7 @@ class Bundle:
             )
 
     def graph_at(self, graph: str, size: tuple[int, int]) -> str:
-        """The name under which the manifest has a graph at a bucket (height, width).
+        """Return the name of a graph in the manifest at a bucket (height, width).
 
         Raises :class:`BundleError` for a size that is not a bucket.
         """
@@ -214,21 +219,30 @@ class Bundle:
         return sized if sized in self.manifest.graphs else graph
 
     def arrays(self, name: str, wanted: Mapping[str, Expected] | None = None) -> dict[str, NDArray[Any]]:
-        """The arrays of one of the bundle's .npz files; see :func:`read_arrays`. Raises :class:`BundleError`."""
+        """Read the arrays of one of the bundle's .npz files; see :func:`read_arrays`. Raises :class:`BundleError`."""
         return read_arrays(self.path(name), wanted)
 
     def reference(self) -> dict[str, NDArray[Any]]:
-        """``reference.npz``: what inputs and outputs of the graphs were in PyTorch."""
+        """Read ``reference.npz``: inputs of the graphs, and PyTorch's outputs for them."""
         return self.arrays(REFERENCE)
 
 
 def read_manifest(folder: Path) -> BundleManifest:
-    """``bundle.json`` of a folder; :class:`BundleError` names what is wrong with it."""
+    """Read ``bundle.json`` of a folder. Raises :class:`BundleError`, which says what is wrong with it."""
     return KIND.read(folder, BundleManifest)
 
 
 def write_manifest(folder: Path, manifest: BundleManifest, extra: Mapping[str, Any] | None = None) -> BundleManifest:
-    """Hash every file of a staged folder and write ``bundle.json``; ``extra`` goes to ``measured``."""
+    """Hash every file of a staged folder and write ``bundle.json``.
+
+    Args:
+        folder: The staged folder.
+        manifest: The manifest without hashes.
+        extra: Figures that are added to ``measured``. Default: none.
+
+    Returns:
+        The manifest with the hashes.
+    """
     files = KIND.hash_files(folder)
     manifest = manifest.model_copy(
         update={

@@ -1,4 +1,4 @@
-"""The tables of a bundle's manifest, one for each thing that it describes. Bounds keep a forged one from doing harm."""
+"""The tables of a bundle's manifest. Their bounds limit the damage that a forged manifest can do."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from teso_deploy.recipe_tables import Scale, Table, Text
 from teso_deploy.sealed import FileEntry
 from teso_deploy.types import Precision
 
-#: 1: without ``program``, which was TeSO's.
+#: Schema 1 has no ``program``; its bundles have TeSO's program.
 SCHEMA_VERSION, OLDEST_SCHEMA_VERSION = 2, 1
 #: Labels are uint8, and 0 is the background.
 MOST_CLASSES = 255
-#: Far above what any model has: what is allocated by these numbers stays small.
+#: Far above the numbers of any model, but small enough to allocate memory by them.
 MOST_SIDE, MOST_CUES, MOST_NUMBERS = 8192, 1024, 65_536
-#: Target of forms of standard operators, for TensorRT and everything else that reads ONNX.
+#: The target of forms that use standard operators, for TensorRT and all other readers of ONNX.
 STANDARD = "onnx"
 
 
@@ -27,7 +27,7 @@ Threshold = Annotated[float, Field(gt=0, lt=1)]
 
 
 def sized_name(graph: str, size: tuple[int, int]) -> str:
-    """A graph's name in the manifest at a bucket that is not the first: ``decoder@288x512``."""
+    """Return a graph's name in the manifest at any bucket but the first: ``decoder@288x512``."""
     return f"{graph}@{size[0]}x{size[1]}"
 
 
@@ -40,7 +40,7 @@ class TensorSpec(Table):
 
 
 class GraphEntry(Table):
-    """One graph: its file (and the one that holds its weights, where they are not inside), its tensors, its size."""
+    """One graph: its file, the file of its weights if they are separate, its tensors, and its size."""
 
     file: Text
     weights: Text | None = None
@@ -52,10 +52,10 @@ class GraphEntry(Table):
 
 
 class FormEntry(Table):
-    """A form of one graph, derived from its canonical file: for which runtime, and in which precision.
+    """A form of one graph, derived from its canonical file for a runtime and a precision.
 
-    ``shares``: of the tensors that are computed, by element type, as read back from the file.
-    ``source_sha256``: of the canonical file that it was derived from.
+    ``shares``: share of each element type among the computed tensors, as read back from the file.
+    ``source_sha256``: hash of the canonical file that it was derived from.
     """
 
     file: Text
@@ -68,7 +68,7 @@ class FormEntry(Table):
 
 
 class EngineEntry(Table):
-    """An engine that travels with the bundle: its file, beside which its sidecar lies, and what it is for.
+    """An engine in the bundle: its file, with its sidecar next to it, and the GPUs and graph that it is for.
 
     ``architecture``: ``sm89``, or ``portable``.
     """
@@ -81,7 +81,7 @@ class EngineEntry(Table):
 
 
 class Preprocessing(Table):
-    """From an RGB picture of any size to ``image``: one resize, (x - mean) / std, zeros to the bucket's size."""
+    """How an RGB picture of any size becomes ``image``: one resize, (x - mean) / std, zeros to the bucket's size."""
 
     sizes: Annotated[tuple[tuple[Side, Side], ...], Field(min_length=1, max_length=256)]
     fit: Literal["stretch", "pad"] = "stretch"
@@ -92,7 +92,7 @@ class Preprocessing(Table):
 
 
 class Postprocessing(Table):
-    """From ``masks`` to labels: bilinear to the source, 1 + argmax where the maximum ≥ threshold."""
+    """How ``masks`` become labels: bilinear to the picture's size, then 1 + argmax where the maximum ≥ threshold."""
 
     activation: Literal["probability"] = "probability"
     resize: Literal["bilinear"] = "bilinear"
@@ -100,8 +100,10 @@ class Postprocessing(Table):
 
 
 class TextEncoderEntry(Table):
-    """What embeds words that the cue table has not: a graph (``input_ids`` (1, L) int64 → ``cue`` (1, d_T)), its
-    weights, and the tokenizer's file."""
+    """The encoder for words that are not in the cue table.
+
+    It has a graph (``input_ids`` (1, L) int64 → ``cue`` (1, d_T)), its weights, and the tokenizer's file.
+    """
 
     graph: Text
     weights: Text
@@ -109,7 +111,10 @@ class TextEncoderEntry(Table):
 
 
 class CueEntry(Table):
-    """How cues are made and handed over. ``encoder``: for words beyond the table, where the bundle has one."""
+    """The cues of the model: their number, embedding and table.
+
+    ``encoder``: embeds words that are not in the table, if the bundle contains one.
+    """
 
     template: Text
     max_cues: Annotated[int, Field(ge=1, le=MOST_CUES)]
@@ -120,7 +125,10 @@ class CueEntry(Table):
 
 
 class TaggerEntry(Table):
-    """What the ``tags`` of the visual encoder name, and from where on a name is offered as a cue."""
+    """The words that the ``tags`` of the visual encoder stand for.
+
+    ``threshold``: a word is offered as a cue if its tag is above this.
+    """
 
     words: tuple[Text, ...]
     threshold: Threshold
@@ -129,10 +137,10 @@ class TaggerEntry(Table):
 class BundleManifest(Table):
     """The content of ``bundle.json``.
 
-    ``program``: how the graphs are connected; of schema 1, which has no such field, TeSO's. ``graphs``: a stage that
-    is ``sized`` has an entry for each bucket: that of the first under its plain name, others as ``name@HxW``.
-    ``forms``: name of the form → graph → entry. ``engines``: built from them for GPUs. ``cue``: None where the
-    program takes no cues.
+    ``program``: how the graphs are connected; schema 1 has no such field, and means TeSO's. ``graphs``: a stage that
+    is ``sized`` has an entry for each bucket: the first under its plain name, others as ``name@HxW``.
+    ``forms``: name of the form → graph → entry. ``engines``: engines for GPUs, built from the forms. ``cue``: None if
+    the program takes no cues.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -155,7 +163,7 @@ class BundleManifest(Table):
 
     @model_validator(mode="after")
     def _check_agreement(self) -> BundleManifest:
-        """Whatever the manifest says twice is the same both times, and the graphs are those of the program."""
+        """Check that facts which the manifest states twice agree, and that the graphs are those of the program."""
         is_read = "schema_version" in self.model_fields_set
         if is_read and self.schema_version > 1 and "program" not in self.model_fields_set:
             raise ValueError("program: Field required")
@@ -167,7 +175,7 @@ class BundleManifest(Table):
         return self
 
     def _entry(self, stage: str, size: tuple[int, int]) -> tuple[str, GraphEntry]:
-        """The graph of a stage at a bucket: its name in the manifest, and its entry."""
+        """Return the graph of a stage at a bucket: its name in the manifest, and its entry."""
         sized = sized_name(stage, size)
         name = sized if sized in self.graphs else stage
         if name not in self.graphs:
@@ -175,7 +183,7 @@ class BundleManifest(Table):
         return name, self.graphs[name]
 
     def _check_program(self, size: tuple[int, int]) -> None:
-        """Every stage has a graph, and every tensor that a graph takes is given by one of the stage's inputs."""
+        """Check that every stage has a graph, and that the stage's inputs contain every tensor that the graph takes."""
         given = {name: set(tensors) for name, tensors in EXTERNAL_TENSORS.items()}
         for stage in self.program.stages:
             graph, entry = self._entry(stage.name, size)
@@ -194,7 +202,7 @@ class BundleManifest(Table):
             raise ValueError(f"program: no graph gives {MASKS}")
 
     def _check_shapes(self, size: tuple[int, int]) -> None:
-        """Sides after the batch are those that other fields say."""
+        """Check that the sides after the batch agree with the other fields."""
         said: dict[str, tuple[tuple[int, ...], str]] = {
             "image": ((3, *size), "preprocessing.sizes"),
             MASKS: ((len(self.classes),), "classes"),

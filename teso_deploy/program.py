@@ -1,9 +1,9 @@
-"""The inference program as data: the stages of a method, and what each of them is given.
+"""The inference program as data: the stages of a method, and the inputs of each.
 
 A stage is a graph of the bundle. It takes external inputs (the picture, the audio window, the cues) and the
-outputs of other stages. Tensors are matched by name: a stage is given every tensor of its inputs, and its graph
-takes those that it declares. What a stage depends on follows from this, and everything that runs graphs reads it:
-what a new picture or a new sound makes run again, what has a graph for each picture size, what int8 is for.
+outputs of other stages. Tensors are matched by name: a stage receives every tensor of its inputs, and its graph
+takes those that it declares. The dependencies of a stage follow from this. They decide which stages a new picture or a
+new sound runs again, which stages have a graph for each picture size, and which may be int8.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pydantic import Field, model_validator
 from teso_deploy.recipe_tables import Table, Text
 
 ExternalInput = Literal["image", "audio_window", "cues"]
-#: What a program is given from outside, and the tensors that each of these consists of.
+#: External input of a program → the tensors that it consists of.
 EXTERNAL_TENSORS: Mapping[str, tuple[str, ...]] = {
     "image": ("image",),
     "audio_window": ("waveform",),
     "cues": ("cues", "cue_valid"),
 }
-#: Tensors that the runtime reads by name. Every program gives the first; the others are optional.
+#: Tensors that the runtime reads by name. Every program computes the first; the others are optional.
 MASKS, CUE_GATE, TAGS = "masks", "cue_gate", "tags"
 
 T = TypeVar("T")
@@ -33,9 +33,9 @@ T_co = TypeVar("T_co", covariant=True)
 class Stage(Table):
     """One graph of a program.
 
-    ``name``: of the graph in the manifest. ``inputs``: external inputs and names of earlier stages. ``sized``: the
-    bundle has a graph for each picture size. ``quantizable``: int8 is for this stage; in other precisions every
-    stage is converted.
+    ``name``: the graph's name in the manifest. ``inputs``: external inputs and names of earlier stages. ``sized``:
+    whether the bundle has a graph for each picture size. ``quantizable``: whether the stage may be int8; all stages are
+    converted to the other precisions.
     """
 
     name: Text
@@ -79,12 +79,12 @@ class Program(Table):
         return tuple(stage.name for stage in self.stages)
 
     def stage_of(self, graph: str) -> Stage:
-        """The stage that a graph of the manifest serves: ``decoder@288x512`` serves ``decoder``."""
+        """Return the stage that a graph of the manifest belongs to: ``decoder`` for ``decoder@288x512``."""
         name = graph.partition("@")[0]
         return next(stage for stage in self.stages if stage.name == name)
 
     def dependencies(self, name: str) -> frozenset[str]:
-        """The external inputs that a stage, or an external input, depends on; also through other stages."""
+        """Return the external inputs that a stage, or an external input, depends on, also through other stages."""
         if name in EXTERNAL_TENSORS:
             return frozenset({name})
         return frozenset[str]().union(*(self.dependencies(source) for source in self.stage_of(name).inputs))
@@ -95,12 +95,12 @@ class Program(Table):
 
     @property
     def picture_stages(self) -> tuple[Stage, ...]:
-        """Stages that depend on the picture alone: they can run ahead, and a new sound leaves them as they are."""
+        """Stages that depend only on the picture. They can run ahead, and a new sound does not change their outputs."""
         return tuple(stage for stage in self.stages if self.dependencies(stage.name) == {"image"})
 
     @property
     def sound_stages(self) -> tuple[Stage, ...]:
-        """Stages that depend on the audio window alone."""
+        """Stages that depend only on the audio window."""
         return tuple(stage for stage in self.stages if self.dependencies(stage.name) == {"audio_window"})
 
     @property
@@ -111,7 +111,7 @@ class Program(Table):
 
     @property
     def mask_stages(self) -> tuple[Stage, ...]:
-        """Stages that depend on the picture and on something else."""
+        """Stages that depend on the picture and on another input."""
         return tuple(stage for stage in self.stages if self.dependencies(stage.name) > {"image"})
 
 
@@ -120,7 +120,7 @@ TESO = Program(
     stages=(
         Stage(name="visual_encoder", inputs=("image",), sized=True, quantizable=True),
         Stage(name="audio_encoder", inputs=("audio_window",), quantizable=True),
-        # Small, and its cue gate decides: int8 is not for it.
+        # It stays in floating point: it is small, and its cue gate decides which cues take part.
         Stage(name="fusion", inputs=("audio_encoder", "cues")),
         Stage(name="decoder", inputs=("fusion", "visual_encoder"), sized=True, quantizable=True),
     )
@@ -128,14 +128,17 @@ TESO = Program(
 
 
 class Runs(Protocol[T_contra, T_co]):
-    """What :func:`run_program` needs of an engine: arrays, tensors of a device or of PyTorch go in and come out."""
+    """The part of an engine's interface that :func:`run_program` needs.
+
+    Its inputs and outputs are arrays, tensors of a device, or tensors of PyTorch.
+    """
 
     def run(self, feeds: Mapping[str, T_contra], /) -> Mapping[str, T_co]:
-        """All outputs for all inputs; feeds that the graph does not take are ignored."""
+        """Compute all outputs from all inputs. Feeds that the graph does not take are ignored."""
 
 
 def group_inputs(tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
-    """Group tensors by the external input that they belong to; other tensors and incomplete inputs are left out."""
+    """Group tensors by the external input that they belong to. Other tensors and incomplete inputs are omitted."""
     return {
         external: {name: tensors[name] for name in names}
         for external, names in EXTERNAL_TENSORS.items()
@@ -153,10 +156,10 @@ def run_program(
     """Run stages of a program, each on the outputs of those before it.
 
     Args:
-        program: What is run.
-        engines: Name of a stage to what runs it. May hold more than the stages that run.
-        inputs: External input, or a stage that has run already, to its tensors by name.
-        stages: What to run, in order. Default: all stages.
+        program: The program.
+        engines: Name of a stage → its engine. May contain more than the stages that run.
+        inputs: External input, or a stage that has run already → its tensors by name.
+        stages: The stages to run, in order. Default: all stages.
 
     Returns:
         ``inputs``, and the outputs of every stage that ran, by the stage's name.
@@ -169,6 +172,6 @@ def run_program(
 
 
 def merge_tensors(found: Mapping[str, Mapping[str, T]], leave_out: Collection[str] = ()) -> dict[str, T]:
-    """Merge the tensors of :func:`run_program` by their names; ``leave_out``: inputs or stages."""
+    """Merge the tensors of :func:`run_program` by their names; ``leave_out``: inputs or stages to omit."""
     kept = (tensors for source, tensors in found.items() if source not in leave_out)
     return {name: tensor for tensors in kept for name, tensor in tensors.items()}

@@ -1,8 +1,7 @@
 """A model variant as data: every size, switch and training choice of a TeSO model.
 
-A recipe is a TOML file under ``export/recipes/``; a shipped one is named by its stem.
-Nothing about a variant is said anywhere else: the small model and Swin-B are the same
-code with other recipes.
+A recipe is a TOML file under ``export/recipes/``; a shipped one is named by its stem. A variant is defined only by its
+recipe: the small model and Swin-B are the same code with different recipes.
 """
 
 from __future__ import annotations
@@ -70,13 +69,13 @@ __all__ = [
 ]
 
 
-#: Larger than any recipe: the shipped ones have 2 KB, vocabularies of classes some 10.
+#: Larger than any recipe: the shipped ones have 2 KB, and a vocabulary of classes adds about 10 KB.
 MOST_BYTES = 4 << 20
 MOST_EXTENDED = 32
 
 
 class Recipe(Table):
-    """A whole model variant. See ``export/recipes/`` for the shipped ones."""
+    """A complete model variant. The shipped ones are in ``export/recipes/``."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=200)]
     summary: Text = ""
@@ -135,12 +134,12 @@ class Recipe(Table):
 
 
 class Calibration(Table):
-    """Thresholds chosen after training, and what they gave on the calibration scenes.
+    """Thresholds that were chosen after training, and the model's results with them on the calibration scenes.
 
-    ``open_rate``: share of sounding cues that are heard; ``false_alarm_rate``: share of the
-    windows in which a cue is heard though nothing visible sounds, the higher of noise and
-    off-screen sounds; ``miou`` of the rows in which something sounds; ``tag_f2`` of the visible
-    words, None without a tagger; ``scenes`` of each row, from ``seed``.
+    ``open_rate``: share of sounding cues that are accepted. ``false_alarm_rate``: share of the audio windows in which a
+    cue is accepted although nothing visible sounds; the higher share of noise and off-screen sounds. ``miou``: of the
+    rows in which something sounds. ``tag_f2``: of the visible words, None without a tagger. ``scenes``: number of
+    scenes of each row, made from ``seed``.
     """
 
     gate_threshold: float
@@ -154,7 +153,7 @@ class Calibration(Table):
     seed: int
 
     def apply(self, recipe: Recipe) -> Recipe:
-        """The recipe with these thresholds."""
+        """Return the recipe with these thresholds."""
         tag = recipe.tagger.threshold if self.tag_threshold is None else self.tag_threshold
         return recipe.model_copy(
             update={
@@ -166,15 +165,19 @@ class Calibration(Table):
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Name → path of every recipe that comes with the package."""
+    """Return name → path of every recipe of the package."""
     return {path.stem: path for path in sorted(shipped_path("export/recipes").glob("*.toml"))}
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Read a recipe by shipped name or from a TOML file.
 
-    A recipe may say ``extends = "NAME"`` (a shipped one, or a file beside it): what it does not
-    say is as there. Raises :class:`RecipeError` (unknown name, bad content), :class:`InputNotFoundError`.
+    A recipe may have ``extends = "NAME"`` (a shipped one, or a file in its folder). Fields that it omits are taken from
+    that recipe.
+
+    Raises:
+        RecipeError: The name is unknown, or the content is invalid.
+        InputNotFoundError: The file does not exist.
     """
     path = _recipe_path(name_or_path)
     tables = _tables(path)
@@ -196,7 +199,7 @@ def _recipe_path(name_or_path: str | Path, beside: Path | None = None) -> Path:
 
 
 def _tables(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The TOML of a recipe, upon that of the recipe which it extends."""
+    """Read the TOML of a recipe, merged into the TOML of the recipe that it extends."""
     what = f"a recipe's TOML file, or one of {', '.join(shipped_recipes())}"
     text = read_text(path, what, limit_bytes=MOST_BYTES, error=RecipeError)
     content = parse_toml(text, path, error=RecipeError)
@@ -219,7 +222,7 @@ def _tables(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Tables joined, everything else replaced."""
+    """Merge two trees of tables; values of ``above`` replace those of ``below``."""
     merged = dict(below)
     for key, value in above.items():
         inner = below.get(key)
@@ -228,7 +231,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _recipe_of(content: dict[str, Any]) -> Recipe:
-    """Validate; the first field that is wrong is named, a misspelt one with what it could be."""
+    """Validate the content. An error names the first wrong field, and suggests names for a misspelt one."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -242,7 +245,7 @@ def _recipe_of(content: dict[str, Any]) -> Recipe:
 
 
 def _known_fields() -> list[str]:
-    """Names of all fields of all tables."""
+    """List the names of all fields of all tables."""
     waiting: list[type[BaseModel]] = [Recipe]
     names: list[str] = []
     while waiting:
@@ -254,5 +257,5 @@ def _known_fields() -> list[str]:
 
 
 def parse_recipe(text: str) -> Recipe:
-    """A recipe from TOML text; :class:`RecipeError` names the first field that is wrong."""
+    """Read a recipe from TOML text. Raises :class:`RecipeError`, which names the first wrong field."""
     return _recipe_of(parse_toml(text, "the recipe", error=RecipeError))

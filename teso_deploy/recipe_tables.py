@@ -21,27 +21,27 @@ def _check_printable(text: str) -> str:
 
 #: A name that messages and tables show.
 Text = Annotated[str, Field(max_length=1000), AfterValidator(_check_printable)]
-# The bounds are far above what any model has. They keep a mistyped number from taking all memory.
+# The bounds are far above the numbers of any model. They keep a mistyped number from taking all memory.
 Positive = Annotated[int, Field(gt=0, le=65_536)]
 Scale = Annotated[float, Field(gt=0)]
 Steps = Annotated[int, Field(gt=0, le=10**9)]
 Layers = Annotated[int, Field(gt=0, le=256)]
 Window = Annotated[int, Field(gt=0, le=64)]
-#: Of a picture, in pixels.
+#: Side of a picture, in pixels.
 Side = Annotated[int, Field(gt=0, le=4096)]
 
 
 class Table(BaseModel):
-    """A table of a recipe: frozen, no other field than its own, and every number is finite."""
+    """A table of a recipe. It is frozen, refuses unknown fields, and all its numbers are finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ImageRecipe(Table):
-    """What the visual encoder is given: buckets (height, width) in pixels, normalisation in 0 … 255.
+    """The input of the visual encoder: buckets (height, width) in pixels, normalisation in 0 … 255.
 
-    ``fit``: a picture is stretched to the bucket, or keeps its shape and is padded below and to
-    the right (with the mean, which is 0 behind the normalisation).
+    ``fit``: a picture is stretched to the bucket, or keeps its shape and is padded below and to the right (with the
+    mean, which is 0 after the normalisation).
     """
 
     sizes: Annotated[tuple[tuple[Side, Side], ...], Field(min_length=1, max_length=64)] = ((384, 384),)
@@ -60,10 +60,10 @@ class ImageRecipe(Table):
 class SwinRecipe(Table):
     """Swin transformer: four stages, patch 4 (Liu et al., 2021, table 7).
 
-    ``shift_covered``: the windows of every second block are shifted also where one window covers
-    the whole map, as in the backbone of Mask2Former. Classifiers leave such a map as it is.
-    ``convolutions`` (ours): three small convolutions in place of the patch projection and a
-    depthwise one in each MLP, for a model that is trained from scratch on few pictures.
+    ``shift_covered``: the windows of every second block are shifted even if one window covers the whole map, as in the
+    backbone of Mask2Former. Classifiers do not shift such a map. ``convolutions`` (ours): three small convolutions
+    instead of the patch projection, and a depthwise one in each MLP, for a model that is trained from scratch on few
+    pictures.
     """
 
     embed_dim: Positive = 128
@@ -98,8 +98,8 @@ class DecoderRecipe(Table):
 class SamRecipe(Table):
     """SAM (Kirillov et al., 2023): a ViT of windows, its neck, and the two-way mask decoder.
 
-    The defaults are ViT-B. ``global_layers`` look at the whole picture, the others at windows.
-    ``mask_token``: which of the mask tokens' masks is the answer (0: SAM's single-mask token).
+    The defaults are ViT-B. ``global_layers`` attend to the whole picture, the others to windows. ``mask_token``: number
+    of the mask token whose mask is used (0: SAM's single-mask token).
     """
 
     embed_dim: Positive = 768
@@ -137,12 +137,11 @@ class BeatsRecipe(Table):
 
 
 class AudioRecipe(Table):
-    """The sound: ``encoder`` and the width of F_A; the rest is VGGish's.
+    """The sound: ``encoder``, the width of F_A, and VGGish's fields.
 
-    Widths of its six convolutions and of its hidden layers.
-    ``last_relu``: the AVSBench family keeps the last ReLU, the TeSO family drops it.
-    ``batch_norm``: behind every convolution and hidden layer, which VGGish itself has not; from
-    scratch it learns far faster with it.
+    VGGish's fields are the widths of its six convolutions and of its hidden layers, and two switches. ``last_relu``:
+    the AVSBench family keeps the last ReLU, the TeSO family omits it. ``batch_norm``: after every convolution and
+    hidden layer. VGGish itself has none, but a model trained from scratch learns far faster with it.
     """
 
     encoder: Annotated[str, AfterValidator(check_audio_encoder)] = "vggish"
@@ -156,8 +155,8 @@ class AudioRecipe(Table):
 class ClipTextRecipe(Table):
     """CLIP's text tower; the defaults are ViT-H/14's, which ImageBind shares.
 
-    ``activation``: OpenAI's own towers have ``quick_gelu``. ``normalised``: the embedding has
-    length 1, times the checkpoint's learned scale where it has one (ImageBind).
+    ``activation``: OpenAI's own towers have ``quick_gelu``. ``normalised``: the embedding has length 1, multiplied by
+    the checkpoint's learned scale if it has one (ImageBind).
     """
 
     width: Positive = 1024
@@ -171,10 +170,10 @@ class ClipTextRecipe(Table):
 
 
 class TextRecipe(Table):
-    """Cues: what embeds them, the width of that, how many at most (N_T), the sentence that is embedded.
+    """Cues: their text encoder, the width of an embedding, their maximum number (N_T), and the sentence around a word.
 
-    ``padding`` of slots that hold no cue: zeros that are masked (the paper), or the embedding of
-    the word "None", which counts as a cue (the released code).
+    ``padding`` of slots without a cue: zeros that are masked (the paper), or the embedding of the word "None", which
+    counts as a cue (the released code).
     """
 
     encoder: Literal["minilm", "clip"] = "minilm"
@@ -187,13 +186,11 @@ class TextRecipe(Table):
 class FusionRecipe(Table):
     """SeDAM and PMQS (eqs. 1-6): width d, latents N_L, layers of each, heads.
 
-    ``kind``: the paper's, or that of the authors' released code (``segpref``: one attention at
-    width ``dim`` and one at the queries' width, MLPs of ``ffn_dim``, no mask; the layers' numbers
-    mean nothing to it).
-    ``gate_threshold``: where ξ = 0 is put in the exported graph, chosen after training (which
-    knows nothing of it): a cue sounds when its mean score lies above it.
-    ``without`` takes a part away, for the paper's ablations (what stands in for the part is
-    ours): see :mod:`teso_deploy.models.fusion`.
+    ``kind``: the paper's fusion, or that of the authors' released code (``segpref``: one attention at width ``dim`` and
+    one at the queries' width, MLPs of ``ffn_dim``, no mask; it ignores the numbers of layers). ``gate_threshold``: the
+    mean score at which ξ = 0 in the exported graph; a cue is accepted if its mean score is above it. It is chosen after
+    training, which does not use it. ``without`` removes a part, for the paper's ablations; the replacement of the part
+    is ours, see :mod:`teso_deploy.models.fusion`.
     """
 
     kind: Literal["teso", "segpref"] = "teso"
@@ -210,8 +207,8 @@ class FusionRecipe(Table):
 class HeadRecipe(Table):
     """``binary`` (C = 1: sounds or not) or ``semantic`` (C = number of classes); τ of the label.
 
-    ``masks``: eq. 7 sums sigmoids of the queries' masks; ``raw`` (the released code) sums the
-    logits, resizes them through ``resize_chain`` (squares, in pixels) and takes the sigmoid last.
+    ``masks``: eq. 7 sums the sigmoids of the queries' masks. ``raw`` (the released code) sums the logits, resizes them
+    through ``resize_chain`` (squares, in pixels) and applies the sigmoid last.
     """
 
     kind: Literal["binary", "semantic"] = "semantic"
@@ -230,14 +227,14 @@ class HeadRecipe(Table):
 
 
 class TaggerRecipe(Table):
-    """A head of the visual encoder that names what is visible (ours); without words there is none."""
+    """A head of the visual encoder that names visible objects (ours). Without words, the model has no tagger."""
 
     words: Annotated[tuple[Text, ...], Field(max_length=10_000)] = ()
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
 
 class EncoderPhase(Table):
-    """The stretch before the scenes: each encoder by itself, from labels and from its teacher."""
+    """The training phase before the scenes: each encoder learns separately, from labels and from its teacher."""
 
     size: tuple[Side, Side]
     steps: Steps
@@ -247,11 +244,10 @@ class EncoderPhase(Table):
 
 
 class TeacherRecipe(Table):
-    """A TensorFlow Lite file of the media folder, and which of its tensors to foretell.
+    """A TensorFlow Lite file of the media folder, and the names of its tensors that the network learns to predict.
 
-    Of a picture's teacher there are three: what the first three stages of the backbone
-    foretell (the third together with the fourth). A teacher sees pictures at twice the
-    size, so theirs have strides 8, 16 and 32.
+    A picture's teacher has three tensors: those that the first three stages of the backbone predict (the third together
+    with the fourth). A teacher gets pictures at twice the size, so its tensors have strides 8, 16 and 32.
     """
 
     file: str
@@ -260,7 +256,7 @@ class TeacherRecipe(Table):
 
 
 class TrainPhase(Table):
-    """A stretch of training at one picture size; ``scale``: of what is pasted, as a share of the frame."""
+    """A training phase at one picture size; ``scale``: size of the pasted objects, as a share of the frame."""
 
     size: tuple[Side, Side]
     steps: Steps
@@ -268,11 +264,11 @@ class TrainPhase(Table):
 
 
 class VideoPhase(Table):
-    """Training on videos with masks, the public data sets: the foundation is held, adapters and what is new learn.
+    """Training on videos with masks, from the public data sets. The foundation is frozen; adapters and new parts learn.
 
-    ``adapter_learning_rate``: that of the adapters inside of the foundation; the rest learns at
-    ``train.learning_rate``. ``frames_per_batch``: what fits the memory; a step, in which the
-    weights move once, is ``accumulation_steps`` of these on every process.
+    ``adapter_learning_rate``: that of the adapters inside the foundation; all other parts learn at
+    ``train.learning_rate``. ``frames_per_batch``: as many as fit into memory. In a step the weights are updated once,
+    from ``accumulation_steps`` batches on every process.
     """
 
     epochs: Steps = 60
@@ -284,10 +280,10 @@ class VideoPhase(Table):
 class TrainRecipe(Table):
     """How a model is trained, on composed scenes or on ``videos``; loss weights as in section 5 of the paper.
 
-    Of a scene's sounds ``blank_sounds_per_scene`` are of nothing visible. ``encoder_rate``: the
-    learning rate of the encoders in the phases behind their own, as a multiple of everybody
-    else's. ``stand_in_rate``: how often a word of which there is one picture is shown by a
-    picture of something of a similar name; the more pictures, the more seldom.
+    ``blank_sounds_per_scene``: number of a scene's sounds that belong to nothing visible. ``encoder_rate``: the
+    learning rate of the encoders in the phases after their own, as a multiple of the other parts' rate.
+    ``stand_in_rate``: how often a word with one picture is shown by a picture of a similar word; with more pictures,
+    this happens more rarely.
     """
 
     seed: int = 0
