@@ -97,7 +97,7 @@ class Bundle:
             BundleError: The manifest is missing or invalid, or a file is missing, changed or outside the folder.
         """
         folder = bundle_folder(path)
-        if not os.path.isdir(folder):  # Path.is_dir raises where a folder may not be looked into
+        if not os.path.isdir(folder):  # Path.is_dir raises for a folder without permission
             raise InputNotFoundError(
                 f"no bundle {to_one_line(folder)}: give the folder that `teso-deploy export` wrote"
             )

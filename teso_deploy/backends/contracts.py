@@ -15,7 +15,7 @@ from teso_deploy.types import ImageSize, Precision
 
 #: Receives a sentence about the progress, or about something that differs from the request.
 Note = Callable[[str], None]
-#: (bundle, graph) → a check of a built engine, which returns what it measured or raises :class:`CheckFailedError`.
+#: (bundle, graph) → a check of a built engine, which returns its measurements or raises :class:`CheckFailedError`.
 EngineCheckFactory = Callable[[Bundle, str], Callable[[Any], dict[str, Any]]]
 
 

@@ -36,7 +36,7 @@ Encode = Callable[[str], list[int]]
 
 
 def vocabulary_folder(beside: Path | None) -> Path | None:
-    """The folder ``beside``, or that of the file ``beside``, if it holds a vocabulary; otherwise None."""
+    """Return the folder ``beside``, or that of the file ``beside``, if it contains a vocabulary; otherwise None."""
     if beside is None:
         return None
     folder = beside if beside.is_dir() else beside.parent

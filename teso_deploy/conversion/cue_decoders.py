@@ -86,6 +86,9 @@ def refuse_unreadable(source: Path, what: str, error: BaseException) -> Checkpoi
         source: The model's folder or file.
         what: What it was read as, for the message.
         error: The error of transformers.
+
+    Returns:
+        The error.
     """
     if "trust_remote_code" in str(error) or "custom code" in str(error):
         return CheckpointError(

@@ -50,7 +50,7 @@ def export_cue_models(
 
     Raises:
         InputNotFoundError: A model does not exist.
-        CheckpointError: No model is given, or one can't be exported; the message names what can be.
+        CheckpointError: No model is given, or one can't be exported; the message lists supported ones.
         MissingExtraError: A package is not installed.
         OutputError: The folder can't be written.
     """

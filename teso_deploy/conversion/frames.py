@@ -21,7 +21,7 @@ FRAMES_PER_VIDEO = 12
 
 
 def visible_in(script: Path) -> list[str]:
-    """Return the words that a clip's script calls visible; empty if the file beside a video is of another kind."""
+    """Return the words that a clip's script calls visible; empty if the JSON of a video is not such a script."""
     try:
         content = parse_json(read_text(script, "the script of a clip"), script, error=DataError)
     except TesoError:

@@ -148,6 +148,9 @@ def msda_function(shapes: Shapes, heads: int, dim: int) -> onnx.FunctionProto:
         shapes: (height, width) of every level.
         heads: M.
         dim: D.
+
+    Returns:
+        The function.
     """
     cells = _numbers([1 / side for height, width in shapes for side in (width, height)])
     body = _PLACED.format(levels=len(shapes), cells=cells) + _sampling(shapes, heads, dim)
@@ -162,6 +165,9 @@ def plugin_function(shapes: Shapes, heads: int, dim: int) -> onnx.FunctionProto:
         shapes: (height, width) of every level.
         heads: M.
         dim: D.
+
+    Returns:
+        The function.
     """
     body = _sampling(shapes, heads, dim) + "  sampled = Identity (heads_sum)\n"
     return _function(PLUGIN, "value, shapes, starts, locations, weights", list(PLUGIN_ATTRIBUTES), body)

@@ -133,6 +133,9 @@ def export_graph(
         path: The file.
         metadata: Metadata of the file.
         weights: The file beside it for the weights. Default: the weights are inside the graph.
+
+    Returns:
+        The graph's entry in the manifest.
     """
     assert len(arguments[0]) >= 2
     batch = {0: torch.export.Dim("B", min=1, max=4096)}

@@ -81,7 +81,7 @@ def _placing(model: ir.Model) -> set[ir.Node]:
         if node.op_type == "GridSample":
             _upstream(node.inputs[1], placing)
         elif node.op_type == "Cast" and node.outputs[0].dtype in (ir.DataType.INT32, ir.DataType.INT64):
-            _upstream(node.inputs[0], placing)  # indices of what is gathered
+            _upstream(node.inputs[0], placing)  # indices of a Gather
         elif node.domain == DOMAIN:  # its floats have one type, and 11 bits can't place a sample
             placing.add(node)
             _upstream(node.inputs[3], placing)

@@ -76,6 +76,9 @@ class Rewriter:
             before: The node before which the reshape is inserted.
             value: The value.
             *shape: The new shape.
+
+        Returns:
+            The reshaped value.
         """
         return self.add(before, "Reshape", [value, self.constant(np.array(shape, np.int64))])[0]
 

@@ -55,6 +55,9 @@ def text_graph(recipe: Recipe, tower: WeightSource | None) -> TextGraph:
         recipe: The recipe.
         tower: CLIP's checkpoint, with its vocabulary in the same folder. None: MiniLM from its package.
 
+    Returns:
+        The encoder and its tokenizer.
+
     Raises:
         RecipeError: The cues have another encoder.
         CheckpointError: The vocabulary is missing.

@@ -215,6 +215,9 @@ class Scheduler(Generic[P, E]):
 
         Args:
             at_seconds: Monotonic time.
+
+        Returns:
+            The stream, the picture and the cause; None if there is nothing to decode.
         """
         for stream in sorted(self.streams, key=lambda s: s.decode_turn):
             picture, cause = self._choose_decode(stream, at_seconds)

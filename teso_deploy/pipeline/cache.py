@@ -43,8 +43,8 @@ class KeptInput:
 
         Args:
             version: The new version.
-            content: The arrays that the tensors were made from; None if they must not be compared. They are kept
-                without a copy, so the caller must not write to them later.
+            content: The arrays that the tensors were made from; None if the caller sets them later. They are kept
+                without a copy, so the caller must not write to them.
             outputs: The tensors by name.
         """
         self.version, self.content, self.outputs = version, content, outputs

@@ -44,6 +44,9 @@ def fitted_size(image: NDArray[np.uint8], bucket: tuple[int, int], fit: str) -> 
         image: The picture (H, W, 3).
         bucket: Size (height, width) of the encoder's input.
         fit: "stretch" fills the bucket, "pad" keeps the picture's shape.
+
+    Returns:
+        The size (height, width), at most the bucket's.
     """
     if fit == "stretch":
         return bucket

@@ -1,4 +1,4 @@
-"""The interface of a sink, and what a sink is opened with."""
+"""The interface of a sink, and the facts of a run that a sink is opened with."""
 
 from __future__ import annotations
 

@@ -76,6 +76,9 @@ class EventLog:
             segmentation: The result.
             at_seconds: The time that it is valid for. A time before that of the last result counts as the last one; a
                 sound from before the newest picture has such a time. Default: the time of its frame.
+
+        Returns:
+            The events that have ended.
         """
         self._now = now = max(self._now, segmentation.pts_seconds if at_seconds is None else at_seconds)
         pixels = np.bincount(segmentation.labels.ravel(), minlength=len(self._classes) + 1)

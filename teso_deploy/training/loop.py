@@ -66,6 +66,9 @@ def learning_rate(peak: float, warmup_steps: int, step: int, steps: int) -> floa
         warmup_steps: Steps of the warm-up.
         step: The step, from 0.
         steps: Number of steps.
+
+    Returns:
+        The learning rate.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -87,6 +90,9 @@ def make_optimizer(
         heads: The heads for training.
         train: The recipe's settings.
         encoder_rate: Factor of the encoders' learning rate. Default: 1.
+
+    Returns:
+        The optimiser.
     """
     groups = []
     for rate, parameters in (
@@ -110,9 +116,12 @@ def batch_scores(recipe: Recipe, class_logits: Tensor, mask_logits: Tensor, batc
 
     Args:
         recipe: The recipe.
-        class_logits: Of the last layer.
-        mask_logits: Of the last layer.
+        class_logits: Class logits of the last layer.
+        mask_logits: Mask logits of the last layer.
         batch: The batch.
+
+    Returns:
+        Name of the score → value.
     """
     scores = segmentation_scores(class_logits, mask_logits, recipe.head)
     best, label = scores.max(dim=1)

@@ -92,6 +92,9 @@ def audio_tag_loss(heads: TrainingHeads, audio: Tensor, tags: Tensor) -> Tensor:
         heads: The heads for training.
         audio: F_A, (N, d_A).
         tags: (N, A).
+
+    Returns:
+        The loss, a scalar.
     """
     return F.binary_cross_entropy_with_logits(heads.audio(audio), tags, reduction="none").sum(1).mean()
 
@@ -151,6 +154,9 @@ def mask_losses(
         batch: The batch.
         train: The recipe's settings.
         generator: Draws the cells of the mask losses.
+
+    Returns:
+        Name of the term → weighted loss.
     """
     states = len(class_logits) // len(batch.classes)
     classes = batch.classes.repeat(states, 1)
@@ -193,6 +199,9 @@ def training_losses(
         batch: The batch.
         train: The recipe's settings.
         generator: Draws the cells of the mask losses.
+
+    Returns:
+        The terms by name, the class logits and the mask logits.
     """
     sounds = len(batch.waveform) // len(batch.image)
     terms, memory, audio = encoder_losses(model, heads, batch, train)

@@ -28,6 +28,9 @@ def load_state(path: Path, device: torch.device, names: tuple[str, ...]) -> dict
         device: The device for its tensors.
         names: The keys it must have.
 
+    Returns:
+        The state by key.
+
     Raises:
         CheckpointError: The file is damaged, or not a state.
     """

@@ -58,6 +58,9 @@ def words_of(samples: Sequence[VideoSample], layout: Layout, cue_file: CueFile |
         samples: The videos.
         layout: The layout of the data set.
         cue_file: Cues of each frame. Default: the labels are the cues.
+
+    Returns:
+        The words, sorted and unique.
     """
     if cue_file is not None:
         return sorted({word for frames in cue_file.values() for text in frames.values() for word in words_in(text)})

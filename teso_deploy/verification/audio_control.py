@@ -106,7 +106,7 @@ def control(
     limits: Limits,
     least_mask_iou: float,
 ) -> list[Heard]:
-    """Compare the masks of every sound of :data:`SOUNDS` with the model's, where the model's are known.
+    """Compare the masks of every sound of :data:`SOUNDS` with the model's, if the model's are known.
 
     Args:
         form: Name of the form.

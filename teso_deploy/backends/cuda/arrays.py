@@ -1,4 +1,4 @@
-"""Arrays in device memory, shared with torch, CuPy and others by DLPack or the CUDA array interface."""
+"""Arrays in device memory, shared with torch, CuPy and other libraries by DLPack or the CUDA array interface."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def _load_nvrtc() -> tuple[Any, tuple[int, int]]:
 
 
 def architecture_for(compute_capability: tuple[int, int], supported: list[int]) -> str:
-    """Choose what NVRTC compiles for: the GPU itself, or the newest older virtual architecture.
+    """Choose the architecture that NVRTC compiles for: the GPU's, or the newest older virtual architecture.
 
     Raises :class:`DeviceError` if NVRTC supports only newer GPUs.
     """

@@ -55,7 +55,10 @@ def load_kernels(device: Device, fatbin: Path | None = None, cache: Path | None 
         fatbin: A file that must exist and have code for this GPU. Default: the one that ``TESO_KERNELS_FATBIN`` names;
             without that the packaged ``engines/kernels/kernels.fatbin``; if that does not exist or has no code for
             this GPU, NVRTC compiles the sources.
-        cache: Folder for what NVRTC compiles. Default: the user's cache.
+        cache: Folder for kernels that NVRTC compiles. Default: the user's cache.
+
+    Returns:
+        The kernels.
 
     Raises:
         InputNotFoundError: The named file can't be read.

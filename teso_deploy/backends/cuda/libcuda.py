@@ -117,12 +117,15 @@ def _destroy(libcuda: Libcuda, current: AbstractContextManager[object], executab
 
 @contextmanager
 def capture(libcuda: Libcuda, current: AbstractContextManager[object], stream: int) -> Iterator[CapturedGraph]:
-    """Record what is queued on a stream, as :meth:`Stream.capture` does.
+    """Record the work that is queued on a stream, as :meth:`Stream.capture` does.
 
     Args:
         libcuda: The driver's library.
         current: Makes the device's context current; entered for each call.
         stream: Handle of the stream.
+
+    Returns:
+        A context manager of the graph, which can be launched after the block.
     """
     graph, recorded = CapturedGraph(libcuda, current), c_void_p()
     with current:

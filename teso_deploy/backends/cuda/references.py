@@ -139,6 +139,9 @@ def preprocess_bytes(
         batch: Number of pictures. Default: 1.
         dtype: Type of the result. Default: float32.
         is_nv12: Whether the pictures are NV12 instead of RGB. Default: no.
+
+    Returns:
+        The number of bytes.
     """
     height, width = size
     picture = height * width + 2 * math.ceil(height / 2) * math.ceil(width / 2) if is_nv12 else 3 * height * width
@@ -158,6 +161,9 @@ def postprocess_bytes(
         size: Size (height, width) of the labels.
         dtype: Type of the scores. Default: float32.
         shares: Shares (0 … 1) of the scores' height and width that show the picture and are read. Default: all.
+
+    Returns:
+        The number of bytes.
     """
     batch, classes, height, width = shape
     shown = math.ceil(height * shares[0]) * math.ceil(width * shares[1])

@@ -60,6 +60,9 @@ def out_of_memory(gpu: str, asked_bytes: int, free_bytes: int, total_bytes: int)
         asked_bytes: Requested size in bytes.
         free_bytes: Free memory in bytes.
         total_bytes: Total memory in bytes.
+
+    Returns:
+        The error.
     """
     asked, free, total = (f"{number / 2**20:,.0f} MiB" for number in (asked_bytes, free_bytes, total_bytes))
     return DeviceMemoryError(

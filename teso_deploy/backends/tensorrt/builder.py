@@ -114,7 +114,7 @@ def _parse(library: TensorRTLibrary, network: Any, path: Path) -> None:
 
 
 def _list_types(library: TensorRTLibrary, network: Any) -> tuple[list[str], list[str]]:
-    """The types of all tensors that a network computes, and of the outputs of its products alone."""
+    """List the types of all tensors that a network computes, and separately those of its products' outputs."""
     trt = library.trt
     products = (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION)
     everything: list[str] = []
@@ -219,6 +219,9 @@ def build_engine(
         architectures: GPU generations such as ``sm89``, for TensorRT-RTX only. Default: one engine for all of them.
         timing_cache: TensorRT's timings of earlier builds. Default: none.
         on_progress: Called with the phase of the build. Default: ignored.
+
+    Returns:
+        The engine, and facts about its network.
 
     Raises:
         InputNotFoundError: There is no such file.

@@ -35,7 +35,7 @@ class TensorRTEngine:
         content: Bytes of an engine whose hash was checked (:func:`read_engine`).
         sidecar: Its sidecar.
         form: Name in the manifest of the form that it was built from. Default: the canonical graphs.
-        jit_cache: Where TensorRT-RTX keeps what it compiles. Default: nowhere.
+        jit_cache: The cache of the kernels that TensorRT-RTX compiles. Default: none.
 
     Raises:
         EngineError: The library refuses the engine.

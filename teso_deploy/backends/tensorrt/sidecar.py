@@ -171,6 +171,9 @@ def read_engine(path: Path, sha256: str | None = None) -> tuple[bytes, Sidecar]:
         path: The engine's file.
         sha256: The hash in a bundle's manifest. Default: only the sidecar's hash is compared.
 
+    Returns:
+        Bytes of the engine, and its sidecar.
+
     Raises:
         InputNotFoundError: There is no engine.
         EngineError: The sidecar is missing or damaged, or the hash differs.
