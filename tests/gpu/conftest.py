@@ -1,6 +1,6 @@
-"""What every test on a GPU begins with. All of them are deselected by default.
+"""Fixtures of the GPU tests, all of which are deselected by default.
 
-What is missing skips a test, unless TESO_REQUIRE_GPU=1 says that all of it has to be there: then the test fails.
+A missing requirement skips a test. With TESO_REQUIRE_GPU=1 the test fails instead.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from teso_deploy.verification.parity import LIMITS
 Absent = Callable[[object], NoReturn]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 Labels = NDArray[np.uint8]
-#: Pieces in which the memory is filled, from large to small. A rest smaller than the last one is useless.
+#: The memory is filled in pieces of these sizes, from large to small. A rest below the last size is useless.
 PIECES_BYTES = tuple(1 << power for power in range(30, 15, -1))
 
 
 @pytest.fixture(scope="session")
 def absent() -> Absent:
-    """Ends a test, or a fixture, with what is missing."""
+    """Return a function that ends a test or a fixture because something is missing."""
 
     def end(reason: object) -> NoReturn:
         if os.environ.get("TESO_REQUIRE_GPU") == "1":
@@ -55,7 +55,7 @@ def absent() -> Absent:
 
 @pytest.fixture(scope="module", params=["cuda-core", "pycuda"])
 def device(request: pytest.FixtureRequest, absent: Absent) -> Device:
-    """The GPU, through one library and through the other."""
+    """Open the GPU through each of the two libraries."""
     library: CudaLibrary = request.param
     try:
         return open_device(library, 0)
@@ -65,7 +65,7 @@ def device(request: pytest.FixtureRequest, absent: Absent) -> Device:
 
 @pytest.fixture(scope="session")
 def gpu(absent: Absent) -> Device:
-    """The GPU, through the library that the package takes."""
+    """Open the GPU through the library that the package prefers."""
     try:
         return open_device()
     except (DeviceError, MissingExtraError) as error:
@@ -74,7 +74,7 @@ def gpu(absent: Absent) -> Device:
 
 @pytest.fixture(scope="session")
 def cuda_torch(absent: Absent) -> None:
-    """Torch sees a GPU."""
+    """Require that torch sees a GPU."""
     if find_spec("torch") is not None:
         import torch
 
@@ -85,7 +85,7 @@ def cuda_torch(absent: Absent) -> None:
 
 @contextmanager
 def full_memory(gpu: Device) -> Iterator[None]:
-    """Inside, nothing is left; whatever happens there, it is given back."""
+    """Fill the GPU's memory during the test, and release it afterwards in any case."""
     with ExitStack() as filled:
         for nbytes in PIECES_BYTES:
             while True:
@@ -117,13 +117,13 @@ class Running:
 
 
 def is_listed(target: Target, gpu: Device) -> bool:
-    """Whether a library says that it runs on a GPU; TensorRT builds for whichever is there."""
+    """Return whether a library claims to run on a GPU. TensorRT builds for any GPU that exists."""
     known = load_library(target).architectures()
     return not known or architecture_of(gpu.compute_capability) in known
 
 
 def load_running(name: BackendName, precision: Precision, bundle: Bundle, gpu: Device, absent: Absent) -> Running:
-    """Skips where a library does not list this GPU."""
+    """Load a bundle on a backend. Skip the test if the library does not list this GPU."""
     notes: list[str] = []
     try:
         backend = load_backend(name, bundle, precision, on_progress=notes.append)
@@ -135,14 +135,15 @@ def load_running(name: BackendName, precision: Precision, bundle: Bundle, gpu: D
     except (EngineError, DeviceError) as error:
         if name == "cuda" or is_listed(name, gpu):
             raise
-        # Nothing is missing, so that no switch makes a failure of it: see test_tensorrt_rtx_answers_in_a_sentence.
+        # Nothing is missing, so TESO_REQUIRE_GPU does not make this a failure: see
+        # test_tensorrt_rtx_answers_in_a_sentence.
         pytest.skip(f"{name} does not list {gpu.name}, and refuses it: {error}")
     return Running(name, precision, bundle, backend)
 
 
 @pytest.fixture(scope="session")
 def bundle(gpu: Device, absent: Absent, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    """The shipped bundle with its graphs in half precision; whatever is built of it is kept beside it."""
+    """Open the shipped bundle with its graphs in half precision. Everything built from it is kept with it."""
     if find_spec("onnx_ir") is None:
         absent("onnx-ir, which derives half precision, is not installed: pip install 'teso-deploy[export]'")
     from teso_deploy.conversion.derive import derive_bundle
@@ -155,7 +156,7 @@ def bundle(gpu: Device, absent: Absent, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def moments() -> list[Moment]:
-    """Ten frames of the shipped clip, a second apart, each with its sound."""
+    """Return ten frames of the shipped clip, a second apart, each with its sound."""
     with VideoSource(shipped_path("export/demo/clip.mp4"), fps=1) as source:
         return list(source)
 
@@ -167,7 +168,7 @@ def cues() -> list[str]:
 
 @pytest.fixture(scope="session")
 def expected(bundle: Bundle, moments: list[Moment], cues: list[str]) -> list[Labels]:
-    """What the CPU path finds."""
+    """Return the labels of the CPU."""
     pipeline = Pipeline.load(bundle.folder)
     found = [pipeline.segment(moment.frame, moment.sound, cues).labels for moment in moments]
     assert sum(labels.any() for labels in found) >= 3, "the clip has something that sounds"
@@ -175,7 +176,7 @@ def expected(bundle: Bundle, moments: list[Moment], cues: list[str]) -> list[Lab
 
 
 def assert_labels_agree(found: Labels, expected: Labels, precision: Precision) -> None:
-    """As far as the table of limits says: in fp32 a pixel here and there on an outline."""
+    """Check labels against the table of limits. In fp32, a few pixels on an outline may differ."""
     limits = LIMITS[precision].pytorch
     assert (found == expected).mean() >= limits.pixel_agreement
     either = np.count_nonzero((found > 0) | (expected > 0))
@@ -184,7 +185,7 @@ def assert_labels_agree(found: Labels, expected: Labels, precision: Precision) -
 
 
 def assert_muted_clip_is_blank(pipeline: Pipeline, cues: list[str]) -> None:
-    """Every frame of the shipped clip without sound, as `demo` asks it: 99 % of them blank."""
+    """Check every frame of the shipped clip without sound, as `demo` does: 99 % must be blank."""
     found = list(pipeline.stream(shipped_path("export/demo/clip.mp4"), cues, mute=True))
     rates = [one.positive_pixel_rate for one in found if not one.is_blank]
     assert found and len(rates) <= 0.01 * len(found), rates

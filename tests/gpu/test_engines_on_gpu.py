@@ -1,6 +1,6 @@
-"""The shipped bundle on a real GPU, by every backend and in half precision: the masks of the CPU, and its silence.
+"""The shipped bundle on a real GPU, on every backend and in half precision: the CPU's masks, and silence.
 
-Engines and kernels are kept in a folder of the tests' own, so that nothing of an earlier run is taken.
+Engines and kernels are kept in a separate folder, so that nothing from an earlier run is used.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from tests.gpu.conftest import (
 
 pytestmark = pytest.mark.gpu
 
-#: Generations on which, by NVIDIA's documentation, a portable engine of TensorRT-RTX runs.
+#: GPU generations on which a portable engine of TensorRT-RTX runs, by NVIDIA's documentation.
 PORTABLE_ON = ("sm80", "sm86", "sm89", "sm120")
 
 
@@ -71,14 +71,14 @@ def tensorrt(running: Running) -> Running:
 
 
 def feeds_of(bundle: Bundle, graph: str, row: int = 0) -> dict[str, NDArray[Any]]:
-    """A graph's inputs in the reference, batch 1; of another row other sounds, on the same picture."""
+    """Return a graph's inputs in the reference, batch 1. Another row has another sound with the same picture."""
     reference = probes.reference_at(bundle, bundle.sizes[0])
     names = [spec.name for spec in bundle.manifest.graphs[graph].inputs]
     return {name: reference[name][row % len(reference[name]), None].copy() for name in names}
 
 
 def assert_near(found: Any, wanted: Any, precision: Precision) -> None:
-    """Of one graph, given equal inputs."""
+    """Compare the outputs of one graph for equal inputs."""
     for name, value in wanted.items():
         cosine, error = compare(found[name], value)
         limits, scale = LIMITS[precision].canonical, max(1.0, float(np.abs(value).max()))
@@ -135,19 +135,20 @@ def test_a_new_sound_runs_what_hears_on_the_buffers_of_the_picture(
 
 
 def test_batches_of_any_size(running: Running) -> None:
-    """More than an engine takes at once are run as several."""
+    """A batch that is larger than the engine's limit is run in several parts."""
     threshold, limits = running.bundle.manifest.postprocessing.threshold, LIMITS[running.precision]
     for graph in TESO.names:
         engine = running.engine(graph)
         rows = [feeds_of(running.bundle, graph, row) for row in range(load_profile().batch_of(graph).max + 3)]
         for i, row in enumerate(rows):
-            for name in row.keys() & {"image", "waveform"}:  # of pictures there is one alone
+            for name in row.keys() & {"image", "waveform"}:  # the reference has only one picture
                 row[name] *= np.float32(1 - i / 10)
         alone = [engine.run(row) for row in rows]
         for count in (1, 2, 3, len(rows)):
             found = engine.run({name: np.concatenate([row[name] for row in rows[:count]]) for name in rows[0]})
             wanted = {name: np.concatenate([row[name] for row in alone[:count]]) for name in alone[0]}
-            if graph == "decoder":  # a masked cell may tip over: within the limits of masks, not of their largest error
+            # a cell at the threshold may flip: compare within the limits of masks, not by the largest error
+            if graph == "decoder":
                 failure = parity_of(found, wanted, threshold).failure(limits.chain)
                 assert failure is None, failure
             else:
@@ -187,7 +188,7 @@ def test_each_shape_is_a_cuda_graph_and_its_replays_give_the_same(tensorrt: Runn
 
 
 def test_a_stream_of_frames_runs_on_cuda_graphs(tensorrt: Running, moments: list[Moment], cues: list[str]) -> None:
-    """Each graph of the model is recorded once, at its second run, whatever comes after it."""
+    """Each graph of the model is recorded once, at its second run, and never again."""
     stream = tensorrt.pipeline().open_stream()
     for moment in moments[:5]:
         stream.segment(moment.frame, moment.sound, cues)
@@ -209,7 +210,7 @@ def test_arrays_of_torch_come_in_and_go_out_where_they_are(tensorrt: Running) ->
     slot, feeds = tensorrt.engine("visual_encoder").slot(), feeds_of(tensorrt.bundle, "visual_encoder")
     image = torch.from_numpy(feeds["image"]).cuda()
     for scale in (1.0, 0.5, 0.25):
-        given = image * scale  # queued, and read after it
+        given = image * scale  # queued, and read after the copy
         found = cast(DeviceTensor, slot.run({"image": given})["mask_features"])
         theirs = from_dlpack(found.array())
         assert theirs.is_cuda and theirs.data_ptr() == found.pointer
@@ -278,7 +279,7 @@ def test_tensorrt_rtx_answers_in_a_sentence(
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """Does it take a GPU that stands in no list of its? Either answer is one; what it takes has to compute."""
+    """The library may accept or refuse a GPU that it does not list. If it accepts it, the result must be right."""
     try:
         library = load_library("tensorrt-rtx")
     except (MissingExtraError, EngineError) as error:
@@ -326,7 +327,7 @@ def test_a_gpu_without_memory_is_told_in_a_sentence(running: Running, gpu: Devic
     with full_memory(gpu):
         with pytest.raises(DeviceMemoryError, match=r"memory|MB") as raised:
             engine.slot().run(feeds)
-        if running.name != "cuda":  # its libraries may fail with other messages if they find no memory at all
+        if running.name != "cuda":  # the backend's libraries may fail with other messages if there is no memory at all
             with pytest.raises(DeviceMemoryError, match=r"memory|MB"):
                 running.engine("visual_encoder").slot().run(feeds)
     assert_is_a_sentence(raised.value)

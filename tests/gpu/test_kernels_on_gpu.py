@@ -53,7 +53,7 @@ def probabilities(*shape: int, seed: int = 0) -> NDArray[np.float32]:
         ((1919, 1081), (224, 224), "stretch"),
         ((360, 640), (384, 384), "stretch"),
         ((2160, 3840), (8, 8), "stretch"),
-        ((300, 200), (288, 512), "stretch"),  # the rows first
+        ((300, 200), (288, 512), "stretch"),  # the rows are resized first
         ((384, 384), (384, 384), "stretch"),
         ((1, 1), (64, 96), "pad"),
         ((33, 77), (1, 1), "stretch"),
@@ -75,7 +75,7 @@ def test_pictures_equal_those_of_the_cpu_path(
 def nv12_and_reference(
     size: ImageSize, is_full_range: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[Any]]:
-    """Luma, chroma, and what float64 makes of them, which takes seconds."""
+    """Return luma, chroma, and the float64 result, which takes seconds."""
     height, width = size
     batch = 1 if height > 1000 else 2
     luma, chroma = noise(batch, height, width), noise(batch, -(-height // 2), -(-width // 2), 2, seed=1)

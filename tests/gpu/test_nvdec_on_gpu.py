@@ -1,4 +1,4 @@
-"""Decoding on a real GPU: the frames of software, number by number."""
+"""Decoding on a real GPU: the same frames as in software."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Open = Callable[..., VideoReader]
 
 @pytest.fixture(scope="module")
 def on_gpu(absent: Absent) -> Open:
-    """Opens a reader that decodes on the GPU."""
+    """Return a function that opens a reader on the GPU."""
 
     def open_reader(path: Path, **options: float) -> VideoReader:
         reader = VideoReader(path, hardware="nvdec", **options)  # type: ignore[arg-type]
@@ -69,6 +69,6 @@ def test_other_kinds_of_video(on_gpu: Open, tmp_path: Path, codec: str, pixels: 
 
 def test_several_files_one_after_the_other(on_gpu: Open, tmp_path: Path) -> None:
     path = make_clip(tmp_path / "clip.mp4", seconds=1, size=(240, 320))
-    for _ in range(20):  # a decoder that stays open would exhaust the GPU's decoders
+    for _ in range(20):  # decoders that stay open would exhaust the GPU's decoders
         with on_gpu(path) as reader:
             assert sum(1 for _ in reader) == 12

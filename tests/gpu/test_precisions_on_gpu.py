@@ -22,13 +22,13 @@ from tests.gpu.conftest import (
 
 pytestmark = pytest.mark.gpu
 
-#: ONNX Runtime's CUDA provider has few operators in either.
+#: ONNX Runtime's CUDA provider has few operators in these precisions.
 OTHERS: tuple[Precision, ...] = ("bf16", "int8")
 
 
 @pytest.fixture(scope="module")
 def rounded(bundle: Bundle) -> Bundle:
-    """With the forms of these precisions, int8 calibrated on the shipped clip."""
+    """Return the bundle with the forms of these precisions, int8 calibrated on the shipped clip."""
     from teso_deploy.conversion.derive import derive_bundle
 
     return derive_bundle(bundle, bundle.folder.parent / "rounded", ("fp32", *OTHERS))[0]

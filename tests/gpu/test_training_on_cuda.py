@@ -1,4 +1,4 @@
-"""Training on a GPU, on scenes and on videos: the same losses as on the CPU, a state that goes on on either."""
+"""Training on a GPU, on scenes and on videos: the CPU's losses, and a state that can be continued on either."""
 
 from __future__ import annotations
 

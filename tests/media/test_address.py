@@ -1,4 +1,4 @@
-"""What an input names, and that credentials are never shown."""
+"""The kind of an address, and that credentials are never shown."""
 
 from __future__ import annotations
 

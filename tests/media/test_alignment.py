@@ -1,4 +1,4 @@
-"""Sound and picture stay together from any container, through pauses, leaps and changes of format."""
+"""Sound and picture stay together in any container, across pauses, leaps and changes of format."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_clicks_fall_on_flashes(name: str, codec: str, sound_start: float, first
     assert len(clicks) == len(flashes) == 2
     np.testing.assert_allclose(clicks, flashes, atol=0.003)
     assert track.gap_seconds == 0
-    if not name.endswith("ts"):  # a transport stream begins where the priming of its encoder does
+    if not name.endswith("ts"):  # a transport stream begins with its encoder's priming
         np.testing.assert_allclose(clicks, [1, 2], atol=0.003)
 
 
@@ -71,7 +71,7 @@ def test_files_put_together_go_on_with_picture_and_sound(second_rate_hz: int, tm
 
 
 def test_the_clock_leaps_and_finds_back() -> None:
-    """Times are multiples of 1/8 s, which add up exactly."""
+    """Times are multiples of 1/8 s, which are exact in floating point."""
     clock = SteadyClock(end_seconds=30.0)
     for stamp, expected, place, leapt, why in (
         (1.0, 1.0, 1.0, False, "nothing is amiss"),
@@ -117,12 +117,12 @@ def test_a_turned_recording_is_upright_and_says_so(degrees: int, corner: tuple[i
 
 
 def places(samples: NDArray[np.float32]) -> list[int]:
-    """Which samples of a track made of ``ramp`` these are; -1 is filling."""
+    """Return the positions of samples in a track made by ``ramp``; -1 is padding."""
     return [round(float(value) * 1e6) - 1 for value in samples]
 
 
 def ramp(seconds: float, start_seconds: float = 0.0) -> AudioTrack:
-    """Each sample encodes its position."""
+    """Return a track whose samples encode their position."""
     count = round(seconds * SAMPLE_RATE_HZ)
     return AudioTrack((np.arange(1, count + 1) / 1e6).astype(np.float32), start_seconds)
 

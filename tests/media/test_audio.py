@@ -28,7 +28,7 @@ def write_beeps(
     codec: str = "pcm_s16le",
     gap: tuple[float, float] | None = None,
 ) -> Path:
-    """A sound file with a 20 ms beep at each time; nothing is stored between the ends of ``gap``."""
+    """Write a sound file with a 20 ms beep at each time. Nothing is stored between the ends of ``gap``."""
     times = np.arange(int(seconds * rate)) / rate
     signal = sum(
         (np.sin(2 * np.pi * 2000 * times) * ((times >= at) & (times < at + 0.02)) for at in beeps), np.zeros_like(times)
@@ -49,7 +49,7 @@ def write_beeps(
 
 
 def onsets(track: AudioTrack) -> list[float]:
-    """Times at which beeps begin, on the track's clock."""
+    """Return the times at which beeps begin, on the track's clock."""
     loud = np.abs(track.samples) > 0.1
     starts = [i for i in np.flatnonzero(loud) if not loud[max(0, i - 800) : i].any()]
     return [track.start_seconds + i / 16_000 for i in starts]
@@ -107,7 +107,7 @@ def test_overlaps_are_cut_and_gaps_noted() -> None:
         for piece in (
             Piece(5.0, 0, ones[:800]),
             Piece(5.0, 800, ones[800:]),
-            Piece(5.05, 0, twos[:600]),  # overlaps by 800 samples, so that all of this part is old
+            Piece(5.05, 0, twos[:600]),  # overlaps by 800 samples, so that all of this piece is old
             Piece(5.05, 600, twos[600:]),
             Piece(5.25, 0, threes),
         )

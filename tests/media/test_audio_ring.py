@@ -1,4 +1,4 @@
-"""The ring of sound: on the stream's clock, gaps are zeros and counted, memory does not grow."""
+"""The ring of sound: it is on the stream's clock, gaps are zeros and counted, memory does not grow."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_gaps_are_zeros_and_counted_and_overlaps_are_cut() -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(-40, 60), st.integers(1, 90)), min_size=1, max_size=40))
 def test_it_is_the_last_of_a_plain_timeline(steps: list[tuple[int, int]]) -> None:
-    """Against an array of everything. Units of 1 ms; the ring holds 100."""
+    """Compare the ring with an array of all samples. A unit is 1 ms, and the ring holds 100."""
     ring, unit = AudioRing(0.1), RATE // 1000
     whole, begin, value = np.zeros(0, np.float32), None, 0.0
     for shift, length in steps:

@@ -1,4 +1,4 @@
-"""Sound of any number of channels becomes mono by their plain average, in files and in streams."""
+"""Sound with any number of channels becomes mono by their plain average, in files and in streams."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECONDS = 1.0
 
 
 def tones(channels: int) -> NDArray[np.float32]:
-    """(N, channels): each channel has a different tone and loudness."""
+    """Return (N, channels), in which each channel has a different tone and loudness."""
     times = np.arange(round(SECONDS * RATE_HZ)) / RATE_HZ
     hertz = 200 + 90 * np.arange(channels)
     loudness = 0.9 / (1 + np.arange(channels) % 5)
@@ -28,13 +28,13 @@ def tones(channels: int) -> NDArray[np.float32]:
 
 
 def write(path: Path, sound: NDArray[np.float32], codec: str, layout: str) -> Path:
-    """(N, channels) of sound with a picture. PyAV brings the samples into the encoder's own format."""
+    """Write (N, channels) of sound with a picture. PyAV converts the samples to the encoder's format."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=25)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         stream = container.add_stream(codec, rate=RATE_HZ, layout=layout)
         assert isinstance(stream, AudioStream)
-        if codec == "wavpack":  # its first choice has 8 bits
+        if codec == "wavpack":  # its first format has 8 bits
             stream.codec_context.format = "fltp"
         for number in range(round(len(sound) / RATE_HZ * 25)):
             picture = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
@@ -51,7 +51,7 @@ def write(path: Path, sound: NDArray[np.float32], codec: str, layout: str) -> Pa
 
 
 def hear_stream(path: Path) -> NDArray[np.float32]:
-    """The sound (N,) that a stream's ring holds at the end."""
+    """Return the sound (N,) in a stream's ring at the end."""
     with LiveReader(Address.parse(path), lossless=True) as reader:
         reader.start()
         while not reader.ended:
@@ -74,7 +74,7 @@ def hear_stream(path: Path) -> NDArray[np.float32]:
     ],
 )
 def test_mono_is_the_plain_average(channels: int, codec: str, layout: str, tmp_path: Path) -> None:
-    """WavPack's decoder gives planar frames, those of PCM are packed. Both are lossless."""
+    """WavPack's decoder gives planar frames, the decoder of PCM packed ones. Both are lossless."""
     sound = tones(channels)
     path = write(tmp_path / "many.mkv", sound, codec, layout)
     mean = write(tmp_path / "mean.mkv", sound.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32),
@@ -86,7 +86,7 @@ def test_mono_is_the_plain_average(channels: int, codec: str, layout: str, tmp_p
 
 
 def mix_by_ffmpeg(path: Path) -> NDArray[np.float32]:
-    """The sound (N,) of a film of eight channels as FFmpeg's ``pan`` filter averages it."""
+    """Return the average sound (N,) of a film with eight channels, made by FFmpeg's ``pan`` filter."""
     graph, mixed = av.filter.Graph(), []
     with av.open(str(path)) as container:
         source = graph.add_abuffer(container.streams.audio[0])

@@ -17,7 +17,7 @@ def test_the_fastest_frame_says_how_long_the_way_is() -> None:
     for n in range(50):
         clock.observe(n * 0.04, 100.0 + n * 0.04 + (0.3 if n % 5 else 0.05))
     assert clock.now_seconds(102.0) == pytest.approx(102.0 - 100.05)
-    clock.observe(2.04, 108.0)  # the source stood still, and goes on where it was
+    clock.observe(2.04, 108.0)  # the source paused, and continued at the same place
     assert clock.now_seconds(108.0) == pytest.approx(2.04)
 
 
@@ -51,7 +51,7 @@ def test_waits_double_up_to_a_cap_and_begin_anew() -> None:
 
 
 def played(packets: Sequence[tuple[int, float | None]], duration_seconds: float = 0.04) -> list[float]:
-    """When each (track, stamp) is due, from the first."""
+    """Return when each (track, stamp) is due, relative to the first."""
     pace, now, found = Pace(), 50.0, []
     for track, stamp in packets:
         now += pace.wait_seconds(track, stamp, duration_seconds, now)

@@ -1,6 +1,6 @@
-"""The reader of streams on recordings and pipes: every frame or the newest, its clock, its counters, and its end.
+"""The reader of streams on recordings and pipes: all frames or the newest, its clock, its counters, and its end.
 
-What servers do to it is in ``tests/faults/test_live_faults.py``.
+``tests/faults/test_live_faults.py`` has the faults of servers.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ def all_of(reader: LiveReader) -> list[LiveFrame]:
 
 
 def flash_of(frames: list[LiveFrame]) -> float:
-    """When the picture turns white."""
+    """Return when the picture turns white."""
     return next(taken.pts_seconds for taken in frames if taken.frame.image[SIZE[0] // 2 :].mean() > 128)
 
 
 @pytest.fixture
 def piped(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Standard input is a pipe; the end to write to, which the test closes."""
+    """Make standard input a pipe, and yield the end to write to, which the test closes."""
     taken, given = os.pipe()
     with open(taken, "rb", buffering=0) as file:
 
@@ -74,7 +74,7 @@ def piped(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 def pour(content: bytes, into: int) -> None:
-    """Write all of it to a pipe and close it, in a thread."""
+    """Write content to a pipe in a thread, and close it."""
 
     def run() -> None:
         with open(into, "wb") as file:
@@ -112,7 +112,7 @@ def test_the_newest_wins_and_the_others_are_counted(clip: Path) -> None:
 
 
 def test_slow_pictures_keep_their_sound(tmp_path: Path) -> None:
-    """Sound must not be read so far ahead of a reader who takes his time that the ring has lost it."""
+    """Sound must not be read so far ahead of a slow reader that the ring has lost it."""
     path = record(tmp_path / "a.mkv", [float(n) for n in range(60)], sound=np.full(60 * RATE_HZ, 0.5, np.float32))
     with reader_of(path, lossless=True) as reader:
         reader.start()
@@ -169,7 +169,7 @@ def test_a_recording_whose_stamps_leap_is_paced(kind: str, clip: Path, tmp_path:
 
 
 def with_first_sound_at(clip: Path, out: Path, seconds: float) -> Path:
-    """Another stamp in the first packet of sound: 33 bits of 90 kHz in the header of its PES packet."""
+    """Change the stamp of the first packet of sound: 33 bits of 90 kHz in the header of its PES packet."""
     with av.open(str(clip)) as container:
         track = container.streams.audio[0].id
     content, ticks = bytearray(clip.read_bytes()), round(seconds * 90_000)
@@ -197,7 +197,7 @@ def test_a_damaged_first_stamp_moves_nothing(seconds: float, clip: Path, tmp_pat
 
 
 def test_pictures_without_stamps(clip: Path, tmp_path: Path, piped: int) -> None:
-    """Bare H.264, as small cameras pipe it: by its frame rate, or live by when it comes."""
+    """Bare H.264, as small cameras send it, is timed by its frame rate; live, by its arrival."""
     with av.open(str(clip)) as container:
         content = b"".join(bytes(packet) for packet in container.demux(video=0))
     path = tmp_path / "bare.h264"
@@ -297,7 +297,7 @@ def test_who_waits_for_frames_learns_that_none_will_come(clip: Path) -> None:
 
 
 def test_an_end_is_an_end_though_a_decoder_is_slow(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is waited for, but not for long; what it finds after that revives nothing."""
+    """The reader waits a short time for the decoder. Frames that it gives later do not change the state."""
     decode = VideoDecoder._decode
 
     def slowly(self: VideoDecoder, *given: Any) -> Any:
@@ -362,13 +362,13 @@ def test_sound_of_another_file_begins_with_the_picture(clip: Path, tmp_path: Pat
 
 
 def test_sound_of_another_server_is_tied_by_when_both_come(tmp_path: Path) -> None:
-    """A server of sound that begins a second earlier: what waited for the picture was recorded before it."""
+    """The sound server begins a second earlier. Sound that waited for the picture was recorded before it."""
     beats, earlier = [0.3, 1.4, 2.1, 2.3], 1.0
     path = record(tmp_path / "a.ts", [n / 25 for n in range(75)], sound=click_track(3.0, beats))
     together = threading.Barrier(2)
 
     def serve(connection: Any, delay: float) -> None:
-        with contextlib.suppress(threading.BrokenBarrierError):  # who asks again is alone, and gets nothing
+        with contextlib.suppress(threading.BrokenBarrierError):  # a second request finds no partner, and gets nothing
             together.wait(5.0)
         time.sleep(delay)
         tcp(Sender(path, 3.0))(connection)

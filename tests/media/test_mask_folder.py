@@ -1,4 +1,4 @@
-"""Folders of masks: only those with our marker are replaced, all at once, in any place."""
+"""Folders of masks: only those with our marker are replaced, all at once, wherever they are."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_an_error_leaves_the_masks_that_were_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_known", [True, False])
 def test_a_mount_point_is_written_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_known: bool) -> None:
-    """Its name can't be given to another folder; the folders of one disk that are mounted do not look like mounts."""
+    """A mount point can't be renamed. Folders of the same disk that are mounted do not look like mounts."""
     folder = tmp_path / "masks"
     write_masks(folder, 0, 1, 2)
     identity = os.stat(folder).st_ino

@@ -1,4 +1,4 @@
-"""Decoding on a GPU that is not there, and on one that is made up."""
+"""Decoding on a GPU that is missing, and on a simulated one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.commands import teso
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seconds of colours that change from pixel to pixel, so that how chroma is resampled shows."""
+    """Write two seconds of colours that change from pixel to pixel, so that the chroma filter makes a difference."""
     path = tmp_path_factory.mktemp("nvdec") / "clip.mp4"
     rng = np.random.default_rng(0)
     with av.open(str(path), "w") as container:
@@ -39,7 +39,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class GpuFrame:
-    """A decoded frame in GPU memory. It is downloaded as NV12."""
+    """A decoded frame in GPU memory, which is downloaded as NV12."""
 
     def __init__(self, frame: av.VideoFrame, downloads: list[str]) -> None:
         self._frame, self._downloads = frame, downloads
@@ -92,7 +92,7 @@ class GpuContainer:
 
 
 class Gpu:
-    """A GPU for PyAV. ``decodes``: the format that it decodes; None: it fails at every packet."""
+    """A GPU for PyAV. ``decodes``: the format that it decodes. None: every packet fails."""
 
     def __init__(self) -> None:
         self.decodes: bool | None = True
@@ -120,7 +120,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
 
 
 def same(first: Path, *, hardware: Any, **options: Any) -> VideoReader:
-    """Decode in software and as asked, and check that nothing differs; the second reader."""
+    """Decode in software and as requested, check that nothing differs, and return the second reader."""
     with VideoReader(first, **options) as software, VideoReader(first, hardware=hardware, **options) as reader:
         assert reader.info == software.info
         count = 0
@@ -147,7 +147,7 @@ def test_without_the_gpu_it_is_software_and_says_so(clip: Path, monkeypatch: pyt
 def test_what_ffmpeg_says_when_there_is_no_driver_is_a_note(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if can_load("libcuda.so.1"):
         pytest.skip("there is a driver")
-    monkeypatch.setattr(nvdec, "can_load", lambda library: True)  # so that FFmpeg tries
+    monkeypatch.setattr(nvdec, "can_load", lambda library: True)  # so that FFmpeg tries it
     reader = same(clip, hardware="nvdec")
     assert reader.decoder == "software" and "the GPU can't be opened for decoding" in str(reader.decoder_note)
 

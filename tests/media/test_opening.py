@@ -1,4 +1,4 @@
-"""Files are opened whatever their names and their tags are, and only they."""
+"""Files are opened whatever their names and tags are, and nothing else is opened."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is the current one, as relative names need it."""
+    """Make a folder the current one, for relative names."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -147,7 +147,7 @@ def test_what_comes_by_a_pipe_can_not_name_local_files(
 
 
 def test_one_function_opens_local_media() -> None:
-    """Another call of av.open would miss what this one knows about names and tags."""
+    """Another call of av.open would lack the handling of names and tags that this function has."""
     calls: dict[str, list[str]] = {}
     package = Path(teso_deploy.__file__).parent
     for path in package.rglob("*.py"):

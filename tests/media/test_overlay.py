@@ -1,4 +1,4 @@
-"""What is drawn: masks where the labels are, cues by their gate, the strip of sound."""
+"""The drawing: masks at their labels, cues by their gate, the strip of sound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names, outlines and cues are placed where they can be read, at any size, in a few milliseconds."""
+"""Names, outlines and cues are readable at any picture size, and drawn in a few milliseconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture is what players show: upright, in square pixels, with the colours that its tags mean."""
+"""The picture is the one that players show: upright, square pixels, colours as tagged."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write(
     aspect: Fraction | None = None,
     **tags: int,
 ) -> Path:
-    """Write a picture several times, without loss in ``ffv1``. ``tags`` of its colours; ``aspect`` of its pixels."""
+    """Write a picture several times; lossless with ``ffv1``. ``tags``: of its colours. ``aspect``: of its pixels."""
     if isinstance(planes, np.ndarray):
         frame = av.VideoFrame.from_ndarray(planes, format="rgb24").reformat(format=format)
     else:
@@ -64,7 +64,7 @@ def write(
 
 
 def first(path: Path) -> NDArray[np.uint8]:
-    """The first picture; files and streams give the same one, and say the same size before."""
+    """Return the first picture, after checking that file and stream agree on it and on its announced size."""
     with VideoReader(path) as reader:
         image = next(iter(reader)).image
         assert image.shape == (reader.info.height, reader.info.width, 3)
@@ -77,7 +77,7 @@ def first(path: Path) -> NDArray[np.uint8]:
 
 
 def quarters(height: int = HEIGHT, width: int = WIDTH) -> NDArray[np.uint8]:
-    """Red and green above, blue and white below."""
+    """Return a picture with red and green at the top, blue and white at the bottom."""
     image = np.zeros((height, width, 3), np.uint8)
     for letter, rows, columns in (("R", 0, 0), ("G", 0, 1), ("B", 1, 0), ("W", 1, 1)):
         image[rows * height // 2 :, columns * width // 2 :] = COLOURS[letter]
@@ -86,7 +86,7 @@ def quarters(height: int = HEIGHT, width: int = WIDTH) -> NDArray[np.uint8]:
 
 
 def corners(image: NDArray[np.uint8]) -> str:
-    """Letters of the colours at upper left, upper right, lower left, lower right."""
+    """Return letters of the colours at upper left, upper right, lower left, lower right."""
     letters = ""
     for y, x in ((4, 4), (4, -5), (-5, 4), (-5, -5)):
         letters += min(COLOURS, key=lambda name: np.abs(image[y, x].astype(int) - COLOURS[name]).sum())
@@ -97,7 +97,7 @@ def corners(image: NDArray[np.uint8]) -> str:
 
 
 def set_matrix(path: Path, matrix: Sequence[int]) -> Path:
-    """Write (a, b, c, d) in 16.16 into the header of the first track of an MP4."""
+    """Write (a, b, c, d) in 16.16 into the header of an MP4's first track."""
     content = bytearray(path.read_bytes())
     place = content.index(b"tkhd") + 4 + 40
     a, b, c, d = matrix
@@ -113,7 +113,7 @@ ONE, HALF = 1 << 16, 46341
     ("matrix", "letters"),
     [
         ((ONE, 0, 0, ONE), "RGBW"),
-        ((-ONE, 0, 0, ONE), "GRWB"),  # mirrored, as by a selfie camera
+        ((-ONE, 0, 0, ONE), "GRWB"),  # mirrored, as by a front camera
         ((ONE, 0, 0, -ONE), "BWRG"),
         ((-ONE, 0, 0, -ONE), "WBGR"),
         ((0, ONE, ONE, 0), "RBGW"),  # rows become columns
@@ -121,7 +121,7 @@ ONE, HALF = 1 << 16, 46341
         ((0, -ONE, ONE, 0), "GWRB"),
         ((0, -ONE, -ONE, 0), "WGBR"),
         ((0, 2 * ONE, -2 * ONE, 0), "BRWG"),
-        ((HALF - 9, HALF, -HALF, HALF - 9), "BRWG"),  # 45 degrees and a little: the nearest
+        ((HALF - 9, HALF, -HALF, HALF - 9), "BRWG"),  # a little more than 45 degrees: the nearest turn
         ((HALF, HALF, -HALF, HALF), "RGBW"),
         ((0, 0, 0, 0), "RGBW"),
     ],
@@ -151,9 +151,9 @@ def test_a_turn_sends_points_where_its_matrix_says(turn_: Turn) -> None:
 
 
 def test_a_picture_with_exif_is_upright(tmp_path: Path) -> None:
-    """PyAV can't list what FFmpeg says of it, and knows the angle all the same."""
+    """PyAV can't list FFmpeg's side data of it, but still knows the angle."""
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise
+    exif[0x0112] = 6  # must be turned a quarter clockwise
     Image.fromarray(quarters()).save(tmp_path / "a.jpg", exif=exif, quality=95)
     with VideoReader(tmp_path / "a.jpg") as reader:
         letters = corners(next(iter(reader)).image)
@@ -169,7 +169,7 @@ def test_a_picture_with_exif_is_upright(tmp_path: Path) -> None:
     ("aspect", "size"),
     [
         (Fraction(16, 9), (HEIGHT, 114)),
-        (Fraction(8, 9), (54, WIDTH)),  # players enlarge, so nothing is lost
+        (Fraction(8, 9), (54, WIDTH)),  # players enlarge a side, so no detail is lost
         (Fraction(1, 1), (HEIGHT, WIDTH)),
         (Fraction(1, 10_000), (HEIGHT, WIDTH)),
         (Fraction(255, 1), (HEIGHT, WIDTH)),
@@ -186,13 +186,13 @@ def test_pixels_become_square(aspect: Fraction, size: tuple[int, int], suffix: s
 
 # ---------------------------------------------------------------------------------------- colours
 
-#: Kr and Kb of the matrices, by their numbers.
+#: Kr and Kb of the matrices, by their FFmpeg numbers.
 WEIGHTS = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
 COLOUR = (188, 201, 6)
 
 
 def yuv(rgb: Sequence[float], matrix: int, is_full: bool, bits: int) -> tuple[int, int, int]:
-    """A colour (0 … 255) as it is coded, by the definition of BT.601, BT.709 and BT.2020."""
+    """Return the code of a colour (0 … 255) by the definitions of BT.601, BT.709 and BT.2020."""
     kr, kb = WEIGHTS[matrix]
     red, green, blue = (value / 255 for value in rgb)
     luma = kr * red + (1 - kr - kb) * green + kb * blue
@@ -208,7 +208,7 @@ def yuv(rgb: Sequence[float], matrix: int, is_full: bool, bits: int) -> tuple[in
 
 
 def plain(colour: Sequence[int], bits: int, size: tuple[int, int] = (HEIGHT, WIDTH)) -> list[NDArray[np.generic]]:
-    """Planes of 4:2:0 in one colour."""
+    """Return 4:2:0 planes of one colour."""
     height, width = size
     kind = np.uint8 if bits == 8 else np.uint16
     shapes = [(height, width), (height // 2, width // 2), (height // 2, width // 2)]
@@ -267,7 +267,7 @@ PQ, HLG, BT2020 = 16, 18, 9
 
 
 def pq(nits: float) -> float:
-    """The signal 0 … 1 of SMPTE ST 2084."""
+    """Return the signal 0 … 1 of SMPTE ST 2084."""
     power = (nits / 10_000) ** 0.1593017578125
     return float(((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375)
 
@@ -277,7 +277,7 @@ def shown_of(path: Path) -> list[int]:
 
 
 def hdr(path: Path, signal: Sequence[float], transfer: int) -> Path:
-    """A picture of one colour, whose signal (red, green, blue) is given."""
+    """Write a picture of one colour, given by its signal (red, green, blue)."""
     planes = plain(yuv([255 * value for value in signal], BT2020, False, 10), 10)
     return write(
         path, planes, "yuv420p10le", colorspace=BT2020, color_primaries=BT2020, color_trc=transfer, color_range=1
@@ -285,11 +285,14 @@ def hdr(path: Path, signal: Sequence[float], transfer: int) -> Path:
 
 
 def test_pq_is_shown_by_its_light(tmp_path: Path) -> None:
-    """Dark and middle tones keep their light, of 203 cd/m² at full scale; what is bright is compressed, not cut off."""
+    """Dark and middle tones keep their light, with 203 cd/m² at full scale.
+
+    Bright tones are compressed, not clipped.
+    """
     for nits in (0.0, 10.0, 40.0, 80.0):
         expected = 255 * (nits / 203) ** (1 / 2.4)
         shown = shown_of(hdr(tmp_path / f"{nits}.mkv", [pq(nits)] * 3, PQ))
-        assert np.abs(np.array(shown) - expected).max() <= 7, nits  # a level of 255 is up to three of them
+        assert np.abs(np.array(shown) - expected).max() <= 7, nits  # one level of the signal is up to three levels here
     white, bright, peak, more = (
         shown_of(hdr(tmp_path / f"{n}.mkv", [pq(n)] * 3, PQ))[1] for n in (203, 500, 1000, 4000)
     )
@@ -297,7 +300,7 @@ def test_pq_is_shown_by_its_light(tmp_path: Path) -> None:
 
 
 def test_colours_of_bt2020_become_those_of_bt709(tmp_path: Path) -> None:
-    """The red of BT.709 at 100 cd/m², given as light of BT.2020."""
+    """The test colour is BT.709's red at 100 cd/m², given as light of BT.2020."""
     light = [40 * share for share in (0.6274, 0.0691, 0.0164)]
     red, green, blue = shown_of(hdr(tmp_path / "red.mkv", [pq(nits) for nits in light], PQ))
     assert abs(red - 255 * (40 / 203) ** (1 / 2.4)) <= 5 and green <= 45 and blue <= 45
@@ -330,7 +333,7 @@ def test_a_small_file_can_not_claim_all_memory(tmp_path: Path) -> None:
 
 
 def test_a_frame_that_was_looked_at_is_not_kept(tmp_path: Path) -> None:
-    # A frame that holds what holds it stays until Python looks for circles: 1.5 GB after 300 frames of full HD.
+    # A frame in a reference cycle stays until Python's cycle collector runs: 1.5 GB after 300 frames of full HD.
     path = write(tmp_path / "picture.mp4", plain((200, 40, 80), 8), "yuv420p", codec="libx264")
     with av.open(path) as container:
         frame = next(container.decode(video=0))

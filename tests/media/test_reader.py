@@ -15,7 +15,7 @@ from tests.support.clips import make_clip
 
 
 def write_frames(path: Path, times: list[float], *, shade: bool = True, options: dict[str, str] | None = None) -> Path:
-    """A video of flat grey frames at given times; the i-th has grey level 10·i."""
+    """Write a video of flat grey frames at given times. The i-th has grey level 10·i."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -133,7 +133,7 @@ def test_a_file_that_was_cut_off_is_refused_when_its_end_is_missed(tmp_path: Pat
 
 @pytest.mark.parametrize(("pause", "read"), [(3600.0, 3600.0), (1e9, 0.24)], ids=["an hour", "31 years"])
 def test_a_pause_of_years_is_a_damaged_stamp(tmp_path: Path, pause: float, read: float) -> None:
-    """It would be filled with silence for as long. The picture goes on where it is due; a pause of an hour stays."""
+    """Otherwise it would be filled with silence. The picture continues where it is due; a pause of an hour is kept."""
     path = write_frames(tmp_path / "leap.mkv", [0.0, 0.04, 0.08, 0.12, 0.16, 0.2, pause])
     with VideoReader(path) as reader:
         times = [frame.pts_seconds for frame in reader]

@@ -1,4 +1,4 @@
-"""Sound that is decoded as it is read is, to the sample, the sound that is in memory."""
+"""Sound that is decoded while it is read equals the sound in memory, sample by sample."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RATE = SAMPLE_RATE_HZ
 
 
 def track_pair(seconds: float, piece: int = 700) -> tuple[AudioTrack, StreamedTrack, list[int]]:
-    """The same noise in memory and in chunks of ``piece`` samples, and how many chunks each pass has given."""
+    """Return the same noise in memory and in chunks of ``piece`` samples, and the number of chunks of each pass."""
     whole = AudioTrack.white_noise(seconds, -20)
     passes: list[int] = []
 
@@ -52,7 +52,7 @@ def test_any_order_of_reads_gives_the_same_samples(reads: list[tuple[float, floa
 
 
 def test_two_readers_far_apart_need_two_passes() -> None:
-    """The windows of the frames are read far ahead of the sound of the written video: a picture every 100 s."""
+    """The frames' windows are read far ahead of the written video's sound: a picture every 100 s."""
     whole, stream, passes = track_pair(500, 16_000)
     for at in range(0, 500, 100):
         assert np.array_equal(stream.window(at).samples, whole.window(at).samples)
@@ -62,7 +62,7 @@ def test_two_readers_far_apart_need_two_passes() -> None:
 
 
 def test_a_long_gap_is_passed_as_it_is_read() -> None:
-    """Windows within the gap must not begin again from the start."""
+    """Windows within the gap must not decode again from the start."""
     passes = []
 
     def chunks() -> Iterator[Chunk]:
@@ -146,7 +146,7 @@ def test_an_envelope_of_a_million_years_is_small() -> None:
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.ts"])
 def test_a_file_is_heard_the_same_in_both_ways(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a late start and a gap in it."""
+    """The file has a late start and a gap."""
     sound = click_track(4, [0.5, 1.2, 3.1]) + 0.01 * np.random.default_rng(0).standard_normal(4 * 48_000)
     path = record(
         tmp_path / name, [n / 25 for n in range(100)], sound=sound.astype(np.float32), sound_start=0.3,

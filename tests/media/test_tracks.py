@@ -1,4 +1,4 @@
-"""Which tracks are taken: players' choice, one programme together, or what the user names."""
+"""The choice of tracks: players' choice, both of one programme, or the user's choice."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def mux_tracks(path: Path, tracks: Sequence[tuple[Path, Disposition, str]], **op
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Files of one track each."""
+    """Make files of one track each."""
     folder = tmp_path_factory.mktemp("parts")
     return {
         "small": make_clip(folder / "small.mp4", has_audio=False, size=(72, 96)),
@@ -59,7 +59,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def numbers(path: Path, wanted: int | None = None) -> tuple[int, list[int]]:
-    """The chosen picture and the candidates of sound, as indices among all tracks."""
+    """Return the chosen picture and the candidates of sound, as indices among all tracks."""
     with av.open(str(path)) as container:
         video = choose_video_track(container, "a.mkv")
         return video.index, [stream.index for stream in audio_candidates(container, "a.mkv", wanted, video)]
@@ -119,7 +119,7 @@ def test_a_track_that_does_not_exist_is_refused_with_the_list_of_those_that_do(
 
 
 def test_picture_and_sound_are_of_one_programme(parts: dict[str, Path], tmp_path: Path) -> None:
-    """A multiplex with a radio programme first, whose sound also has the lower number."""
+    """In this multiplex a radio programme comes first, and its sound has the lower number."""
     radio = mux_tracks(tmp_path / "radio.ts", [(parts["sound"], NONE, "und")], mpegts_service_id="1")
     tv = mux_tracks(
         tmp_path / "tv.ts",
@@ -140,7 +140,7 @@ def test_picture_and_sound_are_of_one_programme(parts: dict[str, Path], tmp_path
 
 @pytest.fixture(scope="module")
 def many(parts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small and a large picture; a low tone and a high one."""
+    """Make a file with a small and a large picture, and a low and a high tone."""
     folder = tmp_path_factory.mktemp("many")
     high = make_clip(folder / "high.mp4", has_video=False, hertz=2000)
     tracks = [(parts["small"], NONE, "und"), (parts["large"], NONE, "und"), (parts["sound"], NONE, "eng")]
@@ -148,7 +148,7 @@ def many(parts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def pitch(samples: NDArray[np.float32]) -> float:
-    """The strongest frequency of sound at 16 kHz, in hertz."""
+    """Return the strongest frequency of 16 kHz sound in hertz."""
     spectrum = np.abs(np.fft.rfft(samples[2000:14_000]))
     return float(np.fft.rfftfreq(12_000, 1 / 16_000)[spectrum.argmax()])
 

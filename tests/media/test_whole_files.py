@@ -1,4 +1,4 @@
-"""Whole files are read to their end, however their tracks end, and the written video ends as they do."""
+"""Files are read to their end, however their tracks end, and the written video ends in the same way."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEADY = [i / 10 for i in range(20)]
 
 
 def rewrite(path: Path, out: Path, last_seconds: float, subtitle_at: float | None = None) -> Path:
-    """Copy a recording whose last picture lasts; with a subtitle of ten seconds at a time."""
+    """Copy a recording with a long last picture, and optionally a subtitle of ten seconds."""
     with ExitStack() as stack:
         given, container = stack.enter_context(av.open(str(path))), stack.enter_context(av.open(str(out), "w"))
         tracks: dict[int, Any] = {s.index: container.add_stream_from_template(s) for s in given.streams}
@@ -52,14 +52,14 @@ def seconds_of(path: Path) -> float:
         return container.duration / av.time_base
 
 
-#: An older FFmpeg writes no duration of a picture into Matroska.
+#: Older versions of FFmpeg write no durations of pictures into Matroska.
 KEEPS_DURATIONS = ["mp4", "mov", *(["mkv"] if av.library_versions["libavformat"] >= (62, 12, 0) else [])]
 
 
 @pytest.mark.parametrize("suffix", KEEPS_DURATIONS)
 @pytest.mark.parametrize("has_sound", [False, True])
 def test_a_last_picture_that_lasts_is_no_cut(suffix: str, has_sound: bool, tmp_path: Path) -> None:
-    """A recording of a screen on which nothing moved for the last six seconds."""
+    """A screen recording in which nothing moved for the last six seconds."""
     sound = click_track(8.0, [7.0]) if has_sound else None
     path = rewrite(record(tmp_path / f"a.{suffix}", STEADY, sound=sound), tmp_path / f"b.{suffix}", 6.1)
     with VideoReader(path) as reader:
@@ -93,7 +93,7 @@ def test_a_file_of_that_kind_that_was_cut_off_is_refused(
     times = [i / 10 for i in range(200)]
     given = record(tmp_path / f"a.{suffix}", times, sound=click_track(20.0, [1.0]))
     path = rewrite(given, tmp_path / f"b.{suffix}", last, subtitle_at)
-    if suffix == "mp4":  # its index first, as on servers
+    if suffix == "mp4":  # with its index first, as on servers
         with (
             av.open(str(path)) as source,
             av.open(str(tmp_path / "c.mp4"), "w", options={"movflags": "faststart"}) as out,
@@ -112,7 +112,7 @@ def test_a_file_of_that_kind_that_was_cut_off_is_refused(
 
 
 def test_an_index_that_lists_every_packet_counts_more_than_a_duration(tmp_path: Path) -> None:
-    """A recorder wrote a wrong length into the header of the track; every picture that the index lists is there."""
+    """A recorder wrote a wrong length into the track's header, but all pictures of the index exist."""
     path = record(tmp_path / "a.mp4", STEADY)
     content = bytearray(path.read_bytes())
     place = content.index(b"mdhd") + 4 + 12
@@ -125,7 +125,7 @@ def test_an_index_that_lists_every_packet_counts_more_than_a_duration(tmp_path: 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_the_written_video_ends_where_its_source_ends(tiny_bundle: Path, suffix: str, tmp_path: Path) -> None:
-    """The last picture stays while its sound goes on, and the sound is written to its end."""
+    """The last picture stays while its sound continues, and the sound is written to its end."""
     given = record(tmp_path / f"a.{suffix}", STEADY, sound=click_track(8.0, [7.0]))
     for path in (given, rewrite(given, tmp_path / f"b.{suffix}", 6.1)):
         done = teso("run", path, "--bundle", tiny_bundle, "--threads", 1, "--fps", 2, "--out", tmp_path / "o.mp4")
@@ -161,7 +161,7 @@ def test_a_writer_holds_its_last_picture(tmp_path: Path) -> None:
 def test_the_written_video_has_tags_that_its_colours_agree_with(
     size: tuple[int, int], tag: int, tmp_path: Path
 ) -> None:
-    """Bars of 75 % and 100 % are read back as they were."""
+    """Bars of 75 % and 100 % are read back unchanged."""
     width, height = size
     colours = np.array([[180 * (n >> b & 1) for b in (1, 2, 0)] for n in range(8)] + [[255, 0, 0], [16, 32, 200]])
     bars = np.repeat(colours, width // 10, axis=0).astype(np.uint8)

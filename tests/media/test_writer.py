@@ -1,4 +1,4 @@
-"""Writing: sound and picture stay together, and a file is whole or not there."""
+"""Writing: sound and picture stay together, and a file is complete or absent."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def flash(lit: bool, size: tuple[int, int] = (48, 64)) -> np.ndarray:
 
 @pytest.mark.parametrize("start", [0.0, 0.4, -0.3])
 def test_flash_and_beep_stay_together(tmp_path: Path, start: float) -> None:
-    """The picture lights up when the beep starts; after writing and reading they still agree."""
+    """The picture turns bright when the beep starts. Both still agree after writing and reading."""
     track = beep_track(1.0, 2.5, start)
     with VideoWriter(tmp_path / "o.mp4", 64, 48, fps=25, sound=track) as writer:
         for i in range(60):
@@ -83,7 +83,7 @@ def test_any_name_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nam
 
 
 def test_the_index_comes_first(tmp_path: Path) -> None:
-    """So that players can begin before the whole file has come."""
+    """Then players can start before the whole file has arrived."""
     with VideoWriter(tmp_path / "o.mp4", 64, 48, fps=25, sound=beep_track(0, 1)) as writer:
         writer.write(flash(True), 0)
     content = (tmp_path / "o.mp4").read_bytes()
@@ -92,7 +92,7 @@ def test_the_index_comes_first(tmp_path: Path) -> None:
 
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Make writing fail beyond this many bytes of a file, as on a full disk."""
+    """Make writing fail beyond this size of a file, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -117,7 +117,7 @@ def test_a_disk_that_fills_up_at_the_very_end(tmp_path: Path, missing_bytes: int
 
 
 class Interrupted(io.BytesIO):
-    """The file of a writer, in which a signal comes in the middle of a write."""
+    """A writer's file that receives a signal during a write."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()

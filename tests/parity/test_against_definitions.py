@@ -1,4 +1,4 @@
-"""Each network part against a plain float64 NumPy version written from its definition."""
+"""Each part of the network compared with a plain float64 NumPy version written from its definition."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_log_mel(sound: str) -> None:
 
 
 def msda_by_definition(value: Array, shapes: list[tuple[int, int]], locations: Array, weights: Array) -> Array:
-    """Deformable DETR's eq. 3, one sample at a time; zero outside a level."""
+    """Compute Deformable DETR's eq. 3 one sample at a time, with zeros outside a level."""
     batch, _, heads, dim = value.shape
     queries, points = locations.shape[1], locations.shape[4]
     out = np.zeros((batch, queries, heads * dim))
@@ -106,7 +106,7 @@ def msda_by_definition(value: Array, shapes: list[tuple[int, int]], locations: A
 
 
 def msda_inputs() -> tuple[list[tuple[int, int]], Array, Array, Array]:
-    """Levels, values, locations (some of them outside), weights."""
+    """Return levels, values, locations (some of them outside) and weights."""
     rng = np.random.default_rng(0)
     shapes = [(2, 3), (4, 5), (1, 1)]
     cells = sum(height * width for height, width in shapes)
@@ -124,7 +124,7 @@ def test_msda() -> None:
 
 
 def run_function(function: onnx.FunctionProto, feeds: dict[str, NDArray[Any]], **attributes: Any) -> NDArray[Any]:
-    """The one output of a model-local function, as ONNX Runtime inlines it."""
+    """Return the only output of a model-local function, inlined by ONNX Runtime."""
     given = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
         for name, value in feeds.items()
@@ -148,7 +148,7 @@ def test_msda_as_functions_of_a_graph() -> None:
     found = run_function(plugin_function(shapes, 2, 3), feeds, **PLUGIN_ATTRIBUTES)
     assert found.shape == (2, 7, 2, 3)
     np.testing.assert_allclose(found.reshape(2, 7, 6), expected, atol=2e-5)
-    # The same places, as offsets in cells around reference points.
+    # The same locations, as offsets in cells from reference points.
     points = np.random.default_rng(1).uniform(0, 1, (7, 2))
     offsets = (locations - points[:, None, None, None]) * sizes[:, ::-1][:, None]
     feeds = {"value": single[0], "offsets": offsets.astype(np.float32), "weights": single[2]}
@@ -161,7 +161,10 @@ def test_msda_as_functions_of_a_graph() -> None:
 
 
 def attention_by_definition(layer: Attention, queries: Array, keys: Array, mask: Array | None) -> tuple[Array, Array]:
-    """Output and scaled scores before softmax, head by head. (Q, d), (S, k), (S,) added to the scores."""
+    """Return output and scaled scores before softmax, head by head.
+
+    Shapes: (Q, d), (S, k), and a mask (S,) that is added to the scores.
+    """
     q, k, v = linear(queries, layer.query), linear(keys, layer.key), linear(keys, layer.value)
     dim = q.shape[1] // layer.heads
     outputs, scores = [], []
@@ -206,7 +209,7 @@ def test_pmqs(alive: list[int]) -> None:
     with torch.no_grad():
         ours = pmqs(queries, prompts, torch.tensor([alive], dtype=torch.bool))
     x = array(queries[0])
-    kept = array(prompts[0])[np.array(alive, bool)]  # a masked cue is as if it were not there
+    kept = array(prompts[0])[np.array(alive, bool)]  # a masked cue must have no effect
     if len(kept):
         for i, layer in enumerate(pmqs.attentions):
             x = x + attention_by_definition(layer, layer_norm(x, pmqs.norms[i]), kept, None)[0]  # type: ignore[arg-type]

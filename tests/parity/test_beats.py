@@ -1,4 +1,4 @@
-"""BEATs against a plain float64 version written from its definition, from a file in Microsoft's names."""
+"""BEATs, loaded from a file with Microsoft's names, compared with a plain float64 version of its definition."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def beats_recipe() -> Recipe:
 
 
 def random_file() -> dict[str, torch.Tensor]:
-    """What Microsoft's ``model`` holds, at a small size."""
+    """Return the content of Microsoft's ``model``, at a small size."""
     generator = torch.Generator().manual_seed(0)
     dim, ffn, head = SIZES["dim"], SIZES["ffn_dim"], SIZES["dim"] // SIZES["heads"]
     tensors: dict[str, torch.Tensor] = {}
@@ -101,7 +101,7 @@ def test_filter_bank(sound: str) -> None:
     time = np.arange(15_600) / 16_000
     waveform = {
         "noise": rng.standard_normal(15_600) * 0.05,
-        # Not in silence: what leaks into far bands of a pure tone is below what float32 resolves.
+        # Noise is added, because the leakage of a pure tone into far bands is below float32's resolution.
         "tones": 0.5 * np.sin(2 * np.pi * 440 * time) + rng.standard_normal(15_600) * 0.002,
         "silence": np.zeros(15_600),
         "loud": np.sign(np.sin(2 * np.pi * 1000 * time + 0.3)),
@@ -115,7 +115,10 @@ def test_filter_bank(sound: str) -> None:
 
 
 def bucket_of(offset: int, buckets: int, distance: int) -> int:
-    """T5's rule for one pair: keys to the right in the upper half, near ones singly, far ones by their logarithm."""
+    """Return T5's bucket of one pair.
+
+    Keys to the right are in the upper half. Far ones are grouped by their logarithm.
+    """
     half, upper = buckets // 2, offset > 0
     exact, far = half // 2, abs(offset)
     if far >= exact:
@@ -183,7 +186,7 @@ def beats_by_definition(filter_bank: Array, tensors: dict[str, torch.Tensor]) ->
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> BeatsEncoder:
-    """The small encoder with the weights of a file as Microsoft writes it."""
+    """Load the weights of a file in Microsoft's format into the small encoder."""
     path = tmp_path_factory.mktemp("beats") / "beats.pt"
     torch.save({"cfg": {"encoder_layers": SIZES["layers"], "deep_norm": True}, "model": random_file()}, path)
     source = recognise_checkpoint(path, "audio")

@@ -1,4 +1,4 @@
-"""Exported captioners are those of Hugging Face: what they are shown, logits, tokens."""
+"""Exported captioners compared with Hugging Face's: prepared pictures, logits, tokens."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from tests.support.language_models import (
 )
 
 TOKENS = 24
-#: Captioners whose decoder looks at an encoder's output.
+#: Captioners whose decoder attends to an encoder's output.
 ENCODED = ("vision_encoder_decoder", "trocr", "pix2struct")
 
 
 class Made(NamedTuple):
-    """A model in PyTorch, its folder, and where it was exported."""
+    """A model in PyTorch, its folder, and the folder of its export."""
 
     model: Any
     source: Path
@@ -49,7 +49,7 @@ class Made(NamedTuple):
         return LocalCaptioner(self.folder, self.entry, "x", 1, max_new_tokens=TOKENS)
 
     def shown(self, image: Any) -> Any:
-        """By the model's own image processor."""
+        """Prepare a picture with the model's own image processor."""
         from transformers import AutoImageProcessor
 
         processor = AutoImageProcessor.from_pretrained(self.source, use_fast=False)
@@ -70,7 +70,7 @@ def vision_encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture(scope="module")
 def trocr(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Its decoder takes keys and values of the picture by itself."""
+    """Make a captioner whose decoder computes the picture's keys and values itself."""
     return make(tmp_path_factory, lambda path: save_vision_encoder_decoder(path, "trocr"), export_captioner)
 
 
@@ -100,12 +100,12 @@ def test_captions_are_those_of_hugging_face(kind: str, size: tuple[int, int], re
 
 
 def logits_of(captioner: LocalCaptioner, image: Any, ids: list[int]) -> Any:
-    """What its decoder makes of words that are put into its mouth one by one, (tokens, V)."""
+    """Return the decoder's logits (tokens, V) for given words, one by one."""
     found: list[Any] = []
     step = captioner._decoder.step
 
     def noted(cache: Any, tokens: Any, extras: Any = MappingProxyType({})) -> Any:
-        for token in ids:  # in place of what it would say
+        for token in ids:  # in place of the model's own choice
             logits, cache = step(cache, np.array([token]), extras)
             found.append(logits)
         raise StopIteration
@@ -118,7 +118,7 @@ def logits_of(captioner: LocalCaptioner, image: Any, ids: list[int]) -> Any:
 
 @pytest.mark.parametrize("kind", ENCODED)
 def test_logits_with_a_past_and_without(kind: str, request: pytest.FixtureRequest) -> None:
-    """Word by word from nothing, against all words at once in PyTorch."""
+    """Compare word by word without a past to all words at once in PyTorch."""
     made: Made = request.getfixturevalue(kind)
     image, ids = photograph(), [made.entry.decoder.start[0], *np.random.default_rng(0).integers(3, 300, 12).tolist()]
     shown = made.shown(image)
@@ -129,7 +129,7 @@ def test_logits_with_a_past_and_without(kind: str, request: pytest.FixtureReques
 
 @pytest.mark.parametrize("kind", ENCODED)
 def test_every_weight_of_a_product_has_few_bits(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """GPT-2's too, which are in Gemm, and the words are nearly as likely as in fp32."""
+    """This includes GPT-2's weights, which are in Gemm. The words are nearly as likely as in fp32."""
     made: Made = request.getfixturevalue(kind)
     (tmp_path / "out").mkdir()
     for graph in made.entry.graphs.values():
@@ -173,7 +173,7 @@ def test_gemm_is_split_into_what_it_is(turned: bool) -> None:
 
 
 def test_the_picture_is_looked_at_once(vision_encoder_decoder: Made, pix2struct: Made) -> None:
-    """Keys and values of the picture are computed by a separate graph: no step of a decoder takes the picture."""
+    """A separate graph computes the picture's keys and values. No step of a decoder takes the picture."""
     for made in (vision_encoder_decoder, pix2struct):
         taken = {
             name: {value.name for value in onnxruntime.InferenceSession(made.folder / "out" / file).get_inputs()}
@@ -215,7 +215,7 @@ def test_llava_sees_and_says_what_hugging_face_does(llava: Made) -> None:
     theirs = said[0, ids.shape[1] :].tolist()
     assert ours == [token for token in theirs if token not in llava.entry.decoder.end][: len(ours)]
     assert len(set(ours)) > 3
-    # With the past: the words so far, each by itself, give what all of them give at once.
+    # With a past: the words so far, one by one, give the same result as all at once.
     with torch.no_grad():
         whole = torch.cat([ids, torch.tensor([ours])], dim=1)
         at_once = llava.model(input_ids=whole, pixel_values=pixels).logits[0, ids.shape[1] - 1 :].numpy()
@@ -223,7 +223,7 @@ def test_llava_sees_and_says_what_hugging_face_does(llava: Made) -> None:
 
 
 def test_a_prompt_can_not_bring_a_picture_of_its_own(llava: Made) -> None:
-    """What is a token in a prompt is text."""
+    """A token's name in a prompt is plain text."""
     image, captioner = photograph(), llava.captioner()
     lengths: list[int] = []
     step = captioner._decoder.step

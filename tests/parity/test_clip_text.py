@@ -1,4 +1,4 @@
-"""Our text tower of CLIP, through the key maps, against Hugging Face's and its definition, with random weights."""
+"""Our CLIP text tower, through the key maps, compared with Hugging Face's and its definition, on random weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.foundations import randomise, small_recipe
 
 DIM = 24
 START, END = 97, 98
-#: The learned scale of the ImageBind below, as it is kept.
+#: The learned scale of the ImageBind below, as it is stored.
 LOG_SCALE = 2.5
 
 
@@ -68,7 +68,7 @@ def hugging_face(recipe: Recipe, eos: int = END, whole: bool = False) -> Any:
 
 
 def rows(context: int, padding: int = 0) -> Tensor:
-    """Texts of 0, 1, 5, … tokens, the last filling the row: (5, context)."""
+    """Return texts of 0, 1, 5, … tokens, of which the last fills the row: (5, context)."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.full((5, context), padding)
     for row, words in zip(ids, (0, 1, 5, 9, context - 2), strict=True):
@@ -77,7 +77,7 @@ def rows(context: int, padding: int = 0) -> Tensor:
 
 
 def loaded(recipe: Recipe, tensors: Mapping[str, Tensor], kind: Format) -> ClipText:
-    """Our tower with a file's weights. Every key of the file is used or ignored, every parameter of ours is given."""
+    """Load a file's weights into our tower. Every key of the file is used or ignored, and every parameter is given."""
     model = ClipText(recipe.clip_text, recipe.text.dim)
     randomise(model, 9)
     source = WeightSource(Path("clip"), dict(tensors), kind)
@@ -107,7 +107,7 @@ def test_the_tower_is_hugging_face_s(activation: str, eos: int) -> None:
         expected = reference(input_ids=ids).text_embeds
         assert largest_error(model(ids), expected) <= 1e-4
         mask = torch.arange(ids.shape[1]) <= ids.argmax(1, keepdim=True)
-        mask[:, 2] = False  # also a token that would otherwise be attended to
+        mask[:, 2] = False  # a token that would otherwise be attended to
         mask[1, :] = True
         masked = reference(input_ids=ids, attention_mask=mask.long()).text_embeds
         assert largest_error(model(ids, mask.long()), masked) <= 1e-4
@@ -121,7 +121,7 @@ def test_a_whole_clip_gives_its_text_tower() -> None:
     pytest.importorskip("transformers", reason="transformers (extra: cues) is not installed")
     recipe = recipe_of(normalised=False)
     reference = hugging_face(recipe, whole=True)
-    # Releases before 4.31 kept these.
+    # Transformers before 4.31 stored these.
     others = {f"{tower}_model.embeddings.position_ids": torch.arange(5)[None] for tower in ("text", "vision")}
     model = loaded(recipe, {**reference.state_dict(), **others}, HUGGING_FACE_CLIP)
     ids = rows(recipe.clip_text.context)
@@ -130,7 +130,7 @@ def test_a_whole_clip_gives_its_text_tower() -> None:
 
 
 def as_open_clip(recipe: Recipe, seed: int = 3) -> dict[str, Tensor]:
-    """Random tensors in OpenCLIP's names, as ``open_clip/model.py`` makes them; a picture's layer with them."""
+    """Return random tensors in OpenCLIP's names, as ``open_clip/model.py`` makes them, with a layer for pictures."""
     generator = torch.Generator().manual_seed(seed)
     clip = recipe.clip_text
     width, hidden = clip.width, clip.mlp_dim
@@ -140,7 +140,7 @@ def as_open_clip(recipe: Recipe, seed: int = 3) -> dict[str, Tensor]:
         return around + scale * torch.randn(*shape, generator=generator)
 
     tensors = {
-        # Small, as a tower's embeddings are: that is where ε counts.
+        # Small, as a real tower's embeddings are. Only then does ε matter.
         "token_embedding.weight": 0.02 * torch.randn(clip.vocabulary, width, generator=generator),
         "positional_embedding": 0.01 * torch.randn(clip.context, width, generator=generator),
         "text_projection": random(width, recipe.text.dim),
@@ -182,7 +182,7 @@ _IMAGEBIND_NAMES = {
 
 
 def as_imagebind(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors in ImageBind's names, with those of other senses."""
+    """Return the same tensors in ImageBind's names, with those of other modalities."""
     renamed = {
         "modality_postprocessors.text.1.log_logit_scale": torch.tensor(LOG_SCALE),
         "modality_postprocessors.audio.1.log_logit_scale": torch.tensor(3.0),
@@ -205,7 +205,7 @@ def as_imagebind(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def by_definition(tensors: Mapping[str, Tensor], recipe: Recipe, ids: Tensor, eps: float) -> Tensor:
-    """The tower in float64, a text and a head at a time, on OpenCLIP's names; not normalised."""
+    """Compute the tower in float64, one text and head at a time, from OpenCLIP's names; not normalised."""
     given = {key: value.double() for key, value in tensors.items()}
     clip = recipe.clip_text
 

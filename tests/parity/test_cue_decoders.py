@@ -1,4 +1,4 @@
-"""Exported language models are those of Hugging Face: logits, tokens, whole answers; int8 and int4 what they say."""
+"""Exported language models compared with Hugging Face's: logits, tokens, answers; the accuracy of int8 and int4."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_logits_without_a_past_with_one_and_from_a_kept_one(models: Callable[[st
         logits, cache = decoder.step(cache, np.array([token]))
         np.testing.assert_allclose(logits, expected[place], atol=1e-4)
     assert cache.tokens == len(ids)
-    # From one kept prefix in several ways: none of them changes it.
+    # Continue one kept prefix in several ways: none of them may change it.
     _, kept = decoder.step(decoder.empty(), ids[:10])
     for seed in (1, 2, 1):
         rest = some_ids(7, seed)
@@ -96,7 +96,7 @@ def test_logits_without_a_past_with_one_and_from_a_kept_one(models: Callable[[st
 def test_greedy_tokens_are_those_of_hugging_face(models: Callable[[str], Model], architecture: str) -> None:
     model, count = models(architecture), 40
     reasoner = LocalReasoner(model.folder, model.entry(), "x", 1, max_new_tokens=count)
-    for caption in CAPTIONS:  # the second time with the prefix that the first has kept
+    for caption in CAPTIONS:  # the second time with the prefix that the first question kept
         ids = ids_of(PROMPT.messages(caption))
         found = model.torch.generate(torch.from_numpy(ids[None]), max_new_tokens=count, do_sample=False)[0, len(ids) :]
         said = found[: found.tolist().index(2)] if 2 in found else found
@@ -129,12 +129,12 @@ def test_a_prefix_is_computed_once(models: Callable[[str], Model]) -> None:
     assert kept.last_stats.kept_tokens > 0.8 * kept.last_stats.prompt_tokens
     assert sum(count > kept.last_stats.kept_tokens // 2 for count in stepped) == 1
     other = Prompt.load("zero-shot-sounding").messages(CAPTIONS[0])
-    assert kept.answer(other, reasons=False) == fresh.answer(other, reasons=False)  # another prefix takes its place
+    assert kept.answer(other, reasons=False) == fresh.answer(other, reasons=False)  # another prefix replaces it
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_few_bits_are_what_they_say(models: Callable[[str], Model], precision: WeightPrecision, tmp_path: Path) -> None:
-    """Against the same graph with its weights as floats: dequantised here, by hand."""
+    """Compare with the same graph whose weights are dequantised to floats by hand."""
     model = models("llama")
     path = model.folder / model.entry(precision).folder / "decoder.onnx"
     plain = onnx.load(str(path))
@@ -179,7 +179,7 @@ def test_few_bits_are_what_they_say(models: Callable[[str], Model], precision: W
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
 def test_only_the_last_token_has_logits(models: Callable[[str], Model], architecture: str) -> None:
-    """Also if a cap follows the product."""
+    """This also holds if a cap follows the product."""
     model = models(architecture)
     session = onnxruntime.InferenceSession(str(model.folder / model.entry().folder / "decoder.onnx"))
     logits = next(value for value in session.get_outputs() if value.name == "logits")

@@ -1,4 +1,4 @@
-"""The exported graphs equal the model: in ONNX Runtime, at every batch, with every guard."""
+"""The exported graphs equal the model in ONNX Runtime, at every batch size and with every guard."""
 
 from __future__ import annotations
 

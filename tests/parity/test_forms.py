@@ -1,4 +1,4 @@
-"""Derived forms are the canonical graphs: for ONNX Runtime, in half, in int8."""
+"""Derived forms agree with the canonical graphs: for ONNX Runtime, in half precision, in int8."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GRAPHS = ("visual_encoder", "audio_encoder", "fusion", "decoder")
 
 
 def feeds_of(bundle: Bundle, graph: str, batch: int, seed: int = 0) -> dict[str, NDArray[Any]]:
-    """Seeded inputs of a graph."""
+    """Return seeded inputs of a graph."""
     rng = np.random.default_rng(seed)
     feeds: dict[str, NDArray[Any]] = {}
     for tensor in bundle.manifest.graphs[graph].inputs:
@@ -65,7 +65,7 @@ def test_the_form_has_the_operators_that_it_is_for(bundle: Bundle) -> None:
     assert "MatMulIntegerToFloat" not in operators("visual_encoder", "onnx-int8")
 
 
-#: Of the operators that NVIDIA's ONNX parser documents (onnx-tensorrt, docs/operators.md), those in our graphs.
+#: The operators of our graphs that NVIDIA's ONNX parser documents (onnx-tensorrt, docs/operators.md).
 TENSORRT_OPERATORS = {
     *("Abs", "Add", "And", "Cast", "Clip", "Concat", "Constant", "Conv", "Cos", "DequantizeLinear", "Div", "Equal"),
     *("Erf", "Exp", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "Greater"),
@@ -108,7 +108,7 @@ def test_buckets_and_forms_share_their_weights(bundle: Bundle) -> None:
 
 
 def test_weights_of_two_types_never_share_a_place(tmp_path: Path) -> None:
-    """Equal bytes, other numbers: TensorRT's parser refuses a graph in which one address has two lengths."""
+    """Equal bytes may be different numbers. TensorRT's parser refuses a graph in which one address has two lengths."""
     file = WeightsFile(tmp_path / "x.weights")
     arrays: dict[str, NDArray[Any]] = {
         "a": np.zeros(512, np.float32),
@@ -141,7 +141,7 @@ def test_the_form_for_tensorrt_has_its_plugins_node(bundle: Bundle) -> None:
             assert starts.const_value.numpy().tolist() == [0, *np.cumsum(sizes.prod(1))[:-1]]
             cells = int(sizes.prod(1).sum())
             assert value.shape[1] == cells and list(locations.shape or ())[1:] == [cells, 2, 3, 2, 2]
-            # All of its floats have one type, and places need 24 bits.
+            # All its floats have one type, and indices need 24 bits.
             assert {v.dtype for v in (value, locations, weights, nodes[0].outputs[0])} == {ir.DataType.FLOAT}
 
 
@@ -183,7 +183,7 @@ def test_every_form_is_a_valid_model_that_says_what_it_is_in(bundle: Bundle) -> 
 
 
 def test_tensorrt_s_int8_is_around_zero(bundle: Bundle) -> None:
-    """TensorRT refuses activations of another type or with another zero, and biases in int32."""
+    """TensorRT refuses activations of another type or with another zero point, and biases in int32."""
     model = ir.load(bundle.graph_path("visual_encoder", "onnx-int8"))
     rounding = [node for node in model.graph if node.op_type == "QuantizeLinear"]
     assert rounding and all(node.inputs[2].const_value.numpy().dtype == np.int8 for node in rounding)
@@ -236,7 +236,7 @@ def test_what_places_samples_is_never_quantised(bundle: Bundle) -> None:
     ranked = sensitivities(path, frames, ranges)
     assert set(ranked) == names and list(ranked.values()) == sorted(ranked.values(), reverse=True)
     errors = list(ranked.values())
-    assert 0.001 < np.median(errors) <= errors[0] < 0.1  # 0 where a product takes nothing but zeros
+    assert 0.001 < np.median(errors) <= errors[0] < 0.1  # 0 if the inputs of a product are all zero
     assert quantize(model, ranges, {next(iter(ranked))}) == len(names) - 1
     with pytest.raises(PrecisionError, match="calibration"):
         quantize(ir.load(path), {})
@@ -254,7 +254,7 @@ def test_as_few_as_possible_are_left_out() -> None:
 
 
 def convolutional(tmp_path: Path) -> tuple[Path, dict[str, NDArray[Any]]]:
-    """A convolution with bias and stride, a norm-like addition, one that is the graph's output."""
+    """Write a convolution with bias and stride, a norm-like addition, and a convolution that is the graph's output."""
     rng = np.random.default_rng(0)
     weights: dict[str, NDArray[Any]] = {
         "w": rng.standard_normal((24, 32, 3, 3)).astype(np.float32) / 17,

@@ -1,4 +1,4 @@
-"""Our Mask2Former against Hugging Face's, with random weights, through the key map."""
+"""Our Mask2Former compared with Hugging Face's, with random weights, through the key map."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def loaded(recipe: Recipe, reference: Any) -> Teso:
 
 
 def reference_run(reference: Any, image: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Class and mask logits, and the attention mask (B, Q, S) of each decoder layer."""
+    """Return class and mask logits, and the attention mask (B, Q, S) of each decoder layer."""
     masks: list[Tensor] = []
     predictor = reference.model.transformer_module.decoder.mask_predictor
     handle = predictor.register_forward_hook(lambda module, given, result: masks.append(result[1]))
@@ -53,12 +53,12 @@ def ours_behind(model: Teso, memory: Memory, hidden: list[Tensor] | None) -> tup
 
 
 def opened(hidden: Tensor) -> Tensor:
-    """A row that hides everything hides nothing."""
+    """Make a row that hides everything hide nothing."""
     return hidden & ~hidden.all(dim=-1, keepdim=True)
 
 
 def compare(recipe: Recipe, batch: int) -> tuple[float, float, float, float]:
-    """Largest error of class and mask logits given equal masks; without them, equal pixels and flips."""
+    """Return errors of class and mask logits with equal masks; without, the shares of equal pixels and flips."""
     reference = hugging_face_mask2former(recipe, CLASSES)
     model = loaded(of_five_classes(recipe), reference)
     height, width = recipe.image.sizes[0]

@@ -1,4 +1,4 @@
-"""The pipeline keeps what has not changed; its masks are those of a program that is run from end to end."""
+"""The pipeline keeps what did not change. Its masks equal those of a program that runs from end to end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_shipped_masks_are_those_of_the_whole_program_bit_for_bit() -> None:
     engines, operators = {name: pipeline.engine(name) for name in pipeline.program.names}, HostOperators(manifest)
     with VideoSource(clip) as source:
         moments = list(islice(source, 0, 12, 3))
-    # Each picture with its own sound, then with that of another one: both the kept and the new tensors are used.
+    # Each picture with its own sound, then with that of another picture: kept and new tensors are both used.
     for i, moment in enumerate(moments):
         image = moment.frame.image
         fitted = fitted_size(image, size, manifest.preprocessing.fit)

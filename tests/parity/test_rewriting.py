@@ -1,4 +1,4 @@
-"""Each pass of the form for ONNX Runtime by itself: it finds what it is for, and the function stays."""
+"""Each pass of the form for ONNX Runtime alone: it finds its pattern, and the function does not change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Node = tuple[str, list[str], str, dict[str, Any]]
 def written(
     path: Path, nodes: list[Node], constants: dict[str, NDArray[Any]], given: list[Any], sizes: dict[str, list[Any]]
 ) -> Path:
-    """A graph x → y, batch first; ``sizes``: of the tensors between."""
+    """Write a graph x → y, batch first. ``sizes``: the shapes of intermediate tensors."""
     graph = helper.make_graph(
         [helper.make_node(op, inputs, [output], f"node_{output}", **more) for op, inputs, output, more in nodes],
         "g",
@@ -40,7 +40,7 @@ def written(
 
 
 def rewritten(path: Path, change: Any) -> tuple[Path, list[str]]:
-    """After one pass, and its operators."""
+    """Apply one pass, and return the graph and its operators."""
     edit = Rewriter(ir.load(path))
     change(edit)
     model = edit.finish()
@@ -97,7 +97,7 @@ def test_large_hidden_layers_come_in_parts(tmp_path: Path, monkeypatch: pytest.M
 
 
 def shifted_windows(path: Path, side: int = 6, window: int = 3) -> Path:
-    """Tokens of a map, rolled by 1 both ways, cut into windows, and doubled; then all the way back."""
+    """Write a graph: roll a map's tokens by 1 both ways, cut windows, double them, and undo the steps."""
     count, channels = side // window, 4
     constants = {
         "map": np.array([-1, side, side, channels]), "cut": np.array([-1, count, window, count, window, channels]),
@@ -141,7 +141,7 @@ def test_windows_are_cut_out_and_put_back_by_one_gather_each(tmp_path: Path) -> 
 
 
 def attention(path: Path, is_looked_at: bool) -> Path:
-    """One head of two, then an adapter. ``is_looked_at``: the scores are an output, as those of SeDAM are."""
+    """Write one head of two, then an adapter. ``is_looked_at``: the scores are an output, as SeDAM's are."""
     rng = np.random.default_rng(0)
     shapes = {f"w{name}": (8, 8) for name in "qkvo"} | {f"b{name}": (8,) for name in "qkvo"}
     shapes |= {"wd": (8, 4), "bd": (4,), "wu": (4, 8), "bu": (8,)}

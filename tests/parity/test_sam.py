@@ -1,4 +1,4 @@
-"""Our SAM against Hugging Face's, with random weights, through the key maps of both releases."""
+"""Our SAM compared with Hugging Face's, with random weights, through the key maps of both releases."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def hugging_face_sam(recipe: Recipe) -> Any:
     )
     model: Any = SamModel(config)
     randomise(model)
-    with torch.no_grad():  # the tables of relative positions and the picture's are zero at first
+    with torch.no_grad():  # the tables of positions are zero at first
         generator = torch.Generator().manual_seed(5)
         for name, value in model.named_parameters():
             if "rel_pos" in name or "pos_embed" in name:
                 value.copy_(torch.randn(value.shape, generator=generator) * 0.2)
-        # A buffer in 4.x, which nothing seeds, and a parameter in 5.x; the prompt encoder's is the same tensor.
+        # It is an unseeded buffer in 4.x and a parameter in 5.x. The prompt encoder's is the same tensor.
         frequencies = model.shared_image_embedding.positional_embedding
         frequencies.copy_(torch.randn(frequencies.shape, generator=generator))
     return model.eval()
@@ -85,7 +85,7 @@ def loaded(recipe: Recipe, tensors: dict[str, Tensor], kind: Any) -> Teso:
 
 @torch.no_grad()
 def errors(recipe: Recipe, batch: int) -> tuple[float, float]:
-    """Largest errors of the image embeddings and of all masks."""
+    """Return the largest errors of the image embeddings and of all masks."""
     reference = hugging_face_sam(recipe)
     model = loaded(recipe, reference.state_dict(), SAM_HUGGING_FACE)
     size = recipe.image.sizes[0][0]
@@ -115,7 +115,7 @@ def test_the_small_model_is_hugging_face_s(size: int) -> None:
 
 def test_vit_b_is_hugging_face_s() -> None:
     recipe = load_recipe("teso-sam-vit-b")
-    # A quarter of the tokens, a seventh of the time. The windows need padding as they do at 1024.
+    # A quarter of the tokens takes a seventh of the time. The windows need padding, as at 1024.
     image = recipe.image.model_copy(update={"sizes": ((512, 512),)})
     encoder_error, decoder_error = errors(recipe.model_copy(update={"image": image}), 1)
     assert encoder_error <= 1e-4 and decoder_error <= 1e-4
@@ -149,7 +149,7 @@ _META = (
 
 
 def as_meta(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights by the names of Meta's release."""
+    """Return the same weights by the names of Meta's release."""
     renamed = {}
     for key, value in tensors.items():
         if key.startswith("prompt_encoder.shared_embedding"):

@@ -1,4 +1,4 @@
-"""The authors' released network, rebuilt here around Hugging Face's Mask2Former, against recipe segpref."""
+"""Recipe segpref compared with the authors' released network, rebuilt here around Hugging Face's Mask2Former."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ReleasedAttention(nn.Module):
 
 
 class Released(nn.Module):
-    """`AVS_Model_Base`: its modules by its names, its forward pass by hooks on Hugging Face's model."""
+    """`AVS_Model_Base`: the same modules and names. Hooks on Hugging Face's model replace its forward pass."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ def released() -> Released:
 
 @pytest.fixture
 def files(released: Released, tmp_path: Path) -> list[tuple[str | None, Path]]:
-    """What a user of the release has: its checkpoint, and VGGish."""
+    """Return the files of a user of the release: its checkpoint, and VGGish."""
     from teso_deploy.models.audio import Vggish
 
     torch.save(released.state_dict(), tmp_path / "ckpt_best_miou.pth")

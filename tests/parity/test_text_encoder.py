@@ -1,4 +1,4 @@
-"""The text encoder of a bundle, as it runs, against transformers: MiniLM, and CLIP's tower with random weights."""
+"""A bundle's text encoder at run time, compared with transformers: MiniLM, and CLIP's tower with random weights."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ from tests.support.foundations import SHALLOW, small_recipe
 from tests.support.graph_files import one_graph
 from tests.support.sharing import made_once
 
-#: Of few tokens and of more than the encoder takes.
+#: Words of few tokens, and one with more than the encoder takes.
 WORDS = ["kazoo", "glass armonica", "old hurdy-gurdy from the village", "ocarina", "didgeridoo " * 60]
 TEMPLATE = "You hear a {cue}!"
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of this test's own."""
+    """Use a separate cache for the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture(scope="module")
 def with_minilm(tiny_bundle: Path, shared: Path) -> Path:
-    """The tiny bundle, derived with its encoder."""
+    """Derive the tiny bundle with its text encoder."""
     return made_once(
         shared / "tiny-minilm", lambda out: derive_bundle(Bundle.open(tiny_bundle), out, text_encoder=True)
     )
 
 
 def by_transformers(sentences: list[str]) -> NDArray[np.float32]:
-    """MiniLM's model card: the mean over the tokens, of length one."""
+    """Embed as MiniLM's model card says: the mean over the tokens, scaled to length one."""
     transformers = pytest.importorskip("transformers", reason="transformers (extra: cues) is not installed")
     folder = str(minilm_folder())
     model = transformers.BertModel.from_pretrained(folder).eval()
@@ -132,7 +132,7 @@ def test_embeddings_are_kept_by_text_and_encoder(
     assert third is not None
     third.embed("kazoo")
     assert third.computed == 1, "that of another encoder is not taken"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(bundle.folder / "bundle.json"))  # no folder
+    monkeypatch.setenv("XDG_CACHE_HOME", str(bundle.folder / "bundle.json"))  # not a folder
     fourth = TextEncoder.open(bundle)
     assert fourth is not None
     np.testing.assert_array_equal(fourth.embed("kazoo"), found)
@@ -146,7 +146,7 @@ def test_a_derived_bundle_keeps_its_encoder(with_minilm: Path, tmp_path: Path) -
 
 
 def clip_folder(folder: Path, recipe: Recipe) -> Any:
-    """``save_pretrained`` of a random tower, its vocabulary beside it."""
+    """Save a random tower with ``save_pretrained``, and its vocabulary."""
     pytest.importorskip("transformers", reason="transformers (extra: cues) is not installed")
     reference = hugging_face(recipe, eos=recipe.clip_text.vocabulary - 1)
     reference.save_pretrained(folder)
@@ -163,7 +163,7 @@ def small_clip(**text: Any) -> Recipe:
 
 
 def reference_of(model: Any, recipe: Recipe, sentence: str) -> NDArray[np.float32]:
-    """One sentence, its byte pairs by their definition."""
+    """Embed one sentence, with byte pairs by their definition."""
     start, end = recipe.clip_text.vocabulary - 2, recipe.clip_text.vocabulary - 1
     ids = torch.tensor([[start, *spelt(sentence)[: recipe.clip_text.context - 2], end]])
     with torch.inference_mode():

@@ -31,7 +31,7 @@ def report_of(bundle: Bundle, *forms: str, thorough: bool = True) -> VerifyRepor
 
 
 def changed(source: Path, out: Path, file: str, weight: str | None = None, factor: float = -1.0) -> Bundle:
-    """A copy in which one weight of one file (default: the largest) is another; its hashes are right."""
+    """Copy a bundle with one changed weight in one file (default: the largest). The hashes are right."""
     shutil.copytree(source, out)
     path = out / file
     model = onnx.load(path)

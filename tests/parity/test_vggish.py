@@ -1,4 +1,4 @@
-"""VGGish against its definition in plain float64 loops, from a file in torchvggish's names."""
+"""VGGish, loaded from a file in torchvggish's names, compared with its definition in float64 loops."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WIDTHS = (3, 4, 5, 6, 7, 8)
 
 
 def random_file(dim: int, hidden: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """A ``state_dict`` of torchvggish: a network of these widths, and the PCA, which is not used here."""
+    """Return a ``state_dict`` of torchvggish with these widths. Its PCA is not used here."""
     generator = torch.Generator().manual_seed(0)
     shapes: dict[str, tuple[int, ...]] = {}
     inside = 1
@@ -37,7 +37,7 @@ def random_file(dim: int, hidden: tuple[int, int]) -> dict[str, torch.Tensor]:
 
 
 def convolved(x: Array, weight: Array, bias: Array) -> Array:
-    """3 × 3, stride 1, zeros around: (C, H, W) → (K, H, W), then relu."""
+    """Convolve 3 × 3 with stride 1 and zeros around, (C, H, W) → (K, H, W), then apply relu."""
     _, height, width = x.shape
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
     out = np.zeros((len(weight), height, width))
@@ -52,7 +52,7 @@ def pooled(x: Array) -> Array:
 
 
 def by_definition(log_mel: Array, tensors: dict[str, torch.Tensor], last_relu: bool) -> Array:
-    """One patch (96, 64) → (d_A,)."""
+    """Map one patch (96, 64) to (d_A,)."""
     weights = {key: value.double().numpy() for key, value in tensors.items()}
 
     def layer(x: Array, place: int) -> Array:

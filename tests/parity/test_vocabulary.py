@@ -1,4 +1,4 @@
-"""The cue table: its words, CLIP's tokens, and our sentence encoder held to the one of transformers."""
+"""The cue table: its words, CLIP's tokens, and our sentence encoder compared with transformers."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_clip_s_cues_are_not_embedded_by_minilm() -> None:
         vocabulary.build_cue_table(recipe, ["dog"])
 
 
-#: By OpenCLIP's SimpleTokenizer, with ftfy.
+#: Ids by OpenCLIP's SimpleTokenizer, with ftfy.
 OPEN_CLIP_IDS = {
     "This is a dog.": [589, 533, 320, 1929, 269],
     "This is a  church bell.": [589, 533, 320, 2735, 3718, 269],
@@ -159,7 +159,7 @@ SENTENCES = ["This is the  DOG’s bark.", "bark barks 12", "d'og thth", "caf\u0
 
 
 def byte_characters() -> dict[int, str]:
-    """What stands for each byte: itself where it can be seen, otherwise one from 256 on."""
+    """Return the character for each byte: itself if it is printable, otherwise one from 256 on."""
     seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     unseen = [byte for byte in range(256) if byte not in seen]
     return {byte: chr(byte) for byte in seen} | {byte: chr(256 + i) for i, byte in enumerate(unseen)}
@@ -172,7 +172,7 @@ def small_vocabulary() -> dict[str, int]:
 
 
 def spelt(sentence: str) -> list[int]:
-    """Byte pairs from their definition: of a word's pairs the one learnt first is joined, again and again."""
+    """Apply byte pairs by their definition: of a word's pairs, the one learnt first is joined, repeatedly."""
     tokens, known, found = small_vocabulary(), byte_characters(), []
     text = " ".join(sentence.replace("’", "'").split()).lower()
     for word in re.findall(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|[^\s\w]+", text):
@@ -192,7 +192,7 @@ def spelt(sentence: str) -> list[int]:
 
 
 def write_vocabulary(folder: Path, whole: bool) -> None:
-    """``vocab.json`` and ``merges.txt``, or ``tokenizer.json`` as transformers leaves it."""
+    """Write ``vocab.json`` and ``merges.txt``, or transformers' ``tokenizer.json``."""
     if not whole:
         (folder / "vocab.json").write_text(json.dumps(small_vocabulary()), encoding="utf-8")
         lines = ["#version: 0.2", *map(" ".join, MERGES), ""]
