@@ -136,7 +136,7 @@ def _whole(path: Path) -> Any:
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library has no class of its own
+    except Exception as error:  # the library raises plain Exception
         raise CheckpointError(f"{path} is not a tokenizer ({to_one_line(error)}): download it again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -152,7 +152,7 @@ def _from_merges(folder: Path) -> Any:
         pairs = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
         # Text that the vocabulary lacks becomes the end token, which is refused.
         model = models.BPE(vocab=vocabulary, merges=pairs, unk_token=END, end_of_word_suffix="</w>")
-    except Exception as error:  # the library has no class of its own
+    except Exception as error:  # the library raises plain Exception
         raise CheckpointError(
             f"{VOCABULARY_FILE} and {MERGES_FILE} in {folder} are no vocabulary of CLIP ({to_one_line(error)}): "
             "download them again"
