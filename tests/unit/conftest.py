@@ -1,4 +1,4 @@
-"""What the tests of training share: a recipe of a few steps, embeddings, and scenes."""
+"""Fixtures of the training tests: a recipe of a few steps, embeddings, and scenes."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ TRAIN = {
 
 @pytest.fixture(scope="session")
 def training_recipe(tiny_recipe: Recipe) -> Recipe:
-    """The tiny recipe with two phases of three steps."""
+    """Return the tiny recipe with two phases of three steps."""
     return tiny_recipe.model_copy(update={"train": TrainRecipe.model_validate(TRAIN)})
 
 
 @pytest.fixture(scope="module")
 def word_embeddings() -> dict[str, NDArray[np.float32]]:
-    """Of the three words of the media, and of one that nothing shows."""
+    """Return embeddings of the three words of the media, and of one that no picture shows."""
     rng = np.random.default_rng(0)
     return {
         word: rng.standard_normal(384).astype(np.float32) / np.float32(20) for word in ("dog", "cow", "car", "speech")
@@ -45,7 +45,7 @@ def word_embeddings() -> dict[str, NDArray[np.float32]]:
 def scene_batches(
     training_recipe: Recipe, shapes_and_tones: MediaLibrary, word_embeddings: dict[str, NDArray[np.float32]]
 ) -> SceneBatches:
-    """Scenes of the test's media."""
+    """Make scenes of the test's media."""
     from teso_deploy.training.batches import SceneBatches
 
     return SceneBatches(training_recipe, shapes_and_tones, word_embeddings)

@@ -1,4 +1,4 @@
-"""Latency percentiles, events, and which frames of a file are looked at."""
+"""Latency percentiles, events, and the choice of a file's frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a language model writes, names come out of it, or none; never an exception."""
+"""From whatever a language model writes, names are read or none; no exception is raised."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from teso_deploy.cues.answers import MAX_CHARACTERS, MAX_NAME_CHARACTERS, MAX_NA
 GOOD = '{"objects": ["dog", "sofa"], "sounding": ["dog"]}'
 DOG = ("dog",)
 
-#: What is written, and what of it sounds; None: it can't be read as an answer.
+#: An answer, and what sounds by it; None: it can't be read.
 ANSWERS: list[tuple[str, tuple[str, ...] | None]] = [
-    # As asked for.
+    # As requested.
     (GOOD, DOG),
     ('{"objects": ["dog"], "sounding": []}', ()),
     ('{"objects": [], "sounding": []}', ()),
@@ -25,7 +25,7 @@ ANSWERS: list[tuple[str, tuple[str, ...] | None]] = [
     (f"  \n\n{GOOD}\n\n  ", DOG),
     (json.dumps(json.loads(GOOD), indent=4), DOG),
     (GOOD.replace(" ", ""), DOG),
-    # With something around it.
+    # With text around it.
     (f"Sure! Here is the answer:\n{GOOD}\nI hope that helps.", DOG),
     (f"```json\n{GOOD}\n```", DOG),
     (f"```\n{GOOD}\n```", DOG),
@@ -39,7 +39,7 @@ ANSWERS: list[tuple[str, tuple[str, ...] | None]] = [
     (f"{GOOD}<|im_end|><|im_start|>user", DOG),
     (f"{GOOD}{GOOD}{GOOD}", DOG),
     (f"assistant: {GOOD}", DOG),
-    # The faults that models make.
+    # Common mistakes of models.
     ("{'objects': ['dog', 'sofa'], 'sounding': ['dog']}", DOG),
     ("{'objects': [\"dog's bowl\"], 'sounding': [\"dog's bowl\"]}", ("dog's bowl",)),
     ('{"objects": ["dog",], "sounding": ["dog",],}', DOG),
@@ -66,7 +66,7 @@ ANSWERS: list[tuple[str, tuple[str, ...] | None]] = [
     ('{"objects": ["dog"], "sounding": [1, 2]}', None),
     ('{"objects": ["dog"], "sounding": [["dog"]]}', None),
     ('{"objects": ["dog"], "sounding": ["dog", 3, null, ["x"]]}', DOG),
-    # Names as models write them.
+    # Names as models spell them.
     ('{"objects": [], "sounding": ["The Dog", "a dog", "DOG", "dog."]}', DOG),
     ('{"objects": [], "sounding": ["electric_guitar", "Fire Truck (red)"]}', ("electric guitar", "fire truck")),
     ('{"objects": [], "sounding": ["**dog**", "`cat`", "\'cow\'"]}', ("dog", "cat", "cow")),
@@ -77,13 +77,13 @@ ANSWERS: list[tuple[str, tuple[str, ...] | None]] = [
     ('{"objects": [], "sounding": ["犬", "chien", "гитара", "Hündchen"]}', ("犬", "chien", "гитара", "hündchen")),
     ('{"objects": [], "sounding": ["' + "dog" * 40 + '"]}', None),
     ('{"objects": [], "sounding": ["x\\u0000y"]}', None),
-    # How sure of each.
+    # With confidences.
     ('{"sounding": [{"name": "dog", "confidence": 0.9}, {"name": "cat", "score": 30}]}', ("dog", "cat")),
     ('{"sounding": [{"object": "dog"}]}', DOG),
     ('{"sounding": {"dog": 0.9, "cat": 0.2}}', ("dog", "cat")),
     ('{"sounding": {"dog": "loud"}}', None),
     ('{"sounding": {}}', ()),
-    # In lines.
+    # On lines.
     ("Sounding: dog, cat", ("dog", "cat")),
     ("The answer is a mess.\nSounding objects: dog and cat", ("dog", "cat")),
     ("**Sounding objects:** dog", DOG),
@@ -95,7 +95,7 @@ ANSWERS: list[tuple[str, tuple[str, ...] | None]] = [
     ("Sounding: cat\nAnswer: dog", DOG),
     ("Answer: 犬、猫", ("犬", "猫")),
     ("Answer：dog，cat", ("dog", "cat")),
-    # Prose, junk, nothing.
+    # Prose, junk, empty.
     ("", None),
     (" \n\t ", None),
     ("A dog barks at the moon.", None),
@@ -187,7 +187,7 @@ def test_junk_gives_names_or_none(text: str) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=200), st.text(max_size=200).filter(lambda text: "{" not in text and ":" not in text))
 def test_an_answer_is_found_behind_anything(before: str, behind: str) -> None:
-    """What stands last counts; before it may stand what will."""
+    """The last answer counts, whatever stands before it."""
     if "{" not in before:
         assert read_answer(f"{before}\n{GOOD}\n{behind[:100]}").sounding == DOG
 

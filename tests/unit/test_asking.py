@@ -1,4 +1,4 @@
-"""When a source is asked: causes, budget, pauses."""
+"""The times at which a source is asked: reasons, budget, pauses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OPTIONS = AskingOptions(every_seconds=10.0, budget_per_minute=3)
 
 
 def wishes(*pictures: tuple[float, bool, bool], options: AskingOptions = OPTIONS) -> list[tuple[float, Reason]]:
-    """When it is asked, and why, by one who asks at once. Pictures: time, new scene, new sound."""
+    """Return when and why a source is asked if every wish is granted at once. Pictures: time, new scene, new sound."""
     wish, found = Wish(options), list[tuple[float, Reason]]()
     for seconds, scene, sound in pictures:
         wish.saw(seconds, is_new_scene=scene, is_new_sound=sound)

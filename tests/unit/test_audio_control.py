@@ -21,7 +21,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass
 class Small:
-    """A graph as a function."""
+    """A graph that is a Python function."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -33,7 +33,7 @@ class Small:
 
 
 def masks_of(queries: NDArray[Any], features: NDArray[Any]) -> NDArray[Any]:
-    """As many columns of 8 as the query says."""
+    """Label as many columns of 8 as the query says."""
     columns = np.arange(8)[None, None, None] < queries[:, None, None, None]
     return np.broadcast_to(columns + 0 * features[:, :1], (len(queries), 1, 8, 8)).astype(np.float32)
 
@@ -53,7 +53,7 @@ MODEL = {
 
 @pytest.fixture
 def reference() -> dict[str, NDArray[Any]]:
-    """Four rows as in a bundle of random weights, each with different cues."""
+    """Return four rows, each with different cues, as in a bundle with random weights."""
     rng = np.random.default_rng(0)
     found: dict[str, NDArray[Any]] = {
         "image": np.zeros((1, 3, 32, 32), np.float32),

@@ -1,4 +1,4 @@
-"""Bundles: what is written is what is opened, and a place is taken whole or not at all."""
+"""Bundles: a bundle is opened as it was written, and replaces an earlier one completely or not at all."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.graph_files import empty_graph
 
 
 def write_bundle(out: Path, recipe: Recipe, note: str = "a graph") -> None:
-    """A bundle of one file that is called a graph, with a cue table and a reference."""
+    """Write a bundle with one file in place of a graph, a cue table and a reference."""
     tensor = TensorSpec(name="masks", dtype="float", shape=("B", 3, 16, 16))
     manifest = BundleManifest(
         program=Program(stages=(Stage(name="decoder", inputs=("image",)),)),

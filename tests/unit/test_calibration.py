@@ -1,4 +1,4 @@
-"""Thresholds that are found, kept in the checkpoint, and used."""
+"""Thresholds are found, stored in the checkpoint, and used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is a new scene and a new kind of sound, and what is none."""
+"""Detection of new scenes and of new kinds of sound."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WINDOW = 15_600
 
 
 def scene(seed: int, size: tuple[int, int] = (90, 160)) -> Image:
-    """A landscape of soft blobs and colours."""
+    """Make a landscape of soft blobs and colours."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: size[0], : size[1]] / size[0]
     picture = np.zeros((*size, 3))
@@ -27,7 +27,7 @@ def scene(seed: int, size: tuple[int, int] = (90, 160)) -> Image:
 
 
 def changes(pictures: Sequence[Image]) -> list[int]:
-    """The pictures at which a new scene is known."""
+    """Return the pictures at which a new scene is detected."""
     detector = SceneChange()
     return [k for k, picture in enumerate(pictures) if detector.changed(picture)]
 
@@ -60,7 +60,7 @@ def test_a_size_of_its_own_is_no_change() -> None:
 
 
 def sounds(kinds: Sequence[NDArray[np.float32] | None], noise: float = 0.1) -> list[int]:
-    """The windows at which a new kind of sound is known; None: silence."""
+    """Return the windows at which a new kind of sound is detected. None: silence."""
     detector, rng, found = SoundChange(), np.random.default_rng(0), []
     for k, kind in enumerate(kinds):
         samples = np.full(WINDOW, 0.0 if kind is None else 0.1, np.float32)

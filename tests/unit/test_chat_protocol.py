@@ -1,4 +1,4 @@
-"""Answers of chat servers as they are met: fields, streams, errors, and where the text is."""
+"""Answers of real chat servers: fields, streams, errors, and the place of the text."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def stream(*deltas: dict[str, Any], end: bytes = b"\n\n") -> bytes:
         (b'data: {"choices": [{"delta":\ndata: {"content": "a dog"},\ndata: "finish_reason": "stop"}]}\n\n', "a dog"),
         (b"data:" + delta("stop", content="a dog")[6:], "a dog"),
         (stream({"content": "a dog \ud83d"}, {"content": "\udc15"}), "a dog 🐕"),
-        # Ollama's own protocol, a line each, and OpenAI's newer one.
+        # Ollama's own protocol, an object per line, and OpenAI's newer one.
         (b'{"message": {"content": "a "}, "done": false}\n{"message": {"content": "dog"}, "done": true}\n', "a dog"),
         (b'{"message": {"content": "", "thinking": "a dog"}, "done": true, "done_reason": "stop"}', "a dog"),
         (b'{"response": "a dog", "done": true}', "a dog"),
@@ -231,4 +231,4 @@ def test_junk_is_an_answer_or_one_sentence(body: bytes, is_whole: bool) -> None:
         assert str(error).isprintable()
     else:
         assert len(answer.text) <= MAX_ANSWER_CHARACTERS
-        answer.text.encode()  # raises where a character is half
+        answer.text.encode()  # raises if a character is incomplete

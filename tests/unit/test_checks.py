@@ -1,4 +1,4 @@
-"""Arrays that are not pictures or sound are refused, with what they probably are and what to do."""
+"""Arrays that are not pictures or sound are refused. The message guesses what they are and says what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a model would rather say, it says an object."""
+"""Whatever a model prefers to write, its answer is an object."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_what_is_none(text: str) -> None:
 
 
 class Wishes:
-    """A model whose wish for each token is made up; the rest of the world is real."""
+    """A model whose preferred tokens are preset. Everything else is real."""
 
     def __init__(self, tokens: Tokens, wants: str = "", seed: int = 0, ends_after: int | None = None) -> None:
         self.tokens, self.rng, self.ends_after = tokens, np.random.default_rng(seed), ends_after
@@ -119,7 +119,7 @@ def test_a_ramble_leaves_room_for_the_object(tokens: Tokens) -> None:
 
 
 def test_an_object_closes_before_the_last_token(tokens: Tokens) -> None:
-    """A model that would name things for ever."""
+    """A model that would list names without an end."""
     for limit in (100, 140, 200):
         said = Wishes(tokens, seed=3, ends_after=0).says(constraint(tokens, reasons=False), limit)
         assert read_answer(said).is_valid, said

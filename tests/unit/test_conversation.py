@@ -1,4 +1,4 @@
-"""Conversations are written out as the models' templates do it, and what turns say is data."""
+"""Conversations are written out as the models' templates do it, and the text of turns is only data."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_without_a_system(chat: Made) -> None:
 
 @pytest.mark.parametrize("name", prompt_names())
 def test_what_is_fixed_is_a_prefix(chat: Made, name: str) -> None:
-    """Up to the caption itself two conversations have the same tokens."""
+    """Two conversations have the same tokens up to the caption."""
     _, tokens, entry = chat
     prompt = Prompt.load(name)
     one, other = (tokens.ids(written_out(prompt.messages(c), entry, tokens)) for c in ("a dog", "two cows in a field"))
@@ -126,7 +126,7 @@ def test_pieces_are_what_tokens_say(chat: Made) -> None:
     assert all(pieces[number] == "" for number in tokenizer.all_special_ids)
 
 
-#: As in processors of vision models: content comes in parts, and the first token is added by the tokenizer.
+#: As in processors of vision models: content is a list of parts, and the tokenizer adds the first token.
 PARTS = (
     "{% for m in messages %}{{ m['role'].upper() + ': ' }}{% for part in m['content'] "
     "| selectattr('type', 'equalto', 'text') %}{{ part['text'] + ' ' }}{% endfor %}{% endfor %}"
@@ -135,7 +135,7 @@ PARTS = (
 
 
 def with_first_token(tokenizer: Any) -> Any:
-    """That puts <s> before every text."""
+    """Make a tokenizer put <s> before every text."""
     from tokenizers.processors import TemplateProcessing
 
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])

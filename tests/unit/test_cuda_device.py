@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a libcuda.so.1 whose device memory is host memory."""
+    """Build a libcuda.so.1 whose device memory is host memory, and return its folder."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("the stub of the driver needs a C compiler")
@@ -43,7 +43,7 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(stub: Path) -> dict[str, dict[str, str | None]]:
-    """Library → check → what was wrong."""
+    """Return library → check → its error."""
     found: dict[str, dict[str, str | None]] = {}
     for library, module in MODULES.items():
         if find_spec(module) is None:
@@ -58,7 +58,7 @@ def results(stub: Path) -> dict[str, dict[str, str | None]]:
         )
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         found[library] = {line["check"]: line["error"] for line in lines}
-        # Also for what the interpreter's end says, when something is left to be freed.
+        # This includes messages at the interpreter's end, if something was not released.
         found[library]["end"] = done.stderr or (f"exit code {done.returncode}" if done.returncode else None)
     return found
 

@@ -14,7 +14,7 @@ NEW, OLD = "cue_models.json", "cues.json"
 
 
 def write_models(out: Path) -> Path:
-    """A folder of cue models without a model; it has one file."""
+    """Write a folder of cue models that has one file and no model."""
     with KIND.staging(out) as folder:
         (folder / "notes.txt").write_text("x")
         KIND.write(folder, CueModelsManifest(files=KIND.hash_files(folder)))

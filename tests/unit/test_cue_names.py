@@ -1,4 +1,4 @@
-"""From names to F_T: singulars, synonyms, duplicates, the surest first, and words that no table has."""
+"""From names to F_T: singulars, synonyms, duplicates, the most certain first, and words that no table has."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ MAX_CUES = 3
 
 
 def vocabulary() -> list[str]:
-    """All words of the shipped lists."""
+    """Return all words of the shipped lists."""
     classes = shipped_path("export/vocabulary/avss70.txt").read_text(encoding="utf-8").splitlines()
     return sorted({*shipped_nouns(), *(name for name in classes if name and not name.startswith("#"))})
 
 
 class Letters(TextEncoder):
-    """Its embedding of a word encodes the word. It records the words that it embeds."""
+    """A text encoder whose embedding of a word encodes the word. It records the words that it embeds."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -49,18 +49,18 @@ def answer(*names: str, confidences: tuple[float, ...] = ()) -> CueAnswer:
     return CueAnswer(names, "llm", confidences=confidences)
 
 
-#: Of the last word, where adding "s" is not it.
+#: Plurals of last words that are not formed with "s".
 IRREGULAR = {
     "man": "men", "woman": "women", "child": "children", "person": "people", "goose": "geese", "mouse": "mice",
     "foot": "feet", "tooth": "teeth", "ox": "oxen", "wolf": "wolves", "calf": "calves", "knife": "knives",
     "shelf": "shelves", "leaf": "leaves", "policeman": "policemen",
 }  # fmt: skip
-#: They take "es": of those in "o" and "ch" English knows which.
+#: Words in "o" and "ch" that take "es". English has no rule for these.
 IN_O = {"tomato", "potato", "volcano", "mango", "buffalo", "torpedo", "mosquito", "echo"}
 
 
 def plural(name: str) -> str:
-    """By the school's rules."""
+    """Form a plural by the school rules."""
     before, blank, word = name.rpartition(" ")
     if word in IRREGULAR:
         made = IRREGULAR[word]
@@ -175,7 +175,10 @@ def test_more_than_the_model_takes_go_by_confidence(table: CueTable) -> None:
 
 
 def test_names_that_come_to_one_are_merged_before_the_cut(table: CueTable) -> None:
-    """Without merging, or with the cut first, the violin would be lost; with the first of them, the dog would lead."""
+    """Without merging, or with the cut first, the violin would be lost.
+
+    With the first confidence, the dog would lead.
+    """
     spoken = ("hens", "dog", "chicken", "hen", "big chicken", "violin")
     cues = CueNames(table).of_answer(answer(*spoken, confidences=(0.2, 0.7, 0.6, 0.9, 0.8, 0.1)))
     assert cues.names == ("chicken", "dog", "violin") and cues.valid.all()

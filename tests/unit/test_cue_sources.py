@@ -1,4 +1,4 @@
-"""Sources of cues: what they answer, what they leave out, and who stands in for whom."""
+"""Sources of cues: their answers, the names that they omit, and which source replaces which."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Saying:
 
 
 class Scripted:
-    """A source with answers or failures in order."""
+    """A source with preset answers or failures."""
 
     identity = "scripted"
 
@@ -181,7 +181,7 @@ def test_a_text_in_the_picture_is_no_instruction() -> None:
     asked = reasoner.heard[-1].content
     assert asked.count("</caption>") == 1 and asked.endswith("</caption>")
     assert not any(mark in asked for mark in ("SYSTEM:", "<|", "[/"))
-    # What is written on the sign is to be seen; what is not in the caption at all is left out.
+    # A word on a sign is visible. A name that the caption does not contain is omitted.
     assert answer is not None and answer.names == ("siren",)
     assert reasoned("a quiet room", '{"sounding": ["siren"]}') == CueAnswer(
         (), "llm", 3.0, ungrounded=("siren",), caption="a quiet room", reasoning='{"sounding": ["siren"]}'
@@ -236,7 +236,7 @@ def test_a_source_that_failed_is_passed_over_until_its_pause_is_over() -> None:
 
 
 def test_nouns_of_another_bundle_are_other_answers(tmp_path: Path) -> None:
-    """A cache that is shared by bundles of other words."""
+    """Bundles with other words share the cache."""
     for word in ("dog", "man"):
         kept = KeptAnswers(NounSource(Saying("A dog and a man."), {word}, [word]), tmp_path)
         found = kept.ask(moment())
@@ -266,7 +266,7 @@ def test_a_failure_is_not_kept_and_a_damaged_answer_is_asked_for_again(tmp_path:
         kept.ask(moment())
     assert kept.ask(moment()) == DOG
     (file,) = tmp_path.glob("*.json")
-    write_vouched(file, b"null")  # as an earlier version kept an answer that it did not understand
+    write_vouched(file, b"null")  # an earlier version stored this for an answer that it did not understand
     assert kept.ask(moment()) == DOG and len(inner.asked) == 3
     file.write_bytes(b"{}")
     assert kept.ask(moment()) == DOG and len(inner.asked) == 4

@@ -1,4 +1,4 @@
-"""Cue words to embeddings: folding, padding, cutting, and what an unknown word says."""
+"""Cue words to embeddings: spelling, padding, the limit of slots, and the message about an unknown word."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_the_surest_tags_above_the_threshold_are_the_cues(table: CueTable) -> No
 
 
 def test_a_table_may_pad_with_the_word_none() -> None:
-    """As the released code does: every slot counts, and what is offered is what names say."""
+    """As in the released code, every slot is valid, and ``names`` has the offered cues."""
     vectors = np.arange(9, dtype=np.float32).reshape(3, 3) + 1
     table = CueTable(("dog", "none", "cow"), vectors, 3, pads=True)
     cues = table.lookup(["cow"])

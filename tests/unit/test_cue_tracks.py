@@ -1,4 +1,4 @@
-"""Cues over time and the files that they are kept in."""
+"""Cues by time, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_track_tells_what_holds_when() -> None:
     ]  # fmt: skip
     assert track.names == ("dog", "bus")
     at = track.at(5)
-    assert at is not None and at.of_seconds == 4  # typed by a person: of the moment from which it holds
+    assert at is not None and at.of_seconds == 4  # typed by a person: they have the time at which their span begins
 
 
 def write(path: Path, content: object) -> Path:

@@ -31,7 +31,7 @@ def as_cues(answer: CueAnswer) -> Cues:
 
 
 class Scripted:
-    """Answers, or raises, in the order of a script, the last again and again. ``hold``: waits until it is set."""
+    """A source with preset answers or errors, the last of which is repeated. ``hold``: it waits until this is set."""
 
     name = identity = "scripted"
 
@@ -82,12 +82,12 @@ def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 
 
 def window(k: int) -> NDArray[np.float32]:
-    """A window that differs from all others."""
+    """Return a window that differs from all others."""
     return SAMPLES * np.float32(1 + 0.01 * k)
 
 
 def saw(worker: CueWorker, seconds: float, stream: int = 0, grey: int = 100) -> float:
-    """How long it took."""
+    """Show the worker a picture, and return how long that took."""
     began = time.perf_counter()
     worker.saw(stream, frame(seconds, grey), FEATURES, SAMPLES)
     return time.perf_counter() - began
@@ -208,7 +208,7 @@ def test_captioners_of_videos_see_what_was_before() -> None:
     worker.close()
 
 
-#: Of two scenes, and what an encoder makes of another kind of sound.
+#: Pictures of two scenes, and features of another kind of sound.
 PICTURES = np.random.default_rng(0).integers(0, 255, (2, 12, 16, 3), np.uint8).repeat(8, 1).repeat(8, 2)
 OTHER = np.concatenate([np.ones(8), -np.ones(8)]).astype(np.float32)
 
@@ -218,7 +218,7 @@ def test_a_new_scene_and_a_new_sound_are_causes() -> None:
     worker = worker_of(Scripted(DOG), offers, every_seconds=None, on_sound=True)
     for k in range(12):
         worker.saw(0, Frame(PICTURES[k // 6], pts_seconds=k / 25), FEATURES, window(k))
-        if k in (0, 5):  # a cause that arrives while another one waits is not offered
+        if k in (0, 5):  # a reason that arrives while another one waits is dropped
             until(lambda count=1 + k // 5: len(offers) == count)  # type: ignore[misc]
     until(lambda: len(offers) == 3)
     for k in range(12, 20):
@@ -229,7 +229,7 @@ def test_a_new_scene_and_a_new_sound_are_causes() -> None:
 
 
 def test_what_is_seen_or_heard_again_is_no_news() -> None:
-    """A picture is decoded again with each window, and a window is heard with several pictures."""
+    """A picture is decoded again with each window, and a window is used with several pictures."""
     offers = Offers()
     worker = worker_of(Scripted(DOG), offers, every_seconds=None, on_sound=True)
     for k in range(6):

@@ -1,4 +1,4 @@
-"""The sound of a second of a data set: which samples, of which channels, at which rate."""
+"""The sound of one second of a data set: the right samples, channels and rate."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ WRITERS = {"s4": write_s4, "ms3": write_ms3, "avss": write_avss}
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Each layout once; tests that change something take a copy."""
+    """Write each layout once. Tests that change a file use a copy."""
     roots = {name: write(tmp_path_factory.mktemp(name), size=32) for name, write in WRITERS.items()}
     roots["all subsets"] = write_avss(
         tmp_path_factory.mktemp("subsets"), videos=1, size=32, subsets=("v1s", "v1m", "v2")
@@ -46,7 +46,7 @@ def copies(written: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
     return {name: shutil.copytree(root, tmp_path / name) for name, root in written.items()}
 
 
-# --- files that are found
+# --- finding files
 
 
 @pytest.mark.parametrize("layout", ["s4", "ms3", "avss"])
@@ -113,13 +113,13 @@ def test_classes_of_avss_are_in_its_own_order() -> None:
     classes = list_avss_classes()
     assert len(classes) == len(set(classes)) == CLASSES - 1 and list(classes) == sorted(classes)
     assert all(classes[value - 1] == word for word, value in AVSS_INDEX.items())
-    # Values of label2idx.json less one, read there.
+    # Values of label2idx.json minus one, copied from there.
     expected = {1: "accordion", 22: "emergency car", 25: "frying food", 43: "missile rocket", 66: "utv", 70: "woman"}
     assert {value: classes[value - 1] for value in expected} == expected
     assert not any("-" in word or "_" in word for word in classes)
 
 
-# --- what is accepted
+# --- accepted variants
 
 
 @pytest.mark.parametrize(("layout", "folders"), [
@@ -203,7 +203,7 @@ def test_masks_of_other_kinds(tmp_path: Path) -> None:
     assert np.array_equal(load_mask(tmp_path / "indices.png", "avss", "semantic"), truth * 70)
 
 
-# --- what is refused
+# --- refused data
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def test_samples_are_validated_when_made() -> None:
             VideoSample(**(whole | change), audio=Path("a.wav"))  # type: ignore[arg-type]
 
 
-# --- what other tests lean on
+# --- the basis of other tests
 
 
 def test_the_written_sets_are_what_they_claim(written: dict[str, Path]) -> None:
@@ -381,7 +381,7 @@ def test_the_written_sets_are_what_they_claim(written: dict[str, Path]) -> None:
     for ours, theirs in zip(train, test, strict=True):
         assert all(a.read_bytes() == b.read_bytes() for a, b in zip(ours.frames, theirs.frames, strict=True))
         assert ours.audio.read_bytes() == theirs.audio.read_bytes()
-    # Against VOC's palette as AVSBench's color_dataloader builds it: 1 dark red, 2 dark green, 8 half red, 70.
+    # Compare with VOC's palette, as AVSBench's color_dataloader builds it: 1 dark red, 2 dark green, 8 half red, 70.
     assert avss_colours()[[0, 1, 2, 3, 8, 70]].tolist() == [
         [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [64, 0, 0], [32, 128, 128],
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""How much of a stream a decoder that may lose nothing holds back."""
+"""How much of a stream is held back by a decoder that must not lose anything."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Given:
 
 
 class Stuck(DecoderThread):
-    """Decodes nothing until it may."""
+    """A decoder that waits until it is released."""
 
     def __init__(self) -> None:
         self.may = threading.Event()

@@ -1,4 +1,4 @@
-"""DeviceArray and DLPack capsules, on host memory: what holds memory, for how long, and who frees it, once."""
+"""DeviceArray and DLPack capsules on host memory: what keeps memory alive, how long, and that it is freed once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from teso_deploy.errors import DeviceError
 
 
 class Owner:
-    """Host memory, (3, 4) float32, that notes in ``freed`` that it goes."""
+    """Host memory, (3, 4) float32, that records its release in ``freed``."""
 
     def __init__(self) -> None:
         self.array = np.arange(12, dtype=np.float32).reshape(3, 4)

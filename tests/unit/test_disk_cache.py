@@ -1,4 +1,4 @@
-"""The cache of exports that the tests share."""
+"""The tests' shared cache of exports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples in docstrings of the package are run as they stand."""
+"""The examples in the package's docstrings run as written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.imports import ROOT, find_absent_packages
 
-#: The example at the top of the package shows a use on a video of the reader.
+#: The example at the top of the package uses the reader's own video.
 NOT_RUN = {"teso_deploy/__init__.py"}
 
 

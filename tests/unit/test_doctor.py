@@ -1,4 +1,4 @@
-"""What ``doctor`` says of machines and environments that are not this one."""
+"""The report of ``doctor`` for simulated machines and environments."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ MODULES = {
 
 
 class NvmlError(Exception):
-    """As pynvml.NVMLError: of no class that we could catch."""
+    """Like pynvml.NVMLError, which has no base class that we could catch."""
 
 
 def nvml(*gpus: tuple[str, tuple[int, int], int, int], driver: str, cuda: int, as_bytes: bool = False) -> Any:
-    """A pynvml that sees these GPUs."""
+    """Make a pynvml that sees these GPUs."""
 
     def text(value: str) -> str | bytes:
         return value.encode() if as_bytes else value
@@ -77,7 +77,10 @@ class Fake:
         self.loads()
 
     def installed(self, packages: dict[str, str], base: dict[str, str | None] | None = None) -> None:
-        """These packages beside those of the base install and of the tests; a base of None is taken away."""
+        """Install these packages in addition to the base install and the tests' packages.
+
+        A base version of None removes one.
+        """
         of_gpu = {package for library in shared_libraries.LIBRARIES.values() for package in library.packages}
 
         def version(package: str) -> str | None:
@@ -98,7 +101,7 @@ class Fake:
         self.patch.setattr(shared_libraries, "has_module", has)
 
     def loads(self, problems: dict[str, str] | None = None, cuda: dict[str, str] | None = None) -> None:
-        """All that is installed can be loaded, except for these."""
+        """Make everything that is installed loadable, except for these."""
         built_for = {"onnxruntime-gpu": "13.0"} | (cuda or {})
 
         def load(programs: dict[str, str]) -> dict[str, Answer]:
@@ -123,7 +126,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
 
 
 def shown() -> str:
-    """What ``doctor`` prints for people, without the table's lines and breaks."""
+    """Return ``doctor``'s text for people, without the table's lines and breaks."""
     return " ".join(teso("doctor").out.replace("│", " ").split())
 
 
@@ -162,7 +165,7 @@ def test_a_machine_that_has_everything(fake: Fake) -> None:
     }
     assert found["nvrtc"]["version"] == "13.0.88" and found["tensorrt"]["cuda_major"] == 13
     assert not report["extras_missing"].keys() & GPU_EXTRAS
-    # The only thing that does not go together can't be mended, and need not be.
+    # The only conflict can't be repaired, and does not need to be.
     assert [exclusion["mend"] for exclusion in report["exclusions"]] == [[]]
     assert "TensorRT 10, and 11.4.0.106 is" in reasons(report)
     out = shown()
@@ -302,7 +305,7 @@ def test_a_card_without_a_driver(fake: Fake) -> None:
 
 
 class LibCuda:
-    """The calls of libcuda that are used, for one GPU of compute capability 8.9."""
+    """The calls of libcuda that we use, for one GPU of compute capability 8.9."""
 
     def __init__(self, code: int = 0) -> None:
         self.code = code
@@ -332,7 +335,7 @@ class LibCuda:
 
     @staticmethod
     def _give(out: Any, value: int) -> int:
-        out._obj.value = value  # what ctypes.byref was given
+        out._obj.value = value  # the argument of ctypes.byref
         return 0
 
 

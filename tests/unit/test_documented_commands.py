@@ -1,4 +1,4 @@
-"""The commands and the Python of the documentation are accepted by the program, also where they can't be run."""
+"""The program accepts the documentation's commands and Python, also those that can't run here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _name(block: CodeBlock) -> str:
 
 
 def _parse(arguments: list[str]) -> None:
-    """Parse a command line by the program's own parser. Raises the parser's error."""
+    """Parse a command line with the program's own parser. Raises the parser's error."""
     group: Any = typer.main.get_command(app)
     context = group.context_class(group, info_name="teso-deploy")
     arguments = [argument for argument in arguments if argument != "--traceback"]
@@ -46,14 +46,14 @@ def test_python_compiles(block: CodeBlock) -> None:
 
 
 def test_reasons_are_given() -> None:
-    """A block that is not run says why, and notes are spelled as the tests read them."""
+    """A block that is not run gives a reason, and its notes have a spelling that the tests understand."""
     for block in BLOCKS:
         assert block.notes.keys() <= {"notest", "slow", "needs"}, _name(block)
         assert all(block.notes.values()), _name(block)
 
 
 def test_every_fence_is_found() -> None:
-    """A first line that the tests could not read would leave a block out."""
+    """A block with an unreadable first line would be skipped."""
     for page, blocks in find_pages().items():
         fences = [line for line in (ROOT / page).read_text(encoding="utf-8").splitlines() if line.startswith("```")]
         assert len(fences) == 2 * len(blocks), page

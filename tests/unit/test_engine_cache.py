@@ -1,4 +1,4 @@
-"""Where engines come from: the cache, the bundle, or a build; who may not build, and whose engines they are."""
+"""Engines come from the cache, the bundle or a build: when a build is allowed, and which engines are accepted."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def rtx(tmp_path: Path) -> Machine:
     return Machine(tmp_path / "cache", "tensorrt-rtx")
 
 
-# ------------------------------------------------------------------------------------------- who builds
+# ------------------------------------------------------------------------------------------- builds
 
 
 def test_who_may_not_build_wants_the_engines_of_all_graphs(machine: Machine, bundle: Bundle) -> None:
@@ -146,7 +146,7 @@ def test_what_was_built_again_is_taken_from_then_on(rtx: Machine, bundle: Bundle
     with pytest.raises(EngineError, match=r"was built by tensorrt-rtx 1.7.1.116, here is 1.8.0.1.*--rebuild-engines"):
         rtx.engine(bundle)
     factory = engine_factory(rtx.library, rtx.device, cache=rtx.cache, rebuild=True)
-    for _ in range(2):  # once, however often it is asked for
+    for _ in range(2):  # once, however often it is requested
         factory(bundle, "fusion")
     assert rtx.state.builds == 1
     assert rtx.engine(bundle).sidecar.library_version == "1.8.0.1" and rtx.state.builds == 1
@@ -171,14 +171,14 @@ def test_export_looks_at_the_engines_that_ship(
     bundle = rtx.ship(bundle.folder)
     rtx.state.version = "1.8.0.1"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    for graph in TESO.names:  # that the user's own would fit says nothing
+    for graph in TESO.names:  # fitting engines in the user's own cache must not count
         rtx.engine(bundle, graph, settings=PROFILE, cache=EngineCache())
     with pytest.raises(EngineError, match=r"was built by tensorrt-rtx 1\.7\.1"):
         verify_engines(bundle, [EngineRequest(rtx.library, (), ("fp32",), PROFILE, rtx.device)])
     assert rtx.state.builds == len(TESO.names)
 
 
-# ------------------------------------------------------------------------------------------- for which GPU
+# ------------------------------------------------------------------------------------------- matching the GPU
 
 
 def test_where_portable_engines_run() -> None:
@@ -211,7 +211,7 @@ def test_engines_for_many_gpus_are_found_on_them(machine: Machine, bundle: Bundl
     machine.gpu.name, machine.gpu.compute_capability = "Fake H200", (9, 0)
     assert machine.engine(bundle, settings=AMPERE_PLUS, on_progress=stages.append).sidecar.gpu == "Fake 4090"
     assert machine.state.builds == 1 and stages == ["fusion: first run on Fake H200, check"]
-    machine.engine(bundle)  # of the default profile: for this GPU alone
+    machine.engine(bundle)  # with the default profile, only for this GPU
     assert machine.state.builds == 2
     same = PROFILE.model_copy(update={"hardware_compatibility": "same-compute-capability"})
     paths = {machine.path(bundle, same)}
@@ -231,7 +231,7 @@ def test_a_bundle_brings_engines_for_many_gpus(machine: Machine, bundle: Bundle)
     assert machine.state.builds == 1
 
 
-# ------------------------------------------------------------------------------------------- what vouches for it
+# ------------------------------------------------------------------------------------------- sidecars
 
 
 def test_the_manifest_vouches_for_an_engine_when_it_is_loaded(rtx: Machine, bundle: Bundle) -> None:
@@ -241,7 +241,7 @@ def test_the_manifest_vouches_for_an_engine_when_it_is_loaded(rtx: Machine, bund
     content += b" "
     digest = hashlib.sha256(content).hexdigest()
     write_engine(bundle.path(entry.file), content, sidecar.model_copy(update={"sha256": digest}))
-    read_engine(bundle.path(entry.file))  # the sidecar alone says nothing
+    read_engine(bundle.path(entry.file))  # the sidecar alone is not enough
     with pytest.raises(EngineError, match="is not the engine that was built"):
         rtx.engine(bundle)
     assert not rtx.state.deserialized

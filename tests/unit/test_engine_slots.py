@@ -1,4 +1,4 @@
-"""Slots of engines: shapes that alternate, memory that ends, buffers in use, what others lend; inspector, refusals."""
+"""Slots of engines: alternating shapes, full memory, buffers in use, arrays of other libraries; inspector, refusals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.fake_tensorrt import Diagnostics, Fake, fake_tensorrt
 
 
 class Machine:
-    """Engines of fusion, for batches of 1 to 4, on a GPU that does everything late."""
+    """Engines of the fusion, for batches of 1 to 4, on a GPU that works as late as possible."""
 
     def __init__(self, bundle: Bundle, folder: Path, target: Target = "tensorrt") -> None:
         self.bundle, self.gpu = bundle, FakeDevice()
@@ -69,7 +69,7 @@ def test_memory_that_ends_at_a_larger_batch_leaves_the_slot_as_it_was(machine: M
     slot = machine.engine().slot()
     one, four = machine.feeds(), machine.feeds(4, seed=1)
     machine.check(slot.run(one), one)
-    machine.gpu.total_bytes = machine.gpu.used_bytes + 2000  # the first output of four rows fits, the next one doesn't
+    machine.gpu.total_bytes = machine.gpu.used_bytes + 2000  # the first output of four rows fits, but not the next one
     for _ in range(2):
         with pytest.raises(DeviceMemoryError):
             slot.run(four)
@@ -86,7 +86,7 @@ def test_other_shapes_make_room(machine: Machine) -> None:
     for batch in (1, 2, 3):
         slot.run(machine.feeds(batch))
     used = machine.gpu.used_bytes
-    machine.gpu.total_bytes = used  # nothing is left, but what the others hold
+    machine.gpu.total_bytes = used  # no memory is left except what the others hold
     four = machine.feeds(4)
     machine.check(slot.run(four), four)
     assert machine.gpu.used_bytes < used
@@ -106,7 +106,7 @@ def test_shapes_that_alternate_keep_their_graphs_and_outputs(machine: Machine) -
 def test_no_more_shapes_are_kept_than_was_said(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("teso_deploy.backends.tensorrt.slot.MOST_SHAPES", 2)
     slot = machine.engine().slot()
-    for batch in (1, 2, 1, 3, 1, 2):  # 3 drives out 2, and 2 then 3
+    for batch in (1, 2, 1, 3, 1, 2):  # 3 replaces 2, and 2 then replaces 3
         feeds = machine.feeds(batch, seed=batch)
         machine.check(slot.run(feeds), feeds)
     assert len(slot._kept) == 2 and machine.gpu.graph_launches == 2 and MOST_SHAPES == 4
@@ -152,7 +152,7 @@ def test_memory_is_only_short_where_it_is(machine: Machine) -> None:
         engine.slot()
 
 
-# ------------------------------------------------------------------------------------------------ who reads, who holds
+# ------------------------------------------------------------------------------------------------ readers, owners
 
 
 def test_a_second_fill_waits_for_the_copy_and_for_the_reader(machine: Machine) -> None:
@@ -165,7 +165,7 @@ def test_a_second_fill_waits_for_the_copy_and_for_the_reader(machine: Machine) -
     gpu.copy_out(read, tensor.pointer, compute)
     tensor.read_until("reader", cast(Any, compute.record()))
     held.fill(np.full(4, 2, np.float32))
-    copies.synchronize()  # overtakes the reader, if nothing keeps it from it
+    copies.synchronize()  # it overtakes the reader unless something prevents that
     compute.synchronize()
     np.testing.assert_array_equal(read, 1)
     np.testing.assert_array_equal(tensor.numpy(), 2)
@@ -177,7 +177,7 @@ def test_buffers_live_until_what_was_queued_on_them_has_run(machine: Machine) ->
     held = HostInput(machine.device, (4,), np.float32, cast(Any, copies))
     read = np.zeros(4, np.float32)
     tensor = held.fill(np.ones(4, np.float32))
-    del held  # with the page-locked memory that the copy is from
+    del held  # and the page-locked memory that the copy comes from
     tensor.wait_ready(cast(Any, compute))
     gpu.copy_out(read, tensor.pointer, compute)
     tensor.read_until("reader", cast(Any, compute.record()))
@@ -201,7 +201,7 @@ def test_a_slot_that_goes_ends_its_work_first(machine: Machine) -> None:
 
 
 class Lent:
-    """An array on the GPU of which only the CUDA array interface is known; ``stream``: that it names."""
+    """An array on the GPU with only the CUDA array interface. ``stream``: the stream that it names."""
 
     def __init__(self, machine: Machine, values: Any, stream: FakeStream | None) -> None:
         self.memory = machine.gpu.allocate(values.nbytes)

@@ -1,4 +1,4 @@
-"""Engines on disk: built once, vouched for, refused where they do not fit; with a library that is a fake."""
+"""Engines on disk: built once, checked by hash, refused where they do not fit. The library is a fake."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def bundle(full_bundle: Path) -> Bundle:
 
 
 class Machine:
-    """A GPU, a library, a cache, and factories of engines with them."""
+    """A GPU, a library, a cache, and factories of engines for them."""
 
     def __init__(self, folder: Path, target: Target = "tensorrt") -> None:
         self.gpu = FakeDevice()
@@ -115,7 +115,7 @@ def test_what_an_engine_depends_on_is_its_name(machine: Machine, bundle: Bundle)
 
 def test_types_are_read_back_from_the_engine(machine: Machine, bundle: Bundle) -> None:
     assert machine.engine(bundle, precision="fp16").sidecar.shares == {"fp16": 0.5, "fp32": 0.5}
-    machine.state.half_as = "Float"  # asked for half, and built something else
+    machine.state.half_as = "Float"  # half was requested, and another type was built
     with pytest.raises(EngineError, match=r"was to be fp16, but is 100% fp32: nothing was kept"):
         machine.engine(bundle, "decoder", "fp16")
     assert len(list(machine.cache.folder.glob("decoder*.engine*"))) == 0
@@ -147,7 +147,7 @@ def test_an_engine_that_computes_something_else_is_not_kept(machine: Machine, bu
         machine.engine(bundle, "decoder", "fp16")
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------------------------------------ refusals
 
 
 def change(path: Path, **fields: Any) -> None:
@@ -204,7 +204,7 @@ def test_an_engine_without_its_sidecar_is_half_a_write(machine: Machine, bundle:
     sidecar_path(path).unlink()
     with pytest.raises(EngineError, match="has no sidecar"):
         read_engine(path)
-    machine.engine(bundle)  # in the cache it is as if it was not there
+    machine.engine(bundle)  # in the cache it counts as absent
     assert machine.state.builds == 2
     path.unlink()
     with pytest.raises(InputNotFoundError, match="no engine"):
@@ -266,7 +266,7 @@ def test_memory_that_does_not_suffice_says_what_would_fit(machine: Machine, bund
 def test_two_processes_build_an_engine_once(machine: Machine, bundle: Bundle) -> None:
     path, waited = machine.path(bundle), threading.Event()
     with path.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # another process
+        fcntl.flock(file, fcntl.LOCK_EX)  # as another process would
 
         def told(stage: str) -> None:
             if "another process" in stage:
@@ -284,11 +284,11 @@ def test_timings_are_kept_for_the_next_build(machine: Machine, bundle: Bundle) -
     machine.engine(bundle)
     timings = machine.cache.timing_cache_path("11.4.0.5", "Fake 4090")
     assert read_vouched(timings) == b"timings"
-    timings.write_bytes(b"something else")  # not what was written: left alone
+    timings.write_bytes(b"something else")  # not the written content: it is ignored
     assert read_vouched(timings) is None
     machine.engine(bundle, "decoder")
     assert read_vouched(timings) == b"timings"
-    write_vouched(Path("/proc/none/x"), b"")  # saves time or does nothing
+    write_vouched(Path("/proc/none/x"), b"")  # it saves time or does nothing
 
 
 # ------------------------------------------------------------------------------------------- TensorRT-RTX
@@ -305,14 +305,14 @@ def test_engines_that_came_with_the_bundle_are_taken(tmp_path: Path, bundle: Bun
     make_engine(machine.library, source_of(bundle, "fusion", "fp32"), PROFILE, tmp_path / "sm86.engine", "sm86")
     assert json.loads((tmp_path / "sm86.engine").read_text())["capabilities"] == ["SM86"]
     assert machine.state.builds == 2
-    engine = machine.engine(bundle)  # none in the bundle: built for this GPU
+    engine = machine.engine(bundle)  # the bundle has none, so it is built for this GPU
     assert engine.sidecar.architecture == "sm89" and engine.backend == "tensorrt-rtx"
     assert list(machine.cache.folder.glob("*.lock"))
 
 
 @pytest.fixture
 def travelled(tmp_path: Path, full_bundle: Path) -> Callable[[Machine], Bundle]:
-    """A bundle with portable engines of every graph, as a machine without a GPU gives it."""
+    """Return a bundle with portable engines of every graph, as a machine without a GPU writes it."""
 
     def made(machine: Machine) -> Bundle:
         shutil.copytree(full_bundle, tmp_path / "bundle")
@@ -339,7 +339,7 @@ def test_engines_from_elsewhere_are_checked_at_their_first_run(
     assert machine.engine(bundle, "decoder", on_progress=stages.append).sidecar.architecture == "portable"
     machine.engine(bundle, "decoder", on_progress=stages.append)
     assert stages == ["decoder: first run on Fake 4090, check"] and machine.state.builds == 0
-    machine.engine(bundle, "decoder", settings=load_profile("throughput"))  # asked for: built for this GPU
+    machine.engine(bundle, "decoder", settings=load_profile("throughput"))  # requested, so it is built for this GPU
     assert machine.state.builds == 1
 
 
@@ -348,8 +348,8 @@ def test_engines_that_hear_nothing_do_not_ship(tmp_path: Path, travelled: Callab
     bundle = travelled(machine)
     request = EngineRequest(machine.library, (), ("fp32",), PROFILE, machine.device)
     verify_engines(bundle, [request])
-    verify_engines(bundle, [EngineRequest(machine.library, (), ("fp32",), PROFILE, None)])  # nowhere to run
-    machine.state.bends = 0.2  # as a miscompiled kernel might, after the check of each graph
+    verify_engines(bundle, [EngineRequest(machine.library, (), ("fp32",), PROFILE, None)])  # no GPU to run on
+    machine.state.bends = 0.2  # as by a miscompiled kernel, after the check of each graph
     with pytest.raises(CheckFailedError, match=r"not the model, nothing was written \(.*tensorrt-rtx-fp32"):
         verify_engines(bundle, [request])
 

@@ -1,4 +1,4 @@
-"""Training on videos: what learns and what is held, that it goes on where it broke off, and that it learns."""
+"""Training on videos: which weights learn, which are frozen, that it resumes, and that it reduces the loss."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def batches_of(recipe: Recipe, root: Path, words: dict[str, NDArray[np.float32]]
 
 
 def whole(recipe: Recipe) -> Assembly:
-    """As if checkpoints had given everything but the adapters and the fusion."""
+    """Pretend that checkpoints gave everything except the adapters and the fusion."""
     model = build(recipe, 0)
     random = tuple(
         key for key in model.state_dict() if is_adapter(key) or (key.startswith("fusion.") and key != "fusion.queries")
@@ -143,7 +143,7 @@ def test_only_what_should_move_moves(avss: Path, words: dict[str, NDArray[np.flo
     assert "fusion.queries" not in moved and not any(key.startswith("audio_encoder.") for key in moved)
     for part in ("fusion.latents.", "fusion.sedam.", "fusion.pmqs."):
         assert any(key.startswith(part) for key in moved), part
-    # The second layer of an adapter is zero: the first has no gradient before that has moved.
+    # An adapter's second layer is zero at first. Until it changes, the first layer has no gradient.
     assert {key for key in adapters if key.endswith(".up.bias")} <= moved
     assert "decoder.classifier.weight" in moved
 
@@ -234,7 +234,7 @@ def test_what_can_t_be_trained_is_said(avss: Path, words: dict[str, NDArray[np.f
 
 
 def test_two_videos_are_learnt_by_heart(words: dict[str, NDArray[np.float32]], tmp_path: Path) -> None:
-    size = 128  # masks have a stride of 4: at 64 the edges alone would cost five points
+    size = 128  # masks have a stride of 4: at 64 pixels the edges alone would cost five points
     write_avss(tmp_path / "data", videos=2, size=size)
     videos = {"epochs": 80, "frames_per_batch": 10, "accumulation_steps": 1, "adapter_learning_rate": 3e-3}
     recipe = recipe_of(videos=videos, missed_cue_rate=0.0, extra_cue_rate=0.0, warmup_steps=10)

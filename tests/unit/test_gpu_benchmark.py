@@ -1,4 +1,4 @@
-"""The benchmark of engines on a GPU, as far as it needs none: who takes part, what is reported, and the steps."""
+"""The benchmark of engines on a GPU, without a GPU: the contenders, the report, and the steps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FRAMES = 4
 
 
 def script(name: str) -> Any:
-    """A module of ``benchmarks``."""
+    """Import a module of ``benchmarks``."""
     return importlib.import_module(f"benchmarks.{name}")
 
 
@@ -139,7 +139,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostDevice]:
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_engines_take_the_steps(tiny_bundle: Path, host: HostDevice, tmp_path: Path, batch: int) -> None:
-    """On a GPU that is a fake, with our kernels on the CPU: the labels of the pipeline."""
+    """On a fake GPU, with our kernels on the CPU: the labels equal the pipeline's."""
     bundle, gpu = Bundle.open(tiny_bundle), FakeDevice(host)
     device, module = cast(Device, gpu), cast(Module, gpu)
     library = adopt("tensorrt", fake_tensorrt(Fake(gpu, is_rtx=False)))

@@ -1,7 +1,7 @@
 """The GPU runtime around the engines: what it waits for, what it records, what stays on the device.
 
-The library is a fake that computes with ONNX Runtime, the GPU is a fake that does everything as late as it may, and our
-kernels run on the CPU. The results must be those of the CPU path.
+The library is a fake that computes with ONNX Runtime. The GPU is a fake that works as late as possible. Our kernels run
+on the CPU. The results must equal those of the CPU path.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def expected_of(bundle: Bundle, graph: str, feeds: dict[str, Any]) -> dict[str, 
 
 
 def same(found: Any, expected: Any) -> None:
-    """Up to how two sessions of ONNX Runtime add."""
+    """Compare up to the rounding of sums in two sessions of ONNX Runtime."""
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -100,7 +100,7 @@ def test_every_run_sees_its_own_inputs(bundle: Bundle, gpu: FakeDevice, tmp_path
             array[name][:] = value
         outputs = slot.run(array)
         for value in array.values():
-            value[:] = 0  # the caller may use its arrays again
+            value[:] = 0  # the caller may change its arrays now
         for name, value in expected_of(bundle, "fusion", fresh).items():
             same(outputs[name].numpy(), value)
 
@@ -112,7 +112,7 @@ def test_outputs_stay_on_the_device_and_are_the_same_tensors(bundle: Bundle, gpu
     first = encoder.run(feeds_of(bundle, "visual_encoder"))
     pointers = {name: cast(DeviceTensor, tensor).pointer for name, tensor in first.items()}
     decoder.run({**first, "queries": queries})
-    for seed in (1, 2, 3):  # never looked at in between: only events keep the two in order
+    for seed in (1, 2, 3):  # not read in between: only events keep the two in order
         image = feeds_of(bundle, "visual_encoder", seed=seed)
         memory = encoder.run(image)
         masks = decoder.run({**memory, "queries": queries})["masks"]
@@ -200,7 +200,7 @@ def test_arrays_of_other_libraries_are_taken_where_they_are(bundle: Bundle, gpu:
     theirs = DeviceArray(memory.pointer, feeds["audio"].shape, np.dtype(np.float32), memory, device, cast(Any, writer))
 
     class Theirs:
-        """All that we know of it is the interface."""
+        """An object that has only the interface."""
 
         __cuda_array_interface__ = theirs.__cuda_array_interface__
 
@@ -223,7 +223,7 @@ def test_a_tensor_offers_itself_to_other_libraries(gpu: FakeDevice) -> None:
     tensor = held.fill(values)
     interface = tensor.array().__cuda_array_interface__
     assert interface["shape"] == (2, 3) and interface["typestr"] == "<f4" and interface["data"][0] == tensor.pointer
-    np.testing.assert_array_equal(tensor.numpy(), values)  # what was queued has run: array() waited
+    np.testing.assert_array_equal(tensor.numpy(), values)  # queued work has run, because array() waited
 
 
 def test_wrong_inputs_are_refused(bundle: Bundle, gpu: FakeDevice, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_pipeline_on_the_device_gives_the_labels_of_the_cpu(bundle: Bundle, ho
     theirs = Pipeline.load(bundle.folder, size="auto")
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 256, size, np.uint8) for size in ((48, 80, 3), (48, 80, 3), (120, 90, 3), (48, 80, 3))]
-    frames.insert(1, frames[0])  # the same again
+    frames.insert(1, frames[0])  # the same frame again
     for i, frame in enumerate(frames):
         for seed in (i, i + 1):
             left, right = (p.segment(frame, sound_of(seed), ["dog"]) for p in (ours, theirs))
@@ -277,7 +277,7 @@ def test_streams_do_not_share_what_they_keep(bundle: Bundle, host: HostDevice, t
 
 
 def test_onnxruntime_slots_with_tensors_of_their_own(bundle: Bundle) -> None:
-    """The very slot of the GPU, in the host's memory."""
+    """The GPU's slot, in host memory."""
     encoder = OnnxRuntimeCudaEngine(bundle.graph_path("visual_encoder"), device="cpu").slot()
     decoder = OnnxRuntimeCudaEngine(bundle.graph_path("decoder"), device="cpu").slot()
     for batch, seed in ((1, 0), (1, 1), (2, 2), (1, 3)):
@@ -304,7 +304,7 @@ def test_onnxruntime_takes_what_our_operators_leave(bundle: Bundle, gpu: FakeDev
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without a GPU, with the CPU's ONNX Runtime and without TensorRT, whatever this one has."""
+    """Simulate a machine without GPU and TensorRT, with ONNX Runtime for the CPU."""
     find, load = importlib.util.find_spec, bindings.load_library
 
     def load_others(target: str) -> bindings.TensorRTLibrary:

@@ -1,4 +1,4 @@
-"""``benchmarks/gpu.sh`` and what puts its parts together, without a GPU."""
+"""``benchmarks/gpu.sh`` and the merging of its parts, without a GPU."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ JUNIT = """<?xml version="1.0"?><testsuites><testsuite><testcase name="test_a"/>
 
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
-    """Instead of Python: no part measures anything, and those that FAILING names fail."""
+    """Replace Python, so that no part measures anything, and the parts in FAILING fail."""
     code, path = tmp_path / "stub.py", tmp_path / "python"
     code.write_text(STUB.format(python=sys.executable, junit=JUNIT))
     path.write_text(f'#!/bin/sh\nexec {sys.executable} {code} "$@"\n')
@@ -154,7 +154,7 @@ def test_a_part_that_fails_takes_no_other_along(python: Path, tmp_path: Path) ->
     assert page.startswith("# a-gpu\n") and "| kernels | exit code 3: the reason \\| why |" in page
     assert "## training\n" in page and "| engines-fp16-32 | 1.5 |" in page and "- device: A" in page
     assert "2 passed, 1 failure, 1 skipped" in page and "| portable on A | refused: a & b |" in page
-    # Another visit: what is there stays, what failed is mended, and what fails now has no result of earlier.
+    # A second run: results stay, repaired parts are added, and a part that fails now loses its earlier result.
     done = gpu_sh(out, "kernels", "training", python=python, FAILING="training")
     assert done.returncode == 1 and done.stderr.splitlines()[-1] == "failed: training"
     found = report(out)

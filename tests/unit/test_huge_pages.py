@@ -1,4 +1,4 @@
-"""Which memory goes on large pages; that what is in it stays as it is."""
+"""Which memory is moved to huge pages, and that its content does not change."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ranges = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), max_size=6).
 
 
 def disjoint(found: Ranges) -> Ranges:
-    """Without those that overlap one before them."""
+    """Remove ranges that overlap an earlier one."""
     kept: Ranges = []
     for start, end in found:
         if not kept or start >= kept[-1][1]:
@@ -38,7 +38,7 @@ def disjoint(found: Ranges) -> Ranges:
 
 
 def cells(found: Ranges) -> set[int]:
-    """Every address in them."""
+    """Return every address in the ranges."""
     return {place for start, end in found for place in range(start, end)}
 
 
@@ -67,7 +67,7 @@ def test_what_is_allocated_inside_is_asked_for_and_nothing_else(monkeypatch: pyt
     monkeypatch.setattr("teso_deploy.backends.huge_pages.ctypes.CDLL", lambda name: Library)
 
     def allocated() -> np.ndarray[Any, Any]:
-        """Memory that is new to the process: malloc might hand out what was freed before."""
+        """Allocate memory that is new to the process. malloc might return what was freed before."""
         return np.frombuffer(mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
 
     def pages(array: np.ndarray[Any, Any]) -> set[int]:

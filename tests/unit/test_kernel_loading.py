@@ -1,4 +1,4 @@
-"""How the CUDA operators are launched, compiled, kept and loaded: all that needs no GPU."""
+"""Launching, compiling, caching and loading the CUDA operators, as far as that needs no GPU."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_tables_stay_within_the_source_and_are_read_only() -> None:
     for source, target in ((1, 1), (1, 50), (50, 1), (4096, 8), (8, 4096), (719, 720), (33, 33)):
         starts, counts, *weights = resize_filter(source, target)
         assert (starts >= 0).all() and (counts >= 1).all() and (starts + counts <= source).all()
-        # The kernel takes a tile's first and last row for its bounds.
+        # The kernel uses a tile's first and last row as its bounds.
         assert (np.diff(starts) >= 0).all() and (np.diff(starts + counts) >= 0).all()
         assert np.abs(np.sum(weights, axis=0) - 2**22).max() <= len(weights) / 2
         assert not resize_filter(source, target).flags.writeable
@@ -124,7 +124,7 @@ def test_the_bytes_that_have_to_move() -> None:
 
 
 class Recorder:
-    """A device, and a module, that remember what they were asked."""
+    """A device and a module that record the calls."""
 
     compute_capability = (9, 0)
 
@@ -170,7 +170,7 @@ def test_tables_are_made_once_a_size_and_given_back() -> None:
 
 @pytest.fixture
 def kernel_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The shipped sources in a folder of the test's own, and no other place to load from."""
+    """Copy the shipped sources to a separate folder, and make it the only place to load from."""
     folder = tmp_path / "engines" / "kernels"
     shutil.copytree(shipped_path("engines/kernels"), folder, ignore=shutil.ignore_patterns("kernels.*"))
     for module in (compiling, kernels):
@@ -216,7 +216,7 @@ def test_a_fatbin_of_other_sources_is_refused(kernel_folder: Path) -> None:
 
 
 class FakeNvrtc:
-    """NVRTC 13.5 as far as we use it; its cubin is the option that names the architecture."""
+    """NVRTC 13.5 as far as we use it. Its cubin is the option that names the architecture."""
 
     class nvrtcResult:
         NVRTC_SUCCESS = SimpleNamespace(name="NVRTC_SUCCESS")
@@ -338,7 +338,7 @@ def test_nvrtc_compiles_the_sources(capability: tuple[int, int], tmp_path: Path)
 
 
 def fatbin_entries(fatbin: bytes) -> set[str]:
-    """``sm_90`` for a cubin, ``compute_90`` for PTX, read from the headers that NVIDIA's tools write."""
+    """Return ``sm_90`` for a cubin, ``compute_90`` for PTX, from the headers that NVIDIA's tools write."""
     magic, _, at, size = struct.unpack_from("<IHHQ", fatbin)
     assert magic == 0xBA55ED50
     end, found = at + size, set()

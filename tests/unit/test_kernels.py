@@ -1,4 +1,4 @@
-"""The CUDA operators: their own source, run on the CPU thread by thread, against what the CPU path computes."""
+"""The CUDA operators compared with the CPU path. Their own source runs on the CPU, thread by thread."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def operators(host: HostDevice) -> Operators:
 
 
 def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Levels that are often 0 or 255: there, rounding shows."""
+    """Return levels that are often 0 or 255, where rounding is visible."""
     rng = np.random.default_rng(seed)
     return rng.choice(np.array([0, 255, *rng.integers(0, 256, 6)], np.uint8), shape)
 
@@ -60,9 +60,9 @@ def on_the_cpu(picture: NDArray[np.uint8], bucket: ImageSize, fitted: ImageSize)
 # ------------------------------------------------------------------------------------------------ pictures
 
 RESIZES = [
-    ((9, 13), (9, 13)),  # none
+    ((9, 13), (9, 13)),  # no resizing
     ((37, 53), (16, 24)),
-    ((37, 53), (37, 24)),  # along one axis alone
+    ((37, 53), (37, 24)),  # along one axis
     ((37, 53), (20, 53)),
     ((1, 1), (5, 7)),
     ((1, 1), (1, 1)),
@@ -73,9 +73,9 @@ RESIZES = [
     ((7, 4096), (3, 8)),
     ((4096, 5), (8, 5)),
     ((72, 128), (64, 96)),
-    ((90, 30), (11, 40)),  # the rows first, as Pillow 13 has it
-    ((60, 1000), (9, 900)),  # and several strips of columns
-    ((301, 3), (20, 2)),  # as Pillow 12.2 has it, too
+    ((90, 30), (11, 40)),  # the rows first, as in Pillow 13
+    ((60, 1000), (9, 900)),  # the rows first, with several strips of columns
+    ((301, 3), (20, 2)),  # the rows first, also in Pillow 12.2
 ]
 
 
@@ -176,7 +176,7 @@ def test_colours_are_those_of_the_standards(operators: Operators, matrix: YuvMat
     luma, chroma = planes((24, 30))
     exact = references.rgb_of_nv12(luma, chroma, LUMA_SHARES[matrix], is_full_range)
     rounded = fixed_point_rgb(luma, chroma, yuv_gains(matrix, is_full_range))
-    # Half a level is the rounding itself.
+    # Half a level is the error of rounding.
     assert np.abs(rounded - exact.clip(0, 255)).max() < 0.51
     made = operators.nv12(luma, chroma, (24, 30), matrix, is_full_range)
     assert np.array_equal(made, on_the_cpu(rounded[0], (24, 30), (24, 30)))

@@ -1,4 +1,4 @@
-"""Numbers of a live run: bounded, within one per cent, for people and for JSON."""
+"""The numbers of a live run: bounded memory, accurate to one per cent, for people and for JSON."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from tests.support.segmentations import read_cues
 
 
 class Taken:
-    """A frame as a reader gives it."""
+    """A frame, as a reader gives it."""
 
     def __init__(self, number: int, pts_seconds: float) -> None:
         self.pts_seconds, self.index, self.segment, self.is_corrupt = pts_seconds, number, 0, False
@@ -37,7 +37,7 @@ class Taken:
 
 
 class Camera:
-    """Films ``fps`` frames a second for some seconds, and hears a tone; stream time begins when it is started."""
+    """A camera of ``fps`` frames per second for some seconds, with a tone. Stream time begins at its start."""
 
     def __init__(
         self, seconds: float, fps: float = 25.0, has_sound: bool = True, fails_after: float | None = None
@@ -206,7 +206,7 @@ def test_muted_it_hears_nothing(pipeline: Pipeline) -> None:
 
 
 def test_two_halves_are_the_whole(pipeline: Pipeline) -> None:
-    """While the next picture is encoded the last one can be decoded again."""
+    """While the next picture is encoded, the last one can be decoded again."""
     rng, stream = np.random.default_rng(0), pipeline.open_stream()
     pictures = [rng.integers(0, 256, (64, 96, 3), np.uint8) for _ in range(4)]
     sounds = [rng.standard_normal(15_600).astype(np.float32) * 0.1 for _ in range(2)]

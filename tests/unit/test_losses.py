@@ -1,4 +1,4 @@
-"""Each loss against its definition."""
+"""Each loss compared with its definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models' process: questions and answers, crashes, hangs, and that nothing of it is left."""
+"""The models' process: questions and answers, crashes, hangs, and that nothing remains of it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ CHILD = textwrap.dedent("""
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> CueModels:
-    """A captioner and a reasoner, as small as they come."""
+    """Make a captioner and a reasoner of the smallest size."""
     base = tmp_path_factory.mktemp("models")
     save_vision_encoder_decoder(base / "captioner")
     save_reasoner(base / "reasoner", "llama")
@@ -148,7 +148,7 @@ def test_the_real_one_captions_and_reasons(models: CueModels) -> None:
         assert os.sched_getscheduler(process._process.pid) == os.SCHED_IDLE
         with pytest.raises(CueSourceError, match="fewer shots"):
             reasoner.answer([Message("user", "dog " * 5000)])
-        assert reasoner.answer(prompt.messages("a dog barks at a man")) == answer  # the same process
+        assert reasoner.answer(prompt.messages("a dog barks at a man")) == answer  # in the same process
     finally:
         process.close()
 
@@ -232,7 +232,7 @@ def test_a_command_that_is_not_there(models: CueModels) -> None:
 
 
 def test_it_ends_with_its_parent(models: CueModels, tmp_path: Path) -> None:
-    """A parent that is killed can't close anything."""
+    """A parent that is killed can't close its child."""
     code = (
         "import sys, time; from teso_deploy.cues.process import ModelProcess;"
         "from teso_deploy.cues.model_bundle import CueModels; from teso_deploy.cues.contracts import Message;"
@@ -256,7 +256,7 @@ def test_it_ends_with_its_parent(models: CueModels, tmp_path: Path) -> None:
 def test_many_files_may_be_open_and_the_folder_is_not_searched(
     models: CueModels, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``select`` takes no file numbered beyond 1,023; ``python -m`` imports from where it is started."""
+    """``select`` takes no file numbers above 1,023, and ``python -m`` imports from the current folder."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "numpy.py").write_text("raise SystemExit('this is no library')")

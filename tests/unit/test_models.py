@@ -1,4 +1,4 @@
-"""The networks: sizes, guards and the split, with random weights at a tiny size."""
+"""The networks with random weights at a tiny size: shapes, guards and the split."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_full_size_comes_from_the_recipe_alone() -> None:
 
         model = Teso(recipe)
     visual = sum(p.numel() for n, p in model.visual_encoder.named_parameters() if "adapter" not in n)
-    # Swin-B (87 M) and pixel decoder with the decoder's keys and values; 92 M by the paper without the latter.
+    # Swin-B (87 M) and pixel decoder, with the decoder's keys and values. By the paper it has 92 M without the latter.
     assert 91e6 < visual < 95e6
     assert model.visual_encoder.swin.dims == [128, 256, 512, 1024]
 
@@ -61,7 +61,7 @@ def test_guards_keep_every_number_finite(tiny_recipe: Recipe, valid: list[bool])
 
 
 def force_gates(model: torch.nn.Module, sign: float) -> None:
-    """Make ξ of every cue positive or negative, whatever the sound."""
+    """Make ξ of every cue positive or negative, whatever the sound is."""
     last = model.fusion.sedam.attentions[-1]  # type: ignore[union-attr, index]
     with torch.no_grad():
         last.query.weight.zero_()
@@ -216,7 +216,7 @@ def test_without_a_part_what_it_carried_is_gone_and_the_rest_still_works(tiny_re
     no_cue = torch.zeros_like(valid)
     generator = torch.Generator().manual_seed(2)
     audio, other = torch.randn(2, 12, generator=generator), torch.randn(2, 12, generator=generator)
-    for seed in range(200):  # random weights that let every cue live, or nothing would reach the queries
+    for seed in range(200):  # random weights that accept every cue; otherwise nothing would reach the queries
         model = build(ablated, seed).fusion
         with torch.no_grad():
             queries, gate = model(audio, given["cues"], valid)

@@ -1,4 +1,4 @@
-"""The slot of ONNX Runtime on a GPU, faked in host memory: each run uses its own inputs, whatever ran before."""
+"""The slot of ONNX Runtime on a GPU, simulated in host memory: each run uses its own inputs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def assert_is_of(slot: OnnxRuntimeCudaSlot, path: Path, given: Any, image: Image
 
 
 def test_an_input_may_come_from_elsewhere_each_time(slot: OnnxRuntimeCudaSlot, path: Path) -> None:
-    """From the host, from a tensor of our operators, from another session's; always of one shape."""
+    """It may come from the host, from a tensor of our operators or from another session; the shape stays the same."""
     gpu = FakeDevice()
     for seed in range(2):
         images = [image_of(10 * seed + i) for i in range(4)]
@@ -58,7 +58,7 @@ def test_an_input_may_come_from_elsewhere_each_time(slot: OnnxRuntimeCudaSlot, p
 
 
 class Failing:
-    """A session that fails while ``is_failing``, after it was bound."""
+    """A session that fails while ``is_failing`` is set, after its inputs were bound."""
 
     def __init__(self, session: Any, says: str) -> None:
         self._session, self._says, self.is_failing = session, says, True
@@ -91,7 +91,7 @@ def test_a_run_that_fails_leaves_nothing_behind(
             slot.run({"image": image_of(1, batch)})
         assert type(raised.value) is kind and "\n" not in str(raised.value)
         session.is_failing = False
-        for seed in (2, 3):  # of the shape that was there before
+        for seed in (2, 3):  # of the previous shape
             image = image_of(seed, 3 - batch)
             assert_is_of(slot, path, image, image)
     outputs = slot.run({"image": image_of(4)})
@@ -101,7 +101,7 @@ def test_a_run_that_fails_leaves_nothing_behind(
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.uint8])
 def test_an_input_of_another_type_is_refused(slot: OnnxRuntimeCudaSlot, path: Path, dtype: Any) -> None:
-    """An address has no type: it would be read as if it were right."""
+    """An address has no type, so the data would be misread without an error."""
     wrong = image_of(0).astype(dtype)
     value = onnxruntime.OrtValue.ortvalue_from_numpy(wrong, "cpu", 0)
     for given in (wrong, held_by(FakeDevice(), cast(Any, wrong)), value):

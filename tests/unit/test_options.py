@@ -1,4 +1,4 @@
-"""Options as dataclasses: validated once, and the same from Python and from the command line."""
+"""Options as dataclasses: validated once, and equal in Python and on the command line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PACKAGE = Path(teso_deploy.__file__).parent
 
 
 def parse(kind: Any, *arguments: str) -> Options:
-    """What a command with these options receives. Raises :class:`AssertionError` with what is printed otherwise."""
+    """Return what a command with these options receives. Raises :class:`AssertionError` with the printed error."""
     received: list[Options] = []
 
     def command(*, group: Options) -> None:
@@ -235,7 +235,7 @@ def test_what_was_given_is_known_by_command_and_field() -> None:
 
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef, bool]]:
-    """Module:function of all functions of the package, and whether it is a method."""
+    """Yield module:function of all functions of the package, and whether it is a method."""
     for path in sorted(PACKAGE.rglob("*.py")):
         if "_shipped" in path.parts:
             continue

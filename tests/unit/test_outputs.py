@@ -1,4 +1,4 @@
-"""Outputs are compared with all that is read, written whole, and go where their names lead."""
+"""Outputs are compared with all inputs, written completely or not at all, and follow links."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.commands import names_in
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    """``movie.mp4``, links to it, ``folder/in.mp4`` and a link to the folder."""
+    """Make ``movie.mp4``, links to it, ``folder/in.mp4`` and a link to the folder."""
     (tmp_path / "movie.mp4").write_text("a film")
     (tmp_path / "link.mp4").symlink_to("movie.mp4")
     (tmp_path / "hard.mp4").hardlink_to(tmp_path / "movie.mp4")
@@ -78,7 +78,7 @@ def test_files_of_a_folder_that_is_read(here: Path, name: str) -> None:
     report = here / name
     (here / "folder" / "bundle.json").touch()
     with pytest.raises(OutputError, match="folder, which is read"):
-        check_apart([here / "folder"], [report])  # no new file belongs in a bundle
+        check_apart([here / "folder"], [report])  # a bundle must not get new files
     (here / "folder" / "bundle.json").unlink()
     report.touch()
     with pytest.raises(OutputError, match="folder, which is read"):

@@ -1,4 +1,4 @@
-"""Pictures are prepared as the image processors of Hugging Face do it."""
+"""Pictures are prepared as Hugging Face's image processors do it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which stages run again after a change, and their results, with engines that only count."""
+"""Which stages run again after a change, and their results. The engines only count their runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIM = 8
 
 
 class FakeTensor:
-    """An output in device memory: it can't be mistaken for an array."""
+    """An output in device memory, which can't be used as an array."""
 
     def __init__(self, content: NDArray[Any]) -> None:
         self.content = content.copy()
@@ -34,7 +34,7 @@ class FakeTensor:
 
 
 class FakeSlot:
-    """Writes each run's outputs over the last one's, as a real one does."""
+    """Writes each run's outputs over the previous ones, as a real slot does."""
 
     def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine
@@ -51,7 +51,7 @@ class FakeSlot:
 
 
 class FakeEngine:
-    """Shapes as of a real graph; class 1 is on where the picture is bright and something is heard."""
+    """The shapes of a real graph. Class 1 is where the picture is bright, if there is sound."""
 
     backend, precision, form, is_asynchronous = "fake", "fp32", None, False
     inputs: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Labels against bilinear interpolation written from its definition, in float64."""
+"""Labels compared with bilinear interpolation by its definition, in float64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from teso_deploy.pipeline.preprocess import fitted_size, nearest_size, normalise
 
 
 def at(score: NDArray[np.float64], y: float, x: float) -> float:
-    """The value at a place given in pixels of ``score``, whose first pixel has its centre at 0."""
+    """Return the value at a place in pixels of ``score``. The first pixel has its centre at 0."""
     height, width = score.shape
     y, x = min(max(y, 0.0), height - 1.0), min(max(x, 0.0), width - 1.0)
     top, left = int(y), int(x)
@@ -47,7 +47,7 @@ def test_labels_are_the_definition_s(size: tuple[int, int], threshold: float) ->
     truth = np.where(best >= threshold, 1 + expected.argmax(axis=0), 0)
     labels = labels_of(scores, size, threshold)
     order = np.sort(expected, axis=0)
-    # Where float32 and float64 may rightly differ: at the threshold, and where two classes are equal.
+    # float32 and float64 may differ at the threshold, and where two classes are equal.
     is_sure = (np.abs(best - threshold) > 1e-5) & (order[-1] - order[-2] > 1e-5)
     assert is_sure.mean() > 0.95
     np.testing.assert_array_equal(labels[is_sure], truth[is_sure])
@@ -76,7 +76,7 @@ def test_the_last_of_255_classes_has_a_label() -> None:
 
 
 def test_the_resize_weighs_all_pixels() -> None:
-    """Antialiased: a fine chessboard becomes grey, whatever its phase, and not black or white."""
+    """With antialiasing a fine chessboard becomes grey, whatever its phase, and not black or white."""
     board = np.indices((128, 128)).sum(axis=0) % 2 * 255
     image = np.repeat(board[..., None], 3, axis=2).astype(np.uint8)
     small = resized(image, (32, 32))
@@ -113,7 +113,7 @@ def test_a_padded_picture_keeps_its_shape(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("shape", [(60, 80), (80, 60), (33, 80)])
 def test_labels_of_a_padded_picture_lie_on_the_picture(shape: tuple[int, int]) -> None:
-    """What is marked in the bucket comes out at the same share of the picture, and padding never does."""
+    """A mark in the bucket appears at the same share of the picture, and padding never appears."""
     height, width = fitted_size(np.zeros((*shape, 3), np.uint8), (64, 64), "pad")
     scores = np.ones((1, 16, 16), np.float32)
     rows, columns = np.mgrid[0:16, 0:16]

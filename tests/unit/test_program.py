@@ -1,4 +1,4 @@
-"""A program as data: how its stages are connected, what follows from that, and what is refused."""
+"""A program as data: the connections of its stages, what follows from them, and what is refused."""
 
 from __future__ import annotations
 

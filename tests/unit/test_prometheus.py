@@ -1,4 +1,4 @@
-"""A live run's numbers as Prometheus reads them."""
+"""A live run's numbers in Prometheus's format."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HISTOGRAMS = {"stage_seconds", "redecode_seconds", "staleness_seconds"}
 
 
 def read(accounting: Accounting) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Every sample by its name and labels."""
+    """Return every sample by its name and labels."""
     text = render_metrics(accounting)[0].decode()
     samples = [sample for family in parse_text(text) for sample in family.samples]
     return {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
@@ -81,7 +81,7 @@ def test_values_and_labels() -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_buckets_are_exact_and_the_sum_of_two_streams_is_that_of_all_their_frames(seed: int) -> None:
     values = np.random.default_rng(seed).lognormal(-3, 2, 2000)
-    values[: len(BOUNDS_SECONDS)] = BOUNDS_SECONDS  # a duration that equals a bound is within it
+    values[: len(BOUNDS_SECONDS)] = BOUNDS_SECONDS  # a duration that equals a bound belongs to its bucket
     halves = Histogram(), Histogram()
     for number, value in enumerate(values):
         halves[number % 2].add(float(value))

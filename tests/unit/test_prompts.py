@@ -1,4 +1,4 @@
-"""Prompts as data: what they say, that examples hold to their own steps, that captions are data."""
+"""Prompts as data: their text, examples that follow their own steps, and captions that are only data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from teso_deploy.cues.prompts import (
 from teso_deploy.errors import CueSourceError, InputNotFoundError
 
 MANY = Prompt.load("few-shot-cot")
-#: Table G9's questions, by what sets each apart.
+#: Table G9's questions, named by their difference.
 ZERO_SHOT = ("any", "background", "most-possible", "random", "sounding", "step-by-step")
 
 

@@ -1,4 +1,4 @@
-"""What is secret in an address, an environment and a message."""
+"""Secrets in addresses, environments and messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ S = "CANARYs3cr3tQ7"
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        # In front of the host.
+        # Before the host.
         (f"rtsp://me:{S}@h/x", "rtsp://***@h/x"),
         (f"rtsp://{S}@h:554/x", "rtsp://***@h:554/x"),
         (f"http://me:{S}@h:1/a@b", "http://***@h:1/a@b"),
@@ -42,7 +42,7 @@ S = "CANARYs3cr3tQ7"
         (f"https://h/hls/{S}/index.m3u8", "https://h/hls/***/index.m3u8"),
         (f"rtsp://h/user=admin_password={S}_channel=1", "rtsp://h/user=admin_password=***"),
         (f"rtsp://h/{quote('user=admin&password=' + S)}", "rtsp://h/***"),
-        # What is harmless is shown.
+        # Harmless parts are shown.
         ("rtsp://h:554/cam/realmonitor?channel=1&subtype=0&unicast=true&proto=Onvif", None),
         ("rtsp://h/Streaming/Channels/101?transport=tcp", None),
         ("rtsp://h/h264Preview_01_main", None),

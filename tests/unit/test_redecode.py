@@ -1,4 +1,4 @@
-"""What a stream keeps, and when the encoder is spared: still pictures, several sizes, several streams."""
+"""What a stream keeps, and when the encoder is skipped: still pictures, several sizes, several streams."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_still_picture_goes_by_the_one_before(tiny_recipe: Recipe) -> None:
 
 def test_slow_changes_add_up(tiny_recipe: Recipe) -> None:
     pipeline = still(tiny_recipe, 3.0)
-    for shade in range(100, 112, 2):  # each step is below the threshold, two are not
+    for shade in range(100, 112, 2):  # one step is below the threshold, two steps are above it
         pipeline.segment(np.full((64, 64, 3), shade, np.uint8), sound(0.2), cues_of(1))
     assert pipeline.runs["visual_encoder"] == 3
 

@@ -1,4 +1,4 @@
-"""What has to be installed, by its lowest versions, and the commands that install it."""
+"""The packages with their lowest versions, and the commands that install them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 def read_constraints(name: str) -> dict[str, str]:
-    """Package → version of a file of constraints."""
+    """Return package → version of a file of constraints."""
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
 
 def normalise(version: str) -> str:
-    """``2`` for ``2.0.0``."""
+    """Return ``2`` for ``2.0.0``."""
     return re.sub(r"(\.0)+$", "", version)
 
 

@@ -1,4 +1,4 @@
-"""Composed scenes and the evaluation on them, with a library made of shapes and tones."""
+"""Composed scenes and their evaluation, with a library of shapes and tones."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_masks_are_what_is_visible(library: MediaLibrary) -> None:
     for _ in range(20):
         picture = compose_picture(rng, library, WORDS, (64, 64), degrade=False)
         assert picture.image.shape == (64, 64, 3) and picture.masks.shape == (3, 64, 64)
-        # No pixel is wholly of two objects.
+        # No pixel belongs completely to two objects.
         assert ((picture.masks > 200).sum(axis=0) <= 1).all()
     front = picture.mask_of([picture.words[-1]]) > 250
     colour = picture.image[front].mean(axis=0)
@@ -96,7 +96,7 @@ def test_scenes_of_a_row_come_from_seed_and_number(library: MediaLibrary, row: s
 
 
 def by_colour_and_tone(trial: SceneTrial) -> Prediction:
-    """A segmenter that knows how the library is made: an object is its colour, a sound its tone."""
+    """A segmenter that knows the library: an object is its colour, a sound its tone."""
     image, samples = trial.picture.image, trial.samples
     spectrum = np.abs(np.fft.rfft(samples))
     labels = np.zeros(image.shape[:2], np.uint8)
@@ -162,7 +162,7 @@ def test_bad_folders_are_refused(tmp_path: Path, media_folder: Path) -> None:
 
 
 def test_a_whole_photograph_keeps_its_surroundings(media_folder: Path, tmp_path: Path) -> None:
-    """The mask rides along as alpha; nothing outside of it may turn black on the way."""
+    """The mask is the alpha channel. Nothing outside of it may turn black."""
     shutil.copytree(media_folder, tmp_path / "media")
     (tmp_path / "media/photos/dog").mkdir(parents=True)
     photograph = Image.new("RGB", (400, 300), (90, 160, 200))
@@ -287,7 +287,7 @@ def test_some_training_sounds_are_left_for_calibration(calibration_folder: Path,
 
 
 def test_natural_scenes_join_the_photographs(media_folder: Path, tmp_path: Path) -> None:
-    """COCO's panoptic masks: all of a word's segments together; specks and unknown things are none."""
+    """In COCO's panoptic masks, all segments of a word count together. Tiny and unknown objects do not count."""
     folder = tmp_path / "media"
     shutil.copytree(media_folder, folder)
     natural = folder / "coco_by"

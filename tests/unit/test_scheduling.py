@@ -1,4 +1,4 @@
-"""The scheduler under a thousand arrival patterns, on a simulated clock: bounded, fair, in order, all accounted for."""
+"""The scheduler under a thousand arrival patterns on a simulated clock: bounded, fair, ordered, complete counts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Ring:
 
 @dataclass
 class FakeFeed:
-    """Frames come at (arrival, pts); live, only the newest waits, as in a reader's mailbox."""
+    """Frames arrive at (arrival, pts). In live mode only the newest waits, as in a reader's mailbox."""
 
     arrivals: list[tuple[float, float]]
     lossless: bool = False
@@ -78,7 +78,7 @@ def simulate(
     decode_seconds: float,
     most_seconds: float = 60.0,
 ) -> tuple[Scheduler[Picture, int], list[Done], list[tuple[float, int]]]:
-    """Two workers in simulated time: (the scheduler, what was decoded, (time, stream) of each encode)."""
+    """Run two workers in simulated time. Return (the scheduler, what was decoded, (time, stream) of each encode)."""
     scheduler: Scheduler[Picture, int] = Scheduler(list(feeds), options)
     done: list[Done] = []
     encodes: list[tuple[float, int]] = []
@@ -184,7 +184,7 @@ def test_lossless_frames_do_not_wait_for_sound_that_never_comes() -> None:
     times = [(0.01 * i, 0.24 * i) for i in range(1, 41)]
     _, done, _ = simulate([FakeFeed(times, lossless=True, sound_delay=None)], LiveOptions(lossless=True), 0.001, 0.001)
     assert len(done) == 40 and done[-1].at < (MOST_VAIN_WAITS + 1) * LATE_SOUND_SECONDS
-    # Once there is sound they wait for it again.
+    # Once there is sound, the frames wait for it again.
     late = FakeFeed(times, lossless=True, sound_delay=6.0)
     late.arrivals = [*times, (6.5, 9.84), (6.5, 10.08)]
     _, done, _ = simulate([late], LiveOptions(lossless=True), 0.001, 0.001)

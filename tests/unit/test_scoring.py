@@ -1,4 +1,4 @@
-"""Samples → trials → scores: what any protocol and metric can rely on."""
+"""Samples → trials → scores: the guarantees for any protocol and metric."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Square:
 
 
 class PixelsByClass:
-    """Intersection and union of each class over all trials: sums that don't grow with the data set."""
+    """Intersection and union of each class over all trials: sums whose size does not depend on the data set."""
 
     def __init__(self, classes: int) -> None:
         self.intersection, self.union = np.zeros(classes, np.int64), np.zeros(classes, np.int64)

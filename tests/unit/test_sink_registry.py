@@ -1,4 +1,4 @@
-"""The registry of sinks, and a sink made up here that takes results of a file and of a stream."""
+"""The registry of sinks, and a sink of this test that takes results of a file and of a stream."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.unit.test_live_runner import Camera
 
 
 class ListSink(Sink):
-    """Writes the index of each frame to a file, which is all that a new sink needs."""
+    """Writes the index of each frame to a file. A new sink needs nothing more."""
 
     def __init__(self, path: Path, run: RunFacts) -> None:
         self.name, self._path, self._run = path.name, path, run

@@ -1,4 +1,4 @@
-"""Sinks of streams: slow, failing and killed ones, and what is in the files."""
+"""Sinks of streams: slow, failing and killed ones, and the content of their files."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_full_disk_ends_the_sink_alone() -> None:
 
 
 def decoded(counts: list[int], size: tuple[int, int]) -> np.ndarray:
-    """Independently: runs of 0 and 1 in turn, by columns."""
+    """Decode independently: alternating runs of 0 and 1, by columns."""
     flat = np.repeat(np.arange(len(counts)) % 2, counts)
     return flat.reshape(size[1], size[0]).T.astype(bool)
 
@@ -172,7 +172,7 @@ time.sleep(60)
     ("step", "heard_seconds"), [(1, 9.0), (8, 9.0), (1, -1.0), (8, 0.0), (8, -1.0), (1, 2.0), (8, 2.0)]
 )
 def test_what_a_killed_run_leaves_can_be_played(tmp_path: Path, step: int, heard_seconds: float) -> None:
-    """At 25 and at 3 frames a second; with sound, without (negative), with sound that never comes, that ceases."""
+    """At 25 and at 3 frames per second; with sound, without (negative), with sound that never comes, and that stops."""
     path = tmp_path / "out.mp4"
     command = [sys.executable, "-c", KILLED, str(path), str(Path(__file__).parents[2]), str(step), str(heard_seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:

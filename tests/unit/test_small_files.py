@@ -1,4 +1,4 @@
-"""Files that are read whole: what is not one, or can't be read, is one sentence."""
+"""Small files: one that is not regular, or can't be read, is refused in one sentence."""
 
 from __future__ import annotations
 

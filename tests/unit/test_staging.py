@@ -92,7 +92,7 @@ def test_a_folder_takes_the_place_of_another(
 
 
 def test_an_exchange_is_one_step(tmp_path: Path) -> None:
-    """Between any two steps of this process, the place is there."""
+    """The path exists between any two steps of this process."""
     new, place = make(tmp_path, "new"), make(tmp_path, "place")
     staging.exchange(new, place)
     assert (place / "content").read_text() == "new" and (new / "content").read_text() == "place"

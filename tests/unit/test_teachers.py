@@ -1,4 +1,4 @@
-"""Teachers answer for lessons, and are refused in a sentence."""
+"""Teachers answer for lessons, or are refused in a sentence."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_teacher_that_is_not_there_or_another_is_named(tmp_path: Path) -> None
 
 
 def test_the_shared_teachers_see_and_hear() -> None:
-    """With the real media: the feature maps that the recipe names, at any size; YAMNet's class for silence."""
+    """With the real media: the feature maps that the recipe names, at any size, and YAMNet's class for silence."""
     data = Path(os.environ.get("TESO_AVS_DATA", ""))
     train = load_recipe("teso-nano").train
     assert train is not None and train.picture_teacher is not None

@@ -16,7 +16,7 @@ import teso_deploy
 from teso_deploy.telemetry import VARIABLES, switch_off_telemetry
 
 BENCHMARKS = Path(teso_deploy.__file__).parent.parent / "benchmarks"
-#: A session, and a process of ours that imports ONNX Runtime itself.
+#: A session, and one of our processes that imports ONNX Runtime itself.
 PROGRAM = """
 import json, os, subprocess, sys
 import teso_deploy.cues.language.decoder
@@ -30,7 +30,7 @@ subprocess.run([sys.executable, "-c", child], env=child_environment(), check=Tru
 
 
 def run(home: Path, **variables: str) -> dict[str, str]:
-    """The environment of the process in the process. Its home folder is ``home``."""
+    """Return the environment of the nested process. ``home`` is its home folder."""
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     command = [sys.executable, "-c", PROGRAM]
     if strace := shutil.which("strace"):
@@ -44,7 +44,7 @@ def run(home: Path, **variables: str) -> dict[str, str]:
 
 
 def test_onnxruntime_leaves_nothing_and_sends_nothing(tmp_path: Path) -> None:
-    """With its telemetry on it leaves an identifier of the machine and a database in the home folder."""
+    """With telemetry on, it creates an identifier of the machine and a database in the home folder."""
     home = tmp_path / "home"
     environment = run(home)
     assert environment["ORT_DISABLE_TELEMETRY"] == environment["HF_HUB_DISABLE_TELEMETRY"] == "1"

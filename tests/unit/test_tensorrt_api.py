@@ -52,7 +52,7 @@ OBJECTS = {
     "runtime_cache": "IRuntimeCache",
     "layer": "ILayer",
 }
-#: Class → names that are used where the library is known to be TensorRT-RTX.
+#: Class → names that are used only if the library is known to be TensorRT-RTX.
 RTX_ONLY = {
     "": {
         "ComputeCapability",
@@ -74,7 +74,7 @@ RTX_ONLY = {
 
 
 class Named(NamedTuple):
-    """An attribute of TensorRT that is named in the code."""
+    """An attribute of TensorRT that the code names."""
 
     owner: str
     name: str
@@ -82,7 +82,7 @@ class Named(NamedTuple):
     where: str
 
     def missing_in(self) -> list[str]:
-        """The versions that lack it, and may not."""
+        """List the versions that lack it although they must have it."""
         of_rtx = self.name in RTX_ONLY.get(self.owner, ())
         needed = [version for version in OFFERED if version.startswith("rtx") or not of_rtx]
         lacking = [version for version in needed if self.name not in OFFERED[version].get(self.owner, [])]
@@ -91,7 +91,7 @@ class Named(NamedTuple):
 
 
 def last_name(node: ast.AST) -> str:
-    """``b`` for ``a.b`` and for ``b``, without leading underscores."""
+    """Return ``b`` for ``a.b`` and for ``b``, without leading underscores."""
     name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
     return name.lstrip("_")
 
@@ -102,7 +102,7 @@ def owner_of(node: ast.AST) -> str | None:
     if name == "trt":
         return ""
     if isinstance(node, ast.Attribute) and (outer := owner_of(node.value)) is not None:
-        # A class is named Like.This; what else hangs on an object (a value that a method gives) is not followed.
+        # A class is named Like.This. Other attributes of an object, such as results of methods, are not followed.
         inner = f"{outer}.{name}" if outer else name
         if any(inner in classes for classes in OFFERED.values()):
             return inner
@@ -110,7 +110,7 @@ def owner_of(node: ast.AST) -> str | None:
 
 
 def named(source: str, where: str) -> Iterator[Named]:
-    """All that a module names."""
+    """Yield every attribute that a module names."""
     tree = ast.parse(source)
     asked: dict[ast.AST, str] = {}
     for node in ast.walk(tree):
@@ -133,7 +133,7 @@ def named(source: str, where: str) -> Iterator[Named]:
 
 
 def complaints(found: list[Named]) -> list[str]:
-    """A line for each name that is not where it has to be."""
+    """Return a line for each name that a version lacks."""
     return [
         f"{one.where}: {one.owner or 'trt'}.{one.name} is not in {', '.join(missing)}"
         for one in found

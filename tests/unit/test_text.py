@@ -20,7 +20,7 @@ from tests.support.commands import refused
         ("a\nb\r\n\tc", "a b c"),
         ("\x1b[31mred\x1b[0m \x1b]0;title\x07x\x1b]8;;http://h\x1b\\link\x1b]8;;\x1b\\ \x9b2Jy", "red xlink y"),
         ("abc\x1b", "abc"),
-        ("a\u202egpj.exe\u2066 b\u200bc\ufeff", "a gpj.exe b c"),  # turned round, hidden
+        ("a\u202egpj.exe\u2066 b\u200bc\ufeff", "a gpj.exe b c"),  # reversed, hidden
         ("a\x00b\x07\x08c\x85d\u2028e", "a b c d e"),
         ("name\udcff.mp4", "name�.mp4"),
         ("  größe 犬 🐶 ", "größe 犬 🐶"),

@@ -26,7 +26,7 @@ Segment = Callable[[Any, Any, Any], Segmentation]
 
 
 class SlowSlot(FakeSlot):
-    """Lets other threads go on in the middle of a run, and notes runs of one slot at the same time."""
+    """Lets other threads run in the middle of a run, and records simultaneous runs of one slot."""
 
     def run(self, feeds: Mapping[str, NDArray[Any] | Tensor]) -> Mapping[str, Any]:
         assert not self.is_running, "two threads write into the same buffers"
@@ -58,14 +58,14 @@ def shipped() -> Pipeline:
 
 
 def inputs(thread: int) -> Iterator[tuple[Any, Any]]:
-    """The pictures and sounds of one thread, which no other thread has."""
+    """Yield pictures and sounds that only one thread has."""
     for frame in range(FRAMES):
         number = thread * FRAMES + frame
         yield picture(number), np.random.default_rng(number).uniform(-0.5, 0.5, WINDOW_SAMPLES).astype(np.float32)
 
 
 def run_threads(segment_of: Callable[[int], Segment], cues: Any) -> list[list[Segmentation]]:
-    """What each thread finds; all of them begin at the same moment."""
+    """Return the results of each thread. All threads begin at the same moment."""
     together = threading.Barrier(THREADS)
 
     def work(thread: int) -> list[Segmentation]:
@@ -78,7 +78,7 @@ def run_threads(segment_of: Callable[[int], Segment], cues: Any) -> list[list[Se
 
 
 def run_serially(pipeline: Pipeline, cues: Any) -> list[list[Segmentation]]:
-    """What one thread finds of all inputs."""
+    """Return one thread's results for all inputs."""
     segment = pipeline.open_stream().segment
     return [[segment(image, samples, cues) for image, samples in inputs(thread)] for thread in range(THREADS)]
 
@@ -122,7 +122,7 @@ def test_streams_run_at_the_same_time(tiny_recipe: Recipe) -> None:
     both = threading.Barrier(2)
 
     class Meeting(FakeEngine):
-        """Goes on when two threads are in it."""
+        """An engine that continues once two threads are in it."""
 
         def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
             both.wait(30)
@@ -138,7 +138,7 @@ def test_a_stream_encodes_while_it_decodes(tiny_recipe: Recipe) -> None:
     is_decoding, is_encoded = threading.Event(), threading.Event()
 
     class Watched(FakeEngine):
-        """Its decoder waits for the next picture to be encoded."""
+        """An engine whose decoder waits until the next picture is encoded."""
 
         def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
             if self.name == "decoder":
@@ -171,7 +171,7 @@ def test_an_engine_is_loaded_once(tiny_recipe: Recipe) -> None:
 
 def test_no_count_is_lost(pipeline: Pipeline) -> None:
     class Interrupted(Counter[str]):
-        """Another thread comes between reading and writing."""
+        """A counter that is interrupted by another thread between reading and writing."""
 
         def __getitem__(self, key: str) -> int:
             found = super().__getitem__(key)

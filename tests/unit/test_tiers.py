@@ -1,4 +1,4 @@
-"""Which tests `make test` runs, and how they are shared out."""
+"""The tests that `make test` runs, and their distribution."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TESTS = ROOT / "tests"
 
 @pytest.fixture
 def collected(request: pytest.FixtureRequest) -> list[pytest.Item]:
-    """All tests of this repository; skips where pytest was asked for some files only."""
+    """Return all tests of this repository. Skip if pytest was asked for some files only."""
     items = request.config.stash[COLLECTED]
     files = {file for file in TESTS.rglob("test_*.py") if "\ndef test_" in file.read_text(encoding="utf-8")}
     if files - {item.path for item in items}:

@@ -1,4 +1,4 @@
-"""Training: each loss against its definition, resuming, the same again for the same seed."""
+"""Training: losses, resuming, and equal results for equal seeds."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_stand_ins_are_near_by_name_and_never_of_what_is_visible(
 def test_a_stand_in_is_named_as_the_cue_and_tagged_as_what_it_is(
     training_recipe: Recipe, shapes_and_tones: MediaLibrary, word_embeddings: dict[str, NDArray[np.float32]]
 ) -> None:
-    """A red dog goes as "cow" or "car": class and mask follow the name, the dense tags the picture."""
+    """A red dog is offered as "cow" or "car". Class and mask follow the name, the dense tags follow the picture."""
     assert training_recipe.train is not None
     train = training_recipe.train.model_copy(
         update={"stand_in_rate": 1.0, "missed_cue_rate": 0.0, "extra_cue_rate": 0.0}
@@ -105,7 +105,7 @@ def test_a_stand_in_is_named_as_the_cue_and_tagged_as_what_it_is(
 
 
 def test_lessons_show_what_they_say(scene_batches: SceneBatches) -> None:
-    """In the test's media a word is a colour and a tone: what is tagged can be seen and heard."""
+    """In the test's media a word is a colour and a tone, so every tagged word can be seen and heard."""
     phase = EncoderPhase(size=(32, 48), steps=1, pictures_per_step=12, windows_per_step=9)
     lesson, again, other = (
         scene_batches.make_lesson(0, phase),
@@ -174,7 +174,7 @@ def test_a_broken_run_goes_on_to_the_same_weights(
 
 def test_lessons_made_ahead_are_the_same(scene_batches: SceneBatches, tmp_path: Path) -> None:
     trainer = Trainer(scene_batches.recipe, scene_batches, tmp_path, torch.device("cpu"))
-    trainer.step = 1  # the last of the encoders' own two
+    trainer.step = 1  # the last of the two steps of the encoders' phase
     ahead, here = list(trainer.lessons(workers=2)), list(trainer.lessons())
     assert [isinstance(lesson, Batch) for lesson in ahead] == [False] + 6 * [True]
     for one, other in zip(ahead, here, strict=True):

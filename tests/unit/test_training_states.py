@@ -1,4 +1,4 @@
-"""The state of a run: what is damaged is one sentence, and the file stays."""
+"""The state of a run: a damaged one is refused in one sentence, and the file stays."""
 
 from __future__ import annotations
 

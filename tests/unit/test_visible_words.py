@@ -1,4 +1,4 @@
-"""The words that a file beside a video calls visible; a file of another kind is not one."""
+"""The words that a file next to a video lists as visible; other files are not taken for one."""
 
 from __future__ import annotations
 

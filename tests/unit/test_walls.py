@@ -1,4 +1,4 @@
-"""Who may import whom, and that the runtime lives without torch."""
+"""Which part may import which, and that the runtime works without torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LEVELS = {
     "serving": 5, "comparison": 5,
     "cli": 6,
 }  # fmt: skip
-#: The side with torch, and what of the package each may import.
+#: The parts with torch, and what each may import from the package.
 TORCH_SIDE = {
     "models": {"models", "recipe", "types", "errors", "resources"},
     "conversion": {
@@ -61,7 +61,7 @@ HEAVY = {
 }
 #: These run in separate processes; no module imports them.
 WORKERS = {"comparison.hugging_face", "cues.language.serve"}
-#: Imports `tokenizers`, in a function: what takes words to ids at run time goes through it.
+#: It imports `tokenizers` in a function. All conversion of words to ids at run time uses it.
 TOKENIZING = {"cues.tokens"}
 SMALL = {
     "types", "errors", "checks", "requirements", "resources", "outputs", "recipe_tables", "sealed", "small_files",
@@ -77,7 +77,7 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 def parts(names: Set[str]) -> set[str]:
-    """Our parts among imported names."""
+    """Return our parts among imported names."""
     split = (name.split(".") for name in names)
     return {name[1] for name in split if name[0] == "teso_deploy" and len(name) > 1 and not name[1].startswith("_")}
 
@@ -112,7 +112,7 @@ def test_nobody_imports_what_runs_in_a_process_of_its_own() -> None:
 
 
 def test_no_import_cycles() -> None:
-    """Imports inside functions count, those that only type checkers read do not."""
+    """Imports inside functions count. Those that only type checkers read do not."""
     cycles = find_cycles(build_graph(PACKAGE))
     assert not cycles, "\n".join(" ↔ ".join(cycle) for cycle in cycles)
 

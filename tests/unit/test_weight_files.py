@@ -1,4 +1,4 @@
-"""Right weights are read, in whatever file, container and prefix a training code left them."""
+"""Valid weights are read, whatever file, container and prefix a training code gave them."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _averaged(t: Tensors) -> Tensors:
 
 
 class _Holder(nn.Module):
-    """Keys of VGGish, as far as an averaged model needs them."""
+    """The keys of VGGish that an averaged model needs."""
 
     def __init__(self, tensors: Tensors) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ def test_what_stands_beside_and_is_not_known_is_an_error(tmp_path: Path) -> None
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """A folder of two shards and their index."""
+    """Write a folder of two shards and their index."""
     tensors, folder = vggish_tensors(), tmp_path / "model"
     folder.mkdir()
     keys = sorted(tensors)
@@ -248,7 +248,7 @@ def test_a_key_that_no_shard_has_is_named(shards: Path) -> None:
 
 
 def in_cache(folder: Path, cache: Path) -> Path:
-    """A folder as the cache of Hugging Face keeps it: every file is a link to a blob. Returns the snapshot."""
+    """Store a folder as Hugging Face's cache does: every file is a link to a blob. Returns the snapshot."""
     snapshot, blobs = cache / "snapshots" / "abc123", cache / "blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()

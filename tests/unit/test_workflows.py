@@ -1,4 +1,4 @@
-"""What runs on a developer's commit and on a pull request."""
+"""The checks on a developer's commit and on a pull request."""
 
 from __future__ import annotations
 

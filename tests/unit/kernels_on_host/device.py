@@ -1,4 +1,4 @@
-"""A device that is a process on the CPU and runs the kernels' own source, every block and every thread."""
+"""A device that is a process on the CPU. It runs the source of the kernels, every block and every thread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.sharing import made_once, shared_folder
 HERE = Path(__file__).parent
 FLAGS = (
     "-std=c++20", "-O1", "-g", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror",
-    # Fibers switch stacks, which ASan's book-keeping of stacks does not like; heap and shared memory are watched.
+    # Fibers switch stacks, which confuses ASan's tracking of stacks. Heap and shared memory are still checked.
     "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "--param", "asan-stack=0",
 )  # fmt: skip
 
@@ -29,7 +29,7 @@ FLAGS = (
 def build_runner(folder: Path, kernels: Path | None = None) -> Path:
     """Build the runner of the kernels in ``kernels`` (default: the shipped ones). Skip the test without g++.
 
-    ``folder``: from pytest. The shipped kernels are compiled once for all tests.
+    ``folder``: a temporary folder of pytest. The shipped kernels are compiled once for all tests.
     """
     compiler = shutil.which("g++")
     if compiler is None:
@@ -46,11 +46,11 @@ def build_runner(folder: Path, kernels: Path | None = None) -> Path:
 
 
 class KernelCrash(AssertionError):
-    """A kernel did what it must not; the message is the sanitizer's report."""
+    """A kernel made an invalid access. The message is the sanitizer's report."""
 
 
 class HostMemory:
-    """A block that nothing may be read or written beside."""
+    """A block of memory. Any access outside of it is an error."""
 
     def __init__(self, device: HostDevice, nbytes: int) -> None:
         self._device, self.nbytes = device, nbytes
@@ -63,7 +63,7 @@ class HostMemory:
 
 
 class HostStream:
-    """All that is queued has run already."""
+    """A stream on which all queued work has already run."""
 
     handle = 0
 
@@ -72,9 +72,9 @@ class HostStream:
 
 
 class HostDevice:
-    """Memory and kernels, as ``backends/cuda/device.py`` has them; also the module that holds the kernels.
+    """A fake of ``backends/cuda/device.py`` with memory and kernels. It is also the module that holds the kernels.
 
-    ``launches``: how many there were.
+    ``launches``: how many launches there were.
     """
 
     compute_capability = (0, 0)

@@ -1,10 +1,10 @@
-"""Writes down what a TensorRT Python package offers, for ``tests/unit/test_tensorrt_api.py``.
+"""Lists the names in a TensorRT Python package, for ``tests/unit/test_tensorrt_api.py``.
 
     python collect.py tensorrt_rtx rtx-1.7.json              an installed package, with its libraries
     python collect.py tensorrt_bindings 11.4.json --stubs    bindings alone, without their libraries
 
-With ``--stubs`` the C functions that the bindings want of TensorRT's libraries are compiled from nothing, with
-gcc and under the libraries' names. That suffices to import them and to look at every class; nothing can be built.
+With ``--stubs``, gcc compiles empty C functions, under the libraries' names, for all functions that the bindings need
+from TensorRT's libraries. That is enough to import the bindings and to inspect every class, but not to build anything.
 A list is {"": [names of the module], "Class": [its names], "Class.Nested": […]}.
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 
 
 def stub_libraries(package: str) -> None:
-    """Load empty stand-ins for the libraries of TensorRT that a package's extension module is linked to."""
+    """Load empty stand-ins for the TensorRT libraries that a package's extension module is linked to."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(f"no package {package} in this environment")
@@ -37,33 +37,33 @@ def stub_libraries(package: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "stubs.c"
         source.write_text("".join(f"void *{symbol}(void) {{ return 0; }}\n" for symbol in symbols))
-        for library in libraries:  # each with all of them: the loader takes the first
+        for library in libraries:  # each has all functions, because the loader takes the first match
             target = Path(folder) / library
             subprocess.run(["gcc", "-shared", "-fPIC", f"-Wl,-soname,{library}", "-o", target, source], check=True)
             ctypes.CDLL(str(target), mode=ctypes.RTLD_GLOBAL)
 
 
 def public(thing: Any) -> list[str]:
-    """Its names, without those that begin with an underscore and without modules that it has imported."""
+    """List a thing's names, without those that begin with an underscore and without imported modules."""
     names = [name for name in dir(thing) if not name.startswith("_")]
     return [name for name in names if not inspect.ismodule(getattr(thing, name))]
 
 
 def offers(module: ModuleType) -> dict[str, list[str]]:
-    """The list of a module."""
+    """Return the list of a module."""
     found = {"": sorted([*public(module), "__version__"])}
     waiting = [(name, getattr(module, name)) for name in public(module)]
     while waiting:
         name, thing = waiting.pop()
         if inspect.isclass(thing) and thing.__module__.startswith(module.__name__):
             found[name] = public(thing)
-            # An enumeration's members have its own type and are not nested classes.
+            # An enumeration's members have the enumeration's type and are not nested classes.
             waiting += [(f"{name}.{inner}", getattr(thing, inner)) for inner in found[name]]
     return dict(sorted(found.items()))
 
 
 def main() -> None:
-    """See the module."""
+    """Write the list of a package."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("package")
     parser.add_argument("out", type=Path)
