@@ -14,7 +14,7 @@ Taps = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]
 
 @functools.lru_cache(maxsize=32)
 def _compute_taps(source: int, target: int, share: float) -> Taps:
-    """Compute the bilinear taps of an axis, a share of which holds the picture: half-pixel centres, clamped edges."""
+    """Compute the bilinear taps of an axis: half-pixel centres, clamped edges. ``share`` of it holds the picture."""
     place = (np.arange(target) + 0.5) * (source * share / target) - 0.5
     last = math.ceil(source * share) - 1
     place = place.clip(0, last)

@@ -129,7 +129,7 @@ def _options(
 
 
 def _hold_standard_streams() -> None:
-    """Open descriptors 0 to 2 if they are closed. A result file with such a number would receive what is printed."""
+    """Open descriptors 0 to 2 if they are closed. Otherwise printed text could go into a result file."""
     for number in range(3):
         try:
             os.fstat(number)

@@ -85,7 +85,7 @@ class Wish:
 
 @dataclass
 class Allowance:
-    """What all streams share: a budget of questions, and pauses after failures."""
+    """The limits that all streams share: a budget of questions, and pauses after failures."""
 
     budget_per_minute: int
     failures: int = 0

@@ -39,7 +39,7 @@ class ChainSource:
 
     @property
     def troubles(self) -> tuple[str, ...]:
-        """What the sources that fail now say."""
+        """The errors of the sources that fail at the moment."""
         return tuple(f"{self._sources[k].name}: {error}" for k, error in sorted(self._failures.items()))
 
     def ask(self, moment: CueMoment) -> CueAnswer | None:

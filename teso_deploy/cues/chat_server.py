@@ -382,7 +382,7 @@ class ServerCaptioner:
         return f"{self._server.identity}:{self._frames}:{self._prompt}"
 
     def caption(self, moment: CueMoment) -> str:
-        """See :class:`Captioner`."""
+        """Describe the picture, see :class:`Captioner`."""
         shown = [*moment.earlier, moment.frame][-self._frames :]
         pictures = [{"type": "image_url", "image_url": {"url": as_data_url(frame.image)}} for frame in shown]
         content = [*pictures, {"type": "text", "text": self._prompt}]
@@ -408,7 +408,7 @@ class ServerReasoner:
         return f"{self._server.identity}:{self._reasons}"
 
     def answer(self, messages: Sequence[Message]) -> str:
-        """See :class:`Reasoner`."""
+        """Continue a conversation, see :class:`Reasoner`."""
         turns = [{"role": role, "content": content} for role, content in messages]
         tokens = REASONING_TOKENS if self._reasons else ANSWER_TOKENS
         return self._server.complete(turns, tokens, as_object=not self._reasons).strip()

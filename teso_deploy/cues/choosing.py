@@ -69,7 +69,7 @@ class Chosen:
 
     @property
     def troubles(self) -> tuple[str, ...]:
-        """What the sources of the chain that fail now say."""
+        """The errors of the chain's sources that fail at the moment."""
         return self.source.troubles if isinstance(self.source, ChainSource) else ()
 
     def look_at(self, video: Path) -> None:

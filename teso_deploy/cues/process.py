@@ -183,7 +183,7 @@ class ModelProcess:
 
 
 def step_back(pid: int) -> None:
-    """Let a process run only when no other wants the CPU. An idle one, unlike a nice one, gives a core up at once."""
+    """Let a process run only when no other needs the CPU. An idle process, unlike a nice one, yields at once."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, 19)
         if hasattr(os, "SCHED_IDLE"):

@@ -352,7 +352,7 @@ class AudioDecoder(DecoderThread):
         super().__init__("audio", lossless, counts)
 
     def put(self, packet: Packet[Any], arrived: float) -> None:
-        """See :meth:`DecoderThread.put`. Once a track has given sound, packets of other tracks are dropped."""
+        """Add a packet, see :meth:`DecoderThread.put`. Once a track has given sound, others are dropped."""
         if not self._was_heard or packet.stream.index == self._streams[0].index:
             super().put(packet, arrived)
 

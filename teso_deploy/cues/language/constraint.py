@@ -127,7 +127,7 @@ class ObjectConstraint:
         self._shape, self._is_first = (None, False) if self.reasons else (Shape(), True)
 
     def choose(self, logits: NDArray[np.float32], tokens_left: int) -> int | None:
-        """See :class:`Constraint`."""
+        """Choose the next token, see :meth:`Constraint.choose`."""
         if self._shape is None:
             token = int(np.argmax(logits))
             is_over = token in self.end or is_looping(self._said) or tokens_left <= RESERVE_TOKENS

@@ -10,7 +10,7 @@ from teso_deploy.cues.table import variants
 
 
 class FilterSource:
-    """Of the classes that the masks show, those that another source names too."""
+    """The classes that the masks show and that another source names too."""
 
     name = "filter"
 

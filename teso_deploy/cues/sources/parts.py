@@ -1,4 +1,4 @@
-"""What sources are made of: the user's options, and the models and servers that the sources of a chain share."""
+"""The parts of sources: the user's options, and the models and servers that the sources of a chain share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_TIMEOUT_SECONDS = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """What a user gives the sources.
+    """The options that a user gives the sources.
 
     Attributes:
         models: A folder that ``teso-deploy export-cues`` wrote.
@@ -32,7 +32,7 @@ class SourceOptions:
         prompt: A shipped prompt by name, or a TOML file.
         cue_file: The cues of ``manual`` and ``released``.
         timeout_seconds: How long an answer may take.
-        threads: Of the models' process; None: all cores.
+        threads: How many threads the models' process uses; None: all cores.
         in_background: True if the models' process only runs when no other process wants the CPU.
         keep: "yes": take answers from disk and keep new ones there. ``"anew"``: ask again and keep. "no": neither.
     """
@@ -62,7 +62,7 @@ class FollowsVideo(Protocol):
 
 @dataclass
 class SourceParts:
-    """What the factories of the sources of one chain are given; these sources share a process and a server.
+    """The input of the factories of one chain's sources, which share a process and a server.
 
     Attributes:
         options: What the user gave.

@@ -1,4 +1,4 @@
-"""What the sources ``llm`` and ``openai`` have in common: a captioner and a language model."""
+"""The common part of the sources ``llm`` and ``openai``: a captioner and a language model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ReasonedSource:
         return f"{self.name}:{self._captioner.identity}:{self._reasoner.identity}:{self._prompt.identity}"
 
     def ask(self, moment: CueMoment) -> CueAnswer | None:
-        """What sounds, by the reasoner. Raises :class:`NoCueAnswerError` if it wrote nothing that can be read."""
+        """Ask the reasoner what sounds. Raises :class:`NoCueAnswerError` if its answer can't be read."""
         caption = describe(self._captioner, moment)
         reasoning = self._reasoner.answer(self._prompt.messages(caption))
         read = read_answer(reasoning)

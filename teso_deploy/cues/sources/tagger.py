@@ -9,7 +9,7 @@ from teso_deploy.errors import CueError, CueSourceError
 
 
 class TaggerSource:
-    """The words that reach the tagger's threshold. It has no answer if none does."""
+    """A source of the words that reach the tagger's threshold. Without such a word it has no answer."""
 
     name = "tagger"
 

@@ -60,7 +60,7 @@ class VideoSample:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the files of a table's row are.
+    """The places of the files of a table's row.
 
     Attributes:
         uid: See :class:`VideoSample`, as for ``vid``, ``subset`` and ``category``.

@@ -30,7 +30,7 @@ def _attention(source: str, target: str) -> Iterator[Rule]:
 
 
 def _first_and_last(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Of the foundation's classes, the release uses the first and "no object"."""
+    """Keep the first class and "no object", the only classes of the foundation that the release uses."""
     return (torch.stack((tensors[0][0], tensors[0][-1])),)
 
 
