@@ -88,7 +88,7 @@ class EngineOptions(BuildOptions):
         threads: how many threads ONNX Runtime uses on the CPU. Default: all cores.
         still_threshold: a frame that differs by at most this many grey levels from the last encoded one uses its
             features again. The difference is the largest mean over squares of 32 x 32 pixels at that size, 0 to 255.
-            Default 0: features are never used again.
+            Default 0: only equal frames use them.
         profile: how TensorRT engines are built: name of a shipped profile, or a TOML file.
         rebuild_engines: build engines again, whatever the bundle or the cache has. Default: no.
     """

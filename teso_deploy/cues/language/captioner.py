@@ -115,7 +115,7 @@ _PICTURE = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 def _values(session: onnxruntime.InferenceSession, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    """Return a graph's outputs by name, on ONNX Runtime's device. ``feeds`` may have more than the graph takes."""
+    """Return a graph's outputs by name, in ONNX Runtime's memory. ``feeds`` may have more than the graph takes."""
     names, taken = [value.name for value in session.get_outputs()], [value.name for value in session.get_inputs()]
     values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(feeds[name])) for name in taken}
     return dict(zip(names, session.run_with_ort_values(names, values), strict=True))

@@ -183,8 +183,8 @@ def _scene_of(index: Path, entry: Any) -> tuple[Image.Image, NDArray[np.int64], 
 def _natural_scenes(folder: Path, words: Collection[str], max_side: int) -> Iterator[tuple[str, Image.Image]]:
     """Yield natural scenes in COCO's panoptic format: a word, and the RGBA scene.
 
-    The alpha channel marks all segments of the word. Each scene is cut around this subject, which then spans at least a
-    third of each side.
+    The alpha channel marks all segments of the word. Each scene is cut around this subject, with a margin of
+    the subject's longer side.
     """
     index = folder / "coco_by" / "index.json"
     if not index.is_file():
