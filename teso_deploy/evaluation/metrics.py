@@ -13,6 +13,7 @@ from teso_deploy.types import BLANK_PIXEL_RATE
 def compute_iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     """Intersection over union of two masks (H, W); 1 if both are empty.
 
+    >>> import numpy as np
     >>> compute_iou(np.array([[True, True, False]]), np.array([[False, True, True]]))
     0.3333333333333333
     """

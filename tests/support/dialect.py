@@ -69,7 +69,7 @@ MARKERS = (
 GOAL = {"all": 10.0, "behind": 2.0, "nobody": 1.0}
 #: What the check allows now. Lower it as text is rewritten, until only the goal is left. Never raise it.
 LIMITS = {
-    "comments and docstrings": {"all": 16.0, "behind": 2.0, "nobody": 1.0},
+    "comments and docstrings": GOAL,
     "messages": {"all": 21.0, "behind": 2.0, "nobody": 1.0},
     "documents": GOAL,
 }

@@ -35,7 +35,7 @@ _PARTICIPLE = re.compile(
 _WORDS_OF_A_MESSAGE = 4
 
 #: Public functions of three or more parameters whose docstring has no ``Args:``. Lower it; never raise it.
-WITHOUT_ARGS = 130
+WITHOUT_ARGS = 11
 
 
 class Text(NamedTuple):
