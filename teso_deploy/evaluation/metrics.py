@@ -18,7 +18,7 @@ def compute_iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float
     0.3333333333333333
     """
     union = np.count_nonzero(predicted | truth)
-    return np.count_nonzero(predicted & truth) / union if union else 1.0
+    return float(np.count_nonzero(predicted & truth) / union) if union else 1.0
 
 
 def is_blank(labels: NDArray[np.uint8]) -> bool:

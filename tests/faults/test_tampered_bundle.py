@@ -26,12 +26,16 @@ from tests.support.graph_files import empty_graph
 @pytest.fixture
 def folder(tmp_path: Path, tiny_recipe: Recipe) -> Path:
     out = tmp_path / "bundle"
-    graph = {"file": "decoder.onnx", "inputs": [], "outputs": [], "parameters": 0, "multiply_adds": 0, "nodes": 0}
+    image = {"name": "image", "dtype": "float", "shape": ["B", 3, 64, 64]}
+    masks = {"name": "masks", "dtype": "float", "shape": ["B", 1, 16, 16]}
+    counts = {"parameters": 0, "multiply_adds": 0, "nodes": 0}
+    graph = {"file": "decoder.onnx", "inputs": [image], "outputs": [masks], **counts}
     manifest = BundleManifest.model_validate(
         {
             "name": "tiny",
             "trained": False,
             "recipe": tiny_recipe.model_dump(mode="json", by_alias=True),
+            "program": {"stages": [{"name": "decoder", "inputs": ["image"]}]},
             "graphs": {"decoder": graph},
             "preprocessing": {"sizes": [[64, 64]], "mean": [0, 0, 0], "std": [1, 1, 1]},
             "postprocessing": {"threshold": 0.5},
@@ -141,7 +145,7 @@ def test_a_graph_of_a_file_outside(folder: Path) -> None:
 @pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, "1", None])
 def test_an_unknown_schema_version(folder: Path, version: object) -> None:
     edit(folder, lambda content: content.update(schema_version=version))
-    with pytest.raises(BundleError, match=f"this package reads {SCHEMA_VERSION}.*export the bundle again"):
+    with pytest.raises(BundleError, match=f"this package reads 1 to {SCHEMA_VERSION}.*export the bundle again"):
         Bundle.open(folder)
 
 
