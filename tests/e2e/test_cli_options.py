@@ -96,7 +96,7 @@ def test_options_of_streams_on_files_and_the_other_way_round(
         (("--sound-from", "x.wav"), "it is an option of `run`"),
         (("--scenes", "3"), "it is an option of `cues`, `eval`, `calibrate`"),
         (("--mode", "paper"), "'paper' is not one of 'live', 'file'"),
-        (("--no-such-option",), "No such option: --no-such-option"),
+        (("--no-such-option",), "No such option"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
