@@ -305,7 +305,7 @@ def test_an_end_is_an_end_though_a_decoder_is_slow(clip: Path, monkeypatch: pyte
         return decode(self, *given)
 
     monkeypatch.setattr(VideoDecoder, "_decode", slowly)
-    monkeypatch.setattr("teso_deploy.media.live_reader.JOIN_SECONDS", 0.55)
+    monkeypatch.setattr("teso_deploy.media.live_reader.JOIN_SECONDS", 1.55)
     with reader_of(clip) as reader:
         reader.start()
         frames = all_of(reader)
