@@ -129,21 +129,21 @@ class OnnxRuntimeCudaSlot:
         return self._values
 
 
-def _is_out_of_memory(told: str) -> bool:
-    told = told.lower()  # messages of ONNX Runtime's arena, CUDA, cuBLAS and cuDNN
-    if "alloc_failed" in told or "resource allocation failed" in told:
+def _is_out_of_memory(message: str) -> bool:
+    message = message.lower()  # messages of ONNX Runtime's arena, CUDA, cuBLAS and cuDNN
+    if "alloc_failed" in message or "resource allocation failed" in message:
         return True
-    return "memory" in told and ("allocat" in told or "out of" in told)
+    return "memory" in message and ("allocat" in message or "out of" in message)
 
 
 def _device_error(error: Exception) -> DeviceError:
-    told = " ".join(str(error).split())
-    if _is_out_of_memory(told):
+    message = " ".join(str(error).split())
+    if _is_out_of_memory(message):
         return DeviceMemoryError(
-            f"the GPU's memory does not suffice ({told[:200]}): end what else uses the GPU, use --precision fp16, a "
+            f"the GPU's memory does not suffice ({message[:200]}): end what else uses the GPU, use --precision fp16, a "
             "smaller --size or smaller batches"
         )
-    return DeviceError(f"ONNX Runtime failed on the GPU ({told[:300]}): run `teso-deploy doctor`")
+    return DeviceError(f"ONNX Runtime failed on the GPU ({message[:300]}): run `teso-deploy doctor`")
 
 
 class OnnxRuntimeCudaEngine:

@@ -172,8 +172,8 @@ def _answer(process: subprocess.Popen[str]) -> Answer:
             problem = f"loading it ends the process (signal {-process.returncode})"
         else:
             problem = find_reason(err) if process.returncode else None
-    told = [line.removeprefix("answer:") for line in out.splitlines() if line.startswith("answer:")]
-    version, cuda = json.loads(told[-1]) if told else (None, None)
+    answer_lines = [line.removeprefix("answer:") for line in out.splitlines() if line.startswith("answer:")]
+    version, cuda = json.loads(answer_lines[-1]) if answer_lines else (None, None)
     return Answer(version, cuda, problem)
 
 

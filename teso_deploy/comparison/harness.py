@@ -61,8 +61,8 @@ def entrants(
         BundleError: Contenders are given, but their library can't build such a model.
     """
     common = {"size": list(size), "threads": threads}
-    told = common | {"bundle": str(bundle.folder.absolute()), "clip": str(clip.absolute())}
-    found = [Entrant(f"ours-{name}", name, OURS, told | {"precision": name}) for name in precisions]
+    shared_settings = common | {"bundle": str(bundle.folder.absolute()), "clip": str(clip.absolute())}
+    found = [Entrant(f"ours-{name}", name, OURS, shared_settings | {"precision": name}) for name in precisions]
     if contenders:
         sizes = mask2former_sizes(bundle.recipe)
         for contender in contenders:

@@ -231,8 +231,8 @@ def check_precision(model: ir.Model, asked: Precision, where: str) -> dict[str, 
     """
     got = shares(model)
     if got.get(asked, 0.0) < LEAST_SHARE[asked]:
-        told = ", ".join(f"{share:.0%} {name}" for name, share in got.items())
+        stored = ", ".join(f"{share:.0%} {name}" for name, share in got.items())
         raise PrecisionError(
-            f"{where} was to be {asked}, but its weights are {told}: this graph can't hold {asked}, export it in fp32"
+            f"{where} was to be {asked}, but its weights are {stored}: this graph can't hold {asked}, export it in fp32"
         )
     return got

@@ -283,13 +283,13 @@ class ChatServer:
     def _refusal(self, response: http.client.HTTPResponse, body: Mapping[str, Any] | None) -> CueSourceError:
         status, raw = response.status, _body_of(response)
         try:
-            told = read_error(json.loads(raw), self._clean)
+            cause = read_error(json.loads(raw), self._clean)
         except (ValueError, RecursionError):
-            told = read_error(raw, self._clean)
+            cause = read_error(raw, self._clean)
         if status in (401, 403):
             return CueSourceError(f"{self.address} does not take the key: set {KEY_VARIABLE} to one that it knows")
         if status in (400, 422) and body is not None and "response_format" in body:
-            return _RefusedError(told)
+            return _RefusedError(cause)
         if status in (301, 302, 303, 307, 308):
             return CueSourceError(
                 f"{self.address} answered {status}, which is not followed: give the address it leads to"
@@ -297,14 +297,14 @@ class ChatServer:
         if status in (429, 503):
             wait = _seconds_of(response.headers.get("Retry-After"))
             when = "later" if wait is None else f"in {wait:.0f} s"
-            return CueSourceError(f"{self.address} is busy ({status}: {told}): ask again {when}", wait)
+            return CueSourceError(f"{self.address} is busy ({status}: {cause}): ask again {when}", wait)
         if status == 404 and body is not None:
             name = to_one_line(body["model"], 100)
             return CueSourceError(
-                f"{self.address} has no model {name!r} ({told}): see what it has at {self.address}/models and name it "
+                f"{self.address} has no model {name!r} ({cause}): see what it has at {self.address}/models and name it "
                 "with --server-model"
             )
-        return CueSourceError(f"{self.address} answered {status} ({told}): check the address and the server's log")
+        return CueSourceError(f"{self.address} answered {status} ({cause}): check the address and the server's log")
 
     def _failure(self, error: BaseException, seconds: float, was_connected: bool) -> CueSourceError:
         if self._is_closed:

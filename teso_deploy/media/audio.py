@@ -226,8 +226,8 @@ def find_sound(
         survey = _Survey.make(path, index, held_seconds)
         track = survey.track(path, index)
         if track is not None:
-            told = survey.counts.describe()
-            return FileSound(track, "; ".join([*notes, *([told] if told else [])]) or None, survey.counts)
+            faults = survey.counts.describe()
+            return FileSound(track, "; ".join([*notes, *([faults] if faults else [])]) or None, survey.counts)
         counts = survey.counts
         why = f"can't be decoded ({counts.error})" if counts.damaged else "holds no samples"
         notes.append(f"track {number} of its sound ({codec}) {why}")

@@ -75,17 +75,17 @@ def sentence(address: Address, error: Exception, timeout_seconds: float, waited_
     """
     if isinstance(error, TesoError):
         return error
-    told = address.clean(getattr(error, "strerror", None) or str(error))
+    reason = address.clean(getattr(error, "strerror", None) or str(error))
     if isinstance(error, av.error.HTTPUnauthorizedError | av.error.HTTPForbiddenError):
-        return MediaError(f"{address.shown} refuses these credentials ({told}): correct user and password")
+        return MediaError(f"{address.shown} refuses these credentials ({reason}): correct user and password")
     if isinstance(error, av.error.HTTPNotFoundError):
-        return InputNotFoundError(f"{address.shown} does not exist there ({told}): check the path")
+        return InputNotFoundError(f"{address.shown} does not exist there ({reason}): check the path")
     is_late = isinstance(error, av.error.InvalidDataError) and waited_seconds > 0.4 * timeout_seconds
     if isinstance(error, av.error.ExitError | TimeoutError) or (is_late and address.kind not in ("file", "pipe")):
-        told = f"nothing came for {timeout_seconds:g} s"
+        reason = f"nothing came for {timeout_seconds:g} s"
     elif address.kind == "pipe" and isinstance(error, av.error.InvalidDataError | av.error.EOFError):
-        told = "nothing, or nothing that is a video, came: MPEG-TS or Matroska can be piped, MP4 with its index first"
-    return MediaError(f"{address.shown} can't be read ({told}): check that it runs and can be reached")
+        reason = "nothing, or nothing that is a video, came: MPEG-TS or Matroska can be piped, MP4 with its index first"
+    return MediaError(f"{address.shown} can't be read ({reason}): check that it runs and can be reached")
 
 
 def choose_tracks(

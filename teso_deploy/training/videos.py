@@ -104,8 +104,8 @@ class VideoBatches:
     def list_cues(self, sample: VideoSample, frame: int) -> list[str]:
         """Return the cues of a frame, before some are dropped."""
         if self.cue_file is not None:
-            told = self.cue_file.get(sample.uid) or self.cue_file.get(sample.vid) or {}
-            return words_in(told.get(f"f{frame}", ""))
+            names_by_frame = self.cue_file.get(sample.uid) or self.cue_file.get(sample.vid) or {}
+            return words_in(names_by_frame.get(f"f{frame}", ""))
         if self.layout == "avss":
             found = [name for path in sample.masks if path is not None for name in self._semantic(path)]
             return list(dict.fromkeys(found))

@@ -35,8 +35,8 @@ class Messages:
     @property
     def is_out_of_memory(self) -> bool:
         """Whether an error reports a lack of the GPU's memory."""
-        told = " ".join(self.errors).lower().replace(" ", "")
-        return "outofmemory" in told
+        joined = " ".join(self.errors).lower().replace(" ", "")
+        return "outofmemory" in joined
 
     @property
     def first_error(self) -> str:

@@ -107,9 +107,9 @@ def _parse(library: TensorRTLibrary, network: Any, path: Path) -> None:
     parser = library.trt.OnnxParser(network, library.logger)
     if not parser.parse_from_file(str(path)):
         error = parser.get_error(0) if parser.num_errors else None
-        told = " ".join(error.desc().split()) if error is not None else library.messages.first_error
+        described = " ".join(error.desc().split()) if error is not None else library.messages.first_error
         raise EngineError(
-            f"{library.target} {library.version} can't read {path.name} ({told}): export the bundle again"
+            f"{library.target} {library.version} can't read {path.name} ({described}): export the bundle again"
         )
 
 
@@ -154,8 +154,8 @@ def check_precision(shares: Mapping[str, float], asked: Precision, least: float,
         EngineError: The share is smaller.
     """
     if asked != "int8" and shares.get(asked, 0.0) < least:
-        told = ", ".join(f"{share:.0%} {name}" for name, share in shares.items()) or "of no known type"
-        raise EngineError(f"{what} was to be {asked}, but is {told}: nothing was kept; export the bundle again")
+        described = ", ".join(f"{share:.0%} {name}" for name, share in shares.items()) or "of no known type"
+        raise EngineError(f"{what} was to be {asked}, but is {described}: nothing was kept; export the bundle again")
 
 
 def _set_architectures(library: TensorRTLibrary, config: Any, architectures: Sequence[str]) -> None:
@@ -264,10 +264,10 @@ def build_engine(
 
 
 def _raise_failure(library: TensorRTLibrary, graph: str, settings: BuildProfile) -> None:
-    told, batch = library.messages.first_error, settings.batch_of(graph)
+    described, batch = library.messages.first_error, settings.batch_of(graph)
     if library.messages.is_out_of_memory:
         raise DeviceMemoryError(
             f"the GPU's memory does not suffice to build {graph} with {settings.workspace_mib} MiB of workspace and "
-            f"batches of up to {batch.max} ({told}): take a profile with less of either, or fp16"
+            f"batches of up to {batch.max} ({described}): take a profile with less of either, or fp16"
         )
-    raise EngineError(f"{library.target} {library.version} can't build {graph} ({told}): please report this")
+    raise EngineError(f"{library.target} {library.version} can't build {graph} ({described}): please report this")

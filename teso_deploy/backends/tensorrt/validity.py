@@ -35,10 +35,10 @@ def explain_refusal(library: TensorRTLibrary, device: Device, sidecar: Sidecar, 
         The error.
     """
     members: dict[str, Any] = library.trt.EngineInvalidityDiagnostics.__members__
-    told = [name for name in REASONS if name in members and bits & int(members[name])]
+    reasons = [name for name in REASONS if name in members and bits & int(members[name])]
     what = f"the engine of {sidecar.graph}"
     major, minor = device.compute_capability
-    match told[0] if told else None:
+    match reasons[0] if reasons else None:
         case "MALFORMED_ENGINE":
             return EngineError(f"{what} is not in the form that {library.target} {library.version} reads: {REBUILD}")
         case "VERSION_MISMATCH":

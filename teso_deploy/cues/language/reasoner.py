@@ -130,9 +130,9 @@ class LocalReasoner:
             should_stop=self._is_closed.is_set,
         )
         ended = time.perf_counter()
-        told = first[0] if first else ended
+        first_at = first[0] if first else ended
         kept = len(prefix) if self._kept is kept_before else 0
-        self.last_stats = AnswerStats(len(ids), kept, len(said), prefilled - began, told - began, ended - told)
+        self.last_stats = AnswerStats(len(ids), kept, len(said), prefilled - began, first_at - began, ended - first_at)
         return self._tokens.text(said)
 
     def _keep_prefix(self, ids: list[int], messages: Sequence[Message]) -> None:
