@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from teso_deploy.cues.chat_server import ChatServer
+
 MODELS = ("seer-7b", "thinker-1b")
 
 
@@ -156,3 +158,14 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float]:
     except Exception as error:
         found = error
     return found, time.monotonic() - began
+
+
+KEY = "sk-very-secret-0123456789"
+USER = [{"role": "user", "content": "hello"}]
+
+
+def complete(*script: Answer, seconds: float = 5.0, **more: Any) -> Any:
+    """Return the text that is read from a server, or the error."""
+    with chat_server(*script) as server:
+        chat = ChatServer(server.url, "m", timeout_seconds=seconds, **more)
+        return timed(lambda: chat.complete(USER, 50))[0]
