@@ -183,20 +183,19 @@ def test_it_is_started_when_it_is_asked(models: CueModels, command: list[str]) -
 def test_a_fault_ends_it_and_the_next_question_starts_it_again(
     models: CueModels, command: list[str], fault: str
 ) -> None:
-    process = ModelProcess(models, command=command, timeout_seconds=0.6 if fault in ("hang", "garbage") else 20)
+    process = ModelProcess(models, command=command, timeout_seconds=60)
     with nothing_left():
-        if fault not in ("hang", "garbage"):
-            first = told(process, "who")
+        first = told(process, "who")  # a process in the background may start slowly: it is not timed
+        process._timeout_seconds = 0.6 if fault == "hang" else 60
         error, seconds = timed(lambda: told(process, fault))
-        assert isinstance(error, CueSourceError) and seconds < 3, error
+        assert isinstance(error, CueSourceError) and seconds < 30, error
         if fault == "crash":
             assert "code 7" in str(error) and "the weights are gone" in str(error)
         if fault == "hang":
             assert "no answer in 0.6 s" in str(error)
-        process._timeout_seconds = 20
+        process._timeout_seconds = 60
         second = told(process, "who")
-        if fault not in ("hang", "garbage"):
-            assert second != first and not is_alive(int(first))
+        assert second != first and not is_alive(int(first))
         process.close()
         assert not is_alive(int(second))
 
