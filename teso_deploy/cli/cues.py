@@ -198,7 +198,7 @@ def _ask_about(
         chosen.source,
         path,
         watch,
-        pipeline,
+        pipeline=pipeline,
         progress=lambda seconds: bar.update(task, completed=seconds),
         sound={"video_track": tracks.video_track, "audio_track": tracks.audio_track},
         unanswered=unanswered,

@@ -102,7 +102,13 @@ def check_live(request: LiveRequest) -> None:
     for address in request.inputs:
         if address.path is not None:
             with open_media(address.path) as container:
-                choose_tracks(container, address, audio is None, sound.video_track, sound.audio_track)
+                choose_tracks(
+                    container,
+                    address,
+                    wants_audio=audio is None,
+                    video_track=sound.video_track,
+                    audio_track=sound.audio_track,
+                )
     if audio is not None and audio.path is not None:
         with open_media(audio.path) as container:
             if sound.audio_track is not None:
@@ -159,10 +165,10 @@ def start_cue_worker(runner: LiveRunner, pipeline: Pipeline, *, chosen: Chosen, 
     worker = CueWorker(
         chosen.source,
         pipeline.cue_names.of_answer,
-        runner.offer_cues,
-        none,
-        len(runner.accounting.inputs),
-        asking,
+        offer=runner.offer_cues,
+        none=none,
+        streams=len(runner.accounting.inputs),
+        options=asking,
         frames=chosen.frames,
     )
     runner.watch(worker.saw, tags=chosen.needs_tags, masks=chosen.needs_masks)

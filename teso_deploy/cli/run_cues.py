@@ -117,10 +117,10 @@ class RunCues:
                 chosen.source,
                 path,
                 watch,
-                pipeline,
-                lambda seconds: bar.update(task, completed=seconds),
-                sound.as_keywords(),
-                unanswered,
+                pipeline=pipeline,
+                progress=lambda seconds: bar.update(task, completed=seconds),
+                sound=sound.as_keywords(),
+                unanswered=unanswered,
             )
         if unanswered.count:
             say(console, f"{unanswered.count} pictures of {path.name} have no cues: {unanswered.reason}")

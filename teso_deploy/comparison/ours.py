@@ -58,7 +58,7 @@ class Ours:
         program, engines = self._bundle.program, self._engines()
 
         def preprocess(i: int) -> NDArray[np.float32]:
-            return normalised(resized(images[i % len(images)], fitted), how.mean, how.std, size)
+            return normalised(resized(images[i % len(images)], fitted), mean=how.mean, std=how.std, bucket=size)
 
         prepared = [preprocess(i) for i in range(PREPARED)]
         first: dict[str, Any] = {"image": prepared[0], "waveform": sounds[0][None]}

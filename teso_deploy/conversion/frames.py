@@ -67,7 +67,7 @@ def video_frames(
                 picture = resized(frame.image, fitted_size(frame.image, size, recipe.image.fit))
                 found.append(
                     {
-                        "image": normalised(picture, recipe.image.mean, recipe.image.std, size),
+                        "image": normalised(picture, mean=recipe.image.mean, std=recipe.image.std, bucket=size),
                         "waveform": sound.track.window(frame.pts_seconds, "centred").samples[None],
                         "cues": cues.embeddings[None],
                         "cue_valid": cues.valid[None],

@@ -81,7 +81,7 @@ def clip_inputs(recipe: Recipe, size: ImageSize, table: CueTable, clip: Path) ->
     cues, none = table.lookup(script["visible"]), table.none()
     picture = resized(frame.image, fitted_size(frame.image, size, recipe.image.fit))
     return {
-        "image": normalised(picture, recipe.image.mean, recipe.image.std, size),
+        "image": normalised(picture, mean=recipe.image.mean, std=recipe.image.std, bucket=size),
         "waveform": np.stack([own, np.zeros(WINDOW_SAMPLES, np.float32), other, own]),
         "cues": np.stack([cues.embeddings, cues.embeddings, cues.embeddings, none.embeddings]),
         "cue_valid": np.stack([cues.valid, cues.valid, cues.valid, none.valid]),

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +35,19 @@ END_SECONDS = 60.0
 _State = StreamState[LiveFrame, Encoded]
 
 
-#: (stream, picture, audio features (d_A,), samples (N,), tags, classes shown), see :meth:`CueWorker.saw`.
-Watch = Callable[
-    [int, Frame, NDArray[np.float32], NDArray[np.float32], Mapping[str, float] | None, tuple[str, ...] | None], None
-]
+class Watch(Protocol):
+    """A function that receives each decoded picture, such as :meth:`CueWorker.saw`."""
+
+    def __call__(
+        self,
+        stream: int,
+        frame: Frame,
+        *,
+        features: NDArray[np.float32],
+        samples: NDArray[np.float32],
+        tags: Mapping[str, float] | None,
+        predicted: tuple[str, ...] | None,
+    ) -> None: ...
 
 
 def describe_live_run(pipeline: Pipeline, readers: Sequence[LiveReader]) -> RunFacts:
@@ -217,7 +226,7 @@ class LiveRunner:
             stream, picture = chosen
             encoded = self._streams[stream.number].encode(picture.frame)
             with self._work:
-                self._scheduler.encoded(stream, picture, encoded, self._clock())
+                self._scheduler.encoded(stream, picture, encoded, at_seconds=self._clock())
                 self._work.notify_all()
 
     def _decode_loop(self) -> None:
@@ -235,7 +244,7 @@ class LiveRunner:
             delivery, sound = self._decode(work)
             self._deliver(delivery)
             if self._watch is not None and cause != "cues":
-                self._show(self._watch, delivery, encoded, sound)
+                self._show(self._watch, delivery, encoded=encoded, sound=sound)
 
     def _decode(self, work: _Decode) -> tuple[Delivery, AudioWindow]:
         picture, cause, encoded, until = work.picture, work.cause, work.encoded, work.until
@@ -278,11 +287,11 @@ class LiveRunner:
         )
         return delivery, sound
 
-    def _show(self, saw: Watch, delivery: Delivery, encoded: Encoded, sound: AudioWindow) -> None:
+    def _show(self, saw: Watch, delivery: Delivery, *, encoded: Encoded, sound: AudioWindow) -> None:
         number, found, stream = delivery.stream, delivery.segmentation, self._streams[delivery.stream]
         tags = stream.tags_of(encoded) if self._watches_tags else None
         shown = found.shown(self._pipeline.classes) if self._watches_masks else None
-        saw(number, encoded.frame, stream.heard(), sound.samples, tags, shown)
+        saw(number, encoded.frame, features=stream.heard(), samples=sound.samples, tags=tags, predicted=shown)
 
     def _deliver(self, delivery: Delivery) -> None:
         for outbox in self._outboxes:

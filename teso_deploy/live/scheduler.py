@@ -178,7 +178,7 @@ class Scheduler(Generic[P, E]):
             stream.due = on_grid if on_grid > picture.pts_seconds else picture.pts_seconds + 1 / self.options.fps
         return None
 
-    def encoded(self, stream: StreamState[P, E], picture: P, encoded: E, at_seconds: float) -> None:
+    def encoded(self, stream: StreamState[P, E], picture: P, encoded: E, *, at_seconds: float) -> None:
         """Record that a picture has been encoded.
 
         Args:

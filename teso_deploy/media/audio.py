@@ -172,7 +172,9 @@ class _Survey:
             except TesoError:  # the file was removed meanwhile; its sound must not end the picture
                 return
 
-        return StreamedTrack(again, timeline.length, timeline.start_seconds, timeline.gaps, self.envelope)
+        return StreamedTrack(
+            again, timeline.length, start_seconds=timeline.start_seconds, gaps=timeline.gaps, envelope=self.envelope
+        )
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ def find_sound(
     path = Path(path)
     with open_media(path) as container:
         video = None if video_track is None else choose_video_track(container, str(path), video_track)
-        candidates = audio_candidates(container, str(path), audio_track, video)
+        candidates = audio_candidates(container, str(path), wanted=audio_track, video=video)
         names = [(stream.index, stream.codec_context and stream.codec_context.name) for stream in candidates]
     notes: list[str] = []
     counts = SoundCounts()
@@ -238,7 +240,7 @@ def check_sound(path: str | Path, audio_track: int | None = None) -> None:
     """Decode the first samples to make sure that a file has sound. Raises the same errors as :func:`read_audio`."""
     path = Path(path)
     with open_media(path) as container:
-        candidates = audio_candidates(container, str(path), audio_track)
+        candidates = audio_candidates(container, str(path), wanted=audio_track)
         indices = [stream.index for stream in candidates if stream.codec_context]
     if not any(next(decode_track(path, index), None) for index in indices):
         raise no_sound(path, find_sound(path, audio_track))

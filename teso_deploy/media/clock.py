@@ -73,7 +73,7 @@ class Pace:
         self._tracks: dict[int, tuple[float, float]] = {}  # (expected next stamp, offset to monotonic time)
 
     def wait_seconds(
-        self, track: int, stamp_seconds: float | None, duration_seconds: float, now_seconds: float
+        self, track: int, stamp_seconds: float | None, *, duration_seconds: float, now_seconds: float
     ) -> float:
         """Return how long to hold back a packet.
 

@@ -62,7 +62,7 @@ def open_stream(address: Address, timeout_seconds: float, is_closed: Callable[[]
     return av.open(address.url, "r", options=options, metadata_errors=METADATA_ERRORS, timeout=timeout)
 
 
-def sentence(address: Address, error: Exception, timeout_seconds: float, waited_seconds: float = 0.0) -> TesoError:
+def sentence(address: Address, error: Exception, *, timeout_seconds: float, waited_seconds: float = 0.0) -> TesoError:
     """Describe an error of opening or reading an address, without its credentials.
 
     FFmpeg reports silence differently by protocol: as a timeout, or as invalid data.
@@ -91,6 +91,7 @@ def sentence(address: Address, error: Exception, timeout_seconds: float, waited_
 def choose_tracks(
     container: InputContainer,
     address: Address,
+    *,
     wants_audio: bool,
     video_track: int | None = None,
     audio_track: int | None = None,
@@ -108,7 +109,7 @@ def choose_tracks(
         MediaError: The stream has no video, or lacks a requested track.
     """
     video = choose_video_track(container, address.shown, video_track)
-    found = audio_candidates(container, address.shown, audio_track, video) if wants_audio else []
+    found = audio_candidates(container, address.shown, wanted=audio_track, video=video) if wants_audio else []
     return video, [stream for stream in found if stream.codec_context is not None]
 
 
@@ -123,7 +124,7 @@ def choose_sound(container: InputContainer, address: Address, audio_track: int |
     Raises:
         MediaError: The stream has no sound that can be decoded, or lacks the requested track.
     """
-    streams = audio_candidates(container, address.shown, audio_track)
+    streams = audio_candidates(container, address.shown, wanted=audio_track)
     found = [stream for stream in streams if stream.codec_context is not None]
     if not found:
         why = "no sound that FFmpeg can decode here" if streams else "no sound"

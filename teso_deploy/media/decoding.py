@@ -47,6 +47,7 @@ class LiveFrame:
         self,
         picture: av.VideoFrame,
         look: Look,
+        *,
         pts_seconds: float,
         index: int,
         segment: int,
@@ -238,13 +239,13 @@ class VideoDecoder(DecoderThread):
     def __init__(
         self,
         stream: VideoStream,
+        *,
         origin_seconds: float,
         shift_seconds: float,
         clock: SteadyClock,
         live: LiveClock,
         mailbox: Mailbox,
         counts: Counts,
-        *,
         lossless: bool,
         corrupt: Corrupt,
         segment: int,
@@ -311,7 +312,11 @@ class VideoDecoder(DecoderThread):
         if picture.is_corrupt and self._corrupt == "drop":
             counts.drops["corrupt"] += 1
             return
-        self._mailbox.put(LiveFrame(picture, look, pts, index, self.segment, arrived, decoded))
+        self._mailbox.put(
+            LiveFrame(
+                picture, look, pts_seconds=pts, index=index, segment=self.segment, arrived=arrived, decoded=decoded
+            )
+        )
         self._on_frame()
 
 
@@ -334,13 +339,13 @@ class AudioDecoder(DecoderThread):
     def __init__(
         self,
         streams: Sequence[AudioStream],
+        *,
         origin_seconds: float,
         shift_seconds: float,
         clock: SteadyClock,
         ring: AudioRing,
         counts: Counts,
         sound_counts: SoundCounts,
-        *,
         lossless: bool,
         on_sound: Callable[[], None],
     ) -> None:

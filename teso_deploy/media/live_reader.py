@@ -273,7 +273,9 @@ class LiveReader:
                 finally:
                     container.close()
             except Exception as error:  # of any kind: the thread that waits for frames must learn of it
-                failure = sentence(self.address, error, self._timeout, self._clock() - began)
+                failure = sentence(
+                    self.address, error, timeout_seconds=self._timeout, waited_seconds=self._clock() - began
+                )
                 is_final = isinstance(error, REFUSED) or self.address.kind in ("file", "pipe")
             backoff.note_connection((self._latest_frame or opened) - opened)
             if not self._ready.is_set():  # there was never a frame
@@ -306,7 +308,11 @@ class LiveReader:
     def _session(self, container: InputContainer, shift: float) -> bool:
         """Read one connection to its end; return whether all is over. Its origin is ``shift`` on our clock."""
         video, audios = choose_tracks(
-            container, self.address, self.audio_address is None, self._video_track, self._audio_track
+            container,
+            self.address,
+            wants_audio=self.audio_address is None,
+            video_track=self._video_track,
+            audio_track=self._audio_track,
         )
         video.thread_type = "AUTO" if self.lossless else "SLICE"
         self._has_audio_stream = bool(audios)
@@ -315,13 +321,22 @@ class LiveReader:
         is_finite = self.address.kind in ("file", "pipe") or (container.duration or 0) > 0
         is_paced = self.realtime or (is_finite and self.address.kind == "http" and not self.lossless)
         pictures = VideoDecoder(
-            video, origin, shift, clock, self._live, self._mailbox, self._counts, lossless=self.lossless,
-            corrupt=self._corrupt, segment=self._segment, now=self._clock,
+            video,
+            origin_seconds=origin,
+            shift_seconds=shift,
+            clock=clock,
+            live=self._live,
+            mailbox=self._mailbox,
+            counts=self._counts,
+            lossless=self.lossless,
+            corrupt=self._corrupt,
+            segment=self._segment,
+            now=self._clock,
             on_frame=lambda: self._on_picture(video, pictures),
-        )  # fmt: skip
+        )
         decoders: dict[int, DecoderThread] = {video.index: pictures}
         if audios:
-            sounds = self._sounds(audios, origin, shift, SteadyClock(beside=clock))
+            sounds = self._sounds(audios, origin=origin, shift=shift, clock=SteadyClock(beside=clock))
             decoders |= {audio.index: sounds for audio in audios}
         failed = True
         try:
@@ -355,7 +370,9 @@ class LiveReader:
             if pace is not None:
                 stamp, duration = (seconds_of(time, packet.time_base) for time in (packet.dts, packet.duration))
                 duration = duration or frame_seconds(packet.stream)
-                self._closing.wait(pace.wait_seconds(packet.stream.index, stamp, duration, self._clock()))
+                self._closing.wait(
+                    pace.wait_seconds(packet.stream.index, stamp, duration_seconds=duration, now_seconds=self._clock())
+                )
             yield packet
 
     def _on_picture(self, video: VideoStream, pictures: VideoDecoder) -> None:
@@ -385,7 +402,7 @@ class LiveReader:
                 if self.audio_address.kind in ("file", "pipe"):
                     return
             except Exception as error:
-                failure = sentence(self.audio_address, error, self._timeout)
+                failure = sentence(self.audio_address, error, timeout_seconds=self._timeout)
                 if isinstance(error, (*REFUSED, TesoError)) or not self._ready.is_set():
                     if not self._ready.is_set():
                         self._end("failed", failure)
@@ -401,12 +418,12 @@ class LiveReader:
         self._ready.wait(self._timeout)
         decoder: AudioDecoder | None = None
         if is_file and self.address.kind == "file":
-            decoder = self._sounds(streams, origin_seconds(container), 0.0, SteadyClock())
+            decoder = self._sounds(streams, origin=origin_seconds(container), shift=0.0, clock=SteadyClock())
         held: list[tuple[Packet[Any], float]] = []
         ways: list[float] = []
 
         def settle() -> AudioDecoder:
-            found = self._sounds(streams, 0.0, self._live.now_seconds(fastest(ways)), SteadyClock())
+            found = self._sounds(streams, origin=0.0, shift=self._live.now_seconds(fastest(ways)), clock=SteadyClock())
             for packet, arrived in held:
                 found.put(packet, arrived)
             return found
@@ -436,8 +453,17 @@ class LiveReader:
                 return
             self._closing.wait(0.02)
 
-    def _sounds(self, streams: Sequence[AudioStream], origin: float, shift: float, clock: SteadyClock) -> AudioDecoder:
+    def _sounds(
+        self, streams: Sequence[AudioStream], *, origin: float, shift: float, clock: SteadyClock
+    ) -> AudioDecoder:
         return AudioDecoder(
-            streams, origin, shift, clock, self.ring, self._counts, self._sound_counts, lossless=self.lossless,
+            streams,
+            origin_seconds=origin,
+            shift_seconds=shift,
+            clock=clock,
+            ring=self.ring,
+            counts=self._counts,
+            sound_counts=self._sound_counts,
+            lossless=self.lossless,
             on_sound=lambda: self.on_sound(),
-        )  # fmt: skip
+        )

@@ -137,9 +137,17 @@ class Overlay:
         for label, x, top in places:
             red, green, blue = palette()[label].tolist()
             name = self.classes[label - 1]
-            self._tag(pen, name, (x, max(top - round(10 * scale), 0)), font, (red, green, blue), width, scale)
-        self._draw_cues(pen, segmentation, font, width, scale)
-        self._mark_now(pen, frame.pts_seconds, width, height, strip_height)
+            self._tag(
+                pen,
+                name,
+                (x, max(top - round(10 * scale), 0)),
+                font=font,
+                color=(red, green, blue),
+                width=width,
+                scale=scale,
+            )
+        self._draw_cues(pen, segmentation, font=font, width=width, scale=scale)
+        self._mark_now(pen, frame.pts_seconds, width=width, top=height, height=strip_height)
         return np.asarray(canvas)
 
     def _mark_window(self, strip: NDArray[np.uint8], segmentation: Segmentation) -> None:
@@ -152,14 +160,21 @@ class Overlay:
         part[~heard] = (34, 40, 48)
         part[heard] = _FAINT if segmentation.audio_is_silent else _HEARD
 
-    def _mark_now(self, pen: ImageDraw.ImageDraw, at_seconds: float, width: int, top: int, height: int) -> None:
+    def _mark_now(self, pen: ImageDraw.ImageDraw, at_seconds: float, *, width: int, top: int, height: int) -> None:
         x = min(round((at_seconds - self._from_seconds) / self._seconds * width), width - 1)
         pen.line((x, top, x, top + height), fill=(255, 255, 255, 230), width=max(1, round(height / 44)))
 
     @staticmethod
     def _tag(
-        pen: ImageDraw.ImageDraw, text: str, place: tuple[int, int], font: _Font, color: Color, width: int, scale: float
-    ) -> None:  # fmt: skip
+        pen: ImageDraw.ImageDraw,
+        text: str,
+        place: tuple[int, int],
+        *,
+        font: _Font,
+        color: Color,
+        width: int,
+        scale: float,
+    ) -> None:
         """Draw a name at a place (x of its middle, y of its top) in the mask's colour, inside the picture."""
         left, _, right, _ = pen.textbbox((0, 0), text, font=font)
         _, top, _, bottom = pen.textbbox((0, 0), "Ag", font=font)  # so that all labels are equally high
@@ -171,7 +186,9 @@ class Overlay:
         pen.text((x + 1.5 * gap - left, y + gap - top), text, font=font, fill=_DARK if brightness > 110 else _TEXT)
 
     @staticmethod
-    def _draw_cues(pen: ImageDraw.ImageDraw, segmentation: Segmentation, font: _Font, width: int, scale: float) -> None:
+    def _draw_cues(
+        pen: ImageDraw.ImageDraw, segmentation: Segmentation, *, font: _Font, width: int, scale: float
+    ) -> None:
         """Draw accepted cues bright, rejected ones faint and struck out, in rows as wide as the picture."""
         cues = segmentation.cues
         if cues is None:  # a method without text

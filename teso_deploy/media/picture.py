@@ -34,15 +34,13 @@ class Turn(NamedTuple):
     is_upside_down: bool = False
 
     @classmethod
-    def of(cls, a: float, b: float, c: float, d: float) -> Turn:
-        """Return the turn nearest to a display matrix: (x, y) → (a x + c y, b x + d y), with y pointing down.
+    def of(cls, matrix: tuple[float, float, float, float]) -> Turn:
+        """Return the turn nearest to a display matrix.
 
         Args:
-            a: From x to x.
-            b: From x to y.
-            c: From y to x.
-            d: From y to y.
+            matrix: (a, b, c, d) of (x, y) → (a x + c y, b x + d y), with y pointing down.
         """
+        a, b, c, d = matrix
         if abs(b) + abs(c) > abs(a) + abs(d):
             return cls(True, c < 0, b < 0)
         return cls(False, a < 0, d < 0)
@@ -151,12 +149,12 @@ def _read_turn(frame: av.VideoFrame) -> Turn:
     except ValueError:
         # PyAV can't list side data with a kind it does not know, such as EXIF of pictures. It knows the angle.
         angle = math.radians(frame.rotation)
-        return Turn.of(math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle))
+        return Turn.of((math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)))
     side = sides.get(Type.DISPLAYMATRIX)
     if side is None:
         return Turn()
     a, b, _, c, d = np.frombuffer(bytes(side), np.int32, 5).tolist()
-    return Turn.of(a, b, c, d)
+    return Turn.of((a, b, c, d))
 
 
 def is_hd(width: int, height: int) -> bool:

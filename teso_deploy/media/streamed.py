@@ -118,6 +118,7 @@ class StreamedTrack(SoundTrack):
         self,
         open_chunks: Callable[[], Iterator[Chunk]],
         length: int,
+        *,
         start_seconds: float = 0.0,
         gaps: Sequence[tuple[float, float]] = (),
         envelope: Envelope | None = None,

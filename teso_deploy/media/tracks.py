@@ -42,14 +42,14 @@ def choose_video_track(container: InputContainer, shown: str, wanted: int | None
     if wanted is None and not films:
         kind = "only sound" if container.streams.audio else "neither picture nor sound"
         raise MediaError(f"{shown} holds {kind}: give a file or stream with a video track")
-    chosen = min(films, key=_rank_video) if wanted is None else _take(videos, wanted, "video", shown)
+    chosen = min(films, key=_rank_video) if wanted is None else _take(videos, wanted, kind="video", shown=shown)
     if chosen.codec_context is None:
         raise MediaError(f"{shown} has a picture of a codec that FFmpeg can't decode here: convert it to H.264, say")
     return chosen
 
 
 def audio_candidates(
-    container: InputContainer, shown: str, wanted: int | None = None, video: VideoStream | None = None
+    container: InputContainer, shown: str, *, wanted: int | None = None, video: VideoStream | None = None
 ) -> list[AudioStream]:
     """List the audio tracks, best first. Use the first that can be decoded.
 
@@ -70,7 +70,7 @@ def audio_candidates(
     """
     audios = container.streams.audio
     if wanted is not None:
-        return [_take(audios, wanted, "audio", shown)]
+        return [_take(audios, wanted, kind="audio", shown=shown)]
     if len(audios) < 2:
         return list(audios)
     if video is None:
@@ -107,7 +107,7 @@ def _describe(stream: Any) -> str:
     return " ".join([*facts, *([language] if language and language != "und" else [])])
 
 
-def _take(streams: Sequence[Any], wanted: int, kind: str, shown: str) -> Any:
+def _take(streams: Sequence[Any], wanted: int, *, kind: str, shown: str) -> Any:
     if 0 <= wanted < len(streams):
         return streams[wanted]
     there = f"it has {describe_tracks(streams)}" if streams else f"it has no {kind} tracks"

@@ -103,7 +103,9 @@ def _choose(request: BackendRequest) -> Backend:
             request.on_note(f"not {entry.name}: {error}")
             continue
         request.on_note(f"backend {entry.name}")
-        return replace(chosen, engines=_hand_out_once(request.bundle, smallest, engine, chosen.engines))
+        return replace(
+            chosen, engines=_hand_out_once(request.bundle, graph=smallest, engine=engine, engines=chosen.engines)
+        )
     request.on_note(f"backend {last.name}")
     return _load(replace(request, name=last.name))
 
@@ -128,7 +130,7 @@ def _find_smallest_graph(bundle: Bundle) -> str:
     return min(manifest.graphs, key=count_bytes)
 
 
-def _hand_out_once(bundle: Bundle, graph: str, engine: Engine, engines: EngineFactory) -> EngineFactory:
+def _hand_out_once(bundle: Bundle, *, graph: str, engine: Engine, engines: EngineFactory) -> EngineFactory:
     """Make a factory that returns an already loaded engine once.
 
     All other engines come from ``engines``.

@@ -35,7 +35,7 @@ class HostOperators:
             The encoder's input (1, 3, height, width) float32.
         """
         how = self._preprocessing
-        return normalised(resized(frame, fitted), how.mean, how.std, bucket)
+        return normalised(resized(frame, fitted), mean=how.mean, std=how.std, bucket=bucket)
 
     def labels(self, masks: Tensor, size: ImageSize, shares: tuple[float, float]) -> NDArray[np.uint8]:
         """Turn class scores into labels.

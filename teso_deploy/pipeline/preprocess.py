@@ -57,6 +57,7 @@ def fitted_size(image: NDArray[np.uint8], bucket: tuple[int, int], fit: str) -> 
 
 def normalised(
     picture: NDArray[np.uint8],
+    *,
     mean: Sequence[float],
     std: Sequence[float],
     bucket: tuple[int, int] | None = None,

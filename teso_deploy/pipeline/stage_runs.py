@@ -92,26 +92,26 @@ class StageRunner:
             frame.image if operators.compares_frames and not self.still_threshold else resized(frame.image, fitted)
         )
         turn = kept.turn if is_ahead else 0
-        picture, alike = self._compare(kept, bucket, turn, content)
+        picture, alike = self._compare(kept, bucket=bucket, turn=turn, content=content)
         if alike is None and is_ahead:
             turn = kept.turn = 3 - kept.turn
             picture = kept.pictures.setdefault((bucket, turn), KeptInput())
         if alike is not None:
             self._count(alike, kept.encoder_skips, self.encoder_skips)
-            sources = self._run(kept, self.program.picture_stages, {"image": picture}, bucket, turn)
+            sources = self._run(kept, self.program.picture_stages, {"image": picture}, bucket=bucket, turn=turn)
             return Encoded(frame, sources, fitted, bucket, started, time.monotonic())
         taken = frame.image if operators.compares_frames else content
         image = operators.image(taken, fitted, bucket)
         if self._keeps_image:
             image = (image if isinstance(image, np.ndarray) else image.numpy()).copy()
         picture.put(kept.next_version(), None, {"image": image})
-        sources = self._run(kept, self.program.picture_stages, {"image": picture}, bucket, turn)
+        sources = self._run(kept, self.program.picture_stages, {"image": picture}, bucket=bucket, turn=turn)
         # Set it only now: a picture whose stages failed was not encoded. Copy it, as the caller may reuse the buffer.
         picture.content = (content.copy() if np.may_share_memory(content, frame.image) else content,)
         return Encoded(frame, sources, fitted, bucket, started, time.monotonic())
 
     def _compare(
-        self, kept: Kept, bucket: ImageSize, turn: int, content: NDArray[np.uint8]
+        self, kept: Kept, *, bucket: ImageSize, turn: int, content: NDArray[np.uint8]
     ) -> tuple[KeptInput, Likeness | None]:
         """Return the picture of a turn, and its likeness to a new one."""
         picture = kept.pictures.setdefault((bucket, turn), KeptInput())
@@ -134,7 +134,7 @@ class StageRunner:
             samples = samples.copy()
             window.put(kept.next_version(), (samples,), {"waveform": samples[None]})
         with_window = {**sources, "audio_window": window}
-        return self._run(kept, self.program.sound_stages, with_window, self.bundle.sizes[0])
+        return self._run(kept, self.program.sound_stages, with_window, bucket=self.bundle.sizes[0])
 
     def offer(self, kept: Kept, sources: Mapping[str, Source], cues: Cues) -> dict[str, Source]:
         """Run the stages that depend on the cues, but not on the picture.
@@ -153,7 +153,7 @@ class StageRunner:
             tensors = {"cues": embeddings[None], "cue_valid": valid[None]}
             offered.put(kept.next_version(), (embeddings, valid), tensors)
         with_cues = {**sources, "cues": offered}
-        return self._run(kept, self.program.query_stages, with_cues, self.bundle.sizes[0])
+        return self._run(kept, self.program.query_stages, with_cues, bucket=self.bundle.sizes[0])
 
     def finish(self, kept: Kept, sources: Mapping[str, Source], bucket: ImageSize) -> dict[str, Source]:
         """Run the stages that depend on the picture and on another input.
@@ -166,12 +166,12 @@ class StageRunner:
         Returns:
             ``sources`` with these stages.
         """
-        return self._run(kept, self.program.mask_stages, sources, bucket)
+        return self._run(kept, self.program.mask_stages, sources, bucket=bucket)
 
     def _run(
-        self, kept: Kept, stages: Sequence[Stage], sources: Mapping[str, Source], bucket: ImageSize, turn: int = 0
+        self, kept: Kept, stages: Sequence[Stage], sources: Mapping[str, Source], *, bucket: ImageSize, turn: int = 0
     ) -> dict[str, Source]:
-        graphs = {stage.name: self._graph(kept, stage, bucket, turn) for stage in stages}
+        graphs = {stage.name: self._graph(kept, stage, bucket=bucket, turn=turn) for stage in stages}
         found: dict[str, Source] = {**sources, **graphs}
         engines = {
             stage.name: CachedStage(
@@ -189,7 +189,7 @@ class StageRunner:
     def _versions(sources: Mapping[str, Source], stage: Stage) -> tuple[int, ...]:
         return tuple(sources[name].version for name in stage.inputs)
 
-    def _graph(self, kept: Kept, stage: Stage, bucket: ImageSize, turn: int) -> KeptGraph:
+    def _graph(self, kept: Kept, stage: Stage, *, bucket: ImageSize, turn: int) -> KeptGraph:
         key = self.bundle.graph_at(stage.name, bucket), turn
         if key not in kept.graphs:
             kept.graphs[key] = KeptGraph(self.engine(key[0]))

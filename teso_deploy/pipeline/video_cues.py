@@ -175,6 +175,7 @@ def cues_of_video(
     source: CueSource,
     path: Path,
     watch: Watch,
+    *,
     pipeline: Pipeline | None = None,
     progress: Callable[[float], None] = lambda seconds: None,
     sound: Mapping[str, Any] = MappingProxyType({}),
@@ -208,7 +209,7 @@ def cues_of_video(
     unanswered.begin()
     # Only masks depend on the sound: without them, do not decode the file's sound.
     with VideoSource(path, **(sound if watch.masks else _without_sound(sound))) as file:
-        for moment in _moments(file, watch, pipeline, progress):
+        for moment in _moments(file, watch, pipeline, progress=progress):
             answer = unanswered.ask(source, moment)
             seconds = max(0.0, moment.frame.pts_seconds)
             if spans and spans[-1].end_seconds is None:
@@ -223,7 +224,7 @@ def cues_of_video(
 
 
 def _moments(
-    file: VideoSource, watch: Watch, pipeline: Pipeline | None, progress: Callable[[float], None]
+    file: VideoSource, watch: Watch, pipeline: Pipeline | None, *, progress: Callable[[float], None]
 ) -> Iterator[CueMoment]:
     """Yield the moments that the source is asked about, in order."""
     if (watch.tags or watch.masks) and pipeline is None:

@@ -59,7 +59,9 @@ def _trials(
     for number in range(scenes):
         for trial in make_scene(library, words, row, seed=seed, number=number):
             picture = resized(trial.picture.image, recipe.image.sizes[0])
-            memory = model.visual_encoder(torch.from_numpy(normalised(picture, recipe.image.mean, recipe.image.std)))
+            memory = model.visual_encoder(
+                torch.from_numpy(normalised(picture, mean=recipe.image.mean, std=recipe.image.std))
+            )
             names = tuple(dict.fromkeys(word for word in trial.picture.words if word in embeddings))
             names = names[: recipe.text.max_cues]
             cues = torch.zeros(1, recipe.text.max_cues, recipe.text.dim)

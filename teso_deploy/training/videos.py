@@ -178,7 +178,7 @@ class VideoBatches:
         images, waves = [], []
         for row, (sample, frame) in enumerate(chosen):
             picture = resized(load_frame(sample.frames[frame]), size)
-            images.append(torch.from_numpy(normalised(picture, recipe.image.mean, recipe.image.std)))
+            images.append(torch.from_numpy(normalised(picture, mean=recipe.image.mean, std=recipe.image.std)))
             waves.append(torch.from_numpy(read_second(sample.audio, frame)))
             for place, (index, covered) in enumerate(targets[row]):
                 classes[row, place] = index

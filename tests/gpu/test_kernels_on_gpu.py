@@ -67,7 +67,9 @@ def test_pictures_equal_those_of_the_cpu_path(
     pictures = noise(3, *size, 3)
     fitted = fitted_size(pictures[0], bucket, fit)
     made = operators.rgb(pictures, bucket, fitted, dtype, gap_bytes=37)
-    expected = [normalised(resized(picture, fitted), MEAN, STD, bucket)[0].astype(dtype) for picture in pictures]
+    expected = [
+        normalised(resized(picture, fitted), mean=MEAN, std=STD, bucket=bucket)[0].astype(dtype) for picture in pictures
+    ]
     np.testing.assert_array_equal(made, np.stack(expected))
 
 
@@ -130,7 +132,7 @@ def test_both_run_in_a_graph_that_was_captured(operators: Operators) -> None:
         device.copy_out(image, encoded, stream)
         device.copy_out(labels, found, stream)
         stream.synchronize()
-        np.testing.assert_array_equal(image, normalised(resized(picture, (144, 256)), MEAN, STD))
+        np.testing.assert_array_equal(image, normalised(resized(picture, (144, 256)), mean=MEAN, std=STD))
         np.testing.assert_array_equal(labels, labels_of(scores[0], (270, 480), 0.5))
 
 

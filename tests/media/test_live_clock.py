@@ -54,7 +54,7 @@ def played(packets: Sequence[tuple[int, float | None]], duration_seconds: float 
     """Return when each (track, stamp) is due, relative to the first."""
     pace, now, found = Pace(), 50.0, []
     for track, stamp in packets:
-        now += pace.wait_seconds(track, stamp, duration_seconds, now)
+        now += pace.wait_seconds(track, stamp, duration_seconds=duration_seconds, now_seconds=now)
         found.append(round(now - 50.0, 3))
     return found
 

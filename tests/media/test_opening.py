@@ -143,7 +143,7 @@ def test_what_comes_by_a_pipe_can_not_name_local_files(
         address = Address.parse("-")
         with pytest.raises(av.error.FFmpegError) as raised:
             open_stream(address, 5.0, lambda: False)
-    assert "can't be read" in str(sentence(address, raised.value, 5.0))
+    assert "can't be read" in str(sentence(address, raised.value, timeout_seconds=5.0))
 
 
 def test_one_function_opens_local_media() -> None:

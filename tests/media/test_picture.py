@@ -141,7 +141,7 @@ def test_a_turn_sends_points_where_its_matrix_says(turn_: Turn) -> None:
     image[..., 0], image[..., 1] = np.mgrid[:height, :width]
     x, y = (-1 if turn_.is_mirrored else 1), (-1 if turn_.is_upside_down else 1)
     a, b, c, d = (0, y, x, 0) if turn_.is_transposed else (x, 0, 0, y)
-    assert Turn.of(a, b, c, d) == turn_
+    assert Turn.of((a, b, c, d)) == turn_
     turned = turn_.apply(image)
     for row in range(height):
         for column in range(width):

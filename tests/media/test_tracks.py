@@ -62,7 +62,9 @@ def numbers(path: Path, wanted: int | None = None) -> tuple[int, list[int]]:
     """Return the chosen picture and the candidates of sound, as indices among all tracks."""
     with av.open(str(path)) as container:
         video = choose_video_track(container, "a.mkv")
-        return video.index, [stream.index for stream in audio_candidates(container, "a.mkv", wanted, video)]
+        return video.index, [
+            stream.index for stream in audio_candidates(container, "a.mkv", wanted=wanted, video=video)
+        ]
 
 
 def test_default_tracks_come_first_then_the_largest_picture_and_the_order(
@@ -109,12 +111,12 @@ def test_a_track_that_does_not_exist_is_refused_with_the_list_of_those_that_do(
     path = mux_tracks(tmp_path / "a.mkv", tracks)
     with av.open(str(path)) as container:
         with pytest.raises(MediaError, match=r"no audio track 2, it has 0 \(aac eng\), 1 \(aac ger\): give --audio"):
-            audio_candidates(container, "a.mkv", 2)
+            audio_candidates(container, "a.mkv", wanted=2)
         with pytest.raises(MediaError, match=r"no video track -1, it has 0 \(h264 96x72\): give --video-track"):
             choose_video_track(container, "a.mkv", -1)
     with av.open(str(parts["small"])) as container:
         with pytest.raises(MediaError, match="has no audio track 0, it has no audio tracks"):
-            audio_candidates(container, "small.mp4", 0)
+            audio_candidates(container, "small.mp4", wanted=0)
         assert audio_candidates(container, "small.mp4") == []
 
 
@@ -130,7 +132,7 @@ def test_picture_and_sound_are_of_one_programme(parts: dict[str, Path], tmp_path
     both.write_bytes(merge_programmes(radio.read_bytes(), tv.read_bytes()))
     with av.open(str(both)) as container:
         video = choose_video_track(container, "both.ts")
-        ids = [stream.id for stream in audio_candidates(container, "both.ts", None, video)]
+        ids = [stream.id for stream in audio_candidates(container, "both.ts", wanted=None, video=video)]
         assert {stream.id for stream in container.streams.audio} == {256, 513, 514}
         assert (video.id, ids) == (512, [513, 514])
 

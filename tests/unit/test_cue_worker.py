@@ -71,7 +71,9 @@ def frame(seconds: float, grey: int = 100) -> Frame:
 
 def worker_of(source: Any, offers: Offers, streams: int = 1, frames: int = 1, **options: Any) -> CueWorker:
     more = {"every_seconds": 1.0, "budget_per_minute": 1000, "on_sound": False, **options}
-    return CueWorker(source, as_cues, offers.offer, NONE, streams, AskingOptions(**more), frames=frames)
+    return CueWorker(
+        source, as_cues, offer=offers.offer, none=NONE, streams=streams, options=AskingOptions(**more), frames=frames
+    )
 
 
 def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
@@ -89,7 +91,7 @@ def window(k: int) -> NDArray[np.float32]:
 def saw(worker: CueWorker, seconds: float, stream: int = 0, grey: int = 100) -> float:
     """Show the worker a picture, and return how long that took."""
     began = time.perf_counter()
-    worker.saw(stream, frame(seconds, grey), FEATURES, SAMPLES)
+    worker.saw(stream, frame(seconds, grey), features=FEATURES, samples=SAMPLES)
     return time.perf_counter() - began
 
 
@@ -155,7 +157,7 @@ def test_answers_that_can_not_be_used_are_failures(monkeypatch: pytest.MonkeyPat
         raise ValueError("no such embedding")
 
     source = Scripted(DOG)
-    worker = CueWorker(source, broken, Offers().offer, NONE, 1)
+    worker = CueWorker(source, broken, offer=Offers().offer, none=NONE, streams=1)
     saw(worker, 0.0)
     until(lambda: worker.health()["failed"] == 1)
     assert "no such embedding" in worker.health()["error"]
@@ -217,12 +219,12 @@ def test_a_new_scene_and_a_new_sound_are_causes() -> None:
     offers = Offers()
     worker = worker_of(Scripted(DOG), offers, every_seconds=None, on_sound=True)
     for k in range(12):
-        worker.saw(0, Frame(PICTURES[k // 6], pts_seconds=k / 25), FEATURES, window(k))
+        worker.saw(0, Frame(PICTURES[k // 6], pts_seconds=k / 25), features=FEATURES, samples=window(k))
         if k in (0, 5):  # a reason that arrives while another one waits is dropped
             until(lambda count=1 + k // 5: len(offers) == count)  # type: ignore[misc]
     until(lambda: len(offers) == 3)
     for k in range(12, 20):
-        worker.saw(0, Frame(PICTURES[1], pts_seconds=k / 25), OTHER, window(k))
+        worker.saw(0, Frame(PICTURES[1], pts_seconds=k / 25), features=OTHER, samples=window(k))
     until(lambda: len(offers) == 4)
     assert worker.health()["asked"] == {"start": 1, "scene": 1, "sound": 2, "interval": 0}
     worker.close()
@@ -233,14 +235,14 @@ def test_what_is_seen_or_heard_again_is_no_news() -> None:
     offers = Offers()
     worker = worker_of(Scripted(DOG), offers, every_seconds=None, on_sound=True)
     for k in range(6):
-        worker.saw(0, Frame(PICTURES[0], pts_seconds=k / 25), FEATURES, window(k))
+        worker.saw(0, Frame(PICTURES[0], pts_seconds=k / 25), features=FEATURES, samples=window(k))
         until(lambda: len(offers) >= 1)
     until(lambda: len(offers) == 2)
     flash = Frame(PICTURES[1], pts_seconds=0.3)
     for k in range(6):
-        worker.saw(0, flash, FEATURES, window(10 + k))
+        worker.saw(0, flash, features=FEATURES, samples=window(10 + k))
     for k in range(6):
-        worker.saw(0, Frame(PICTURES[0], pts_seconds=0.4 + k / 25), OTHER, window(20))
+        worker.saw(0, Frame(PICTURES[0], pts_seconds=0.4 + k / 25), features=OTHER, samples=window(20))
     time.sleep(0.1)
     assert worker.health()["asked"] == {"start": 1, "scene": 0, "sound": 1, "interval": 0}
     worker.close()

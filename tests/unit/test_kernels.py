@@ -54,7 +54,7 @@ def probabilities(*shape: int, seed: int = 0) -> NDArray[np.float32]:
 
 
 def on_the_cpu(picture: NDArray[np.uint8], bucket: ImageSize, fitted: ImageSize) -> NDArray[np.float32]:
-    return normalised(resized(picture, fitted), MEAN, STD, bucket)
+    return normalised(resized(picture, fitted), mean=MEAN, std=STD, bucket=bucket)
 
 
 # ------------------------------------------------------------------------------------------------ pictures

@@ -87,7 +87,7 @@ def test_the_resize_weighs_all_pixels() -> None:
 def test_normalisation_is_per_channel() -> None:
     picture = np.zeros((2, 3, 3), np.uint8)
     picture[...] = (10, 20, 30)
-    values = normalised(picture, (5.0, 10.0, 30.0), (5.0, 10.0, 2.0))
+    values = normalised(picture, mean=(5.0, 10.0, 30.0), std=(5.0, 10.0, 2.0))
     assert values.shape == (1, 3, 2, 3) and values.dtype == np.float32
     np.testing.assert_allclose(values[0, :, 0, 0], (1, 1, 0), atol=1e-6)
 
@@ -105,7 +105,7 @@ def test_a_padded_picture_keeps_its_shape(shape: tuple[int, int]) -> None:
     height, width = fitted_size(image, (64, 64), "pad")
     assert max(height, width) == 64 and fitted_size(image, (64, 64), "stretch") == (64, 64)
     assert abs(height / 64 * max(shape) - shape[0]) <= max(shape) / 64 or height == 1
-    given = normalised(resized(image, (height, width)), (100, 100, 100), (50, 50, 50), (64, 64))
+    given = normalised(resized(image, (height, width)), mean=(100, 100, 100), std=(50, 50, 50), bucket=(64, 64))
     assert given.shape == (1, 3, 64, 64)
     np.testing.assert_allclose(given[:, :, :height, :width], 2.0, atol=1e-6)
     assert not given[:, :, height:].any() and not given[:, :, :, width:].any()

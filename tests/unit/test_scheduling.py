@@ -88,7 +88,7 @@ def simulate(
             feed.advance(time)
         if encoding is not None and encoding[0] <= time:
             _, stream, picture = encoding
-            scheduler.encoded(stream, picture, picture.number, time)
+            scheduler.encoded(stream, picture, picture.number, at_seconds=time)
             encoding = None
         if encoding is None and (chosen := scheduler.next_picture()) is not None:
             encoding = (time + encode_seconds, *chosen)
@@ -197,7 +197,7 @@ def test_new_cues_decode_the_last_picture_again() -> None:
     feed.advance(0.1)
     chosen = scheduler.next_picture()
     assert chosen is not None and scheduler.next_decode(0.1) is None
-    scheduler.encoded(*chosen, 0, 0.1)
+    scheduler.encoded(*chosen, 0, at_seconds=0.1)
     state, picture, cause = scheduler.next_decode(0.1) or (None, None, None)
     assert cause == "frame" and state is not None and picture is not None
     scheduler.taken(state, picture)
