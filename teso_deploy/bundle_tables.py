@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from teso_deploy.program import EXTERNAL_TENSORS, MASKS, TESO, Program
 from teso_deploy.recipe_tables import Scale, Table, Text
 from teso_deploy.sealed import FileEntry
-from teso_deploy.types import Precision
+from teso_deploy.types import WINDOW_SAMPLES, Precision
 
 #: Schema 1 has no ``program``; its bundles have TeSO's program.
 SCHEMA_VERSION, OLDEST_SCHEMA_VERSION = 2, 1
@@ -203,10 +203,14 @@ class BundleManifest(Table):
 
     def _check_shapes(self, size: tuple[int, int]) -> None:
         """Check that the sides after the batch agree with the other fields."""
+        frames, windows = self.program.past_frames, self.program.past_windows
         said: dict[str, tuple[tuple[int, ...], str]] = {
             "image": ((3, *size), "preprocessing.sizes"),
+            "waveform": ((*((windows + 1,) if windows else ()), WINDOW_SAMPLES), "program.past_windows"),
             MASKS: ((len(self.classes),), "classes"),
         }
+        if frames:
+            said["image"] = (frames + 1, 3, *size), "program.past_frames"
         if self.tagger:
             said["tags"] = (len(self.tagger.words),), "tagger.words"
         if self.cue:

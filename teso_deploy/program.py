@@ -4,13 +4,17 @@ A stage is a graph of the bundle. It takes external inputs (the picture, the aud
 outputs of other stages. Tensors are matched by name: a stage receives every tensor of its inputs, and its graph
 takes those that it declares. The dependencies of a stage follow from this. They decide which stages a new picture or a
 new sound runs again, which stages have a graph for each picture size, and which may be int8.
+
+A program may look at the past: then the picture or the audio window has one axis more, from the oldest moment to the
+newest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Annotated, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from teso_deploy.recipe_tables import Table, Text
@@ -24,6 +28,9 @@ EXTERNAL_TENSORS: Mapping[str, tuple[str, ...]] = {
 }
 #: Tensors that the runtime reads by name. Every program computes the first; the others are optional.
 MASKS, CUE_GATE, TAGS = "masks", "cue_gate", "tags"
+
+#: Moments before the current one that a program may look at.
+Past = Annotated[int, Field(ge=0, le=64)]
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -45,9 +52,16 @@ class Stage(Table):
 
 
 class Program(Table):
-    """Stages in the order in which they run."""
+    """Stages in the order in which they run.
+
+    ``past_frames`` and ``past_windows``: how many earlier pictures and audio windows the program looks at. With N of
+    them ``image`` is (B, N + 1, 3, H, W) and ``waveform`` (B, N + 1, 15600), the newest last. At the beginning of a
+    stream the first takes the place of those before it.
+    """
 
     stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=64)]
+    past_frames: Past = 0
+    past_windows: Past = 0
 
     @model_validator(mode="after")
     def _check_wiring(self) -> Program:
@@ -71,6 +85,10 @@ class Program(Table):
             if stage.name in known:
                 raise ValueError(f"{stage.name} is the name of two stages, or of a stage and an external input")
             known.add(stage.name)
+        if self.past_frames and not self.takes("image"):
+            raise ValueError(f"past_frames is {self.past_frames}, and no stage takes image")
+        if self.past_windows and not self.takes("audio_window"):
+            raise ValueError(f"past_windows is {self.past_windows}, and no stage takes audio_window")
         return self
 
     @property
@@ -143,6 +161,23 @@ def group_inputs(tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
         external: {name: tensors[name] for name in names}
         for external, names in EXTERNAL_TENSORS.items()
         if all(name in tensors for name in names)
+    }
+
+
+def repeat_past(program: Program, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Give pictures and audio windows the axis of a program that looks at the past, as at the beginning of a stream.
+
+    Args:
+        program: The program.
+        tensors: Tensors by name; ``image`` is (B, 3, H, W) and ``waveform`` (B, 15600).
+
+    Returns:
+        The tensors. Each moment of the past is equal to the current one.
+    """
+    past = {"image": program.past_frames, "waveform": program.past_windows}
+    return {
+        name: tensor[:, None].repeat(past[name] + 1, axis=1) if past.get(name) else tensor
+        for name, tensor in tensors.items()
     }
 
 

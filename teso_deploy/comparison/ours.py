@@ -18,7 +18,7 @@ from teso_deploy.labels import labels_of
 from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.pipeline.preprocess import fitted_size, normalised, resized
 from teso_deploy.pipeline.video_source import VideoSource
-from teso_deploy.program import MASKS, Stage, group_inputs, merge_tensors, run_program
+from teso_deploy.program import MASKS, Stage, group_inputs, merge_tensors, repeat_past, run_program
 from teso_deploy.types import Precision
 from teso_deploy.verification.parity import compare_masks
 from teso_deploy.verification.probes import observe, reference_at
@@ -61,7 +61,9 @@ class Ours:
             return normalised(resized(images[i % len(images)], fitted), mean=how.mean, std=how.std, bucket=size)
 
         prepared = [preprocess(i) for i in range(PREPARED)]
-        first: dict[str, Any] = {"image": prepared[0], "waveform": sounds[0][None]}
+        given_pictures = [repeat_past(program, {"image": image}) for image in prepared]
+        given_windows = [repeat_past(program, {"waveform": sound[None]}) for sound in sounds]
+        first: dict[str, Any] = {**given_pictures[0], **given_windows[0]}
         first |= {"cues": cues[0].embeddings[None], "cue_valid": cues[0].valid[None]} if program.takes("cues") else {}
         slots = {name: engine.slot() for name, engine in engines.items()}
         given: dict[str, Mapping[str, Any]] = dict(group_inputs(first))
@@ -71,8 +73,8 @@ class Ours:
         def alone(stage: Stage) -> Callable[[int], object]:
             """A stage by itself: on other pictures and sounds where it takes them, else on the first one's tensors."""
             fixed = {name: tensor for source in stage.inputs for name, tensor in found[source].items()}
-            pictures = [{"image": image} for image in prepared] if "image" in stage.inputs else [{}]
-            windows = [{"waveform": sound[None]} for sound in sounds] if "audio_window" in stage.inputs else [{}]
+            pictures = given_pictures if "image" in stage.inputs else [{}]
+            windows = given_windows if "audio_window" in stage.inputs else [{}]
             feeds = [
                 fixed | pictures[i % len(pictures)] | windows[i % len(windows)]
                 for i in range(max(len(pictures), len(windows)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.backends.contracts import Operators
 from teso_deploy.backends.engine import Engine, Tensor
+from teso_deploy.program import Program
 from teso_deploy.types import Frame, ImageSize
 
 #: Side in pixels of the squares in which two pictures are compared.
@@ -48,6 +49,50 @@ class KeptInput:
             outputs: The tensors by name.
         """
         self.version, self.content, self.outputs = version, content, outputs
+
+
+class History:
+    """The values of an external input in one stream: of the current moment, and of ``past`` moments before it.
+
+    A value begins a new moment if its time or its content differs from the last one's. So a second look at the same
+    frame does not move the history, and silence that goes on does.
+    """
+
+    def __init__(self, past: int) -> None:
+        self._length = past + 1
+        self._values = deque[NDArray[Any]](maxlen=self._length)
+        self._seconds: float | None = None
+
+    @property
+    def values(self) -> tuple[NDArray[Any], ...]:
+        """The values, the newest last. The first value of a stream takes the place of those before it."""
+        values = tuple(self._values)
+        return values[:1] * (self._length - len(values)) + values
+
+    @property
+    def newest(self) -> NDArray[Any]:
+        """The value of the current moment."""
+        return self._values[-1]
+
+    def changes_by_repeating(self, seconds: float) -> bool:
+        """True if repeating the newest value at this time changes :attr:`values`."""
+        return seconds != self._seconds and any(value is not self.newest for value in self.values)
+
+    def add(self, seconds: float, value: NDArray[Any]) -> None:
+        """Begin a moment with a value, which is kept without a copy."""
+        self._values.append(value)
+        self._seconds = seconds
+
+    def add_if_new(self, seconds: float, value: NDArray[Any]) -> None:
+        """Begin a moment with a copy of a value, unless the current moment has this time and this value."""
+        is_equal = bool(self._values) and np.array_equal(self.newest, value)
+        if not is_equal or seconds != self._seconds:
+            self.add(seconds, self.newest if is_equal else value.copy())
+
+
+def stack_moments(values: tuple[NDArray[Any], ...]) -> NDArray[Any]:
+    """Stack values (1, ...) on a new axis after the batch; a single value keeps its axes."""
+    return values[0] if len(values) == 1 else np.stack(values, axis=1)
 
 
 class KeptGraph:
@@ -122,12 +167,17 @@ class Kept:
     the turns 1 and 2 alternately; ``turn`` is the last of these. ``encoder_skips``: how often no stage had to run for
     a picture, by :data:`Likeness`. ``operators``: made when a frame first needs them.
 
+    ``frames`` has the last pictures of each bucket and ``windows`` the last audio windows, as far back as the program
+    looks.
+
     ``encoding`` guards the state that depends only on the picture, ``decoding`` everything else. A thread that needs
     both takes ``encoding`` first. One thread may encode while another decodes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, program: Program) -> None:
         self.encoding, self.decoding = threading.Lock(), threading.Lock()
+        self.frames = defaultdict[ImageSize, History](lambda: History(program.past_frames))
+        self.windows = History(program.past_windows)
         self.pictures: dict[tuple[ImageSize, int], KeptInput] = {}
         self.inputs: dict[str, KeptInput] = {}
         self.graphs: dict[tuple[str, int], KeptGraph] = {}

@@ -305,7 +305,7 @@ class Stream:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         self._stages = pipeline.stages
-        self._kept = Kept()
+        self._kept = Kept(pipeline.program)
 
     @property
     def runs(self) -> Counter[str]:
@@ -362,7 +362,7 @@ class Stream:
         """
         with self._kept.decoding:
             if not (stages := self.pipeline.program.sound_stages):
-                return np.array(self._kept.inputs["audio_window"].outputs["waveform"])[0]
+                return self._kept.windows.newest[0].copy()
             outputs = self._kept.graphs[stages[-1].name, 0].outputs
             audio: NDArray[np.float32] = next(iter(outputs.values())).numpy()[0]
             return audio.reshape(-1).copy()
@@ -407,7 +407,7 @@ class Stream:
         tagger = pipeline.check_tagger() if isinstance(cues, str) and cues == AUTO else None
         offered = pipeline.cues_of(None if tagger else cues)
         stamps = {"started": encoded.started, "encoded": encoded.encoded}
-        sources = stages.hear(kept, encoded.sources, sound.samples)
+        sources = stages.hear(kept, encoded.sources, sound)
         stamps["heard"] = time.monotonic()
         takes_cues = pipeline.program.takes("cues")
         if takes_cues:

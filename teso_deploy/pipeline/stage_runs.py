@@ -16,10 +16,20 @@ from teso_deploy.backends.contracts import Operators, OperatorsFactory
 from teso_deploy.backends.engine import Engine, EngineFactory, Tensor
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import BundleError
-from teso_deploy.pipeline.cache import CachedStage, Encoded, Kept, KeptGraph, KeptInput, Likeness, Source, likeness
+from teso_deploy.pipeline.cache import (
+    CachedStage,
+    Encoded,
+    Kept,
+    KeptGraph,
+    KeptInput,
+    Likeness,
+    Source,
+    likeness,
+    stack_moments,
+)
 from teso_deploy.pipeline.preprocess import fitted_size, nearest_size, resized
 from teso_deploy.program import MASKS, Stage, run_program
-from teso_deploy.types import Cues, Frame, ImageSize
+from teso_deploy.types import AudioWindow, Cues, Frame, ImageSize
 
 #: Given instead of cues: the words of the bundle's tagger, new for each frame. Given instead of a size: the nearest
 #: size of each frame.
@@ -49,8 +59,9 @@ class StageRunner:
         self._factory, self._operators = factory, operators
         first = bundle.sizes[0] if size == AUTO else size
         self.first = {name: self.engine(bundle.graph_at(name, first)) for name in self.program.names}
-        # A stage that needs the picture and another input runs later, when the operators may hold another picture.
-        self._keeps_image = any("image" in stage.inputs for stage in self.program.mask_stages)
+        # A stage that needs the picture later may run when the operators hold another picture.
+        runs_later = any("image" in stage.inputs for stage in self.program.mask_stages)
+        self._keeps_image = runs_later or self.program.past_frames > 0
 
     def engine(self, graph: str) -> Engine:
         """Return the engine of a graph, by its name in the manifest. It is loaded when a thread first needs it."""
@@ -93,6 +104,9 @@ class StageRunner:
         )
         turn = kept.turn if is_ahead else 0
         picture, alike = self._compare(kept, bucket=bucket, turn=turn, content=content)
+        frames, repeated = kept.frames[bucket], None
+        if alike is not None and frames.changes_by_repeating(frame.pts_seconds):
+            repeated, alike = picture.content, None
         if alike is None and is_ahead:
             turn = kept.turn = 3 - kept.turn
             picture = kept.pictures.setdefault((bucket, turn), KeptInput())
@@ -101,13 +115,15 @@ class StageRunner:
             sources = self._run(kept, self.program.picture_stages, {"image": picture}, bucket=bucket, turn=turn)
             return Encoded(frame, sources, fitted, bucket, started, time.monotonic())
         taken = frame.image if operators.compares_frames else content
-        image = operators.image(taken, fitted, bucket)
+        image = frames.newest if repeated else operators.image(taken, fitted, bucket)
         if self._keeps_image:
             image = (image if isinstance(image, np.ndarray) else image.numpy()).copy()
+            frames.add(frame.pts_seconds, frames.newest if repeated else image)
+            image = stack_moments(frames.values)
         picture.put(kept.next_version(), None, {"image": image})
         sources = self._run(kept, self.program.picture_stages, {"image": picture}, bucket=bucket, turn=turn)
         # Set it only now: a picture whose stages failed was not encoded. Copy it, as the caller may reuse the buffer.
-        picture.content = (content.copy() if np.may_share_memory(content, frame.image) else content,)
+        picture.content = repeated or (content.copy() if np.may_share_memory(content, frame.image) else content,)
         return Encoded(frame, sources, fitted, bucket, started, time.monotonic())
 
     def _compare(
@@ -118,21 +134,21 @@ class StageRunner:
         encoded = picture.content[0] if picture.content else None
         return picture, likeness(content, encoded, self.still_threshold)
 
-    def hear(self, kept: Kept, sources: Mapping[str, Source], samples: NDArray[np.float32]) -> dict[str, Source]:
+    def hear(self, kept: Kept, sources: Mapping[str, Source], sound: AudioWindow) -> dict[str, Source]:
         """Run the stages that depend only on the audio window.
 
         Args:
             kept: The stream's state. The caller holds its lock ``decoding``.
             sources: The stages that have run, by name.
-            samples: The window (15600,) float32.
+            sound: The audio window.
 
         Returns:
             ``sources`` with the window and these stages.
         """
         window = kept.inputs.setdefault("audio_window", KeptInput())
-        if not window.holds((samples,)):
-            samples = samples.copy()
-            window.put(kept.next_version(), (samples,), {"waveform": samples[None]})
+        kept.windows.add_if_new(sound.start_seconds, sound.samples[None])
+        if not window.holds(values := kept.windows.values):
+            window.put(kept.next_version(), values, {"waveform": stack_moments(values)})
         with_window = {**sources, "audio_window": window}
         return self._run(kept, self.program.sound_stages, with_window, bucket=self.bundle.sizes[0])
 

@@ -29,12 +29,15 @@ BLANK_SOUNDS = tuple(name for name in SOUNDS if name.startswith(("muted", "noise
 def control_inputs(reference: Arrays) -> dict[str, NDArray[Any]]:
     """Return the sounds (S, 15600) in the order of :data:`SOUNDS`, each with its cues.
 
+    For a program that looks at N past windows they are (S, N + 1, 15600).
+
     A stored sound keeps the cues of its row, because PyTorch's masks of that row were made with them. The noise is the
     same in each call. It has the cues of the row "own".
     """
     rng = np.random.default_rng(0)
     noise = [rng.standard_normal(WINDOW_SAMPLES) * 10 ** (level / 20) for level in NOISE_DBFS]
     stored = [reference["waveform"][row] for row in STORED.values()]
+    noise = [np.broadcast_to(samples, stored[0].shape) for samples in noise]
     rows = [*STORED.values(), *(STORED["own"] for _ in NOISE_DBFS)]
     cues = {name: reference[name][rows] for name in EXTERNAL_TENSORS["cues"] if name in reference}
     return {"waveform": np.stack([*stored, *noise]).clip(-1, 1).astype(np.float32), **cues}

@@ -133,10 +133,10 @@ def take_rows(reference: Arrays, rows: Sequence[int]) -> dict[str, NDArray[Any]]
 
 
 def pictures(reference: Arrays) -> NDArray[np.float32]:
-    """Return three pictures (3, 3, H, W): the reference's, the same mirrored, and the same rolled."""
+    """Return three pictures (3, ..., 3, H, W): the reference's, the same mirrored, and the same rolled."""
     image = reference["image"][0]
-    height, width = image.shape[1:]
-    return np.stack([image, image[:, :, ::-1], np.roll(image, (height // 2, width // 3), (1, 2))])
+    height, width = image.shape[-2:]
+    return np.stack([image, image[..., ::-1], np.roll(image, (height // 2, width // 3), (-2, -1))])
 
 
 def _run_pictures(
