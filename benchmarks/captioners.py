@@ -39,7 +39,9 @@ def measure(folders: list[Path], pictures: int, threads: int) -> list[dict[str, 
         if entry is None:
             raise CueSourceError(f"{folder} has no captioner: export one with --captioner")
         entry = entry.model_copy(update={"decoder": entry.decoder.model_copy(update={"end": ()})})
-        captioners.append([LocalCaptioner(folder, entry, "x", threads, max_new_tokens=n) for n in (1, TOKENS)])
+        captioners.append(
+            [LocalCaptioner(folder, entry, identity="x", threads=threads, max_new_tokens=n) for n in (1, TOKENS)]
+        )
     seconds: dict[tuple[int, int], list[float]] = {}
     images = np.random.default_rng(0).integers(0, 256, (pictures + 1, 360, 640, 3), dtype=np.uint8)
     for image in images:

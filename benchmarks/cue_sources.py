@@ -155,7 +155,9 @@ def measure(
         for kind, sentence in (("written", written), ("tagged", tagged)):
             for style in styles:
                 prompt = Prompt.load(style)
-                source = ReasonedSource("llm", sentence, process.reasoner(reasons=prompt.reasons), prompt)
+                source = ReasonedSource(
+                    "llm", captioner=sentence, reasoner=process.reasoner(reasons=prompt.reasons), prompt=prompt
+                )
                 sources[f"llm ({style}) of the {kind} caption"] = source
     sources["filter: manual"] = FilterSource(visible)
     scores = {name: Score() for name in ("no cue", *sources)}

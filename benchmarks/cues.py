@@ -156,7 +156,9 @@ def opened(models: CueModels, threads: int, *, keep_prefix: bool = True) -> Loca
     entry = models.manifest.reasoner
     if entry is None:
         raise CueSourceError(f"{models.folder} has no reasoner: export one with --reasoner")
-    return LocalReasoner(models.folder, entry, models.identity(entry), threads, keep_prefix=keep_prefix)
+    return LocalReasoner(
+        models.folder, entry, identity=models.identity(entry), threads=threads, keep_prefix=keep_prefix
+    )
 
 
 def measure(

@@ -38,7 +38,7 @@ def measure(recipe_name: str, data: Path, device: str, steps: int) -> dict[str, 
     """
     recipe = load_recipe(recipe_name)
     assert recipe.train is not None
-    library = read_library(data, "train", recipe.train.hold_out)
+    library = read_library(data, "train", hold_out=recipe.train.hold_out)
     teachers = load_teachers(recipe.train, data)
     rng = np.random.default_rng(0)
     words = {*library.pictures, *library.sounds}

@@ -44,6 +44,7 @@ def _cut_taps(taps: Taps, places: slice) -> Taps:
 def labels_of(
     scores: NDArray[np.float32],
     size: tuple[int, int],
+    *,
     threshold: float,
     shares: tuple[float, float] = (1.0, 1.0),
 ) -> NDArray[np.uint8]:

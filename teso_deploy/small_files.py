@@ -31,7 +31,7 @@ _KINDS = {
 }
 
 
-def _check_regular(mode: int, path: Path, what: str, error: type[TesoError]) -> None:
+def _check_regular(mode: int, path: Path, *, what: str, error: type[TesoError]) -> None:
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "not a regular file")
         raise error(f"{path} can't be read (it is {kind}): name {what}")
@@ -77,10 +77,10 @@ def read_bytes(
         error: The class to raise for a file that exists and can't be used.
     """
     try:
-        _check_regular(os.stat(path).st_mode, path, what, error)  # opening a pipe may wait forever
+        _check_regular(os.stat(path).st_mode, path, what=what, error=error)  # opening a pipe may wait forever
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
-            _check_regular(status.st_mode, path, what, error)
+            _check_regular(status.st_mode, path, what=what, error=error)
             # Files of /proc report a size of 0 bytes.
             content = b"" if status.st_size > limit_bytes else file.read(limit_bytes + 1)
     except TesoError:  # these are also an OSError or a ValueError

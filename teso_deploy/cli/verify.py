@@ -145,7 +145,7 @@ def _save_contact_sheet(path: Path, bundle: Bundle, rows: Sequence[Compared]) ->
     for row in rows:
         image = row.image.transpose(1, 2, 0) * np.array(how.std, np.float32) + np.array(how.mean, np.float32)
         picture = np.clip(image, 0, 255).astype(np.uint8)
-        found, expected = (labels_of(scores, row.size, threshold) for scores in (row.found, row.expected))
+        found, expected = (labels_of(scores, row.size, threshold=threshold) for scores in (row.found, row.expected))
         caption = f"{row.form}, {row.size[0]}x{row.size[1]}, {row.row}: mask IoU {row.mask_iou:.4f}"
         caption += "   (picture, model, form, difference)"
         overlays = [with_labels(picture, expected), with_labels(picture, found)]

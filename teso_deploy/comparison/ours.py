@@ -87,7 +87,7 @@ class Ours:
             "new-cues": lambda i: new_cues.segment(images[0], sounds[0], cues[i % len(cues)]),
             "preprocess": preprocess,
             **{stage.name: alone(stage) for stage in program.stages},
-            "postprocess": lambda i: labels_of(scores, images[0].shape[:2], threshold, shares),
+            "postprocess": lambda i: labels_of(scores, images[0].shape[:2], threshold=threshold, shares=shares),
         }
 
     def _engines(self) -> dict[str, Engine]:

@@ -194,7 +194,7 @@ def export_bundle(
     versions = {"teso-deploy": __version__, "torch": torch.__version__, "onnx": onnx.__version__}
     metadata = {"recipe": recipe.name, "weights_sha256": weights_digest(model), **versions}
     clip = shipped_path("export/demo/clip.mp4")
-    table = CueTable(words, embeddings, recipe.text.max_cues, recipe.text.padding == "none-embedding")
+    table = CueTable(words, embeddings, max_cues=recipe.text.max_cues, pads=recipe.text.padding == "none-embedding")
     with KIND.staging(out) as folder:
         weights = {name: WeightsFile(folder / f"{name}.weights") for name in graph_specs(recipe)}
         graphs = _write_graphs(model, weights, metadata, on_progress)

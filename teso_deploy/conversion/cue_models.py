@@ -112,9 +112,11 @@ def _try_out(folder: Path, manifest: CueModelsManifest) -> None:
         try:
             if role == "captioner":
                 picture = np.full((61, 97, 3), 127, np.uint8)
-                LocalCaptioner(folder, entry, role, available_cores(), max_new_tokens=2).caption(picture, "What?")
+                LocalCaptioner(folder, entry, identity=role, threads=available_cores(), max_new_tokens=2).caption(
+                    picture, "What?"
+                )
             else:
-                reasoner = LocalReasoner(folder, entry, role, available_cores(), max_new_tokens=2)
+                reasoner = LocalReasoner(folder, entry, identity=role, threads=available_cores(), max_new_tokens=2)
                 reasoner.answer([Message("user", "A dog?")], constrained=False)
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise CheckpointError(

@@ -83,9 +83,9 @@ class ModelProcess:
         with self._asking:
             process = self._running()
             if question["do"] not in self._loaded:  # loading is slow while frames use the CPU
-                self._exchange(process, {"do": "load", "model": question["do"]}, b"", LOAD_SECONDS)
+                self._exchange(process, {"do": "load", "model": question["do"]}, b"", limit_seconds=LOAD_SECONDS)
                 self._loaded.add(question["do"])
-            return self._exchange(process, question, content, self._timeout_seconds)
+            return self._exchange(process, question, content, limit_seconds=self._timeout_seconds)
 
     def close(self) -> None:
         """End the process and a running question. Any thread may call this, more than once."""
@@ -96,7 +96,7 @@ class ModelProcess:
             _end(process)
 
     def _exchange(
-        self, process: subprocess.Popen[bytes], question: Mapping[str, Any], content: bytes, limit_seconds: float
+        self, process: subprocess.Popen[bytes], question: Mapping[str, Any], content: bytes, *, limit_seconds: float
     ) -> str:
         deadline = time.monotonic() + limit_seconds
         try:

@@ -58,7 +58,7 @@ class CueTable:
     """
 
     def __init__(
-        self, names: Sequence[str], embeddings: NDArray[np.float32], max_cues: int, pads: bool = False
+        self, names: Sequence[str], embeddings: NDArray[np.float32], *, max_cues: int, pads: bool = False
     ) -> None:
         self.names = tuple(names)
         self.max_cues = max_cues
@@ -74,9 +74,9 @@ class CueTable:
         """Open the bundle's table. A bundle without a table knows no words. Raises :class:`BundleError` if damaged."""
         cue = bundle.manifest.cue
         if cue is None:  # the method has no cues
-            return cls((), np.zeros((0, 0), np.float32), 0)
+            return cls((), np.zeros((0, 0), np.float32), max_cues=0)
         if cue.table is None:
-            return cls((), np.zeros((0, cue.dim), np.float32), cue.max_cues)
+            return cls((), np.zeros((0, cue.dim), np.float32), max_cues=cue.max_cues)
         wanted = {"names": Expected("U", (None,)), "embeddings": Expected("f", (None, cue.dim))}
         arrays = bundle.arrays(cue.table, wanted)
         names, embeddings = arrays.get("names"), arrays.get("embeddings")
@@ -88,7 +88,7 @@ class CueTable:
         if not np.isfinite(embeddings).all():
             raise BundleError(f"{bundle.folder}: {cue.table} has numbers that are not finite; export the bundle again")
         pads = cue.padding == "none-embedding"
-        return cls(words, embeddings.astype(np.float32), cue.max_cues, pads)
+        return cls(words, embeddings.astype(np.float32), max_cues=cue.max_cues, pads=pads)
 
     def find(self, word: str) -> str | None:
         """Return the table's spelling of a word, found by singular, plural or synonym; None if it lacks the word."""

@@ -70,7 +70,7 @@ def _jitter(rng: np.random.Generator, image: Image.Image, recolour: bool) -> Ima
     return image
 
 
-def _cutout(rng: np.random.Generator, picture: Image.Image, side: float, recolour: bool) -> Image.Image:
+def _cutout(rng: np.random.Generator, picture: Image.Image, *, side: float, recolour: bool) -> Image.Image:
     """Scale a subject to ``side`` pixels, and flip, turn, colour and feather it."""
     # In training, also imitate a wide frame that was squeezed into a square.
     stretch = rng.uniform(0.6, 1.25) if recolour else rng.uniform(0.8, 1.25)
@@ -128,6 +128,7 @@ def compose_picture(
     rng: np.random.Generator,
     library: MediaLibrary,
     words: Sequence[str],
+    *,
     size: tuple[int, int],
     whole_rate: float = 0.0,
     degrade: bool = True,
@@ -160,7 +161,7 @@ def compose_picture(
     else:
         canvas = _background(rng, library, size)
     for word in rest:
-        cutout = _cutout(rng, library.draw_picture(rng, word), rng.uniform(*scale) * min(size), recolour=degrade)
+        cutout = _cutout(rng, library.draw_picture(rng, word), side=rng.uniform(*scale) * min(size), recolour=degrade)
         best: tuple[float, tuple[int, int]] = (-1.0, (0, 0))
         covered = np.maximum.reduce(masks) if masks else None
         for _ in range(1 if degrade and rng.random() < 0.3 else 8):
@@ -252,6 +253,7 @@ def compose_sound(
     rng: np.random.Generator,
     library: MediaLibrary,
     words: Sequence[str],
+    *,
     noise_snr_db: float | None = None,
     vary: bool = True,
 ) -> NDArray[np.float32]:

@@ -30,12 +30,12 @@ def score_protocol(
     found: dict[str, list[Score]] = {}
     for (group, seed), samples in groupby(protocol.samples(), key=lambda sample: (sample.group, sample.seed)):
         metrics, count = protocol.metrics(group), 0
-        answered = _answer(protocol, predict, samples, on_sample)
+        answered = _answer(protocol, predict, samples, on_sample=on_sample)
         while batch := list(islice(answered, protocol.samples_per_batch)):
             count += len(batch)
             for metric in metrics:
                 metric.add(batch)
-        found.setdefault(group, []).append(_read_metrics(group, seed, count, metrics))
+        found.setdefault(group, []).append(_read_metrics(group, seed=seed, count=count, metrics=metrics))
     return [average_seeds(scores) for scores in found.values()]
 
 
@@ -43,6 +43,7 @@ def _answer(
     protocol: EvaluationProtocol[TrialType],
     predict: Predictor[TrialType],
     samples: Iterator[Sample],
+    *,
     on_sample: Callable[[Sample], None],
 ) -> Iterator[Answered[TrialType]]:
     for sample in samples:
@@ -50,7 +51,7 @@ def _answer(
         on_sample(sample)
 
 
-def _read_metrics(group: str, seed: int, count: int, metrics: Sequence[Metric[TrialType]]) -> Score:
+def _read_metrics(group: str, *, seed: int, count: int, metrics: Sequence[Metric[TrialType]]) -> Score:
     values = {name: value for metric in metrics for name, value in metric.values().items()}
     class_values = {name: by_class for metric in metrics for name, by_class in metric.class_values().items()}
     return Score(group, count, values, class_values, (seed,))

@@ -49,4 +49,4 @@ class HostOperators:
             Labels (height, width): 0 is background, k the k-th class.
         """
         scores: NDArray[Any] = masks.numpy()[0]
-        return labels_of(scores, size, self._threshold, shares)
+        return labels_of(scores, size, threshold=self._threshold, shares=shares)

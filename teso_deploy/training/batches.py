@@ -168,14 +168,16 @@ class SceneBatches:
             snr = float(rng.uniform(0, 25)) if rng.random() < 0.5 else None
             if rng.random() < 0.08:
                 words.append(str(rng.choice(off_screen)))
-            made.append((words, compose_sound(rng, self.library, words, snr)))
+            made.append((words, compose_sound(rng, self.library, words, noise_snr_db=snr)))
         for kind in rng.choice(["mute", "noise", "off screen"], self.train.blank_sounds_per_scene, p=[0.3, 0.25, 0.45]):
             if kind == "off screen":
                 words = [str(rng.choice(off_screen))]
-                made.append((words, compose_sound(rng, self.library, words, 20.0 if rng.random() < 0.3 else None)))
+                made.append(
+                    (words, compose_sound(rng, self.library, words, noise_snr_db=20.0 if rng.random() < 0.3 else None))
+                )
             else:
                 loudness = float(rng.uniform(-10, 20)) if kind == "noise" else None
-                made.append(([], compose_sound(rng, self.library, [], loudness)))
+                made.append(([], compose_sound(rng, self.library, [], noise_snr_db=loudness)))
         return made
 
     def _cues(self, rng: np.random.Generator, picture: Picture) -> list[str]:
@@ -232,7 +234,7 @@ class SceneBatches:
                 self.audio_words, min(count, len(self.audio_words)), replace=False, p=heard_share / heard_share.sum()
             )
             noise = float(rng.uniform(0, 25)) if rng.random() < 0.5 else None
-            waveform[row] = compose_sound(rng, self.library, [str(word) for word in heard], noise)
+            waveform[row] = compose_sound(rng, self.library, [str(word) for word in heard], noise_snr_db=noise)
             for word in heard:
                 audio_tags[row, self.audio_tag_of[str(word)]] = 1
         return Lesson(
@@ -244,7 +246,9 @@ class SceneBatches:
     def _compose(
         self, rng: np.random.Generator, words: Sequence[str], size: tuple[int, int], scale: tuple[float, float]
     ) -> Picture:
-        return compose_picture(rng, self.library, words, size, whole_rate=self.train.whole_photograph_rate, scale=scale)
+        return compose_picture(
+            rng, self.library, words, size=size, whole_rate=self.train.whole_photograph_rate, scale=scale
+        )
 
     def _make_pictures(
         self, photographs: Sequence[NDArray[np.uint8]], dense_tags: Sequence[NDArray[np.int64]]

@@ -96,7 +96,7 @@ def _miou(model: Teso, seen: _Seen, gate_threshold: float) -> list[float]:
     picture = seen.trial.picture
     found = []
     for threshold in _MASK_THRESHOLDS:
-        labels = labels_of(scores, picture.image.shape[:2], threshold)
+        labels = labels_of(scores, picture.image.shape[:2], threshold=threshold)
         ious = [
             compute_iou(
                 labels == 1 + (head.classes.index(word) if head.kind == "semantic" else 0),
@@ -205,7 +205,7 @@ def calibrate_checkpoint(
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, and the thresholds are kept in a file: name the {WEIGHTS} in it")
     recipe = checkpoints.recipe_of(path)
-    library = read_library(data, "calibration", recipe.train.hold_out if recipe.train else ())
+    library = read_library(data, "calibration", hold_out=recipe.train.hold_out if recipe.train else ())
     model = build(recipe)
     if not weight_files.holds_nothing_but(path, model.state_dict().keys()):
         raise CheckpointError(f"{path} holds more than `train` writes, which would be lost: give a run's {WEIGHTS}")

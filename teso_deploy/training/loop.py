@@ -313,7 +313,7 @@ def train_model(
     """
     if recipe.train is None or not recipe.train.phases:
         raise RecipeError(f"recipe {recipe.name} says nothing about training: add [train] with phases")
-    batches = SceneBatches(recipe, read_library(data, "train", recipe.train.hold_out), embeddings)
+    batches = SceneBatches(recipe, read_library(data, "train", hold_out=recipe.train.hold_out), embeddings)
     trainer = Trainer(recipe, batches, out, torch.device(device), load_teachers(recipe.train, data))
     if not trainer.resume() and start is not None:
         trainer.start_from(start, start_parts, averaging)

@@ -94,7 +94,7 @@ def rate_of(scores: NDArray[Any], threshold: float) -> float:
     """
     if not np.isfinite(scores).all():
         return float("nan")
-    labels = labels_of(scores, (scores.shape[1] * 4, scores.shape[2] * 4), threshold)
+    labels = labels_of(scores, (scores.shape[1] * 4, scores.shape[2] * 4), threshold=threshold)
     return float(np.count_nonzero(labels)) / labels.size
 
 

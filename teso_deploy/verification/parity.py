@@ -139,7 +139,7 @@ def row_agreement(ours: NDArray[np.float32], reference: NDArray[np.float32], thr
         IoU, and the share of equal pixels. Two frames that both count as blank have an IoU of 1.
     """
     size = (reference.shape[1] * 4, reference.shape[2] * 4)
-    left, right = labels_of(ours, size, threshold), labels_of(reference, size, threshold)
+    left, right = labels_of(ours, size, threshold=threshold), labels_of(reference, size, threshold=threshold)
     equal = left == right
     union = np.count_nonzero((left > 0) | (right > 0))
     are_blank = max(np.count_nonzero(left), np.count_nonzero(right)) < BLANK_PIXEL_RATE * left.size

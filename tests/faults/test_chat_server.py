@@ -261,7 +261,9 @@ def test_from_a_picture_to_cues() -> None:
     answer = 'The dog barks.\n{"objects": ["dog", "sofa"], "sounding": ["dog", "ghost"]}'
     with chat_server(streaming("A dog", " on a sofa."), streaming(answer)) as server:
         chat = ChatServer(server.url, "m")
-        source = ReasonedSource("openai", ServerCaptioner(chat, "What?"), ServerReasoner(chat), Prompt.load())
+        source = ReasonedSource(
+            "openai", captioner=ServerCaptioner(chat, "What?"), reasoner=ServerReasoner(chat), prompt=Prompt.load()
+        )
         found = source.ask(moment())
     assert found is not None and found.names == ("dog",) and found.ungrounded == ("ghost",)
     assert found.caption == "A dog on a sofa." and found.reasoning == answer

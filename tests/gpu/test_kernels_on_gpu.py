@@ -104,7 +104,7 @@ def test_labels_equal_those_of_the_cpu_path(operators: Operators, classes: int, 
     for size, shares in (((1080, 1920), (1.0, 1.0)), ((719, 1281), (0.5625, 1.0)), ((7, 5), (1.0, 0.3))):
         made = operators.labels(scores, size, 0.5, shares, gap_bytes=11)
         for index in range(2):
-            wanted = labels_of(scores[index].astype(np.float32), size, 0.5, shares)
+            wanted = labels_of(scores[index].astype(np.float32), size, threshold=0.5, shares=shares)
             np.testing.assert_array_equal(made[index], wanted)
 
 
@@ -133,7 +133,7 @@ def test_both_run_in_a_graph_that_was_captured(operators: Operators) -> None:
         device.copy_out(labels, found, stream)
         stream.synchronize()
         np.testing.assert_array_equal(image, normalised(resized(picture, (144, 256)), mean=MEAN, std=STD))
-        np.testing.assert_array_equal(labels, labels_of(scores[0], (270, 480), 0.5))
+        np.testing.assert_array_equal(labels, labels_of(scores[0], (270, 480), threshold=0.5))
 
 
 def test_what_nvrtc_compiles_and_what_cmake_builds_are_the_same(operators: Operators, tmp_path: Path) -> None:

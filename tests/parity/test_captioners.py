@@ -46,7 +46,7 @@ class Made(NamedTuple):
     entry: ModelEntry
 
     def captioner(self) -> LocalCaptioner:
-        return LocalCaptioner(self.folder, self.entry, "x", 1, max_new_tokens=TOKENS)
+        return LocalCaptioner(self.folder, self.entry, identity="x", threads=1, max_new_tokens=TOKENS)
 
     def shown(self, image: Any) -> Any:
         """Prepare a picture with the model's own image processor."""
@@ -140,7 +140,7 @@ def test_every_weight_of_a_product_has_few_bits(kind: str, request: pytest.Fixtu
         assert not products and sum(node.op_type == "MatMulNBits" for node in found.node) >= 2
     shutil.copy(made.folder / "out" / "tokenizer.json", tmp_path / "out")
     image, ids = photograph(), [made.entry.decoder.start[0], *np.random.default_rng(0).integers(3, 300, 12).tolist()]
-    few_bits = LocalCaptioner(tmp_path, made.entry, "x", 1, max_new_tokens=TOKENS)
+    few_bits = LocalCaptioner(tmp_path, made.entry, identity="x", threads=1, max_new_tokens=TOKENS)
     found, exact = (logits_of(captioner, image, ids) for captioner in (few_bits, made.captioner()))
     assert 0.98 < np.corrcoef(found.ravel(), exact.ravel())[0, 1] < 0.99999
 
@@ -247,7 +247,7 @@ def test_llava_as_a_reasoner(llava: Made) -> None:
     said = llava.model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False
     )[0, ids.shape[1] :]
-    reasoner = LocalReasoner(llava.folder, llava.entry, "x", 1, max_new_tokens=TOKENS)
+    reasoner = LocalReasoner(llava.folder, llava.entry, identity="x", threads=1, max_new_tokens=TOKENS)
     answer = reasoner.answer(messages, reasons=False, constrained=False)
     kept = [token for token in said.tolist() if token not in llava.entry.decoder.end]
     assert answer == byte_tokenizer("<image>").decode(kept, skip_special_tokens=True)

@@ -95,7 +95,7 @@ def test_logits_without_a_past_with_one_and_from_a_kept_one(models: Callable[[st
 @pytest.mark.parametrize("architecture", REASONERS)
 def test_greedy_tokens_are_those_of_hugging_face(models: Callable[[str], Model], architecture: str) -> None:
     model, count = models(architecture), 40
-    reasoner = LocalReasoner(model.folder, model.entry(), "x", 1, max_new_tokens=count)
+    reasoner = LocalReasoner(model.folder, model.entry(), identity="x", threads=1, max_new_tokens=count)
     for caption in CAPTIONS:  # the second time with the prefix that the first question kept
         ids = ids_of(PROMPT.messages(caption))
         found = model.torch.generate(torch.from_numpy(ids[None]), max_new_tokens=count, do_sample=False)[0, len(ids) :]
@@ -112,8 +112,8 @@ def test_greedy_tokens_are_those_of_hugging_face(models: Callable[[str], Model],
 
 def test_a_prefix_is_computed_once(models: Callable[[str], Model]) -> None:
     model = models("llama")
-    kept = LocalReasoner(model.folder, model.entry(), "x", 1, max_new_tokens=20)
-    fresh = LocalReasoner(model.folder, model.entry(), "x", 1, max_new_tokens=20, keep_prefix=False)
+    kept = LocalReasoner(model.folder, model.entry(), identity="x", threads=1, max_new_tokens=20)
+    fresh = LocalReasoner(model.folder, model.entry(), identity="x", threads=1, max_new_tokens=20, keep_prefix=False)
     stepped: list[int] = []
     step = kept._decoder.step
 

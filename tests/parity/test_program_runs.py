@@ -44,5 +44,7 @@ def test_the_shipped_masks_are_those_of_the_whole_program_bit_for_bit() -> None:
             scores = tensors[MASKS][0]
             np.testing.assert_array_equal(found.class_scores, scores.reshape(len(scores), -1).max(axis=1))
             np.testing.assert_array_equal(found.cue_gate, tensors[CUE_GATE][0])
-            np.testing.assert_array_equal(found.labels, labels_of(scores, image.shape[:2], threshold, shares))
+            np.testing.assert_array_equal(
+                found.labels, labels_of(scores, image.shape[:2], threshold=threshold, shares=shares)
+            )
     assert pipeline.runs["visual_encoder"] == len(moments) < pipeline.runs["decoder"]

@@ -38,7 +38,7 @@ class Letters(TextEncoder):
 
 @pytest.fixture
 def table() -> CueTable:
-    return CueTable(NAMES, np.arange(len(NAMES) * 3, dtype=np.float32).reshape(-1, 3) + 1, MAX_CUES)
+    return CueTable(NAMES, np.arange(len(NAMES) * 3, dtype=np.float32).reshape(-1, 3) + 1, max_cues=MAX_CUES)
 
 
 def row(table: CueTable, name: str) -> NDArray[np.float32]:
@@ -79,7 +79,7 @@ def is_plural(name: str) -> bool:
 
 def test_the_plural_of_every_word_finds_it() -> None:
     words = vocabulary()
-    table = CueTable(words, np.zeros((len(words), 2), np.float32), MAX_CUES)
+    table = CueTable(words, np.zeros((len(words), 2), np.float32), max_cues=MAX_CUES)
     assert len(words) > 850
     wrong = {
         (name, plural(name), table.find(plural(name)))
@@ -91,7 +91,7 @@ def test_the_plural_of_every_word_finds_it() -> None:
 
 def test_no_word_of_the_list_is_taken_for_another() -> None:
     words = vocabulary()
-    table = CueTable(words, np.zeros((len(words), 2), np.float32), MAX_CUES)
+    table = CueTable(words, np.zeros((len(words), 2), np.float32), max_cues=MAX_CUES)
     assert [table.find(name) for name in words] == words
     ones = {name: singular(name) for name in words if singular(name) != name}
     assert 10 < len(ones) < 20
@@ -203,7 +203,7 @@ def test_answers_go_to_the_encoder_too_as_far_as_there_is_room(table: CueTable) 
 
 
 def test_slots_that_are_left_are_padded_as_the_bundle_pads(table: CueTable) -> None:
-    padded = CueTable(("dog", "none"), np.eye(2, dtype=np.float32), 2, pads=True)
+    padded = CueTable(("dog", "none"), np.eye(2, dtype=np.float32), max_cues=2, pads=True)
     cues = CueNames(padded).of_answer(answer("dogs"))
     assert cues.names == ("dog",) and cues.valid.all()
     np.testing.assert_array_equal(cues.embeddings, np.eye(2))

@@ -37,7 +37,7 @@ def test_words_are_folded_to_the_tables_spelling(table: CueTable, word: str, kno
 
 
 def test_a_word_of_the_table_is_never_folded_away() -> None:
-    table = CueTable(("dog", "dogs", "plane", "airplane"), np.eye(4, dtype=np.float32), 4)
+    table = CueTable(("dog", "dogs", "plane", "airplane"), np.eye(4, dtype=np.float32), max_cues=4)
     assert table.known("dogs") == "dogs"
     assert table.known("plane") == "plane"
 
@@ -88,7 +88,7 @@ def test_an_unknown_word_beyond_the_cut_is_still_an_error(table: CueTable) -> No
 
 
 def test_a_bundle_without_a_table_says_so() -> None:
-    table = CueTable((), np.zeros((0, 3), np.float32), 4)
+    table = CueTable((), np.zeros((0, 3), np.float32), max_cues=4)
     assert table.lookup([]).embeddings.shape == (4, 3)
     with pytest.raises(CueError, match="no word at all"):
         table.lookup(["dog"])
@@ -106,7 +106,7 @@ def test_the_surest_tags_above_the_threshold_are_the_cues(table: CueTable) -> No
 def test_a_table_may_pad_with_the_word_none() -> None:
     """As in the released code, every slot is valid, and ``names`` has the offered cues."""
     vectors = np.arange(9, dtype=np.float32).reshape(3, 3) + 1
-    table = CueTable(("dog", "none", "cow"), vectors, 3, pads=True)
+    table = CueTable(("dog", "none", "cow"), vectors, max_cues=3, pads=True)
     cues = table.lookup(["cow"])
     assert cues.names == ("cow",) and cues.source == "manual" and cues.valid.all()
     np.testing.assert_array_equal(cues.embeddings, vectors[[2, 1, 1]])
@@ -114,4 +114,4 @@ def test_a_table_may_pad_with_the_word_none() -> None:
     assert nothing.names == () and nothing.source == "none" and nothing.valid.all()
     np.testing.assert_array_equal(nothing.embeddings, vectors[[1, 1, 1]])
     with pytest.raises(BundleError, match="no 'none' to pad with"):
-        CueTable(("dog",), vectors[:1], 3, pads=True)
+        CueTable(("dog",), vectors[:1], max_cues=3, pads=True)

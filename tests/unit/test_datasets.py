@@ -81,7 +81,7 @@ def test_subsets_of_avss(written: dict[str, Path]) -> None:
     assert [(sample.subset, len(sample.frames)) for sample in samples] == list(FRAMES.items())
     assert [sum(mask is not None for mask in sample.masks) for sample in samples] == [1, 5, 10]
     assert samples[0].masks[0] is not None
-    test = read_dataset(root, None, "test", ("v2", "v1s"))
+    test = read_dataset(root, None, "test", subsets=("v2", "v1s"))
     assert [(sample.subset, sum(mask is not None for mask in sample.masks)) for sample in test] == [
         ("v1s", 5), ("v2", 10),
     ]  # fmt: skip
@@ -261,9 +261,9 @@ def test_tables_that_can_not_be_used(copies: dict[str, Path], layout: Layout, ta
 
 def test_subsets_that_are_not_there(copies: dict[str, Path]) -> None:
     with pytest.raises(DataError, match=r"no video of v2 in the split test; it has none at all"):
-        read_dataset(copies["avss"], None, "test", ("v2",))
+        read_dataset(copies["avss"], None, "test", subsets=("v2",))
     with pytest.raises(DataError, match="no subset 'v3'"):
-        read_dataset(copies["avss"], None, "test", ("v1m", "v3"))
+        read_dataset(copies["avss"], None, "test", subsets=("v1m", "v3"))
     with pytest.raises(DataError, match="no split 'dev'"):
         read_dataset(copies["avss"], None, "dev")  # type: ignore[arg-type]
     table = copies["avss"] / "metadata.csv"
@@ -323,16 +323,16 @@ def test_the_number_of_broken_videos_is_told(copies: dict[str, Path]) -> None:
 def test_training_videos_of_v1s_need_only_their_first_mask(copies: dict[str, Path]) -> None:
     root = copies["all subsets"] / "v1s"
     shutil.copy(root / "train-0_0_5000/labels_semantic/0.png", root / "train-0_0_5000/labels_semantic/3.png")
-    sample = read_dataset(root.parent, None, "train", ("v1s",))[0]
+    sample = read_dataset(root.parent, None, "train", subsets=("v1s",))[0]
     assert sample.masks[0] is not None and sample.masks[1:] == (None,) * 4, "as AVSBench reads them"
     (root / "train-0_0_5000/labels_semantic/0.png").unlink()
     with pytest.raises(DataError, match="0 missing"):
-        read_dataset(root.parent, None, "train", ("v1s",))
+        read_dataset(root.parent, None, "train", subsets=("v1s",))
     shutil.copy(root / "val-0_0_5000/labels_semantic/0.png", root / "train-0_0_5000/labels_semantic/0.png")
     for number in range(1, 5):
         (root / f"test-0_0_5000/labels_semantic/{number}.png").unlink()
     with pytest.raises(DataError, match="1 of 5 masks, 1, 2, 3, 4 missing"):
-        read_dataset(root.parent, None, "test", ("v1s",))
+        read_dataset(root.parent, None, "test", subsets=("v1s",))
 
 
 def test_pictures_that_are_broken_when_loaded(copies: dict[str, Path]) -> None:

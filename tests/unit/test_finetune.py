@@ -248,7 +248,7 @@ def test_two_videos_are_learnt_by_heart(words: dict[str, NDArray[np.float32]], t
         batch = batches.make([number], np.random.default_rng(0))
         with torch.no_grad():
             scores, _ = model(batch.image, batch.waveform, batch.cues, batch.cue_valid)
-        labels = labels_of(scores[0].numpy(), (size, size), 0.5)
+        labels = labels_of(scores[0].numpy(), (size, size), threshold=0.5)
         path = sample.masks[frame]
         assert path is not None
         truth = load_mask(path, "avss", "semantic")

@@ -251,14 +251,14 @@ def test_labels_equal_those_of_the_cpu_path(
     made = operators.labels(scores, size, threshold, shares, gap_bytes)
     assert np.array_equal(made, references.labels(scores, size, threshold, shares))
     for index in range(batch):
-        assert np.array_equal(made[index], labels_of(scores[index], size, threshold, shares))
+        assert np.array_equal(made[index], labels_of(scores[index], size, threshold=threshold, shares=shares))
 
 
 @pytest.mark.parametrize("classes", [1, 71, 255])
 def test_few_and_many_classes(operators: Operators, classes: int) -> None:
     scores = probabilities(1, classes, 9, 11)
     made = operators.labels(scores, (36, 50))
-    assert np.array_equal(made[0], labels_of(scores[0], (36, 50), 0.5))
+    assert np.array_equal(made[0], labels_of(scores[0], (36, 50), threshold=0.5))
     assert classes == 1 or len(np.unique(made)) > 20
 
 
@@ -283,7 +283,7 @@ def test_scores_that_are_no_numbers_give_no_label(operators: Operators) -> None:
     scores[0, 1, :, 3:] = 0.9
     made = operators.labels(scores, (20, 20))
     assert set(np.unique(made)) == {0, 2}
-    assert np.array_equal(made[0], labels_of(scores[0], (20, 20), 0.5))
+    assert np.array_equal(made[0], labels_of(scores[0], (20, 20), threshold=0.5))
 
 
 def test_scores_in_half_precision(operators: Operators) -> None:
@@ -314,7 +314,7 @@ def test_a_broken_kernel_is_found(tmp_path: Path, file: str, before: str, after:
     operators, picture, scores = operators_on(device), noise(30, 40, 3), probabilities(1, 2, 6, 7)
     try:
         is_right = np.array_equal(operators.rgb(picture[None], (17, 37)), on_the_cpu(picture, (17, 37), (17, 37)))
-        is_right &= np.array_equal(operators.labels(scores, (17, 37))[0], labels_of(scores[0], (17, 37), 0.5))
+        is_right &= np.array_equal(operators.labels(scores, (17, 37))[0], labels_of(scores[0], (17, 37), threshold=0.5))
     except KernelCrash as crash:
         assert "AddressSanitizer" in str(crash) or "runtime error" in str(crash)
         is_right = False

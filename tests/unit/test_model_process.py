@@ -141,7 +141,7 @@ def test_the_real_one_captions_and_reasons(models: CueModels) -> None:
         assert answer.startswith('{"objects": [') and answer == reasoner.answer(prompt.messages("a dog barks at a man"))
         assert models.identity(models.manifest.captioner) in captioner.identity  # type: ignore[arg-type]
         assert captioner.identity != reasoner.identity
-        source = ReasonedSource("llm", captioner, reasoner, prompt)
+        source = ReasonedSource("llm", captioner=captioner, reasoner=reasoner, prompt=prompt)
         found = source.ask(moment())
         assert found is not None and found.caption == caption
         assert process._process is not None and os.getpriority(os.PRIO_PROCESS, process._process.pid) == 19

@@ -45,7 +45,7 @@ def test_labels_are_the_definition_s(size: tuple[int, int], threshold: float) ->
     expected = upsampled(scores, size)
     best = expected.max(axis=0)
     truth = np.where(best >= threshold, 1 + expected.argmax(axis=0), 0)
-    labels = labels_of(scores, size, threshold)
+    labels = labels_of(scores, size, threshold=threshold)
     order = np.sort(expected, axis=0)
     # float32 and float64 may differ at the threshold, and where two classes are equal.
     is_sure = (np.abs(best - threshold) > 1e-5) & (order[-1] - order[-2] > 1e-5)
@@ -56,23 +56,23 @@ def test_labels_are_the_definition_s(size: tuple[int, int], threshold: float) ->
 
 def test_a_score_at_the_threshold_counts_and_the_first_of_equals_wins() -> None:
     scores = np.full((3, 4, 4), 0.5, np.float32)
-    assert (labels_of(scores, (8, 8), 0.5) == 1).all()
+    assert (labels_of(scores, (8, 8), threshold=0.5) == 1).all()
     scores[1] = 0.6
-    assert (labels_of(scores, (8, 8), 0.5) == 2).all()
+    assert (labels_of(scores, (8, 8), threshold=0.5) == 2).all()
 
 
 def test_nothing_reaches_the_threshold() -> None:
-    assert not labels_of(np.full((2, 4, 4), 0.49, np.float32), (9, 9), 0.5).any()
+    assert not labels_of(np.full((2, 4, 4), 0.49, np.float32), (9, 9), threshold=0.5).any()
 
 
 def test_not_a_number_is_background() -> None:
-    assert not labels_of(np.full((2, 4, 4), np.nan, np.float32), (9, 9), 0.5).any()
+    assert not labels_of(np.full((2, 4, 4), np.nan, np.float32), (9, 9), threshold=0.5).any()
 
 
 def test_the_last_of_255_classes_has_a_label() -> None:
     scores = np.zeros((255, 2, 2), np.float32)
     scores[254] = 1
-    assert (labels_of(scores, (3, 3), 0.5) == 255).all()
+    assert (labels_of(scores, (3, 3), threshold=0.5) == 255).all()
 
 
 def test_the_resize_weighs_all_pixels() -> None:
@@ -119,6 +119,6 @@ def test_labels_of_a_padded_picture_lie_on_the_picture(shape: tuple[int, int]) -
     rows, columns = np.mgrid[0:16, 0:16]
     scores[0, (rows + 0.5) * 4 > height / 2] = 0  # the lower half of the picture, and all padding
     scores[0, (columns + 0.5) * 4 > width] = 1  # padding at the side, which must not be visible
-    labels = labels_of(scores, shape, 0.5, (height / 64, width / 64))
+    labels = labels_of(scores, shape, threshold=0.5, shares=(height / 64, width / 64))
     assert labels.shape == shape
     assert (labels[: shape[0] // 2 - 4] == 1).all() and (labels[shape[0] // 2 + 4 :, : shape[1] - 4] == 0).all()

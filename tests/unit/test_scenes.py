@@ -36,8 +36,8 @@ def test_words_of_labels() -> None:
 
 
 def test_the_same_generator_state_gives_the_same_scene(library: MediaLibrary) -> None:
-    first, again = (compose_picture(np.random.default_rng(5), library, WORDS, (64, 96)) for _ in range(2))
-    other = compose_picture(np.random.default_rng(6), library, WORDS, (64, 96))
+    first, again = (compose_picture(np.random.default_rng(5), library, WORDS, size=(64, 96)) for _ in range(2))
+    other = compose_picture(np.random.default_rng(6), library, WORDS, size=(64, 96))
     assert np.array_equal(first.image, again.image) and np.array_equal(first.masks, again.masks)
     assert not np.array_equal(first.image, other.image)
 
@@ -45,7 +45,7 @@ def test_the_same_generator_state_gives_the_same_scene(library: MediaLibrary) ->
 def test_masks_are_what_is_visible(library: MediaLibrary) -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
-        picture = compose_picture(rng, library, WORDS, (64, 64), degrade=False)
+        picture = compose_picture(rng, library, WORDS, size=(64, 64), degrade=False)
         assert picture.image.shape == (64, 64, 3) and picture.masks.shape == (3, 64, 64)
         # No pixel belongs completely to two objects.
         assert ((picture.masks > 200).sum(axis=0) <= 1).all()
@@ -55,7 +55,7 @@ def test_masks_are_what_is_visible(library: MediaLibrary) -> None:
 
 
 def test_a_word_twice_is_one_mask(library: MediaLibrary) -> None:
-    picture = compose_picture(np.random.default_rng(1), library, ["dog", "dog"], (64, 64))
+    picture = compose_picture(np.random.default_rng(1), library, ["dog", "dog"], size=(64, 64))
     assert np.array_equal(picture.mask_of(["dog"]), picture.masks.max(axis=0))
     assert not picture.mask_of(["cow"]).any()
 
@@ -175,7 +175,7 @@ def test_a_whole_photograph_keeps_its_surroundings(media_folder: Path, tmp_path:
         table.write("photos/dog/a.jpg,dog,picture,train\n")
     library = read_library(tmp_path / "media", "train")
     rng = np.random.default_rng(0)
-    picture = compose_picture(rng, library, ["dog"], (64, 96), whole_rate=1.0, degrade=False)
+    picture = compose_picture(rng, library, ["dog"], size=(64, 96), whole_rate=1.0, degrade=False)
     inside = picture.masks[0] > 250
     assert 0.1 < inside.mean() < 0.6
     np.testing.assert_allclose(picture.image[inside].mean(0), (220, 20, 20), atol=12)
@@ -185,7 +185,8 @@ def test_a_whole_photograph_keeps_its_surroundings(media_folder: Path, tmp_path:
 def test_subjects_may_be_larger_than_the_frame(library: MediaLibrary) -> None:
     rng = np.random.default_rng(0)
     sizes = [
-        (compose_picture(rng, library, ["dog"], (64, 64), scale=(1.2, 1.3)).masks[0] > 127).mean() for _ in range(12)
+        (compose_picture(rng, library, ["dog"], size=(64, 64), scale=(1.2, 1.3)).masks[0] > 127).mean()
+        for _ in range(12)
     ]
     assert min(sizes) > 0.5
 
@@ -314,4 +315,4 @@ def test_natural_scenes_join_the_photographs(media_folder: Path, tmp_path: Path)
     assert (alpha > 0).sum() == 2 * 30 * 30
     assert np.array_equal(alpha > 0, colours[..., 0] == 250), "the picture outside of the mask is as it was"
     assert not read_library(folder, "test").whole
-    assert compose_picture(np.random.default_rng(0), library, ["dog"], (64, 64), whole_rate=1).words == ("dog",)
+    assert compose_picture(np.random.default_rng(0), library, ["dog"], size=(64, 64), whole_rate=1).words == ("dog",)

@@ -37,7 +37,7 @@ class LocalCaptioner:
     """
 
     def __init__(
-        self, folder: Path, entry: ModelEntry, identity: str, threads: int, *, max_new_tokens: int = 96
+        self, folder: Path, entry: ModelEntry, *, identity: str, threads: int, max_new_tokens: int = 96
     ) -> None:
         if entry.image is None:
             raise BundleError(f"{entry.name} sees no pictures: export it as a captioner")

@@ -63,9 +63,9 @@ class LocalReasoner:
         self,
         folder: Path,
         entry: ModelEntry,
+        *,
         identity: str,
         threads: int,
-        *,
         keep_prefix: bool = True,
         max_new_tokens: int = 400,
     ) -> None:

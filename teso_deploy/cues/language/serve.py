@@ -39,13 +39,13 @@ class Models:
     def _captioner(self) -> LocalCaptioner:
         entry = self._models.manifest.captioner
         assert entry is not None, "the parent has checked that"
-        return LocalCaptioner(self._models.folder, entry, self._models.identity(entry), self._threads)
+        return LocalCaptioner(self._models.folder, entry, identity=self._models.identity(entry), threads=self._threads)
 
     @cached_property
     def _reasoner(self) -> LocalReasoner:
         entry = self._models.manifest.reasoner
         assert entry is not None, "the parent has checked that"
-        return LocalReasoner(self._models.folder, entry, self._models.identity(entry), self._threads)
+        return LocalReasoner(self._models.folder, entry, identity=self._models.identity(entry), threads=self._threads)
 
     def answered(self, question: dict[str, Any], content: bytes) -> str:
         """Return the answer to a question."""
@@ -65,7 +65,7 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def serve(folder: Path, threads: int, questions: BinaryIO, answers: BinaryIO) -> None:
+def serve(folder: Path, threads: int, *, questions: BinaryIO, answers: BinaryIO) -> None:
     """Answer until there are no more questions. An error of the user is an answer; any other ends the process.
 
     Args:
@@ -94,7 +94,7 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # text that a library prints must not be read as an answer
-    serve(folder, threads or available_cores(), sys.stdin.buffer, answers)
+    serve(folder, threads or available_cores(), questions=sys.stdin.buffer, answers=answers)
 
 
 if __name__ == "__main__":

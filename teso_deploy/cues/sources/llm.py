@@ -9,4 +9,6 @@ from teso_deploy.cues.sources.reasoned import ReasonedSource
 
 def make_llm(parts: SourceParts) -> CueSource:
     """Make the source. Raises :class:`CueError` if there is no captioner or no exported language model."""
-    return ReasonedSource("llm", parts.make_captioner("llm"), parts.make_exported_reasoner("llm"), parts.prompt)
+    return ReasonedSource(
+        "llm", captioner=parts.make_captioner("llm"), reasoner=parts.make_exported_reasoner("llm"), prompt=parts.prompt
+    )

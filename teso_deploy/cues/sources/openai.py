@@ -10,4 +10,6 @@ from teso_deploy.cues.sources.reasoned import ReasonedSource
 def make_openai(parts: SourceParts) -> CueSource:
     """Make the source. Raises :class:`CueError` without a captioner, :class:`CueSourceError` without a server."""
     captioner = parts.make_captioner("openai")
-    return ReasonedSource("openai", captioner, parts.make_served_reasoner("openai"), parts.prompt)
+    return ReasonedSource(
+        "openai", captioner=captioner, reasoner=parts.make_served_reasoner("openai"), prompt=parts.prompt
+    )

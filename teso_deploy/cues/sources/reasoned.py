@@ -28,7 +28,7 @@ class ReasonedSource:
         prompt: What the language model is asked.
     """
 
-    def __init__(self, name: CueSourceName, captioner: Captioner, reasoner: Reasoner, prompt: Prompt) -> None:
+    def __init__(self, name: CueSourceName, *, captioner: Captioner, reasoner: Reasoner, prompt: Prompt) -> None:
         self.name, self._captioner, self._reasoner, self._prompt = name, captioner, reasoner, prompt
 
     @property

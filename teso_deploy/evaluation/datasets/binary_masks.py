@@ -12,7 +12,7 @@ from teso_deploy.evaluation.datasets.contracts import MaskKind
 from teso_deploy.evaluation.datasets.pictures import open_picture
 
 
-def find_data(root: Path, outer: str, inner: str, table: str) -> Path | None:
+def find_data(root: Path, *, outer: str, inner: str, table: str) -> Path | None:
     """Find the folder with the data.
 
     Args:

@@ -246,7 +246,7 @@ def _readable(read: Callable[[Path], Read], path: Path) -> Read:
         raise DataError(f"{path} can't be read ({reason}): replace it, or remove its row from split.csv") from error
 
 
-def read_library(folder: Path, split: Split, hold_out: Collection[str] = (), max_side: int = 320) -> MediaLibrary:
+def read_library(folder: Path, split: Split, *, hold_out: Collection[str] = (), max_side: int = 320) -> MediaLibrary:
     """Read all files of one split.
 
     Args:

@@ -37,7 +37,7 @@ LAYOUT = DataLayout(
     "ms3",
     "Multi-sources/ms3_data/visual_frames",
     ("split",),
-    lambda root: binary_masks.find_data(root, "Multi-sources", "ms3_data", TABLE),
+    lambda root: binary_masks.find_data(root, outer="Multi-sources", inner="ms3_data", table=TABLE),
     lambda root, folder: binary_masks.find_table(root, folder, TABLE),
     _place_row,
     lambda path, kind: binary_masks.read_binary_mask(path, kind, "ms3"),

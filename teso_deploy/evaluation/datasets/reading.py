@@ -45,7 +45,7 @@ def detect_layout(root: Path) -> Layout:
 
 
 def read_dataset(
-    root: Path, layout: Layout | None, split: Split, subsets: Sequence[str] = SUBSETS
+    root: Path, layout: Layout | None, split: Split, *, subsets: Sequence[str] = SUBSETS
 ) -> list[VideoSample]:
     """Find every video of a split. No picture is decoded.
 
@@ -78,7 +78,7 @@ def read_dataset(
     if folder is None:
         raise DataError(f"{root} is not in the layout {name}: looked for {known.mark}")
     table = known.find_table(root, folder)
-    rows = _choose_rows(table, known, split, subsets)
+    rows = _choose_rows(table, known, split=split, subsets=subsets)
     samples: list[VideoSample] = []
     problems: list[str] = []
     for row in rows:
@@ -115,7 +115,7 @@ def _check_root(root: Path) -> None:
         raise InputNotFoundError(f"no folder {root}: give the folder of an audio-visual segmentation data set")
 
 
-def _choose_rows(table: Path, layout: DataLayout, split: Split, subsets: Sequence[str]) -> list[dict[str, str]]:
+def _choose_rows(table: Path, layout: DataLayout, *, split: Split, subsets: Sequence[str]) -> list[dict[str, str]]:
     """Return the table's rows of a split and some subsets. Raises :class:`DataError` if there are none."""
     rows = read_table(table, layout.columns)
     if column := layout.subset_column:
@@ -148,7 +148,7 @@ def _find_pictures(folder: Path, uid: str) -> dict[int, Path]:
     return found
 
 
-def _check_numbers(folder: Path, what: str, found: Collection[int], wanted: Sequence[int], *, more: bool) -> None:
+def _check_numbers(folder: Path, what: str, *, found: Collection[int], wanted: Sequence[int], more: bool) -> None:
     """Check that the pictures have the wanted numbers. ``more``: True if other numbers are allowed too."""
     missing = [str(number) for number in wanted if number not in found]
     if missing:
@@ -162,8 +162,8 @@ def _read_sample(place: Place, split: Split) -> VideoSample:
     numbers = range(place.first, place.first + FRAMES[place.subset])
     is_sparse = place.subset == "v1s" and split == "train"
     frames, masks = _find_pictures(place.frames, place.uid), _find_pictures(place.masks, place.uid)
-    _check_numbers(place.frames, "frames", frames, numbers, more=False)
-    _check_numbers(place.masks, "masks", masks, numbers[:1] if is_sparse else numbers, more=is_sparse)
+    _check_numbers(place.frames, "frames", found=frames, wanted=numbers, more=False)
+    _check_numbers(place.masks, "masks", found=masks, wanted=numbers[:1] if is_sparse else numbers, more=is_sparse)
     if not place.audio.is_file():
         raise DataError(f"{place.audio} is not there")
     labels = tuple(masks[number] if number == place.first or not is_sparse else None for number in numbers)

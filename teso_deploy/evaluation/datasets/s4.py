@@ -38,7 +38,7 @@ LAYOUT = DataLayout(
     "s4",
     "Single-source/s4_data/visual_frames",
     ("category", "split"),
-    lambda root: binary_masks.find_data(root, "Single-source", "s4_data", TABLE),
+    lambda root: binary_masks.find_data(root, outer="Single-source", inner="s4_data", table=TABLE),
     lambda root, folder: binary_masks.find_table(root, folder, TABLE),
     _place_row,
     lambda path, kind: binary_masks.read_binary_mask(path, kind, "s4"),

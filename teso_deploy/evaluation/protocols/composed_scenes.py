@@ -110,7 +110,7 @@ def make_scene(
     chosen = [str(word) for word in rng.choice(words, count, replace=False)]
     # Both objects must stay visible: a scene in which one covers the other tests nothing.
     for _ in range(20):
-        picture = compose_picture(rng, library, chosen, size, whole_rate=0.3, degrade=False)
+        picture = compose_picture(rng, library, chosen, size=size, whole_rate=0.3, degrade=False)
         if min(int((mask > 127).sum()) for mask in picture.masks) > 0.01 * size[0] * size[1]:
             break
 
@@ -133,7 +133,7 @@ def make_scene(
         case _:
             others = sorted(set(library.sounds) - set(chosen))
             other = str(rng.choice(others))
-            return [SceneTrial(picture, compose_sound(rng, library, [other], 20.0, vary=False), (), scene)]
+            return [SceneTrial(picture, compose_sound(rng, library, [other], noise_snr_db=20.0, vary=False), (), scene)]
 
 
 class SceneIou:
