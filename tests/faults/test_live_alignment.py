@@ -29,7 +29,7 @@ def sent(path: Path, seconds: float = SECONDS) -> Seen:
     """Return what a stream shows of a file, except for the last moments before the server hangs up."""
     with serving(tcp(Sender(path, seconds))) as server:
         return watched(
-            f"tcp://127.0.0.1:{server.port}", seconds + 3.0, lossless=True,
+            f"tcp://127.0.0.1:{server.port}", seconds + 60, lossless=True,
             until=lambda seen: bool(seen.pts) and seen.pts[-1] > seconds - 0.2,
         )  # fmt: skip
 
@@ -89,7 +89,7 @@ def test_what_is_half_a_second_off_stays_so(tmp_path: Path) -> None:
 
 def test_a_loop_whose_stamps_go_on_has_no_seam(clip: Path) -> None:
     with serving(tcp(Sender(clip, SECONDS, loop=True, goes_on=True))) as server:
-        seen = watched(f"tcp://127.0.0.1:{server.port}", 10.0, lossless=True, until=lambda seen: len(seen.flashes) >= 9)
+        seen = watched(f"tcp://127.0.0.1:{server.port}", 60.0, lossless=True, until=lambda seen: len(seen.flashes) >= 9)
     assert seen.health is not None and seen.health.discontinuities == seen.health.corrupt_packets == 0
     assert seen.health.reconnects == 0 and set(seen.segments) == {0}
     assert_exact(seen, 7)
@@ -99,7 +99,7 @@ def test_a_loop_whose_sound_is_shorter_adds_up_no_error(tmp_path: Path) -> None:
     """Each round lacks 0.3 s of sound. The tracks leap at different times, but by the same amount."""
     path = record(tmp_path / "short.ts", times(seconds=1.2), flashes=[0.3, 0.7], sound=click_track(0.9, [0.3, 0.7]))
     with serving(tcp(Sender(path, 1.2, loop=True))) as server:
-        seen = watched(f"tcp://127.0.0.1:{server.port}", 10.0, lossless=True, until=lambda seen: len(seen.flashes) >= 8)
+        seen = watched(f"tcp://127.0.0.1:{server.port}", 60.0, lossless=True, until=lambda seen: len(seen.flashes) >= 8)
     assert seen.health is not None and seen.health.discontinuities == 3 and seen.health.reconnects == 0
     assert_exact(seen, 7)
 
@@ -114,7 +114,7 @@ def test_stamps_that_leap_once(clip: Path, leap_seconds: float) -> None:
 
     with serving(tcp(sender)) as server:
         seen = watched(
-            f"tcp://127.0.0.1:{server.port}", 8.0, leap, lossless=True,
+            f"tcp://127.0.0.1:{server.port}", 60.0, leap, lossless=True,
             until=lambda seen: len(seen.flashes) >= 7,
         )  # fmt: skip
     assert seen.health is not None and seen.health.discontinuities == 1 and seen.health.reconnects == 0
@@ -122,7 +122,7 @@ def test_stamps_that_leap_once(clip: Path, leap_seconds: float) -> None:
     assert_exact(seen, 5)
 
 
-def test_behind_a_reconnect(clip: Path) -> None:
+def test_after_a_reconnect(clip: Path) -> None:
     port, servers, state = free_port(), [], dict[str, float]()
     servers.append(serving(tcp(Sender(clip, SECONDS)), port))
     servers[0].__enter__()
@@ -137,7 +137,7 @@ def test_behind_a_reconnect(clip: Path) -> None:
             servers[0].__enter__()
 
     try:
-        seen = watched(f"tcp://127.0.0.1:{port}", 9.0, act, lossless=True, until=lambda seen: len(seen.flashes) >= 7)
+        seen = watched(f"tcp://127.0.0.1:{port}", 60.0, act, lossless=True, until=lambda seen: len(seen.flashes) >= 7)
     finally:
         for server in servers:
             server.__exit__(None, None, None)

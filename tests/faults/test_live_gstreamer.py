@@ -57,7 +57,7 @@ def gstreamer(clip: Path, *credentials: str) -> Iterator[int]:
 def test_picture_and_sound_stay_together(clip: Path) -> None:
     with gstreamer(clip) as port:
         seen = watched(
-            f"rtsp://127.0.0.1:{port}/live", 12.0, lossless=True, timeout_seconds=6.0,
+            f"rtsp://127.0.0.1:{port}/live", 60.0, lossless=True,
             until=lambda seen: len(seen.flashes) >= 4 and seen.pts[-1] > seen.flashes[3] + 0.3,
         )  # fmt: skip
     health = seen.health
@@ -67,10 +67,10 @@ def test_picture_and_sound_stay_together(clip: Path) -> None:
 
 def test_who_may_not_see_it_is_told_so(clip: Path) -> None:
     with gstreamer(clip, "me", "secret") as port:
-        error, _ = failure_of(f"rtsp://me:wrong-word@127.0.0.1:{port}/live", 6.0)
+        error, _ = failure_of(f"rtsp://me:wrong-word@127.0.0.1:{port}/live")
         assert isinstance(error, MediaError) and "refuses these credentials" in str(error)
         assert "wrong-word" not in str(error)
-        seen = watched(f"rtsp://me:secret@127.0.0.1:{port}/live", 1.0, timeout_seconds=6.0)
+        seen = watched(f"rtsp://me:secret@127.0.0.1:{port}/live", 60.0, until=lambda seen: len(seen.pts) > 10)
         assert len(seen.pts) > 10
 
 
@@ -95,7 +95,7 @@ def test_the_server_is_killed_and_comes_back(clip: Path) -> None:
             servers.append(begun())
 
     try:
-        seen = watched(f"rtsp://127.0.0.1:{port}/live", 15.0, act, timeout_seconds=6.0, until=is_back)
+        seen = watched(f"rtsp://127.0.0.1:{port}/live", 60.0, act, timeout_seconds=20, until=is_back)
     finally:
         for process in servers:
             process.kill()

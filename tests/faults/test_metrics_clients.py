@@ -23,10 +23,12 @@ from teso_deploy.live.metrics_server import MOST_REQUEST_BYTES, MetricsServer
 from teso_deploy.live.runner import LiveRunner, describe_live_run
 from teso_deploy.media.live_reader import LiveReader
 from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.sinks.callback import CallbackSink
+from teso_deploy.sinks.delivery import Delivery
 from teso_deploy.sinks.mask_folder import MaskFolderSink
 from tests.support.leaks import nothing_left
 from tests.unit.test_live_accounting import HEALTH
-from tests.unit.test_live_runner import Camera
+from tests.unit.test_live_runner import Camera, has_frames
 
 LIMIT = 4
 
@@ -46,7 +48,7 @@ def server(accounting: Accounting) -> Iterator[MetricsServer]:
 
 def connect(server: MetricsServer) -> socket.socket:
     host, _, port = server.address.rpartition(":")
-    return socket.create_connection((host.strip("[]"), int(port)), timeout=10)
+    return socket.create_connection((host.strip("[]"), int(port)), timeout=60)
 
 
 def read_all(client: socket.socket) -> bytes:
@@ -194,17 +196,26 @@ def test_the_oldest_gives_way_to_the_newest(server: MetricsServer) -> None:
 
 def test_a_run_loses_nothing_to_slow_clients(tiny_bundle: Path, tmp_path: Path) -> None:
     pipeline = Pipeline.load(tiny_bundle, threads=1)
-    camera = Camera(1.5)
+    camera = Camera(60.0)
     sink = MaskFolderSink(tmp_path / "masks", describe_live_run(pipeline, cast(list[LiveReader], [camera])))
     accounting = Accounting(["cam"])
-    runner = LiveRunner(pipeline, cast(list[LiveReader], [camera]), [sink], accounting=accounting)
+    taken: list[Delivery] = []
+
+    def take(delivery: Delivery) -> None:
+        taken.append(delivery)
+        if has_frames(20)(taken):
+            runner.stop()
+
+    runner = LiveRunner(
+        pipeline, cast(list[LiveReader], [camera]), [sink, CallbackSink(take)], accounting=accounting
+    )  # fmt: skip
     before = len(os.listdir("/proc/self/fd"))
     with MetricsServer(":0", accounting, connections=LIMIT) as server, slow_clients(server, 60):
         assert len(os.listdir("/proc/self/fd")) <= before + 60 + LIMIT + 6, "a listener, a loop, and few clients"
         runner.run()
         _, _, content = ask(server, b"GET /health HTTP/1.1\r\n\r\n")
     report = json.loads(content)
-    (stream,), (masks,) = report["streams"], report["sinks"].values()
+    (stream,), masks = report["streams"], report["sinks"]["masks"]
     assert stream["frames"] + sum(stream["drops"].values()) == stream["frames_decoded"] and stream["frames"] > 5
     assert masks["error"] is None and masks["dropped"] == 0
     assert runner.errors() == [] and len(list((tmp_path / "masks").glob("*.png"))) == stream["frames"]

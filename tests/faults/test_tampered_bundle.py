@@ -242,7 +242,7 @@ def write(**options):
     with KIND.staging(Path(sys.argv[1])) as new:
         (new / "decoder.onnx").write_bytes(b"half a gr")
         print("writing", flush=True)
-        time.sleep(60)
+        time.sleep(600)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 with mock.patch.object(cli, "app", write):
@@ -257,7 +257,7 @@ def test_an_export_that_is_ended_by_a_signal_leaves_the_old_bundle(folder: Path,
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None and process.stdout.readline() == b"writing\n"
         process.send_signal(number)
-        assert process.wait(30) == (-number if number == signal.SIGKILL else 128 + number)
+        assert process.wait(120) == (-number if number == signal.SIGKILL else 128 + number)
     assert snapshot(folder) == before
     Bundle.open(folder)
     if number == signal.SIGKILL:  # the next export removes what this one left

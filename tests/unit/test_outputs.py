@@ -139,7 +139,7 @@ def test_a_pipe_is_written_to_and_stays(here: Path) -> None:
         reader = threading.Thread(target=lambda: found.append((here / "pipe").read_text()))
         reader.start()
         write()
-        reader.join(20)
+        reader.join(120)
     assert found == ["the report", "a line"] and (here / "pipe").is_fifo()
     (here / "pipe").rename(here / "pipe.mp4")
     with pytest.raises(OutputError, match="name a file"):

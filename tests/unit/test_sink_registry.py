@@ -67,7 +67,7 @@ def test_a_new_sink_is_a_module_and_an_entry(
         count = run_file(pipeline, source, ["dog"], sinks=[sink])
     lines = targets[0].read_text().splitlines()
     assert count == 12 and lines == [f"files {clip} frame {index}" for index in range(12)]
-    readers = cast(list[LiveReader], [Camera(0.8)])
+    readers = cast(list[LiveReader], [Camera(2.0)])
     sink = open_sink(find_sink("list"), targets[1], describe_live_run(pipeline, readers))
     LiveRunner(pipeline, readers, [sink]).run()
     assert targets[1].read_text().startswith("streams rtsp://camera/live frame ")
@@ -79,8 +79,14 @@ def test_deliveries_of_files_and_streams_say_the_same_things(pipeline: Pipeline,
         sink = open_sink(find_sink("callback"), taken["files"].append, describe_file_run(pipeline, ["clip"]))
         run_file(pipeline, source, ["dog"], sinks=[sink])
         (of_file, *_), report = taken["files"], taken["files"][0].input.describe()
-    readers = cast(list[LiveReader], [Camera(0.8)])
-    runner = LiveRunner(pipeline, readers, [open_sink(find_sink("callback"), taken["streams"].append, describe_run())])
+    readers = cast(list[LiveReader], [Camera(60.0)])
+
+    def take(delivery: Delivery) -> None:
+        taken["streams"].append(delivery)
+        if delivery.audio_end_seconds is not None:
+            runner.stop()
+
+    runner = LiveRunner(pipeline, readers, [open_sink(find_sink("callback"), take, describe_run())])
     runner.run()
     of_stream = next(one for one in taken["streams"] if one.audio_end_seconds is not None)
     for one in (of_file, of_stream):

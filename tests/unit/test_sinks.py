@@ -33,36 +33,42 @@ from tests.support.deliveries import CAMERA, CLASSES, describe_run, make_deliver
 
 def test_a_slow_sink_holds_nobody_up_and_loses_the_oldest() -> None:
     taken: list[int] = []
+    may_go_on = threading.Event()
+
+    def wait(one: Delivery) -> None:
+        assert may_go_on.wait(60), "the sink holds up the one who delivers"
+        taken.append(one.frame.index)
+
+    outbox = Outbox(CallbackSink(wait), most_waiting=3)
+    outbox.start()
+    for number in range(50):
+        outbox.put(make_delivery(number))
+    may_go_on.set()
+    outbox.close(60)
+    assert outbox.error is None and taken[-3:] == [47, 48, 49] and len(taken) <= 4
+    assert outbox.get_health()["dropped"] == 50 - len(taken)
+    taken.clear()
 
     def slowly(one: Delivery) -> None:
         time.sleep(0.02)
         taken.append(one.frame.index)
 
-    outbox = Outbox(CallbackSink(slowly), most_waiting=3)
-    outbox.start()
-    began = time.monotonic()
-    for number in range(50):
-        outbox.put(make_delivery(number))
-    assert time.monotonic() - began < 0.5
-    outbox.close()
-    assert taken == sorted(taken) and taken[-1] == 49 and outbox.get_health()["dropped"] == 50 - len(taken) > 30
     waiting = Outbox(CallbackSink(slowly), lossless=True, most_waiting=3)
     waiting.start()
-    taken.clear()
     for number in range(20):
         waiting.put(make_delivery(number))
-    waiting.close()
+    waiting.close(60)
     assert taken == list(range(20)) and waiting.dropped == 0
 
 
 def test_a_sink_that_hangs_does_not_hang_the_end() -> None:
     for_ever = threading.Event()
-    outbox = Outbox(CallbackSink(lambda one: (for_ever.wait(30), None)[1], name="stuck"))
+    outbox = Outbox(CallbackSink(lambda one: (for_ever.wait(120), None)[1], name="stuck"))
     outbox.start()
     outbox.put(make_delivery(0))
     began = time.monotonic()
     outbox.close(0.2)
-    assert time.monotonic() - began < 2 and "stuck did not finish" in str(outbox.error)
+    assert time.monotonic() - began < 20 and "stuck did not finish" in str(outbox.error)
     for_ever.set()
 
 
@@ -164,7 +170,7 @@ for number in range(0, 200, step):
         ring.add(number / 25, np.zeros(640 * step, np.float32))
     sink.append(make_delivery(number, facts=facts))
 print("there", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

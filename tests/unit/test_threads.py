@@ -70,7 +70,7 @@ def run_threads(segment_of: Callable[[int], Segment], cues: Any) -> list[list[Se
 
     def work(thread: int) -> list[Segmentation]:
         segment = segment_of(thread)
-        together.wait(30)
+        together.wait(120)
         return [segment(image, samples, cues) for image, samples in inputs(thread)]
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -125,7 +125,7 @@ def test_streams_run_at_the_same_time(tiny_recipe: Recipe) -> None:
         """An engine that continues once two threads are in it."""
 
         def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-            both.wait(30)
+            both.wait(120)
             return super().run(feeds)
 
     pipeline = Pipeline(bundle_of(tiny_recipe), lambda bundle, name: Meeting(name))
@@ -143,14 +143,14 @@ def test_a_stream_encodes_while_it_decodes(tiny_recipe: Recipe) -> None:
         def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
             if self.name == "decoder":
                 is_decoding.set()
-                assert is_encoded.wait(30), "the encoder waits for the decoder"
+                assert is_encoded.wait(120), "the encoder waits for the decoder"
             return super().run(feeds)
 
     stream = Pipeline(bundle_of(tiny_recipe), lambda bundle, name: Watched(name)).open_stream()
     first = stream.encode(picture(0))
     with ThreadPoolExecutor(1) as pool:
         decoded = pool.submit(stream.decode, first, sound(0.2), cues_of(1))
-        assert is_decoding.wait(30)
+        assert is_decoding.wait(120)
         stream.encode(picture(1))
         is_encoded.set()
         assert decoded.result().labels.shape == (72, 96)

@@ -163,12 +163,12 @@ print("ran without", sorted({blocked}))
 
 def test_the_runtime_runs_without_torch(tiny_bundle: Path) -> None:
     program = BLOCKED.format(blocked=sorted(HEAVY), bundle=str(tiny_bundle))
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "ran without" in done.stdout
 
 
 def test_importing_the_package_is_light() -> None:
     program = "import sys, teso_deploy; print([m for m in ('numpy', 'av', 'onnxruntime', 'torch') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout.strip() == "[]"
