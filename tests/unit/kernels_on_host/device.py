@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,9 @@ class HostMemory:
         self.pointer = device.command(b"A" + struct.pack("<Q", nbytes))
 
     def close(self) -> None:
-        if self.pointer and not self._device.is_closed:
-            self._device.command(b"F" + struct.pack("<Q", self.pointer))
+        """Free the block before the next command. The garbage collector may call this in the middle of a command."""
+        if self.pointer:
+            self._device.freed.append(self.pointer)
             self.pointer = 0
 
 
@@ -74,7 +76,9 @@ class HostStream:
 class HostDevice:
     """A fake of ``backends/cuda/device.py`` with memory and kernels. It is also the module that holds the kernels.
 
-    ``launches``: how many launches there were.
+    Attributes:
+        launches: How many launches there were.
+        freed: Blocks that are freed before the next command.
     """
 
     compute_capability = (0, 0)
@@ -89,9 +93,15 @@ class HostDevice:
             env={"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"},
         )
         self.launches = 0
+        self.freed: deque[int] = deque()
 
     def command(self, command: bytes, answer_bytes: int = 0, answer: NDArray[Any] | None = None) -> int:
         """Send a command, read its answer into ``answer``, and return the number after the answer."""
+        while self.freed:
+            self._exchange(b"F" + struct.pack("<Q", self.freed.popleft()))
+        return self._exchange(command, answer_bytes, answer)
+
+    def _exchange(self, command: bytes, answer_bytes: int = 0, answer: NDArray[Any] | None = None) -> int:
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write(command)
@@ -107,10 +117,6 @@ class HostDevice:
         if answer is not None:
             answer.reshape(-1).view(np.uint8)[:] = np.frombuffer(data, np.uint8)
         return int(struct.unpack("<Q", number)[0])
-
-    @property
-    def is_closed(self) -> bool:
-        return self._process.poll() is not None
 
     def close(self) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
