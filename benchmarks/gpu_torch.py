@@ -24,7 +24,7 @@ from teso_deploy.bundle import Bundle
 from teso_deploy.errors import BundleError, DeviceError
 from teso_deploy.models.assembly import assemble
 from teso_deploy.models.graphs import graph_modules, graph_specs
-from teso_deploy.models.teso import Teso
+from teso_deploy.models.teso import Teso, require_teso
 from teso_deploy.types import ImageSize
 
 #: How the model is run → the mode of torch.compile; None: without torch.compile.
@@ -199,7 +199,7 @@ def ours_in_torch(settings: dict[str, Any]) -> Runner:
     bundle, size = Bundle.open(settings["bundle"]), (settings["size"][0], settings["size"][1])
     if bundle.manifest.preprocessing.fit != "stretch":
         raise BundleError(f"bundle {bundle.manifest.name} pads its pictures, which is not written in PyTorch here")
-    model = assemble(bundle.recipe, (), random_weights_seed=0).model
+    model = require_teso(assemble(bundle.recipe, (), random_weights_seed=0).model)
     batches = batches_of(bundle, settings["batch"], settings["frames"])
     few = Given(batches[0].frames[:COMPARED], {name: value[:COMPARED] for name, value in batches[0].feeds.items()})
     expected = TorchChain(model, bundle, size, few, "eager", "fp32", "cpu").masks(few)

@@ -39,8 +39,9 @@ from teso_deploy.conversion.graphs import export_graph
 from teso_deploy.conversion.onnxruntime_form import PASSES, derive_form
 from teso_deploy.conversion.quantization import observe, quantize
 from teso_deploy.models.assembly import WeightSource, fit_tensors
-from teso_deploy.models.graphs import GraphSpec, flatten_memory, memory_names, unflatten_memory
+from teso_deploy.models.graphs import flatten_memory, memory_names, unflatten_memory
 from teso_deploy.models.keymaps.mask2former import MASK2FORMER
+from teso_deploy.models.methods import GraphSpec
 from teso_deploy.models.pixel_decoder import LEVELS
 from teso_deploy.models.teso import Teso, build
 from teso_deploy.recipe import Recipe, load_recipe

@@ -1,4 +1,4 @@
-"""The audio encoders, visual foundations and kinds of checkpoints that a recipe can name, as data.
+"""The methods, audio encoders, visual foundations and kinds of checkpoints that a recipe can name, as data.
 
 To add an audio encoder, write a module in ``models/`` with its network, a key map in ``models/keymaps/`` if there are
 checkpoints of it, and an entry here; if it has parameters, add a table to ``recipe_tables.py`` and to :class:`Recipe`.
@@ -7,8 +7,21 @@ Recipes, checkpoints and messages read these tables. Nothing here imports torch:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class MethodEntry:
+    """How a method is made.
+
+    Attributes:
+        method: "module:object" of a :class:`~teso_deploy.models.methods.Method`.
+        title: As messages name it.
+    """
+
+    method: str
+    title: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +65,7 @@ class FoundationEntry:
 
 _MODELS = "teso_deploy.models"
 _KEYMAPS = f"{_MODELS}.keymaps"
+METHODS: dict[str, MethodEntry] = {"teso": MethodEntry(f"{_MODELS}.graphs:METHOD", "TeSO")}
 AUDIO_ENCODERS: dict[str, AudioEncoderEntry] = {
     "vggish": AudioEncoderEntry(f"{_MODELS}.audio:make_vggish", "VGGish", formats=(f"{_KEYMAPS}.vggish:VGGISH",)),
     "beats": AudioEncoderEntry(
@@ -100,12 +114,17 @@ def check_audio_encoder(name: str) -> str:
     return _check_known(name, AUDIO_ENCODERS)
 
 
+def check_method(name: str) -> str:
+    """Return the name of a method. Raises :class:`ValueError` for one that is unknown."""
+    return _check_known(name, METHODS)
+
+
 def check_foundation(name: str) -> str:
     """Return the name of a foundation. Raises :class:`ValueError` for one that is unknown."""
     return _check_known(name, FOUNDATIONS)
 
 
-def _check_known(name: str, entries: dict[str, AudioEncoderEntry] | dict[str, FoundationEntry]) -> str:
+def _check_known(name: str, entries: Mapping[str, object]) -> str:
     if name not in entries:
         raise ValueError(f"there is none of this name, name one of {', '.join(entries)}")
     return name

@@ -12,7 +12,7 @@ newest.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args
 
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
@@ -162,6 +162,12 @@ def group_inputs(tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
         for external, names in EXTERNAL_TENSORS.items()
         if all(name in tensors for name in names)
     }
+
+
+def select_inputs(program: Program, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Select the external tensors that a program takes, with the past that it looks at (:func:`repeat_past`)."""
+    taken = [name for source in get_args(ExternalInput) if program.takes(source) for name in EXTERNAL_TENSORS[source]]
+    return repeat_past(program, {name: tensors[name] for name in taken})
 
 
 def repeat_past(program: Program, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

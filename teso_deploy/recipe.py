@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
-from teso_deploy.architectures import AUDIO_ENCODERS, FOUNDATIONS, check_foundation
+from teso_deploy.architectures import AUDIO_ENCODERS, FOUNDATIONS, check_foundation, check_method
 from teso_deploy.errors import RecipeError
 from teso_deploy.recipe_tables import (
     AdapterPlace,
@@ -79,6 +79,7 @@ class Recipe(Table):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=200)]
     summary: Text = ""
+    method: Annotated[str, AfterValidator(check_method)] = "teso"
     foundation: Annotated[str, AfterValidator(check_foundation)] = "mask2former"
     image: ImageRecipe = ImageRecipe()
     swin: SwinRecipe = SwinRecipe()

@@ -41,10 +41,8 @@ from teso_deploy.conversion.weights import WeightsFile
 from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import CheckpointError
 from teso_deploy.models.assembly import WeightSource, assemble, text_tower
-from teso_deploy.models.graphs import graph_modules, graph_specs
+from teso_deploy.models.methods import Model, find_method
 from teso_deploy.models.state_dicts import Averaging
-from teso_deploy.models.teso import Teso
-from teso_deploy.program import TESO
 from teso_deploy.recipe import Recipe
 from teso_deploy.resources import shipped_path
 from teso_deploy.types import ImageSize, Precision
@@ -113,26 +111,38 @@ def cue_table(
 
 
 def _write_graphs(
-    model: Teso, weights: Mapping[str, WeightsFile], metadata: dict[str, str], report: Progress
+    model: Model, weights: Mapping[str, WeightsFile], metadata: dict[str, str], report: Progress
 ) -> dict[str, GraphEntry]:
     """Write the canonical graphs and return them by their key in the manifest.
 
     The buckets of a graph share its weights.
     """
-    recipe = model.recipe
-    specs, modules = graph_specs(recipe), graph_modules(model)
+    recipe, method = model.recipe, find_method(model.recipe)
+    specs, modules = method.graph_specs(recipe), method.graph_modules(model)
     graphs: dict[str, GraphEntry] = {}
     for size in recipe.image.sizes:
         is_first = size == recipe.image.sizes[0]
         arguments = example_arguments(model, size)
         for name, spec in specs.items():
-            if not (is_first or TESO.stage_of(name).sized):
+            if not (is_first or method.program.stage_of(name).sized):
                 continue
             key = name if is_first else sized_name(name, size)
             report(f"{key}: PyTorch to ONNX")
             path = weights[name].path.with_name(f"{key}.onnx")
             graphs[key] = export_graph(modules[name], spec, arguments[name], path, metadata, weights[name])
     return graphs
+
+
+def _write_cues(folder: Path, recipe: Recipe, *, words: Sequence[str], embeddings: NDArray[np.float32]) -> CueEntry:
+    """Write the cue table and return its entry in the manifest."""
+    np.savez_compressed(folder / CUE_TABLE, names=np.array(words), embeddings=embeddings.astype(np.float16))
+    return CueEntry(
+        template=recipe.text.template,
+        max_cues=recipe.text.max_cues,
+        dim=recipe.text.dim,
+        padding=recipe.text.padding,
+        table=CUE_TABLE,
+    )
 
 
 def export_bundle(
@@ -187,21 +197,29 @@ def export_bundle(
     recipe = model.recipe
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     check_space(weights, out, len(recipe.image.sizes), precisions)
-    on_progress("cue words")
+    program = find_method(recipe).program
     encoder = text_graph(recipe, built.text) if text_encoder else None
-    words, embeddings, embedder = cue_table(recipe, built.text, random_weights_seed)
+    takes_cues = program.takes("cues")
+    if takes_cues:
+        on_progress("cue words")
+        words, embeddings, embedder = cue_table(recipe, built.text, random_weights_seed)
+        pads = recipe.text.padding == "none-embedding"
+        table = CueTable(words, embeddings, max_cues=recipe.text.max_cues, pads=pads)
+    else:
+        words, embeddings, embedder = [], np.zeros((0, 0), np.float32), "none"
+        table = CueTable(words, embeddings, max_cues=0)
     is_trained = built.is_trained and embedder != RANDOM_EMBEDDINGS
     versions = {"teso-deploy": __version__, "torch": torch.__version__, "onnx": onnx.__version__}
     metadata = {"recipe": recipe.name, "weights_sha256": weights_digest(model), **versions}
     clip = shipped_path("export/demo/clip.mp4")
-    table = CueTable(words, embeddings, max_cues=recipe.text.max_cues, pads=recipe.text.padding == "none-embedding")
     with KIND.staging(out) as folder:
-        weights = {name: WeightsFile(folder / f"{name}.weights") for name in graph_specs(recipe)}
+        weights = {name: WeightsFile(folder / f"{name}.weights") for name in program.names}
         graphs = _write_graphs(model, weights, metadata, on_progress)
-        np.savez_compressed(folder / CUE_TABLE, names=np.array(words), embeddings=embeddings.astype(np.float16))
-        if encoder is not None:
+        cue = _write_cues(folder, recipe, words=words, embeddings=embeddings) if takes_cues else None
+        if cue is not None and encoder is not None:
             on_progress("text encoder")
-        written = None if encoder is None else write_text_encoder(folder, encoder, recipe, table, versions)
+            written = write_text_encoder(folder, encoder, recipe, table, versions)
+            cue = cue.model_copy(update={"encoder": written})
         on_progress("reference outputs")
         from_clip = is_trained and clip.is_file()
 
@@ -212,7 +230,7 @@ def export_bundle(
         videos = calibrate_on or (clip,)
         writer = Forms(
             folder,
-            TESO,
+            program,
             graphs,
             weights,
             lambda: video_frames(recipe, recipe.image.sizes[0], table, videos),
@@ -226,7 +244,7 @@ def export_bundle(
             name=recipe.name,
             trained=is_trained,
             recipe=recipe.model_dump(mode="json", by_alias=True),
-            program=TESO,
+            program=program,
             graphs=graphs,
             forms=forms,
             preprocessing=Preprocessing(
@@ -234,14 +252,7 @@ def export_bundle(
             ),
             postprocessing=Postprocessing(threshold=recipe.head.threshold),
             classes=recipe.head.classes,
-            cue=CueEntry(
-                template=recipe.text.template,
-                max_cues=recipe.text.max_cues,
-                dim=recipe.text.dim,
-                padding=recipe.text.padding,
-                table=CUE_TABLE,
-                encoder=written,
-            ),
+            cue=cue,
             tagger=TaggerEntry(words=recipe.tagger.words, threshold=recipe.tagger.threshold)
             if recipe.tagger.words
             else None,

@@ -30,7 +30,7 @@ def _canonical(source: Bundle, folder: Path) -> tuple[dict[str, GraphEntry], dic
         name = key.partition("@")[0]
         file = weights.setdefault(name, WeightsFile(folder / f"{name}.weights"))
         save_with_weights(ir.load(source.graph_path(key)), folder / entry.file, file)
-        graphs[key] = entry.model_copy(update={"weights": file.path.name})
+        graphs[key] = entry.model_copy(update={"weights": file.name})
     return graphs, weights
 
 

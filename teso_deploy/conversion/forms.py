@@ -117,7 +117,7 @@ class Forms:
         written = ir.load(path)
         return FormEntry(
             file=path.name,
-            weights=weights.path.name,
+            weights=weights.name,
             target=target,
             precision=precision,
             shares=check_precision(written, precision, path.name),

@@ -13,7 +13,9 @@ from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import DataError, TesoError
 from teso_deploy.media.audio import find_sound, no_sound
 from teso_deploy.media.reader import VideoReader
+from teso_deploy.models.methods import find_method
 from teso_deploy.pipeline.preprocess import fitted_size, normalised, resized
+from teso_deploy.program import select_inputs
 from teso_deploy.recipe import Recipe
 from teso_deploy.small_files import parse_json, read_text
 
@@ -51,9 +53,9 @@ def video_frames(
         InputNotFoundError: A video does not exist.
         MediaError: A video can't be read.
     """
-    found = []
+    found, program = [], find_method(recipe).program
     for video in videos:
-        words = list(visible_in(video.with_suffix(".json")) or table.names)[: recipe.text.max_cues]
+        words = list(visible_in(video.with_suffix(".json")) or table.names)[: table.max_cues]
         cues = table.lookup(words)
         with VideoReader(video) as reader:
             sound, seconds = find_sound(video), reader.info.duration_seconds or 1.0
@@ -65,12 +67,11 @@ def video_frames(
                     continue
                 wanted = [time for time in wanted if time > frame.pts_seconds]
                 picture = resized(frame.image, fitted_size(frame.image, size, recipe.image.fit))
-                found.append(
-                    {
-                        "image": normalised(picture, mean=recipe.image.mean, std=recipe.image.std, bucket=size),
-                        "waveform": sound.track.window(frame.pts_seconds, "centred").samples[None],
-                        "cues": cues.embeddings[None],
-                        "cue_valid": cues.valid[None],
-                    }
-                )
+                tensors = {
+                    "image": normalised(picture, mean=recipe.image.mean, std=recipe.image.std, bucket=size),
+                    "waveform": sound.track.window(frame.pts_seconds, "centred").samples[None],
+                    "cues": cues.embeddings[None],
+                    "cue_valid": cues.valid[None],
+                }
+                found.append(select_inputs(program, tensors))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from teso_deploy.bundle import GraphEntry, TensorSpec
 from teso_deploy.conversion.functions import add_functions
 from teso_deploy.conversion.weights import WeightsFile, save_with_weights
-from teso_deploy.models.graphs import GraphSpec
+from teso_deploy.models.methods import GraphSpec
 
 OPSET = 20
 #: Folding a larger constant would make the file larger than the graph that computes it.
@@ -140,8 +141,10 @@ def export_graph(
     assert len(arguments[0]) >= 2
     batch = {0: torch.export.Dim("B", min=1, max=4096)}
     shapes: tuple[Any, ...] = tuple(batch for _ in arguments)
-    if len(spec.inputs) > 1 and spec.inputs[0] == "queries":  # the decoder's *memory is one argument
-        shapes = (batch, tuple(batch for _ in arguments[1:]))
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    if parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:  # the decoder's *memory is one argument
+        named = len(parameters) - 1
+        shapes = (*shapes[:named], shapes[named:])
     model = export_module(module, arguments, spec.inputs, spec.outputs, shapes)
     add_functions(model)
     for key, text in sorted(metadata.items()):
@@ -153,7 +156,7 @@ def export_graph(
     onnx.checker.check_model(str(path))
     return GraphEntry(
         file=path.name,
-        weights=weights.path.name if weights is not None else None,
+        weights=weights.name if weights is not None else None,
         inputs=tuple(map(_tensor_spec, model.graph.input)),
         outputs=tuple(map(_tensor_spec, model.graph.output)),
         parameters=sum(parameter.numel() for parameter in module.parameters()),

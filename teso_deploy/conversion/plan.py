@@ -12,8 +12,7 @@ from teso_deploy.conversion.graphs import multiply_adds
 from teso_deploy.conversion.reference import example_arguments
 from teso_deploy.errors import RecipeError
 from teso_deploy.models.clip_text import ClipText
-from teso_deploy.models.graphs import graph_modules
-from teso_deploy.models.teso import build
+from teso_deploy.models.methods import build_model, find_method
 from teso_deploy.recipe import Recipe
 
 META = torch.device("meta")
@@ -47,7 +46,7 @@ def check_memory(recipe: Recipe) -> None:
     except (AttributeError, ValueError, OSError):  # not every system reports its memory
         return
     with META:
-        model = build(recipe)
+        model = build_model(recipe)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     if weights > memory:
         raise RecipeError(
@@ -62,15 +61,16 @@ def plan_export(recipe: Recipe) -> dict[str, GraphPlan]:
     No weight is created.
     """
     with META:
-        model = build(recipe)
+        model = build_model(recipe)
     # The context does not apply to tables that come from NumPy.
     model = model.to(META)
-    modules = graph_modules(model)
+    method = find_method(recipe)
+    modules = method.graph_modules(model)
     plans = {
         name: _planned(modules[name], given)
         for name, given in example_arguments(model, recipe.image.sizes[0], META).items()
     }
-    if recipe.text.encoder == "clip":
+    if method.program.takes("cues") and recipe.text.encoder == "clip":
         with META:
             tower = ClipText(recipe.clip_text, recipe.text.dim)
         ids = torch.zeros(2, recipe.clip_text.context, dtype=torch.int64, device=META)

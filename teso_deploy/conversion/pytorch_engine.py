@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from teso_deploy.models.graphs import GraphSpec, graph_modules, graph_specs
-from teso_deploy.models.teso import Teso
+from teso_deploy.models.methods import GraphSpec, Model, find_method
 
 
 class ModuleEngine:
@@ -41,13 +40,15 @@ class PyTorchEngine:
         return {name: value.numpy() for name, value in found.items()}
 
 
-def module_engines(model: Teso) -> dict[str, ModuleEngine]:
+def module_engines(model: Model) -> dict[str, ModuleEngine]:
     """Wrap every graph of a model as an engine for PyTorch's tensors."""
-    modules = graph_modules(model)
-    return {name: ModuleEngine(modules[name], spec) for name, spec in graph_specs(model.recipe).items()}
+    method = find_method(model.recipe)
+    modules = method.graph_modules(model)
+    return {name: ModuleEngine(modules[name], spec) for name, spec in method.graph_specs(model.recipe).items()}
 
 
-def pytorch_engines(model: Teso) -> dict[str, PyTorchEngine]:
+def pytorch_engines(model: Model) -> dict[str, PyTorchEngine]:
     """Wrap every graph of a model as an engine for arrays."""
-    modules = graph_modules(model)
-    return {name: PyTorchEngine(modules[name], spec) for name, spec in graph_specs(model.recipe).items()}
+    method = find_method(model.recipe)
+    modules = method.graph_modules(model)
+    return {name: PyTorchEngine(modules[name], spec) for name, spec in method.graph_specs(model.recipe).items()}

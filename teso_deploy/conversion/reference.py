@@ -21,10 +21,9 @@ from teso_deploy.conversion.pytorch_engine import module_engines, pytorch_engine
 from teso_deploy.cues.table import CueTable
 from teso_deploy.media.audio import read_audio
 from teso_deploy.media.reader import VideoReader
-from teso_deploy.models.graphs import graph_specs
-from teso_deploy.models.teso import Teso
+from teso_deploy.models.methods import Model, find_method
 from teso_deploy.pipeline.preprocess import fitted_size, normalised, resized
-from teso_deploy.program import MASKS, TESO, group_inputs, merge_tensors, run_program
+from teso_deploy.program import MASKS, group_inputs, merge_tensors, run_program, select_inputs
 from teso_deploy.recipe import Recipe
 from teso_deploy.types import WINDOW_SAMPLES, ImageSize
 from teso_deploy.verification.probes import ROWS, run_whole
@@ -55,7 +54,8 @@ def random_inputs(recipe: Recipe, size: ImageSize, seed: int = 0) -> dict[str, N
     valid = np.ones((len(ROWS), recipe.text.max_cues), np.bool_)
     valid[3] = False
     image = rng.standard_normal((1, 3, height, width)).astype(np.float32)
-    return {"image": image, "waveform": waveform, "cues": cues * valid[..., None], "cue_valid": valid}
+    tensors = {"image": image, "waveform": waveform, "cues": cues * valid[..., None], "cue_valid": valid}
+    return select_inputs(find_method(recipe).program, tensors)
 
 
 def clip_inputs(recipe: Recipe, size: ImageSize, table: CueTable, clip: Path) -> dict[str, NDArray[Any]]:
@@ -78,23 +78,24 @@ def clip_inputs(recipe: Recipe, size: ImageSize, table: CueTable, clip: Path) ->
         frame = next(frame for frame in reader if frame.pts_seconds >= middles[first])
     track = read_audio(clip)
     own, other = (track.window(middles[name], "centred").samples for name in (first, second))
-    cues, none = table.lookup(script["visible"]), table.none()
+    cues, none = table.lookup(script["visible"][: table.max_cues]), table.none()
     picture = resized(frame.image, fitted_size(frame.image, size, recipe.image.fit))
-    return {
+    tensors = {
         "image": normalised(picture, mean=recipe.image.mean, std=recipe.image.std, bucket=size),
         "waveform": np.stack([own, np.zeros(WINDOW_SAMPLES, np.float32), other, own]),
         "cues": np.stack([cues.embeddings, cues.embeddings, cues.embeddings, none.embeddings]),
         "cue_valid": np.stack([cues.valid, cues.valid, cues.valid, none.valid]),
     }
+    return select_inputs(find_method(recipe).program, tensors)
 
 
-def reference_outputs(model: Teso, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def reference_outputs(model: Model, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Compute PyTorch's outputs of every graph for the reference inputs, by tensor name."""
-    found = run_whole(TESO, pytorch_engines(model), inputs)
+    found = run_whole(find_method(model.recipe).program, pytorch_engines(model), inputs)
     return found | {MASKS: np.rint(found[MASKS] / MASK_STEP) * MASK_STEP}
 
 
-def reference_arrays(model: Teso, inputs: Callable[[ImageSize], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+def reference_arrays(model: Model, inputs: Callable[[ImageSize], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     """Compute everything that ``reference.npz`` contains.
 
     ``inputs`` returns the inputs of a bucket; their sounds and cues are equal for all buckets.
@@ -102,21 +103,23 @@ def reference_arrays(model: Teso, inputs: Callable[[ImageSize], dict[str, NDArra
     first, *others = model.recipe.image.sizes
     given = inputs(first)
     arrays = given | reference_outputs(model, given)
-    specs = graph_specs(model.recipe)
+    method = find_method(model.recipe)
+    specs, program = method.graph_specs(model.recipe), method.program
     of_the_picture = [
-        name for stage in TESO.names if "image" in TESO.dependencies(stage) for name in specs[stage].outputs
+        name for stage in program.names if "image" in program.dependencies(stage) for name in specs[stage].outputs
     ]
     for size in others:
         given = inputs(size)
         at_size = given | reference_outputs(model, given)
         for name in ("image", *of_the_picture):
-            arrays[sized_name(name, size)] = at_size[name]
+            if name in at_size:
+                arrays[sized_name(name, size)] = at_size[name]
     return arrays
 
 
 @torch.no_grad()
 def example_arguments(
-    model: Teso, size: ImageSize, device: torch.device | None = None
+    model: Model, size: ImageSize, device: torch.device | None = None
 ) -> dict[str, tuple[torch.Tensor, ...]]:
     """Make example arguments of every graph, with batch 2.
 
@@ -130,9 +133,12 @@ def example_arguments(
     """
     noise = random_inputs(model.recipe, size)
     given = {name: torch.from_numpy(value[:2]).to(device) for name, value in noise.items()}
-    given["image"] = given["image"].expand(2, -1, -1, -1).clone()
+    if "image" in given:
+        given["image"] = given["image"].expand(2, *given["image"].shape[1:]).clone()
+    method = find_method(model.recipe)
+    program, specs = method.program, method.graph_specs(model.recipe)
     # Skip stages whose outputs no other stage uses.
-    taken = {source for stage in TESO.stages for source in stage.inputs}
-    stages = [stage for stage in TESO.stages if stage.name in taken]
-    tensors = merge_tensors(run_program(TESO, module_engines(model), group_inputs(given), stages=stages))
-    return {name: tuple(tensors[tensor] for tensor in spec.inputs) for name, spec in graph_specs(model.recipe).items()}
+    taken = {source for stage in program.stages for source in stage.inputs}
+    stages = [stage for stage in program.stages if stage.name in taken]
+    tensors = merge_tensors(run_program(program, module_engines(model), group_inputs(given), stages=stages))
+    return {name: tuple(tensors[tensor] for tensor in spec.inputs) for name, spec in specs.items()}

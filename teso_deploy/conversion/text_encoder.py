@@ -22,6 +22,7 @@ from teso_deploy.cues.table import CueTable
 from teso_deploy.cues.tokens import Tokens
 from teso_deploy.errors import CheckpointError, RecipeError
 from teso_deploy.models.assembly import WeightSource, text_tower
+from teso_deploy.models.methods import find_method
 from teso_deploy.recipe import Recipe
 
 ENTRY = TextEncoderEntry(
@@ -59,10 +60,12 @@ def text_graph(recipe: Recipe, tower: WeightSource | None) -> TextGraph:
         The encoder and its tokenizer.
 
     Raises:
-        RecipeError: The cues have another encoder.
+        RecipeError: The cues have another encoder, or the method takes no cues.
         CheckpointError: The vocabulary is missing.
         MissingExtraError: A package is not installed.
     """
+    if not find_method(recipe).program.takes("cues"):
+        raise RecipeError(f"recipe {recipe.name} is of the method {recipe.method}, without cues: omit --text-encoder")
     if tower is not None:
         return TextGraph(text_tower(tower, recipe), sentence_tokenizer(tower.beside, recipe.clip_text))
     if recipe.text.encoder == "clip":

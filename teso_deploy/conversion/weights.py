@@ -23,6 +23,11 @@ class WeightsFile:
         self.path = path
         self._places: dict[tuple[bytes, str], int] = {}
 
+    @property
+    def name(self) -> str | None:
+        """Name of the file; None until a tensor is in it. The tensors of a small graph all stay in its own file."""
+        return self.path.name if self._places else None
+
     def _place(self, content: bytes, dtype: str) -> int:
         # The key contains the type: TensorRT fails if zeros in half and half as many zeros in fp32 share one place.
         key = hashlib.sha256(content).digest(), dtype

@@ -17,8 +17,8 @@ from teso_deploy.models.checkpoints import KeyReport
 from teso_deploy.models.clip_text import ClipText
 from teso_deploy.models.keymaps import list_formats
 from teso_deploy.models.keymaps.rules import Format, Part
+from teso_deploy.models.methods import Model, build_model
 from teso_deploy.models.state_dicts import Averaging
-from teso_deploy.models.teso import Teso, build
 from teso_deploy.recipe import Recipe
 from teso_deploy.text import to_one_line
 
@@ -61,7 +61,7 @@ class WeightSource:
 class Assembly:
     """A model, the file of each part, the keys that no file gave, and the text tower if a file gave one."""
 
-    model: Teso
+    model: Model
     sources: dict[Part, Path]
     random: tuple[str, ...]
     text: WeightSource | None = None
@@ -215,9 +215,9 @@ def fit_tensors(
     return given, other
 
 
-def _whole(source: WeightSource, recipe: Recipe) -> Teso:
+def _whole(source: WeightSource, recipe: Recipe) -> Model:
     """Build a model from a checkpoint of this package, with its calibrated thresholds."""
-    model = build(checkpoints.apply_calibration(recipe, source.path))
+    model = build_model(checkpoints.apply_calibration(recipe, source.path))
     checkpoints.fill(model, source.tensors, source.path)
     return model
 
@@ -279,13 +279,13 @@ def assemble(
             raise CheckpointError(f"{whole.path} is a whole model: leave {sources[other[0]].path} out")
         return Assembly(_whole(whole, recipe), paths, (), text, averaged)
     if whole is not None and whole.format is not None:
-        if recipe.fusion.kind != "segpref":
+        if recipe.method == "teso" and recipe.fusion.kind != "segpref":
             raise CheckpointError(
                 f"{whole.path} is {whole.format.name}, whose network is not that of recipe {recipe.name}: "
                 "use recipe segpref"
             )
         recipe = _adapt_recipe(whole, recipe)
-    model = build(recipe, random_weights_seed)
+    model = build_model(recipe, random_weights_seed)
     own = model.state_dict()
     kept = dict.fromkeys(own)  # in order: the keys that no file gives
     for part, source in sources.items():

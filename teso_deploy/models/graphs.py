@@ -1,23 +1,15 @@
-"""The exported graphs: their modules, and the names of their tensors (docs/design.md)."""
+"""The exported graphs of TeSO: their modules, and the names of their tensors (docs/design.md)."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from teso_deploy.models.decoder import Memory
+from teso_deploy.models.methods import GraphSpec, Method, Model
 from teso_deploy.models.pixel_decoder import LEVELS
-from teso_deploy.models.teso import Teso, find_foundation
+from teso_deploy.models.teso import Teso, find_foundation, require_teso
+from teso_deploy.program import TESO
 from teso_deploy.recipe import Recipe
-
-
-@dataclass(frozen=True, slots=True)
-class GraphSpec:
-    """Names of a graph's inputs and outputs, in order."""
-
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
 
 
 def memory_names(recipe: Recipe) -> tuple[str, ...]:
@@ -96,3 +88,19 @@ def graph_modules(model: Teso) -> dict[str, nn.Module]:
         "fusion": _FusionGraph(model),
         "decoder": _DecoderGraph(model),
     }
+
+
+class _TesoMethod:
+    program = TESO
+
+    def build(self, recipe: Recipe) -> Teso:
+        return Teso(recipe)
+
+    def graph_specs(self, recipe: Recipe) -> dict[str, GraphSpec]:
+        return graph_specs(recipe)
+
+    def graph_modules(self, model: Model) -> dict[str, nn.Module]:
+        return graph_modules(require_teso(model))
+
+
+METHOD: Method = _TesoMethod()

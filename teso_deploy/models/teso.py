@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from teso_deploy.architectures import AUDIO_ENCODERS, FOUNDATIONS
+from teso_deploy.errors import RecipeError
 from teso_deploy.models.foundations.contracts import Foundation
 from teso_deploy.models.fusion import Fusion
 from teso_deploy.models.layers import Adapter
+from teso_deploy.models.methods import Model, build_model
 from teso_deploy.models.segpref import SegprefFusion
 from teso_deploy.named_objects import load_object
 from teso_deploy.recipe import Recipe
@@ -26,12 +27,11 @@ def make_audio_encoder(recipe: Recipe) -> nn.Module:
     return encoder
 
 
-class Teso(nn.Module):
+class Teso(Model):
     """Visual encoder, audio encoder, fusion (SeDAM and PMQS) and decoder; each is exported as a graph."""
 
     def __init__(self, recipe: Recipe) -> None:
-        super().__init__()
-        self.recipe = recipe
+        super().__init__(recipe)
         self.foundation = find_foundation(recipe)
         queries, dim = self.foundation.query_shape(recipe)
         fusion = SegprefFusion if recipe.fusion.kind == "segpref" else Fusion
@@ -62,9 +62,14 @@ class Teso(nn.Module):
 
 
 def build(recipe: Recipe, seed: int | None = None) -> Teso:
-    """Build the PyTorch model of a recipe, on the CPU, in eval mode. ``seed`` fixes its random weights."""
-    if seed is None:
-        return Teso(recipe).eval()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Teso(recipe).eval()
+    """Build the model of a recipe of TeSO, on the CPU, in eval mode. ``seed`` fixes its random weights."""
+    return require_teso(build_model(recipe, seed))
+
+
+def require_teso(model: Model) -> Teso:
+    """Return a model of TeSO. Raises :class:`RecipeError` for one of another method."""
+    if not isinstance(model, Teso):
+        raise RecipeError(
+            f"recipe {model.recipe.name} is of the method {model.recipe.method}, and only TeSO can be trained here"
+        )
+    return model

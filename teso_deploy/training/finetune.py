@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from teso_deploy.errors import CheckpointError, DataError, RecipeError
 from teso_deploy.models import checkpoints
 from teso_deploy.models.assembly import Assembly
-from teso_deploy.models.teso import Teso
+from teso_deploy.models.teso import Teso, require_teso
 from teso_deploy.recipe import Recipe, TrainRecipe
 from teso_deploy.training.batches import Batch
 from teso_deploy.training.curves import draw_curves
@@ -84,7 +84,7 @@ class FineTuning:
         on_gpu = self.accelerator.device.type == "cuda"
         # On a CPU, half precision is slower and its memory saving is not needed.
         self.train = recipe.train.model_copy(update={"mixed_precision": recipe.train.mixed_precision and on_gpu})
-        self.model = built.model
+        self.model = require_teso(built.model)
         adapters, new = learnable(self.model, built.random)
         self.learning = [*adapters, *new]
         for name, parameter in self.model.named_parameters():

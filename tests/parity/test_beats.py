@@ -239,7 +239,7 @@ def test_every_key_is_known_and_every_weight_given() -> None:
 @torch.no_grad()
 def test_it_is_one_graph(loaded: BeatsEncoder, tmp_path: Path) -> None:
     from teso_deploy.conversion.graphs import export_graph
-    from teso_deploy.models.graphs import GraphSpec
+    from teso_deploy.models.methods import GraphSpec
 
     given = waveforms()
     path = tmp_path / "audio_encoder.onnx"

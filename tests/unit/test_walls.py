@@ -29,7 +29,7 @@ LEVELS = {
 }  # fmt: skip
 #: The parts with torch, and what each may import from the package.
 TORCH_SIDE = {
-    "models": {"models", "recipe", "types", "errors", "resources"},
+    "models": {"models", "recipe", "program", "types", "errors", "resources"},
     "conversion": {
         "conversion",
         "models",
