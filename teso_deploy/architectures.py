@@ -49,6 +49,7 @@ class FoundationEntry:
 
     Attributes:
         foundation: "module:object" of a :class:`~teso_deploy.models.foundations.contracts.Foundation`.
+        title: As messages name it.
         tables: The recipe's tables with its parameters.
         has_classes: Whether it predicts classes. Without them a recipe needs a binary head and has no tagger.
         square_table: The table whose ``patch`` must divide the picture's side, if the foundation takes square pictures
@@ -57,6 +58,7 @@ class FoundationEntry:
     """
 
     foundation: str
+    title: str
     tables: tuple[str, ...]
     has_classes: bool = True
     square_table: str = ""
@@ -75,11 +77,13 @@ AUDIO_ENCODERS: dict[str, AudioEncoderEntry] = {
 FOUNDATIONS: dict[str, FoundationEntry] = {
     "mask2former": FoundationEntry(
         f"{_MODELS}.foundations.mask2former:FOUNDATION",
+        "Mask2Former with Swin",
         tables=("swin", "pixel_decoder", "decoder"),
         formats=(f"{_KEYMAPS}.mask2former:MASK2FORMER",),
     ),
     "sam": FoundationEntry(
         f"{_MODELS}.foundations.sam:FOUNDATION",
+        "Segment Anything",
         tables=("sam",),
         has_classes=False,
         square_table="sam",

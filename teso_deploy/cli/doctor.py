@@ -18,6 +18,7 @@ from teso_deploy._version import __version__
 from teso_deploy.backends import availability, machine, shared_libraries
 from teso_deploy.backends.registry import BACKENDS, runs_on_gpu
 from teso_deploy.backends.tensorrt.targets import format_capability
+from teso_deploy.cli.extensions import EXTENSION_POINTS, describe_extensions, write_row
 from teso_deploy.cli.reports import check_json, write_json
 from teso_deploy.errors import TesoError
 from teso_deploy.outputs import STDOUT
@@ -104,8 +105,8 @@ def _gpu_report(gpu: machine.Gpu) -> dict[str, Any]:
 def examine() -> dict[str, Any]:
     """Make the report of this machine.
 
-    It has versions, GPUs, libraries, backends, the shipped bundle and clip, extras, conflicts between packages, and
-    ``advice``, a list of commands.
+    It has versions, GPUs, libraries, backends, the entries of all registries, the shipped bundle and clip, extras,
+    conflicts between packages, and ``advice``, a list of commands.
     """
     versions = {package: shared_libraries.version_of(package) for package in BASE}
     providers, bundle = _providers(), _bundle()
@@ -146,6 +147,7 @@ def examine() -> dict[str, Any]:
         "exclusions": [{"reason": one.reason, "mend": list(one.mend)} for one in wrong],
         "bundle": bundle,
         "demo_clip": shipped_path("export/demo/clip.mp4").is_file(),
+        "extensions": describe_extensions(_is_installed),
         "extras_missing": {extra: modules for extra, modules in missing.items() if modules},
         "advice": advice,
         "can_run": bool(providers) and bundle["ok"] and not absent and not outdated.keys() & set(BASE),
@@ -203,6 +205,9 @@ def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _backend_rows(report)
     yield "shipped bundle", report["bundle"]["detail"]
     yield "demo clip", "there" if report["demo_clip"] else "missing: install the package again"
+    for key, entries in report["extensions"].items():
+        if key != "backends" and entries:  # the rows above say more about backends
+            yield EXTENSION_POINTS[key].title, write_row(entries)
     for extra in list_extras(has_gpu=bool(report["gpus"])):
         absent = report["extras_missing"].get(extra)
         yield f"extra {extra}", f"lacks {', '.join(absent)}" if absent else "ready"

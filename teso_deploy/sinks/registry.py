@@ -31,7 +31,7 @@ class SinkEntry:
         check: MODULE:FUNCTION that refuses a target before work starts. Default: the rules of ``writes`` and
             ``suffixes``.
         extra: The extra of this package that it needs. Default: None.
-        needs: Modules of that extra; if they are installed, so is the extra.
+        modules: Modules of that extra; if they are installed, so is the extra.
     """
 
     name: str
@@ -44,7 +44,7 @@ class SinkEntry:
     takes_many: bool = True
     check: str | None = None
     extra: str | None = None
-    needs: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
 
 
 _HERE = "teso_deploy.sinks"
@@ -122,9 +122,9 @@ def choose_sink(option: str, target: Path) -> SinkEntry:
 
 
 def _import_subject(entry: SinkEntry, subject: str) -> Any:
-    if any(importlib.util.find_spec(module) is None for module in entry.needs):
-        command = write_install_command(entry.extra) if entry.extra else f"pip install {' '.join(entry.needs)}"
-        raise MissingExtraError(f"the sink {entry.name} needs {', '.join(entry.needs)}: {command}")
+    if any(importlib.util.find_spec(module) is None for module in entry.modules):
+        command = write_install_command(entry.extra) if entry.extra else f"pip install {' '.join(entry.modules)}"
+        raise MissingExtraError(f"the sink {entry.name} needs {', '.join(entry.modules)}: {command}")
     module, _, name = subject.partition(":")
     return getattr(importlib.import_module(module), name)
 

@@ -15,6 +15,8 @@ import pytest
 from teso_deploy.backends import machine, shared_libraries
 from teso_deploy.backends.shared_libraries import Answer
 from teso_deploy.cli.doctor import EXTRAS, examine, list_extras
+from teso_deploy.cli.extensions import EXTENSION_POINTS
+from teso_deploy.evaluation.protocols.registry import PROTOCOLS, ProtocolEntry
 from tests.support.commands import teso
 
 GIB = 1 << 30
@@ -144,6 +146,30 @@ def test_without_a_gpu_nothing_of_gpus_is_advised_or_shown(fake: Fake) -> None:
     assert not report["extras_missing"].keys() & GPU_EXTRAS and not any("tensorrt" in line for line in report["advice"])
     done = teso("doctor")
     assert done.code == 0 and "tensorrt" not in done.out and "GPU" not in done.out
+
+
+def test_every_registry_is_listed_with_the_extras_that_its_entries_need(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up = ProtocolEntry("somewhere:open_it", "what is measured", "data", ("auto",), ("scipy",), "export")
+    monkeypatch.setitem(PROTOCOLS, "made-up", made_up)
+    has_module = shared_libraries.has_module
+    monkeypatch.setattr(shared_libraries, "has_module", lambda name: name != "torch" and has_module(name))
+    found = examine()["extensions"]
+    assert list(found) == list(EXTENSION_POINTS)
+    assert found["protocols"]["made-up"] == {"summary": "what is measured", "extra": "export", "installed": True}
+    assert found["foundations"]["sam"] == {"summary": "Segment Anything", "extra": "export", "installed": False}
+    assert found["backends"]["cpu"]["extra"] is None and found["backends"]["cpu"]["installed"]
+    assert not found["backends"]["tensorrt"]["installed"]
+    assert all(entry["summary"] for entries in found.values() for entry in entries.values())
+    text = shown()
+    assert "methods to export teso (needs the extra export)" in text and "made-up" in text and "mask-lines" in text
+
+
+def test_a_damaged_install_lists_the_other_registries(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "teso_deploy.evaluation.protocols.registry", None)
+    found = examine()["extensions"]
+    assert found["protocols"] == {} and found["sinks"]
 
 
 def test_a_machine_that_has_everything(fake: Fake) -> None:

@@ -105,8 +105,8 @@ TARGETS: dict[str, Any] = {"mask-folder": "masks", "callback": print, "video": "
 @pytest.mark.parametrize("name", SINKS)
 def test_every_entry_opens_and_takes_results(name: str, kind: InputKind, tmp_path: Path) -> None:
     entry = find_sink(name)
-    assert entry.extra is None or entry.needs, "an extra is known to be installed by its modules"
-    if any(module for module in entry.needs if not pytest.importorskip(module)):
+    assert entry.extra is None or entry.modules, "an extra is known to be installed by its modules"
+    if any(module for module in entry.modules if not pytest.importorskip(module)):
         return
     target = TARGETS.get(name, f"{name}.txt")
     target = tmp_path / target if isinstance(target, str) else target
@@ -133,7 +133,7 @@ def test_a_file_s_output_is_whole_or_absent(name: str, tmp_path: Path) -> None:
 
 
 def test_an_extra_that_is_missing_is_named() -> None:
-    absent = dataclasses.replace(MADE_UP, extra="export", needs=("no_such_module",))
+    absent = dataclasses.replace(MADE_UP, extra="export", modules=("no_such_module",))
     for use in (load_sink, lambda entry: check_target(entry, Path("x.txt"))):
         with pytest.raises(MissingExtraError) as caught:
             use(absent)
