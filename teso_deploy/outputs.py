@@ -7,10 +7,11 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -384,5 +385,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def as_json(report: Any) -> str:
-    """Format a report as indented JSON with a closing newline."""
-    return escape_hidden(replace_undecodable(json.dumps(report, indent=1, ensure_ascii=False))) + "\n"
+    """Format a report as indented JSON with a closing newline. NaN and infinity, which JSON lacks, become null."""
+    content = json.dumps(replace_non_finite(report), indent=1, ensure_ascii=False, allow_nan=False)
+    return escape_hidden(replace_undecodable(content)) + "\n"
+
+
+def replace_non_finite(value: Any) -> Any:
+    """Replace NaN and infinity by None in a value that becomes JSON."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: replace_non_finite(inside) for name, inside in value.items()}
+    return [replace_non_finite(inside) for inside in value] if isinstance(value, list | tuple) else value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +22,7 @@ from teso_deploy.comparison.report import markdown, save_bars
 from teso_deploy.errors import BundleError, CheckFailedError
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.options.engine import EngineOptions
-from teso_deploy.outputs import check_apart, check_file, check_folder, make_folder, write_text
+from teso_deploy.outputs import as_json, check_apart, check_file, check_folder, make_folder, write_text
 from teso_deploy.resources import shipped_path
 from teso_deploy.types import PRECISIONS, Precision
 
@@ -119,7 +118,7 @@ def bench(
         console.print("other work was running when this began: measure again on a quiet machine")
     if report_folder is not None:
         make_folder(report_folder)
-        write_text(report_folder / "bench.json", json.dumps(report, indent=1) + "\n")
+        write_text(report_folder / "bench.json", as_json(report))
         write_text(report_folder / "bench.md", markdown(title, report))
         bars = [(row["name"], row["p50_ms"], row["p95_ms"]) for row in report["rows"] if row["stage"] == "frame"]
         if bars:

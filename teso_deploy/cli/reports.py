@@ -46,7 +46,7 @@ def _print_json(report: Any) -> None:
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:  # a terminal whose encoding has few characters
-        text = json.dumps(report, indent=1) + "\n"
+        text = json.dumps(json.loads(text), indent=1) + "\n"
     with printing():
         sys.stdout.write(text)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 import sys
@@ -18,7 +17,7 @@ from teso_deploy._version import __version__
 from teso_deploy.backends.shared_libraries import version_of
 from teso_deploy.bundle import Bundle
 from teso_deploy.latency import percentiles_ms
-from teso_deploy.outputs import make_folder, staged_file, write_text
+from teso_deploy.outputs import as_json, make_folder, staged_file, write_text
 
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "numpy", "av", "pillow")
 #: With a higher load at the start, other work has slowed some turns.
@@ -136,7 +135,7 @@ def publish(name: str, title: str, report: dict[str, Any], folder: Path) -> None
         folder: The folder.
     """
     make_folder(folder)
-    write_text(folder / f"{name}.json", json.dumps(report, indent=1) + "\n")
+    write_text(folder / f"{name}.json", as_json(report))
     page = markdown(title, report)
     write_text(folder / f"{name}.md", page)
     sys.stdout.write(page)

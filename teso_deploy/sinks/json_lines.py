@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from teso_deploy.outputs import explain_errors, open_growing, staged_file
+from teso_deploy.outputs import explain_errors, open_growing, replace_non_finite, staged_file
 from teso_deploy.sinks.contracts import InputKind
 from teso_deploy.text import escape_hidden, replace_undecodable
 
@@ -35,8 +35,9 @@ class JsonLines:
 
     def write(self, line: object) -> None:
         """Write a line. Raises :class:`OutputError`."""
+        text = json.dumps(replace_non_finite(line), ensure_ascii=False)
         with explain_errors(self._path):
-            self._file.write(escape_hidden(replace_undecodable(json.dumps(line, ensure_ascii=False))).encode() + b"\n")
+            self._file.write(escape_hidden(replace_undecodable(text)).encode() + b"\n")
             if self._is_growing:
                 self._file.flush()
 

@@ -54,6 +54,13 @@ def test_json_holds_no_raw_character_that_a_terminal_obeys() -> None:
     assert as_json(content).replace("\n", "").isprintable() and json.loads(as_json(content)) == content
 
 
+def test_json_has_no_nan() -> None:
+    """Broken weights give NaN. Browsers, jq and most languages refuse it in JSON."""
+    report = {"error": float("nan"), "rows": [1.5, float("inf"), (2, float("-inf"))], "name": "NaN"}
+    assert json.loads(as_json(report)) == {"error": None, "rows": [1.5, None, [2, None]], "name": "NaN"}
+    assert "NaN" not in as_json(report).replace('"NaN"', "")
+
+
 def test_markup_of_strangers_is_text() -> None:
     console = Console(record=True, width=80)
     table = Table(as_markup("[red]x[/red]"))
