@@ -47,6 +47,7 @@ from teso_deploy.outputs import check_apart
 from teso_deploy.pipeline.file_runner import describe_model
 from teso_deploy.pipeline.pipeline import Offered, Pipeline
 from teso_deploy.sinks.registry import check_target, choose_sink, open_sink
+from teso_deploy.sinks.report import ReportSink
 
 #: How often the terminal view is updated.
 VIEW_SECONDS = 0.5
@@ -230,10 +231,11 @@ def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, *, cues
         )
         facts, targets = describe_live_run(pipeline, readers), request.outputs.targets
         sinks = [open_sink(choose_sink(option, target), target, facts) for option, target in targets.items()]
+        results = ReportSink(None, facts)
         runner = LiveRunner(
             pipeline,
             readers,
-            sinks,
+            [*sinks, results],
             options=options,
             cues=cues,
             cue_ttl_seconds=request.asking.ttl_seconds,
@@ -250,7 +252,7 @@ def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, *, cues
             stack.callback(timer.cancel)
         _run_watched(console, runner, accounting)
         lasted = time.monotonic() - began
-    report = _make_report(request, pipeline, runner)
+    report = _make_report(request, pipeline, runner, results=results)
     if not request.is_lossless:
         for address, reader, stream in zip(request.inputs, readers, report["streams"], strict=True):
             if address.kind == "pipe" and (hint := suggest_file_mode(stream, reader.info.fps, lasted)):
@@ -285,12 +287,19 @@ def _is_stdin_a_file() -> bool:
     return False
 
 
-def _make_report(request: LiveRequest, pipeline: Pipeline, runner: LiveRunner) -> dict[str, Any]:
+def _make_report(
+    request: LiveRequest, pipeline: Pipeline, runner: LiveRunner, *, results: ReportSink
+) -> dict[str, Any]:
+    """Make the report: for each stream the fields of a file's report, and those of the accounting."""
     snapshot = runner.accounting.snapshot()
-    for stream, runs in zip(snapshot["streams"], runner.runs(), strict=True):
-        stream |= runs
+    streams = []
+    for number, (counts, facts) in enumerate(zip(snapshot["streams"], runner.inputs, strict=True)):
+        result = results.describe_input(number, facts)
+        nested = {key: result[key] | counts[key] for key in ("audio", "cues")}
+        streams.append(result | counts | nested)
     return {
         **snapshot,
+        "streams": streams,
         "mode": "file" if request.is_lossless else "live",
         "errors": [str(error) for error in runner.errors()],
         **describe_model(pipeline),

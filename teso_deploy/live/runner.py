@@ -19,10 +19,11 @@ from teso_deploy.errors import TesoError
 from teso_deploy.live.accounting import Accounting
 from teso_deploy.live.scheduler import LiveOptions, Scheduler, StreamState
 from teso_deploy.media.decoding import LiveFrame
-from teso_deploy.media.live_reader import LiveReader
+from teso_deploy.media.live_reader import LiveReader, SourceHealth
 from teso_deploy.pipeline.cache import Encoded
 from teso_deploy.pipeline.file_runner import describe_model
 from teso_deploy.pipeline.pipeline import AUTO, Offered, Pipeline, Stream
+from teso_deploy.pipeline.video_source import SoundName
 from teso_deploy.sinks.contracts import RunFacts, Sink
 from teso_deploy.sinks.delivery import Cause, Delivery, InputFacts
 from teso_deploy.sinks.outbox import Outbox
@@ -116,7 +117,7 @@ class LiveRunner:
         self._cue_ttl_seconds = cue_ttl_seconds
         self._watch: Watch | None = None
         self._watches_tags = self._watches_masks = False
-        self._inputs = [
+        self.inputs = [
             InputFacts(
                 name=reader.address.shown,
                 fps=reader.info.fps,
@@ -276,7 +277,7 @@ class LiveRunner:
         end = None if is_mute else until
         delivery = Delivery(
             stream=number,
-            input=self._inputs[number],
+            input=self.inputs[number],
             frame=encoded.frame,
             segmentation=found,
             cause=cause,
@@ -318,9 +319,20 @@ class LiveRunner:
             **self.runs()[number],
             "drops": dict(health.drops),
             "corrupt_frames": health.corrupt_frames,
-            "audio": {"gap_seconds": health.gap_seconds, "note": health.audio_note},
+            "audio": {
+                "source": self._name_sound(number, health),
+                "gap_seconds": health.gap_seconds,
+                "note": health.audio_note,
+            },
             **describe_model(self._pipeline),
         }
+
+    def _name_sound(self, number: int, health: SourceHealth) -> SoundName:
+        if self.options.mute:
+            return "mute"
+        if not health.has_audio:
+            return "none"
+        return "own" if self._readers[number].audio_address is None else "other file"
 
     def runs(self) -> list[dict[str, Any]]:
         """Return how often each graph ran for each stream, and how often the encoder was skipped."""

@@ -13,7 +13,7 @@ import numpy as np
 from teso_deploy.latency import LatencyHistograms, LatencyLog
 from teso_deploy.outputs import as_json, check_file, write_text
 from teso_deploy.sinks.contracts import RunFacts, Sink
-from teso_deploy.sinks.delivery import Delivery
+from teso_deploy.sinks.delivery import Delivery, InputFacts
 from teso_deploy.sinks.events import open_event_log
 
 SCHEMA_VERSION = 1
@@ -22,10 +22,10 @@ SCHEMA_VERSION = 1
 class _Tally:
     """Counts the results of one input."""
 
-    def __init__(self, first: Delivery, run: RunFacts) -> None:
-        self._facts = first.input
-        self._ended = time.monotonic()
-        self._began = min(first.stamps.values(), default=self._ended)
+    def __init__(self, facts: InputFacts, run: RunFacts) -> None:
+        self._facts = facts
+        self._began: float | None = None
+        self._ended = 0.0
         self._frames = self._masks_nonblank = self._silent = self._events = 0
         self._positive: list[float] = []
         self._offered: Counter[str] = Counter()
@@ -33,10 +33,12 @@ class _Tally:
         self._sources: Counter[str] = Counter()
         self._is_endless = run.kind == "streams"  # memory must not grow with the number of frames
         self._latency = LatencyHistograms() if self._is_endless else LatencyLog()
-        self._event_log = open_event_log(run.classes, run.kind, first.input)
+        self._event_log = open_event_log(run.classes, run.kind, facts)
 
     def add(self, delivery: Delivery) -> None:
         found, self._ended = delivery.segmentation, time.monotonic()
+        if self._began is None:
+            self._began = min(delivery.stamps.values(), default=self._ended)
         self._events += len(list(self._event_log.add(found, delivery.at_seconds)))
         if delivery.cause != "frame":
             return
@@ -57,11 +59,13 @@ class _Tally:
             self._accepted[name] += bool(gate > 0)
 
     def describe(self) -> dict[str, Any]:
-        frames, seconds, offered = self._frames, self._ended - self._began, self._offered.most_common()
+        frames, offered = self._frames, self._offered.most_common()
+        seconds = 0.0 if self._began is None else self._ended - self._began
         report = {
             "schema_version": SCHEMA_VERSION,
             "input": self._facts.name,
             "mode": "live",
+            "seconds": round(seconds, 3),
             "frames": frames,
             "masks_nonblank": self._masks_nonblank,
             "positive_pixel_rate": float(np.sum(self._positive)) / frames if frames else 0.0,
@@ -105,13 +109,26 @@ class ReportSink(Sink):
             if self._run.kind == "files":  # files run one after the other: free the last one's sound and outputs
                 self._reports |= {number: tally.describe() for number, tally in self._tallies.items()}
                 self._tallies.clear()
-            self._tallies[delivery.stream] = _Tally(delivery, self._run)
+            self._tallies[delivery.stream] = _Tally(delivery.input, self._run)
         self._tallies[delivery.stream].add(delivery)
 
     def describe_inputs(self) -> list[dict[str, Any]]:
         """Return the report of each input that had results, in their order."""
         reports = self._reports | {number: tally.describe() for number, tally in self._tallies.items()}
         return [reports[number] for number in sorted(reports)]
+
+    def describe_input(self, number: int, facts: InputFacts) -> dict[str, Any]:
+        """Return the report of one input, also if it had no result.
+
+        Args:
+            number: Number of the input, from 0.
+            facts: The facts about it.
+
+        Returns:
+            The report.
+        """
+        tally = self._tallies.get(number) or _Tally(facts, self._run)
+        return self._reports.get(number) or tally.describe()
 
     def describe(self) -> dict[str, Any]:
         """Return the content of the JSON file: the report of the only input, or ``runs`` of several."""

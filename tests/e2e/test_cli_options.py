@@ -10,6 +10,9 @@ from unittest import mock
 import pytest
 
 from teso_deploy.cli.live import LiveRequest
+from teso_deploy.sinks.contracts import RunFacts
+from teso_deploy.sinks.delivery import InputFacts
+from teso_deploy.sinks.report import ReportSink
 from tests.support.clips import make_clip
 from tests.support.commands import teso
 
@@ -60,6 +63,28 @@ def test_a_file_is_run_at_its_own_pace(clip: Path, tiny_bundle: Path) -> None:
     assert done.code == 0, done.err
     report = json.loads(done.out)
     assert report["mode"] == "live" and report["streams"][0]["state"] == "ended"
+
+
+def test_files_and_streams_are_reported_with_the_same_fields(clip: Path, tiny_bundle: Path) -> None:
+    common = ("--bundle", tiny_bundle, "--threads", 1, "--json", "-", "--cues", "dog")
+    done, live = teso("run", clip, *common), teso("live", clip, *common, "--mode", "file")
+    assert done.code == live.code == 0, done.err + live.err
+    of_file, (of_stream,) = json.loads(done.out), json.loads(live.out)["streams"]
+    assert of_file.keys() - of_stream.keys() == {"decoder"}
+    assert of_file["audio"].keys() - of_stream["audio"].keys() == {"window", "clipped_samples", "damaged_packets"}
+    assert of_file["cues"].keys() <= of_stream["cues"].keys()
+    for field in ("frames", "bundle", "backend", "schema_version"):
+        assert of_file[field] == of_stream[field], field
+    assert of_stream["mode"] == "file" and of_stream["cues"]["names"] == ["dog"]
+    assert of_stream["audio"]["source"] == of_file["audio"]["source"] == "own"
+    assert of_file["seconds"] > 0 and of_stream["seconds"] > 0
+
+
+def test_a_stream_without_a_result_has_all_fields() -> None:
+    results = ReportSink(None, RunFacts(kind="streams", classes=("a",), inputs=("x",)))
+    found = results.describe_input(0, InputFacts(name="x", describe=lambda: {"backend": "cpu"}))
+    assert (found["input"], found["frames"], found["seconds"], found["backend"]) == ("x", 0, 0.0, "cpu")
+    assert found["cues"] == {"names": [], "source": "none", "offered_rate": {}, "accepted_rate": {}}
 
 
 @pytest.mark.parametrize(
