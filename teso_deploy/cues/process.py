@@ -29,7 +29,11 @@ HEAD = struct.Struct(">II")
 MAX_ANSWER_BYTES = 10_000_000
 #: A process that ended twice in a row is started again after the first pause; the pause doubles up to the longest.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
-END_SECONDS = 2.0
+#: How long :meth:`ModelProcess.close` waits for the end of the process, and how long an error waits for its exit code.
+#: A process in the background ends late on a busy machine, even after it was killed.
+CLOSE_SECONDS, EXIT_CODE_SECONDS = 2.0, 10.0
+#: How long an error waits for the last lines of a process that has ended.
+LAST_LINES_SECONDS = 1.0
 #: The time limit for loading a model, which is not part of a question's time.
 LOAD_SECONDS = 900.0
 
@@ -60,6 +64,7 @@ class ModelProcess:
         self._command = worker if command is None else list(command)
         self._asking, self._lock = threading.Lock(), threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._listener: threading.Thread | None = None
         self._said: deque[str] = deque(maxlen=5)
         self._loaded = set[str]()
         self._failures, self._not_before = 0, 0.0
@@ -93,7 +98,7 @@ class ModelProcess:
             self._is_closed = True
             process = self._process
         if process is not None:
-            _end(process)
+            _end(process, CLOSE_SECONDS)
 
     def _exchange(
         self, process: subprocess.Popen[bytes], question: Mapping[str, Any], content: bytes, *, limit_seconds: float
@@ -121,7 +126,7 @@ class ModelProcess:
         with self._lock:
             if self._is_closed:
                 raise CueSourceError("the models' process was ended")
-            if self._process is not None and self._process.poll() is None:
+            if self._process is not None and _can_answer(self._process):
                 return self._process
             wait = self._not_before - time.monotonic()
             if wait > 0:
@@ -143,16 +148,20 @@ class ModelProcess:
                 raise CueSourceError(f"the models' process can't be started ({error.strerror})") from error
             if self._in_background:
                 step_back(self._process.pid)
-            threading.Thread(target=self._listen, args=(self._process,), name="teso-cue-models", daemon=True).start()
+            self._listener = threading.Thread(
+                target=self._listen, args=(self._process,), name="teso-cue-models", daemon=True
+            )
+            self._listener.start()
             return self._process
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
-        """Keep the last lines that the process writes to stderr."""
+        """Keep the last lines that the process writes to stderr, and wait for its end."""
         assert process.stderr is not None
         with suppress(ValueError, OSError), process.stderr as file:
             for line in file:
                 if text := to_one_line(line.decode("utf-8", "replace")):
                     self._said.append(text)
+        process.wait()
 
     def _read(self, process: subprocess.Popen[bytes], deadline: float) -> dict[str, Any]:
         assert process.stdout is not None
@@ -166,7 +175,7 @@ class ModelProcess:
 
     def _ended(self, process: subprocess.Popen[bytes], too_slow: str = "") -> CueSourceError:
         """End a process that is of no use any more, and make the error that says why."""
-        _end(process)
+        _end(process, EXIT_CODE_SECONDS)
         if self._is_closed:
             return CueSourceError("the models' process was ended")
         self._failures += 1
@@ -175,7 +184,8 @@ class ModelProcess:
             self._not_before = time.monotonic() + pause
         if too_slow:
             return CueSourceError(too_slow)
-        time.sleep(0.05)  # its last lines may still be on their way
+        if self._listener is not None:
+            self._listener.join(LAST_LINES_SECONDS)
         said = f" ({self._said[-1]})" if self._said else ""
         return CueSourceError(
             f"the models' process ended with code {process.returncode}{said}: it will be started again"
@@ -190,12 +200,17 @@ def step_back(pid: int) -> None:
             os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _can_answer(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a process runs and was not killed. One that was killed may not have ended yet; its pipes are closed."""
+    return process.stdin is not None and not process.stdin.closed and process.poll() is None
+
+
+def _end(process: subprocess.Popen[bytes], limit_seconds: float) -> None:
     """Kill a process and close its pipes."""
     with suppress(OSError):
         process.kill()
     with suppress(subprocess.TimeoutExpired):
-        process.wait(END_SECONDS)
+        process.wait(limit_seconds)
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             with suppress(OSError):
