@@ -227,10 +227,11 @@ class ChatServer:
                 headers["Authorization"] = f"Bearer {self._key}"
             content = None if body is None else json.dumps(body).encode()
             connection.request(method, self._base + path + self._query, content, headers)
-            response = connection.getresponse()
-            if response.status != 200:
-                raise self._refusal(response, body)
-            yield response
+            # The response holds the socket if the server ends the connection: closing the connection is not enough.
+            with connection.getresponse() as response:
+                if response.status != 200:
+                    raise self._refusal(response, body)
+                yield response
         except (OSError, ValueError, http.client.HTTPException, CueSourceError) as error:
             seconds = time.monotonic() - began
             # An answer that was cut off at the deadline looks like one that ended too early.

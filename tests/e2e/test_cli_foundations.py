@@ -72,7 +72,11 @@ def exported(recipe: Recipe, out: Path, *options: object) -> dict[str, Any]:
 def masks_of(clip: Path, bundle: Path, out: Path, *options: object) -> list[Image.Image]:
     done = teso("run", clip, "--bundle", bundle, "--masks", out, *options)
     assert done.code == 0, done.err
-    return [Image.open(path) for path in sorted(out.glob("*.png"))]
+    masks: list[Image.Image] = []
+    for path in sorted(out.glob("*.png")):
+        with Image.open(path) as image:
+            masks.append(image.copy())
+    return masks
 
 
 def test_a_foundation_with_other_classes(folder: Path, text: Path, vggish: Path, clip: Path, tmp_path: Path) -> None:

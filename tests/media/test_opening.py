@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import io
 import json
 import os
 import sys
@@ -82,7 +81,9 @@ def test_a_name_that_is_not_text_goes_through_the_whole_run(tiny_bundle: Path, c
 
 
 @pytest.mark.parametrize("kind", ["mov", "mkv"])
-def test_tags_that_are_not_utf8_are_ignored(clip: Path, tmp_path: Path, kind: str) -> None:
+def test_tags_that_are_not_utf8_are_ignored(
+    clip: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / f"a.{kind}"
     with av.open(str(clip)) as given, av.open(str(path), "w") as out:
         out.metadata["title"] = TITLE.decode()
@@ -98,12 +99,9 @@ def test_tags_that_are_not_utf8_are_ignored(clip: Path, tmp_path: Path, kind: st
         assert sum(1 for _ in reader) == 12
     assert read_audio(path).duration_seconds == pytest.approx(1, abs=0.1)
     for address in (Address.parse(path), Address.parse("-")):
-        file = os.open(path, os.O_RDONLY)
-        stdin, sys.stdin = sys.stdin, io.TextIOWrapper(os.fdopen(file, "rb"))
-        try:
-            open_stream(address, 5.0, lambda: False).close()
-        finally:
-            sys.stdin = stdin
+        with path.open(encoding="utf-8") as file, monkeypatch.context() as patched:
+            patched.setattr(sys, "stdin", file)
+            open_stream(address, 60.0, lambda: False).close()
 
 
 @pytest.mark.parametrize(

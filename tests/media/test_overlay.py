@@ -75,6 +75,6 @@ def test_the_input_is_not_drawn_on() -> None:
 def test_masks_are_class_ids_with_a_palette(tmp_path: Path) -> None:
     labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     save_mask(tmp_path / "000001.png", labels)
-    image = Image.open(tmp_path / "000001.png")
-    assert image.mode == "P" and np.array_equal(np.asarray(image), labels)
+    with Image.open(tmp_path / "000001.png") as image:
+        assert image.mode == "P" and np.array_equal(np.asarray(image), labels)
     assert len(np.unique(palette()[:71], axis=0)) == 71 and not palette()[0].any()

@@ -106,6 +106,7 @@ def test_masks_as_lines_and_as_pictures(tmp_path: Path) -> None:
         lines.append(one)
         pictures.append(one)
     found = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    lines.close()
     assert [line["cause"] for line in found] == ["frame", "frame", "sound"] and found[2]["objects"] == []
     (thing,) = found[1]["objects"]
     assert thing["name"] == "dog" and thing["score"] == 0.8

@@ -93,5 +93,6 @@ def test_the_shared_teachers_see_and_hear() -> None:
     assert train.sound_teacher is not None
     scores = TensorFlowLiteTeacher(data / train.sound_teacher.file, ["final_output"])
     (heard,) = scores(yamnet_patches(torch.zeros(1, 15_600), LogMel()))
-    names = [row["display_name"] for row in csv.DictReader((data / "weights/yamnet_class_map.csv").open())]
+    with (data / "weights/yamnet_class_map.csv").open() as file:
+        names = [row["display_name"] for row in csv.DictReader(file)]
     assert names[int(heard.flatten().argmax())] == "Silence"

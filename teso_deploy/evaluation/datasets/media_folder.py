@@ -121,17 +121,22 @@ def read_recording(path: Path) -> Recording:
     return Recording(samples, heard)
 
 
+def _read_image(path: Path, mode: str) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert(mode)
+
+
 def _read_picture(path: Path, max_side: int) -> Image.Image:
-    image: Image.Image = Image.open(path)
-    if image.mode in ("RGBA", "LA", "P"):
-        image = image.convert("RGBA")
+    with Image.open(path) as opened:
+        has_alpha = opened.mode in ("RGBA", "LA", "P")
+        image = opened.convert("RGBA" if has_alpha else "RGB")
+    if has_alpha:
         image.thumbnail((max_side, max_side), Image.Resampling.BILINEAR)
         return image
     mask_path = path.with_name(path.stem + "_mask.png")
     if not mask_path.is_file():
         raise DataError(f"{path} has neither an alpha channel nor {mask_path.name} beside it: add the mask")
-    image = image.convert("RGB")
-    image.putalpha(Image.open(mask_path).convert("L"))
+    image.putalpha(_read_image(mask_path, "L"))
     return _smaller(image, max_side)
 
 
@@ -170,8 +175,8 @@ def _calibration_sounds(rows: Sequence[dict[str, str]]) -> set[str]:
 
 def _scene_of(index: Path, entry: Any) -> tuple[Image.Image, NDArray[np.int64], dict[str, list[int]]]:
     """Read an entry of the index: the photograph, the segment number of each pixel, and the segments of each word."""
-    photograph = Image.open(index.with_name(entry["image"])).convert("RGB")
-    colours = np.asarray(Image.open(index.with_name(entry["panoptic"])).convert("RGB")).astype(np.int64)
+    photograph = _read_image(index.with_name(entry["image"]), "RGB")
+    colours = np.asarray(_read_image(index.with_name(entry["panoptic"]), "RGB")).astype(np.int64)
     segments: dict[str, list[int]] = {}
     for segment in entry["segments"]:
         segments.setdefault(_COCO_WORDS.get(segment["cat"], segment["cat"]), []).append(int(segment["id"]))
@@ -279,7 +284,7 @@ def read_library(folder: Path, split: Split, *, hold_out: Collection[str] = (), 
             if recording.heard.any():
                 library.sounds.setdefault(word, []).append(recording)
         elif kind == "background":
-            background = _readable(lambda path: Image.open(path).convert("RGB"), path)
+            background = _readable(lambda path: _read_image(path, "RGB"), path)
             background.thumbnail((max_side * 2, max_side * 2), Image.Resampling.BILINEAR)
             library.backgrounds.append(background)
         elif kind == "picture":
