@@ -72,8 +72,7 @@ SMALL = {
 def modules() -> Iterator[tuple[str, Path]]:
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
-        if "_shipped" not in parts:
-            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
 
 def parts(names: Set[str]) -> set[str]:
