@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from teso_deploy.latency import BoundedCounts, Histogram, LatencyHistograms
-from teso_deploy.media.live_reader import SourceHealth
+from teso_deploy.media.source_health import SourceHealth
 from teso_deploy.sinks.delivery import Delivery
 
 SCHEMA_VERSION = 1

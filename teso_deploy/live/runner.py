@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from teso_deploy.errors import TesoError
 from teso_deploy.live.accounting import Accounting
 from teso_deploy.live.scheduler import LiveOptions, Scheduler, StreamState
-from teso_deploy.media.decoding import LiveFrame
-from teso_deploy.media.live_reader import LiveReader, SourceHealth
+from teso_deploy.media.live_reader import LiveReader
+from teso_deploy.media.mailbox import LiveFrame
+from teso_deploy.media.source_health import SourceHealth
 from teso_deploy.pipeline.cache import Encoded
 from teso_deploy.pipeline.file_runner import describe_model
 from teso_deploy.pipeline.pipeline import AUTO, Offered, Pipeline, Stream

@@ -10,9 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from av.audio.stream import AudioStream
 from av.container import InputContainer
@@ -25,11 +24,12 @@ from teso_deploy.media.backoff import Backoff
 from teso_deploy.media.clock import LiveClock, Pace, fastest
 from teso_deploy.media.connecting import REFUSED, choose_sound, choose_tracks, open_stream, sentence
 from teso_deploy.media.container import SteadyClock, frame_seconds, origin_seconds, seconds_of
-from teso_deploy.media.decoding import AudioDecoder, Corrupt, Counts, DecoderThread, LiveFrame, Mailbox, VideoDecoder
+from teso_deploy.media.decoding import AudioDecoder, Corrupt, DecoderThread, VideoDecoder
+from teso_deploy.media.mailbox import Counts, LiveFrame, Mailbox
 from teso_deploy.media.mono import SoundCounts
 from teso_deploy.media.ring import AudioRing
+from teso_deploy.media.source_health import LiveInfo, SourceHealth, State
 
-State = Literal["opening", "running", "reconnecting", "ended", "failed"]
 #: How long to wait for threads at the end.
 JOIN_SECONDS = 2.0
 #: A separate sound source is read for this long before its time of recording is known.
@@ -38,55 +38,6 @@ SETTLE_SECONDS = 0.5
 AHEAD_OF_PICTURE_SECONDS = 10.0
 #: The least time that a pausing source has before it counts as broken.
 LEAST_TIMEOUT_SECONDS = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class LiveInfo:
-    """Properties of a source at its first frame. ``delay_frames``: held back by its decoder."""
-
-    kind: str
-    width: int
-    height: int
-    fps: float
-    has_audio: bool
-    delay_frames: int
-
-
-@dataclass(frozen=True, slots=True)
-class SourceHealth:
-    """The state of a source, and its counts since the beginning.
-
-    Attributes:
-        drops: Frames by cause ("superseded" by a newer one, "corrupt"), and packets ("overflow").
-        gap_seconds: Sound that was not recorded.
-        av_offset_seconds: How far the sound has arrived beyond the picture.
-        delay_frames: Frames that the video decoder holds back.
-        audio_error: Why a separate sound source is no longer read.
-        audio_note: What is wrong with the sound, in words.
-        invalid_samples: Samples that were NaN or infinite.
-    """
-
-    state: State
-    frames_decoded: int
-    corrupt_packets: int
-    corrupt_frames: int
-    drops: dict[str, int]
-    discontinuities: int
-    format_changes: int
-    reconnects: int
-    gap_seconds: float
-    audio_seconds: float
-    has_audio: bool
-    av_offset_seconds: float | None
-    delay_frames: int
-    audio_error: str | None
-    error: str | None
-    audio_note: str | None = None
-    invalid_samples: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON."""
-        return asdict(self)
 
 
 def start_all(readers: Sequence[LiveReader]) -> None:

@@ -17,8 +17,9 @@ from teso_deploy.errors import MediaError
 from teso_deploy.media.address import Address
 from teso_deploy.media.audio import AudioTrack, check_sound, find_sound, read_audio
 from teso_deploy.media.container import SteadyClock
-from teso_deploy.media.live_reader import LiveReader, SourceHealth
+from teso_deploy.media.live_reader import LiveReader
 from teso_deploy.media.mono import LOUDEST, Mono16k
+from teso_deploy.media.source_health import SourceHealth
 from teso_deploy.media.writer import VideoWriter
 from teso_deploy.pipeline.video_source import VideoSource
 from tests.support.clips import make_clip

@@ -17,17 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from teso_deploy.cues.chat_server import (
-    KEY_VARIABLE,
-    LONGEST_WAIT_SECONDS,
-    MAX_ANSWER_CHARACTERS,
-    ChatServer,
-    ServerCaptioner,
-    ServerReasoner,
-)
+from teso_deploy.cues.chat_server import KEY_VARIABLE, LONGEST_WAIT_SECONDS, MAX_ANSWER_CHARACTERS, ChatServer
 from teso_deploy.cues.contracts import CueMoment
 from teso_deploy.cues.kept import KeptAnswers
 from teso_deploy.cues.prompts import Prompt
+from teso_deploy.cues.server_models import ServerCaptioner, ServerReasoner
 from teso_deploy.cues.sources.nouns import NounSource
 from teso_deploy.cues.sources.reasoned import ReasonedSource
 from teso_deploy.errors import CueSourceError, NoCueAnswerError

@@ -23,8 +23,9 @@ from teso_deploy.errors import MediaError
 from teso_deploy.media import decoding
 from teso_deploy.media.address import Address
 from teso_deploy.media.backoff import Backoff
-from teso_deploy.media.decoding import LiveFrame, VideoDecoder
+from teso_deploy.media.decoding import VideoDecoder
 from teso_deploy.media.live_reader import LiveReader
+from teso_deploy.media.mailbox import LiveFrame
 from tests.support.leaks import nothing_left
 from tests.support.recordings import RATE_HZ, SIZE, click_times, click_track, record, shifted, turn
 from tests.support.streams import Sender, corrupted, serving, silent, tcp

@@ -12,7 +12,8 @@ from teso_deploy.errors import TesoError
 from teso_deploy.media.address import Address
 from teso_deploy.media.backoff import Backoff
 from teso_deploy.media.decoding import Corrupt
-from teso_deploy.media.live_reader import LiveReader, SourceHealth
+from teso_deploy.media.live_reader import LiveReader
+from teso_deploy.media.source_health import SourceHealth
 from tests.support.recordings import CLICK_SECONDS, click_times
 
 ALIGNED_SECONDS = 0.02

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from teso_deploy.media.decoding import LEAST_LOSSLESS_PACKETS, LOSSLESS_SECONDS, MOST_PACKETS, Counts, DecoderThread
+from teso_deploy.media.decoding import LEAST_LOSSLESS_PACKETS, LOSSLESS_SECONDS, MOST_PACKETS, DecoderThread
+from teso_deploy.media.mailbox import Counts
 
 
 @dataclass

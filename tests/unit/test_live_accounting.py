@@ -14,7 +14,7 @@ from teso_deploy.errors import OutputError
 from teso_deploy.latency import Histogram
 from teso_deploy.live.accounting import Accounting
 from teso_deploy.live.metrics_server import parse_place
-from teso_deploy.media.live_reader import SourceHealth
+from teso_deploy.media.source_health import SourceHealth
 from teso_deploy.sinks.delivery import Cause, Delivery, InputFacts
 from teso_deploy.types import Cues, Frame, Segmentation
 

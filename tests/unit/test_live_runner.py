@@ -17,8 +17,9 @@ from teso_deploy.live.accounting import Accounting
 from teso_deploy.live.runner import LiveRunner
 from teso_deploy.live.scheduler import LiveOptions
 from teso_deploy.media.address import Address
-from teso_deploy.media.live_reader import LiveInfo, LiveReader, SourceHealth
+from teso_deploy.media.live_reader import LiveReader
 from teso_deploy.media.ring import AudioRing
+from teso_deploy.media.source_health import LiveInfo, SourceHealth
 from teso_deploy.pipeline.pipeline import Pipeline, Stream
 from teso_deploy.sinks.callback import CallbackSink
 from teso_deploy.sinks.delivery import Delivery

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from teso_deploy.bundle import Bundle
-from teso_deploy.cues.chat_server import ChatServer, ServerCaptioner, ServerReasoner
+from teso_deploy.cues.chat_server import ChatServer
 from teso_deploy.cues.contracts import Captioner, CueMoment, CueSource, Reasoner
 from teso_deploy.cues.kept import KeptAnswers
 from teso_deploy.cues.model_bundle import CueModels
 from teso_deploy.cues.process import ModelProcess
 from teso_deploy.cues.prompts import DEFAULT_PROMPT, Prompt, captioner_prompt
+from teso_deploy.cues.server_models import ServerCaptioner, ServerReasoner
 from teso_deploy.cues.sources.registry import OPTIONS, SOURCES, Input, list_sources_taking, load_factory
 from teso_deploy.cues.tracks import CueFile, CueTrack
 from teso_deploy.errors import CueError, CueSourceError, NoCueAnswerError
