@@ -46,7 +46,7 @@ from teso_deploy.options.stream import StreamOptions
 from teso_deploy.outputs import check_apart
 from teso_deploy.pipeline.file_runner import describe_model
 from teso_deploy.pipeline.pipeline import Offered, Pipeline
-from teso_deploy.sinks.registry import check_target, choose_sink, open_sink
+from teso_deploy.sinks.registry import check_target, open_sink
 from teso_deploy.sinks.report import ReportSink
 
 #: How often the terminal view is updated.
@@ -118,10 +118,10 @@ def check_live(request: LiveRequest) -> None:
         raise OutputError("--audio is for one stream: run several streams one by one")
     if request.streams.metrics is not None:
         parse_place(request.streams.metrics)
-    if len(request.inputs) > 1 and (outputs.out or outputs.masks):
-        raise OutputError("--out and --masks are for one stream: run several streams with --events or --json alone")
-    for option, target in outputs.targets.items():
-        check_target(choose_sink(option, target), target)
+    for entry, target in outputs.sinks:
+        if len(request.inputs) > 1 and not entry.takes_many:
+            raise OutputError(f"{entry.option} {target} is for one stream: omit it, or run the streams one by one")
+        check_target(entry, target)
 
 
 @contextmanager
@@ -229,8 +229,8 @@ def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, *, cues
             fps=request.fps,
             mute=request.sound.mute,
         )
-        facts, targets = describe_live_run(pipeline, readers), request.outputs.targets
-        sinks = [open_sink(choose_sink(option, target), target, facts) for option, target in targets.items()]
+        facts = describe_live_run(pipeline, readers)
+        sinks = [open_sink(entry, target, facts) for entry, target in request.outputs.sinks]
         results = ReportSink(None, facts)
         runner = LiveRunner(
             pipeline,
@@ -338,14 +338,15 @@ def run_streams(request: LiveRequest, *, bundle: Path | None, cues: CueOptions, 
     check_json(outputs.json_out)
     paths = [address.path for address in request.inputs if address.path is not None]
     piped = [STDIN_FILE for address in request.inputs if address.kind == "pipe"]
-    masks_file, masks_folder = (None, outputs.masks) if outputs.masks_are_a_folder else (outputs.masks, None)
+    files = [target for entry, target in outputs.sinks if entry.writes == "file"]
+    folders = [target for entry, target in outputs.sinks if entry.writes == "folder"]
     check_apart(
         [
             *(*paths, bundle_folder(bundle), *list_cue_files(cues), toml_file(engine.profile), *piped),
             request.audio.path if request.audio else None,
         ],
-        [outputs.out, outputs.events, outputs.json_out, masks_file],
-        [masks_folder],
+        [*files, outputs.json_out],
+        folders,
     )
     opened_bundle = Bundle.open(bundle)
     run_cues = RunCues(cues, opened_bundle, paths, has_streams=True)

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_h
 
 import typer
 
-from teso_deploy.options.fields import OptionError, Options, describe_field
+from teso_deploy.options.fields import OptionError, Options, describe_field, spell_flag
 
 _CONTEXT = "context"
 
@@ -81,8 +81,7 @@ class _Group:
 
     def flag(self, one: Field[Any]) -> str:
         """The flag that the user types, or both flags of a switch that has two."""
-        given = self.adaptation.flags.get(one.name) or describe_field(one).flag
-        return given or "--" + one.name.replace("_", "-")
+        return self.adaptation.flags.get(one.name) or spell_flag(one)
 
     def flags(self) -> dict[str, str]:
         """Field → its name in messages. For a switch with two flags, the one that changes the default."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,8 +34,8 @@ from teso_deploy.outputs import check_apart, check_folder, make_folder, show_pat
 from teso_deploy.pipeline.file_runner import describe_file_run, run_file
 from teso_deploy.pipeline.pipeline import Offered, Pipeline
 from teso_deploy.pipeline.video_source import Mode, VideoSource
-from teso_deploy.sinks.contracts import RunFacts, Sink
-from teso_deploy.sinks.registry import check_target, choose_sink, find_sink, open_sink
+from teso_deploy.sinks.contracts import Sink
+from teso_deploy.sinks.registry import SinkEntry, check_target, open_sink
 from teso_deploy.sinks.report import ReportSink
 
 #: Options that have an effect only for streams, or only for files.
@@ -53,41 +53,54 @@ def _check_inputs(inputs: Sequence[Path], sound: SoundOptions) -> None:
         check_sound(sound.sound_from, sound.audio_track)
 
 
-def _list_places(inputs: Sequence[Path], target: Path | None, suffix: str) -> list[Path | None]:
-    """List where each input's result goes: the target itself, or for several inputs a file in that folder."""
-    if target is None:
-        return [None] * len(inputs)
-    return [target] if len(inputs) == 1 else [target / f"{path.stem}{suffix}" for path in inputs]
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """An output of the run.
+
+    Attributes:
+        entry: The sink that writes it.
+        target: The path that was given.
+        places: The path for each input, or the only one.
+    """
+
+    entry: SinkEntry
+    target: Path
+    places: tuple[Path, ...]
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the target is a folder with a result for each of several inputs."""
+        return self.places != (self.target,)
 
 
-def _are_masks_per_input(masks: Path | None) -> bool:
-    """Return whether each input has separate masks: a folder of PNGs holds one input, a file of lines all inputs."""
-    return masks is not None and not choose_sink("--masks", masks).takes_many
+def _list_outputs(inputs: Sequence[Path], outputs: OutputOptions) -> list[_Output]:
+    """List the outputs. If a sink takes one input only, several inputs need a folder."""
+    listed = []
+    for entry, target in outputs.sinks:
+        suffix = entry.suffixes[0] if entry.suffixes else ""
+        is_split = len(inputs) > 1 and not entry.takes_many
+        places = tuple(target / f"{path.stem}{suffix}" for path in inputs) if is_split else (target,)
+        listed.append(_Output(entry, target, places))
+    return listed
 
 
-def _check_outputs(inputs: Sequence[Path], outputs: OutputOptions) -> None:
-    out, masks = outputs.out, outputs.masks
-    if not (outputs.targets or outputs.json_out):
-        raise OptionError("name at least one output: {out}, {masks}, {events} or {json_out}")
-    if len(inputs) > 1 and len({path.stem for path in inputs}) < len(inputs):
+def _check_outputs(inputs: Sequence[Path], listed: Sequence[_Output], outputs: OutputOptions) -> None:
+    if not (listed or outputs.json_out):
+        *names, last = (f"{{{one.name}}}" for one in fields(outputs))
+        raise OptionError(f"name at least one output: {', '.join(names)} or {last}")
+    if len({path.stem for path in inputs}) < len(inputs):
         raise OutputError("two inputs have the same name, so their outputs would too: run them one by one")
-    if len(inputs) > 1:
-        for folder in (out, masks if _are_masks_per_input(masks) else None):
-            if folder is not None:
-                check_folder(folder)
-    elif out is not None and os.path.isdir(out):
-        raise OutputError(f"{out} is a folder: name a .mp4 file in it, a folder is for several inputs")
-    many = len(inputs) > 1
-    for video in _list_places(inputs, out, ".mp4"):
-        if video is not None and (not many or os.path.isdir(video.parent)):
-            check_target(find_sink("video"), video)
-    if masks is not None:
-        entry = choose_sink("--masks", masks)
-        for place in [masks] if entry.takes_many else _list_places(inputs, masks, ""):
-            if place is not None and (not many or entry.takes_many or os.path.isdir(place.parent)):
+    for output in listed:
+        entry, target = output.entry, output.target
+        if output.is_split:
+            check_folder(target)
+        elif entry.writes == "file" and not entry.takes_many and os.path.isdir(target):
+            raise OutputError(
+                f"{target} is a folder: name a {entry.suffixes[0]} file in it, a folder is for several inputs"
+            )
+        for place in output.places:
+            if not output.is_split or os.path.isdir(target):
                 check_target(entry, place)
-    if outputs.events is not None:
-        check_target(find_sink("events"), outputs.events)
     check_json(outputs.json_out)
 
 
@@ -192,37 +205,41 @@ def run_files(
         frames: which frames are looked at, and what decodes them.
         engine: how the bundle's graphs are run.
     """
-    has_folders = _are_masks_per_input(outputs.masks)
-    shared_masks, own_masks = (None, outputs.masks) if has_folders else (outputs.masks, None)
-    videos, folders = _list_places(paths, outputs.out, ".mp4"), _list_places(paths, own_masks, "")
+    listed = _list_outputs(paths, outputs)
     _check_inputs(paths, sound)
-    _check_outputs(paths, outputs)
+    _check_outputs(paths, listed, outputs)
     read = [*paths, bundle_folder(bundle), *list_cue_files(cues), toml_file(engine.profile), sound.sound_from]
-    check_apart(read, [*videos, outputs.events, outputs.json_out, shared_masks], folders)
+    files = [place for output in listed if output.entry.writes == "file" for place in output.places]
+    folders = [place for output in listed if output.entry.writes == "folder" for place in output.places]
+    check_apart(read, [*files, outputs.json_out], folders)
     opened = Bundle.open(bundle)
     run_cues = RunCues(cues, opened, paths, has_streams=False)
     console = Console(stderr=True)
     pipeline = load_pipeline(console, opened, engine)
-    for folder in (outputs.out, own_masks) if len(paths) > 1 else ():
-        if folder is not None:
-            make_folder(folder)
+    for output in listed:
+        if output.is_split:
+            make_folder(output.target)
     hardware = _choose_hardware(frames.decoder, pipeline.backend)
     facts = describe_file_run(pipeline, [show_path(path) for path in paths])
     report_sink = ReportSink(None, facts)
     with closing(run_cues), ExitStack() as stack:
         shared = [
-            stack.enter_context(open_sink(choose_sink(option, target), target, facts))
-            for option, target in (("--masks", shared_masks), ("--events", outputs.events))
-            if target is not None
+            stack.enter_context(open_sink(output.entry, output.target, facts))
+            for output in listed
+            if output.entry.takes_many
         ]
         for number, path in enumerate(paths):
             offered = run_cues.of_file(console, pipeline, path, sound=sound)
             source = VideoSource(path, mode=mode, fps=frames.fps, hardware=hardware, **sound.as_keywords())
             if source.reader.decoder_note:
                 say(console, f"{path.name} is decoded in software: {source.reader.decoder_note}")
-            own = {"--out": videos[number], "--masks": folders[number]}
+            own_facts = replace(facts, inputs=facts.inputs[number : number + 1])
             with source, ExitStack() as opened_sinks:
-                sinks = [opened_sinks.enter_context(sink) for sink in _open_sinks(own, facts, number)]
+                sinks = [
+                    opened_sinks.enter_context(open_sink(output.entry, output.places[number], own_facts))
+                    for output in listed
+                    if not output.entry.takes_many
+                ]
                 _run_one(console, pipeline, source, cues=offered, sinks=[*sinks, *shared, report_sink], number=number)
     write_json(outputs.json_out, report_sink.describe())
     _print_summary(console, report_sink.describe_inputs())
@@ -250,11 +267,3 @@ def _run_one(
 
         run_file(pipeline, source, cues, sinks=sinks, number=number, progress=show_progress)
         show_progress(source.info.duration_seconds)
-
-
-def _open_sinks(targets: Mapping[str, Path | None], run: RunFacts, number: int) -> Iterator[Sink]:
-    """Open the sinks of one input, one after the other. ``targets``: option → target."""
-    facts = replace(run, inputs=run.inputs[number : number + 1])
-    for option, target in targets.items():
-        if target is not None:
-            yield open_sink(choose_sink(option, target), target, facts)

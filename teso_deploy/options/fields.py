@@ -81,6 +81,11 @@ def describe_field(one: Field[Any]) -> Option:
     return cast(Option, one.metadata["option"])
 
 
+def spell_flag(one: Field[Any]) -> str:
+    """Return the name of a field on the command line; both names of a switch that has two."""
+    return describe_field(one).flag or "--" + one.name.replace("_", "-")
+
+
 @dataclass(frozen=True)
 class Options:
     """Base of all options. It checks ranges, then the rules of the class itself."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from teso_deploy.options.fields import Options, option
-from teso_deploy.sinks.registry import choose_sink
+from teso_deploy.options.fields import Options, option, spell_flag
+from teso_deploy.sinks.registry import SINKS, SinkEntry, choose_sink
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +30,12 @@ class OutputOptions(Options):
     json_out: Path | None = option(None, "Write the report to a file, or - for stdout.", flag="--json")
 
     @property
-    def masks_are_a_folder(self) -> bool:
-        """Whether ``masks`` names a folder, not a file of lines."""
-        return self.masks is not None and choose_sink("--masks", self.masks).writes == "folder"
-
-    @property
-    def targets(self) -> dict[str, Path]:
-        """Option → its path, for the outputs that a sink writes."""
-        targets = {"--out": self.out, "--masks": self.masks, "--events": self.events}
-        return {option: target for option, target in targets.items() if target is not None}
+    def sinks(self) -> list[tuple[SinkEntry, Path]]:
+        """The sinks that the options open, each with its target. They are found by the names of the options."""
+        given = {spell_flag(one): getattr(self, one.name) for one in fields(self)}
+        options = {entry.option for entry in SINKS.values()}
+        return [
+            (choose_sink(option, target), target)
+            for option, target in given.items()
+            if option in options and target is not None
+        ]

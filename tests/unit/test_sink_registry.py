@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from teso_deploy.cli.run import run_files
 from teso_deploy.errors import InputNotFoundError, MissingExtraError, OutputError
 from teso_deploy.live.runner import LiveRunner, describe_live_run
 from teso_deploy.media.live_reader import LiveReader
+from teso_deploy.options.cues import CueOptions
+from teso_deploy.options.engine import EngineOptions
+from teso_deploy.options.fields import option, spell_flag
+from teso_deploy.options.media import FrameOptions, SoundOptions
+from teso_deploy.options.output import OutputOptions
 from teso_deploy.pipeline.file_runner import describe_file_run, run_file
 from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.pipeline.video_source import VideoSource
@@ -98,7 +105,46 @@ def test_deliveries_of_files_and_streams_say_the_same_things(pipeline: Pipeline,
     assert of_file.input.find_end() == pytest.approx(1.0, abs=0.1) and of_stream.input.find_end() == 0
 
 
-TARGETS: dict[str, Any] = {"mask-folder": "masks", "callback": print, "video": "out.mp4", "mask-lines": "m.jsonl"}
+@dataclass(frozen=True, kw_only=True)
+class MoreOutputs(OutputOptions):
+    """The options of a run with one more."""
+
+    list: Path | None = option(None, "Indices of frames.")
+
+
+@pytest.mark.parametrize("takes_many", [True, False])
+def test_a_new_option_is_a_field_and_an_entry(
+    takes_many: bool, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = dataclasses.replace(MADE_UP, takes_many=takes_many)
+    monkeypatch.setitem(SINKS, "list", entry)
+    clips = [make_clip(tmp_path / f"{name}.mp4", seconds=0.5) for name in ("a", "b")]
+    out = tmp_path / ("list.txt" if takes_many else "lists")
+
+    def run(**outputs: Path) -> None:
+        run_files(
+            clips, mode="file", outputs=MoreOutputs(**outputs), bundle=tiny_bundle, cues=CueOptions(),
+            sound=SoundOptions(), frames=FrameOptions(), engine=EngineOptions(threads=1),
+        )  # fmt: skip
+
+    run(list=out)
+    written = [out] if takes_many else [out / "a.txt", out / "b.txt"]
+    lines = [line.split()[1] for path in written for line in path.read_text().splitlines()]
+    assert lines == [str(clip) for clip in clips for _ in range(6)]
+    with pytest.raises(OutputError, match="are the same output"):
+        run(list=out, events=written[0])
+
+
+def test_every_option_of_the_registry_is_a_field() -> None:
+    assert {entry.option for entry in SINKS.values()} - {None} < {spell_flag(one) for one in fields(OutputOptions)}
+
+
+TARGETS: dict[str, Any] = {"mask-folder": "masks", "callback": print}
+
+
+def name_target(name: str) -> Any:
+    """Return a target that a sink accepts."""
+    return TARGETS.get(name, name + (find_sink(name).suffixes or (".txt",))[0])
 
 
 @pytest.mark.parametrize("kind", ["files", "streams"])
@@ -108,7 +154,7 @@ def test_every_entry_opens_and_takes_results(name: str, kind: InputKind, tmp_pat
     assert entry.extra is None or entry.modules, "an extra is known to be installed by its modules"
     if any(module for module in entry.modules if not pytest.importorskip(module)):
         return
-    target = TARGETS.get(name, f"{name}.txt")
+    target = name_target(name)
     target = tmp_path / target if isinstance(target, str) else target
     if entry.writes != "nothing":
         check_target(entry, target)
@@ -123,7 +169,7 @@ def test_every_entry_opens_and_takes_results(name: str, kind: InputKind, tmp_pat
 
 @pytest.mark.parametrize("name", [name for name, entry in SINKS.items() if entry.writes != "nothing"])
 def test_a_file_s_output_is_whole_or_absent(name: str, tmp_path: Path) -> None:
-    target = tmp_path / TARGETS.get(name, f"{name}.txt")
+    target = tmp_path / name_target(name)
     with pytest.raises(RuntimeError), open_sink(find_sink(name), target, describe_run("files")) as sink:
         sink.append(make_delivery(0))
         sink.append(make_delivery(1))
