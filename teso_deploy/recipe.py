@@ -242,7 +242,7 @@ def _recipe_of(content: dict[str, Any]) -> Recipe:
             close = difflib.get_close_matches(str(first["loc"][-1]), _known_fields(), n=1)
             hint = f"did you mean {close[0]!r}?" if close else "take it out"
             raise RecipeError(f"{field} is no field of a recipe: {hint}") from error
-        raise RecipeError(f"{field}: {to_one_line(first['msg'])}") from error
+        raise RecipeError(f"{field}: {to_one_line(first['msg'].removeprefix('Value error, '))}") from error
 
 
 def _known_fields() -> list[str]:

@@ -49,7 +49,12 @@ def list_extras(has_gpu: bool) -> dict[str, tuple[str, ...]]:
         for entry in BACKENDS.values()
         if entry.extra is not None and (has_gpu or entry.device != "gpu")
     }
-    return EXTRAS | (DEVICE_EXTRAS if has_gpu else {}) | of_backends
+    # A backend may need a part of an extra that has more modules.
+    return (
+        EXTRAS
+        | (DEVICE_EXTRAS if has_gpu else {})
+        | {extra: modules for extra, modules in of_backends.items() if extra not in EXTRAS}
+    )
 
 
 def _providers() -> list[str]:

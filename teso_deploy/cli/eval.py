@@ -1,8 +1,9 @@
-"""``teso-deploy eval``: how well a bundle obeys the sound on scenes it has never seen."""
+"""``teso-deploy eval``: score a bundle by an evaluation protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from teso_deploy.bundle import Bundle, bundle_folder
 from teso_deploy.cli.loading import check_tagger, load_pipeline
-from teso_deploy.cli.options import BundleOption, adapt, with_options
+from teso_deploy.cli.options import BundleOption, Given, adapt, refuse_given, with_options
 from teso_deploy.cli.reports import as_markup, check_json, toml_file, write_json
 from teso_deploy.cues.tracks import read_cue_file
 from teso_deploy.errors import RecipeError
@@ -35,10 +36,12 @@ from teso_deploy.pipeline.pipeline import AUTO
 
 _PROTOCOL_HELP = "; ".join(f"{name}: {entry.summary}. Data: {entry.data}" for name, entry in PROTOCOLS.items())
 
+_CUES_HELP = "; ".join(f"{name}: {', '.join(entry.cue_ways)}" for name, entry in PROTOCOLS.items())
+
 
 @with_options
 def evaluate(
-    dataset: Annotated[Path, typer.Argument(envvar="TESO_AVS_DATA", help="Folder of pictures and sounds.")],
+    dataset: Annotated[Path, typer.Argument(envvar="TESO_AVS_DATA", help="Folder of the protocol's data.")],
     *,
     bundle: BundleOption = None,
     protocol: Annotated[str, typer.Option(help=f"{_PROTOCOL_HELP}.")] = DEFAULT_PROTOCOL,
@@ -47,8 +50,8 @@ def evaluate(
     cues: Annotated[
         str | None,
         typer.Option(
-            help="visible (default): names of all that is visible; auto: the bundle's tagger; none: the fallback cue; "
-            "wrong: names of other things."
+            help="visible: names of all that is visible; auto: the bundle's tagger; none: the fallback cue; wrong: "
+            f"names of other things. The first is the default of {_CUES_HELP}."
         ),
     ] = None,
     cues_file: Annotated[
@@ -62,11 +65,16 @@ def evaluate(
         Path | None, typer.Option("--json", help="Write the scores to a file, or - for stdout.")
     ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table to a file.")] = None,
+    given: Given,
 ) -> None:
     """Score a bundle by an evaluation protocol."""
     if layout != "scenes":
         raise RecipeError(f"unknown layout {layout!r}: choose what is asked of a model with --protocol")
-    ways = find_protocol(protocol).cue_ways
+    entry = find_protocol(protocol)
+    if not entry.makes_samples:
+        makers = " and ".join(name for name, other in PROTOCOLS.items() if other.makes_samples)
+        refuse_given(given, [f"scenes.{one.name}" for one in fields(SceneOptions)], f"for {makers}")
+    ways = entry.cue_ways
     if cues not in (None, *ways):
         raise RecipeError(f"unknown --cues {cues!r}: name one of {', '.join(ways)}")
     cues = cues or ways[0]
@@ -104,7 +112,7 @@ def evaluate(
     if markdown is not None:
         write_text(markdown, format_markdown(asked, found))
     rows = f"{scenes.scenes} scenes a row, {scenes.seeds} seeds from {scenes.seed}"
-    title = f"{report['bundle']}, {rows}, cues: {report['cues']}"
+    title = f"{report['bundle']}, {rows if entry.makes_samples else asked.data}, cues: {report['cues']}"
     console.print(_make_table(title, asked, found))
 
 

@@ -38,7 +38,7 @@ def format_figures(protocol: OpenProtocol, score: Score) -> list[str]:
 def format_markdown(protocol: OpenProtocol, scores: Sequence[Score]) -> str:
     """Make a table of all groups, and then one of the classes for each number that has values per class."""
     lines = [
-        f"| row | scenes | {' | '.join(protocol.figures.values())} |",
+        f"| row | samples | {' | '.join(protocol.figures.values())} |",
         "|---|---|" + "---|" * len(protocol.figures),
     ]
     for score in scores:

@@ -103,6 +103,9 @@ def test_an_added_protocol_is_scored_and_reported(stills: str, tiny_bundle: Path
     assert row["pictures"] == 3 and 0 <= row["blank"] <= 1
     assert table.read_text().splitlines()[2].startswith("| stills: pictures in silence | 3 | ")
     refused(*common, "--cues", "wrong", names="unknown --cues 'wrong': name one of none")
+    lost = teso(*common, "--scenes", 5, "--seeds", 2)
+    assert lost.code == 2 and "--scenes and --seeds are for composed-scenes: omit them" in lost.err
+    assert "tiny, 3 pictures, cues: none" in " ".join(done.err.split())
 
 
 def test_an_unknown_protocol_names_those_that_there_are(stills: str, tiny_bundle: Path, tmp_path: Path) -> None:

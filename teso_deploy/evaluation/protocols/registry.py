@@ -28,6 +28,7 @@ class ProtocolEntry:
         cue_ways: The ways to choose cues that ``--cues`` may name; the first is the default.
         modules: Modules of other packages that it imports.
         extra: The extra of this package that installs those modules.
+        makes_samples: Whether it makes its samples itself, so that ``--scenes``, ``--seed`` and ``--seeds`` apply.
     """
 
     factory: str
@@ -36,6 +37,7 @@ class ProtocolEntry:
     cue_ways: tuple[str, ...]
     modules: tuple[str, ...] = ()
     extra: str = ""
+    makes_samples: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ PROTOCOLS: dict[str, ProtocolEntry] = {
         "scenes composed of held-out media: sources, distractors, silence, noise, swapped sounds",
         "a folder of pictures and sounds with a split.csv",
         ("visible", AUTO, "none", "wrong"),
+        makes_samples=True,
     ),
 }
 
