@@ -190,8 +190,9 @@ def export(
     if is_bundle:
         refuse_given(given, ("forms.licence",), "for a recipe, a bundle has its licence")
     source = Bundle.open(recipe) if is_bundle else None
-    chosen = source.recipe if source is not None else load_recipe(recipe)
-    if forms.size:
+    # A bundle is not built again, so the networks of its recipe may be unknown here.
+    chosen = None if is_bundle else load_recipe(recipe)
+    if chosen is not None and forms.size:
         chosen = replace_sizes(chosen, [parse_size(text) for text in forms.size])
     for video in forms.calibrate_on:
         with VideoReader(video):
@@ -209,7 +210,7 @@ def export(
     console = Console(stderr=True)
     named = Path(recipe) if is_bundle else toml_file(recipe)
     read = [toml_file(forms.profile), *forms.calibrate_on, *(path for _, path in files)]
-    if dry_run:
+    if dry_run and chosen is not None:
         check_apart([named, *read], [json_out])
         check_extra()
         show_plan(console, chosen, json_out)
@@ -242,7 +243,7 @@ def export(
                 text_encoder=forms.text_encoder,
             )
             done = ExportReport(*derived)
-        else:
+        elif chosen is not None:
             done = export_bundle(
                 chosen,
                 out,

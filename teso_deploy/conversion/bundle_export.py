@@ -228,12 +228,15 @@ def export_bundle(
 
         np.savez_compressed(folder / REFERENCE, allow_pickle=False, **reference_arrays(model, inputs))
         videos = calibrate_on or (clip,)
+        preprocessing = Preprocessing(
+            sizes=recipe.image.sizes, fit=recipe.image.fit, mean=recipe.image.mean, std=recipe.image.std
+        )
         writer = Forms(
             folder,
             program,
             graphs,
             weights,
-            lambda: video_frames(recipe, recipe.image.sizes[0], table, videos),
+            lambda: video_frames(program, preprocessing, table, videos=videos),
             recipe.head.threshold,
             is_trained,
             on_progress,
@@ -247,9 +250,7 @@ def export_bundle(
             program=program,
             graphs=graphs,
             forms=forms,
-            preprocessing=Preprocessing(
-                sizes=recipe.image.sizes, fit=recipe.image.fit, mean=recipe.image.mean, std=recipe.image.std
-            ),
+            preprocessing=preprocessing,
             postprocessing=Postprocessing(threshold=recipe.head.threshold),
             classes=recipe.head.classes,
             cue=cue,

@@ -78,14 +78,14 @@ def derive_bundle(
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.path(name), folder / name)
         graphs, weights = _canonical(source, folder)
-        recipe, table = source.recipe, CueTable.open(source)
+        table = CueTable.open(source)
         videos = tuple(calibrate_on) or (shipped_path("export/demo/clip.mp4"),)
         writer = Forms(
             folder,
             source.program,
             graphs,
             weights,
-            lambda: video_frames(recipe, source.sizes[0], table, videos),
+            lambda: video_frames(source.program, source.manifest.preprocessing, table, videos=videos),
             source.manifest.postprocessing.threshold,
             source.manifest.trained,
             on_progress,
@@ -96,7 +96,7 @@ def derive_bundle(
         update = {"graphs": graphs, "forms": forms, "engines": (), "measured": measured}
         if encoder is not None and (cue := source.manifest.cue) is not None:
             on_progress("text encoder")
-            entry = write_text_encoder(folder, encoder, recipe, table)
+            entry = write_text_encoder(folder, encoder, source.recipe, table)
             update["cue"] = cue.model_copy(update={"encoder": entry})
         manifest = source.manifest.model_copy(update=update)
         manifest, parity = finish(folder, manifest, writer, wanted, on_progress)

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from teso_deploy.bundle import Preprocessing
 from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import DataError, TesoError
 from teso_deploy.media.audio import find_sound, no_sound
 from teso_deploy.media.reader import VideoReader
-from teso_deploy.models.methods import find_method
 from teso_deploy.pipeline.preprocess import fitted_size, normalised, resized
-from teso_deploy.program import select_inputs
-from teso_deploy.recipe import Recipe
+from teso_deploy.program import Program, select_inputs
 from teso_deploy.small_files import parse_json, read_text
 
 FRAMES_PER_VIDEO = 12
@@ -33,15 +32,15 @@ def visible_in(script: Path) -> list[str]:
 
 
 def video_frames(
-    recipe: Recipe, size: tuple[int, int], table: CueTable, videos: Sequence[Path], count: int = FRAMES_PER_VIDEO
+    program: Program, how: Preprocessing, table: CueTable, *, videos: Sequence[Path], count: int = FRAMES_PER_VIDEO
 ) -> list[dict[str, NDArray[Any]]]:
     """Return the inputs of all graphs, batch 1, for frames evenly spread over each video, each with its sound.
 
     The cues are the words that the JSON beside a video calls visible; without it, the first words of the table.
 
     Args:
-        recipe: The recipe.
-        size: Height and width of the picture.
+        program: The program, which says which inputs there are.
+        how: How pictures are prepared. They get its first size.
         table: The cue table.
         videos: The videos.
         count: Frames of each video.
@@ -53,7 +52,7 @@ def video_frames(
         InputNotFoundError: A video does not exist.
         MediaError: A video can't be read.
     """
-    found, program = [], find_method(recipe).program
+    found, size = [], how.sizes[0]
     for video in videos:
         words = list(visible_in(video.with_suffix(".json")) or table.names)[: table.max_cues]
         cues = table.lookup(words)
@@ -66,9 +65,9 @@ def video_frames(
                 if not wanted or frame.pts_seconds < wanted[0]:
                     continue
                 wanted = [time for time in wanted if time > frame.pts_seconds]
-                picture = resized(frame.image, fitted_size(frame.image, size, recipe.image.fit))
+                picture = resized(frame.image, fitted_size(frame.image, size, how.fit))
                 tensors = {
-                    "image": normalised(picture, mean=recipe.image.mean, std=recipe.image.std, bucket=size),
+                    "image": normalised(picture, mean=how.mean, std=how.std, bucket=size),
                     "waveform": sound.track.window(frame.pts_seconds, "centred").samples[None],
                     "cues": cues.embeddings[None],
                     "cue_valid": cues.valid[None],

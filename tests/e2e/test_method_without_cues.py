@@ -209,6 +209,14 @@ def test_a_file_is_run(folder: Path, tmp_path: Path) -> None:
     assert out.stat().st_size and events.is_file() and len(list((tmp_path / "masks").iterdir())) == report["frames"] + 1
 
 
+def test_other_forms_are_derived(folder: Path, tmp_path: Path) -> None:
+    clip, out = make_clip(tmp_path / "clip.mp4", seconds=1.0), tmp_path / "int8"
+    done = teso("export", folder, "--precision", "int8", "--calibrate-on", clip, "--out", out)
+    assert done.code == 0, done.err
+    forms = Bundle.open(out).manifest.forms
+    assert set(forms["onnxruntime-int8"]) == {"encoder", "decoder"}
+
+
 def test_lines_and_events(pipeline: Pipeline) -> None:
     log = EventLog(CLASSES)
     events = []
