@@ -62,7 +62,9 @@ def export_captioner(source: Path, out: Path, precision: WeightPrecision) -> Mod
     exporters = cue_libraries()
     architecture = str(read_config(source)["model_type"])
     check_architecture(architecture, CAPTIONERS, "a captioner")
-    model, tokenizer, processor = _loaded(source, architecture)
+    is_pix2struct = architecture == "pix2struct"
+    class_name = "Pix2StructForConditionalGeneration" if is_pix2struct else "VisionEncoderDecoderModel"
+    model, tokenizer, processor = load_captioner(source, class_name, "a captioner")
     tokenizer_to(tokenizer, out)
     config = model.generation_config
     image = image_entry(processor)
@@ -89,7 +91,7 @@ def export_captioner(source: Path, out: Path, precision: WeightPrecision) -> Mod
         for name, graph in (("encoder", encoder), ("picture", picture), ("decoder", decoder)):
             stored_as(graph, out / f"{name}.onnx", precision)
     return ModelEntry(
-        kind="pix2struct" if architecture == "pix2struct" else "vision-encoder-decoder",
+        kind="pix2struct" if is_pix2struct else "vision-encoder-decoder",
         folder=out.name,
         name=name_of(source),
         architecture=architecture,
@@ -101,31 +103,32 @@ def export_captioner(source: Path, out: Path, precision: WeightPrecision) -> Mod
     )
 
 
-def _loaded(source: Path, architecture: str) -> tuple[Any, Any, Any]:
-    """Load a model, its tokenizer and its image processor."""
-    from transformers import (
-        AutoImageProcessor,
-        AutoTokenizer,
-        Pix2StructForConditionalGeneration,
-        VisionEncoderDecoderModel,
-    )
+def load_captioner(source: Path, class_name: str, what: str, **settings: Any) -> tuple[Any, Any, Any]:
+    """Load a model, its tokenizer and its image processor. Nothing is downloaded, and no code of the model is run.
 
-    kind = Pix2StructForConditionalGeneration if architecture == "pix2struct" else VisionEncoderDecoderModel
+    Args:
+        source: The Hugging Face folder.
+        class_name: The model's class in transformers.
+        what: The model in words, for messages: "a captioner".
+        settings: More arguments for loading the model.
+
+    Returns:
+        The model in fp32, the tokenizer and the image processor.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+    """
+    import transformers
+
     find_weight_files(source)  # refuses weights that are pointers of Git LFS
+    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    processors, kind = transformers.AutoImageProcessor, getattr(transformers, class_name)
     try:
-        tokenizer = quietly(AutoTokenizer.from_pretrained, str(source), local_files_only=True, trust_remote_code=False)
-        processor = quietly(
-            AutoImageProcessor.from_pretrained,
-            str(source),
-            local_files_only=True,
-            trust_remote_code=False,
-            use_fast=False,
-        )
-        model = quietly(
-            kind.from_pretrained, str(source), local_files_only=True, trust_remote_code=False, dtype="float32"
-        ).eval()
+        tokenizer = quietly(transformers.AutoTokenizer.from_pretrained, str(source), **safe)
+        processor = quietly(processors.from_pretrained, str(source), use_fast=False, **safe)
+        model = quietly(kind.from_pretrained, str(source), dtype="float32", **settings, **safe).eval()
     except Exception as error:  # transformers raises errors of many types
-        raise refuse_unreadable(source, "a captioner", error) from error
+        raise refuse_unreadable(source, what, error) from error
     return model, tokenizer, processor
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from teso_deploy.conversion.captioners import check_pictures, image_entry
+from teso_deploy.conversion.captioners import check_pictures, image_entry, load_captioner
 from teso_deploy.conversion.cue_decoders import (
     begun,
     chat_of,
@@ -27,7 +27,6 @@ from teso_deploy.conversion.cue_decoders import (
     logits_of_last_token,
     name_of,
     read_config,
-    refuse_unreadable,
     supported,
     tokenizer_to,
 )
@@ -36,7 +35,6 @@ from teso_deploy.conversion.graphs import export_module
 from teso_deploy.cues.model_bundle import TOKENIZER_FILE, ModelEntry, WeightPrecision
 from teso_deploy.cues.tokens import Tokens
 from teso_deploy.errors import CheckpointError
-from teso_deploy.models.weight_folders import find_weight_files
 from teso_deploy.small_files import parse_json, read_text
 
 LLAVA = "llava"
@@ -90,7 +88,11 @@ def export_llava(source: Path, out: Path, precision: WeightPrecision) -> ModelEn
     cue_libraries()
     config = read_config(source)
     check_architecture(str(config["model_type"]), [LLAVA], "this model")
-    model, tokenizer, processor = _loaded(source)
+    model, tokenizer, processor = load_captioner(
+        source, "LlavaForConditionalGeneration", "a LLaVA", attn_implementation="sdpa"
+    )
+    if not getattr(tokenizer, "chat_template", None):
+        tokenizer.chat_template = _template_of(source)
     text_type = str(model.config.text_config.model_type)
     check_architecture(text_type, supported(TASK), "the language model of a LLaVA")
     tokenizer_to(tokenizer, out)
@@ -128,35 +130,6 @@ def export_llava(source: Path, out: Path, precision: WeightPrecision) -> ModelEn
         image_tokens=int(features.shape[1]),
         licence=licence_of(source),
     )
-
-
-def _loaded(source: Path) -> tuple[Any, Any, Any]:
-    """Load a model, its tokenizer and its image processor."""
-    from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalGeneration
-
-    find_weight_files(source)  # refuses weights that are pointers of Git LFS
-    try:
-        tokenizer = quietly(AutoTokenizer.from_pretrained, str(source), local_files_only=True, trust_remote_code=False)
-        processor = quietly(
-            AutoImageProcessor.from_pretrained,
-            str(source),
-            local_files_only=True,
-            trust_remote_code=False,
-            use_fast=False,
-        )
-        model = quietly(
-            LlavaForConditionalGeneration.from_pretrained,
-            str(source),
-            local_files_only=True,
-            trust_remote_code=False,
-            dtype="float32",
-            attn_implementation="sdpa",
-        ).eval()
-    except Exception as error:  # transformers raises errors of many types
-        raise refuse_unreadable(source, "a LLaVA", error) from error
-    if not getattr(tokenizer, "chat_template", None):
-        tokenizer.chat_template = _template_of(source)
-    return model, tokenizer, processor
 
 
 def _template_of(source: Path) -> str:

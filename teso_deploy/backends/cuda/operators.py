@@ -21,6 +21,8 @@ class DeviceOperators:
     A 1080p frame is uploaded as 6 MB; its image at 384 × 384 would only be 1.8 MB. But resizing on the host takes
     longer than the larger upload.
 
+    ``image`` returns the same tensor for equal sizes, and ``labels`` a new array on the host.
+
     Args:
         device: The GPU.
         module: Our kernels (:func:`load_kernels`).
@@ -40,17 +42,6 @@ class DeviceOperators:
         self._labels: DeviceTensor | None = None
 
     def image(self, frame: NDArray[np.uint8], fitted: ImageSize, bucket: ImageSize) -> DeviceTensor:
-        """Prepare a frame for the encoder.
-
-        Args:
-            frame: RGB picture (H, W, 3) uint8.
-            fitted: Size (height, width) that the frame is resized to.
-            bucket: Size (height, width) that the resized and normalised frame is padded to.
-
-        Returns:
-            The encoder's input (1, 3, height, width) float32 on the device, of the bucket's size. Calls with equal
-            sizes return the same tensor.
-        """
         if self._frame is None or self._frame.tensor.shape != frame.shape:
             self._frame = HostInput(self._device, frame.shape, np.uint8, self._stream)
         if self._image is None or self._image.shape[2:] != bucket:
@@ -63,16 +54,6 @@ class DeviceOperators:
         return self._image
 
     def labels(self, masks: Tensor, size: ImageSize, shares: tuple[float, float]) -> NDArray[np.uint8]:
-        """Turn class scores into labels.
-
-        Args:
-            masks: Class scores (1, C, h, w) on the device.
-            size: Size (height, width) of the labels.
-            shares: Shares (0 … 1) of the scores' height and width that show the picture; the rest is padding.
-
-        Returns:
-            Labels (height, width) uint8, a new array on the host.
-        """
         if self._labels is None or self._labels.shape[1:] != size:
             self._labels = DeviceTensor(self._device, (1, *size), np.uint8)
         shape: tuple[int, ...]
