@@ -45,6 +45,7 @@ class Camera:
     ) -> None:
         self.address, self.ring = Address.parse("rtsp://camera/live"), AudioRing()
         self.info = LiveInfo("rtsp", 96, 64, fps, has_sound, 0)
+        self.audio_address: Address | None = None
         self.error: MediaError | None = None
         self.on_frame = self.on_sound = lambda: None
         self._seconds, self._fps, self._has_sound, self._fails_after = seconds, fps, has_sound, fails_after
