@@ -209,16 +209,16 @@ def build_rungs(recipe: Recipe, threads: int, folder: Path, images: NDArray[np.f
     ):
         module, path = Whole(ours, keeps_all, is_large), folder / f"whole-{keeps_all}-{is_large}.onnx"
         outputs = ["masks", *(f"kept_{i}" for i in range(2 * recipe.decoder.layers if keeps_all else 0))]
-        export_graph(module, GraphSpec(("image",), tuple(outputs)), (pair,), path, {})
+        export_graph(module, GraphSpec(("image",), tuple(outputs)), (pair,), path=path, metadata={})
         rungs.append(one_graph(name, path, threads))
     names = memory_names(recipe)
     queries = ours.fusion.queries.detach()[None]
     with torch.no_grad():
         memory = Encoder(ours)(pair)
     files = folder / "encoder.onnx", folder / "decoder.onnx"
-    export_graph(Encoder(ours), GraphSpec(("image",), names), (pair,), files[0], {})
+    export_graph(Encoder(ours), GraphSpec(("image",), names), (pair,), path=files[0], metadata={})
     spec = GraphSpec(("queries", *names), ("masks",))
-    export_graph(Half(ours), spec, (queries.repeat(2, 1, 1), *memory), files[1], {})
+    export_graph(Half(ours), spec, (queries.repeat(2, 1, 1), *memory), path=files[1], metadata={})
     fixed = queries.numpy()
     rungs.append(two_graphs("cut where the sound comes in: the canonical graphs", files, fixed, threads))
     exact = tuple(PASSES)[:-1]  # the last pass is for int8

@@ -104,11 +104,20 @@ def bench(
     with VideoReader(clip):
         pass
     count = engine.threads or available_cores()
-    who = entrants(opened, wanted, _choose_precisions(opened, precision or []), contenders, count, clip)
+    who = entrants(
+        opened,
+        wanted,
+        precisions=_choose_precisions(opened, precision or []),
+        contenders=contenders,
+        threads=count,
+        clip=clip,
+    )
     libraries = sorted({module for contender in contenders for module in contender.needs})
     console = Console(stderr=True)
     with console.status("starting") as status:
-        report = compare(opened, wanted, who, count, seconds, libraries, shown_in(status))
+        report = compare(
+            opened, wanted, who, threads=count, seconds=seconds, libraries=libraries, progress=shown_in(status)
+        )
     title = f"{opened.manifest.name} at {wanted[0]}x{wanted[1]}, {count} threads"
     console.print(title)
     console.print(_make_table(report))

@@ -229,7 +229,9 @@ def export(
     from teso_deploy.conversion.derive import derive_bundle
     from teso_deploy.conversion.engines import request_engines
 
-    requests = request_engines(targets, architectures, precisions[1:] or ["fp32"], settings)
+    requests = request_engines(
+        targets, architectures=architectures, precisions=precisions[1:] or ["fp32"], settings=settings
+    )
     began = time.monotonic()
     with console.status("reading weights") as status:
         if source is not None:

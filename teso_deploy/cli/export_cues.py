@@ -42,7 +42,7 @@ def export_cues(
 
     console, began = Console(stderr=True), time.monotonic()
     with console.status("loading") as status:
-        manifest = export_cue_models(captioner, reasoner, out, precision, shown_in(status))
+        manifest = export_cue_models(captioner, reasoner, out, precision=precision, on_progress=shown_in(status))
     sizes = {name: entry.bytes for name, entry in manifest.files.items()}
     models: dict[str, Any] = {
         role: {

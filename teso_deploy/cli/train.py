@@ -164,7 +164,9 @@ def train_videos(
     with console.status("reading weights"):
         built = assemble(recipe, files, seed, weights.averaging)
     with console.status("embedding cue words"):
-        words, embeddings, _ = cue_table(built.model.recipe, built.text, seed, words_of(samples, chosen, cues))
+        words, embeddings, _ = cue_table(
+            built.model.recipe, built.text, random_weights_seed=seed, nouns=words_of(samples, chosen, cues)
+        )
     table = dict(zip(words, embeddings, strict=True))
     batches = VideoBatches(built.model.recipe, samples, chosen, table, cues)
     with _make_bar(console) as bar:

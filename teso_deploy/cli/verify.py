@@ -134,7 +134,7 @@ def _find_first_differences(bundle: Bundle, report: VerifyReport, sizes: Sequenc
                 entry = bundle.manifest.forms[form][key]
                 feeds = probes.take_inputs(reference, [spec.name for spec in bundle.manifest.graphs[key].inputs])
                 paths = bundle.graph_path(key), bundle.graph_path(key, form)
-                found = first_difference(*paths, feeds, LIMITS[entry.precision].node)
+                found = first_difference(*paths, feeds, tolerance=LIMITS[entry.precision].node)
                 if found and form not in report.first_difference:
                     report.first_difference[form] = f"{key}: {found}"
 
@@ -239,8 +239,8 @@ def verify(
         report = verify_bundle(
             opened,
             lambda name: onnxruntime_factory(engine.threads, name),
-            form or ([CANONICAL] if backend else ()),
-            sizes,
+            forms=form or ([CANONICAL] if backend else ()),
+            sizes=sizes,
             pytorch=model,
             backends=_load_backends(
                 opened,

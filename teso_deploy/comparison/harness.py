@@ -42,6 +42,7 @@ class Measured:
 def entrants(
     bundle: Bundle,
     size: tuple[int, int],
+    *,
     precisions: Sequence[str],
     contenders: Sequence[Contender],
     threads: int,
@@ -72,7 +73,7 @@ def entrants(
 
 
 def run(
-    who: Sequence[Entrant], seconds: float, least_rounds: int = LEAST_ROUNDS, progress: Progress = lambda stage: None
+    who: Sequence[Entrant], seconds: float, least_rounds: int = LEAST_ROUNDS, *, progress: Progress = lambda stage: None
 ) -> Measured:
     """Build all entrants one after the other, then alternate their turns. An entrant that fails is omitted.
 
@@ -135,7 +136,7 @@ def _rows(who: Sequence[Entrant], measured: Measured) -> list[dict[str, Any]]:
 
 
 def report_of(
-    bundle: Bundle, size: tuple[int, int], who: Sequence[Entrant], measured: Measured, environment: dict[str, Any]
+    bundle: Bundle, size: tuple[int, int], *, who: Sequence[Entrant], measured: Measured, environment: dict[str, Any]
 ) -> dict[str, Any]:
     """Make the JSON report: ``rows``, ``ratios`` (time of a contender's frame divided by ours), ``shares``.
 
@@ -185,6 +186,7 @@ def compare(
     bundle: Bundle,
     size: tuple[int, int],
     who: Sequence[Entrant],
+    *,
     threads: int,
     seconds: float,
     libraries: Sequence[str],
@@ -202,4 +204,4 @@ def compare(
         progress: Called with the current stage.
     """
     environment = environment_of(threads, bundle, libraries)
-    return report_of(bundle, size, who, run(who, seconds, progress=progress), environment)
+    return report_of(bundle, size, who=who, measured=run(who, seconds, progress=progress), environment=environment)

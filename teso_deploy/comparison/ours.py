@@ -33,7 +33,9 @@ STREAM = ("frame", "new-sound", "new-cues")
 class Ours:
     """A bundle's graphs in one precision at one size (height, width), on frames and sounds of a clip."""
 
-    def __init__(self, bundle: Bundle, size: tuple[int, int], precision: Precision, threads: int, clip: Path) -> None:
+    def __init__(
+        self, bundle: Bundle, size: tuple[int, int], *, precision: Precision, threads: int, clip: Path
+    ) -> None:
         self._bundle, self._size = bundle, size
         # Each stage has its own pipeline, so that none finds what another has kept; the engines are shared.
         form = bundle.form_for((TARGET,), precision)
@@ -105,4 +107,10 @@ def ours(settings: dict[str, Any]) -> Ours:
     """The subject for ``bundle``, ``size``, ``precision``, ``threads`` and ``clip``."""
     height, width = settings["size"]
     bundle = Bundle.open(settings["bundle"])
-    return Ours(bundle, (height, width), settings["precision"], settings["threads"], Path(settings["clip"]))
+    return Ours(
+        bundle,
+        (height, width),
+        precision=settings["precision"],
+        threads=settings["threads"],
+        clip=Path(settings["clip"]),
+    )

@@ -125,7 +125,7 @@ def save_bars(path: Path, title: str, bars: Sequence[tuple[str, float, float]]) 
         image.save(staged, "PNG")
 
 
-def publish(name: str, title: str, report: dict[str, Any], folder: Path) -> None:
+def publish(name: str, *, title: str, report: dict[str, Any], folder: Path) -> None:
     """Write ``{name}.json`` and ``{name}.md`` to a folder, and print the page.
 
     Args:

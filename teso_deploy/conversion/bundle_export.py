@@ -71,7 +71,7 @@ def weights_digest(model: torch.nn.Module) -> str:
 
 
 def cue_table(
-    recipe: Recipe, text: WeightSource | None, random_weights_seed: int | None, nouns: Sequence[str] | None = None
+    recipe: Recipe, text: WeightSource | None, *, random_weights_seed: int | None, nouns: Sequence[str] | None = None
 ) -> tuple[list[str], NDArray[np.float32], str]:
     """Make the words of the cue table and their embeddings, by the recipe's text encoder.
 
@@ -111,7 +111,7 @@ def cue_table(
 
 
 def _write_graphs(
-    model: Model, weights: Mapping[str, WeightsFile], metadata: dict[str, str], report: Progress
+    model: Model, weights: Mapping[str, WeightsFile], *, metadata: dict[str, str], report: Progress
 ) -> dict[str, GraphEntry]:
     """Write the canonical graphs and return them by their key in the manifest.
 
@@ -129,7 +129,9 @@ def _write_graphs(
             key = name if is_first else sized_name(name, size)
             report(f"{key}: PyTorch to ONNX")
             path = weights[name].path.with_name(f"{key}.onnx")
-            graphs[key] = export_graph(modules[name], spec, arguments[name], path, metadata, weights[name])
+            graphs[key] = export_graph(
+                modules[name], spec, arguments[name], path=path, metadata=metadata, weights=weights[name]
+            )
     return graphs
 
 
@@ -149,6 +151,7 @@ def export_bundle(
     recipe: Recipe,
     out: Path,
     checkpoints: Path | Sequence[tuple[str | None, Path]] | None = None,
+    *,
     random_weights_seed: int | None = None,
     licence: str = "Apache-2.0",
     on_progress: Progress = lambda stage: None,
@@ -196,13 +199,13 @@ def export_bundle(
     model = built.model
     recipe = model.recipe
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    check_space(weights, out, len(recipe.image.sizes), precisions)
+    check_space(weights, out, sizes=len(recipe.image.sizes), precisions=precisions)
     program = find_method(recipe).program
     encoder = text_graph(recipe, built.text) if text_encoder else None
     takes_cues = program.takes("cues")
     if takes_cues:
         on_progress("cue words")
-        words, embeddings, embedder = cue_table(recipe, built.text, random_weights_seed)
+        words, embeddings, embedder = cue_table(recipe, built.text, random_weights_seed=random_weights_seed)
         pads = recipe.text.padding == "none-embedding"
         table = CueTable(words, embeddings, max_cues=recipe.text.max_cues, pads=pads)
     else:
@@ -214,17 +217,17 @@ def export_bundle(
     clip = shipped_path("export/demo/clip.mp4")
     with KIND.staging(out) as folder:
         weights = {name: WeightsFile(folder / f"{name}.weights") for name in program.names}
-        graphs = _write_graphs(model, weights, metadata, on_progress)
+        graphs = _write_graphs(model, weights, metadata=metadata, report=on_progress)
         cue = _write_cues(folder, recipe, words=words, embeddings=embeddings) if takes_cues else None
         if cue is not None and encoder is not None:
             on_progress("text encoder")
-            written = write_text_encoder(folder, encoder, recipe, table, versions)
+            written = write_text_encoder(folder, encoder, recipe, table=table, metadata=versions)
             cue = cue.model_copy(update={"encoder": written})
         on_progress("reference outputs")
         from_clip = is_trained and clip.is_file()
 
         def inputs(size: ImageSize) -> dict[str, NDArray[Any]]:
-            return clip_inputs(recipe, size, table, clip) if from_clip else random_inputs(recipe, size)
+            return clip_inputs(recipe, size, table=table, clip=clip) if from_clip else random_inputs(recipe, size)
 
         np.savez_compressed(folder / REFERENCE, allow_pickle=False, **reference_arrays(model, inputs))
         videos = calibrate_on or (clip,)
@@ -267,5 +270,5 @@ def export_bundle(
             },
             licence=licence,
         )
-        manifest, parity = finish(folder, manifest, writer, wanted, on_progress)
+        manifest, parity = finish(folder, manifest, writer=writer, wanted=wanted, on_progress=on_progress)
     return ExportReport(Bundle(out, manifest), parity, built.random)

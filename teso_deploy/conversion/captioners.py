@@ -97,7 +97,7 @@ def export_captioner(source: Path, out: Path, precision: WeightPrecision) -> Mod
         architecture=architecture,
         precision=precision,
         graphs={name: f"{name}.onnx" for name in ("encoder", "picture", "decoder")},
-        decoder=decoder_entry(out / "decoder.onnx", model.config, ends, start[:1]),
+        decoder=decoder_entry(out / "decoder.onnx", model.config, end=ends, start=start[:1]),
         image=image,
         licence=licence_of(source),
     )

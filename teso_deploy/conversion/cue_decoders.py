@@ -148,7 +148,7 @@ def export_decoder(source: Path, out: Path, precision: WeightPrecision) -> Model
         architecture=str(model.config.model_type),
         precision=precision,
         graphs={"decoder": "decoder.onnx"},
-        decoder=decoder_entry(out / "decoder.onnx", model.config, end),
+        decoder=decoder_entry(out / "decoder.onnx", model.config, end=end),
         chat=chat_of(tokenizer, Tokens(out / TOKENIZER_FILE)),
         licence=licence,
     )
@@ -277,7 +277,7 @@ def _is_constant(value: ir.Value) -> bool:
     return all(_is_constant(taken) for taken in node.inputs if taken is not None)
 
 
-def decoder_entry(graph: Path, config: Any, end: Sequence[int], start: Sequence[int] = ()) -> DecoderEntry:
+def decoder_entry(graph: Path, config: Any, *, end: Sequence[int], start: Sequence[int] = ()) -> DecoderEntry:
     """Read the sizes of an exported decoder from its graph.
 
     Args:

@@ -32,6 +32,7 @@ def export_cue_models(
     captioner: Path | None,
     reasoner: Path | None,
     out: Path,
+    *,
     precision: WeightPrecision = "fp32",
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> CueModelsManifest:
@@ -69,7 +70,7 @@ def export_cue_models(
             on_progress(f"{name}: {name_of(source)}")
             export = export_llava if is_llava[source] else export_captioner if name == "captioner" else export_decoder
             (place := folder / name).mkdir()
-            written[source] = _exported(export, source, place, precision, name)
+            written[source] = _exported(export, source, place, precision=precision, role=name)
         manifest = CueModelsManifest(
             captioner=None if captioner is None else written[captioner],
             reasoner=None if reasoner is None else written[reasoner],
@@ -90,6 +91,7 @@ def _exported(
     export: Callable[[Path, Path, WeightPrecision], ModelEntry],
     source: Path,
     place: Path,
+    *,
     precision: WeightPrecision,
     role: str,
 ) -> ModelEntry:

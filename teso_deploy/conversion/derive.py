@@ -38,6 +38,7 @@ def derive_bundle(
     source: Bundle,
     out: Path,
     precisions: Sequence[Precision] = ("fp32",),
+    *,
     calibrate_on: Sequence[Path] = (),
     engines: Sequence[EngineRequest] = (),
     on_progress: Callable[[str], None] = lambda stage: None,
@@ -67,7 +68,7 @@ def derive_bundle(
     """
     encoder = text_graph(source.recipe, None) if text_encoder else None
     weights_bytes = sum(4 * entry.parameters for key, entry in source.manifest.graphs.items() if "@" not in key)
-    check_space(weights_bytes, out, len(source.sizes), precisions)
+    check_space(weights_bytes, out, sizes=len(source.sizes), precisions=precisions)
     with KIND.staging(out) as folder:
         on_progress("canonical graphs")
         named = {source.manifest.graphs[key].file for key in source.manifest.graphs}
@@ -99,5 +100,5 @@ def derive_bundle(
             entry = write_text_encoder(folder, encoder, source.recipe, table)
             update["cue"] = cue.model_copy(update={"encoder": entry})
         manifest = source.manifest.model_copy(update=update)
-        manifest, parity = finish(folder, manifest, writer, wanted, on_progress)
+        manifest, parity = finish(folder, manifest, writer=writer, wanted=wanted, on_progress=on_progress)
     return Bundle(out, manifest), parity

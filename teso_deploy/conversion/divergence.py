@@ -71,7 +71,7 @@ class _Opened:
         return self._proto.ByteSize() > LARGEST_BYTES
 
 
-def first_difference(canonical: Path, form: Path, feeds: Feeds, tolerance: float) -> Difference | None:
+def first_difference(canonical: Path, form: Path, feeds: Feeds, *, tolerance: float) -> Difference | None:
     """Return the first tensor that differs, of those with the same name in both graphs, or None.
 
     A form lacks tensors that it has fused away. So the returned node is the first one where a difference shows.

@@ -62,7 +62,7 @@ def _gpu(is_needed: bool) -> Device | None:
 
 
 def request_engines(
-    targets: Sequence[Target], architectures: Sequence[str], precisions: Sequence[Precision], settings: BuildProfile
+    targets: Sequence[Target], *, architectures: Sequence[str], precisions: Sequence[Precision], settings: BuildProfile
 ) -> list[EngineRequest]:
     """Check that the engines can be built here, before anything is exported.
 
@@ -121,7 +121,7 @@ def build_engines(
     for request in requests:
         request.settings.check_stages(bundle.program)
     return tuple(
-        _build(bundle, request, architecture, precision, graph, on_progress)
+        _build(bundle, request, architecture=architecture, precision=precision, graph=graph, on_progress=on_progress)
         for request in requests
         for architecture in request.architectures or (None,)
         for precision in request.precisions
@@ -132,6 +132,7 @@ def build_engines(
 def _build(
     bundle: Bundle,
     request: EngineRequest,
+    *,
     architecture: str | None,
     precision: Precision,
     graph: str,
@@ -191,7 +192,9 @@ def verify_engines(
                 )
                 for precision in request.precisions
             }
-            report = verify_bundle(bundle, lambda form: onnxruntime_factory(None, form), [CANONICAL], backends=backends)
+            report = verify_bundle(
+                bundle, lambda form: onnxruntime_factory(None, form), forms=[CANONICAL], backends=backends
+            )
         failures = [failure for failure in report.failures if any(name in failure for name in backends)]
         if failures:
             raise CheckFailedError(f"the engines are not the model, nothing was written ({failures[0]})")

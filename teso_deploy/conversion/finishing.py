@@ -36,6 +36,7 @@ class Wanted:
 def finish(
     folder: Path,
     manifest: BundleManifest,
+    *,
     writer: Forms,
     wanted: Wanted,
     on_progress: Callable[[str], None],
@@ -60,7 +61,7 @@ def finish(
     staged = Bundle.open(folder)
     # Check only that the masks equal the model's; `verify` checks that they depend on the sound.
     ours = [form for form in manifest.forms if form.startswith(f"{ONNXRUNTIME}-")] or [CANONICAL]
-    parity = verify_bundle(staged, lambda form: onnxruntime_factory(None, form), ours, is_thorough=False)
+    parity = verify_bundle(staged, lambda form: onnxruntime_factory(None, form), forms=ours, is_thorough=False)
     if not parity.passed:
         raise CheckFailedError(
             f"the graphs differ from PyTorch, nothing was written ({parity.failures[0]}); please report this"

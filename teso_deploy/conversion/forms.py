@@ -39,7 +39,7 @@ INT8_IOU, LEAST_INT8_IOU = 0.995, 0.98
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def check_space(weights_bytes: int, out: Path, sizes: int, precisions: Sequence[Precision]) -> None:
+def check_space(weights_bytes: int, out: Path, *, sizes: int, precisions: Sequence[Precision]) -> None:
     """Refuse a disk that has no room for the bundle, before anything is written.
 
     Args:
@@ -104,13 +104,13 @@ class Forms:
             self.on_progress(f"{key}: {name}")
             model = plugin_nodes(self._canonical(key))
             model = model if precision == "fp32" else halved(model, precision)
-            entries[key] = self._save(model, key, STANDARD, precision)
+            entries[key] = self._save(model, key, target=STANDARD, precision=precision)
         return {name: entries}
 
     def _canonical(self, key: str) -> ir.Model:
         return ir.load(self.folder / self.graphs[key].file)
 
-    def _save(self, model: ir.Model, key: str, target: str, precision: Precision) -> FormEntry:
+    def _save(self, model: ir.Model, key: str, *, target: str, precision: Precision) -> FormEntry:
         path = self.folder / f"{key}.{target}-{precision}.onnx"
         weights = self.weights[key.partition("@")[0]]
         save_with_weights(model, path, weights)
@@ -127,7 +127,7 @@ class Forms:
 
     def _for_onnxruntime(self, key: str, precision: Precision) -> FormEntry:
         self.on_progress(f"{key}: {ONNXRUNTIME}-{precision}")
-        return self._save(derive_form(self._canonical(key)), key, ONNXRUNTIME, precision)
+        return self._save(derive_form(self._canonical(key)), key, target=ONNXRUNTIME, precision=precision)
 
     def _int8(self) -> dict[str, dict[str, FormEntry]]:
         self.on_progress("int8: calibration frames")
@@ -145,7 +145,7 @@ class Forms:
         def quantized(key: str, leave_out: Collection[tuple[str, str]], symmetric: bool) -> ir.Model:
             model, name = self._canonical(key), key.partition("@")[0]
             of = ranges[name], {product for graph, product in leave_out if graph == name}
-            of = of if key == name else carried_over(*of, self._canonical(name), model)
+            of = of if key == name else carried_over(*of, measured=self._canonical(name), other=model)
             quantize(model, *of, symmetric=symmetric)
             return model
 
@@ -170,7 +170,7 @@ class Forms:
             if self.is_trained:
                 self.on_progress(f"{target}-int8: which layers to leave out")
                 asked = partial(agreement, symmetric=symmetric)
-                left_out, reached = least_left_out(order, asked, INT8_IOU, LEAST_INT8_IOU)
+                left_out, reached = least_left_out(order, asked, aim=INT8_IOU, least=LEAST_INT8_IOU)
             self.notes.setdefault("int8", {"calibration_frames": len(frames), "products": len(order)})[target] = {
                 "left_out": [f"{graph}: {product}" for graph, product in left_out],
                 "mask_iou": reached,
@@ -183,7 +183,9 @@ class Forms:
                     entries[key] = self._as_it_is(key) if is_standard else self._for_onnxruntime(key, "fp32")
                     continue
                 model = quantized(key, left_out, symmetric)
-                entries[key] = self._save(plugin_nodes(model) if symmetric else derive_form(model), key, target, "int8")
+                entries[key] = self._save(
+                    plugin_nodes(model) if symmetric else derive_form(model), key, target=target, precision="int8"
+                )
         return forms
 
     def _run_all(self, engines: Mapping[str, OnnxRuntimeEngine], frame: Arrays) -> dict[str, NDArray[Any]]:

@@ -130,7 +130,7 @@ def _sampling(shapes: Shapes, heads: int, dim: int) -> str:
     return text + "  heads_sum = Add (upper_sum, lower_sum)\n"
 
 
-def _function(name: str, inputs: str, attributes: Sequence[str], body: str) -> onnx.FunctionProto:
+def _function(name: str, *, inputs: str, attributes: Sequence[str], body: str) -> onnx.FunctionProto:
     given = f" <{', '.join(attributes)}>" if attributes else ""
     header = f'<opset_import: ["" : 20], domain: "{DOMAIN}">\n{name}{given} ({inputs}) => (sampled)\n'
     function = parser.parse_function(f"{header}{{{body}}}")
@@ -155,7 +155,7 @@ def msda_function(shapes: Shapes, heads: int, dim: int) -> onnx.FunctionProto:
     cells = _numbers([1 / side for height, width in shapes for side in (width, height)])
     body = _PLACED.format(levels=len(shapes), cells=cells) + _sampling(shapes, heads, dim)
     body += f"  flat = Constant <value = int64[3] {{0, 0, {heads * dim}}}> ()\n  sampled = Reshape (heads_sum, flat)\n"
-    return _function(MSDA, "value, offsets, weights, reference", ["shapes"], body)
+    return _function(MSDA, inputs="value, offsets, weights, reference", attributes=["shapes"], body=body)
 
 
 def plugin_function(shapes: Shapes, heads: int, dim: int) -> onnx.FunctionProto:
@@ -170,7 +170,9 @@ def plugin_function(shapes: Shapes, heads: int, dim: int) -> onnx.FunctionProto:
         The function.
     """
     body = _sampling(shapes, heads, dim) + "  sampled = Identity (heads_sum)\n"
-    return _function(PLUGIN, "value, shapes, starts, locations, weights", list(PLUGIN_ATTRIBUTES), body)
+    return _function(
+        PLUGIN, inputs="value, shapes, starts, locations, weights", attributes=list(PLUGIN_ATTRIBUTES), body=body
+    )
 
 
 def _pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
@@ -215,7 +217,7 @@ def plugin_nodes(model: ir.Model) -> ir.Model:
         where = edit.constant(points.astype(np.float32)[:, None, None, None])  # (Q, 1, 1, 1, 2)
         locations = edit.add(node, "Add", [where, moved])[0]
         inputs = [value, edit.constant(shapes), edit.constant(starts), locations, weights]
-        sampled = edit.add(node, PLUGIN, inputs, PLUGIN_ATTRIBUTES, DOMAIN)[0]
+        sampled = edit.add(node, PLUGIN, inputs, attributes=PLUGIN_ATTRIBUTES, domain=DOMAIN)[0]
         queries, (heads, dim) = sizes_of(offsets)[0], sizes_of(value)[1:]
         for made, like in ((moved, offsets), (locations, offsets), (sampled, value)):
             made.dtype = ir.DataType.FLOAT

@@ -74,6 +74,7 @@ def multiply_adds(module: nn.Module, arguments: Sequence[Tensor]) -> int:
 def export_module(
     module: nn.Module,
     arguments: Sequence[Tensor],
+    *,
     inputs: Sequence[str],
     outputs: Sequence[str],
     shapes: tuple[Any, ...],
@@ -121,6 +122,7 @@ def export_graph(
     module: nn.Module,
     spec: GraphSpec,
     arguments: Sequence[Tensor],
+    *,
     path: Path,
     metadata: Mapping[str, str],
     weights: WeightsFile | None = None,
@@ -145,7 +147,7 @@ def export_graph(
     if parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:  # the decoder's *memory is one argument
         named = len(parameters) - 1
         shapes = (*shapes[:named], shapes[named:])
-    model = export_module(module, arguments, spec.inputs, spec.outputs, shapes)
+    model = export_module(module, arguments, inputs=spec.inputs, outputs=spec.outputs, shapes=shapes)
     add_functions(model)
     for key, text in sorted(metadata.items()):
         model.metadata_props.add(key=key, value=text)

@@ -82,7 +82,7 @@ def pad_hidden_layers(edit: Rewriter) -> None:
             (layer.first, [inner, wider], 1, (inputs, units + PAD_COLUMNS)),
             (layer.second, [outer, taller], 0, (units + PAD_COLUMNS, outputs)),
         ):
-            padded = edit.add(layer.first, "Concat", parts, {"axis": axis})[0]
+            padded = edit.add(layer.first, "Concat", parts, attributes={"axis": axis})[0]
             padded.shape, padded.dtype = ir.Shape(shape), ir.DataType.FLOAT
             node.replace_input_with(1, padded)
         for node in (layer.first, *layer.between):
@@ -102,11 +102,11 @@ def split_hidden_layers(edit: Rewriter) -> None:
             continue
         count = -(-tokens[0] * layer.units * 4 // PART_BYTES)
         sizes = np.diff(np.linspace(0, tokens[0], count + 1).astype(np.int64))
-        given = edit.add(layer.first, "Split", [taken, edit.constant(sizes)], {"axis": 1}, outputs=count)
+        given = edit.add(layer.first, "Split", [taken, edit.constant(sizes)], attributes={"axis": 1}, outputs=count)
         parts = []
         for part in given:
             for node in (layer.first, *layer.between, layer.second):
                 attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-                part = edit.add(layer.second, node.op_type, [part, *node.inputs[1:]], attributes)[0]
+                part = edit.add(layer.second, node.op_type, [part, *node.inputs[1:]], attributes=attributes)[0]
             parts.append(part)
-        edit.replace(layer.second.outputs[0], edit.add(layer.second, "Concat", parts, {"axis": 1})[0])
+        edit.replace(layer.second.outputs[0], edit.add(layer.second, "Concat", parts, attributes={"axis": 1})[0])

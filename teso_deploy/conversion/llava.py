@@ -104,13 +104,16 @@ def export_llava(source: Path, out: Path, precision: WeightPrecision) -> ModelEn
     length: Any = torch.export.Dim.AUTO
     with tempfile.TemporaryDirectory(dir=out) as folder:
         work = Path(folder)
-        vision = export_module(_Vision(model).eval(), [pixels], ["pixel_values"], ["features"], (None,))
+        vision = export_module(
+            _Vision(model).eval(), [pixels], inputs=["pixel_values"], outputs=["features"], shapes=(None,)
+        )
         save_graph(vision, work / "vision.onnx")
         stored_as(work / "vision.onnx", out / "vision.onnx", precision)
         table = _Embeddings(model.get_input_embeddings()).eval()
         ids = torch.ones(1, 3, dtype=torch.long)
         save_graph(
-            export_module(table, [ids], ["input_ids"], ["inputs_embeds"], ({1: length},)), out / "embeddings.onnx"
+            export_module(table, [ids], inputs=["input_ids"], outputs=["inputs_embeds"], shapes=({1: length},)),
+            out / "embeddings.onnx",
         )
         decoder = work / "decoder.onnx"
         _export_decoder(_language_model(model), decoder)
@@ -123,7 +126,7 @@ def export_llava(source: Path, out: Path, precision: WeightPrecision) -> ModelEn
         architecture=f"{LLAVA}-{text_type}",
         precision=precision,
         graphs={name: f"{name}.onnx" for name in ("vision", "embeddings", "decoder")},
-        decoder=decoder_entry(out / "decoder.onnx", model.config, ends_of(model, tokenizer)),
+        decoder=decoder_entry(out / "decoder.onnx", model.config, end=ends_of(model, tokenizer)),
         chat=begun(chat_of(tokenizer, Tokens(out / TOKENIZER_FILE)), tokenizer),
         image=image,
         image_token=int(model.config.image_token_id),

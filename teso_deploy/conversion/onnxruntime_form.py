@@ -52,9 +52,9 @@ def _stride_and_padding(size: int, cells: int, kernel: int) -> tuple[int, int]:
     return stride, padding
 
 
-def _channels(edit: Rewriter, node: ir.Node, maps: ir.Value, index: NDArray[np.int64], rows: int) -> ir.Value:
+def _channels(edit: Rewriter, node: ir.Node, maps: ir.Value, *, index: NDArray[np.int64], rows: int) -> ir.Value:
     """Select channels of (B, channels, Q), arranged as pictures with this many rows."""
-    picked = edit.add(node, "Gather", [maps, edit.constant(index.reshape(-1))], {"axis": 1})[0]
+    picked = edit.add(node, "Gather", [maps, edit.constant(index.reshape(-1))], attributes={"axis": 1})[0]
     return edit.reshape_value(node, picked, 0, index.size, rows, -1)
 
 
@@ -89,13 +89,13 @@ def fuse_deformable_attention(edit: Rewriter) -> None:
         moved = edit.reshape_value(node, offsets, 0, queries, count * 2)
         base = edit.constant(places.reshape(queries, count * 2).astype(np.float32))
         moved = edit.add(node, "Add", [moved, base])[0]
-        moved = edit.add(node, "Transpose", [moved], {"perm": [0, 2, 1]})[0]
+        moved = edit.add(node, "Transpose", [moved], attributes={"perm": [0, 2, 1]})[0]
         share = edit.reshape_value(node, weights, 0, queries, count)
-        share = edit.add(node, "Transpose", [share], {"perm": [0, 2, 1]})[0]
+        share = edit.add(node, "Transpose", [share], attributes={"perm": [0, 2, 1]})[0]
         tokens = edit.reshape_value(node, value, 0, -1, dim)
-        maps = edit.add(node, "Transpose", [tokens], {"perm": [0, 2, 1]})[0]
+        maps = edit.add(node, "Transpose", [tokens], attributes={"perm": [0, 2, 1]})[0]
         cells = edit.constant(np.array([height * width for height, width in shapes], np.int64))
-        pictures = edit.add(node, "Split", [maps, cells], {"axis": 2}, outputs=levels)
+        pictures = edit.add(node, "Split", [maps, cells], attributes={"axis": 2}, outputs=levels)
         ones = edit.constant(np.ones((dim, 1, 1, points), np.float32))
         channels = np.arange(count).reshape(heads, levels, points)
 
@@ -109,11 +109,11 @@ def fuse_deformable_attention(edit: Rewriter) -> None:
                 [
                     edit.reshape_value(node, pictures[level], 0, dim, height, width),
                     ones,
-                    _channels(edit, node, moved, y_then_x, rows),
+                    _channels(edit, node, moved, index=y_then_x, rows=rows),
                     None,
-                    _channels(edit, node, share, channel, rows),
+                    _channels(edit, node, share, index=channel, rows=rows),
                 ],
-                {
+                attributes={
                     "kernel_shape": [1, points],
                     "strides": strides[level],
                     "pads": paddings[level],
@@ -124,7 +124,7 @@ def fuse_deformable_attention(edit: Rewriter) -> None:
             total = sampled if total is None else edit.add(node, "Add", [total, sampled])[0]
         assert total is not None
         total = edit.reshape_value(node, total, 0, dim, queries)
-        edit.replace(node.outputs[0], edit.add(node, "Transpose", [total], {"perm": [0, 2, 1]})[0])
+        edit.replace(node.outputs[0], edit.add(node, "Transpose", [total], attributes={"perm": [0, 2, 1]})[0])
 
 
 def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
@@ -208,7 +208,7 @@ def fuse_attention(edit: Rewriter) -> None:
         heads, length, dim = sizes_of(value)
         key = _undo_permutation(turned, 0, 1, 3, 2)
         if key is None and (split := _undo_permutation(turned, 0, 2, 3, 1)) is not None:
-            key = edit.add(softmax, "Transpose", [split], {"perm": [0, 2, 1, 3]})[0]
+            key = edit.add(softmax, "Transpose", [split], attributes={"perm": [0, 2, 1, 3]})[0]
         if key is None:
             continue
         tokens = [_tokens(part) for part in (query, key, value)]
@@ -216,14 +216,14 @@ def fuse_attention(edit: Rewriter) -> None:
         merged = _only_user(merge.outputs[0], "Reshape") if merge is not None else None
         if windows == 1 and None not in tokens and merged is not None:
             attributes = {"scale": scale, "q_num_heads": heads, "kv_num_heads": heads}
-            edit.replace(merged.outputs[0], edit.add(softmax, "Attention", [*tokens, bias], attributes)[0])
+            edit.replace(merged.outputs[0], edit.add(softmax, "Attention", [*tokens, bias], attributes=attributes)[0])
             continue
         rows = sizes_of(query)[1]
         if windows > 1:
             query = edit.reshape_value(softmax, query, -1, windows * heads, rows, dim)
             key = edit.reshape_value(softmax, key, -1, windows * heads, length, dim)
             value = edit.reshape_value(softmax, value, -1, windows * heads, length, dim)
-        mixed = edit.add(softmax, "Attention", [query, key, value, bias], {"scale": scale})[0]
+        mixed = edit.add(softmax, "Attention", [query, key, value, bias], attributes={"scale": scale})[0]
         if windows > 1:
             mixed = edit.reshape_value(softmax, mixed, -1, heads, rows, dim)
         edit.replace(weighted.outputs[0], mixed)

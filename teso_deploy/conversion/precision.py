@@ -132,7 +132,7 @@ def halved(model: ir.Model, precision: Half) -> ir.Model:
             if value.is_initializer():
                 casts[value, wanted] = _half_weights(edit, value, precision)
             else:
-                cast = casts[value, wanted] = edit.add(node, "Cast", [value], {"to": int(wanted)})[0]
+                cast = casts[value, wanted] = edit.add(node, "Cast", [value], attributes={"to": int(wanted)})[0]
                 cast.shape, cast.dtype = value.shape, wanted
         return casts[value, wanted]
 

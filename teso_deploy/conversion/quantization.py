@@ -236,7 +236,7 @@ def sensitivities(path: Path, batches: Iterable[Feeds], ranges: Mapping[str, Ran
 
 
 def _given(
-    edit: Rewriter, node: ir.Node, weights: NDArray[np.int8], scales: NDArray[np.float32], axis: int
+    edit: Rewriter, node: ir.Node, *, weights: NDArray[np.int8], scales: NDArray[np.float32], axis: int
 ) -> ir.Value:
     """Return weights as int8 with one scale along ``axis``, dequantised before ``node``.
 
@@ -245,12 +245,13 @@ def _given(
     """
     stored = edit.constant(weights, of_one_node=True)
     zeros = edit.constant(np.zeros(len(scales), np.int8), of_one_node=True)
-    return edit.add(node, "DequantizeLinear", [stored, edit.constant(scales), zeros], {"axis": axis})[0]
+    return edit.add(node, "DequantizeLinear", [stored, edit.constant(scales), zeros], attributes={"axis": axis})[0]
 
 
 def _quantize_convolution(
     edit: Rewriter,
     node: ir.Node,
+    *,
     quantized: NDArray[np.int8],
     scales: NDArray[np.float32],
     step: np.float32 | None,
@@ -262,12 +263,14 @@ def _quantize_convolution(
     """
     assert node.inputs[1] is not None and node.inputs[1].shape is not None
     stored = quantized.T.reshape(node.inputs[1].shape.numpy())
-    node.replace_input_with(1, _given(edit, node, stored, scales, 0))
+    node.replace_input_with(1, _given(edit, node, weights=stored, scales=scales, axis=0))
     bias = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
     if bias is not None and step is not None:
         units = (scales * step).astype(np.float32)
         sums = edit.constant(np.rint(bias / units).astype(np.int32))
-        node.replace_input_with(2, edit.add(node, "DequantizeLinear", [sums, edit.constant(units)], {"axis": 0})[0])
+        node.replace_input_with(
+            2, edit.add(node, "DequantizeLinear", [sums, edit.constant(units)], attributes={"axis": 0})[0]
+        )
     users = list(node.outputs[0].uses())
     result = rounded(node.outputs[0])
     for user, position in users:
@@ -315,21 +318,23 @@ def quantize(
         quantized, scales = quantized_weights(weights)
         if node.op_type == "Conv":
             step = None if symmetric else ranges[name].scale_and_zero()[0]
-            _quantize_convolution(edit, node, quantized, scales, step, partial(rounded, node=node))
+            _quantize_convolution(
+                edit, node, quantized=quantized, scales=scales, step=step, rounded=partial(rounded, node=node)
+            )
             count += 1
             continue
         is_turned = node.op_type == "Gemm" and bool(
             node.attributes["transB"].as_int() if "transB" in node.attributes else 0
         )
         stored = quantized.T if is_turned else quantized
-        node.replace_input_with(1, _given(edit, node, stored, scales, 0 if is_turned else 1))
+        node.replace_input_with(1, _given(edit, node, weights=stored, scales=scales, axis=0 if is_turned else 1))
         count += 1
     edit.finish()
     return count
 
 
 def carried_over(
-    ranges: Mapping[str, Range], leave_out: Collection[str], measured: ir.Model, other: ir.Model
+    ranges: Mapping[str, Range], leave_out: Collection[str], *, measured: ir.Model, other: ir.Model
 ) -> tuple[dict[str, Range], set[str]]:
     """Transfer ranges and excluded products from one picture size's graph to another's.
 
@@ -362,7 +367,7 @@ def carried_over(
 
 
 def least_left_out(
-    ranked: Sequence[Name], agreement: Callable[[Collection[Name]], float], aim: float, least: float
+    ranked: Sequence[Name], agreement: Callable[[Collection[Name]], float], *, aim: float, least: float
 ) -> tuple[list[Name], float]:
     """Find the fewest products to exclude from int8 so that the masks agree.
 

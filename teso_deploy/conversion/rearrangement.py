@@ -102,5 +102,5 @@ def gather_tokens(edit: Rewriter) -> None:
         source = found[1]
         sizes, shape = sizes_of(source), sizes_of(sink)
         tokens = source if sizes[:-1] == (len(rows),) else edit.reshape_value(last, source, -1, len(rows), sizes[-1])
-        moved = edit.add(last, "Gather", [tokens, edit.constant(rows)], {"axis": 1})[0]
+        moved = edit.add(last, "Gather", [tokens, edit.constant(rows)], attributes={"axis": 1})[0]
         edit.replace(sink, edit.reshape_value(last, moved, -1, *shape))

@@ -58,7 +58,7 @@ def random_inputs(recipe: Recipe, size: ImageSize, seed: int = 0) -> dict[str, N
     return select_inputs(find_method(recipe).program, tensors)
 
 
-def clip_inputs(recipe: Recipe, size: ImageSize, table: CueTable, clip: Path) -> dict[str, NDArray[Any]]:
+def clip_inputs(recipe: Recipe, size: ImageSize, *, table: CueTable, clip: Path) -> dict[str, NDArray[Any]]:
     """Make the reference inputs from a clip: a frame, its first two sounds, and its visible cues.
 
     Args:

@@ -30,6 +30,7 @@ class Rewriter:
         before: ir.Node,
         op_type: str,
         inputs: Sequence[ir.Value | None],
+        *,
         attributes: Mapping[str, Any] | None = None,
         domain: str = "",
         outputs: int = 1,

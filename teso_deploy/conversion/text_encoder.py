@@ -83,7 +83,7 @@ def text_graph(recipe: Recipe, tower: WeightSource | None) -> TextGraph:
 
 
 def write_text_encoder(
-    folder: Path, graph: TextGraph, recipe: Recipe, table: CueTable, metadata: Mapping[str, str] = {}
+    folder: Path, graph: TextGraph, recipe: Recipe, *, table: CueTable, metadata: Mapping[str, str] = {}
 ) -> TextEncoderEntry:
     """Write the text encoder's graph, weights and tokenizer to a staged bundle.
 
@@ -104,16 +104,16 @@ def write_text_encoder(
     tokens = Tokens(folder / ENTRY.tokenizer)
     example = torch.tensor([tokens.sentence(recipe.text.template.replace("{cue}", "dog"))])
     length: Any = torch.export.Dim.AUTO
-    model = export_module(graph.module.eval(), [example], ["input_ids"], ["cue"], ({1: length},))
+    model = export_module(graph.module.eval(), [example], inputs=["input_ids"], outputs=["cue"], shapes=({1: length},))
     for name, value in metadata.items():
         model.metadata_props.add(key=name, value=value)
     save_graph(model, folder / ENTRY.graph)
     onnx.checker.check_model(str(folder / ENTRY.graph))
-    _check(folder, recipe, tokens, table)
+    _check(folder, recipe=recipe, tokens=tokens, table=table)
     return ENTRY
 
 
-def _check(folder: Path, recipe: Recipe, tokens: Tokens, table: CueTable) -> None:
+def _check(folder: Path, *, recipe: Recipe, tokens: Tokens, table: CueTable) -> None:
     """Check that the graph computes the embeddings of the table."""
     engine = OnnxRuntimeEngine(folder / ENTRY.graph, threads=1)
     step = max(1, len(table.names) // CHECKED_WORDS)

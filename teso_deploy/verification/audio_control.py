@@ -100,6 +100,7 @@ def rate_of(scores: NDArray[Any], threshold: float) -> float:
 
 def control(
     form: str,
+    *,
     size: ImageSize,
     is_first_size: bool,
     heard: NDArray[Any],

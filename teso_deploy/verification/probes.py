@@ -106,7 +106,7 @@ def graph_outputs(engines: Engines, reference: Arrays) -> dict[str, dict[str, ND
 
 
 def run_whole(
-    program: Program, engines: Engines, inputs: Arrays, seen: Mapping[str, Arrays] | None = None
+    program: Program, engines: Engines, inputs: Arrays, *, seen: Mapping[str, Arrays] | None = None
 ) -> dict[str, NDArray[Any]]:
     """Run a program on engines, each stage on the outputs of those before it.
 
@@ -140,7 +140,7 @@ def pictures(reference: Arrays) -> NDArray[np.float32]:
 
 
 def _run_pictures(
-    program: Program, engines: Engines, reference: Arrays, first: int, last: int
+    program: Program, engines: Engines, reference: Arrays, *, first: int, last: int
 ) -> dict[str, NDArray[Any]]:
     """Return every tensor between the graphs, for some of :func:`pictures`, each with its sound and cues."""
     images = np.ascontiguousarray(pictures(reference)[first:last])
@@ -158,10 +158,10 @@ def one_by_one(program: Program, engines: Engines, reference: Arrays) -> list[di
     Returns:
         Every tensor between the graphs, by name, for each picture.
     """
-    return [_run_pictures(program, engines, reference, i, i + 1) for i in range(len(BATCH_ROWS))]
+    return [_run_pictures(program, engines, reference, first=i, last=i + 1) for i in range(len(BATCH_ROWS))]
 
 
-def at_once(program: Program, engines: Engines, reference: Arrays, count: int) -> dict[str, NDArray[Any]]:
+def at_once(program: Program, engines: Engines, reference: Arrays, *, count: int) -> dict[str, NDArray[Any]]:
     """Run the first of :func:`pictures` in one batch.
 
     Args:
@@ -173,7 +173,7 @@ def at_once(program: Program, engines: Engines, reference: Arrays, count: int) -
     Returns:
         Every tensor between the graphs, by name.
     """
-    return _run_pictures(program, engines, reference, 0, count)
+    return _run_pictures(program, engines, reference, first=0, last=count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +189,7 @@ class Observed:
     heard: NDArray[Any] | None
 
 
-def observe(program: Program, engines: Engines, reference: Arrays, heard: Arrays | None = None) -> Observed:
+def observe(program: Program, engines: Engines, reference: Arrays, *, heard: Arrays | None = None) -> Observed:
     """Run everything except the batches.
 
     Args:
@@ -204,6 +204,6 @@ def observe(program: Program, engines: Engines, reference: Arrays, heard: Arrays
     graphs = graph_outputs(engines, reference)
     seen = {stage.name: graphs[stage.name] for stage in program.picture_stages}
     image = {"image": reference["image"]}
-    masks = run_whole(program, engines, take_rows(reference, range(len(ROWS))), seen)[MASKS]
-    control = None if heard is None else run_whole(program, engines, {**image, **heard}, seen)[MASKS]
+    masks = run_whole(program, engines, take_rows(reference, range(len(ROWS))), seen=seen)[MASKS]
+    control = None if heard is None else run_whole(program, engines, {**image, **heard}, seen=seen)[MASKS]
     return Observed(graphs, masks, control)

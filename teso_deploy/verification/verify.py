@@ -191,9 +191,9 @@ def _engines(bundle: Bundle, factory: EngineFactory, size: ImageSize) -> Engines
 def verify_bundle(
     bundle: Bundle,
     factories: Factories,
+    *,
     forms: Sequence[str] = (),
     sizes: Sequence[ImageSize] = (),
-    *,
     is_thorough: bool = True,
     pytorch: Engines | None = None,
     backends: Mapping[str, tuple[Precision, EngineFactory]] | None = None,
@@ -227,7 +227,7 @@ def verify_bundle(
             candidates[form] = precision, factories(None if form == CANONICAL else form)
     candidates |= backends or {}
     for size in sizes or bundle.sizes:
-        _verify_size(bundle, candidates, size, is_thorough, pytorch, report)
+        _verify_size(bundle, candidates, size, is_thorough=is_thorough, pytorch=pytorch, report=report)
     return report
 
 
@@ -235,6 +235,7 @@ def _verify_size(
     bundle: Bundle,
     candidates: Mapping[str, tuple[Precision, EngineFactory]],
     size: ImageSize,
+    *,
     is_thorough: bool,
     pytorch: Engines | None,
     report: VerifyReport,
@@ -248,7 +249,7 @@ def _verify_size(
     sounds = control_inputs(reference) if is_thorough else None
     model: Observed | None = None
     if pytorch is not None:
-        model = probes.observe(program, pytorch, reference, sounds)
+        model = probes.observe(program, pytorch, reference, heard=sounds)
         for graph in program.names:
             parity = parity_of({n: reference[n] for n in model.graphs[graph]}, model.graphs[graph], threshold)
             report.checks.append(Check(REFERENCE, keys[graph], "pytorch", parity, LIMITS["fp32"].pytorch))
@@ -264,21 +265,23 @@ def _verify_size(
         to_pytorch, to_canonical, in_a_row = (
             kind if means_something else MEASURED_ONLY for kind in (limits.pytorch, limits.canonical, limits.chain)
         )
-        observed = probes.observe(program, engines, reference, sounds)
+        observed = probes.observe(program, engines, reference, heard=sounds)
 
-        def add(graph: str, against: Against, ours: Any, expected: Any, kind: Thresholds, form: str = form) -> None:
+        def add(graph: str, against: Against, *, ours: Any, expected: Any, kind: Thresholds, form: str = form) -> None:
             report.checks.append(Check(form, keys[graph], against, parity_of(ours, expected, threshold), kind))
 
         for graph in program.names:
-            add(graph, "pytorch", observed.graphs[graph], reference, to_pytorch)
+            add(graph, "pytorch", ours=observed.graphs[graph], expected=reference, kind=to_pytorch)
         masks = {MASKS: observed.masks}
-        add(WHOLE, "pytorch", masks, reference, to_pytorch)
+        add(WHOLE, "pytorch", ours=masks, expected=reference, kind=to_pytorch)
         if canonical is None:
             canonical = observed
         else:
             for graph in program.names:
-                add(graph, "canonical", observed.graphs[graph], canonical.graphs[graph], to_canonical)
-            add(WHOLE, "canonical", masks, {MASKS: canonical.masks}, in_a_row)
+                add(
+                    graph, "canonical", ours=observed.graphs[graph], expected=canonical.graphs[graph], kind=to_canonical
+                )
+            add(WHOLE, "canonical", ours=masks, expected={MASKS: canonical.masks}, kind=in_a_row)
         report.compared += [
             Compared(
                 form, size, row, row_agreement(ours, expected, threshold)[0], reference["image"][0], expected, ours
@@ -290,7 +293,13 @@ def _verify_size(
         alone = alone or probes.one_by_one(program, engines, reference)
         for count, against in ((2, "batch 2"), (3, "batch 3")):
             stacked = {name: np.concatenate([row[name] for row in alone[:count]]) for name in alone[0]}
-            add(WHOLE, cast(Against, against), probes.at_once(program, engines, reference, count), stacked, in_a_row)
+            add(
+                WHOLE,
+                cast(Against, against),
+                ours=probes.at_once(program, engines, reference, count=count),
+                expected=stacked,
+                kind=in_a_row,
+            )
         assert observed.heard is not None and canonical.heard is not None
         asked = model.heard if model is not None else None if form == CANONICAL else canonical.heard
         expected_masks = [
@@ -298,5 +307,13 @@ def _verify_size(
             for i, name in enumerate(SOUNDS)
         ]
         report.heard += control(
-            form, size, is_first, observed.heard, expected_masks, threshold, is_trained, limits, to_pytorch.mask_iou
+            form,
+            size=size,
+            is_first_size=is_first,
+            heard=observed.heard,
+            model=expected_masks,
+            threshold=threshold,
+            is_trained=is_trained,
+            limits=limits,
+            least_mask_iou=to_pytorch.mask_iou,
         )

@@ -93,7 +93,7 @@ def test_every_graph_all_in_a_row_batches_and_the_audio_control(running: Running
     report = verify_bundle(
         running.bundle,
         lambda form: onnxruntime_factory(None, form),
-        [CANONICAL],
+        forms=[CANONICAL],
         backends={name: (running.precision, running.backend.engines)},
     )
     assert report.passed, report.failures

@@ -243,7 +243,7 @@ def test_it_is_one_graph(loaded: BeatsEncoder, tmp_path: Path) -> None:
 
     given = waveforms()
     path = tmp_path / "audio_encoder.onnx"
-    entry = export_graph(loaded, GraphSpec(("waveform",), ("audio",)), (given[:2],), path, {})
+    entry = export_graph(loaded, GraphSpec(("waveform",), ("audio",)), (given[:2],), path=path, metadata={})
     assert entry.outputs[0].shape == ("B", SIZES["dim"])
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for batch in (1, 3):

@@ -108,7 +108,7 @@ def test_all_cues_rejected_and_four_alive_in_the_engine(
         last.key.bias.fill_(sign)
     arguments = example_arguments(model, (64, 64))["fusion"]
     module, spec = graph_modules(model)["fusion"], graph_specs(tiny_recipe)["fusion"]
-    export_graph(module, spec, arguments, tmp_path / "fusion.onnx", {})
+    export_graph(module, spec, arguments, path=tmp_path / "fusion.onnx", metadata={})
     feeds = {name: value.numpy() for name, value in zip(spec.inputs, arguments, strict=True)}
     ours = OnnxRuntimeEngine(tmp_path / "fusion.onnx").run(feeds)
     with torch.no_grad():

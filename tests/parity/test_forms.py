@@ -244,13 +244,13 @@ def test_what_places_samples_is_never_quantised(bundle: Bundle) -> None:
 
 def test_as_few_as_possible_are_left_out() -> None:
     ranked = [f"layer {i}" for i in range(20)]
-    assert least_left_out(ranked, lambda out: 1.0, 0.99, 0.9) == ([], 1.0)
-    left_out, reached = least_left_out(ranked, lambda out: 0.9 + 0.05 * len(out), 0.99, 0.9)
+    assert least_left_out(ranked, lambda out: 1.0, aim=0.99, least=0.9) == ([], 1.0)
+    left_out, reached = least_left_out(ranked, lambda out: 0.9 + 0.05 * len(out), aim=0.99, least=0.9)
     assert left_out == ranked[:2] and reached == pytest.approx(1.0)
     best = {0: 0.95, 1: 0.97, 2: 0.96, 4: 0.94}
-    assert least_left_out(ranked, lambda out: best[len(out)], 0.99, 0.9) == (ranked[:1], 0.97)
+    assert least_left_out(ranked, lambda out: best[len(out)], aim=0.99, least=0.9) == (ranked[:1], 0.97)
     with pytest.raises(PrecisionError, match="agree to 0"):
-        least_left_out(ranked, lambda out: 0.5, 0.99, 0.9)
+        least_left_out(ranked, lambda out: 0.5, aim=0.99, least=0.9)
 
 
 def convolutional(tmp_path: Path) -> tuple[Path, dict[str, NDArray[Any]]]:

@@ -192,7 +192,9 @@ def test_clip_from_a_bundle_is_that_of_transformers(tmp_path: Path) -> None:
     with KIND.staging(tmp_path / "bundle") as folder:
         np.savez(folder / REFERENCE, nothing=np.zeros(1))
         np.savez(folder / CUE_TABLE, names=np.array(words), embeddings=rows.astype(np.float16))
-        entry = write_text_encoder(folder, text_graph(recipe, recognise_checkpoint(tmp_path, "text")), recipe, table)
+        entry = write_text_encoder(
+            folder, text_graph(recipe, recognise_checkpoint(tmp_path, "text")), recipe, table=table
+        )
         assert manifest.cue is not None
         cue = manifest.cue.model_copy(update={"encoder": entry})
         write_manifest(folder, manifest.model_copy(update={"cue": cue}))
@@ -218,10 +220,10 @@ def test_the_encoder_of_another_table_is_refused(tmp_path: Path) -> None:
     rows = np.stack([reference_of(reference, recipe, TEMPLATE.replace("{cue}", word)) for word in words])
     graph = text_graph(recipe, recognise_checkpoint(tmp_path, "text"))
     with pytest.raises(CheckpointError, match="gives 'bark' another embedding than the bundle's table has"):
-        write_text_encoder(tmp_path, graph, recipe, CueTable(words, rows[::-1], max_cues=2))
+        write_text_encoder(tmp_path, graph, recipe, table=CueTable(words, rows[::-1], max_cues=2))
     other = recipe.model_copy(update={"text": recipe.text.model_copy(update={"template": "{cue}"})})
     with pytest.raises(CheckpointError, match="another embedding"):
-        write_text_encoder(tmp_path, graph, other, CueTable(words, rows, max_cues=2))
+        write_text_encoder(tmp_path, graph, other, table=CueTable(words, rows, max_cues=2))
 
 
 def test_an_encoder_that_can_not_be_written_out_is_refused_first(tmp_path: Path) -> None:

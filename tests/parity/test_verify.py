@@ -27,7 +27,7 @@ from tests.support.commands import refused, teso
 
 
 def report_of(bundle: Bundle, *forms: str, thorough: bool = True) -> VerifyReport:
-    return verify_bundle(bundle, lambda form: onnxruntime_factory(1, form), forms, is_thorough=thorough)
+    return verify_bundle(bundle, lambda form: onnxruntime_factory(1, form), forms=forms, is_thorough=thorough)
 
 
 def changed(source: Path, out: Path, file: str, weight: str | None = None, factor: float = -1.0) -> Bundle:
@@ -81,10 +81,10 @@ def test_a_changed_weight_is_found_and_its_node_named(full_bundle: Path, tmp_pat
     inputs = [tensor.name for tensor in bundle.manifest.graphs["decoder"].inputs]
     feeds = probes.take_inputs(probes.reference_at(bundle, (64, 64)), inputs)
     paths = bundle.graph_path("decoder"), bundle.graph_path("decoder", "onnxruntime-fp32")
-    found = first_difference(*paths, feeds, LIMITS["fp32"].node)
+    found = first_difference(*paths, feeds, tolerance=LIMITS["fp32"].node)
     assert found is not None and found.max_abs_error > 0 and found.op_type in str(found)
     honest = Bundle.open(full_bundle).graph_path("decoder", "onnxruntime-fp32")
-    assert first_difference(paths[0], honest, feeds, LIMITS["fp32"].node) is None
+    assert first_difference(paths[0], honest, feeds, tolerance=LIMITS["fp32"].node) is None
 
 
 def test_the_first_of_the_differing_nodes_is_named(full_bundle: Path, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_the_first_of_the_differing_nodes_is_named(full_bundle: Path, tmp_path: 
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 2, weight.name))
     onnx.save(model, tmp_path / "other.onnx")
     reference = probes.reference_at(Bundle.open(full_bundle), (64, 64))
-    found = first_difference(canonical, tmp_path / "other.onnx", reference, 1e-4)
+    found = first_difference(canonical, tmp_path / "other.onnx", reference, tolerance=1e-4)
     assert found is not None and found.node == second.name
 
 
@@ -176,7 +176,9 @@ def test_pytorch_itself_can_be_asked(full_bundle: Path, tiny_recipe: Recipe) -> 
     model = pytorch_engines(build(tiny_recipe, 0))
 
     def asked(engines: probes.Engines) -> VerifyReport:
-        return verify_bundle(bundle, lambda form: onnxruntime_factory(1, form), (CANONICAL,), sizes, pytorch=engines)
+        return verify_bundle(
+            bundle, lambda form: onnxruntime_factory(1, form), forms=(CANONICAL,), sizes=sizes, pytorch=engines
+        )
 
     report = asked(model)
     assert report.passed, report.failures

@@ -89,11 +89,11 @@ def equal_graphs_once() -> Iterator[None]:
 
     export = graphs.export_module
 
-    def exported(module: Any, arguments: Any, inputs: Any, outputs: Any, shapes: Any) -> onnx.ModelProto:
-        key = _graph_key(module, list(arguments), list(inputs), list(outputs), repr(shapes))
+    def exported(module: Any, arguments: Any, **named: Any) -> onnx.ModelProto:
+        key = _graph_key(module, list(arguments), list(named["inputs"]), list(named["outputs"]), repr(named["shapes"]))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "graph.onnx"
-            CACHE.make(key, lambda to: onnx.save(export(module, arguments, inputs, outputs, shapes), to), path)
+            CACHE.make(key, lambda to: onnx.save(export(module, arguments, **named), to), path)
             return onnx.load(path)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -67,11 +67,21 @@ def reference() -> dict[str, NDArray[Any]]:
 
 
 def failures(reference: Arrays, given: Arrays) -> list[str]:
-    heard = probes.observe(TESO, MODEL, reference, given).heard
+    heard = probes.observe(TESO, MODEL, reference, heard=given).heard
     assert heard is not None
     expected = [reference["masks"][STORED[sound]] if sound in STORED else None for sound in SOUNDS]
     limits = LIMITS["fp32"]
-    rows = control("f", (32, 32), True, heard, expected, 0.5, False, limits, limits.pytorch.mask_iou)
+    rows = control(
+        "f",
+        size=(32, 32),
+        is_first_size=True,
+        heard=heard,
+        model=expected,
+        threshold=0.5,
+        is_trained=False,
+        limits=limits,
+        least_mask_iou=limits.pytorch.mask_iou,
+    )
     return [row.sound for row in rows if row.failure]
 
 

@@ -139,7 +139,8 @@ def made_up() -> tuple[list[Entrant], Measured]:
 
 def test_ratios_are_of_medians_and_say_how_many_times_faster_ours_is(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
-    report = report_of(bundle, (64, 64), *made_up(), environment_of(2, bundle))
+    who, measured = made_up()
+    report = report_of(bundle, (64, 64), who=who, measured=measured, environment=environment_of(2, bundle))
     assert report["ratios"] == {"hf-eager/ours-fp32": 2.75, "hf-eager/ours-int8": 5.5, "ours-fp32/ours-int8": 2.0}
     assert report["shares"] == {"new-sound/frame, ours-fp32": 0.1}
     row = report["rows"][0]
