@@ -44,7 +44,9 @@ def measure(
                 for name in architectures:
                     architecture = None if name == PORTABLE else name
                     with tempfile.TemporaryDirectory() as work:
-                        sidecar = make_engine(library, source, settings, Path(work) / "x.engine", architecture)
+                        sidecar = make_engine(
+                            library, source, settings, path=Path(work) / "x.engine", architecture=architecture
+                        )
                     row = {
                         "bundle": bundle.manifest.name,
                         "size": list(bundle.sizes[0]),

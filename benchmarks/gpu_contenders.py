@@ -121,9 +121,9 @@ class EngineChain:
         self._bucket, self._fitted = size, fitted_size(frames[0], size, how.fit)
         self._shares = self._fitted[0] / size[0], self._fitted[1] / size[1]
         self._stream = device.stream()
-        self._preprocess = Preprocess(device, module, how.mean, how.std)
+        self._preprocess = Preprocess(device, module, mean=how.mean, std=how.std)
         self._postprocess = Postprocess(device, module, bundle.manifest.postprocessing.threshold)
-        self._frames = HostInput(device, frames.shape, np.uint8, self._stream)
+        self._frames = HostInput(device, frames.shape, np.uint8, stream=self._stream)
         self._image = DeviceTensor(device, (batch, 3, *size), np.float32)
         self._labels = DeviceTensor(device, (batch, *self._shown), np.uint8)
         self._slots = {graph: factory(bundle, bundle.graph_at(graph, size)).slot() for graph in TESO.names}
@@ -136,7 +136,9 @@ class EngineChain:
         if name == "preprocess":
             pictures = RgbPictures(self._frames.fill(given.frames).pointer, self._shown, batch=len(given.frames))
             self._image.wait_unread(self._stream)
-            self._preprocess(pictures, self._image.pointer, self._bucket, self._stream, self._fitted)
+            self._preprocess(
+                pictures, self._image.pointer, bucket=self._bucket, stream=self._stream, fitted=self._fitted
+            )
             self._image.ready = self._last = self._stream.record()
         elif name == "labels":
             self.labels = self._labelled(self._held["masks"])
@@ -152,7 +154,7 @@ class EngineChain:
             scores = Scores(masks.pointer, masks.shape, masks.dtype)  # type: ignore[arg-type]
         else:
             scores = Scores(masks.data_ptr(), tuple(masks.shape()), DTYPES[masks.data_type()])
-        self._postprocess(scores, Labels(self._labels.pointer, self._shown), self._stream, self._shares)
+        self._postprocess(scores, Labels(self._labels.pointer, self._shown), self._stream, shares=self._shares)
         self._labels.ready = self._last = done = self._stream.record()
         if isinstance(masks, DeviceTensor):
             masks.read_until(id(self), done)
@@ -261,8 +263,10 @@ def _rtx_factory(device: Device, settings: Mapping[str, Any]) -> EngineFactory:
         path = store.path(graph, content_key(parts | {"architecture": architecture, "precision": source.precision}))
         with store.lock(path):
             if not sidecar_path(path).is_file():
-                make_engine(library, source, load_profile(profile), path, architecture)
-        return TensorRTEngine(library, device, *read_engine(path), source.form, JitCache(path.with_suffix(".jit")))
+                make_engine(library, source, load_profile(profile), path=path, architecture=architecture)
+        content, sidecar = read_engine(path)
+        jit = JitCache(path.with_suffix(".jit"))
+        return TensorRTEngine(library, device, content, sidecar=sidecar, form=source.form, jit_cache=jit)
 
     return make
 

@@ -59,7 +59,7 @@ class PreprocessCase:
 
     @property
     def nbytes(self) -> int:
-        return preprocess_bytes(self.size, self.bucket, self.batch, self.dtype, self.is_nv12)
+        return preprocess_bytes(self.size, self.bucket, batch=self.batch, dtype=self.dtype, is_nv12=self.is_nv12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class PostprocessCase:
 
     @property
     def nbytes(self) -> int:
-        return postprocess_bytes(self.shape, self.size, self.dtype)
+        return postprocess_bytes(self.shape, self.size, dtype=self.dtype)
 
 
 CASES: tuple[PreprocessCase | PostprocessCase, ...] = (
@@ -133,7 +133,7 @@ def copy_gb_per_second(device: Device, stream: Stream, repetitions: int) -> floa
     source, target = (device.allocate(WORKING_SET_BYTES) for _ in range(2))
 
     def queue(index: int) -> None:
-        device.copy_on(target.pointer, source.pointer, WORKING_SET_BYTES, stream)
+        device.copy_on(target.pointer, source.pointer, nbytes=WORKING_SET_BYTES, stream=stream)
 
     took = milliseconds(stream, queue, 4, repetitions)
     source.close()
@@ -161,11 +161,11 @@ class Ours:
         targets = [self._device.allocate(target_bytes(case)) for _ in range(buffers)]
         operator: Preprocess | Postprocess
         if isinstance(case, PreprocessCase):
-            operator = preprocess = Preprocess(self._device, self._module, MEAN, STD, case.dtype)
+            operator = preprocess = Preprocess(self._device, self._module, mean=MEAN, std=STD, dtype=case.dtype)
 
             def queue(index: int) -> None:
                 given = pictures_of(case, sources[index].pointer)
-                preprocess(given, targets[index].pointer, case.bucket, self._stream)
+                preprocess(given, targets[index].pointer, bucket=case.bucket, stream=self._stream)
         else:
             operator = postprocess = Postprocess(self._device, self._module, THRESHOLD)
 

@@ -77,6 +77,7 @@ class OnnxRuntimeSlot:
         self,
         name: str,
         session: onnxruntime.InferenceSession,
+        *,
         inputs: tuple[str, ...],
         outputs: tuple[str, ...],
         check_shapes: Callable[[Sequence[Sequence[int]]], None],
@@ -155,6 +156,7 @@ class OnnxRuntimeEngine:
     def __init__(
         self,
         path: Path,
+        *,
         threads: int | None = None,
         providers: Sequence[str] = ("CPUExecutionProvider",),
         precision: str = "fp32",
@@ -199,7 +201,9 @@ class OnnxRuntimeEngine:
 
     def slot(self) -> OnnxRuntimeSlot:
         """Make a slot."""
-        return OnnxRuntimeSlot(self.name, self.session, self.inputs, self.outputs, self._check_shapes)
+        return OnnxRuntimeSlot(
+            self.name, self.session, inputs=self.inputs, outputs=self.outputs, check_shapes=self._check_shapes
+        )
 
     def _check_shapes(self, shapes: Sequence[Sequence[int]]) -> None:
         """Refuse outputs whose shapes the file does not declare; ONNX Runtime itself only warns."""
@@ -221,7 +225,7 @@ def onnxruntime_factory(threads: int | None = None, form: str | None = None) -> 
 
     def make(bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
         path = bundle.graph_path(graph, form)
-        engine = OnnxRuntimeEngine(path, threads, precision=bundle.precision_of(graph, form), form=form)
+        engine = OnnxRuntimeEngine(path, threads=threads, precision=bundle.precision_of(graph, form), form=form)
         check_declared(bundle, graph, engine.session)
         return engine
 

@@ -53,6 +53,7 @@ class OnnxRuntimeCudaSlot:
         self,
         graph: str,
         session: onnxruntime.InferenceSession,
+        *,
         inputs: Mapping[str, str],
         outputs: tuple[str, ...],
         device: str,
@@ -168,6 +169,7 @@ class OnnxRuntimeCudaEngine:
     def __init__(
         self,
         path: Path,
+        *,
         precision: str = "fp32",
         form: str | None = None,
         device: str = "cuda",
@@ -211,7 +213,14 @@ class OnnxRuntimeCudaEngine:
 
     def slot(self) -> OnnxRuntimeCudaSlot:
         """Make a slot."""
-        return OnnxRuntimeCudaSlot(self.name, self.session, self._input_types, self.outputs, self._device, self._index)
+        return OnnxRuntimeCudaSlot(
+            self.name,
+            self.session,
+            inputs=self._input_types,
+            outputs=self.outputs,
+            device=self._device,
+            index=self._index,
+        )
 
 
 def onnxruntime_cuda_factory(bundle: Bundle, precision: Precision = "fp32", index: int = 0) -> EngineFactory:
@@ -234,7 +243,9 @@ def onnxruntime_cuda_factory(bundle: Bundle, precision: Precision = "fp32", inde
     form = bundle.form_for(() if precision == "fp32" else (STANDARD,), precision)
 
     def make(bundle: Bundle, graph: str) -> OnnxRuntimeCudaEngine:
-        engine = OnnxRuntimeCudaEngine(bundle.graph_path(graph, form), precision, form, "cuda", index)
+        engine = OnnxRuntimeCudaEngine(
+            bundle.graph_path(graph, form), precision=precision, form=form, device="cuda", index=index
+        )
         check_declared(bundle, graph, engine.session)
         return engine
 

@@ -141,19 +141,19 @@ def _build(
     library, device = request.library, _device_for(request, architecture)
     here = None if device is None or library.is_portable else built_for(library, request.settings, device)
     where = architecture or here or PORTABLE
-    timings = None if device is None else timings_path(EngineCache(), library, request.settings, device)
+    timings = None if device is None else timings_path(EngineCache(), library, settings=request.settings, device=device)
     file = f"{FOLDER}/{library.target}/{where}/{graph}.{precision}.engine"
     on_progress(f"{graph}: {library.target} {where} {precision}")
     make_engine(
         library,
         source_of(bundle, graph, precision),
         request.settings,
-        bundle.folder / file,
-        architecture,
-        device,
-        check_against_onnxruntime(bundle, graph),
-        timings,
-        lambda stage: on_progress(f"{stage} ({where})"),
+        path=bundle.folder / file,
+        architecture=architecture,
+        device=device,
+        check=check_against_onnxruntime(bundle, graph),
+        timing_cache=timings,
+        on_progress=lambda stage: on_progress(f"{stage} ({where})"),
     )
     return EngineEntry(file=file, graph=graph, target=library.target, precision=precision, architecture=where)
 

@@ -92,7 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with KIND.staging(out) as new:
         write_encoder(new / "encoder.onnx")
         write_decoder(new / "decoder.onnx")
-        engines = {name: OnnxRuntimeEngine(new / f"{name}.onnx", 1) for name in PROGRAM.names}
+        engines = {name: OnnxRuntimeEngine(new / f"{name}.onnx", threads=1) for name in PROGRAM.names}
         np.savez(new / REFERENCE, allow_pickle=False, **inputs, **run_whole(PROGRAM, engines, inputs))
         manifest = BundleManifest(
             name="changes",

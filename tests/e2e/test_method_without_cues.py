@@ -111,7 +111,7 @@ def write_reference(folder: Path) -> None:
     waveform = rng.uniform(-0.5, 0.5, (len(ROWS), WINDOW_SAMPLES)).astype(np.float32)
     waveform[1] = 0
     image = rng.standard_normal((1, 3, *SIZE)).astype(np.float32)
-    engines = {name: OnnxRuntimeEngine(folder / f"{name}.onnx", 1) for name in PROGRAM.names}
+    engines = {name: OnnxRuntimeEngine(folder / f"{name}.onnx", threads=1) for name in PROGRAM.names}
     outputs = run_whole(PROGRAM, engines, {"image": image, "waveform": waveform})
     np.savez(folder / REFERENCE, allow_pickle=False, image=image, waveform=waveform, **outputs)
 

@@ -254,7 +254,7 @@ def test_what_does_not_fit_never_reaches_the_library(
     cache, source = EngineCache(tmp_path), source_of(tensorrt.bundle, "fusion", tensorrt.precision)
     factory = engine_factory(library, gpu, tensorrt.precision, cache=cache)
     factory(tensorrt.bundle, "fusion")
-    spoil(cached_path(cache, library, source, load_profile(), gpu))
+    spoil(cached_path(cache, library, source, settings=load_profile(), device=gpu))
 
     def never(*arguments: Any) -> None:
         raise AssertionError("the library was asked")
@@ -285,9 +285,10 @@ def test_tensorrt_rtx_answers_in_a_sentence(
     except (MissingExtraError, EngineError) as error:
         absent(error)
     path = tmp_path / "fusion.engine"
-    make_engine(library, source_of(bundle, "fusion", "fp32"), load_profile(), path, architecture)
+    make_engine(library, source_of(bundle, "fusion", "fp32"), load_profile(), path=path, architecture=architecture)
     try:
-        engine = TensorRTEngine(library, gpu, *read_engine(path))
+        content, sidecar = read_engine(path)
+        engine = TensorRTEngine(library, gpu, content, sidecar=sidecar)
         figures = check_against_onnxruntime(bundle, "fusion")(engine)
     except (EngineError, DeviceError) as refusal:
         assert not isinstance(refusal, DeviceMemoryError), refusal

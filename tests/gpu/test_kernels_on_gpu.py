@@ -81,10 +81,14 @@ def nv12_and_reference(
     height, width = size
     batch = 1 if height > 1000 else 2
     luma, chroma = noise(batch, height, width), noise(batch, -(-height // 2), -(-width // 2), 2, seed=1)
-    rgb = references.rgb_of_nv12(luma, chroma, LUMA_SHARES["bt709"], is_full_range)
+    rgb = references.rgb_of_nv12(luma, chroma, luma_shares=LUMA_SHARES["bt709"], is_full_range=is_full_range)
     order = is_rows_first(size, (288, 512))
     levels = np.rint(rgb.clip(0, 255)).astype(np.uint8)
-    return luma, chroma, references.encoder_input(levels, (288, 512), (288, 512), MEAN, STD, is_rows_first=order)
+    return (
+        luma,
+        chroma,
+        references.encoder_input(levels, bucket=(288, 512), fitted=(288, 512), mean=MEAN, std=STD, is_rows_first=order),
+    )
 
 
 @pytest.mark.parametrize("size", [(1080, 1920), (719, 1281), (1, 1)], ids=str)
@@ -110,7 +114,7 @@ def test_labels_equal_those_of_the_cpu_path(operators: Operators, classes: int, 
 
 def test_both_run_in_a_graph_that_was_captured(operators: Operators) -> None:
     device, stream = operators.device, operators.stream
-    preprocess = Preprocess(device, operators.module, MEAN, STD)
+    preprocess = Preprocess(device, operators.module, mean=MEAN, std=STD)
     postprocess = Postprocess(device, operators.module, 0.5)
     picture, scores = noise(270, 480, 3), probabilities(1, 3, 36, 64)
     image, labels = np.empty((1, 3, 144, 256), np.float32), np.empty((270, 480), np.uint8)
@@ -118,7 +122,7 @@ def test_both_run_in_a_graph_that_was_captured(operators: Operators) -> None:
     frame, masks, encoded, found = (memory.pointer for memory in memories)
 
     def queue() -> None:
-        preprocess(RgbPictures(frame, (270, 480)), encoded, (144, 256), stream)
+        preprocess(RgbPictures(frame, (270, 480)), encoded, bucket=(144, 256), stream=stream)
         postprocess(Scores(masks, (1, 3, 36, 64)), Labels(found, (270, 480)), stream)
 
     queue()  # their tables

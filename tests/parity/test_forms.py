@@ -48,8 +48,8 @@ def bundle(full_bundle: Path) -> Bundle:
 @pytest.mark.parametrize("graph", [*GRAPHS, "visual_encoder@64x96", "decoder@64x96"])
 def test_the_form_for_onnxruntime_is_the_canonical_graph(bundle: Bundle, graph: str, batch: int) -> None:
     feeds = feeds_of(bundle, graph, batch)
-    canonical = OnnxRuntimeEngine(bundle.graph_path(graph), 1).run(feeds)
-    ours = OnnxRuntimeEngine(bundle.graph_path(graph, "onnxruntime-fp32"), 1).run(feeds)
+    canonical = OnnxRuntimeEngine(bundle.graph_path(graph), threads=1).run(feeds)
+    ours = OnnxRuntimeEngine(bundle.graph_path(graph, "onnxruntime-fp32"), threads=1).run(feeds)
     for name, expected in canonical.items():
         np.testing.assert_allclose(ours[name], expected, atol=2e-5, err_msg=name)
 
@@ -154,8 +154,8 @@ def test_the_plugins_node_is_the_canonical_attention(bundle: Bundle, batch: int,
     ir.save(plugin_nodes(ir.load(bundle.graph_path("visual_encoder"))), path)
     onnx.checker.check_model(str(path))
     feeds = feeds_of(bundle, "visual_encoder", batch)
-    canonical = OnnxRuntimeEngine(bundle.graph_path("visual_encoder"), 1).run(feeds)
-    ours = OnnxRuntimeEngine(path, 1).run(feeds)
+    canonical = OnnxRuntimeEngine(bundle.graph_path("visual_encoder"), threads=1).run(feeds)
+    ours = OnnxRuntimeEngine(path, threads=1).run(feeds)
     for name, expected in canonical.items():
         np.testing.assert_allclose(ours[name], expected, atol=2e-5, err_msg=name)
 
@@ -164,8 +164,8 @@ def test_the_plugins_node_is_the_canonical_attention(bundle: Bundle, batch: int,
 def test_other_precisions_stay_near(bundle: Bundle, form: str, atol: float) -> None:
     for graph in GRAPHS:
         feeds = feeds_of(bundle, graph, 2)
-        canonical = OnnxRuntimeEngine(bundle.graph_path(graph), 1).run(feeds)
-        ours = OnnxRuntimeEngine(bundle.graph_path(graph, form), 1).run(feeds)
+        canonical = OnnxRuntimeEngine(bundle.graph_path(graph), threads=1).run(feeds)
+        ours = OnnxRuntimeEngine(bundle.graph_path(graph, form), threads=1).run(feeds)
         for name, expected in canonical.items():
             assert ours[name].dtype == expected.dtype
             if name not in ("masks", "tags"):
@@ -198,7 +198,7 @@ def test_bfloat16_is_near_too(bundle: Bundle) -> None:
     from onnx.reference import ReferenceEvaluator
 
     feeds = feeds_of(bundle, "fusion", 2)
-    canonical = OnnxRuntimeEngine(bundle.graph_path("fusion"), 1).run(feeds)["queries"]
+    canonical = OnnxRuntimeEngine(bundle.graph_path("fusion"), threads=1).run(feeds)["queries"]
     ours = ReferenceEvaluator(str(bundle.graph_path("fusion", "onnx-bf16"))).run(["queries"], feeds)[0]
     assert 0 < np.linalg.norm(ours - canonical) / np.linalg.norm(canonical) < 0.02
 
@@ -283,7 +283,7 @@ def test_convolutions_are_quantised_with_their_output(tmp_path: Path) -> None:
     found = products(ir.load(path))
     assert [product.name for product in found] == ["first"], "what the next graph takes is not rounded"
     rows = found[0].rows(feeds["x"]) @ found[0].weights
-    exact = OnnxRuntimeEngine(path, 1).run(feeds)["y"]
+    exact = OnnxRuntimeEngine(path, threads=1).run(feeds)["y"]
     v = onnx.numpy_helper.to_array(next(t for t in onnx.load(path).graph.initializer if t.name == "v"))[:, :, 0, 0]
     b = onnx.numpy_helper.to_array(next(t for t in onnx.load(path).graph.initializer if t.name == "b"))
     np.testing.assert_allclose(((rows + b + 1) @ v.T).reshape(2, 6, 10, 8).transpose(0, 3, 1, 2), exact, atol=1e-4)
@@ -293,7 +293,7 @@ def test_convolutions_are_quantised_with_their_output(tmp_path: Path) -> None:
     assert quantize(model, ranges) == 1
     ir.save(model, tmp_path / "int8.onnx")
     assert {"int8", "fp32"} == set(shares(ir.load(tmp_path / "int8.onnx")))
-    ours = OnnxRuntimeEngine(tmp_path / "int8.onnx", 1).run(feeds)["y"]
+    ours = OnnxRuntimeEngine(tmp_path / "int8.onnx", threads=1).run(feeds)["y"]
     assert 0 < np.linalg.norm(ours - exact) / np.linalg.norm(exact) < 0.03
 
 
@@ -325,7 +325,9 @@ def test_a_bundle_is_given_other_forms(bundle: Bundle, tmp_path: Path) -> None:
     weights = opened.manifest.files["visual_encoder.weights"].bytes
     assert weights < bundle.manifest.files["visual_encoder.weights"].bytes, "forms that are gone leave no weights"
     feeds = feeds_of(bundle, "decoder@64x96", 2)
-    before, after = (OnnxRuntimeEngine(b.graph_path("decoder@64x96"), 1).run(feeds)["masks"] for b in (bundle, opened))
+    before, after = (
+        OnnxRuntimeEngine(b.graph_path("decoder@64x96"), threads=1).run(feeds)["masks"] for b in (bundle, opened)
+    )
     np.testing.assert_array_equal(before, after)
 
 

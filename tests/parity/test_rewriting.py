@@ -52,7 +52,7 @@ def rewritten(path: Path, change: Any) -> tuple[Path, list[str]]:
 
 def check(before: Path, after: Path, shape: tuple[int, ...], atol: float) -> None:
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
-    expected, found = (OnnxRuntimeEngine(path, 1).run({"x": x})["y"] for path in (before, after))
+    expected, found = (OnnxRuntimeEngine(path, threads=1).run({"x": x})["y"] for path in (before, after))
     np.testing.assert_allclose(found, expected, atol=atol)
 
 

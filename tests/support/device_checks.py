@@ -63,7 +63,7 @@ def copies_go_there_and_back(device: Device) -> None:
     source, target = _floats(device), device.pinned((N,), np.float32)
     first, second = device.allocate(source.nbytes), device.allocate(source.nbytes)
     device.copy_in(first.pointer, source, stream)
-    device.copy_on(second.pointer, first.pointer, source.nbytes, stream)
+    device.copy_on(second.pointer, first.pointer, nbytes=source.nbytes, stream=stream)
     device.copy_out(target, second.pointer, stream)
     stream.synchronize()
     assert np.array_equal(source, target)
@@ -157,7 +157,7 @@ def kernels_run(device: Device) -> None:
     source, target = _filled(device, _floats(device)), device.allocate(4 * N)
     for factor in (2, 3):
         arguments = (target.pointer, source.pointer, np.float32(factor), np.uint32(N))
-        module.launch("scale", (N // 128 + 1, 1, 1), (128, 1, 1), arguments, stream)
+        module.launch("scale", grid=(N // 128 + 1, 1, 1), block=(128, 1, 1), arguments=arguments, stream=stream)
         stream.synchronize()
         assert np.array_equal(_read(device, target), np.arange(N) * factor)
 
@@ -165,7 +165,7 @@ def kernels_run(device: Device) -> None:
 def kernels_that_are_not_there_are_refused(device: Device) -> None:
     stream = device.stream()
     with pytest.raises(DeviceError, match="there is no kernel shrink"):
-        device.module(PTX).launch("shrink", (1, 1, 1), (1, 1, 1), (), stream)
+        device.module(PTX).launch("shrink", grid=(1, 1, 1), block=(1, 1, 1), arguments=(), stream=stream)
     with pytest.raises(DeviceError, match="can't be loaded"):
         device.module(b"these are no kernels")
 
@@ -174,7 +174,7 @@ def launches_that_cannot_be_are_refused(device: Device) -> None:
     memory, stream = device.allocate(4 * N), device.stream()
     arguments = (memory.pointer, memory.pointer, np.float32(1), np.uint32(N))
     with pytest.raises(DeviceError):
-        device.module(PTX).launch("scale", (1, 1, 1), (2048, 1, 1), arguments, stream)
+        device.module(PTX).launch("scale", grid=(1, 1, 1), block=(2048, 1, 1), arguments=arguments, stream=stream)
 
 
 def graphs_run_what_was_recorded(device: Device) -> None:
@@ -185,7 +185,7 @@ def graphs_run_what_was_recorded(device: Device) -> None:
     with stream.capture() as graph:
         device.copy_in(first.pointer, source, stream)
         arguments = (second.pointer, first.pointer, np.float32(2), np.uint32(N))
-        module.launch("scale", (N // 128 + 1, 1, 1), (128, 1, 1), arguments, stream)
+        module.launch("scale", grid=(N // 128 + 1, 1, 1), block=(128, 1, 1), arguments=arguments, stream=stream)
         device.copy_out(target, second.pointer, stream)
         with pytest.raises(DeviceError, match="after the block"):
             graph.launch(stream)

@@ -17,6 +17,6 @@ def load_made_up(request: BackendRequest) -> Backend:
     """Load the backend. Its registry entry names this function."""
 
     def load_engine(bundle: Bundle, graph: str) -> MadeUpEngine:
-        return MadeUpEngine(bundle.graph_path(graph), request.threads, precision=request.precision)
+        return MadeUpEngine(bundle.graph_path(graph), threads=request.threads, precision=request.precision)
 
     return Backend(load_engine)

@@ -96,8 +96,8 @@ class Operators:
     ) -> NDArray[Any]:
         result = np.empty((pictures.batch, 3, *bucket), dtype)
         target = self.device.allocate(result.nbytes)
-        operator = Preprocess(self.device, self.module, MEAN, STD, dtype)
-        operator(pictures, target.pointer, bucket, self.stream, fitted)
+        operator = Preprocess(self.device, self.module, mean=MEAN, std=STD, dtype=dtype)
+        operator(pictures, target.pointer, bucket=bucket, stream=self.stream, fitted=fitted)
         self.device.copy_out(result, target.pointer, self.stream)
         self.stream.synchronize()
         operator.close()
@@ -125,7 +125,7 @@ class Operators:
             Scores(source.pointer, shape, scores.dtype),
             Labels(target.pointer, size, pitch, stride),
             self.stream,
-            shares,
+            shares=shares,
         )
         self.device.copy_out(canvas, target.pointer, self.stream)
         self.stream.synchronize()

@@ -93,7 +93,7 @@ def full_memory_is_told_with_what_is_free(device: Device) -> None:
 def arguments_of_any_type_are_packed(device: Device) -> None:
     module = device.module(b".version 7.0\n.visible .entry mixed(")
     arguments = (2**62, np.float16(1), np.bool_(True), np.int8(-1), np.uint16(1), np.int64(-1), np.float64(1))
-    module.launch("mixed", (1, 1, 1), (1, 1, 1), arguments, device.stream())
+    module.launch("mixed", grid=(1, 1, 1), block=(1, 1, 1), arguments=arguments, stream=device.stream())
 
 
 def arrays_wait_for_their_streams(device: Device) -> None:

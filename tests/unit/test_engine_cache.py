@@ -59,7 +59,9 @@ class Machine:
         return cast(TensorRTEngine, engine_factory(self.library, self.device, **options)(bundle, graph))
 
     def path(self, bundle: Bundle, settings: BuildProfile = PROFILE) -> Path:
-        return cached_path(self.cache, self.library, source_of(bundle, "fusion", "fp32"), settings, self.device)
+        return cached_path(
+            self.cache, self.library, source_of(bundle, "fusion", "fp32"), settings=settings, device=self.device
+        )
 
     def ship(self, folder: Path, *, settings: BuildProfile = PROFILE, device: Device | None = None) -> Bundle:
         """Add engines to the bundle in a folder."""
@@ -190,7 +192,7 @@ def test_portable_engines_are_left_alone_on_turing(rtx: Machine, bundle: Bundle)
     bundle = rtx.ship(bundle.folder)
     sidecar = read_sidecar(bundle.path(bundle.manifest.engines[0].file))
     with pytest.raises(EngineError, match=r"a portable one, for compute capability 8.0, .* T4 has 7.5: build it again"):
-        check_fits(sidecar, rtx.library, (7, 5), "T4", None)
+        check_fits(sidecar, rtx.library, capability=(7, 5), gpu="T4", graph_sha256=None)
     rtx.gpu.compute_capability = (7, 5)
     request = EngineRequest(rtx.library, (), ("fp32",), PROFILE, rtx.device)
     assert _device_for(request, None) is None and _device_for(request, "sm75") is rtx.device

@@ -114,7 +114,10 @@ def test_no_more_shapes_are_kept_than_was_said(machine: Machine, monkeypatch: py
 
 def test_a_graph_holds_for_one_set_of_addresses(machine: Machine) -> None:
     slot, feeds = machine.engine().slot(), machine.feeds()
-    held = [HostInput(machine.device, feeds["audio"].shape, np.float32, cast(Any, machine.gpu.stream())) for _ in "ab"]
+    held = [
+        HostInput(machine.device, feeds["audio"].shape, np.float32, stream=cast(Any, machine.gpu.stream()))
+        for _ in "ab"
+    ]
     for seed in range(6):
         given = machine.feeds(seed=seed)
         outputs = slot.run({**given, "audio": held[seed % 2].fill(given["audio"])})
@@ -158,7 +161,7 @@ def test_memory_is_only_short_where_it_is(machine: Machine) -> None:
 def test_a_second_fill_waits_for_the_copy_and_for_the_reader(machine: Machine) -> None:
     gpu = machine.gpu
     copies, compute = gpu.stream(), gpu.stream()
-    held = HostInput(machine.device, (4,), np.float32, cast(Any, copies))
+    held = HostInput(machine.device, (4,), np.float32, stream=cast(Any, copies))
     read = np.zeros(4, np.float32)
     tensor = held.fill(np.ones(4, np.float32))
     tensor.wait_ready(cast(Any, compute))
@@ -174,7 +177,7 @@ def test_a_second_fill_waits_for_the_copy_and_for_the_reader(machine: Machine) -
 def test_buffers_live_until_what_was_queued_on_them_has_run(machine: Machine) -> None:
     gpu = machine.gpu
     copies, compute = gpu.stream(), gpu.stream()
-    held = HostInput(machine.device, (4,), np.float32, cast(Any, copies))
+    held = HostInput(machine.device, (4,), np.float32, stream=cast(Any, copies))
     read = np.zeros(4, np.float32)
     tensor = held.fill(np.ones(4, np.float32))
     del held  # and the page-locked memory that the copy comes from
@@ -190,7 +193,7 @@ def test_buffers_live_until_what_was_queued_on_them_has_run(machine: Machine) ->
 def test_a_slot_that_goes_ends_its_work_first(machine: Machine) -> None:
     slot, feeds = machine.engine().slot(), machine.feeds()
     stream = cast(Any, machine.gpu.stream())
-    held = {name: HostInput(machine.device, value.shape, value.dtype, stream) for name, value in feeds.items()}
+    held = {name: HostInput(machine.device, value.shape, value.dtype, stream=stream) for name, value in feeds.items()}
     ran = machine.state.runs
     for _ in range(3):
         outputs = slot.run({name: held[name].fill(value) for name, value in feeds.items()})

@@ -77,7 +77,9 @@ class Machine:
         return cast(TensorRTEngine, factory(bundle, graph))
 
     def path(self, bundle: Bundle, graph: str = "fusion") -> Path:
-        return cached_path(self.cache, self.library, source_of(bundle, graph, "fp32"), PROFILE, self.device)
+        return cached_path(
+            self.cache, self.library, source_of(bundle, graph, "fp32"), settings=PROFILE, device=self.device
+        )
 
 
 @pytest.fixture
@@ -106,9 +108,9 @@ def test_what_an_engine_depends_on_is_its_name(machine: Machine, bundle: Bundle)
     machine.state.version = "11.5.0.1"
     paths.add(machine.path(bundle))
     source = source_of(bundle, "fusion", "fp16")
-    paths.add(cached_path(machine.cache, machine.library, source, PROFILE, machine.device))
+    paths.add(cached_path(machine.cache, machine.library, source, settings=PROFILE, device=machine.device))
     other = PROFILE.model_copy(update={"workspace_mib": 64})
-    paths.add(cached_path(machine.cache, machine.library, source, other, machine.device))
+    paths.add(cached_path(machine.cache, machine.library, source, settings=other, device=machine.device))
     assert len(paths) == 6
     assert content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1})
 
@@ -123,7 +125,7 @@ def test_types_are_read_back_from_the_engine(machine: Machine, bundle: Bundle) -
 
 def test_a_graph_that_is_not_in_what_was_asked_for_is_not_built(machine: Machine, bundle: Bundle) -> None:
     with pytest.raises(EngineError, match="was to be fp16, but is 100% fp32"):
-        build_engine(machine.library, bundle.graph_path("fusion"), "fusion", PROFILE, "fp16")
+        build_engine(machine.library, bundle.graph_path("fusion"), "fusion", settings=PROFILE, precision="fp16")
     assert machine.state.builds == 0
 
 
@@ -219,7 +221,13 @@ def test_compatible_gpus(machine: Machine, bundle: Bundle) -> None:
     def fits(compatibility: Any, capability: tuple[int, int], gpu: str) -> bool:
         settings = PROFILE.model_copy(update={"hardware_compatibility": compatibility})
         try:
-            check_fits(sidecar.model_copy(update={"settings": settings}), library, capability, gpu, None)
+            check_fits(
+                sidecar.model_copy(update={"settings": settings}),
+                library,
+                capability=capability,
+                gpu=gpu,
+                graph_sha256=None,
+            )
         except EngineError:
             return False
         return True
@@ -297,12 +305,22 @@ def test_timings_are_kept_for_the_next_build(machine: Machine, bundle: Bundle) -
 def test_engines_that_came_with_the_bundle_are_taken(tmp_path: Path, bundle: Bundle) -> None:
     machine = Machine(tmp_path / "cache", "tensorrt-rtx")
     sidecar = make_engine(
-        machine.library, source_of(bundle, "fusion", "fp32"), PROFILE, tmp_path / "portable.engine", None
+        machine.library,
+        source_of(bundle, "fusion", "fp32"),
+        PROFILE,
+        path=tmp_path / "portable.engine",
+        architecture=None,
     )
     assert (sidecar.architecture, sidecar.gpu, sidecar.parity, sidecar.shares_from) == (
         "portable", None, None, "network",
     )  # fmt: skip
-    make_engine(machine.library, source_of(bundle, "fusion", "fp32"), PROFILE, tmp_path / "sm86.engine", "sm86")
+    make_engine(
+        machine.library,
+        source_of(bundle, "fusion", "fp32"),
+        PROFILE,
+        path=tmp_path / "sm86.engine",
+        architecture="sm86",
+    )
     assert json.loads((tmp_path / "sm86.engine").read_text())["capabilities"] == ["SM86"]
     assert machine.state.builds == 2
     engine = machine.engine(bundle)  # the bundle has none, so it is built for this GPU

@@ -218,7 +218,7 @@ def test_arrays_of_other_libraries_are_taken_where_they_are(bundle: Bundle, gpu:
 
 def test_a_tensor_offers_itself_to_other_libraries(gpu: FakeDevice) -> None:
     stream = gpu.stream()
-    held = HostInput(cast(Device, gpu), (2, 3), np.float32, cast(Any, stream))
+    held = HostInput(cast(Device, gpu), (2, 3), np.float32, stream=cast(Any, stream))
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     tensor = held.fill(values)
     interface = tensor.array().__cuda_array_interface__
@@ -295,7 +295,7 @@ def test_onnxruntime_slots_with_tensors_of_their_own(bundle: Bundle) -> None:
 def test_onnxruntime_takes_what_our_operators_leave(bundle: Bundle, gpu: FakeDevice) -> None:
     slot = OnnxRuntimeCudaEngine(bundle.graph_path("visual_encoder"), device="cpu").slot()
     image = feeds_of(bundle, "visual_encoder")["image"]
-    held = HostInput(cast(Device, gpu), image.shape, np.float32, cast(Any, gpu.stream()))
+    held = HostInput(cast(Device, gpu), image.shape, np.float32, stream=cast(Any, gpu.stream()))
     found = slot.run({"image": held.fill(image)})["mask_features"].numpy()
     np.testing.assert_allclose(
         found, expected_of(bundle, "visual_encoder", {"image": image})["mask_features"], atol=1e-5

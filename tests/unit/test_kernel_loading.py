@@ -64,7 +64,9 @@ def test_the_axis_that_is_resized_first_is_that_of_the_installed_pillow() -> Non
 
 
 def test_the_plan_of_labels() -> None:
-    plan = plan_postprocess(Scores(256, (2, 71, 72, 128)), Labels(512, (720, 1281), 1344), 0.5, 768, 1024)
+    plan = plan_postprocess(
+        Scores(256, (2, 71, 72, 128)), Labels(512, (720, 1281), 1344), threshold=0.5, row_taps=768, column_taps=1024
+    )
     assert (plan.kernel, plan.grid, plan.block) == ("teso_postprocess_float32", (41, 90, 2), (32, 8, 1))
     assert plan.arguments == (256, 71, 72, 128, 512, 1344, 720 * 1344, 768, 720, 1024, 1281, 0.5)
     assert isinstance(plan.arguments[-1], np.float32)
@@ -154,7 +156,7 @@ class Recorder:
     def synchronize(self) -> None:
         pass
 
-    def launch(self, kernel: str, *_: Any) -> None:
+    def launch(self, kernel: str, **_: Any) -> None:
         self.launched.append(kernel)
 
 
@@ -162,7 +164,7 @@ def test_tables_are_made_once_a_size_and_given_back() -> None:
     recorder = Recorder()
     operator = Postprocess(cast(Device, recorder), cast(Module, recorder), 0.5)
     for shares in ((1.0, 1.0), (1.0, 1.0), (0.5, 1.0)):
-        operator(Scores(256, (1, 2, 8, 9)), Labels(512, (30, 40)), cast(Stream, recorder), shares)
+        operator(Scores(256, (1, 2, 8, 9)), Labels(512, (30, 40)), cast(Stream, recorder), shares=shares)
     assert (recorder.allocated, len(recorder.launched)) == (3, 3)
     operator.close()
     assert recorder.freed == 3

@@ -87,7 +87,9 @@ def test_pictures_equal_those_of_the_cpu_path_bit_for_bit(
     expected = on_the_cpu(picture, target, target)
     assert np.array_equal(operators.rgb(picture[None], target), expected)
     order = is_rows_first(size, target)
-    reference = references.encoder_input(picture[None], target, target, MEAN, STD, is_rows_first=order)
+    reference = references.encoder_input(
+        picture[None], bucket=target, fitted=target, mean=MEAN, std=STD, is_rows_first=order
+    )
     assert np.array_equal(reference, expected)
 
 
@@ -125,7 +127,9 @@ def test_a_huge_downscale_needs_no_more_shared_memory(operators: Operators) -> N
 
 def test_half_precision_rounds_as_numpy_does(operators: Operators) -> None:
     pictures = noise(2, 21, 33, 3)
-    expected = references.encoder_input(pictures, (16, 40), (16, 25), MEAN, STD, np.float16)
+    expected = references.encoder_input(
+        pictures, bucket=(16, 40), fitted=(16, 25), mean=MEAN, std=STD, dtype=np.float16
+    )
     made = operators.rgb(pictures, (16, 40), (16, 25), np.float16)
     assert made.dtype == np.float16 and np.array_equal(made, expected)
     assert not made[:, :, :, 25:].any()
@@ -135,9 +139,9 @@ def test_a_cut_of_a_larger_picture_is_read_in_place(host: HostDevice) -> None:
     canvas, stream = noise(40, 50, 3), cast(Stream, HostStream())
     source, target = host.allocate(canvas.nbytes), host.allocate(3 * 8 * 12 * 4)
     host.copy_in(source.pointer, canvas, HostStream())
-    operator = Preprocess(cast(Device, host), cast(Module, host), MEAN, STD)
+    operator = Preprocess(cast(Device, host), cast(Module, host), mean=MEAN, std=STD)
     cut = RgbPictures(source.pointer + 5 * 150 + 3 * 7, (30, 41), pitch_bytes=150)
-    operator(cut, target.pointer, (8, 12), stream)
+    operator(cut, target.pointer, bucket=(8, 12), stream=stream)
     made = np.empty((1, 3, 8, 12), np.float32)
     host.copy_out(made, target.pointer, HostStream())
     assert np.array_equal(made, on_the_cpu(np.ascontiguousarray(canvas[5:35, 7:48]), (8, 12), (8, 12)))
@@ -174,7 +178,7 @@ def fixed_point_rgb(luma: NDArray[np.uint8], chroma: NDArray[np.uint8], gains: t
 @pytest.mark.parametrize("matrix", ["bt601", "bt709"])
 def test_colours_are_those_of_the_standards(operators: Operators, matrix: YuvMatrix, is_full_range: bool) -> None:
     luma, chroma = planes((24, 30))
-    exact = references.rgb_of_nv12(luma, chroma, LUMA_SHARES[matrix], is_full_range)
+    exact = references.rgb_of_nv12(luma, chroma, luma_shares=LUMA_SHARES[matrix], is_full_range=is_full_range)
     rounded = fixed_point_rgb(luma, chroma, yuv_gains(matrix, is_full_range))
     # Half a level is the error of rounding.
     assert np.abs(rounded - exact.clip(0, 255)).max() < 0.51
@@ -249,7 +253,7 @@ def test_labels_equal_those_of_the_cpu_path(
 ) -> None:
     scores = probabilities(batch, classes, *cells, seed=seed)
     made = operators.labels(scores, size, threshold, shares, gap_bytes)
-    assert np.array_equal(made, references.labels(scores, size, threshold, shares))
+    assert np.array_equal(made, references.labels(scores, size, threshold=threshold, shares=shares))
     for index in range(batch):
         assert np.array_equal(made[index], labels_of(scores[index], size, threshold=threshold, shares=shares))
 
@@ -289,7 +293,7 @@ def test_scores_that_are_no_numbers_give_no_label(operators: Operators) -> None:
 def test_scores_in_half_precision(operators: Operators) -> None:
     scores = probabilities(2, 5, 7, 12).astype(np.float16)
     made = operators.labels(scores, (30, 41), shares=(0.6, 1.0))
-    assert np.array_equal(made, references.labels(scores, (30, 41), 0.5, (0.6, 1.0)))
+    assert np.array_equal(made, references.labels(scores, (30, 41), threshold=0.5, shares=(0.6, 1.0)))
 
 
 # ------------------------------------------------------------------------------------------------ the host run itself

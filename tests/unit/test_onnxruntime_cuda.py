@@ -36,7 +36,7 @@ def image_of(seed: int, batch: int = 1) -> Image:
 
 
 def held_by(gpu: FakeDevice, image: Image) -> DeviceTensor:
-    return HostInput(cast(Device, gpu), image.shape, image.dtype, cast(Any, gpu.stream())).fill(image)
+    return HostInput(cast(Device, gpu), image.shape, image.dtype, stream=cast(Any, gpu.stream())).fill(image)
 
 
 def assert_is_of(slot: OnnxRuntimeCudaSlot, path: Path, given: Any, image: Image) -> None:

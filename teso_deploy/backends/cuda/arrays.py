@@ -72,7 +72,7 @@ class DeviceArray:
     def numpy(self) -> NDArray[Any]:
         """Wait for the stream; return a copy of device memory, or a view of host memory."""
         if self.device is None:
-            return host_view(self.pointer, self.shape, self.dtype, self.owner, self.is_readonly)
+            return host_view(self.pointer, self.shape, self.dtype, owner=self.owner, is_readonly=self.is_readonly)
         host = np.empty(self.shape, self.dtype)
         stream = self.stream or self.device.stream()
         self.device.copy_out(host, self.pointer, stream)
@@ -143,7 +143,7 @@ class DeviceArray:
         assert self.device is not None
         memory = self.device.allocate(self.nbytes)
         stream = self.stream or self.device.stream()
-        self.device.copy_on(memory.pointer, self.pointer, self.nbytes, stream)
+        self.device.copy_on(memory.pointer, self.pointer, nbytes=self.nbytes, stream=stream)
         if reader == _NO_STREAM:
             stream.synchronize()
         else:
@@ -188,7 +188,7 @@ def device_array(array: object, device: Device | None = None, stream: Stream | N
         raise DeviceError(
             f"{type(array).__name__} offers neither DLPack nor the CUDA array interface: convert it first"
         )
-    return _take_interface(array, interface, device, stream)
+    return _take_interface(array, interface, device=device, stream=stream)
 
 
 def _check_device(device: Device | None, index: int | None = None) -> Device:
@@ -238,7 +238,7 @@ def _take_dlpack(array: Any, device: Device | None, stream: Stream | None) -> De
 
 
 def _take_interface(
-    array: object, interface: dict[str, Any], device: Device | None, stream: Stream | None
+    array: object, interface: dict[str, Any], *, device: Device | None, stream: Stream | None
 ) -> DeviceArray:
     gpu = _check_device(device)  # the interface does not say on which GPU it is
     dtype, shape = np.dtype(interface["typestr"]), tuple(interface["shape"])

@@ -79,6 +79,7 @@ class Module(Protocol):
     def launch(
         self,
         kernel: str,
+        *,
         grid: tuple[int, int, int],
         block: tuple[int, int, int],
         arguments: Sequence[KernelArgument],
@@ -172,7 +173,7 @@ class Device(Protocol):
             stream: The stream that copies.
         """
 
-    def copy_on(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
+    def copy_on(self, target: int, source: int, *, nbytes: int, stream: Stream) -> None:
         """Queue a copy from one device address to another.
 
         Args:

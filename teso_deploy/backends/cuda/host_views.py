@@ -11,13 +11,13 @@ from numpy.typing import DTypeLike, NDArray
 class _Block:
     """The base of a NumPy array. It is kept until the array and all its views are gone."""
 
-    def __init__(self, pointer: int, nbytes: int, is_readonly: bool, owner: object) -> None:
+    def __init__(self, pointer: int, nbytes: int, *, is_readonly: bool, owner: object) -> None:
         self.__array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (pointer, is_readonly), "version": 3}
         self.owner = owner
 
 
 def host_view(
-    pointer: int, shape: tuple[int, ...], dtype: DTypeLike, owner: object, is_readonly: bool = False
+    pointer: int, shape: tuple[int, ...], dtype: DTypeLike, *, owner: object, is_readonly: bool = False
 ) -> NDArray[Any]:
     """Make an array on existing memory.
 
@@ -36,4 +36,4 @@ def host_view(
     if nbytes == 0:
         return np.empty(shape, kind)
     # Through bytes, so that types that are not NumPy's own (bfloat16) work too.
-    return np.asarray(_Block(pointer, nbytes, is_readonly, owner)).view(kind).reshape(shape)
+    return np.asarray(_Block(pointer, nbytes, is_readonly=is_readonly, owner=owner)).view(kind).reshape(shape)

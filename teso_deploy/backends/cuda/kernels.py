@@ -129,7 +129,9 @@ class _Operator:
         self._tables.close()
 
     def _launch(self, launch: Launch, stream: Stream) -> None:
-        self._module.launch(launch.kernel, launch.grid, launch.block, launch.arguments, stream)
+        self._module.launch(
+            launch.kernel, grid=launch.grid, block=launch.block, arguments=launch.arguments, stream=stream
+        )
 
 
 class Preprocess(_Operator):
@@ -147,6 +149,7 @@ class Preprocess(_Operator):
         self,
         device: Device,
         module: Module,
+        *,
         mean: Sequence[float],
         std: Sequence[float],
         dtype: DTypeLike = np.float32,
@@ -158,6 +161,7 @@ class Preprocess(_Operator):
         self,
         pictures: RgbPictures | Nv12Pictures,
         target: int,
+        *,
         bucket: tuple[int, int],
         stream: Stream,
         fitted: tuple[int, int] | None = None,
@@ -177,7 +181,18 @@ class Preprocess(_Operator):
             for source, length in zip(pictures.size, fitted, strict=True)
         )
         self._launch(
-            plan_preprocess(pictures, target, self._dtype, bucket, fitted, self._mean, self._std, rows, columns), stream
+            plan_preprocess(
+                pictures,
+                target,
+                dtype=self._dtype,
+                bucket=bucket,
+                fitted=fitted,
+                mean=self._mean,
+                std=self._std,
+                row_filter=rows,
+                column_filter=columns,
+            ),
+            stream,
         )
 
 
@@ -192,7 +207,7 @@ class Postprocess(_Operator):
         self._threshold = threshold
 
     def __call__(
-        self, scores: Scores, labels: Labels, stream: Stream, shares: tuple[float, float] = (1.0, 1.0)
+        self, scores: Scores, labels: Labels, stream: Stream, *, shares: tuple[float, float] = (1.0, 1.0)
     ) -> None:
         """Queue the operator.
 
@@ -206,4 +221,6 @@ class Postprocess(_Operator):
             self._tables.pointer((cells, length, share), mask_taps(cells, length, share), stream)
             for cells, length, share in zip(scores.shape[2:], labels.size, shares, strict=True)
         )
-        self._launch(plan_postprocess(scores, labels, self._threshold, rows, columns), stream)
+        self._launch(
+            plan_postprocess(scores, labels, threshold=self._threshold, row_taps=rows, column_taps=columns), stream
+        )

@@ -35,7 +35,7 @@ class DeviceOperators:
         how = manifest.preprocessing
         self._device = device
         self._stream = device.stream()
-        self._preprocess = Preprocess(device, module, how.mean, how.std)
+        self._preprocess = Preprocess(device, module, mean=how.mean, std=how.std)
         self._postprocess = Postprocess(device, module, manifest.postprocessing.threshold)
         self._frame: HostInput | None = None
         self._image: DeviceTensor | None = None
@@ -43,13 +43,13 @@ class DeviceOperators:
 
     def image(self, frame: NDArray[np.uint8], fitted: ImageSize, bucket: ImageSize) -> DeviceTensor:
         if self._frame is None or self._frame.tensor.shape != frame.shape:
-            self._frame = HostInput(self._device, frame.shape, np.uint8, self._stream)
+            self._frame = HostInput(self._device, frame.shape, np.uint8, stream=self._stream)
         if self._image is None or self._image.shape[2:] != bucket:
             self._image = DeviceTensor(self._device, (1, 3, *bucket), np.float32)
         uploaded = self._frame.fill(frame)
         self._image.wait_unread(self._stream)
         pictures = RgbPictures(uploaded.pointer, (frame.shape[0], frame.shape[1]))
-        self._preprocess(pictures, self._image.pointer, bucket, self._stream, fitted)
+        self._preprocess(pictures, self._image.pointer, bucket=bucket, stream=self._stream, fitted=fitted)
         self._image.ready = self._stream.record()
         return self._image
 
@@ -63,7 +63,7 @@ class DeviceOperators:
         else:  # an OrtValue, complete when its run returns; masks are float32 in every precision
             pointer, shape, dtype = masks.data_ptr(), tuple(masks.shape()), np.dtype(np.float32)  # type: ignore[attr-defined]
         scores = Scores(pointer, (shape[0], shape[1], shape[2], shape[3]), dtype)
-        self._postprocess(scores, Labels(self._labels.pointer, size), self._stream, shares)
+        self._postprocess(scores, Labels(self._labels.pointer, size), self._stream, shares=shares)
         self._labels.ready = done = self._stream.record()
         if isinstance(masks, DeviceTensor):
             masks.read_until(id(self), done)

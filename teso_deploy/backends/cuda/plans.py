@@ -240,6 +240,7 @@ def _block() -> tuple[int, int, int]:
 def plan_preprocess(
     pictures: RgbPictures | Nv12Pictures,
     target: int,
+    *,
     dtype: DTypeLike,
     bucket: tuple[int, int],
     fitted: tuple[int, int],
@@ -299,7 +300,7 @@ def plan_preprocess(
     )
 
 
-def plan_postprocess(scores: Scores, labels: Labels, threshold: float, row_taps: int, column_taps: int) -> Launch:
+def plan_postprocess(scores: Scores, labels: Labels, *, threshold: float, row_taps: int, column_taps: int) -> Launch:
     """Plan the launch that turns class scores into labels.
 
     Args:

@@ -43,7 +43,7 @@ def resized(pictures: NDArray[np.uint8], size: tuple[int, int], is_rows_first: b
 
 
 def rgb_of_nv12(
-    luma: NDArray[np.uint8], chroma: NDArray[np.uint8], luma_shares: tuple[float, float], is_full_range: bool
+    luma: NDArray[np.uint8], chroma: NDArray[np.uint8], *, luma_shares: tuple[float, float], is_full_range: bool
 ) -> NDArray[np.float64]:
     """Convert NV12 pictures to RGB. Each pair of chroma applies to its 2 × 2 pixels.
 
@@ -71,6 +71,7 @@ def rgb_of_nv12(
 
 def encoder_input(
     pictures: NDArray[np.uint8],
+    *,
     bucket: tuple[int, int],
     fitted: tuple[int, int],
     mean: Sequence[float],
@@ -101,7 +102,7 @@ def encoder_input(
 
 
 def labels(
-    scores: NDArray[Any], size: tuple[int, int], threshold: float, shares: tuple[float, float] = (1.0, 1.0)
+    scores: NDArray[Any], size: tuple[int, int], *, threshold: float, shares: tuple[float, float] = (1.0, 1.0)
 ) -> NDArray[np.uint8]:
     """Upsample the scores of all classes and take the best class of each pixel.
 
@@ -129,7 +130,12 @@ def labels(
 
 
 def preprocess_bytes(
-    size: tuple[int, int], bucket: tuple[int, int], batch: int = 1, dtype: DTypeLike = np.float32, is_nv12: bool = False
+    size: tuple[int, int],
+    bucket: tuple[int, int],
+    *,
+    batch: int = 1,
+    dtype: DTypeLike = np.float32,
+    is_nv12: bool = False,
 ) -> int:
     """Count the bytes that preprocessing has to move at least: it reads each source byte and writes each value once.
 
@@ -151,6 +157,7 @@ def preprocess_bytes(
 def postprocess_bytes(
     shape: tuple[int, int, int, int],
     size: tuple[int, int],
+    *,
     dtype: DTypeLike = np.float32,
     shares: tuple[float, float] = (1.0, 1.0),
 ) -> int:

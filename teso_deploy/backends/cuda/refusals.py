@@ -52,7 +52,7 @@ def check_driver(driver: tuple[int, int], wanted: int, library: str) -> None:
         )
 
 
-def out_of_memory(gpu: str, asked_bytes: int, free_bytes: int, total_bytes: int) -> DeviceMemoryError:
+def out_of_memory(gpu: str, *, asked_bytes: int, free_bytes: int, total_bytes: int) -> DeviceMemoryError:
     """Make the error for a GPU that has no free block of the requested size.
 
     Args:

@@ -104,7 +104,7 @@ def _release(staging: list[NDArray[Any]], uses: dict[Hashable, Event]) -> None:
 class HostInput:
     """A tensor on the device that is filled from host arrays through page-locked memory, on its own stream."""
 
-    def __init__(self, device: Device, shape: tuple[int, ...], dtype: DTypeLike, stream: Stream) -> None:
+    def __init__(self, device: Device, shape: tuple[int, ...], dtype: DTypeLike, *, stream: Stream) -> None:
         self.tensor = DeviceTensor(device, shape, dtype)
         self._staging = device.pinned(shape, dtype)
         self._stream = stream

@@ -118,7 +118,7 @@ class _Current:
 class _Memory:
     """A :class:`Memory`. It also owns the block of an array in page-locked memory."""
 
-    def __init__(self, current: _Current, pointer: int, nbytes: int, release: Any) -> None:
+    def __init__(self, current: _Current, pointer: int, nbytes: int, *, release: Any) -> None:
         self.pointer, self.nbytes = pointer, nbytes
         self._release = weakref.finalize(self, _give_back, current, pointer, release)
 
@@ -178,6 +178,7 @@ class _Module:
     def launch(
         self,
         kernel: str,
+        *,
         grid: tuple[int, int, int],
         block: tuple[int, int, int],
         arguments: Sequence[protocol.KernelArgument],
@@ -231,9 +232,10 @@ class CudaCoreDevice:
         with self._current:
             code, pointer = self._driver.cuMemAlloc(max(1, nbytes))
             if code == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-                raise out_of_memory(self.name, nbytes, *self.memory_info())
+                free, total = self.memory_info()
+                raise out_of_memory(self.name, asked_bytes=nbytes, free_bytes=free, total_bytes=total)
             self._current.check((code,))
-        return _Memory(self._current, int(pointer), nbytes, self._driver.cuMemFree)
+        return _Memory(self._current, int(pointer), nbytes, release=self._driver.cuMemFree)
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Allocate an array in page-locked host memory; see :meth:`Device.pinned`."""
@@ -243,8 +245,8 @@ class CudaCoreDevice:
             if code == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
                 raise out_of_pinned_memory(nbytes)
             self._current.check((code,))
-        owner = _Memory(self._current, int(pointer), nbytes, self._driver.cuMemFreeHost)
-        return host_view(owner.pointer, shape, dtype, owner)
+        owner = _Memory(self._current, int(pointer), nbytes, release=self._driver.cuMemFreeHost)
+        return host_view(owner.pointer, shape, dtype, owner=owner)
 
     def stream(self) -> _Stream:
         """Make a stream."""
@@ -265,7 +267,7 @@ class CudaCoreDevice:
             stream: The stream that copies.
         """
         check_host_array(array, is_target=False)
-        self._copy("cuMemcpyHtoDAsync", memory, array.ctypes.data, array.nbytes, stream)
+        self._copy("cuMemcpyHtoDAsync", memory, array.ctypes.data, nbytes=array.nbytes, stream=stream)
 
     def copy_out(self, array: NDArray[Any], memory: int, stream: protocol.Stream) -> None:
         """Queue a copy from a device address to a host array; see :meth:`Device.copy_out`.
@@ -276,9 +278,9 @@ class CudaCoreDevice:
             stream: The stream that copies.
         """
         check_host_array(array, is_target=True)
-        self._copy("cuMemcpyDtoHAsync", array.ctypes.data, memory, array.nbytes, stream)
+        self._copy("cuMemcpyDtoHAsync", array.ctypes.data, memory, nbytes=array.nbytes, stream=stream)
 
-    def copy_on(self, target: int, source: int, nbytes: int, stream: protocol.Stream) -> None:
+    def copy_on(self, target: int, source: int, *, nbytes: int, stream: protocol.Stream) -> None:
         """Queue a copy from one device address to another; see :meth:`Device.copy_on`.
 
         Args:
@@ -287,9 +289,9 @@ class CudaCoreDevice:
             nbytes: Number of bytes.
             stream: The stream that copies.
         """
-        self._copy("cuMemcpyDtoDAsync", target, source, nbytes, stream)
+        self._copy("cuMemcpyDtoDAsync", target, source, nbytes=nbytes, stream=stream)
 
-    def _copy(self, function: str, target: int, source: int, nbytes: int, stream: protocol.Stream) -> None:
+    def _copy(self, function: str, target: int, source: int, *, nbytes: int, stream: protocol.Stream) -> None:
         handle = _core(stream).handle
         if nbytes:
             with self._current:

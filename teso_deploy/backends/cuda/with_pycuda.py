@@ -127,7 +127,7 @@ def _let_go(current: _Current, things: list[Any]) -> None:
 class _Memory(_Held):
     """A :class:`Memory`. It also owns the block of an array in page-locked memory."""
 
-    def __init__(self, current: _Current, thing: Any, pointer: int, nbytes: int) -> None:
+    def __init__(self, current: _Current, thing: Any, pointer: int, *, nbytes: int) -> None:
         super().__init__(current, thing)
         self.pointer, self.nbytes = pointer, nbytes
 
@@ -186,6 +186,7 @@ class _Module(_Held):
     def launch(
         self,
         kernel: str,
+        *,
         grid: tuple[int, int, int],
         block: tuple[int, int, int],
         arguments: Sequence[protocol.KernelArgument],
@@ -240,8 +241,9 @@ class PycudaDevice:
             try:
                 allocation = self._driver.mem_alloc(max(1, nbytes))
             except self._driver.MemoryError as error:
-                raise out_of_memory(self.name, nbytes, *self.memory_info()) from error
-            return _Memory(self._current, allocation, int(allocation), nbytes)
+                free, total = self.memory_info()
+                raise out_of_memory(self.name, asked_bytes=nbytes, free_bytes=free, total_bytes=total) from error
+            return _Memory(self._current, allocation, int(allocation), nbytes=nbytes)
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Allocate an array in page-locked host memory; see :meth:`Device.pinned`."""
@@ -251,9 +253,9 @@ class PycudaDevice:
                 block = self._driver.pagelocked_empty(max(1, nbytes), np.uint8)
             except self._driver.MemoryError as error:
                 raise out_of_pinned_memory(nbytes) from error
-            owner = _Memory(self._current, block, block.ctypes.data, nbytes)
+            owner = _Memory(self._current, block, block.ctypes.data, nbytes=nbytes)
             del block  # now only the owner refers to it: PyCUDA frees the block together with the owner
-        return host_view(owner.pointer, shape, dtype, owner)
+        return host_view(owner.pointer, shape, dtype, owner=owner)
 
     def stream(self) -> _Stream:
         """Make a stream."""
@@ -293,7 +295,7 @@ class PycudaDevice:
             with self._current:
                 self._driver.memcpy_dtoh_async(array.reshape(-1).view(np.uint8), memory, queue)
 
-    def copy_on(self, target: int, source: int, nbytes: int, stream: protocol.Stream) -> None:
+    def copy_on(self, target: int, source: int, *, nbytes: int, stream: protocol.Stream) -> None:
         """Queue a copy from one device address to another; see :meth:`Device.copy_on`.
 
         Args:

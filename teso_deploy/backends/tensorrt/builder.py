@@ -139,7 +139,7 @@ def _find_msda(network: Any, path: Path) -> Msda | None:
     return "plugin" if is_plugin else "function"
 
 
-def check_precision(shares: Mapping[str, float], asked: Precision, least: float, what: str) -> None:
+def check_precision(shares: Mapping[str, float], asked: Precision, *, least: float, what: str) -> None:
     """Refuse a network or an engine that is not in the requested precision.
 
     Int8 is not checked: it comes from the Q/DQ pairs of the graph, which were counted when it was exported.
@@ -168,7 +168,13 @@ def _set_architectures(library: TensorRTLibrary, config: Any, architectures: Seq
 
 
 def _configure(
-    library: TensorRTLibrary, builder: Any, network: Any, graph: str, settings: BuildProfile, timing_cache: bytes | None
+    library: TensorRTLibrary,
+    builder: Any,
+    network: Any,
+    *,
+    graph: str,
+    settings: BuildProfile,
+    timing_cache: bytes | None,
 ) -> Any:
     trt = library.trt
     config = builder.create_builder_config()
@@ -202,6 +208,7 @@ def build_engine(
     library: TensorRTLibrary,
     path: Path,
     graph: str,
+    *,
     settings: BuildProfile,
     precision: Precision,
     architectures: Sequence[str] = (),
@@ -240,9 +247,11 @@ def build_engine(
     network = builder.create_network(1 << int(typed) if typed is not None else 0)
     _parse(library, network, path)
     types, of_products = _list_types(library, network)
-    check_precision(shares_of(of_products), precision, LEAST_PRODUCTS, f"{path.name}, as {library.target} reads it,")
+    check_precision(
+        shares_of(of_products), precision, least=LEAST_PRODUCTS, what=f"{path.name}, as {library.target} reads it,"
+    )
     msda = _find_msda(network, path)
-    config = _configure(library, builder, network, graph, settings, timing_cache)
+    config = _configure(library, builder, network, graph=graph, settings=settings, timing_cache=timing_cache)
     if architectures:
         _set_architectures(library, config, architectures)
     monitor = _make_monitor(library, graph, on_progress)

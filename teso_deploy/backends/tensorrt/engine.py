@@ -50,6 +50,7 @@ class TensorRTEngine:
         library: TensorRTLibrary,
         device: Device,
         content: bytes,
+        *,
         sidecar: Sidecar,
         form: str | None = None,
         jit_cache: JitCache | None = None,
@@ -91,7 +92,7 @@ class TensorRTEngine:
             return
         validity, bits = ask(content)
         if validity == self.library.trt.EngineValidity.INVALID:
-            raise explain_refusal(self.library, self.device, self.sidecar, int(bits))
+            raise explain_refusal(self.library, self.device, self.sidecar, bits=int(bits))
 
     def _raise(self, what: str) -> None:
         if self.library.messages.is_out_of_memory:

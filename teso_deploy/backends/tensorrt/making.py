@@ -40,6 +40,8 @@ BUILD_REVISION = 1
 #: The share of the network's tensors in the requested type that the engine must keep; fusion removes some.
 LEAST_KEPT = 0.5
 Found = TypeVar("Found")
+#: The file of an engine, and its hash in the manifest; None for an engine of the cache.
+_Kept = tuple[Path, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ def make_engine(
     library: TensorRTLibrary,
     source: GraphSource,
     settings: BuildProfile,
+    *,
     path: Path,
     architecture: str | None = None,
     device: Device | None = None,
@@ -115,11 +118,11 @@ def make_engine(
         library,
         source.path,
         source.graph,
-        settings,
-        source.precision,
-        [architecture] if architecture else [],
-        read_vouched(timing_cache) if timing_cache is not None else None,
-        on_progress,
+        settings=settings,
+        precision=source.precision,
+        architectures=[architecture] if architecture else [],
+        timing_cache=read_vouched(timing_cache) if timing_cache is not None else None,
+        on_progress=on_progress,
     )
     if timing_cache is not None and built.timing_cache is not None:
         write_vouched(timing_cache, built.timing_cache)
@@ -144,7 +147,7 @@ def make_engine(
     )
     if device is not None:
         on_progress(f"{source.graph}: check")
-        loaded = TensorRTEngine(library, device, built.content, sidecar, source.form)
+        loaded = TensorRTEngine(library, device, built.content, sidecar=sidecar, form=source.form)
         sidecar = sidecar.model_copy(update=_examine(loaded, check))
     write_engine(path, built.content, sidecar)
     return sidecar
@@ -171,7 +174,7 @@ def _examine(loaded: TensorRTEngine, check: Check | None) -> dict[str, Any]:
     sidecar, found = loaded.sidecar, dict[str, Any]()
     if shares := loaded.shares():
         least = LEAST_KEPT * sidecar.shares.get(sidecar.precision, 0.0)
-        check_precision(shares, sidecar.precision, least, f"the engine of {sidecar.graph}")
+        check_precision(shares, sidecar.precision, least=least, what=f"the engine of {sidecar.graph}")
         found |= {"shares": shares, "shares_from": "engine"}
     if check is not None:
         found["parity"] = {"gpu": loaded.device.name, "against": "onnxruntime", **check(loaded)}
@@ -179,7 +182,7 @@ def _examine(loaded: TensorRTEngine, check: Check | None) -> dict[str, Any]:
 
 
 def shipped_engines(
-    bundle: Bundle, library: TensorRTLibrary, graph: str, precision: Precision, capability: tuple[int, int]
+    bundle: Bundle, library: TensorRTLibrary, graph: str, *, precision: Precision, capability: tuple[int, int]
 ) -> list[str]:
     """List a bundle's engines that may run on a GPU: first those of its generation, then those for several.
 
@@ -209,6 +212,7 @@ def cached_path(
     store: EngineCache,
     library: TensorRTLibrary,
     source: GraphSource,
+    *,
     settings: BuildProfile,
     device: Device,
 ) -> Path:
@@ -238,7 +242,9 @@ def cached_path(
     return store.path(source.graph, content_key(parts))
 
 
-def timings_path(store: EngineCache, library: TensorRTLibrary, settings: BuildProfile, device: Device) -> Path | None:
+def timings_path(
+    store: EngineCache, library: TensorRTLibrary, *, settings: BuildProfile, device: Device
+) -> Path | None:
     """Name the file of TensorRT's timings on a GPU.
 
     Args:
@@ -259,6 +265,7 @@ def engine_factory(
     library: TensorRTLibrary,
     device: Device,
     precision: Precision = "fp32",
+    *,
     settings: BuildProfile | None = None,
     check_of: Callable[[Bundle, str], Check] | None = None,
     cache: EngineCache | None = None,
@@ -290,44 +297,48 @@ def engine_factory(
     capability, rebuilt = device.compute_capability, set[Path]()
 
     def existing(
-        bundle: Bundle, source: GraphSource, use: Callable[[Bundle, GraphSource, Path, str | None], Found]
+        bundle: Bundle, source: GraphSource, use: Callable[[Bundle, GraphSource, _Kept], Found]
     ) -> Found | None:
         """Return the first existing engine that ``use`` accepts; if it accepts none, raise its first error.
 
         Args:
             bundle: The bundle, whose engines are tried after the one in the cache.
             source: The graph.
-            use: Loads an engine from its file, or raises :class:`TesoError`; the last argument is the hash in the
-                manifest.
+            use: Loads an engine from its file, or raises :class:`TesoError`.
         """
-        files = shipped_engines(bundle, library, source.graph, precision, capability) if settings is None else []
-        cached = cached_path(store, library, source, wanted, device)
+        files = (
+            shipped_engines(bundle, library, source.graph, precision=precision, capability=capability)
+            if settings is None
+            else []
+        )
+        cached = cached_path(store, library, source, settings=wanted, device=device)
         # Try the cache first: its engine is for exactly this GPU, and may have been built because the bundle's did not
         # fit.
-        there: list[tuple[Path, str | None]] = [(cached, None)] if store.has(cached) else []
+        there: list[_Kept] = [(cached, None)] if store.has(cached) else []
         there += [(bundle.path(file), bundle.manifest.files[file].sha256) for file in files]
         misfit: TesoError | None = None
-        for path, sha256 in there:
+        for kept in there:
             try:
-                return use(bundle, source, path, sha256)
+                return use(bundle, source, kept)
             except (EngineError, InputNotFoundError, CheckFailedError) as error:
                 misfit = misfit or error
         if misfit is not None:
             raise misfit
         return None
 
-    def fitting(bundle: Bundle, source: GraphSource, path: Path, sha256: str | None) -> bool:
-        check_fits(read_sidecar(path), library, capability, device.name, source.sha256)
+    def fitting(bundle: Bundle, source: GraphSource, kept: _Kept) -> bool:
+        check_fits(read_sidecar(kept[0]), library, capability=capability, gpu=device.name, graph_sha256=source.sha256)
         return True
 
-    def opened(bundle: Bundle, source: GraphSource, path: Path, sha256: str | None) -> TensorRTEngine:
+    def opened(bundle: Bundle, source: GraphSource, kept: _Kept) -> TensorRTEngine:
+        path, sha256 = kept
         content, sidecar = read_engine(path, sha256)
-        check_fits(sidecar, library, capability, device.name, source.sha256)
-        kept = store.folder / f"{sidecar.sha256[:32]}-{architecture_of(capability)}.jit"
-        jit = JitCache(kept) if library.is_portable else None
-        loaded = TensorRTEngine(library, device, content, sidecar, source.form, jit)
+        check_fits(sidecar, library, capability=capability, gpu=device.name, graph_sha256=source.sha256)
+        jit_file = store.folder / f"{sidecar.sha256[:32]}-{architecture_of(capability)}.jit"
+        jit = JitCache(jit_file) if library.is_portable else None
+        loaded = TensorRTEngine(library, device, content, sidecar=sidecar, form=source.form, jit_cache=jit)
         if check_of is not None and (sidecar.parity is None or sidecar.parity.get("gpu") != device.name):
-            _check_once(store, loaded, lambda: check_of(bundle, source.graph), on_progress)
+            _check_once(store, loaded, lambda: check_of(bundle, source.graph), on_progress=on_progress)
         if sha256 is None:
             store.mark_used(path)
         return loaded
@@ -341,23 +352,33 @@ def engine_factory(
                 )
 
     def built(bundle: Bundle, source: GraphSource) -> TensorRTEngine:
-        path = cached_path(store, library, source, wanted, device)
+        path = cached_path(store, library, source, settings=wanted, device=device)
         target = _choose_architecture(library, device)
         with store.lock(path, lambda: on_progress(f"{source.graph}: another process builds it")):
             if rebuild or not store.has(path):
                 check = check_of(bundle, source.graph) if check_of is not None else None
-                timings = timings_path(store, library, wanted, device)
-                make_engine(library, source, wanted, path, target, device, check, timings, on_progress)
+                timings = timings_path(store, library, settings=wanted, device=device)
+                make_engine(
+                    library,
+                    source,
+                    wanted,
+                    path=path,
+                    architecture=target,
+                    device=device,
+                    check=check,
+                    timing_cache=timings,
+                    on_progress=on_progress,
+                )
                 store.prune()
         rebuilt.add(path)
-        return opened(bundle, source, path, None)
+        return opened(bundle, source, (path, None))
 
     def make(bundle: Bundle, graph: str) -> TensorRTEngine:
         wanted.check_stages(bundle.program)
         source = source_of(bundle, graph, precision)
         if not may_build:
             check_complete(bundle)
-        elif rebuild and cached_path(store, library, source, wanted, device) not in rebuilt:
+        elif rebuild and cached_path(store, library, source, settings=wanted, device=device) not in rebuilt:
             return built(bundle, source)
         return existing(bundle, source, opened) or built(bundle, source)
 
@@ -382,7 +403,7 @@ def _choose_architecture(library: TensorRTLibrary, device: Device) -> str | None
 
 
 def _check_once(
-    store: EngineCache, loaded: TensorRTEngine, check_of: Callable[[], Check], on_progress: Progress
+    store: EngineCache, loaded: TensorRTEngine, check_of: Callable[[], Check], *, on_progress: Progress
 ) -> None:
     """Check an engine that was built elsewhere the first time that this GPU runs it.
 

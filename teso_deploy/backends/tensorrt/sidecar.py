@@ -197,6 +197,7 @@ def architecture_of(capability: tuple[int, int]) -> str:
 def check_fits(
     sidecar: Sidecar,
     library: TensorRTLibrary,
+    *,
     capability: tuple[int, int] | None,
     gpu: str | None,
     graph_sha256: str | None,

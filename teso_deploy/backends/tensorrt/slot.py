@@ -125,7 +125,7 @@ class TensorRTSlot:
         held = self._now.host_inputs
         for name, value in given.items():
             if isinstance(value, np.ndarray) and name not in held:
-                held[name] = HostInput(self._device, value.shape, self._owner.dtypes[name], self._copies)
+                held[name] = HostInput(self._device, value.shape, self._owner.dtypes[name], stream=self._copies)
 
     def _drop(self, most: int) -> None:
         """Delete the entries of all but the ``most`` shapes that were used last."""

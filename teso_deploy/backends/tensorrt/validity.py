@@ -22,7 +22,7 @@ REASONS = (
 )
 
 
-def explain_refusal(library: TensorRTLibrary, device: Device, sidecar: Sidecar, bits: int) -> TesoError:
+def explain_refusal(library: TensorRTLibrary, device: Device, sidecar: Sidecar, *, bits: int) -> TesoError:
     """Make the error to raise for an engine that is not valid here.
 
     Args:
