@@ -83,7 +83,9 @@ def measure(recipe: Recipe, data: Path, start: Path, work: Path, steps: int, sce
         folder = work / chosen.name
         if not (folder / "bundle").is_dir():
             print(f"{name}: training {steps} steps", flush=True)
-            weights = train_model(chosen, data, folder, table, start=start, start_parts=(*START_PARTS, "decoder"))
+            weights = train_model(
+                chosen, data, folder, embeddings=table, start=start, start_parts=(*START_PARTS, "decoder")
+            )
             export_bundle(chosen, folder / "bundle", weights)
         pipeline = Pipeline(Bundle.open(folder / "bundle"), onnxruntime_factory())
         # The cues are the names of all visible objects.

@@ -74,7 +74,7 @@ def measure(recipe_name: str, device: str, steps: int) -> dict[str, Any]:
         key for key in model.state_dict() if is_adapter(key) or (key.startswith("fusion.") and key != "fusion.queries")
     )
     batches = cast(VideoBatches, NoiseBatches(recipe))
-    training = FineTuning(Assembly(model, {}, new), batches, Path(os.devnull), device)
+    training = FineTuning(Assembly(model, {}, new), batches, Path(os.devnull), device=device)
     times = []
     for _ in range(1 + steps):
         before = time.perf_counter()

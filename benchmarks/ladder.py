@@ -198,7 +198,7 @@ def build_rungs(recipe: Recipe, threads: int, folder: Path, images: NDArray[np.f
         torch.onnx.export(theirs, (torch.from_numpy(images[:1]),), stock, dynamo=True)
     eager = partial(in_eager_mode, theirs)
     ours = build(recipe, 1)
-    given, _ = fit_tensors(WeightSource(folder, theirs.state_dict(), MASK2FORMER), recipe, ours.state_dict(), None)
+    given, _ = fit_tensors(WeightSource(folder, theirs.state_dict(), MASK2FORMER), recipe, ours.state_dict(), seed=None)
     ours.load_state_dict(given, strict=False)
     rungs = [one_graph("a plain export", stock, threads, 1), Rung("Hugging Face in PyTorch, eager", eager)]
     pair = torch.from_numpy(images[:2])

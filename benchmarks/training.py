@@ -50,7 +50,11 @@ def measure(recipe_name: str, data: Path, device: str, steps: int) -> dict[str, 
         train = recipe.train.model_copy(update={"phases": (phase,), "encoders": None})
         alone = recipe.model_copy(update={"train": train})
         trainer = Trainer(
-            alone, SceneBatches(alone, library, embeddings), Path(os.devnull), torch.device(device), teachers
+            alone,
+            SceneBatches(alone, library, embeddings),
+            Path(os.devnull),
+            device=torch.device(device),
+            teachers=teachers,
         )
         times, composing = [], []
         for step in range(WARM_UP_STEPS + steps):

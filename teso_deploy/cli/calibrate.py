@@ -39,6 +39,6 @@ def calibrate(
     console = Console(stderr=True)
     table = embed_words(console, checkpoints.recipe_of(checkpoint), data)
     with console.status("calibrating"):
-        found = calibrate_checkpoint(checkpoint, data, table, scenes, seed)
+        found = calibrate_checkpoint(checkpoint, data, table, scenes=scenes, seed=seed)
     show_calibration(console, found)
     write_json(json_out, {"schema_version": 1, "checkpoint": show_path(checkpoint), **found.model_dump(mode="json")})

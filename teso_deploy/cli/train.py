@@ -118,7 +118,7 @@ def train_scenes(
             recipe,
             data,
             out,
-            table,
+            embeddings=table,
             device=training.device,
             on_progress=_make_shower(bar, recipe.name),
             save_every_steps=training.save_every_steps,
@@ -162,16 +162,18 @@ def train_videos(
     cues = read_cue_file(training.cues_file) if training.cues_file is not None else None
     files, seed = [parse_checkpoint(text) for text in weights.checkpoint], weights.random_weights
     with console.status("reading weights"):
-        built = assemble(recipe, files, seed, weights.averaging)
+        built = assemble(recipe, files, random_weights_seed=seed, averaging=weights.averaging)
     with console.status("embedding cue words"):
         words, embeddings, _ = cue_table(
             built.model.recipe, built.text, random_weights_seed=seed, nouns=words_of(samples, chosen, cues)
         )
     table = dict(zip(words, embeddings, strict=True))
-    batches = VideoBatches(built.model.recipe, samples, chosen, table, cues)
+    batches = VideoBatches(built.model.recipe, samples, layout=chosen, embeddings=table, cue_file=cues)
     with _make_bar(console) as bar:
         shower = _make_shower(bar, recipe.name)
-        return finetune.train_on_videos(built, batches, out, training.device, shower, training.save_every_steps)
+        return finetune.train_on_videos(
+            built, batches, out, device=training.device, on_progress=shower, save_every_steps=training.save_every_steps
+        )
 
 
 def _check_apart(read: list[Path | None], data: Path, out: Path) -> None:

@@ -60,7 +60,7 @@ def _load_pytorch(
     from teso_deploy.conversion.pytorch_engine import pytorch_engines
     from teso_deploy.models.assembly import assemble
 
-    model = assemble(bundle.recipe, files, seed, averaging).model
+    model = assemble(bundle.recipe, files, random_weights_seed=seed, averaging=averaging).model
     exported = bundle.manifest.provenance.get("weights_sha256")
     if exported is not None and weights_digest(model) != exported:
         raise BundleError(f"{bundle.folder} was exported from other weights than these: give those, or export again")

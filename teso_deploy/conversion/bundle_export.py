@@ -195,7 +195,7 @@ def export_bundle(
     files = [(None, checkpoints)] if isinstance(checkpoints, Path) else list(checkpoints or ())
     check_memory(recipe)
     on_progress("reading weights")
-    built = assemble(recipe, files, random_weights_seed, averaging)
+    built = assemble(recipe, files, random_weights_seed=random_weights_seed, averaging=averaging)
     model = built.model
     recipe = model.recipe
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())

@@ -177,7 +177,7 @@ def _other_sizes(source: WeightSource, recipe: Recipe) -> str:
 
 
 def fit_tensors(
-    source: WeightSource, recipe: Recipe, own: Mapping[str, Tensor], seed: int | None
+    source: WeightSource, recipe: Recipe, own: Mapping[str, Tensor], *, seed: int | None
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Convert the tensors of a file to our keys, and require that they fit.
 
@@ -218,7 +218,7 @@ def fit_tensors(
 def _whole(source: WeightSource, recipe: Recipe) -> Model:
     """Build a model from a checkpoint of this package, with its calibrated thresholds."""
     model = build_model(checkpoints.apply_calibration(recipe, source.path))
-    checkpoints.fill(model, source.tensors, source.path)
+    checkpoints.fill(model, source.tensors, path=source.path)
     return model
 
 
@@ -243,6 +243,7 @@ def _check_averaging(sources: Iterable[WeightSource], averaging: Averaging | Non
 def assemble(
     recipe: Recipe,
     checkpoint_files: Sequence[tuple[str | None, Path]] = (),
+    *,
     random_weights_seed: int | None = None,
     averaging: Averaging | None = None,
 ) -> Assembly:
@@ -291,7 +292,7 @@ def assemble(
     for part, source in sources.items():
         place = _PLACES[part]
         inside = {key.removeprefix(place): value for key, value in own.items() if key.startswith(place)}
-        given, _ = fit_tensors(source, recipe, inside, random_weights_seed)
+        given, _ = fit_tensors(source, recipe, inside, seed=random_weights_seed)
         model.load_state_dict({place + key: value for key, value in given.items()}, strict=False)
         for key in given:
             kept.pop(place + key, None)
@@ -307,7 +308,7 @@ def assemble(
 def text_tower(source: WeightSource, recipe: Recipe) -> ClipText:
     """Build the text tower of a checkpoint. Raises :class:`CheckpointError` if its keys do not fit the recipe."""
     tower: nn.Module = ClipText(recipe.clip_text, recipe.text.dim).eval()
-    given, _ = fit_tensors(source, recipe, tower.state_dict(), None)
+    given, _ = fit_tensors(source, recipe, tower.state_dict(), seed=None)
     with torch.no_grad():
         tower.load_state_dict(given, strict=False)
     return tower  # type: ignore[return-value]

@@ -84,7 +84,7 @@ def apply_calibration(recipe: Recipe, path: Path) -> Recipe:
         raise CheckpointError(f"{path}: its calibration can't be read; run teso-deploy calibrate again") from error
 
 
-def load(model: nn.Module, path: Path, parts: Sequence[str] = (), averaging: Averaging | None = None) -> KeyReport:
+def load(model: nn.Module, path: Path, *, parts: Sequence[str] = (), averaging: Averaging | None = None) -> KeyReport:
     """Load a checkpoint of this package into a model. Every key must fit.
 
     Args:
@@ -96,10 +96,10 @@ def load(model: nn.Module, path: Path, parts: Sequence[str] = (), averaging: Ave
     Raises:
         CheckpointError: Names the keys that do not fit; and the errors of :func:`weight_files.read_weights`.
     """
-    return fill(model, read(path, averaging)[0], path, parts)
+    return fill(model, read(path, averaging)[0], path=path, parts=parts)
 
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, parts: Sequence[str] = ()) -> KeyReport:
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, path: Path, parts: Sequence[str] = ()) -> KeyReport:
     """Load tensors into a model. Every key must fit.
 
     Args:

@@ -69,7 +69,7 @@ class DecoderMemory(nn.Module):
 
     def forward(self, mask_features: Tensor, maps: list[Tensor]) -> Memory:
         sources = [x.flatten(2).transpose(1, 2) + self.level_embedding[i] for i, x in enumerate(maps)]
-        positions = [sine_positions(x.shape[2], x.shape[3], self.dim, x.device) for x in maps]
+        positions = [sine_positions(x.shape[2], x.shape[3], self.dim, device=x.device) for x in maps]
         keys, values = [], []
         for i, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
             source = sources[i % LEVELS]
@@ -119,7 +119,9 @@ class DecoderLayer(nn.Module):
 class MaskedDecoder(nn.Module):
     """Prompted queries (B, Q, d) and a :class:`Memory` → class and mask logits of every layer."""
 
-    def __init__(self, dim: int, mask_dim: int, recipe: DecoderRecipe, classes: int, adapters: tuple[str, ...]) -> None:
+    def __init__(
+        self, dim: int, mask_dim: int, *, recipe: DecoderRecipe, classes: int, adapters: tuple[str, ...]
+    ) -> None:
         super().__init__()
         self.query_positions = nn.Parameter(torch.randn(recipe.queries, dim))
         self.layers = nn.ModuleList(DecoderLayer(dim, recipe, adapters) for _ in range(recipe.layers))

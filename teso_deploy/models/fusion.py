@@ -123,7 +123,7 @@ class Pmqs(nn.Module):
 class Fusion(nn.Module):
     """The graph ``fusion``: sound and cues → prompted queries and ξ."""
 
-    def __init__(self, audio_dim: int, text: TextRecipe, recipe: FusionRecipe, queries: int, query_dim: int) -> None:
+    def __init__(self, audio_dim: int, text: TextRecipe, recipe: FusionRecipe, *, queries: int, query_dim: int) -> None:
         super().__init__()
         self.latents = AudioLatents(audio_dim, recipe)
         self.without = recipe.without
@@ -153,11 +153,11 @@ class Fusion(nn.Module):
             Queries (B, Q, d) and ξ (B, N_T) float32, which is 0 in slots without a cue. Without a valid cue, slot 0
             has the ξ of the fallback cue.
         """
-        queries, gate, _ = self.fuse(audio, cues, cue_valid, self.gate_threshold)
+        queries, gate, _ = self.fuse(audio, cues, cue_valid, gate_threshold=self.gate_threshold)
         return queries, gate
 
     def fuse(
-        self, audio: Tensor, cues: Tensor, cue_valid: Tensor, gate_threshold: float = 0.0
+        self, audio: Tensor, cues: Tensor, cue_valid: Tensor, *, gate_threshold: float = 0.0
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Do the same as :meth:`forward`, and also return the latents (B, N_L, d), which training needs for InfoNCE.
 

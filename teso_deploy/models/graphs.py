@@ -77,7 +77,9 @@ class _DecoderGraph(nn.Module):
         self.recipe, self.foundation = model.recipe, model.foundation
 
     def forward(self, queries: Tensor, *memory: Tensor) -> Tensor:
-        return self.foundation.score_classes(self.recipe, self.decoder, queries, unflatten_memory(memory))
+        return self.foundation.score_classes(
+            self.recipe, self.decoder, queries=queries, memory=unflatten_memory(memory)
+        )
 
 
 def graph_modules(model: Teso) -> dict[str, nn.Module]:

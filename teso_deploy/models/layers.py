@@ -101,7 +101,7 @@ class Attention(nn.Module):
         return self.attend_values(self.scores(queries, keys), values)
 
 
-def sine_positions(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:
+def sine_positions(height: int, width: int, dim: int, *, device: torch.device | None = None) -> Tensor:
     """Compute the normalised sine position embedding (DETR, appendix A.4), (H·W, d), y half first.
 
     Args:

@@ -19,13 +19,13 @@ Shapes = Sequence[tuple[int, int]]
 ONNX_OPERATOR = "teso_deploy::MSDA"
 
 
-def _sample_grid(value: Tensor, height: int, width: int, locations: Tensor) -> Tensor:
+def _sample_grid(value: Tensor, *, height: int, width: int, locations: Tensor) -> Tensor:
     """Bilinear samples of one level, zero outside: (N, d, H·W), (N, Q, P, 2) in 0 … 1 → (N, d, Q, P)."""
     image = value.unflatten(2, (height, width))
     return F.grid_sample(image, 2 * locations - 1, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def msda(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+def msda(value: Tensor, shapes: Shapes, *, locations: Tensor, weights: Tensor) -> Tensor:
     """Sum weighted samples over all levels and points.
 
     Args:
@@ -47,12 +47,12 @@ def msda(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> T
     for level, (height, width) in enumerate(shapes):
         part = per_head[:, :, start : start + height * width]
         start += height * width
-        picked = _sample_grid(part, height, width, places[:, :, level])  # (B·M, d, Q, P)
+        picked = _sample_grid(part, height=height, width=width, locations=places[:, :, level])  # (B·M, d, Q, P)
         total = total + (picked * share[:, None, :, level]).sum(-1)
     return total.view(-1, heads * dim, queries).transpose(1, 2)
 
 
-def sample_around(value: Tensor, offsets: Tensor, weights: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
+def sample_around(value: Tensor, *, offsets: Tensor, weights: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
     """Apply :func:`msda` at reference points that are moved by offsets.
 
     Args:
@@ -64,10 +64,10 @@ def sample_around(value: Tensor, offsets: Tensor, weights: Tensor, reference: Te
     """
     cell = value.new_tensor([[1 / width, 1 / height] for height, width in shapes])  # (L, 2)
     locations = reference[:, None, None, None, :] + offsets * cell[:, None, :]
-    return msda(value, shapes, locations, weights)
+    return msda(value, shapes, locations=locations, weights=weights)
 
 
-def onnx_node(value: Tensor, offsets: Tensor, weights: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
+def onnx_node(value: Tensor, *, offsets: Tensor, weights: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
     """Emit :func:`sample_around` as one ONNX node, because the best implementation differs by runtime.
 
     Args:
@@ -90,7 +90,7 @@ def onnx_node(value: Tensor, offsets: Tensor, weights: Tensor, reference: Tensor
 class DeformableAttention(nn.Module):
     """The attention around :func:`msda`: offsets and weights are computed from the queries."""
 
-    def __init__(self, dim: int, heads: int, levels: int, points: int, adapter: bool) -> None:
+    def __init__(self, dim: int, *, heads: int, levels: int, points: int, adapter: bool) -> None:
         super().__init__()
         self.heads, self.levels, self.points = heads, levels, points
         self.value = nn.Linear(dim, dim)
@@ -132,7 +132,7 @@ class DeformableAttention(nn.Module):
         weights = torch.softmax(self.weights(query).view(-1, length, self.heads, self.levels * self.points), -1)
         weights = weights.unflatten(3, (self.levels, self.points))
         if torch.onnx.is_in_onnx_export():
-            sampled = onnx_node(value, offsets, weights, reference, shapes)
+            sampled = onnx_node(value, offsets=offsets, weights=weights, reference=reference, shapes=shapes)
         else:
-            sampled = sample_around(value, offsets, weights, reference, shapes)
+            sampled = sample_around(value, offsets=offsets, weights=weights, reference=reference, shapes=shapes)
         return self.adapter(self.output(sampled))

@@ -28,7 +28,9 @@ class DeformableLayer(nn.Module):
 
     def __init__(self, recipe: PixelDecoderRecipe, adapter: bool) -> None:
         super().__init__()
-        self.attention = DeformableAttention(recipe.dim, recipe.heads, LEVELS, recipe.points, adapter)
+        self.attention = DeformableAttention(
+            recipe.dim, heads=recipe.heads, levels=LEVELS, points=recipe.points, adapter=adapter
+        )
         self.norm1 = nn.LayerNorm(recipe.dim)
         self.ffn = FeedForward(recipe.dim, recipe.ffn_dim, nn.ReLU())
         self.norm2 = nn.LayerNorm(recipe.dim)
@@ -72,7 +74,7 @@ class PixelDecoder(nn.Module):
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1)
         positions = torch.cat(
             [
-                sine_positions(height, width, self.dim, tokens.device) + self.level_embedding[level]
+                sine_positions(height, width, self.dim, device=tokens.device) + self.level_embedding[level]
                 for level, (height, width) in enumerate(shapes)
             ]
         )

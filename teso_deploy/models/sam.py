@@ -35,7 +35,7 @@ def relative_index(size: int) -> Tensor:
 class DecomposedAttention(nn.Module):
     """Self-attention over a square of ``size`` × ``size`` with relative positions along each axis (Li et al., 2022)."""
 
-    def __init__(self, dim: int, heads: int, size: int, adapter: bool) -> None:
+    def __init__(self, dim: int, *, heads: int, size: int, adapter: bool) -> None:
         super().__init__()
         self.heads, self.size = heads, size
         self.scale = (dim // heads) ** -0.5
@@ -65,11 +65,11 @@ class DecomposedAttention(nn.Module):
 class SamBlock(nn.Module):
     """Pre-norm attention and MLP. With ``window`` 0 it attends to the whole picture."""
 
-    def __init__(self, recipe: SamRecipe, side: int, window: int, adapter: bool) -> None:
+    def __init__(self, recipe: SamRecipe, side: int, *, window: int, adapter: bool) -> None:
         super().__init__()
         self.side, self.window = side, window
         self.norm1 = nn.LayerNorm(recipe.embed_dim, EPS)
-        self.attention = DecomposedAttention(recipe.embed_dim, recipe.heads, window or side, adapter)
+        self.attention = DecomposedAttention(recipe.embed_dim, heads=recipe.heads, size=window or side, adapter=adapter)
         self.norm2 = nn.LayerNorm(recipe.embed_dim, EPS)
         self.mlp = FeedForward(recipe.embed_dim, recipe.mlp_dim, nn.GELU())
 
@@ -79,7 +79,7 @@ class SamBlock(nn.Module):
         below = -self.side % self.window
         padded = self.side + below
         image = F.pad(x.unflatten(1, (self.side, self.side)), (0, 0, 0, below, 0, below))
-        image = unwindows(self.attention(windows(image, self.window)), self.window, padded, padded)
+        image = unwindows(self.attention(windows(image, self.window)), self.window, height=padded, width=padded)
         return image[:, : self.side, : self.side].flatten(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,7 +97,12 @@ class SamVisualEncoder(nn.Module):
         self.patch = nn.Conv2d(3, recipe.embed_dim, recipe.patch, stride=recipe.patch)
         self.positions = nn.Parameter(torch.zeros(self.side * self.side, recipe.embed_dim))
         self.blocks = nn.ModuleList(
-            SamBlock(recipe, self.side, 0 if i in recipe.global_layers else recipe.window, "sam_encoder" in adapters)
+            SamBlock(
+                recipe,
+                self.side,
+                window=0 if i in recipe.global_layers else recipe.window,
+                adapter="sam_encoder" in adapters,
+            )
             for i in range(recipe.layers)
         )
         self.neck = nn.Sequential(

@@ -19,7 +19,7 @@ from teso_deploy.recipe import SamRecipe
 class NarrowAttention(nn.Module):
     """Multi-head attention at a fraction of the width, with an adapter after its output projection."""
 
-    def __init__(self, dim: int, heads: int, downsample: int, adapter: bool) -> None:
+    def __init__(self, dim: int, *, heads: int, downsample: int, adapter: bool) -> None:
         super().__init__()
         inner = dim // downsample
         self.heads = heads
@@ -56,13 +56,13 @@ class TwoWayLayer(nn.Module):
         super().__init__()
         dim, heads = recipe.dim, recipe.decoder_heads
         self.is_first = is_first
-        self.self_attention = NarrowAttention(dim, heads, 1, adapter)
+        self.self_attention = NarrowAttention(dim, heads=heads, downsample=1, adapter=adapter)
         self.norm1 = nn.LayerNorm(dim, EPS)
-        self.to_image = NarrowAttention(dim, heads, recipe.attention_downsample, adapter)
+        self.to_image = NarrowAttention(dim, heads=heads, downsample=recipe.attention_downsample, adapter=adapter)
         self.norm2 = nn.LayerNorm(dim, EPS)
         self.mlp = FeedForward(dim, recipe.decoder_mlp_dim, nn.ReLU())
         self.norm3 = nn.LayerNorm(dim, EPS)
-        self.to_tokens = NarrowAttention(dim, heads, recipe.attention_downsample, adapter)
+        self.to_tokens = NarrowAttention(dim, heads=heads, downsample=recipe.attention_downsample, adapter=adapter)
         self.norm4 = nn.LayerNorm(dim, EPS)
 
     def forward(self, tokens: Tensor, image: Tensor, token_positions: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
@@ -107,7 +107,9 @@ class SamMaskDecoder(nn.Module):
         # SAM's random Fourier features: not learned, but part of every checkpoint.
         self.register_buffer("frequencies", torch.randn(2, dim // 2))
         self.layers = nn.ModuleList(TwoWayLayer(recipe, i == 0, adapter) for i in range(recipe.decoder_layers))
-        self.final_attention = NarrowAttention(dim, recipe.decoder_heads, recipe.attention_downsample, adapter)
+        self.final_attention = NarrowAttention(
+            dim, heads=recipe.decoder_heads, downsample=recipe.attention_downsample, adapter=adapter
+        )
         self.final_norm = nn.LayerNorm(dim)
         self.upscale = nn.Sequential(
             nn.ConvTranspose2d(dim, dim // 4, 2, stride=2), LayerNorm2d(dim // 4), nn.GELU(),

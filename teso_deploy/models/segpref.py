@@ -36,7 +36,7 @@ def _mlp(inside: int, hidden: int, outside: int) -> nn.Sequential:
 class SegprefFusion(nn.Module):
     """The graph ``fusion``: sound and cues → prompted queries. Its ξ is 1 for each slot that is used."""
 
-    def __init__(self, audio_dim: int, text: TextRecipe, recipe: FusionRecipe, queries: int, query_dim: int) -> None:
+    def __init__(self, audio_dim: int, text: TextRecipe, recipe: FusionRecipe, *, queries: int, query_dim: int) -> None:
         super().__init__()
         self.audio_projection = _mlp(audio_dim, recipe.ffn_dim, recipe.dim)
         self.text_projection = _mlp(text.dim, recipe.ffn_dim, recipe.dim)

@@ -74,8 +74,9 @@ def _sizes(of: Any) -> tuple[int, ...]:
     return sizes
 
 
-def _view(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None) -> StoredTensor:
-    """Return a view of a storage. Raises ``ValueError`` if it exceeds the storage."""
+def _view(given: tuple[Any, ...], dtype: torch.dtype | None = None) -> StoredTensor:
+    """Return the view that (storage, offset, size, stride) describe. Raises ``ValueError`` if it is too large."""
+    storage, offset, size, stride = given
     if not isinstance(storage, Storage):
         raise ValueError("not a storage")
     shape, steps = _sizes(size), _sizes(stride)
@@ -98,15 +99,15 @@ def _view(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype 
 
 def _make_typed_view(_name: str, given: tuple[Any, ...]) -> StoredTensor:
     """Return a view that names its data type, for types without a storage class (float8)."""
-    storage, offset, size, stride, _requires_grad, _hooks, dtype, *_rest = given
-    return _view(storage, offset, size, stride, find_dtype(dtype))
+    *view, _requires_grad, _hooks, dtype = given[:7]
+    return _view(tuple(view), find_dtype(dtype))
 
 
 def _refuse(trouble: str) -> StoredTensor:
     return StoredTensor((), torch.uint8, lambda: torch.empty(0), trouble)
 
 
-def _array(shape: Any, described: Any, content: Any, fortran: bool) -> Any:
+def _array(shape: Any, described: Any, content: Any, *, fortran: bool) -> Any:
     """Return a NumPy array from the parts of its pickle, or a placeholder for one without numbers."""
     if not isinstance(described, Placeholder) or not isinstance(content, bytes | bytearray | str):
         return Placeholder("numpy.ndarray")
@@ -141,7 +142,7 @@ class Array(Placeholder):
             return self
         _, shape, described, fortran, content = self.state
         try:
-            return _array(shape, described, content, bool(fortran))
+            return _array(shape, described, content, fortran=bool(fortran))
         except Exception:  # parts that do not fit together: ValueError, TypeError, IndexError
             return _refuse("is damaged")
 
@@ -175,8 +176,8 @@ _MAKERS: Mapping[str, Callable[[str, tuple[Any, ...]], Any]] = {
     "collections.defaultdict": _pairs,
     "builtins.dict": _pairs,
     "_codecs.encode": _text_as_bytes,
-    "torch._utils._rebuild_tensor": lambda _, given: _view(*given[:4]),
-    "torch._utils._rebuild_tensor_v2": lambda _, given: _view(*given[:4]),
+    "torch._utils._rebuild_tensor": lambda _, given: _view(given[:4]),
+    "torch._utils._rebuild_tensor_v2": lambda _, given: _view(given[:4]),
     "torch._utils._rebuild_tensor_v3": _make_typed_view,
     "torch._utils._rebuild_parameter": lambda _, given: given[0],
     "torch._utils._rebuild_parameter_with_state": lambda _, given: given[0],
@@ -189,14 +190,14 @@ _MAKERS: Mapping[str, Callable[[str, tuple[Any, ...]], Any]] = {
     "torch._utils._rebuild_wrapper_subclass": lambda *_: _refuse("is of a special class"),
     "torch._utils._rebuild_meta_tensor_no_storage": lambda *_: _refuse('has no numbers (device "meta")'),
     "torch._utils._rebuild_device_tensor_from_numpy": lambda _, given: given[0],
+    **{f"numpy.{core}.multiarray._reconstruct": (lambda name, given: Array(name, given)) for core in ("core", "_core")},
     **{
-        f"numpy.{core}.multiarray._reconstruct": (lambda name, given: Array(name, given)) for core in ("core", "_core")
-    },
-    **{
-        f"numpy.{core}.numeric._frombuffer": (lambda _, given: _array(given[2], given[1], given[0], given[3] == "F"))
+        f"numpy.{core}.numeric._frombuffer": (
+            lambda _, given: _array(given[2], given[1], given[0], fortran=given[3] == "F")
+        )
         for core in ("core", "_core")
     },
-}  # fmt: skip
+}
 
 
 def make_tensor(name: str, given: tuple[Any, ...]) -> Any:

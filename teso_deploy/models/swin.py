@@ -18,7 +18,7 @@ def windows(x: Tensor, size: int) -> Tensor:
     return x.transpose(2, 3).reshape(-1, size * size, channels)
 
 
-def unwindows(x: Tensor, size: int, height: int, width: int) -> Tensor:
+def unwindows(x: Tensor, size: int, *, height: int, width: int) -> Tensor:
     """Invert :func:`windows`.
 
     Args:
@@ -42,7 +42,7 @@ def relative_position_index(size: int) -> Tensor:
     return offset[0] * (2 * size - 1) + offset[1]
 
 
-def shift_mask(height: int, width: int, size: int, shift: int, device: torch.device) -> Tensor:
+def shift_mask(height: int, width: int, *, size: int, shift: int, device: torch.device) -> Tensor:
     """Return 0, or -100 between positions of a shifted window that are not neighbours in the picture.
 
     -100 is Swin's own constant; scores are small. The small table of regions is a constant and the large mask is
@@ -70,7 +70,7 @@ def shift_mask(height: int, width: int, size: int, shift: int, device: torch.dev
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside windows, with a learned relative position bias."""
 
-    def __init__(self, dim: int, heads: int, window: int, adapter: bool) -> None:
+    def __init__(self, dim: int, *, heads: int, window: int, adapter: bool) -> None:
         super().__init__()
         self.heads = heads
         self.scale = (dim // heads) ** -0.5
@@ -133,13 +133,13 @@ def convolutional_stem(dim: int) -> nn.Sequential:
 class SwinBlock(nn.Module):
     """Pre-norm window attention and MLP; every second block shifts its windows by half."""
 
-    def __init__(self, dim: int, heads: int, recipe: SwinRecipe, shifted: bool, adapter: bool) -> None:
+    def __init__(self, dim: int, *, heads: int, recipe: SwinRecipe, shifted: bool, adapter: bool) -> None:
         super().__init__()
         self.window = recipe.window
         self.shifted = shifted
         self.shift_covered = recipe.shift_covered
         self.norm1 = nn.LayerNorm(dim)
-        self.attention = WindowAttention(dim, heads, recipe.window, adapter)
+        self.attention = WindowAttention(dim, heads=heads, window=recipe.window, adapter=adapter)
         self.norm2 = nn.LayerNorm(dim)
         self.convolved = recipe.convolutions
         hidden = int(dim * recipe.mlp_ratio)
@@ -166,8 +166,8 @@ class SwinBlock(nn.Module):
         mask = None
         if shift:
             image = torch.roll(image, (-shift, -shift), (1, 2))
-            mask = shift_mask(tall, wide, size, shift, x.device)
-        image = unwindows(self.attention(windows(image, size), mask), size, tall, wide)
+            mask = shift_mask(tall, wide, size=size, shift=shift, device=x.device)
+        image = unwindows(self.attention(windows(image, size), mask), size, height=tall, width=wide)
         if shift:
             image = torch.roll(image, (shift, shift), (1, 2))
         if below or right:
@@ -214,7 +214,9 @@ class Swin(nn.Module):
         self.patch_norm = nn.LayerNorm(recipe.embed_dim)
         self.dims = [recipe.embed_dim << i for i in range(4)]
         self.stages = nn.ModuleList(
-            nn.ModuleList(SwinBlock(dim, heads, recipe, bool(i % 2), adapters) for i in range(depth))
+            nn.ModuleList(
+                SwinBlock(dim, heads=heads, recipe=recipe, shifted=bool(i % 2), adapter=adapters) for i in range(depth)
+            )
             for dim, heads, depth in zip(self.dims, recipe.heads, recipe.depths, strict=True)
         )
         self.merges = nn.ModuleList(PatchMerging(dim) for dim in self.dims[:-1])

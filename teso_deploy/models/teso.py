@@ -38,7 +38,7 @@ class Teso(Model):
         # The random weights of a seed depend on this order.
         self.visual_encoder = self.foundation.make_visual_encoder(recipe)
         self.audio_encoder = make_audio_encoder(recipe)
-        self.fusion = fusion(recipe.audio.dim, recipe.text, recipe.fusion, queries, dim)
+        self.fusion = fusion(recipe.audio.dim, recipe.text, recipe.fusion, queries=queries, query_dim=dim)
         self.decoder = self.foundation.make_decoder(recipe)
         # One choice of the recipe for all adapters, set here instead of passed through every layer.
         for module in self.modules():
@@ -58,7 +58,9 @@ class Teso(Model):
             The class scores (B, C, h, w), of eq. 7 at H/4 × W/4, and ξ (B, N_T).
         """
         queries, gate = self.fusion(self.audio_encoder(waveform), cues, cue_valid)
-        return self.foundation.score_classes(self.recipe, self.decoder, queries, self.visual_encoder(image)), gate
+        return self.foundation.score_classes(
+            self.recipe, self.decoder, queries=queries, memory=self.visual_encoder(image)
+        ), gate
 
 
 def build(recipe: Recipe, seed: int | None = None) -> Teso:

@@ -221,7 +221,7 @@ class SceneBatches:
         for _ in range(phase.pictures_per_step):
             count = int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))
             chosen = rng.choice(words, min(count, len(words)), replace=False, p=share / share.sum())
-            picture = self._compose(rng, [str(word) for word in chosen], double, (0.3, 1.3))
+            picture = self._compose(rng, [str(word) for word in chosen], size=double, scale=(0.3, 1.3))
             photographs.append(picture.image)
             dense_tags.append(
                 self._dense_tags({word: coverage(picture.mask_of([word]), 2 * STRIDE) for word in picture.words})
@@ -244,7 +244,7 @@ class SceneBatches:
         )
 
     def _compose(
-        self, rng: np.random.Generator, words: Sequence[str], size: tuple[int, int], scale: tuple[float, float]
+        self, rng: np.random.Generator, words: Sequence[str], *, size: tuple[int, int], scale: tuple[float, float]
     ) -> Picture:
         return compose_picture(
             rng, self.library, words, size=size, whole_rate=self.train.whole_photograph_rate, scale=scale
@@ -278,7 +278,9 @@ class SceneBatches:
         for b in range(scenes):
             rng = np.random.default_rng((self.train.seed, step, b))
             words = self._objects(rng)
-            picture = self._compose(rng, self._choose_shown(rng, words), (2 * size[0], 2 * size[1]), phase.scale)
+            picture = self._compose(
+                rng, self._choose_shown(rng, words), size=(2 * size[0], 2 * size[1]), scale=phase.scale
+            )
             photographs.append(picture.image)
             dense_tags.append(
                 self._dense_tags({word: coverage(picture.mask_of([word]), 2 * STRIDE) for word in picture.words})

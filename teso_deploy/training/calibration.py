@@ -50,7 +50,13 @@ class _Seen:
 
 
 def _trials(
-    model: Teso, library: MediaLibrary, embeddings: Mapping[str, NDArray[np.float32]], row: str, scenes: int, seed: int
+    model: Teso,
+    library: MediaLibrary,
+    embeddings: Mapping[str, NDArray[np.float32]],
+    *,
+    row: str,
+    scenes: int,
+    seed: int,
 ) -> Iterator[_Seen]:
     recipe = model.recipe
     words = find_testable_words(
@@ -90,7 +96,7 @@ def _gate_threshold(sounding: NDArray[np.float32], blank: Sequence[NDArray[np.fl
 def _miou(model: Teso, seen: _Seen, gate_threshold: float) -> list[float]:
     """Return the mean IoU of a trial's sounding words for each of ``_MASK_THRESHOLDS``."""
     head = model.recipe.head
-    queries, _, _ = model.fusion.fuse(seen.audio, seen.cues, seen.cue_valid, gate_threshold)
+    queries, _, _ = model.fusion.fuse(seen.audio, seen.cues, seen.cue_valid, gate_threshold=gate_threshold)
     class_logits, mask_logits = model.decoder(queries, seen.memory)
     scores = segmentation_scores(class_logits, mask_logits, head)[0].numpy()
     picture = seen.trial.picture
@@ -125,7 +131,12 @@ def _tag_threshold(tags: NDArray[np.float32], visible: NDArray[np.bool_]) -> tup
 
 @torch.no_grad()
 def calibrate(
-    model: Teso, library: MediaLibrary, embeddings: Mapping[str, NDArray[np.float32]], scenes: int = 150, seed: int = 0
+    model: Teso,
+    library: MediaLibrary,
+    embeddings: Mapping[str, NDArray[np.float32]],
+    *,
+    scenes: int = 150,
+    seed: int = 0,
 ) -> Calibration:
     """Choose the thresholds of a trained model.
 
@@ -145,7 +156,7 @@ def calibrate(
     model.eval()
 
     def make_trials(*rows: str) -> Iterator[_Seen]:
-        return (seen for row in rows for seen in _trials(model, library, embeddings, row, scenes, seed))
+        return (seen for row in rows for seen in _trials(model, library, embeddings, row=row, scenes=scenes, seed=seed))
 
     blank = [
         np.array([seen.gates.max() for seen in make_trials(row) if len(seen.names)], np.float32) for row in BLANK_ROWS
@@ -184,7 +195,7 @@ def calibrate(
 
 
 def calibrate_checkpoint(
-    path: Path, data: Path, embeddings: Mapping[str, NDArray[np.float32]], scenes: int = 150, seed: int = 0
+    path: Path, data: Path, embeddings: Mapping[str, NDArray[np.float32]], *, scenes: int = 150, seed: int = 0
 ) -> Calibration:
     """Calibrate the model of a training checkpoint, and store the thresholds in the file.
 
@@ -210,7 +221,7 @@ def calibrate_checkpoint(
     if not weight_files.holds_nothing_but(path, model.state_dict().keys()):
         raise CheckpointError(f"{path} holds more than `train` writes, which would be lost: give a run's {WEIGHTS}")
     checkpoints.load(model, path)
-    calibration = calibrate(model, library, embeddings, scenes, seed)
+    calibration = calibrate(model, library, embeddings, scenes=scenes, seed=seed)
     metadata = weight_files.read_metadata(path)
     checkpoints.save(model, path, {**metadata, checkpoints.CALIBRATION: calibration.model_dump_json()})
     return calibration

@@ -64,13 +64,13 @@ class _Losses(nn.Module):
 
     def forward(self, batch: Batch, seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        return training_losses(self.model, self.heads, batch, self.train_recipe, generator)
+        return training_losses(self.model, self.heads, batch, train=self.train_recipe, generator=generator)
 
 
 class FineTuning:
     """The training of a model on videos, and the files of its run."""
 
-    def __init__(self, built: Assembly, batches: VideoBatches, out: Path, device: str) -> None:
+    def __init__(self, built: Assembly, batches: VideoBatches, out: Path, *, device: str) -> None:
         """Raises :class:`RecipeError` for a recipe that can't be trained on videos."""
         recipe = built.model.recipe
         check_trainable(recipe)
@@ -96,7 +96,7 @@ class FineTuning:
             others = [named[name] for name in names if named[name].ndim < 2]
             for parameters, decay in ((matrices, self.train.weight_decay), (others, 0.0)):
                 groups += [{"params": parameters, "weight_decay": decay, "rate": rate}] if parameters else []
-        heads = TrainingHeads(recipe, 1).requires_grad_(False)
+        heads = TrainingHeads(recipe, audio_words=1).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(groups, lr=self.train.learning_rate)
         losses = _Losses(self.model, heads, self.train)
         self.losses, self.prepared = self.accelerator.prepare(losses, self.optimizer)
@@ -126,7 +126,7 @@ class FineTuning:
 
     def run_step(self) -> dict[str, float]:
         """Update the weights once, by the gradients of ``accumulation_steps`` batches. Return the log values."""
-        rate = learning_rate(1.0, self.train.warmup_steps, self.step, self.steps)
+        rate = learning_rate(1.0, warmup_steps=self.train.warmup_steps, step=self.step, steps=self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
         self.losses.train()
@@ -152,7 +152,7 @@ class FineTuning:
             total = torch.stack(list(losses.values())).sum()
             self.accelerator.backward(total / self.phase.accumulation_steps)
         values = {name: value.item() for name, value in losses.items()} | {"total": total.item()}
-        return values | batch_scores(self.recipe, class_logits, mask_logits, batch)
+        return values | batch_scores(self.recipe, class_logits, mask_logits, batch=batch)
 
     def save(self) -> None:
         """Write the state and the weights. Only the first of several processes writes."""
@@ -211,6 +211,7 @@ def train_on_videos(
     built: Assembly,
     batches: VideoBatches,
     out: Path,
+    *,
     device: str = "cpu",
     on_progress: Callable[[Progress], None] = lambda progress: None,
     save_every_steps: int = 100,
@@ -237,7 +238,7 @@ def train_on_videos(
     """
     if not len(batches):
         raise DataError("no frame of the data set has a mask: name another split or subset")
-    training = FineTuning(built, batches, out, device)
+    training = FineTuning(built, batches, out, device=device)
     training.resume()
     is_main = training.accelerator.is_main_process
     out.mkdir(parents=True, exist_ok=True)

@@ -58,7 +58,7 @@ def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Ten
     return update
 
 
-def learning_rate(peak: float, warmup_steps: int, step: int, steps: int) -> float:
+def learning_rate(peak: float, *, warmup_steps: int, step: int, steps: int) -> float:
     """Return the learning rate of a step: linear warm-up, then a half cosine to a hundredth of the peak.
 
     Args:
@@ -81,7 +81,7 @@ ENCODERS = ("visual_encoder.swin.", "visual_encoder.pixel_decoder.", "visual_enc
 
 
 def make_optimizer(
-    model: nn.Module, heads: nn.Module, train: TrainRecipe, encoder_rate: float = 1.0
+    model: nn.Module, heads: nn.Module, *, train: TrainRecipe, encoder_rate: float = 1.0
 ) -> torch.optim.AdamW:
     """Make AdamW with weight decay on matrices only. A group's ``rate`` multiplies the learning rate of a step.
 
@@ -111,7 +111,7 @@ def make_optimizer(
 
 
 @torch.no_grad()
-def batch_scores(recipe: Recipe, class_logits: Tensor, mask_logits: Tensor, batch: Batch) -> dict[str, float]:
+def batch_scores(recipe: Recipe, class_logits: Tensor, mask_logits: Tensor, *, batch: Batch) -> dict[str, float]:
     """Compute the IoU over rows in which something sounds, and the share of blank rows with blank masks.
 
     Args:
@@ -144,7 +144,13 @@ class Trainer:
     """Model, optimiser and averaged weights, and the files of their run."""
 
     def __init__(
-        self, recipe: Recipe, batches: SceneBatches, out: Path, device: torch.device, teachers: Teachers | None = None
+        self,
+        recipe: Recipe,
+        batches: SceneBatches,
+        out: Path,
+        *,
+        device: torch.device,
+        teachers: Teachers | None = None,
     ) -> None:
         assert recipe.train is not None
         self.teachers = teachers or Teachers()
@@ -154,8 +160,11 @@ class Trainer:
         self.step = 0
         torch.manual_seed(self.train.seed)
         self.model = build(recipe, self.train.seed).to(device)
-        self.heads = TrainingHeads(recipe, len(batches.audio_words), *self.teachers.channels).to(device)
-        self.optimizer = make_optimizer(self.model, self.heads, self.train)
+        picture_dims, sound_dims = self.teachers.channels
+        self.heads = TrainingHeads(
+            recipe, audio_words=len(batches.audio_words), picture_dims=picture_dims, sound_dims=sound_dims
+        ).to(device)
+        self.optimizer = make_optimizer(self.model, self.heads, train=self.train)
         self.average = AveragedModel(self.model, avg_fn=moving_average(self.train.ema_decay))
 
     def _state(self) -> dict[str, object]:
@@ -207,7 +216,7 @@ class Trainer:
         Raises:
             CheckpointError: The weights are of another recipe.
         """
-        checkpoints.load(self.model, checkpoint, tuple(f"{part}." for part in parts), averaging)
+        checkpoints.load(self.model, checkpoint, parts=tuple(f"{part}." for part in parts), averaging=averaging)
         self.average.module.load_state_dict(self.model.state_dict())
         self.step = self.encoder_steps
 
@@ -235,19 +244,25 @@ class Trainer:
     def _encoders_step(self, lesson: Lesson) -> dict[str, float]:
         assert self.train.encoders is not None
         self.model.train()
-        losses, _, _ = encoder_losses(self.model, self.heads, lesson, self.train)
+        losses, _, _ = encoder_losses(self.model, self.heads, lesson, train=self.train)
         peak = self.train.encoders.learning_rate
-        return self._update(losses, learning_rate(peak, self.train.warmup_steps, self.step, self.encoder_steps))
+        return self._update(
+            losses, learning_rate(peak, warmup_steps=self.train.warmup_steps, step=self.step, steps=self.encoder_steps)
+        )
 
     def _scenes_step(self, batch: Batch) -> dict[str, float]:
         step, steps = self.step - self.encoder_steps, self.steps - self.encoder_steps
         if step == 0:  # Adam's moments of the encoders' losses do not apply to the losses of the scenes
-            self.optimizer = make_optimizer(self.model, self.heads, self.train, self.train.encoder_rate)
-        rate = learning_rate(self.train.learning_rate, self.train.warmup_steps, step, steps)
+            self.optimizer = make_optimizer(
+                self.model, self.heads, train=self.train, encoder_rate=self.train.encoder_rate
+            )
+        rate = learning_rate(self.train.learning_rate, warmup_steps=self.train.warmup_steps, step=step, steps=steps)
         self.model.train()
         generator = torch.Generator().manual_seed(self.train.seed * 1_000_003 + step)
-        losses, class_logits, mask_logits = training_losses(self.model, self.heads, batch, self.train, generator)
-        return self._update(losses, rate) | batch_scores(self.recipe, class_logits, mask_logits, batch)
+        losses, class_logits, mask_logits = training_losses(
+            self.model, self.heads, batch, train=self.train, generator=generator
+        )
+        return self._update(losses, rate) | batch_scores(self.recipe, class_logits, mask_logits, batch=batch)
 
     def _update(self, losses: dict[str, Tensor], rate: float) -> dict[str, float]:
         """Update the weights that the losses reach, and the average. Skip a step that is not finite."""
@@ -281,6 +296,7 @@ def train_model(
     recipe: Recipe,
     data: Path,
     out: Path,
+    *,
     embeddings: Mapping[str, NDArray[np.float32]],
     device: str = "cpu",
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -314,7 +330,7 @@ def train_model(
     if recipe.train is None or not recipe.train.phases:
         raise RecipeError(f"recipe {recipe.name} says nothing about training: add [train] with phases")
     batches = SceneBatches(recipe, read_library(data, "train", hold_out=recipe.train.hold_out), embeddings)
-    trainer = Trainer(recipe, batches, out, torch.device(device), load_teachers(recipe.train, data))
+    trainer = Trainer(recipe, batches, out, device=torch.device(device), teachers=load_teachers(recipe.train, data))
     if not trainer.resume() and start is not None:
         trainer.start_from(start, start_parts, averaging)
     out.mkdir(parents=True, exist_ok=True)

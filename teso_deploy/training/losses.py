@@ -62,7 +62,7 @@ class TrainingHeads(nn.Module):
     """
 
     def __init__(
-        self, recipe: Recipe, audio_words: int, picture_dims: Sequence[int] = (), sound_dims: Sequence[int] = ()
+        self, recipe: Recipe, *, audio_words: int, picture_dims: Sequence[int] = (), sound_dims: Sequence[int] = ()
     ) -> None:
         super().__init__()
         self.audio = nn.Sequential(nn.ReLU(), nn.Linear(recipe.audio.dim, audio_words))
@@ -100,7 +100,7 @@ def audio_tag_loss(heads: TrainingHeads, audio: Tensor, tags: Tensor) -> Tensor:
 
 
 def encoder_losses(
-    model: Teso, heads: TrainingHeads, lesson: Lesson, train: TrainRecipe
+    model: Teso, heads: TrainingHeads, lesson: Lesson, *, train: TrainRecipe
 ) -> tuple[dict[str, Tensor], Memory, Tensor]:
     """Compute the loss of each encoder separately: from labels, and from a teacher's features if it has a teacher.
 
@@ -144,7 +144,7 @@ def encoder_losses(
 
 
 def mask_losses(
-    class_logits: Tensor, mask_logits: Tensor, batch: Batch, train: TrainRecipe, generator: torch.Generator
+    class_logits: Tensor, mask_logits: Tensor, batch: Batch, *, train: TrainRecipe, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Compute the set losses of one or more decoder states, summed over states and averaged over targets.
 
@@ -189,7 +189,7 @@ def mask_losses(
 
 
 def training_losses(
-    model: Teso, heads: TrainingHeads, batch: Batch, train: TrainRecipe, generator: torch.Generator
+    model: Teso, heads: TrainingHeads, batch: Batch, *, train: TrainRecipe, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Compute every weighted term of a batch, and the last class and mask logits for the log.
 
@@ -204,7 +204,7 @@ def training_losses(
         The terms by name, the class logits and the mask logits.
     """
     sounds = len(batch.waveform) // len(batch.image)
-    terms, memory, audio = encoder_losses(model, heads, batch, train)
+    terms, memory, audio = encoder_losses(model, heads, batch, train=train)
     with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=train.mixed_precision):
         queries, gate, latents = model.fusion.fuse(audio, batch.cues, batch.cue_valid)
         repeated = memory.repeat(sounds)
@@ -212,7 +212,7 @@ def training_losses(
         class_logits = model.decoder.classifier(model.decoder.norm(states)).float()
         count = len(states) // len(queries)
         masks = [model.decoder.mask_logits(part, repeated.mask_features).float() for part in states.chunk(count)]
-    losses = terms | mask_losses(class_logits, torch.cat(masks), batch, train, generator)
+    losses = terms | mask_losses(class_logits, torch.cat(masks), batch, train=train, generator=generator)
     losses["info_nce"] = train.info_nce * info_nce(latents.float(), train.info_nce_temperature)
     offered = batch.cue_sounds >= 0
     if offered.any():  # without any cue, the mean would be NaN

@@ -62,7 +62,7 @@ class TensorFlowLiteTeacher:
         if content[4:8] != b"TFL3":
             raise DataError(f"{path} is not a TensorFlow Lite file: download it again (with Git LFS: git lfs pull)")
         try:
-            _end_at(content, schema_py_generated.Model.GetRootAs(content, 0).Subgraphs(0), tensors, path)
+            _end_at(content, schema_py_generated.Model.GetRootAs(content, 0).Subgraphs(0), tensors=tensors, path=path)
             self._interpreter = interpreter.Interpreter(model_content=bytes(content))
             self._interpreter.allocate_tensors()
         except DataError:
@@ -87,7 +87,7 @@ class TensorFlowLiteTeacher:
         return torch.from_numpy(np.moveaxis(features, -1, 1).astype(np.float32))
 
 
-def _end_at(content: bytearray, graph: Any, tensors: Sequence[str], path: Path) -> None:
+def _end_at(content: bytearray, graph: Any, *, tensors: Sequence[str], path: Path) -> None:
     """Make ``tensors`` the outputs of a TensorFlow Lite graph in memory, and remove the operators after them.
 
     With its fast kernels, an interpreter returns no tensors except the outputs.

@@ -80,6 +80,7 @@ class VideoBatches:
         self,
         recipe: Recipe,
         samples: Sequence[VideoSample],
+        *,
         layout: Layout,
         embeddings: Mapping[str, NDArray[np.float32]],
         cue_file: CueFile | None = None,
@@ -149,7 +150,7 @@ class VideoBatches:
         return [(index, coverage(_fill(part, size))) for index, part in parts.items()]
 
     def _cues(
-        self, sample: VideoSample, frame: int, blank: bool, rng: np.random.Generator
+        self, sample: VideoSample, frame: int, *, blank: bool, rng: np.random.Generator
     ) -> tuple[list[str], list[float]]:
         """Return the words to offer in training, and whether each sounds (-1: unknown)."""
         words = [word for word in self.list_cues(sample, frame) if word in self.embeddings]
@@ -183,7 +184,9 @@ class VideoBatches:
             for place, (index, covered) in enumerate(targets[row]):
                 classes[row, place] = index
                 masks[row, place] = torch.from_numpy(covered)
-            for slot, (word, heard) in enumerate(zip(*self._cues(sample, frame, not targets[row], rng), strict=True)):
+            for slot, (word, heard) in enumerate(
+                zip(*self._cues(sample, frame, blank=not targets[row], rng=rng), strict=True)
+            ):
                 cues[row, slot] = torch.from_numpy(self.embeddings[word])
                 valid[row, slot] = True
                 sounds[row, slot] = heard

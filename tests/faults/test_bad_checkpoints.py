@@ -75,27 +75,27 @@ def test_other_classes_need_a_new_head(foundation: Path) -> None:
 def test_another_size_is_said(foundation: Path) -> None:
     larger = small_recipe(swin={"embed_dim": 16}, head=six_classes().head.model_dump())
     with pytest.raises(CheckpointError, match=r"it has swin\.embed_dim 8 \(recipe: 16\), as in .* \[8, 3, 4, 4\] for"):
-        assemble(larger, [(None, foundation)], 0)
+        assemble(larger, [(None, foundation)], random_weights_seed=0)
     deeper = small_recipe(swin={"depths": [1, 2, 3, 1]}, head=six_classes().head.model_dump())
     with pytest.raises(CheckpointError, match=r"swin\.depths \(1, 2, 2, 1\) .* as in model\..*, missing; use a recipe"):
-        assemble(deeper, [(None, foundation)], 0)
+        assemble(deeper, [(None, foundation)], random_weights_seed=0)
 
 
 def test_missing_and_unexpected_keys_are_named(foundation: Path, tmp_path: Path) -> None:
     lost = "model.pixel_level_module.decoder.mask_projection.bias"
     less = changed(foundation, tmp_path / "less.safetensors", lambda t: {k: v for k, v in t.items() if k != lost})
     with pytest.raises(CheckpointError, match=rf"1 missing \({lost}\)"):
-        assemble(six_classes(), [(None, less)], 0)
+        assemble(six_classes(), [(None, less)], random_weights_seed=0)
     more = changed(foundation, tmp_path / "more.safetensors", lambda t: {**t, "model.extra.weight": torch.ones(1)})
     with pytest.raises(CheckpointError, match=r"1 unexpected \(model\.extra\.weight\)"):
-        assemble(six_classes(), [(None, more)], 0)
+        assemble(six_classes(), [(None, more)], random_weights_seed=0)
 
 
 def test_a_file_of_another_part(foundation: Path, vggish: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is torchvggish, not a visual checkpoint: give it as audio="):
         recognise_checkpoint(vggish, "visual")
     with pytest.raises(CheckpointError, match="both are visual"):
-        assemble(six_classes(), [(None, foundation), (None, foundation)], 0)
+        assemble(six_classes(), [(None, foundation), (None, foundation)], random_weights_seed=0)
     save_file({"layers.0.weight": torch.ones(2)}, tmp_path / "what.safetensors")
     with pytest.raises(CheckpointError, match=r"is of no known kind \(its first keys: layers\.0\.weight\)"):
         recognise_checkpoint(tmp_path / "what.safetensors")

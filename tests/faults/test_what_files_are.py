@@ -226,7 +226,7 @@ def test_quantised_weights_are_refused(tmp_path: Path) -> None:
     tensors = vggish_tensors()
     whole = {**tensors, "features.0.weight": tensors["features.0.weight"].to(torch.int8)}
     with pytest.raises(CheckpointError, match=r"int8 in features\.0\.weight.*before quantisation"):
-        assemble(small_recipe(), [("audio", saved(whole, tmp_path / "a.pth"))], 0)
+        assemble(small_recipe(), [("audio", saved(whole, tmp_path / "a.pth"))], random_weights_seed=0)
 
 
 HUGE = 10**13

@@ -148,7 +148,7 @@ class Seeds:
         recipe = Recipe.model_validate(self.manifest["recipe"])
         state = {
             key: value.detach().clone().contiguous()
-            for key, value in assemble(recipe, (), 0).model.state_dict().items()
+            for key, value in assemble(recipe, (), random_weights_seed=0).model.state_dict().items()
         }
         zipped, legacy, lightning = io.BytesIO(), io.BytesIO(), io.BytesIO()
         torch.save(state, zipped)

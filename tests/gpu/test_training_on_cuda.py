@@ -40,7 +40,15 @@ def test_losses_on_both_devices_agree_and_a_run_goes_on_on_the_other(
         return lambda progress: totals[device].append(progress.values["total"])
 
     for device in totals:
-        train_model(recipe, media_folder, tmp_path / device, embeddings, device, keep(device), save_every_steps=2)  # type: ignore[arg-type]
+        train_model(
+            recipe,
+            media_folder,
+            tmp_path / device,
+            embeddings=embeddings,
+            device=device,
+            on_progress=keep(device),  # type: ignore[arg-type]
+            save_every_steps=2,
+        )
     assert totals["cuda"][0] == pytest.approx(totals["cpu"][0], rel=1e-3)
     assert totals["cuda"] == pytest.approx(totals["cpu"], rel=0.05)
 
@@ -52,8 +60,18 @@ def test_losses_on_both_devices_agree_and_a_run_goes_on_on_the_other(
             raise Stop
 
     with pytest.raises(Stop):
-        train_model(recipe, media_folder, tmp_path / "both", embeddings, "cuda", stop, save_every_steps=2)
-    assert train_model(recipe, media_folder, tmp_path / "both", embeddings, "cpu", save_every_steps=2).is_file()
+        train_model(
+            recipe,
+            media_folder,
+            tmp_path / "both",
+            embeddings=embeddings,
+            device="cuda",
+            on_progress=stop,
+            save_every_steps=2,
+        )
+    assert train_model(
+        recipe, media_folder, tmp_path / "both", embeddings=embeddings, device="cpu", save_every_steps=2
+    ).is_file()
 
 
 def test_videos_teach_the_same_on_both_devices(tiny_recipe: Recipe, tmp_path: Path) -> None:
@@ -64,7 +82,7 @@ def test_videos_teach_the_same_on_both_devices(tiny_recipe: Recipe, tmp_path: Pa
     recipe = Recipe.model_validate({**tiny_recipe.model_dump(), **tables})
     rng = np.random.default_rng(0)
     words = {word: rng.standard_normal(384).astype(np.float32) / np.float32(20) for word in head["classes"]}
-    batches = VideoBatches(recipe, read_dataset(tmp_path / "data", "avss", "train"), "avss", words)
+    batches = VideoBatches(recipe, read_dataset(tmp_path / "data", "avss", "train"), layout="avss", embeddings=words)
     totals: dict[str, list[float]] = {"cpu": [], "cuda": []}
 
     def keep(device: str) -> Callable[[Progress], None]:
@@ -72,6 +90,6 @@ def test_videos_teach_the_same_on_both_devices(tiny_recipe: Recipe, tmp_path: Pa
 
     for device in totals:
         built = assemble(recipe, (), random_weights_seed=0)
-        train_on_videos(built, batches, tmp_path / device, device, keep(device))
+        train_on_videos(built, batches, tmp_path / device, device=device, on_progress=keep(device))
     assert totals["cuda"][0] == pytest.approx(totals["cpu"][0], rel=1e-3)
     assert totals["cuda"] == pytest.approx(totals["cpu"], rel=0.05)

@@ -119,7 +119,7 @@ def msda_inputs() -> tuple[list[tuple[int, int]], Array, Array, Array]:
 def test_msda() -> None:
     shapes, value, locations, weights = msda_inputs()
     given = [torch.from_numpy(x).float() for x in (value, locations, weights)]
-    ours = msda(given[0], shapes, given[1], given[2])
+    ours = msda(given[0], shapes, locations=given[1], weights=given[2])
     np.testing.assert_allclose(array(ours), msda_by_definition(value, shapes, locations, weights), atol=2e-5)
 
 
@@ -225,7 +225,7 @@ def test_windows_and_back() -> None:
     cut = windows(x, 3)
     assert cut.shape == (12, 9, 2)
     assert torch.equal(cut[1].view(3, 3, 2), x[0, :3, 3:6])
-    assert torch.equal(unwindows(cut, 3, 6, 9), x)
+    assert torch.equal(unwindows(cut, 3, height=6, width=9), x)
 
 
 def test_relative_positions() -> None:
@@ -237,7 +237,7 @@ def test_relative_positions() -> None:
 
 def test_shift_mask_separates_what_was_not_adjacent() -> None:
     size, shift, height, width = 3, 1, 6, 9
-    mask = shift_mask(height, width, size, shift, torch.device("cpu"))
+    mask = shift_mask(height, width, size=size, shift=shift, device=torch.device("cpu"))
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     place = torch.roll(torch.stack((y, x), -1), (-shift, -shift), (0, 1))
     cells = windows(place[None], size)

@@ -192,7 +192,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> BeatsEncoder:
     source = recognise_checkpoint(path, "audio")
     recipe = beats_recipe()
     model = BeatsEncoder(recipe.beats).eval()
-    given, _ = fit_tensors(source, recipe, model.state_dict(), None)
+    given, _ = fit_tensors(source, recipe, model.state_dict(), seed=None)
     model.load_state_dict(given)
     return model
 

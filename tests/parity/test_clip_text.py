@@ -84,7 +84,7 @@ def loaded(recipe: Recipe, tensors: Mapping[str, Tensor], kind: Format) -> ClipT
     given, report = map_keys(source, recipe, model.state_dict())
     assert report.is_complete, str(report)
     assert set(given) >= {name for name, _ in model.named_parameters()}
-    model.load_state_dict(fit_tensors(source, recipe, model.state_dict(), None)[0], strict=False)
+    model.load_state_dict(fit_tensors(source, recipe, model.state_dict(), seed=None)[0], strict=False)
     return model.eval()
 
 
@@ -287,7 +287,7 @@ def test_a_file_of_other_sizes_is_refused_by_them(kind: Format, kept: Any) -> No
     assert kind.sized(ours, source.tensors).clip_text == theirs.clip_text
     own = ClipText(ours.clip_text, ours.text.dim).state_dict()
     with pytest.raises(CheckpointError, match=r"clip_text\.width 32 \(recipe: 64\), clip_text\.layers 2 \(recipe: 1\)"):
-        fit_tensors(source, ours, own, None)
+        fit_tensors(source, ours, own, seed=None)
 
 
 @torch.no_grad()

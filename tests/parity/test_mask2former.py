@@ -26,7 +26,7 @@ def of_five_classes(recipe: Recipe) -> Recipe:
 def loaded(recipe: Recipe, reference: Any) -> Teso:
     model = build(recipe, 1)
     source = WeightSource(recipe.image.sizes, reference.state_dict(), MASK2FORMER)  # type: ignore[arg-type]
-    given, other = fit_tensors(source, recipe, model.state_dict(), None)
+    given, other = fit_tensors(source, recipe, model.state_dict(), seed=None)
     assert not other
     model.load_state_dict(given, strict=False)
     return model

@@ -78,7 +78,7 @@ def hugging_face_sam(recipe: Recipe) -> Any:
 
 def loaded(recipe: Recipe, tensors: dict[str, Tensor], kind: Any) -> Teso:
     model = build(recipe, 1)
-    given, _ = fit_tensors(WeightSource(Path("sam"), tensors, kind), recipe, model.state_dict(), None)
+    given, _ = fit_tensors(WeightSource(Path("sam"), tensors, kind), recipe, model.state_dict(), seed=None)
     model.load_state_dict(given, strict=False)
     return model
 

@@ -80,7 +80,7 @@ def test_vggish_of_a_file(last_relu: bool, tmp_path: Path) -> None:
     assert source.format is not None and source.format.name == "torchvggish"
     model = Vggish(audio).eval()
     own = {key: value for key, value in model.state_dict().items() if not key.startswith("log_mel")}
-    given, _ = fit_tensors(source, small_recipe(audio=audio.model_dump()), own, None)
+    given, _ = fit_tensors(source, small_recipe(audio=audio.model_dump()), own, seed=None)
     assert given.keys() == own.keys()
     model.load_state_dict(given, strict=False)
     rng = np.random.default_rng(1)

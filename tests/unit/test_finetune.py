@@ -48,7 +48,7 @@ def avss(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def batches_of(recipe: Recipe, root: Path, words: dict[str, NDArray[np.float32]]) -> VideoBatches:
-    return VideoBatches(recipe, read_dataset(root, "avss", "train"), "avss", words)
+    return VideoBatches(recipe, read_dataset(root, "avss", "train"), layout="avss", embeddings=words)
 
 
 def whole(recipe: Recipe) -> Assembly:
@@ -101,10 +101,10 @@ def test_layouts_without_classes_say_less(tmp_path: Path, words: dict[str, NDArr
     assert words_of(s4, "s4") == ["dog barking", "race car"]
     table = {word: words["dog"] for word in words_of(s4, "s4")}
     recipe = recipe_of("binary", extra_cue_rate=0.0, missed_cue_rate=0.0)
-    batch = VideoBatches(recipe, s4, "s4", table).make([0], rng)
+    batch = VideoBatches(recipe, s4, layout="s4", embeddings=table).make([0], rng)
     assert batch.cue_sounds[0, 0] == 1 and batch.cue_valid.sum() == 1
     ms3 = read_dataset(tmp_path / "two", "ms3", "train")
-    batch = VideoBatches(recipe, ms3, "ms3", words).make([0], rng)
+    batch = VideoBatches(recipe, ms3, layout="ms3", embeddings=words).make([0], rng)
     assert not batch.cue_valid.any(), "nobody says what is to be seen"
 
 
@@ -113,7 +113,7 @@ def test_the_released_cue_files(avss: Path, tmp_path: Path, words: dict[str, NDA
     path = tmp_path / "cues.json"
     path.write_text(json.dumps({samples[0].uid: {"f0": "dog,", "f1": "piano,None,"}}))
     cues = read_cue_file(path)
-    batches = VideoBatches(recipe_of(), samples, "avss", words, cues)
+    batches = VideoBatches(recipe_of(), samples, layout="avss", embeddings=words, cue_file=cues)
     assert [batches.list_cues(samples[0], k) for k in range(3)] == [["dog"], ["piano"], []]
     assert words_of(samples, "avss", cues) == ["dog", "piano"] and words_in("old_man,") == ["old man"]
     path.write_text('["dog"]')
@@ -134,7 +134,7 @@ def test_only_what_should_move_moves(avss: Path, words: dict[str, NDArray[np.flo
     recipe = recipe_of(videos={**VIDEOS, "frames_per_batch": 5})
     built = whole(recipe)
     before = {key: value.clone() for key, value in built.model.state_dict().items()}
-    training = FineTuning(built, batches_of(recipe, avss, words), tmp_path, "cpu")
+    training = FineTuning(built, batches_of(recipe, avss, words), tmp_path, device="cpu")
     training.run_step()
     after = built.model.state_dict()
     moved = {key for key in before if not torch.equal(before[key], after[key])}
@@ -161,7 +161,7 @@ def test_adapters_change_nothing_at_first() -> None:
 
 def test_an_epoch_sees_every_frame(avss: Path, words: dict[str, NDArray[np.float32]], tmp_path: Path) -> None:
     recipe = recipe_of()
-    training = FineTuning(whole(recipe), batches_of(recipe, avss, words), tmp_path, "cpu")
+    training = FineTuning(whole(recipe), batches_of(recipe, avss, words), tmp_path, device="cpu")
     assert training.steps_per_epoch == 3 and training.steps == 6
     epochs = [
         [n for step in steps for part in (0, 1) for n in training.numbers(step, part)]
@@ -174,7 +174,7 @@ def test_the_gradients_of_a_step_are_the_mean_of_its_batches(
     avss: Path, words: dict[str, NDArray[np.float32]], tmp_path: Path
 ) -> None:
     recipe = recipe_of(gradient_clip=1e9)
-    training = FineTuning(whole(recipe), batches_of(recipe, avss, words), tmp_path, "cpu")
+    training = FineTuning(whole(recipe), batches_of(recipe, avss, words), tmp_path, device="cpu")
     bias = dict(training.model.named_parameters())["decoder.classifier.bias"]
     alone = []
     for part in (0, 1):
@@ -191,7 +191,7 @@ def test_the_gradients_of_a_step_are_the_mean_of_its_batches(
 
 def test_each_group_has_its_rate(avss: Path, words: dict[str, NDArray[np.float32]], tmp_path: Path) -> None:
     recipe = recipe_of(videos={**VIDEOS, "adapter_learning_rate": 1e-4})
-    training = FineTuning(whole(recipe), batches_of(recipe, avss, words), tmp_path, "cpu")
+    training = FineTuning(whole(recipe), batches_of(recipe, avss, words), tmp_path, device="cpu")
     training.step = 5
     training.run_step()
     rates = sorted({group["lr"] for group in training.optimizer.param_groups})
@@ -212,8 +212,15 @@ def test_a_broken_run_goes_on_to_the_same_weights(
             raise Broken
 
     with pytest.raises(Broken):
-        train_on_videos(whole(recipe), batches_of(recipe, avss, words), tmp_path / "b", "cpu", breaks, 2)
-    again = train_on_videos(whole(recipe), batches_of(recipe, avss, words), tmp_path / "b", "cpu")
+        train_on_videos(
+            whole(recipe),
+            batches_of(recipe, avss, words),
+            tmp_path / "b",
+            device="cpu",
+            on_progress=breaks,
+            save_every_steps=2,
+        )
+    again = train_on_videos(whole(recipe), batches_of(recipe, avss, words), tmp_path / "b", device="cpu")
     one, other_run = weight_files.read(straight)[0], weight_files.read(again)[0]
     assert all(torch.equal(one[key], other_run[key]) for key in one)
     lines = [json.loads(line)["step"] for line in (tmp_path / "b/log.jsonl").read_text().splitlines()]
@@ -226,11 +233,11 @@ def test_a_broken_run_goes_on_to_the_same_weights(
 def test_what_can_t_be_trained_is_said(avss: Path, words: dict[str, NDArray[np.float32]], tmp_path: Path) -> None:
     plain = Recipe.model_validate({**TINY, "tagger": {}, "train": {}})
     with pytest.raises(RecipeError, match=r"add \[train\.videos\]"):
-        FineTuning(whole(plain), batches_of(plain, avss, words), tmp_path, "cpu")
+        FineTuning(whole(plain), batches_of(plain, avss, words), tmp_path, device="cpu")
     released = load_recipe("segpref")
     small = recipe_of().model_copy(update={"fusion": released.fusion})
     with pytest.raises(RecipeError, match="can be exported, but not trained here"):
-        FineTuning(Assembly(build(small), {}, ()), batches_of(small, avss, words), tmp_path, "cpu")
+        FineTuning(Assembly(build(small), {}, ()), batches_of(small, avss, words), tmp_path, device="cpu")
 
 
 def test_two_videos_are_learnt_by_heart(words: dict[str, NDArray[np.float32]], tmp_path: Path) -> None:

@@ -66,13 +66,13 @@ def test_a_perfect_prediction_costs_nothing_and_a_blank_one_does(scene_batches: 
     class_logits = torch.full((rows, queries, classes + 1), -20.0)
     class_logits[..., -1] = 20.0
     mask_logits = torch.full((rows, queries, *batch.masks.shape[2:]), -20.0)
-    blank = mask_losses(class_logits, mask_logits, batch, train, torch.Generator())
+    blank = mask_losses(class_logits, mask_logits, batch, train=train, generator=torch.Generator())
     for n, t in (batch.classes >= 0).nonzero().tolist():
         class_logits[n, 5 - t] = -20.0
         class_logits[n, 5 - t, batch.classes[n, t]] = 20.0
         mask_logits[n, 5 - t] = (batch.masks[n, t].round() * 2 - 1) * 20
     batch.masks.copy_(batch.masks.round())
-    right = mask_losses(class_logits, mask_logits, batch, train, torch.Generator())
+    right = mask_losses(class_logits, mask_logits, batch, train=train, generator=torch.Generator())
     assert all(right[name] < 0.2 for name in ("bce", "dice", "class"))
     assert all(blank[name] > 1 for name in ("dice", "class"))
 

@@ -50,11 +50,14 @@ def test_teachers_answer_for_a_lesson_and_the_heads_learn_from_them(
     taught = TeacherRecipe(file="", tensors=())
     train = scene_batches.train.model_copy(update={"picture_teacher": taught, "sound_teacher": taught})
     model = build(training_recipe, 0).train()
-    heads = TrainingHeads(training_recipe, len(scene_batches.audio_words), *teachers.channels)
+    picture_dims, sound_dims = teachers.channels
+    heads = TrainingHeads(
+        training_recipe, audio_words=len(scene_batches.audio_words), picture_dims=picture_dims, sound_dims=sound_dims
+    )
     optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=3e-3)
     history = []
     for _ in range(60):
-        losses, _, _ = encoder_losses(model, heads, lesson, train)
+        losses, _, _ = encoder_losses(model, heads, lesson, train=train)
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()

@@ -133,7 +133,7 @@ def test_phases_and_learning_rate(training_recipe: Recipe) -> None:
     assert [phase_of_step(train, step).size[0] for step in range(6)] == [32, 32, 32, 64, 64, 64]
     with pytest.raises(RecipeError):
         phase_of_step(train, 6)
-    rates = [learning_rate(1e-3, 2, step, 6) for step in range(7)]
+    rates = [learning_rate(1e-3, warmup_steps=2, step=step, steps=6) for step in range(7)]
     assert rates[1] == 1e-3 and rates[0] < rates[1] > rates[3] > rates[6] > 0
 
 
@@ -147,18 +147,22 @@ def test_a_broken_run_goes_on_to_the_same_weights(
         if progress.step == 5:  # type: ignore[attr-defined]
             raise Stop
 
-    whole = train_model(training_recipe, media_folder, tmp_path / "whole", word_embeddings, save_every_steps=2)
+    whole = train_model(
+        training_recipe, media_folder, tmp_path / "whole", embeddings=word_embeddings, save_every_steps=2
+    )
     with pytest.raises(Stop):
         train_model(
             training_recipe,
             media_folder,
             tmp_path / "broken",
-            word_embeddings,
+            embeddings=word_embeddings,
             on_progress=stop_at_five,
             save_every_steps=2,
         )
     assert json.loads((tmp_path / "broken" / "log.jsonl").read_text().splitlines()[-1])["step"] <= 5
-    resumed = train_model(training_recipe, media_folder, tmp_path / "broken", word_embeddings, save_every_steps=2)
+    resumed = train_model(
+        training_recipe, media_folder, tmp_path / "broken", embeddings=word_embeddings, save_every_steps=2
+    )
     one, two = load_file(whole), load_file(resumed)
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
     logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("whole", "broken")]
@@ -169,11 +173,11 @@ def test_a_broken_run_goes_on_to_the_same_weights(
 
     other = training_recipe.model_copy(update={"summary": "another"})
     with pytest.raises(CheckpointError, match="another recipe"):
-        train_model(other, media_folder, tmp_path / "broken", word_embeddings)
+        train_model(other, media_folder, tmp_path / "broken", embeddings=word_embeddings)
 
 
 def test_lessons_made_ahead_are_the_same(scene_batches: SceneBatches, tmp_path: Path) -> None:
-    trainer = Trainer(scene_batches.recipe, scene_batches, tmp_path, torch.device("cpu"))
+    trainer = Trainer(scene_batches.recipe, scene_batches, tmp_path, device=torch.device("cpu"))
     trainer.step = 1  # the last of the two steps of the encoders' phase
     ahead, here = list(trainer.lessons(workers=2)), list(trainer.lessons())
     assert [isinstance(lesson, Batch) for lesson in ahead] == [False] + 6 * [True]
@@ -191,7 +195,7 @@ def test_encoders_of_another_run_are_a_start(
     )
     steps: list[int] = []
     weights = train_model(
-        ablated, media_folder, tmp_path / "run", word_embeddings, on_progress=lambda p: steps.append(p.step),
+        ablated, media_folder, tmp_path / "run", embeddings=word_embeddings, on_progress=lambda p: steps.append(p.step),
         start=tmp_path / "start.safetensors",
     )  # fmt: skip
     assert steps == [3, 4, 5, 6, 7, 8], "the encoders' own phase is left out"
@@ -205,13 +209,15 @@ def test_encoders_of_another_run_are_a_start(
         assert moved(key, began) < 0.1 * moved(key, fresh)
     narrow = training_recipe.model_copy(update={"swin": training_recipe.swin.model_copy(update={"embed_dim": 16})})
     with pytest.raises(CheckpointError, match="does not fit the recipe"):
-        train_model(narrow, media_folder, tmp_path / "other", word_embeddings, start=tmp_path / "start.safetensors")
+        train_model(
+            narrow, media_folder, tmp_path / "other", embeddings=word_embeddings, start=tmp_path / "start.safetensors"
+        )
 
 
 def test_parts_to_start_with(training_recipe: Recipe, scene_batches: SceneBatches, tmp_path: Path) -> None:
     source = build(training_recipe, 7)
     checkpoints.save(source, tmp_path / "start.safetensors")
-    trainer = Trainer(training_recipe, scene_batches, tmp_path / "run", torch.device("cpu"))
+    trainer = Trainer(training_recipe, scene_batches, tmp_path / "run", device=torch.device("cpu"))
     fresh = {key: value.clone() for key, value in trainer.model.state_dict().items()}
     trainer.start_from(tmp_path / "start.safetensors", (*START_PARTS, "decoder"))
     for weights in (trainer.model.state_dict(), trainer.average.module.state_dict()):
@@ -246,7 +252,7 @@ def test_a_binary_head_learns_everything_that_sounds_as_one_class(
 
 def test_a_recipe_without_training_is_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"\[train\]"):
-        train_model(tiny_recipe, tmp_path, tmp_path, {})
+        train_model(tiny_recipe, tmp_path, tmp_path, embeddings={})
 
 
 def test_training_learns(
@@ -258,11 +264,11 @@ def test_training_learns(
     batches = SceneBatches(training_recipe, shapes_and_tones, word_embeddings)
     batch, train = batches.make(0, TrainPhase(size=(32, 32), steps=1)), batches.train
     model = build(training_recipe, 0).train()
-    heads = TrainingHeads(training_recipe, len(batches.audio_words))
+    heads = TrainingHeads(training_recipe, audio_words=len(batches.audio_words))
     optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=3e-3)
     totals = []
     for step in range(30):
-        losses, _, _ = training_losses(model, heads, batch, train, torch.Generator().manual_seed(step))
+        losses, _, _ = training_losses(model, heads, batch, train=train, generator=torch.Generator().manual_seed(step))
         total = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad()
         total.backward()

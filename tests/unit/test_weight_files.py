@@ -186,8 +186,8 @@ def test_the_choice_is_of_some_checkpoint(tmp_path: Path) -> None:
     plain = saved(tensors, tmp_path / "a.pth")
     both = saved({"model": tensors, "ema": _averaged(tensors)}, tmp_path / "b.pth")
     with pytest.raises(CheckpointError, match=r"no checkpoint holds the average.*omit --weights ema"):
-        assemble(small_recipe(), [("audio", plain)], 0, "ema")
-    built = assemble(small_recipe(), [("audio", both)], 0, "ema")
+        assemble(small_recipe(), [("audio", plain)], random_weights_seed=0, averaging="ema")
+    built = assemble(small_recipe(), [("audio", both)], random_weights_seed=0, averaging="ema")
     assert torch.equal(built.model.audio_encoder.features[0].weight, _averaged(tensors)["features.0.weight"])
     assert "audio from b.pth (averaged)" in str(built)
 
@@ -202,7 +202,7 @@ def test_several_sets_are_named(tmp_path: Path) -> None:
 def test_what_stands_beside_and_is_not_known_is_an_error(tmp_path: Path) -> None:
     path = saved({**prefixed(vggish_tensors(), "model."), "neck.weight": torch.ones(3)}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"1 unexpected \(neck\.weight\)"):
-        assemble(small_recipe(), [("audio", path)], 0)
+        assemble(small_recipe(), [("audio", path)], random_weights_seed=0)
 
 
 @pytest.fixture

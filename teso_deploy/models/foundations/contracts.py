@@ -22,7 +22,7 @@ class Foundation(Protocol):
     def make_decoder(self, recipe: Recipe) -> nn.Module:
         """Build the decoder: queries (B, Q, d), memory → what :meth:`score_classes` reads."""
 
-    def score_classes(self, recipe: Recipe, decoder: nn.Module, queries: Tensor, memory: Memory | Tensor) -> Tensor:
+    def score_classes(self, recipe: Recipe, decoder: nn.Module, *, queries: Tensor, memory: Memory | Tensor) -> Tensor:
         """Run the decoder.
 
         Args:

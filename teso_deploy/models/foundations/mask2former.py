@@ -37,9 +37,11 @@ class _Mask2Former:
 
     def make_decoder(self, recipe: Recipe) -> nn.Module:
         pixel, classes = recipe.pixel_decoder, len(recipe.head.classes)
-        return MaskedDecoder(pixel.dim, pixel.mask_dim, recipe.decoder, classes, recipe.adapters)
+        return MaskedDecoder(
+            pixel.dim, pixel.mask_dim, recipe=recipe.decoder, classes=classes, adapters=recipe.adapters
+        )
 
-    def score_classes(self, recipe: Recipe, decoder: nn.Module, queries: Tensor, memory: Memory | Tensor) -> Tensor:
+    def score_classes(self, recipe: Recipe, decoder: nn.Module, *, queries: Tensor, memory: Memory | Tensor) -> Tensor:
         class_logits, mask_logits = decoder(queries, memory)
         return segmentation_scores(class_logits, mask_logits, recipe.head)
 

@@ -22,7 +22,7 @@ class _Sam:
     def make_decoder(self, recipe: Recipe) -> nn.Module:
         return SamMaskDecoder(recipe.sam, recipe.image.sizes[0][0], recipe.adapters)
 
-    def score_classes(self, recipe: Recipe, decoder: nn.Module, queries: Tensor, memory: Memory | Tensor) -> Tensor:
+    def score_classes(self, recipe: Recipe, decoder: nn.Module, *, queries: Tensor, memory: Memory | Tensor) -> Tensor:
         # SAM has no classes. Its answer is the mask of one mask token.
         return torch.sigmoid(decoder(queries, memory)[:, recipe.sam.mask_token, None])
 
