@@ -32,7 +32,7 @@ def print_list() -> None:
             print(f"{'':{width}}  {'; '.join(filter(None, (needs, given)))}")
 
 
-def compose_arguments(name: str, is_quick: bool, out: str | None, given: Sequence[str]) -> list[str]:
+def compose_arguments(name: str, *, is_quick: bool, out: str | None, given: Sequence[str]) -> list[str]:
     """Return the arguments of a benchmark. The caller's come last, so that they override the quick settings."""
     where = out if out is not None else str(QUICK_RESULTS) if is_quick else None
     return [
@@ -86,7 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compare.add_argument("after", type=Path)
     options, rest = parser.parse_known_args(given)
     if options.command == "run":
-        return run_benchmark(options.name, compose_arguments(options.name, options.quick, options.out, rest))
+        return run_benchmark(
+            options.name, compose_arguments(options.name, is_quick=options.quick, out=options.out, given=rest)
+        )
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if options.command == "compare":

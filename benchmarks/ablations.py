@@ -72,7 +72,9 @@ def variant(recipe: Recipe, name: str, steps: int) -> Recipe:
     )
 
 
-def measure(recipe: Recipe, data: Path, start: Path, work: Path, steps: int, scenes: int, seeds: int) -> dict[str, Any]:
+def measure(
+    recipe: Recipe, *, data: Path, start: Path, work: Path, steps: int, scenes: int, seeds: int
+) -> dict[str, Any]:
     """Train, export and score every variant, and return the report."""
     words, embeddings = build_cue_table(recipe, sorted({*shipped_nouns(), *label_words(data)}))
     table = dict(zip(words, embeddings, strict=True))
@@ -125,7 +127,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("name a media folder: --data or TESO_AVS_DATA")
     recipe = load_recipe(options.recipe)
     report = measure(
-        recipe, Path(options.data), options.start, options.work, options.steps, options.scenes, options.seeds
+        recipe,
+        data=Path(options.data),
+        start=options.start,
+        work=options.work,
+        steps=options.steps,
+        scenes=options.scenes,
+        seeds=options.seeds,
     )
     record(f"ablations-{recipe.name}", f"{recipe.name}, part by part", report, out=options.out)
     return 0

@@ -125,7 +125,7 @@ class Score:
 
 
 def trials_of(
-    library: MediaLibrary, words: list[str], scenes: int, seed: int
+    library: MediaLibrary, words: list[str], *, scenes: int, seed: int
 ) -> Iterator[tuple[SceneTrial, tuple[int, ...]]]:
     """Yield all trials, each with the seed of its sentence."""
     for row in SOUNDING_ROWS:
@@ -141,7 +141,7 @@ def kept_classes(labels: NDArray[np.uint8], classes: tuple[str, ...], names: tup
 
 
 def measure(
-    pipeline: Pipeline, library: MediaLibrary, models: Path | None, styles: Sequence[str], scenes: int, seed: int
+    pipeline: Pipeline, library: MediaLibrary, *, models: Path | None, styles: Sequence[str], scenes: int, seed: int
 ) -> list[dict[str, Any]]:
     """Measure each source, and return one row per source."""
     written, tagged, visible = Sentence("written"), Sentence("tagged"), Visible()
@@ -162,7 +162,7 @@ def measure(
     sources["filter: manual"] = FilterSource(visible)
     scores = {name: Score() for name in ("no cue", *sources)}
     words = find_testable_words(library, classes)
-    for trial, caption_seed in trials_of(library, words, scenes, seed):
+    for trial, caption_seed in trials_of(library, words, scenes=scenes, seed=seed):
         heard = set(trial.heard)
         frame = Frame(trial.picture.image, 0.0)
         seen = Seen.by(pipeline.open_stream(), frame, AudioWindow(trial.samples), tags=True, masks=True)
@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pipeline = Pipeline.load(bundle.folder, threads=given.threads)
         library = read_library(given.data, "test")
         styles = given.prompt or ["few-shot-direct"]
-        rows = measure(pipeline, library, given.models, styles, given.scenes, given.seed)
+        rows = measure(pipeline, library, models=given.models, styles=styles, scenes=given.scenes, seed=given.seed)
     except TesoError as error:
         print(f"cue-sources: {error}", file=sys.stderr)
         return error.exit_code

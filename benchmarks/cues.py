@@ -105,6 +105,7 @@ def answered(
     reasoner: LocalReasoner,
     prompt: Prompt,
     captions: Sequence[Caption],
+    *,
     constrained: bool,
     progress: Callable[[str], None],
 ) -> list[Named]:
@@ -117,7 +118,7 @@ def answered(
     return answers
 
 
-def timings(models: CueModels, captions: Sequence[Caption], threads: int, style: str) -> list[dict[str, Any]]:
+def timings(models: CueModels, captions: Sequence[Caption], *, threads: int, style: str) -> list[dict[str, Any]]:
     """Time one prompt with the prefix kept and without, in turns."""
     prompt = Prompt.load(style)
     reasoners = {name: opened(models, threads, keep_prefix=name == "kept") for name in ("kept", "not kept")}
@@ -162,7 +163,7 @@ def opened(models: CueModels, threads: int, *, keep_prefix: bool = True) -> Loca
 
 
 def measure(
-    folders: dict[str, Path], captions: Sequence[Caption], timed: int, threads: int, prompts: Sequence[str]
+    folders: dict[str, Path], captions: Sequence[Caption], *, timed: int, threads: int, prompts: Sequence[str]
 ) -> dict[str, Any]:
     """Measure everything, and return the report."""
     models = {precision: CueModels.open(folder) for precision, folder in folders.items()}
@@ -173,7 +174,7 @@ def measure(
     if timed:
         for precision, of in models.items():
             for style in TIMED:
-                found = timings(of, captions[:timed], threads, style)
+                found = timings(of, captions[:timed], threads=threads, style=style)
                 speeds += [{"precision": precision, **row} for row in found]
                 print(*found, sep="\n", file=sys.stderr)
     known = CueTable.open(bundle := Bundle.open(None)).names
@@ -188,7 +189,7 @@ def measure(
         for style in prompts if precision == "fp32" else {IN_EVERY_WAY} & set(prompts):
             prompt = Prompt.load(style)
             for constrained in (True, False) if style == IN_EVERY_WAY and precision == "fp32" else (True,):
-                answers = answered(reasoner, prompt, captions, constrained, progress)
+                answers = answered(reasoner, prompt, captions, constrained=constrained, progress=progress)
                 name = style if constrained else f"{style}, free"
                 for suffix, these in (("", answers), (", grounded", grounded(captions, answers))):
                     row = {"name": name + suffix, "precision_of_weights": precision, **score(captions, these)}
@@ -241,9 +242,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = measure(
             {name: folder for name, folder in folders.items() if folder is not None},
             read_captions(given.captions)[: given.first],
-            given.timed,
-            given.threads,
-            () if given.speed_alone else given.prompt or prompt_names(),
+            timed=given.timed,
+            threads=given.threads,
+            prompts=() if given.speed_alone else given.prompt or prompt_names(),
         )
     except TesoError as error:
         print(f"cues: {error}", file=sys.stderr)

@@ -31,7 +31,7 @@ from teso_deploy.types import Precision
 
 
 def measure(
-    folders: Sequence[Path], architectures: Sequence[str], precisions: Sequence[Precision], profile: str
+    folders: Sequence[Path], *, architectures: Sequence[str], precisions: Sequence[Precision], profile: str
 ) -> dict[str, Any]:
     """Build the engines, and return a report with one row per engine."""
     library, settings = load_library("tensorrt-rtx"), load_profile(profile)
@@ -103,7 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         precisions = [cast(Precision, name) for name in options.precision.split(",")]
-        report = measure(options.bundles, options.arch.split(","), precisions, options.profile)
+        report = measure(
+            options.bundles, architectures=options.arch.split(","), precisions=precisions, profile=options.profile
+        )
     except TesoError as error:
         print(f"engine-builds: {error}", file=sys.stderr)
         return error.exit_code

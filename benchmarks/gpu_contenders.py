@@ -114,7 +114,7 @@ class EngineChain:
     """A bundle's engines with our operators before and after them; see :class:`Chain`."""
 
     def __init__(
-        self, bundle: Bundle, size: ImageSize, factory: EngineFactory, device: Device, module: Module, frames: Uint8
+        self, bundle: Bundle, size: ImageSize, *, factory: EngineFactory, device: Device, module: Module, frames: Uint8
     ) -> None:
         """``frames`` has the shape of every batch."""
         batch, how, self._shown = len(frames), bundle.manifest.preprocessing, (frames.shape[1], frames.shape[2])
@@ -177,6 +177,7 @@ class Runner:
         self,
         chain: Chain,
         batches: Sequence[Given],
+        *,
         mask_iou: float | None,
         more: Mapping[str, Callable[[int], object]] | None = None,
     ) -> None:
@@ -289,13 +290,21 @@ def ours(settings: dict[str, Any]) -> Runner:
     bundle, device, size = Bundle.open(settings["bundle"]), open_device(), (settings["size"][0], settings["size"][1])
     module, factory = load_kernels(device), engines_of(bundle, device, settings)
     return engine_runner(
-        bundle, size, factory, device, module, lambda of: DeviceOperators(device, module, of), settings, used_before
+        bundle,
+        size,
+        factory=factory,
+        device=device,
+        module=module,
+        operators=lambda of: DeviceOperators(device, module, of),
+        settings=settings,
+        used_before=used_before,
     )
 
 
 def engine_runner(
     bundle: Bundle,
     size: ImageSize,
+    *,
     factory: EngineFactory,
     device: Device,
     module: Module,
@@ -309,7 +318,7 @@ def engine_runner(
     """
     expected = list(np.load(settings["expected"]))
     batches = batches_of(bundle, settings["batch"], len(expected))
-    chain = EngineChain(bundle, size, factory, device, module, batches[0].frames)
+    chain = EngineChain(bundle, size, factory=factory, device=device, module=module, frames=batches[0].frames)
     found = segmented(chain, batches)
     muted = blank_rate(segmented(chain, batches, is_muted=True)) if bundle.manifest.trained else None
     write_facts(settings, used_before, muted_blank_rate=muted, no_cuda_graph="; ".join(chain.notes()) or None)
@@ -322,4 +331,4 @@ def engine_runner(
             return pipeline.segment(given.frames[0], given.feeds["waveform"][0], cues)
 
         more[PIPELINE] = whole
-    return Runner(chain, batches, agreement(found, expected)["mask_iou"], more)
+    return Runner(chain, batches, mask_iou=agreement(found, expected)["mask_iou"], more=more)

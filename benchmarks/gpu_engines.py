@@ -86,7 +86,7 @@ def contenders(
 
 
 def entrants(
-    named: Mapping[str, dict[str, Any]], bundle: Path, size: ImageSize, batch: int, folder: Path, expected: Path
+    named: Mapping[str, dict[str, Any]], *, bundle: Path, size: ImageSize, batch: int, folder: Path, expected: Path
 ) -> list[Entrant]:
     """Return the entrants, with their processes and settings. Facts go to files in ``folder``."""
     found = []
@@ -115,7 +115,7 @@ def facts_of(entrant: Entrant) -> dict[str, Any]:
 
 
 def rows_of(
-    who: Sequence[Entrant], measured: Measured, facts: Mapping[str, Mapping[str, Any]], size: ImageSize, batch: int
+    who: Sequence[Entrant], measured: Measured, *, facts: Mapping[str, Mapping[str, Any]], size: ImageSize, batch: int
 ) -> list[dict[str, Any]]:
     """Return a row for each contender and stage. Facts about the whole contender stand in the row of its frame."""
     seconds = {key: times for key, times in measured.timings.seconds.items() if times}
@@ -200,6 +200,7 @@ def _tell(where: str, stage: str) -> None:
 def measure(
     bundle: Bundle,
     device: Device,
+    *,
     sizes: Sequence[ImageSize],
     batches: Sequence[int],
     precisions: Sequence[Precision],
@@ -217,10 +218,12 @@ def measure(
     for size in sizes:
         expected = on_cpu(bundle, size, folder / f"cpu-{size[0]}x{size[1]}.npy")
         for batch in batches:
-            who = entrants(named, bundle.folder, size, batch, folder, expected)
+            who = entrants(named, bundle=bundle.folder, size=size, batch=batch, folder=folder, expected=expected)
             where = f"{size[0]}x{size[1]}, batch {batch}"
             measured = run(who, seconds, progress=partial(_tell, where))
-            rows += rows_of(who, measured, {entrant.name: facts_of(entrant) for entrant in who}, size, batch)
+            rows += rows_of(
+                who, measured, facts={entrant.name: facts_of(entrant) for entrant in who}, size=size, batch=batch
+            )
             failures += failures_of(measured, size, batch)
     return {"schema_version": 1, "rows": rows, "failures": failures, "bound_by": BOUND_BY, "environment": found}
 
@@ -268,12 +271,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report = measure(
                 bundle,
                 device,
-                sizes,
-                options.batch or BATCHES,
-                precisions,
-                options.seconds,
-                options.torch or HOWS,
-                Path(folder),
+                sizes=sizes,
+                batches=options.batch or BATCHES,
+                precisions=precisions,
+                seconds=options.seconds,
+                hows=options.torch or HOWS,
+                folder=Path(folder),
             )
         title = f"{bundle.manifest.name} on {device.name}"
         name = f"gpu-engines-{slug(device.name)}"

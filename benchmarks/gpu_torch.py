@@ -59,7 +59,7 @@ class SameConstants(TorchFunctionMode):
 
 
 def steps_of(
-    model: Teso, bundle: Bundle, size: ImageSize, shown: ImageSize, device: torch.device
+    model: Teso, bundle: Bundle, *, size: ImageSize, shown: ImageSize, device: torch.device
 ) -> dict[str, Callable[..., Any]]:
     """Return each step as a function of tensors. Resizing and labels are written in the usual PyTorch way."""
     how, threshold = bundle.manifest.preprocessing, bundle.manifest.postprocessing.threshold
@@ -95,11 +95,11 @@ class TorchChain:
     """A :class:`Chain` in torch. ``how``: "eager", one of :data:`COMPILED`, or "cuda-graph"."""
 
     def __init__(
-        self, model: Teso, bundle: Bundle, size: ImageSize, first: Given, how: str, precision: str, where: str
+        self, model: Teso, bundle: Bundle, *, size: ImageSize, first: Given, how: str, precision: str, where: str
     ):
         self._how, self._is_half, self._device = how, precision == "fp16", torch.device(where)
         shown = first.frames.shape[1], first.frames.shape[2]
-        self._steps, self._names = steps_of(model, bundle, size, shown, self._device), names_of(model)
+        self._steps, self._names = steps_of(model, bundle, size=size, shown=shown, device=self._device), names_of(model)
         if how in COMPILED:
             self._steps = {
                 name: torch.compile(step, dynamic=False, mode=COMPILED[how]) for name, step in self._steps.items()
@@ -202,13 +202,15 @@ def ours_in_torch(settings: dict[str, Any]) -> Runner:
     model = require_teso(assemble(bundle.recipe, (), random_weights_seed=0).model)
     batches = batches_of(bundle, settings["batch"], settings["frames"])
     few = Given(batches[0].frames[:COMPARED], {name: value[:COMPARED] for name, value in batches[0].feeds.items()})
-    expected = TorchChain(model, bundle, size, few, "eager", "fp32", "cpu").masks(few)
+    expected = TorchChain(model, bundle, size=size, first=few, how="eager", precision="fp32", where="cpu").masks(few)
     model.to(where)
     if settings["precision"] == "fp16":
         halve(model)
-    chain = TorchChain(model, bundle, size, batches[0], settings["how"], settings["precision"], where)
+    chain = TorchChain(
+        model, bundle, size=size, first=batches[0], how=settings["how"], precision=settings["precision"], where=where
+    )
     found = chain.masks(batches[0])[:COMPARED]
     segmented(chain, batches[:1])
     peak = torch.cuda.max_memory_allocated() / 1e6 if where == "cuda" else None
     write_facts(settings, used_before, torch_peak_mb=None if peak is None else round(peak))
-    return Runner(chain, batches, scores_agree(found, expected))
+    return Runner(chain, batches, mask_iou=scores_agree(found, expected))

@@ -110,7 +110,7 @@ def made_scores(case: PostprocessCase) -> np.ndarray[Any, Any]:
     return scores.astype(case.dtype)
 
 
-def milliseconds(stream: Stream, queue: Queue, buffers: int, repetitions: int) -> float:
+def milliseconds(stream: Stream, queue: Queue, *, buffers: int, repetitions: int) -> float:
     """Return the median time of one launch over replays of a graph with one launch per buffer."""
     for index in range(buffers):  # work that only the first call has to do
         queue(index)
@@ -135,7 +135,7 @@ def copy_gb_per_second(device: Device, stream: Stream, repetitions: int) -> floa
     def queue(index: int) -> None:
         device.copy_on(target.pointer, source.pointer, nbytes=WORKING_SET_BYTES, stream=stream)
 
-    took = milliseconds(stream, queue, 4, repetitions)
+    took = milliseconds(stream, queue, buffers=4, repetitions=repetitions)
     source.close()
     target.close()
     return 2 * WORKING_SET_BYTES / took / 1e6
@@ -173,7 +173,7 @@ class Ours:
                 scores = Scores(sources[index].pointer, case.shape, case.dtype)
                 postprocess(scores, Labels(targets[index].pointer, case.size), self._stream)
 
-        took = milliseconds(self._stream, queue, buffers, repetitions)
+        took = milliseconds(self._stream, queue, buffers=buffers, repetitions=repetitions)
         operator.close()
         for memory in (*sources, *targets):
             memory.close()

@@ -139,7 +139,7 @@ def in_eager_mode(model: Any, image: NDArray[np.float32]) -> NDArray[np.float32]
     return found
 
 
-def one_graph(name: str, path: Path, threads: int, output: int = 0) -> Rung:
+def one_graph(name: str, path: Path, *, threads: int, output: int = 0) -> Rung:
     """Make a rung of a single graph, in which a new sound costs as much as a new picture."""
     opened = session(path, threads)
     wanted, given = [opened.get_outputs()[output].name], opened.get_inputs()[0].name
@@ -154,6 +154,7 @@ def one_graph(name: str, path: Path, threads: int, output: int = 0) -> Rung:
 def two_graphs(
     name: str,
     files: Sequence[Path],
+    *,
     queries: NDArray[np.float32],
     threads: int,
     without: Sequence[str] = (),
@@ -179,7 +180,7 @@ def two_graphs(
     return Rung(name, whole, again)
 
 
-def rewritten(source: Path, target: Path, passes: Sequence[str], calibration: Sequence[Arrays] = ()) -> Path:
+def rewritten(source: Path, target: Path, *, passes: Sequence[str], calibration: Sequence[Arrays] = ()) -> Path:
     """Rewrite a graph with some passes of our form. With calibration frames, products are in int8."""
     model = ir.load(source)
     if calibration:
@@ -188,7 +189,7 @@ def rewritten(source: Path, target: Path, passes: Sequence[str], calibration: Se
     return target
 
 
-def build_rungs(recipe: Recipe, threads: int, folder: Path, images: NDArray[np.float32]) -> tuple[list[Rung], Any]:
+def build_rungs(recipe: Recipe, *, threads: int, folder: Path, images: NDArray[np.float32]) -> tuple[list[Rung], Any]:
     """Build all rungs, and the masks of Hugging Face's model in PyTorch for the first picture."""
     size = recipe.image.sizes[0]
     theirs = mask2former(mask2former_sizes(recipe), size)
@@ -200,7 +201,10 @@ def build_rungs(recipe: Recipe, threads: int, folder: Path, images: NDArray[np.f
     ours = build(recipe, 1)
     given, _ = fit_tensors(WeightSource(folder, theirs.state_dict(), MASK2FORMER), recipe, ours.state_dict(), seed=None)
     ours.load_state_dict(given, strict=False)
-    rungs = [one_graph("a plain export", stock, threads, 1), Rung("Hugging Face in PyTorch, eager", eager)]
+    rungs = [
+        one_graph("a plain export", stock, threads=threads, output=1),
+        Rung("Hugging Face in PyTorch, eager", eager),
+    ]
     pair = torch.from_numpy(images[:2])
     for name, keeps_all, is_large in (
         ("our networks: tables are constants, the scale is folded", True, True),
@@ -210,7 +214,7 @@ def build_rungs(recipe: Recipe, threads: int, folder: Path, images: NDArray[np.f
         module, path = Whole(ours, keeps_all, is_large), folder / f"whole-{keeps_all}-{is_large}.onnx"
         outputs = ["masks", *(f"kept_{i}" for i in range(2 * recipe.decoder.layers if keeps_all else 0))]
         export_graph(module, GraphSpec(("image",), tuple(outputs)), (pair,), path=path, metadata={})
-        rungs.append(one_graph(name, path, threads))
+        rungs.append(one_graph(name, path, threads=threads))
     names = memory_names(recipe)
     queries = ours.fusion.queries.detach()[None]
     with torch.no_grad():
@@ -220,13 +224,19 @@ def build_rungs(recipe: Recipe, threads: int, folder: Path, images: NDArray[np.f
     spec = GraphSpec(("queries", *names), ("masks",))
     export_graph(Half(ours), spec, (queries.repeat(2, 1, 1), *memory), path=files[1], metadata={})
     fixed = queries.numpy()
-    rungs.append(two_graphs("cut where the sound comes in: the canonical graphs", files, fixed, threads))
+    rungs.append(
+        two_graphs("cut where the sound comes in: the canonical graphs", files, queries=fixed, threads=threads)
+    )
     exact = tuple(PASSES)[:-1]  # the last pass is for int8
     for number, name in enumerate(exact, 1):
-        formed = [rewritten(file, folder / f"{file.stem}-{number}.onnx", exact[:number]) for file in files]
-        rungs.append(two_graphs(name, formed, fixed, threads))
-    rungs.append(two_graphs("no SkipLayerNormalization", formed, fixed, threads, SLOW_FUSIONS))
-    rungs.append(two_graphs("on huge pages: ours", formed, fixed, threads, SLOW_FUSIONS, images[:1]))
+        formed = [rewritten(file, folder / f"{file.stem}-{number}.onnx", passes=exact[:number]) for file in files]
+        rungs.append(two_graphs(name, formed, queries=fixed, threads=threads))
+    rungs.append(two_graphs("no SkipLayerNormalization", formed, queries=fixed, threads=threads, without=SLOW_FUSIONS))
+    rungs.append(
+        two_graphs(
+            "on huge pages: ours", formed, queries=fixed, threads=threads, without=SLOW_FUSIONS, image=images[:1]
+        )
+    )
     del ours
     gc.collect()
     frames: list[dict[str, NDArray[Any]]] = []
@@ -235,8 +245,14 @@ def build_rungs(recipe: Recipe, threads: int, folder: Path, images: NDArray[np.f
         feeds = {"image": image[None], "queries": fixed}
         frames.append(feeds | dict(zip(names, first.run(list(names), {"image": image[None]}), strict=True)))
     del first
-    quantized = [rewritten(file, folder / f"{file.stem}-int8.onnx", tuple(PASSES), frames) for file in files]
-    rungs.append(two_graphs("int8 (not exact)", quantized, fixed, threads, SLOW_FUSIONS, images[:1]))
+    quantized = [
+        rewritten(file, folder / f"{file.stem}-int8.onnx", passes=tuple(PASSES), calibration=frames) for file in files
+    ]
+    rungs.append(
+        two_graphs(
+            "int8 (not exact)", quantized, queries=fixed, threads=threads, without=SLOW_FUSIONS, image=images[:1]
+        )
+    )
     return rungs, expected
 
 
@@ -254,7 +270,7 @@ def measure(recipe: Recipe, threads: int, seconds: float) -> dict[str, Any]:
     environment = environment_of(threads, recipe=recipe.name, input_size=list(recipe.image.sizes[0]))
     images = np.random.default_rng(0).standard_normal((6, 3, *recipe.image.sizes[0]), np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        rungs, expected = build_rungs(recipe, threads, Path(folder), images)
+        rungs, expected = build_rungs(recipe, threads=threads, folder=Path(folder), images=images)
         parity = {rung.name: agreement(rung.whole(images[:1]), expected) for rung in rungs}
         turns: dict[Key, Turn] = {}
         for rung in rungs:

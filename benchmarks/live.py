@@ -72,7 +72,7 @@ def loudest(pipeline: Pipeline) -> tuple[NDArray[np.uint8], NDArray[np.float32]]
     return found
 
 
-def record_camera(path: Path, picture: NDArray[np.uint8], sound: NDArray[np.float32], seconds: float) -> None:
+def record_camera(path: Path, picture: NDArray[np.uint8], sound: NDArray[np.float32], *, seconds: float) -> None:
     """Write the camera's stream to a file. Each period begins with silence."""
     rng = np.random.default_rng(0)
     still = np.asarray(Image.fromarray(picture).resize((WIDTH, HEIGHT)), np.int16)
@@ -152,7 +152,7 @@ def prefixed(name: str, found: dict[str, float]) -> dict[str, float]:
     return {f"{name}_{percent}_ms": value for percent, value in found.items()}
 
 
-def measure(pipeline: Pipeline, path: Path, seconds: float, video: Path | None, streams: int = 1) -> dict[str, Any]:
+def measure(pipeline: Pipeline, path: Path, *, seconds: float, video: Path | None, streams: int = 1) -> dict[str, Any]:
     """Measure a row of the report: the frame rate of the slowest stream, and the worst percentiles of all."""
     command = [sys.executable, __file__, "--serve", str(path), "--seconds", str(seconds)]
     found: list[list[tuple[float, bool]]] = [[] for _ in range(streams)]
@@ -229,10 +229,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             threads = options.threads if options.backend == "cpu" else None
             backend = load_backend(options.backend, bundle, options.precision, threads=threads)
             pipeline = Pipeline(bundle, backend.engines, operators=backend.operators)
-            record_camera(path, picture, sound, options.seconds + OPENING_SECONDS)
+            record_camera(path, picture, sound, seconds=options.seconds + OPENING_SECONDS)
             videos = (None,) if options.streams else (None, Path(folder) / "out.mp4")
             rows = [
-                measure(pipeline, path, options.seconds, video, streams)
+                measure(pipeline, path, seconds=options.seconds, video=video, streams=streams)
                 for streams in options.streams or (1,)
                 for video in videos
             ]

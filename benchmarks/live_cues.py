@@ -97,7 +97,7 @@ def late_results(found: list[Delivery], arrived: list[tuple[float, str]]) -> lis
 
 
 def measure(
-    pipeline: Pipeline, path: Path, seconds: float, fps: float, condition: str
+    pipeline: Pipeline, path: Path, *, seconds: float, fps: float, condition: str
 ) -> tuple[list[float], list[int]]:
     """Return the seconds of each frame, and by how many results each answer was late."""
     command = [sys.executable, str(HERE / "live.py"), "--serve", str(path), "--seconds", str(seconds)]
@@ -142,10 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         late: dict[str, list[int]] = {name: [] for name in CONDITIONS}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "camera.ts"
-            record_camera(path, picture, sound, given.seconds + OPENING_SECONDS)
+            record_camera(path, picture, sound, seconds=given.seconds + OPENING_SECONDS)
             for turn in range(given.turns):
                 for name in CONDITIONS if turn % 2 == 0 else CONDITIONS[::-1]:
-                    took, missed = measure(pipeline, path, given.seconds, given.fps, name)
+                    took, missed = measure(pipeline, path, seconds=given.seconds, fps=given.fps, condition=name)
                     seconds[name] += took
                     late[name] += missed
     except TesoError as error:

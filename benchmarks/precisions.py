@@ -69,7 +69,7 @@ def agreement(found: Labels, expected: Labels) -> dict[str, float | None]:
 
 
 def run_row(
-    pipeline: Pipeline, library: MediaLibrary, row: str, scenes: int, seed: int
+    pipeline: Pipeline, library: MediaLibrary, row: str, *, scenes: int, seed: int
 ) -> tuple[dict[str, float | None], Labels]:
     """Return the scores of one row, and the labels of each of its frames."""
     predict, labels = make_predictor(pipeline, library), Labels()
@@ -89,7 +89,7 @@ def run_row(
     }, labels
 
 
-def measure(bundle: Bundle, library: MediaLibrary, scenes: int, seed: int, threads: int) -> dict[str, Any]:
+def measure(bundle: Bundle, library: MediaLibrary, *, scenes: int, seed: int, threads: int) -> dict[str, Any]:
     """Measure all rows, and return the report."""
     rows: list[dict[str, Any]] = []
     precisions: tuple[Precision, ...] = ("fp32", "int8")
@@ -97,7 +97,7 @@ def measure(bundle: Bundle, library: MediaLibrary, scenes: int, seed: int, threa
     for row in SCENE_ROWS:
         expected: Labels = []
         for pipeline, precision in zip(pipelines, precisions, strict=True):
-            figures, labels = run_row(pipeline, library, row, scenes, seed)
+            figures, labels = run_row(pipeline, library, row, scenes=scenes, seed=seed)
             expected = expected or labels
             rows.append({"row": row, "precision": precision, **figures, **agreement(labels, expected)})
     note = bundle.manifest.measured.get("int8", {})
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         library = read_library(Path(options.media), "test")
         with tempfile.TemporaryDirectory() as folder:
             bundle = with_int8(Bundle.open(options.bundle), Path(folder))
-            report = measure(bundle, library, options.scenes, options.seed, options.threads)
+            report = measure(bundle, library, scenes=options.scenes, seed=options.seed, threads=options.threads)
     except TesoError as error:
         print(f"precisions: {error}", file=sys.stderr)
         return error.exit_code

@@ -48,7 +48,7 @@ def _passes(one_pass: Callable[[], int], seconds: float) -> list[float]:
     return rates
 
 
-def measure(bundle: Bundle, clip: Path, words: list[str], threads: int, seconds: float) -> dict[str, Any]:
+def measure(bundle: Bundle, clip: Path, *, words: list[str], threads: int, seconds: float) -> dict[str, Any]:
     """Measure the rows, and return the report."""
     pipeline = Pipeline(bundle, onnxruntime_factory(threads, bundle.form_for((ONNXRUNTIME,), "fp32")))
     cues = pipeline.cues_of(words)
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = options.cues.split(",") if options.cues else json.loads(script.read_text(encoding="utf-8"))["visible"]
     try:
         bundle = Bundle.open(options.bundle)
-        report = measure(bundle, options.clip, words, options.threads, options.seconds)
+        report = measure(bundle, options.clip, words=words, threads=options.threads, seconds=options.seconds)
     except TesoError as error:
         print(f"throughput: {error}", file=sys.stderr)
         return error.exit_code

@@ -31,7 +31,7 @@ from teso_deploy.training.teachers import load_teachers
 WARM_UP_STEPS = 3
 
 
-def measure(recipe_name: str, data: Path, device: str, steps: int) -> dict[str, Any]:
+def measure(recipe_name: str, data: Path, *, device: str, steps: int) -> dict[str, Any]:
     """Time steps whose scenes, teachers included, are made in the same process, and return the report.
 
     The time of a step does not depend on the meaning of the cue words, so their embeddings are random.
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=10)
     add_out(parser)
     options = parser.parse_args(arguments)
-    report = measure(options.recipe, Path(options.data), options.device, options.steps)
+    report = measure(options.recipe, Path(options.data), device=options.device, steps=options.steps)
     record(f"training-{options.device}", f"A training step of {report['recipe']}", report, out=options.out)
     return 0
 

@@ -47,10 +47,13 @@ def test_the_list_names_all(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_arguments_of_the_caller_come_last() -> None:
-    assert runner.compose_arguments("throughput", False, None, ["--seconds", "9"]) == ["--seconds", "9"]
-    quick = runner.compose_arguments("throughput", True, None, ["--seconds", "9"])
+    assert runner.compose_arguments("throughput", is_quick=False, out=None, given=["--seconds", "9"]) == [
+        "--seconds",
+        "9",
+    ]
+    quick = runner.compose_arguments("throughput", is_quick=True, out=None, given=["--seconds", "9"])
     assert quick == ["--seconds", "0.2", "--out", str(results_files.QUICK_RESULTS), "--seconds", "9"]
-    assert runner.compose_arguments("training", False, "a.json", []) == ["--out", "a.json"]
+    assert runner.compose_arguments("training", is_quick=False, out="a.json", given=[]) == ["--out", "a.json"]
 
 
 def test_a_run_gets_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:

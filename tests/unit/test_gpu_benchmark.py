@@ -53,7 +53,9 @@ def test_who_takes_part() -> None:
     assert [gpu_engines.profile_of(batch) for batch in gpu_engines.BATCHES] == ["live", "throughput", "throughput"]
     assert all(gpu_contenders.FRAMES % batch == 0 for batch in gpu_engines.BATCHES)
     named = gpu_engines.contenders((9, 0), "fp32")
-    who = gpu_engines.entrants(named, Path("b"), (64, 96), 8, Path("f"), Path("e.npy"))
+    who = gpu_engines.entrants(
+        named, bundle=Path("b"), size=(64, 96), batch=8, folder=Path("f"), expected=Path("e.npy")
+    )
     assert len({one.settings["facts"] for one in who}) == len(who)
     assert {one.subject for one in who} == {"benchmarks.gpu_torch:ours_in_torch", "benchmarks.gpu_contenders:ours"}
     json.dumps([one.settings for one in who])
@@ -81,7 +83,7 @@ def test_what_is_reported(tmp_path: Path) -> None:
     }
     timings = Timings(seconds, {"tensorrt-rtx sm80 fp32": "EngineError: it does not | run here"}, 3)
     measured = Measured(timings, {"tensorrt fp32": {"mask_iou": 0.9999999, "peak_rss_mb": 1.0}})
-    rows = gpu_engines.rows_of(who, measured, facts, (64, 96), 8)
+    rows = gpu_engines.rows_of(who, measured, facts=facts, size=(64, 96), batch=8)
     assert [(row["name"], row["stage"]) for row in rows] == [key for key, times in seconds.items() if times]
     assert rows[0]["of_torch_eager"] == 1.0 and rows[0]["mask_iou"] is None
     assert rows[1]["of_torch_eager"] == 0.25 and rows[1]["images_per_second"] == 800.0 and rows[1]["p50_ms"] == 10.0
@@ -152,12 +154,12 @@ def test_engines_take_the_steps(tiny_bundle: Path, host: HostDevice, tmp_path: P
     runner = gpu_contenders.engine_runner(
         bundle,
         (64, 64),
-        factory,
-        device,
-        module,
-        lambda of: DeviceOperators(device, module, of),
-        settings_of(tmp_path, batch),
-        None,
+        factory=factory,
+        device=device,
+        module=module,
+        operators=lambda of: DeviceOperators(device, module, of),
+        settings=settings_of(tmp_path, batch),
+        used_before=None,
     )
     assert runner.mask_iou() == 1.0 and np.stack(labels).any()
     assert (gpu_contenders.PIPELINE in runner.stages) == (batch == 1)
