@@ -40,6 +40,7 @@ from teso_deploy.media.container import open_media
 from teso_deploy.media.live_reader import LiveReader, start_all
 from teso_deploy.options.cues import CueOptions
 from teso_deploy.options.engine import EngineOptions
+from teso_deploy.options.fields import OptionError
 from teso_deploy.options.media import FrameOptions, SoundOptions
 from teso_deploy.options.output import OutputOptions
 from teso_deploy.options.stream import StreamOptions
@@ -98,8 +99,19 @@ def parse_inputs(texts: Sequence[str]) -> list[Address]:
 
 
 def check_live(request: LiveRequest) -> None:
-    """Refuse what can't work, before the model is loaded. Raises :class:`InputNotFoundError`, :class:`OutputError`."""
+    """Refuse what can't work, before the model is loaded.
+
+    Raises:
+        InputNotFoundError: a file does not exist.
+        MediaError: a file has no such track.
+        OptionError: an option has no effect.
+        OutputError: an output can't be written.
+    """
     audio, sound, outputs = request.audio, request.sound, request.outputs
+    if audio is not None and sound.mute:
+        raise OptionError("{mute} replaces the sound: omit {audio}")
+    if request.is_lossless and "staleness_seconds" in request.streams.changed():
+        raise OptionError("{mode} file runs every frame, however old: omit {staleness_seconds}")
     for address in request.inputs:
         if address.path is not None:
             with open_media(address.path) as container:

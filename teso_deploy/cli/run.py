@@ -88,7 +88,7 @@ def _check_outputs(inputs: Sequence[Path], listed: Sequence[_Output], outputs: O
     if not (listed or outputs.json_out):
         *names, last = (f"{{{one.name}}}" for one in fields(outputs))
         raise OptionError(f"name at least one output: {', '.join(names)} or {last}")
-    if len({path.stem for path in inputs}) < len(inputs):
+    if any(output.is_split for output in listed) and len({path.stem for path in inputs}) < len(inputs):
         raise OutputError("two inputs have the same name, so their outputs would too: run them one by one")
     for output in listed:
         entry, target = output.entry, output.target

@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -60,6 +61,20 @@ def describe_live_run(pipeline: Pipeline, readers: Sequence[LiveReader]) -> RunF
         inputs=tuple(reader.address.shown for reader in readers),
         bundle=pipeline.bundle.manifest.name,
     )
+
+
+def name_apart(names: Iterable[str]) -> list[str]:
+    """Number names that occur more than once, as files of two folders may.
+
+    >>> name_apart(["a.jsonl", "b.mp4", "a.jsonl"])
+    ['a.jsonl', 'b.mp4', 'a.jsonl (2)']
+    """
+    counts: Counter[str] = Counter()
+    found = []
+    for name in names:
+        counts[name] += 1
+        found.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
+    return found
 
 
 def make_silence(end_seconds: float) -> AudioWindow:
@@ -127,7 +142,10 @@ class LiveRunner:
             )
             for number, reader in enumerate(readers)
         ]
-        self._outboxes = [Outbox(sink, lossless=self.options.lossless) for sink in sinks]
+        self._outboxes = [
+            Outbox(sink, lossless=self.options.lossless, name=name)
+            for sink, name in zip(sinks, name_apart(sink.name for sink in sinks), strict=True)
+        ]
         self._work = threading.Condition()
         self._stopping = False
         self._failure: BaseException | None = None

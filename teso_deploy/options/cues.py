@@ -8,7 +8,7 @@ from pathlib import Path
 from teso_deploy.cues.asking import AskingOptions
 from teso_deploy.cues.prompts import DEFAULT_PROMPT
 from teso_deploy.cues.sources.registry import list_sources, list_sources_taking
-from teso_deploy.options.fields import OptionError, Options, option
+from teso_deploy.options.fields import LONGEST_WAIT_SECONDS, OptionError, Options, option
 
 SOURCE_HELP = f"{', '.join(list_sources())}; several by comma: the first that answers."
 #: Fields that only a source uses.
@@ -79,6 +79,7 @@ class CueOptions(Options):
         "Seconds that a model or a server may take for an answer.",
         flag="--cue-timeout",
         minimum=0.1,
+        maximum=LONGEST_WAIT_SECONDS,
         unit="seconds",
     )
     prompt: str = option(

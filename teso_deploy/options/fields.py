@@ -11,6 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, TypeVar, cast
 
+#: The longest time that a run may be given, in seconds: three years. Python's timers refuse infinite ones.
+LONGEST_RUN_SECONDS = 1e8
+#: The longest time that may be waited for an answer, in seconds: a day. Sockets refuse 25 days and more.
+LONGEST_WAIT_SECONDS = 86_400.0
 _IN_BRACES = re.compile(r"\{([\w.]+)\}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from teso_deploy.options.fields import Options, option
+from teso_deploy.options.fields import LONGEST_RUN_SECONDS, LONGEST_WAIT_SECONDS, Options, option
 
 CorruptChoice = Literal["keep", "drop"]
 
@@ -31,6 +31,7 @@ class StreamOptions(Options):
         "Of a stream: seconds that it may take to open, or send nothing, before it counts as broken.",
         flag="--timeout",
         minimum=0.2,
+        maximum=LONGEST_WAIT_SECONDS,
         unit="seconds",
     )
     staleness_seconds: float = option(
@@ -42,5 +43,7 @@ class StreamOptions(Options):
     )
     corrupt: CorruptChoice = option("keep", "Of a stream: damaged frames.")
     reconnect: bool = option(True, "Of a stream: open it again if it breaks off.", flag="--reconnect/--no-reconnect")
-    seconds: float | None = option(None, "Live: end after this many seconds.", minimum=0.1, unit="seconds")
+    seconds: float | None = option(
+        None, "Live: end after this many seconds.", minimum=0.1, maximum=LONGEST_RUN_SECONDS, unit="seconds"
+    )
     metrics: str | None = option(None, "Live: serve Prometheus metrics there.", metavar="[HOST]:PORT")

@@ -176,11 +176,11 @@ class EventSink(Sink):
 
     def close(self) -> None:
         first = {} if self._run.kind == "files" else {"event": "end"}
-        for number in sorted(self._inputs):
-            found = self._inputs.pop(number)
-            for event in [*found.ended, *found.log.finish()]:
-                self._lines.write({**first, "input": found.name, **event.as_dict()})
-        self._lines.close()
+        with self._lines:  # a line that can't be written must not leave the file open
+            for number in sorted(self._inputs):
+                found = self._inputs.pop(number)
+                for event in [*found.ended, *found.log.finish()]:
+                    self._lines.write({**first, "input": found.name, **event.as_dict()})
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -25,10 +25,13 @@ class Outbox:
         sink: The sink.
         lossless: If the queue is full, :meth:`put` waits. Default: the oldest results are dropped and counted.
         most_waiting: The size of the queue.
+        name: The name in messages and in the report. Default: the sink's.
     """
 
-    def __init__(self, sink: Sink, lossless: bool = False, *, most_waiting: int = MOST_WAITING) -> None:
-        self.sink, self.name, self._lossless, self._most = sink, sink.name, lossless, most_waiting
+    def __init__(
+        self, sink: Sink, lossless: bool = False, *, most_waiting: int = MOST_WAITING, name: str | None = None
+    ) -> None:
+        self.sink, self.name, self._lossless, self._most = sink, name or sink.name, lossless, most_waiting
         self.error: TesoError | None = None
         self.delivered = self.dropped = 0
         self._waiting: deque[Delivery] = deque()

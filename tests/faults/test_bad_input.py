@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -160,6 +161,32 @@ def test_inputs_of_one_name(clip: Path, tiny_bundle: Path, tmp_path: Path) -> No
     shutil.copy(clip, tmp_path / "clip.mkv")
     two = (clip, tmp_path / "clip.mkv")
     refused("run", *two, "--bundle", tiny_bundle, "--out", tmp_path / "out", names="same name")
+    events = tmp_path / "events.jsonl"
+    assert teso("run", *two, "--bundle", tiny_bundle, "--events", events, "--fps", 1).code == 0, "one file for both"
+    assert {json.loads(line)["input"] for line in events.read_text().splitlines()} <= {str(path) for path in two}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--mode", "file", "--staleness", "0.1"], "--mode file runs every frame, however old: omit --staleness"),
+        (["--mute", "--audio", "CLIP"], "--mute replaces the sound: omit --audio"),
+    ],
+)
+def test_options_of_streams_that_would_be_ignored(options: list[str], says: str, clip: Path, tiny_bundle: Path) -> None:
+    for command in ("live", "run"):
+        chosen = [*options, *(["--mode", "live"] if command == "run" and "--mode" not in options else [])]
+        given = [str(clip) if one == "CLIP" else one for one in chosen]
+        inputs = [clip] if command == "live" or "live" in given else ["tcp://127.0.0.1:1"]
+        done = teso(command, *inputs, "--bundle", tiny_bundle, *given)
+        assert done.code == 2 and says in " ".join(done.err.split())
+
+
+def test_masks_of_several_streams(clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    refused("live", clip, clip, "--bundle", tiny_bundle, "--masks", tmp_path / "masks", names="is for one stream")
+    lines = tmp_path / "masks.jsonl"
+    done = teso("live", clip, clip, "--bundle", tiny_bundle, "--masks", lines, "--mode", "file", "--fps", 2)
+    assert done.code == 0 and {json.loads(line)["stream"] for line in lines.read_text().splitlines()} == {0, 1}
 
 
 @pytest.mark.parametrize(

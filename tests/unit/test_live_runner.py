@@ -212,6 +212,17 @@ def test_what_fails_takes_nobody_along(pipeline: Pipeline) -> None:
     assert isinstance(runner.errors()[1], OutputError) and snapshot["sinks"]["broken"]["error"]
 
 
+def test_sinks_of_one_name_are_counted_apart(pipeline: Pipeline) -> None:
+    def broken(delivery: Delivery) -> None:
+        raise RuntimeError("the disk is on fire")
+
+    sinks = [CallbackSink(broken, "x.jsonl"), CallbackSink(lambda delivery: None, "x.jsonl")]
+    _, runner, snapshot = ran(pipeline, [Camera(0.4)], sinks=sinks)
+    assert list(snapshot["sinks"]) == ["callback", "x.jsonl", "x.jsonl (2)"]
+    assert snapshot["sinks"]["x.jsonl"]["error"] == str(runner.errors()[0])
+    assert snapshot["sinks"]["x.jsonl (2)"]["delivered"] == snapshot["sinks"]["callback"]["delivered"] > 0
+
+
 def test_it_stops_when_it_is_told_to(pipeline: Pipeline) -> None:
     camera = Camera(120.0)
     runner = LiveRunner(pipeline, cast(list[LiveReader], [camera]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -33,6 +35,10 @@ KINDS = (
     StartOptions, StreamOptions, TrainingOptions, WeightOptions,
 )  # fmt: skip
 PACKAGE = Path(teso_deploy.__file__).parent
+
+
+def fields_by_name(kind: type[Options]) -> dict[str, Any]:
+    return {one.name: describe_field(one) for one in fields(kind)}
 
 
 def parse(kind: Any, *arguments: str) -> Options:
@@ -149,6 +155,10 @@ def test_values_are_the_same_from_python_and_from_the_command_line(options: Opti
          "no effect: --cue-budget; add --cue-source, or omit it"),
         (CueOptions, {"ttl_seconds": 3}, "--cue-ttl 3", "ttl_seconds needs cues", "--cue-ttl needs cues"),
         (StreamOptions, {"timeout_seconds": 0}, "--timeout 0", "give seconds from 0.2", "--timeout"),
+        (StreamOptions, {"timeout_seconds": math.inf}, "--timeout inf", "to 86400", "--timeout"),
+        (StreamOptions, {"seconds": math.inf}, "--seconds inf", "to 1e+08", "--seconds"),
+        (CueOptions, {"source": "openai", "timeout_seconds": 1e9}, "--cue-source openai --cue-timeout 1e9", "to 86400",
+         "--cue-timeout"),
         (WeightOptions, {"averaging": "ema"}, "--weights ema", "there is no checkpoint",
          "--weights: there is no --checkpoint to choose weights of"),
         (SceneOptions, {"seeds": 0}, "--seeds 0", "seeds is 0", "--seeds"),
@@ -163,6 +173,10 @@ def test_what_is_refused_in_python_is_refused_on_the_command_line(
     with pytest.raises(AssertionError) as printed:
         parse(kind, *arguments.split())
     assert spelled in " ".join(str(printed.value).split())
+
+
+def test_the_longest_run_fits_a_timer() -> None:
+    assert fields_by_name(StreamOptions)["seconds"].maximum < threading.TIMEOUT_MAX
 
 
 def test_a_size_that_is_none() -> None:

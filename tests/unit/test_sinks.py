@@ -23,6 +23,7 @@ from teso_deploy.sinks.callback import CallbackSink
 from teso_deploy.sinks.contracts import InputKind
 from teso_deploy.sinks.delivery import Delivery, InputFacts
 from teso_deploy.sinks.events import EventSink
+from teso_deploy.sinks.json_lines import JsonLines
 from teso_deploy.sinks.mask_folder import MaskFolderSink
 from teso_deploy.sinks.mask_lines import MaskLinesSink, encode_runs
 from teso_deploy.sinks.outbox import Outbox
@@ -212,6 +213,18 @@ def test_lines_of_several_files_keep_the_order_of_the_files(tmp_path: Path) -> N
         {"input": name, "name": "cat", "onset_seconds": 0.0, "end_seconds": 0.08, "confidence": 0.9, "frames": 3}
         for name in ("a.mp4", "b.mp4")
     ]
+
+
+def test_events_that_end_on_a_full_disk_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(lines: JsonLines, line: object) -> None:
+        raise OutputError("the disk is full")
+
+    sink = EventSink(tmp_path / "events.jsonl", describe_run("files"))
+    sink.append(make_delivery(0, 1))
+    monkeypatch.setattr(JsonLines, "write", fill)
+    with pytest.raises(OutputError, match="the disk is full"):
+        sink.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_report_of_each_input(tmp_path: Path) -> None:
