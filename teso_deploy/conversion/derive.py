@@ -97,7 +97,7 @@ def derive_bundle(
         update = {"graphs": graphs, "forms": forms, "engines": (), "measured": measured}
         if encoder is not None and (cue := source.manifest.cue) is not None:
             on_progress("text encoder")
-            entry = write_text_encoder(folder, encoder, source.recipe, table)
+            entry = write_text_encoder(folder, encoder, source.recipe, table=table)
             update["cue"] = cue.model_copy(update={"encoder": entry})
         manifest = source.manifest.model_copy(update=update)
         manifest, parity = finish(folder, manifest, writer=writer, wanted=wanted, on_progress=on_progress)
