@@ -11,14 +11,8 @@ from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.onnxruntime import onnxruntime_factory
 from teso_deploy.backends.tensorrt.bindings import TensorRTLibrary, load_library
 from teso_deploy.backends.tensorrt.cache import EngineCache
-from teso_deploy.backends.tensorrt.making import (
-    built_for,
-    check_architectures,
-    engine_factory,
-    make_engine,
-    source_of,
-    timings_path,
-)
+from teso_deploy.backends.tensorrt.factory import engine_factory, timings_path
+from teso_deploy.backends.tensorrt.making import built_for, check_architectures, make_engine, source_of
 from teso_deploy.backends.tensorrt.profiles import BuildProfile
 from teso_deploy.backends.tensorrt.sidecar import architecture_of
 from teso_deploy.backends.tensorrt.targets import PORTABLE, Target, runs_portable

@@ -25,7 +25,8 @@ from teso_deploy.backends.registry import list_gpu_backends
 from teso_deploy.backends.tensorrt.bindings import load_library
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
-from teso_deploy.backends.tensorrt.making import cached_path, engine_factory, make_engine, source_of
+from teso_deploy.backends.tensorrt.factory import cached_path, engine_factory
+from teso_deploy.backends.tensorrt.making import make_engine, source_of
 from teso_deploy.backends.tensorrt.profiles import load_profile
 from teso_deploy.backends.tensorrt.sidecar import architecture_of, read_engine, sidecar_path
 from teso_deploy.backends.tensorrt.slot import TensorRTSlot

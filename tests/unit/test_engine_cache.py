@@ -15,11 +15,12 @@ import pytest
 from teso_deploy.backends import shared_libraries
 from teso_deploy.backends.contracts import Backend, BackendRequest
 from teso_deploy.backends.cuda.device import Device
-from teso_deploy.backends.tensorrt import cache, loading, making
+from teso_deploy.backends.tensorrt import cache, factory, loading
 from teso_deploy.backends.tensorrt.bindings import TensorRTLibrary, adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
-from teso_deploy.backends.tensorrt.making import cached_path, engine_factory, source_of
+from teso_deploy.backends.tensorrt.factory import cached_path, engine_factory
+from teso_deploy.backends.tensorrt.making import source_of
 from teso_deploy.backends.tensorrt.profiles import BuildProfile, load_profile
 from teso_deploy.backends.tensorrt.sidecar import check_fits, read_engine, read_sidecar, sidecar_path, write_engine
 from teso_deploy.backends.tensorrt.targets import Target, runs_portable
@@ -253,7 +254,7 @@ def test_another_way_to_build_is_another_engine(
     machine: Machine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = machine.path(bundle)
-    monkeypatch.setattr(making, "BUILD_REVISION", making.BUILD_REVISION + 1)
+    monkeypatch.setattr(factory, "BUILD_REVISION", factory.BUILD_REVISION + 1)
     assert machine.path(bundle) != before
 
 

@@ -16,8 +16,8 @@ from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
 from teso_deploy.backends.tensorrt.bindings import adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
+from teso_deploy.backends.tensorrt.factory import engine_factory
 from teso_deploy.backends.tensorrt.inspection import read_shares
-from teso_deploy.backends.tensorrt.making import engine_factory
 from teso_deploy.backends.tensorrt.slot import MOST_SHAPES
 from teso_deploy.backends.tensorrt.targets import Target
 from teso_deploy.bundle import Bundle

@@ -19,14 +19,9 @@ from teso_deploy.backends.tensorrt.bindings import TensorRTLibrary, adopt
 from teso_deploy.backends.tensorrt.builder import build_engine, shares_of
 from teso_deploy.backends.tensorrt.cache import EngineCache, content_key
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
+from teso_deploy.backends.tensorrt.factory import cached_path, engine_factory
 from teso_deploy.backends.tensorrt.inspection import read_shares
-from teso_deploy.backends.tensorrt.making import (
-    cached_path,
-    check_architectures,
-    engine_factory,
-    make_engine,
-    source_of,
-)
+from teso_deploy.backends.tensorrt.making import check_architectures, make_engine, source_of
 from teso_deploy.backends.tensorrt.profiles import Batch, BuildProfile, load_profile, profile_names
 from teso_deploy.backends.tensorrt.sidecar import check_fits, read_engine, read_sidecar, sidecar_path
 from teso_deploy.backends.tensorrt.targets import Target

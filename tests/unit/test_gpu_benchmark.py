@@ -18,7 +18,7 @@ from teso_deploy.backends.cuda.device import Device, Module
 from teso_deploy.backends.cuda.operators import DeviceOperators
 from teso_deploy.backends.tensorrt.bindings import adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
-from teso_deploy.backends.tensorrt.making import engine_factory
+from teso_deploy.backends.tensorrt.factory import engine_factory
 from teso_deploy.bundle import Bundle
 from teso_deploy.comparison.harness import Entrant, Measured
 from teso_deploy.comparison.turns import Timings

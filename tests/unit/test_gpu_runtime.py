@@ -28,7 +28,7 @@ from teso_deploy.backends.tensorrt import bindings
 from teso_deploy.backends.tensorrt.bindings import adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
-from teso_deploy.backends.tensorrt.making import engine_factory
+from teso_deploy.backends.tensorrt.factory import engine_factory
 from teso_deploy.backends.tensorrt.slot import TensorRTSlot
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import DeviceError, EngineError, MissingExtraError

@@ -16,7 +16,7 @@ from teso_deploy.backends.cuda.tensors import DeviceTensor
 from teso_deploy.backends.engine import Tensor
 from teso_deploy.backends.tensorrt.bindings import adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
-from teso_deploy.backends.tensorrt.making import engine_factory
+from teso_deploy.backends.tensorrt.factory import engine_factory
 from teso_deploy.bundle import Bundle
 from teso_deploy.latency import LatencyLog
 from teso_deploy.pipeline.pipeline import Pipeline

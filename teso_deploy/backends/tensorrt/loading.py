@@ -6,7 +6,7 @@ from teso_deploy.backends.contracts import Backend, BackendRequest
 from teso_deploy.backends.cuda import opening
 from teso_deploy.backends.cuda.operators import load_device_operators
 from teso_deploy.backends.tensorrt import bindings
-from teso_deploy.backends.tensorrt.making import engine_factory
+from teso_deploy.backends.tensorrt.factory import engine_factory
 from teso_deploy.backends.tensorrt.profiles import load_profile
 
 
