@@ -23,6 +23,7 @@ from teso_deploy.cli.values import parse_checkpoint, parse_precision, parse_size
 from teso_deploy.errors import BundleError, MissingExtraError, RecipeError
 from teso_deploy.hub import hub_snapshot
 from teso_deploy.media.reader import VideoReader
+from teso_deploy.options.fields import OptionError
 from teso_deploy.options.forms import FormOptions
 from teso_deploy.options.weights import WeightOptions
 from teso_deploy.outputs import check_apart, show_path
@@ -198,6 +199,8 @@ def export(
         with VideoReader(video):
             pass
     precisions: list[Precision] = ["fp32", *(parse_precision(text) for text in forms.precision)]
+    if forms.calibrate_on and "int8" not in precisions:
+        raise OptionError("{calibrate_on} sets the ranges of int8: add {precision} int8, or omit it")
     targets = parse_targets(forms.target)
     settings = load_profile(forms.profile or DEFAULT_PROFILE)
     if forms.profile is not None and not targets:

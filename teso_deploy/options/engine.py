@@ -61,6 +61,10 @@ def check_engine_building(backends: Collection[str], profile: str | None, rebuil
         )
 
 
+#: Each graph has its own threads: with 100,000 the engines took 10 GB and a run did not begin.
+MOST_THREADS = 1024
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions(Options):
     """How engines are built, for backends that build them.
@@ -108,7 +112,7 @@ class EngineOptions(BuildOptions):
         given_as=str | None,
         read=parse_size_choice,
     )
-    threads: int | None = option(None, "Threads of the engines. Default: all cores.", minimum=1)
+    threads: int | None = option(None, "Threads of the engines. Default: all cores.", minimum=1, maximum=MOST_THREADS)
     still_threshold: float = option(
         0.0,
         "Grey levels by which a frame may differ, anywhere, without being encoded again; 0: none.",

@@ -27,7 +27,9 @@ class WeightOptions(Options):
         "Weights: what `train` wrote, or one of visual=, audio=, text= and model= (may be repeated).",
         metavar="[PART=]FILE",
     )
-    random_weights: int | None = option(None, "Leave what no checkpoint gives at random, for timing.", metavar="SEED")
+    random_weights: int | None = option(
+        None, "Leave what no checkpoint gives at random, for timing.", metavar="SEED", minimum=0, maximum=2**32 - 1
+    )
     averaging: AveragingChoice | None = option(
         None,
         "Of a checkpoint with both: the average that training kept (ema), or the trained weights (raw).",

@@ -77,6 +77,7 @@ def test_an_engine_of_a_bundle_that_was_changed_is_found(
         (["--target", "openvino"], "is not a target: onnx, tensorrt, tensorrt-rtx"),
         (["--arch", "sm89"], "generations are for --target tensorrt-rtx"),
         (["--target", "tensorrt-rtx", "--profile", "fastest"], "one of fast-build, live, throughput"),
+        (["--calibrate-on", "export/demo/clip.mp4"], "--calibrate-on sets the ranges of int8: add --precision int8"),
         (["--profile", "live"], "engines are built for --target tensorrt or tensorrt-rtx"),
     ],
 )

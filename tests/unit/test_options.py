@@ -162,6 +162,9 @@ def test_values_are_the_same_from_python_and_from_the_command_line(options: Opti
         (WeightOptions, {"averaging": "ema"}, "--weights ema", "there is no checkpoint",
          "--weights: there is no --checkpoint to choose weights of"),
         (SceneOptions, {"seeds": 0}, "--seeds 0", "seeds is 0", "--seeds"),
+        (SceneOptions, {"seed": -1}, "--seed -1", "seed is -1", "--seed"),
+        (WeightOptions, {"random_weights": -1}, "--random-weights -1", "random_weights is -1", "--random-weights"),
+        (EngineOptions, {"threads": 100_000}, "--threads 100000", "to 1024", "--threads"),
     ],
 )  # fmt: skip
 def test_what_is_refused_in_python_is_refused_on_the_command_line(
