@@ -41,6 +41,11 @@ Labels = NDArray[np.uint8]
 PIECES_BYTES = tuple(1 << power for power in range(30, 15, -1))
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let warnings not fail the tests here: which warnings CUDA's libraries give is only seen on a GPU."""
+    item.add_marker(pytest.mark.filterwarnings("default"))
+
+
 @pytest.fixture(scope="session")
 def absent() -> Absent:
     """Return a function that ends a test or a fixture because something is missing."""

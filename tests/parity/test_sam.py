@@ -216,6 +216,7 @@ def test_every_adapter_is_behind_an_output_projection_and_acts() -> None:
         nn.init.zeros_(adapter.up.bias)
 
 
+@pytest.mark.filterwarnings("ignore:# The axis name:UserWarning")  # both inputs of the decoder share it on purpose
 @torch.no_grad()
 def test_the_exported_graphs_are_the_model_at_every_batch(tmp_path: Path) -> None:
     recipe = sam_recipe(adapters=("sam_encoder", "sam_decoder"))
