@@ -47,6 +47,7 @@ from teso_deploy.options.stream import StreamOptions
 from teso_deploy.outputs import check_apart
 from teso_deploy.pipeline.file_runner import describe_model
 from teso_deploy.pipeline.pipeline import Offered, Pipeline
+from teso_deploy.sinks.contracts import RunFacts, Sink
 from teso_deploy.sinks.registry import check_target, open_sink
 from teso_deploy.sinks.report import ReportSink
 
@@ -203,6 +204,17 @@ def _open_reader(request: LiveRequest, address: Address) -> LiveReader:
     )
 
 
+def open_sinks(outputs: OutputOptions, facts: RunFacts) -> list[Sink]:
+    """Open all sinks; the runner closes them. If one can't be opened, those before it are closed.
+
+    Raises :class:`OutputError`.
+    """
+    with ExitStack() as opened:
+        sinks = [opened.enter_context(open_sink(entry, target, facts)) for entry, target in outputs.sinks]
+        opened.pop_all()
+    return sinks
+
+
 def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, *, cues: Offered) -> dict[str, Any]:
     """Run streams until they end, or until the user ends them.
 
@@ -242,7 +254,7 @@ def run_live(console: Console, pipeline: Pipeline, request: LiveRequest, *, cues
             mute=request.sound.mute,
         )
         facts = describe_live_run(pipeline, readers)
-        sinks = [open_sink(entry, target, facts) for entry, target in request.outputs.sinks]
+        sinks = open_sinks(request.outputs, facts)
         results = ReportSink(None, facts)
         runner = LiveRunner(
             pipeline,
@@ -363,9 +375,10 @@ def run_streams(request: LiveRequest, *, bundle: Path | None, cues: CueOptions, 
     opened_bundle = Bundle.open(bundle)
     run_cues = RunCues(cues, opened_bundle, paths, has_streams=True)
     console = Console(stderr=True)
-    pipeline = load_pipeline(console, opened_bundle, engine)
-    request = replace(request, cue_source=run_cues.chosen, asking=cues.asking)
-    report = run_live(console, pipeline, request, cues=run_cues.of_streams(pipeline))
+    with closing(run_cues):
+        pipeline = load_pipeline(console, opened_bundle, engine)
+        request = replace(request, cue_source=run_cues.chosen, asking=cues.asking)
+        report = run_live(console, pipeline, request, cues=run_cues.of_streams(pipeline))
     write_json(outputs.json_out, report)
     console.print(draw_snapshot(report))
     if report["errors"]:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from teso_deploy.cli import live as cli_live
 from teso_deploy.cli.run import run_files
 from teso_deploy.errors import InputNotFoundError, MissingExtraError, OutputError
 from teso_deploy.live.runner import LiveRunner, describe_live_run
@@ -21,6 +22,7 @@ from teso_deploy.options.output import OutputOptions
 from teso_deploy.pipeline.file_runner import describe_file_run, run_file
 from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.pipeline.video_source import VideoSource
+from teso_deploy.sinks.callback import CallbackSink
 from teso_deploy.sinks.contracts import InputKind, RunFacts, Sink
 from teso_deploy.sinks.delivery import Delivery
 from teso_deploy.sinks.registry import SINKS, SinkEntry, check_target, choose_sink, find_sink, load_sink, open_sink
@@ -219,3 +221,26 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 )
 def test_the_sink_of_an_option(option: str, target: str, name: str) -> None:
     assert choose_sink(option, Path(target)).name == name
+
+
+def test_a_sink_that_can_not_be_opened_closes_those_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+
+    class Opened(CallbackSink):
+        def close(self) -> None:
+            closed.append(self.name)
+
+    def open_one(entry: SinkEntry, target: Path, run: RunFacts) -> Sink:
+        if entry.name == "events":
+            raise OutputError(f"{target} can't be written: name another place")
+        return Opened(lambda delivery: None, entry.name)
+
+    monkeypatch.setattr(cli_live, "open_sink", open_one)
+    outputs = OutputOptions(masks=tmp_path / "masks.jsonl", events=tmp_path / "events.jsonl")
+    with pytest.raises(OutputError):
+        cli_live.open_sinks(outputs, describe_run())
+    assert closed == ["mask-lines"]
+    assert [sink.name for sink in cli_live.open_sinks(OutputOptions(masks=tmp_path / "m.jsonl"), describe_run())] == [
+        "mask-lines"
+    ]
+    assert closed == ["mask-lines"], "the runner closes those that are used"
