@@ -130,5 +130,5 @@ def check_foundation(name: str) -> str:
 
 def _check_known(name: str, entries: Mapping[str, object]) -> str:
     if name not in entries:
-        raise ValueError(f"there is none of this name, name one of {', '.join(entries)}")
+        raise ValueError(f"unknown name: choose one of {', '.join(entries)}")
     return name

@@ -56,7 +56,7 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     for info in archive.infolist():
         name = info.filename.removesuffix(".npy")
         if name in found:
-            raise ValueError(f"{name} is in it twice")
+            raise ValueError(f"it holds {name} twice")
         if info.flag_bits & 1:
             raise ValueError(f"{name} is encrypted")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

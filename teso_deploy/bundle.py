@@ -161,7 +161,9 @@ class Bundle:
             return self.folder / self.manifest.graphs[graph].file
         if form not in self.manifest.forms:
             there = ", ".join(self.manifest.forms) or "none"
-            raise BundleError(f"{self.folder} has no form {form} (there: {there}): export it again with that precision")
+            raise BundleError(
+                f"{self.folder} has no form {form} (it has: {there}): export it again with that precision"
+            )
         if graph not in self.manifest.forms[form]:
             raise BundleError(f"{self.folder}: form {form} lacks {graph}; export the bundle again")
         return self.folder / self.manifest.forms[form][graph].file
@@ -205,7 +207,7 @@ class Bundle:
         if size not in self.sizes:
             there = ", ".join(f"{height}x{width}" for height, width in self.sizes)
             raise BundleError(
-                f"{size[0]}x{size[1]} is no picture size of bundle {self.manifest.name} (height x width: {there}): "
+                f"{size[0]}x{size[1]} is not a picture size of bundle {self.manifest.name} (height x width: {there}): "
                 "name one of these, or export it with --size"
             )
 

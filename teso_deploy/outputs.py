@@ -53,7 +53,7 @@ def _explain(path: Path, error: OSError) -> OutputError:
     if error.errno == errno.ENAMETOOLONG:
         return OutputError(f"{path} can't be written: the name is too long for this file system; give a shorter one")
     if error.errno == errno.ELOOP:
-        return OutputError(f"{path} can't be written: its links lead in a circle; name a file")
+        return OutputError(f"{path} can't be written: its links form a circle; name a file")
     reason = error.strerror or str(error) or type(error).__name__
     return OutputError(f"{path} can't be written ({reason}): name another place")
 
@@ -261,21 +261,21 @@ def check_apart(
             here = _folders_around(out)
             for path, other in places:
                 if other == place:
-                    raise OutputError(f"{out} is read, so it can't be written as well: name another output")
+                    raise OutputError(f"{out} is also an input, so it can't be written: name another output")
                 if other in here and (len(place) == _LENGTH_OF_EXISTING or _is_bundle(path)):
-                    raise OutputError(f"{out} is inside {path}, which is read: name an output outside of it")
+                    raise OutputError(f"{out} is inside {path}, which is an input: name an output outside of it")
             for path, parents in around:
                 if is_folder and place in parents:
-                    raise OutputError(f"{path} is read and is inside {out}: name another folder for the output")
+                    raise OutputError(f"{path} is an input and is inside {out}: name another folder for the output")
             if place in written:
                 raise OutputError(f"{written[place]} and {out} are the same output: give each its own")
             for path, other in replaced:
                 if other in here:
-                    raise OutputError(f"{out} is inside {path}, which is an output itself: name another place")
+                    raise OutputError(f"{out} is inside {path}, which is an output too: name another place")
             if is_folder:
                 for path in written.values():
                     if place in _folders_around(path):
-                        raise OutputError(f"{path} is inside {out}, which is an output itself: name another place")
+                        raise OutputError(f"{path} is inside {out}, which is an output too: name another place")
                 replaced.append((out, place))
             written[place] = out
 

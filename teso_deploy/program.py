@@ -69,7 +69,9 @@ class Program(Table):
         known = set[str](EXTERNAL_TENSORS)
         for stage in self.stages:
             if "@" in stage.name:
-                raise ValueError(f"stage {stage.name}: a name has no @, which separates it from a picture size")
+                raise ValueError(
+                    f"stage {stage.name}: its name must not have @, which separates a name from a picture size"
+                )
             for source in stage.inputs:
                 if source in known:
                     continue

@@ -212,9 +212,9 @@ def _tables(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     real = path.resolve()
     if real in seen:
         circle = " extends ".join(to_one_line(other.stem) for other in (*seen, real))
-        raise RecipeError(f"{path}: extends: {circle}, in a circle")
+        raise RecipeError(f"{path}: extends: {circle}, which is a circle")
     if len(seen) == MOST_EXTENDED:
-        raise RecipeError(f"{path}: extends: more than {MOST_EXTENDED} recipes, one upon the other")
+        raise RecipeError(f"{path}: extends: more than {MOST_EXTENDED} recipes extend each other")
     try:
         below = _recipe_path(base, path.parent)
     except RecipeError as error:
@@ -240,8 +240,8 @@ def _recipe_of(content: dict[str, Any]) -> Recipe:
         field = to_one_line(".".join(str(part) for part in first["loc"])) or "recipe"
         if first["type"] == "extra_forbidden":
             close = difflib.get_close_matches(str(first["loc"][-1]), _known_fields(), n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "take it out"
-            raise RecipeError(f"{field} is no field of a recipe: {hint}") from error
+            hint = f"did you mean {close[0]!r}?" if close else "remove it"
+            raise RecipeError(f"{field} is not a field of a recipe: {hint}") from error
         raise RecipeError(f"{field}: {to_one_line(first['msg'].removeprefix('Value error, '))}") from error
 
 

@@ -140,7 +140,7 @@ class Kind:
                 return
             if version > newest:
                 remedy = f"install a newer teso-deploy, or {remedy}"
-        raise BundleError(f"{path} has schema version {to_one_line(version)}, this package reads {known}: {remedy}")
+        raise BundleError(f"{path} has schema version {to_one_line(version)}, but this package reads {known}: {remedy}")
 
     def check_files(self, folder: Path, files: Mapping[str, FileEntry]) -> None:
         """Check that every file exists, is inside the folder, and is unchanged. Raises :class:`BundleError`."""
@@ -156,7 +156,7 @@ class Kind:
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or error
                 raise BundleError(
-                    f"{folder}: {name} can't be read ({reason}): give yourself the right, or {self.again}"
+                    f"{folder}: {name} can't be read ({reason}): make it readable for you, or {self.again}"
                 ) from error
             if is_pointer:
                 raise BundleError(f"{folder}: {name} {LFS_ADVICE}")
@@ -193,11 +193,12 @@ class Kind:
         except (InputNotFoundError, OutputError):
             content = None
         if not (isinstance(content, dict) and self.keys <= content.keys()):
-            raise OutputError(f"{out} exists and is not a bundle: give another --out, nothing was changed")
+            raise OutputError(f"{out} exists and is not a bundle: give another --out; nothing was changed")
         listed = content.get("files")
         if more := sorted(found - {manifest.name} - set(listed if isinstance(listed, dict) else ())):
             raise OutputError(
-                f"{out} holds {more[0]}, which is not of the bundle: move it away, or give another --out; nothing was "
+                f"{out} holds {more[0]}, which does not belong to the bundle: move it away, or give another --out; "
+                "nothing was "
                 "changed"
             )
 
@@ -208,7 +209,7 @@ class Kind:
         """
         target = find_target(out)
         if target.kind in ("file", "stream"):
-            raise OutputError(f"{out} exists and is not a bundle: give another --out, nothing was changed")
+            raise OutputError(f"{out} exists and is not a bundle: give another --out; nothing was changed")
         if target.kind == "folder":
             self._check_replaceable(out, target.path)
         parent = target.path.parent

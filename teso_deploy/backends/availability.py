@@ -126,9 +126,7 @@ def can_run_rtx(gpu: Gpu) -> bool:
 def describe_rtx_problem(gpu: Gpu) -> str:
     """Say that TensorRT-RTX does not run on a GPU."""
     capability = format_capability(gpu.compute_capability) if gpu.compute_capability else "unknown"
-    return (
-        f"{gpu.name} has compute capability {capability}, and TensorRT-RTX runs on {list_capabilities()}: use tensorrt"
-    )
+    return f"{gpu.name} has compute capability {capability}, but TensorRT-RTX needs {list_capabilities()}: use tensorrt"
 
 
 def _find_gpu_problem(machine: Machine) -> str | None:
@@ -137,7 +135,7 @@ def _find_gpu_problem(machine: Machine) -> str | None:
     gpu = machine.gpus[0]
     if all(one.compute_capability and one.compute_capability < OLDEST_CAPABILITY for one in machine.gpus):
         return (
-            f"{gpu.name} is older than compute capability {format_capability(OLDEST_CAPABILITY)}, where CUDA 13 begins"
+            f"{gpu.name} is too old: CUDA 13 needs compute capability {format_capability(OLDEST_CAPABILITY)} or newer"
         )
     return None
 

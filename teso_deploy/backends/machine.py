@@ -135,14 +135,14 @@ def _ask_libcuda() -> tuple[Driver, tuple[Gpu, ...]]:
     def number(function: str, *arguments: object) -> int:
         value = ctypes.c_int()
         if code := getattr(cuda, function)(ctypes.byref(value), *arguments):
-            raise RuntimeError(f"{function} ends with CUDA error {code}")
+            raise RuntimeError(f"{function} fails with CUDA error {code}")
         return value.value
 
     version = _cuda_version(number("cuDriverGetVersion"))  # the only call that works before cuInit
     if code := cuda.cuInit(0):
         if code == 100:  # CUDA_ERROR_NO_DEVICE
             return Driver(None, version), ()
-        raise RuntimeError(f"cuInit ends with CUDA error {code}")
+        raise RuntimeError(f"cuInit fails with CUDA error {code}")
     gpus = []
     for index in range(number("cuDeviceGetCount")):
         device = number("cuDeviceGet", index)

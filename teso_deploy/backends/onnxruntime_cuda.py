@@ -141,7 +141,7 @@ def _device_error(error: Exception) -> DeviceError:
     message = " ".join(str(error).split())
     if _is_out_of_memory(message):
         return DeviceMemoryError(
-            f"the GPU's memory does not suffice ({message[:200]}): end what else uses the GPU, use --precision fp16, a "
+            f"the GPU has too little memory ({message[:200]}): stop other programs on the GPU, use --precision fp16, a "
             "smaller --size or smaller batches"
         )
     return DeviceError(f"ONNX Runtime failed on the GPU ({message[:300]}): run `teso-deploy doctor`")
@@ -195,7 +195,7 @@ class OnnxRuntimeCudaEngine:
             ) from error
         if device == "cuda" and PROVIDER not in self.session.get_providers():
             raise DeviceError(
-                "ONNX Runtime could not use the GPU and would go on on the CPU: run `teso-deploy doctor`, or take "
+                "ONNX Runtime could not use the GPU and would use the CPU instead: run `teso-deploy doctor`, or use "
                 "--backend cpu"
             )
         self.name = path.stem

@@ -27,7 +27,7 @@ IDENTITY = (
 #: Only a session shows whether the CUDA provider works: the list of providers names those in the build.
 CUDA_SESSION = f"""
 import onnxruntime as library
-tell(library.__version__, getattr(library, "cuda_version", None))
+report(library.__version__, getattr(library, "cuda_version", None))
 if hasattr(library, "preload_dlls"):
     library.preload_dlls()
 if "CUDAExecutionProvider" not in library.get_available_providers():
@@ -39,7 +39,7 @@ if "CUDAExecutionProvider" not in session.get_providers():
 #: Defines how the programs answer, even if they fail later. Output of the libraries is on other lines.
 PREAMBLE = """
 import json
-def tell(version=None, cuda=None):
+def report(version=None, cuda=None):
     print("answer:" + json.dumps([version, cuda]), flush=True)
 """
 
@@ -62,25 +62,25 @@ class SharedLibrary:
 
 
 LIBRARIES = {
-    "cuda-core": SharedLibrary(("cuda-core",), "cuda.core", "import cuda.core\ntell()"),
-    "cuda-bindings": SharedLibrary(("cuda-bindings",), "cuda.bindings", "from cuda.bindings import driver\ntell()"),
-    "nvidia-ml-py": SharedLibrary(("nvidia-ml-py",), "pynvml", "import pynvml\ntell()"),
-    "pycuda": SharedLibrary(("pycuda",), "pycuda", "import pycuda.driver\ntell()"),
+    "cuda-core": SharedLibrary(("cuda-core",), "cuda.core", "import cuda.core\nreport()"),
+    "cuda-bindings": SharedLibrary(("cuda-bindings",), "cuda.bindings", "from cuda.bindings import driver\nreport()"),
+    "nvidia-ml-py": SharedLibrary(("nvidia-ml-py",), "pynvml", "import pynvml\nreport()"),
+    "pycuda": SharedLibrary(("pycuda",), "pycuda", "import pycuda.driver\nreport()"),
     "nvrtc": SharedLibrary(
         ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"),
         "cuda.bindings",
-        "from cuda.bindings import nvrtc\n_, *version = nvrtc.nvrtcVersion()\ntell('.'.join(map(str, version)))",
+        "from cuda.bindings import nvrtc\n_, *version = nvrtc.nvrtcVersion()\nreport('.'.join(map(str, version)))",
     ),
     "tensorrt": SharedLibrary(
         ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
         "tensorrt",
-        "import tensorrt\ntell(tensorrt.__version__)",
+        "import tensorrt\nreport(tensorrt.__version__)",
         ("tensorrt-{cuda}-bindings", "tensorrt-{cuda}-libs"),
     ),
     "tensorrt-rtx": SharedLibrary(
         ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
         "tensorrt_rtx",
-        "import tensorrt_rtx\ntell(tensorrt_rtx.__version__)",
+        "import tensorrt_rtx\nreport(tensorrt_rtx.__version__)",
         ("tensorrt-rtx-{cuda}-bindings", "tensorrt-rtx-{cuda}-libs"),
     ),
     "onnxruntime-gpu": SharedLibrary(("onnxruntime-gpu",), "onnxruntime", CUDA_SESSION),
@@ -151,7 +151,7 @@ def find_reason(text: str) -> str:
     if found := re.search(r"lib[\w.+-]+: cannot open shared object file", plain):
         return f"{found[0].split(':')[0]} is not found"
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
-    return lines[-1] if lines else "it ends without a message"
+    return lines[-1] if lines else "it ended without a message"
 
 
 def load_all(programs: Mapping[str, str]) -> dict[str, Answer]:
@@ -166,10 +166,10 @@ def _answer(process: subprocess.Popen[str]) -> Answer:
     except subprocess.TimeoutExpired:
         process.kill()
         out, _ = process.communicate()
-        problem: str | None = f"it is not loaded after {TIMEOUT_SECONDS:.0f} s"
+        problem: str | None = f"it was not loaded within {TIMEOUT_SECONDS:.0f} s"
     else:
         if process.returncode < 0:
-            problem = f"loading it ends the process (signal {-process.returncode})"
+            problem = f"loading it ended the process (signal {-process.returncode})"
         else:
             problem = find_reason(err) if process.returncode else None
     answer_lines = [line.removeprefix("answer:") for line in out.splitlines() if line.startswith("answer:")]

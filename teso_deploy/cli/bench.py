@@ -65,23 +65,24 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help=f"What else runs a model of the same sizes (may be repeated): {', '.join(CONTENDERS)}.",
+            help=f"Compare with another implementation, at the same sizes (may be repeated): {', '.join(CONTENDERS)}.",
         ),
     ] = None,
     precision: Annotated[
-        list[str] | None, typer.Option(help="Of the bundle's forms (may be repeated); default: all for ONNX Runtime.")
+        list[str] | None,
+        typer.Option(help="Precision of the bundle's form (may be repeated); default: all for ONNX Runtime."),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="HxW|N", help="Of the bundle's sizes; default: the first.")
+        str | None, typer.Option(metavar="HxW|N", help="One of the bundle's sizes; default: the first.")
     ] = None,
-    clip: Annotated[
-        Path | None, typer.Option(help="Where frames and sounds come from; default: the shipped clip.")
-    ] = None,
+    clip: Annotated[Path | None, typer.Option(help="Video for frames and sounds; default: the shipped clip.")] = None,
     engine: Annotated[
         EngineOptions,
-        adapt(only=("threads",), helps={"threads": "Of each participant. Default: all cores."}),
+        adapt(only=("threads",), helps={"threads": "Threads of each implementation. Default: all cores."}),
     ],
-    seconds: Annotated[float, typer.Option(min=0, help="Least time, after two rounds of warm-up.")] = SECONDS,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Measure for at least this many seconds, after two warm-up rounds.")
+    ] = SECONDS,
     report_folder: Annotated[
         Path | None, typer.Option("--report", metavar="DIR", help="Folder for bench.json, bench.md and bench.png.")
     ] = None,

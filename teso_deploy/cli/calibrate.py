@@ -19,8 +19,8 @@ def calibrate(
     ],
     *,
     data: Annotated[Path, typer.Option(envvar="TESO_AVS_DATA", help="Folder of pictures and sounds.")],
-    scenes: Annotated[int, typer.Option(min=10, help="Scenes of each row.")] = 150,
-    seed: Annotated[int, typer.Option(min=0, help="The scenes depend on this only.")] = 0,
+    scenes: Annotated[int, typer.Option(min=10, help="Number of scenes of each row.")] = 150,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes.")] = 0,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the calibration to a file, or - for stdout.")
     ] = None,

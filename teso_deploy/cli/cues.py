@@ -39,7 +39,7 @@ from teso_deploy.text import replace_undecodable
 def _check_inputs(inputs: list[Path], tracks: SoundOptions, *, out: Path, json_out: Path | None) -> None:
     if any(os.path.isdir(path) for path in inputs):
         if len(inputs) > 1:
-            raise typer.BadParameter("a folder of test scenes has to be the only input: name it alone, or name videos")
+            raise typer.BadParameter("a folder of test scenes must be the only input: name it alone, or name videos")
     else:
         for path in inputs:
             with VideoReader(path, video_track=tracks.video_track):
@@ -47,7 +47,9 @@ def _check_inputs(inputs: list[Path], tracks: SoundOptions, *, out: Path, json_o
             if tracks.audio_track is not None:
                 check_sound(path, tracks.audio_track)
         if len({replace_undecodable(path.name) for path in inputs}) < len(inputs):
-            raise OutputError("two inputs have the same name, so their cues would too: ask for them one by one")
+            raise OutputError(
+                "two inputs have the same name, which would mix their cues: run the command for each of them"
+            )
     check_file(out)
     check_json(json_out)
 
@@ -62,12 +64,12 @@ def _print_summary(console: Console, chosen: Chosen, videos: dict[str, VideoCues
         table.add_row(f"and {len(videos) - 20} more", "", "")
     console.print(table)
     if chosen.passed_over:
-        reasons = "; ".join(chosen.troubles) or "they have answered since"
+        reasons = "; ".join(chosen.troubles) or "it has answered since"
         console.print(f"a source failed and was passed over {chosen.passed_over} times: {as_markup(reasons)}")
     if unanswered.count:
         console.print(f"{unanswered.count} pictures have no cues: {as_markup(unanswered.reason)}")
     if chosen.kept:
-        console.print(f"{chosen.asked} answers were asked for, {chosen.found} known from before")
+        console.print(f"{chosen.asked} new answers, {chosen.found} from the file of an earlier run")
 
 
 @with_options
@@ -76,7 +78,7 @@ def cues(
         list[Path],
         typer.Argument(
             metavar="INPUT...",
-            help="Video files; or a folder of pictures and sounds: the test scenes that `eval` makes of it.",
+            help="Video files; or a folder of pictures and sounds, for the test scenes that `eval` composes from it.",
         ),
     ],
     *,
@@ -94,20 +96,22 @@ def cues(
             },
             helps={
                 "source": SOURCE_HELP,
-                "cues_file": "Of manual and released: words, the authors' JSON, or what this command wrote.",
+                "cues_file": (
+                    "For the sources manual and released: words, the authors' JSON, or a file that this command wrote."
+                ),
             },
             defaults={"source": "tagger"},
         ),
     ],
     tracks: Annotated[SoundOptions, adapt(only=("video_track", "audio_track"))],
-    fresh: Annotated[bool, typer.Option("--fresh", help="Ask again what was answered before.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ask again for cues that the file already has.")] = False,
     scenes: Annotated[
         SceneOptions,
         adapt(
             helps={
-                "scenes": "Of a folder: scenes per row, as for `eval`.",
-                "seed": "Of a folder: as for `eval`.",
-                "seeds": "Of a folder: as for `eval`.",
+                "scenes": "For a folder: scenes per row, as for `eval`.",
+                "seed": "For a folder: as for `eval`.",
+                "seeds": "For a folder: as for `eval`.",
             }
         ),
     ],
@@ -147,7 +151,7 @@ def cues(
         with progress_bar(console) as bar:
             if library is not None:
                 if chosen.needs_track:
-                    raise CueError("manual and released are of videos: name another source for a folder's scenes")
+                    raise CueError("manual and released give cues of videos: name another source for a folder's scenes")
                 composed = ComposedScenes(library, opened.classes, scenes.scenes, scenes.every_seed)
                 task = bar.add_task(composed.data, total=composed.count_samples())
                 for name, entry in ask_about_scenes(

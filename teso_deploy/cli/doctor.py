@@ -205,7 +205,7 @@ def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "teso-deploy", f"{report['version']}, Python {report['python']}, {report['cores']} cores"
     yield "packages", ", ".join(f"{name} {version or 'MISSING'}" for name, version in report["packages"].items())
     if old := report["outdated"]:
-        yield "too old", ", ".join(f"{name} {it['version']}, needed is {it['needed']}" for name, it in old.items())
+        yield "too old", ", ".join(f"{name} {it['version']}, but {it['needed']} is needed" for name, it in old.items())
     yield from _gpu_rows(report)
     yield from _backend_rows(report)
     yield "shipped bundle", report["bundle"]["detail"]

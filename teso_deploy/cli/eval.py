@@ -55,11 +55,14 @@ def evaluate(
         ),
     ] = None,
     cues_file: Annotated[
-        Path | None, typer.Option(help="Replaces --cues: what `teso-deploy cues` wrote for this folder, or words.")
+        Path | None,
+        typer.Option(
+            help="In place of --cues: the file that `teso-deploy cues` wrote for this folder, or a file of words."
+        ),
     ] = None,
     engine: Annotated[
         EngineOptions,
-        adapt(omit=("size", "still_threshold"), helps={"backend": "What runs the graphs, as for `run`."}),
+        adapt(omit=("size", "still_threshold"), helps={"backend": "Backend that runs the graphs, as for `run`."}),
     ],
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the scores to a file, or - for stdout.")
@@ -69,7 +72,7 @@ def evaluate(
 ) -> None:
     """Score a bundle by an evaluation protocol."""
     if layout != "scenes":
-        raise RecipeError(f"unknown layout {layout!r}: choose what is asked of a model with --protocol")
+        raise RecipeError(f"unknown layout {layout!r}: choose the task with --protocol")
     entry = find_protocol(protocol)
     if not entry.makes_samples:
         makers = " and ".join(name for name, other in PROTOCOLS.items() if other.makes_samples)

@@ -189,7 +189,7 @@ def export(
             "omit --checkpoint, --random-weights, --weights, --size and --dry-run"
         )
     if is_bundle:
-        refuse_given(given, ("forms.licence",), "for a recipe, a bundle has its licence")
+        refuse_given(given, ("forms.licence",), "for recipes, since a bundle already has its licence")
     source = Bundle.open(recipe) if is_bundle else None
     # A bundle is not built again, so the networks of its recipe may be unknown here.
     chosen = None if is_bundle else load_recipe(recipe)
@@ -204,10 +204,10 @@ def export(
     targets = parse_targets(forms.target)
     settings = load_profile(forms.profile or DEFAULT_PROFILE)
     if forms.profile is not None and not targets:
-        raise typer.BadParameter("engines are built for --target tensorrt or tensorrt-rtx", param_hint="--profile")
+        raise typer.BadParameter("needs --target tensorrt or --target tensorrt-rtx", param_hint="--profile")
     architectures = [name.strip().lower() for name in (forms.arch or "").split(",") if name.strip()]
     if architectures and "tensorrt-rtx" not in targets:
-        raise typer.BadParameter("generations are for --target tensorrt-rtx", param_hint="--arch")
+        raise typer.BadParameter("needs --target tensorrt-rtx", param_hint="--arch")
     check_json(json_out)
     files = [parse_checkpoint(text) for text in weights.checkpoint]
     console = Console(stderr=True)
@@ -219,7 +219,7 @@ def export(
         show_plan(console, chosen, json_out)
         return
     if out is None:
-        raise typer.BadParameter("name the bundle's folder, or ask for --dry-run", param_hint="--out")
+        raise typer.BadParameter("name the bundle's folder, or use --dry-run", param_hint="--out")
     KIND.check_target(out)
     check_apart([named, *read], [json_out])
     # A bundle may replace itself with other forms, so it is read before it is replaced.

@@ -24,11 +24,13 @@ def export_cues(
     ] = None,
     reasoner: Annotated[
         Path | None,
-        typer.Option(help="Hugging Face folder of a language model (LLaMA, Qwen …) or a .gguf file; or that LLaVA."),
+        typer.Option(
+            help="Hugging Face folder of a language model (LLaMA, Qwen …) or a .gguf file; or the LLaVA of --captioner."
+        ),
     ] = None,
     precision: Annotated[
         Literal["fp32", "int8", "int4"],
-        typer.Option(help="Of the weights of matrix products, which are computed in floating point."),
+        typer.Option(help="Precision of the stored weights of matrix products. They are computed in floating point."),
     ] = "fp32",
     json_out: JsonOption = None,
 ) -> None:

@@ -401,7 +401,7 @@ def live(
         OutputOptions,
         adapt(
             helps={
-                "out": "Annotated video, .mp4 with the sound that was heard; it can be played while it grows.",
+                "out": "Annotated video, .mp4 with the sound that the model heard. It can be played while it grows.",
             }
         ),
     ],
@@ -409,7 +409,10 @@ def live(
     cues: CueOptions,
     mode: Annotated[
         Literal["live", "file"],
-        typer.Option(help="live: the newest frame, as it comes; file: every frame, however long that takes."),
+        typer.Option(
+            help="live: always the newest frame, others are dropped; file: every frame, even if that is slower than "
+            "the stream."
+        ),
     ] = "live",
     sound: Annotated[SoundOptions, adapt(only=("mute", "video_track", "audio_track"))],
     frames: Annotated[FrameOptions, adapt(only=("fps",))],

@@ -14,7 +14,7 @@ from teso_deploy.pipeline.pipeline import Pipeline
 def check_tagger(bundle: Bundle) -> None:
     """Refuse ``--cues auto`` for a bundle without a tagger (:class:`CueError`)."""
     if bundle.manifest.tagger is None:
-        raise CueError(f"bundle {bundle.manifest.name} has no tagger for --cues auto: name what is to be seen as cues")
+        raise CueError(f"bundle {bundle.manifest.name} has no tagger for --cues auto: name visible objects as cues")
 
 
 def load_pipeline(console: Console, bundle: Bundle, engine: EngineOptions | None = None) -> Pipeline:

@@ -89,7 +89,7 @@ def _check_outputs(inputs: Sequence[Path], listed: Sequence[_Output], outputs: O
         *names, last = (f"{{{one.name}}}" for one in fields(outputs))
         raise OptionError(f"name at least one output: {', '.join(names)} or {last}")
     if any(output.is_split for output in listed) and len({path.stem for path in inputs}) < len(inputs):
-        raise OutputError("two inputs have the same name, so their outputs would too: run them one by one")
+        raise OutputError("two inputs have the same name, so their outputs would have it too: run them one by one")
     for output in listed:
         entry, target = output.entry, output.target
         if output.is_split:
@@ -144,8 +144,8 @@ def run(
     mode: Annotated[
         Literal["auto", "file", "live", "paper"],
         typer.Option(
-            help="file: every frame; live: the newest, as it comes; paper: one a second with that second's sound; "
-            "auto: live for streams, file for files."
+            help="file: every frame; live: always the newest frame, others are dropped; paper: one frame a second "
+            "with that second's sound; auto: live for streams, file for files."
         ),
     ] = "auto",
     sound: SoundOptions,

@@ -130,7 +130,7 @@ def train_scenes(
         with console.status("calibrating"):
             show_calibration(console, calibrate_checkpoint(trained, data, table))
     except DataError as error:
-        say(console, f"not calibrated, the recipe's thresholds stay: {error}")
+        say(console, f"not calibrated, so the recipe's thresholds stay: {error}")
     return trained
 
 
@@ -192,13 +192,13 @@ def train(
     data: Annotated[
         Path, typer.Option(envvar="TESO_AVS_DATA", help="Folder of pictures and sounds, or a data set of videos.")
     ],
-    out: Annotated[Path | None, typer.Option(help="Where state, weights, log and curves are kept.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for state, weights, log and curves.")] = None,
     weights: Annotated[
         StartOptions,
         adapt(
             helps={
-                "checkpoint": "On videos: what to begin with, as for `export`; may be repeated.",
-                "random_weights": "On videos: what no checkpoint gives begins at random.",
+                "checkpoint": "For training on videos: weights to start from, as for `export`; may be repeated.",
+                "random_weights": "For training on videos: weights that no checkpoint gives start at random.",
             }
         ),
     ],
@@ -209,15 +209,15 @@ def train(
     chosen = load_recipe(recipe)
     on_videos = chosen.train is not None and chosen.train.videos is not None
     if on_videos:
-        refuse_given(given, _OF_SCENES, f"for training on scenes, and {chosen.name} trains on videos")
+        refuse_given(given, _OF_SCENES, f"for training on scenes, but {chosen.name} trains on videos")
     else:
-        refuse_given(given, _OF_VIDEOS, f"for training on videos, and {chosen.name} trains on scenes")
+        refuse_given(given, _OF_VIDEOS, f"for training on videos, but {chosen.name} trains on scenes")
     check_extra("accelerate" if on_videos else None)
     if training.layout not in (None, "s4", "ms3", "avss"):
-        raise typer.BadParameter(f"no layout {training.layout!r}: s4, ms3 or avss", param_hint="--layout")
+        raise typer.BadParameter(f"unknown layout {training.layout!r}: choose s4, ms3 or avss", param_hint="--layout")
     if weights.averaging and not (weights.checkpoint if on_videos else weights.start):
         needed = "--checkpoint" if on_videos else "--start"
-        raise typer.BadParameter(f"there is no {needed} to choose weights of", param_hint="--weights")
+        raise typer.BadParameter(f"needs {needed}, from which it chooses weights", param_hint="--weights")
     out = out or cache_folder("train") / chosen.name
     files = [path for _, path in map(parse_checkpoint, weights.checkpoint)]
     _check_apart([weights.start, training.cues_file, toml_file(recipe), *files], data, out)

@@ -24,7 +24,9 @@ def parse_checkpoint(text: str) -> tuple[str | None, Path]:
     part, separator, name = text.partition("=")
     if separator and not os.path.lexists(text):  # Path.exists raises for a name that is too long
         if part not in _PARTS:
-            raise typer.BadParameter(f"no part {part!r}: one of {', '.join(_PARTS)}", param_hint="--checkpoint")
+            raise typer.BadParameter(
+                f"unknown part {part!r}: choose one of {', '.join(_PARTS)}", param_hint="--checkpoint"
+            )
     else:
         part, name = "", text
     if not os.path.lexists(name):
@@ -54,5 +56,7 @@ def parse_precision(text: str) -> Precision:
 def parse_targets(texts: Sequence[str]) -> list[Target]:
     """Return the libraries to build engines for. ``onnx`` is always written. Raises :class:`typer.BadParameter`."""
     if unknown := [text for text in texts if text not in (*TARGETS, "onnx")]:
-        raise typer.BadParameter(f"{unknown[0]!r} is not a target: onnx, {', '.join(TARGETS)}", param_hint="--target")
+        raise typer.BadParameter(
+            f"{unknown[0]!r} is not a target: choose from onnx, {', '.join(TARGETS)}", param_hint="--target"
+        )
     return [target for target in TARGETS if target in texts]

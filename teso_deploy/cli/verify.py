@@ -114,7 +114,7 @@ def _check_backends(names: Sequence[str], precisions: Sequence[str]) -> list[Pre
     if unknown := [name for name in names if name not in known]:
         raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(known)}", param_hint="--backend")
     if precisions and not names:
-        raise typer.BadParameter("goes with --backend; forms are named by --form", param_hint="--precision")
+        raise typer.BadParameter("needs --backend; choose forms with --form", param_hint="--precision")
     return [parse_precision(text) for text in precisions] or ["fp32"]
 
 
@@ -190,17 +190,19 @@ def verify(
     bundle: Annotated[Path | None, typer.Argument(help="Folder of a bundle; default: the shipped one.")] = None,
     *,
     form: Annotated[
-        list[str] | None, typer.Option(help="Beside the canonical graphs (may be repeated); default: every form.")
+        list[str] | None,
+        typer.Option(help="Form to check beside the canonical graphs (may be repeated); default: every form."),
     ] = None,
     size: Annotated[
-        list[str] | None, typer.Option(metavar="HxW|N", help="Of the bundle's sizes (may be repeated); default: all.")
+        list[str] | None,
+        typer.Option(metavar="HxW|N", help="One of the bundle's sizes (may be repeated); default: all."),
     ] = None,
     weights: Annotated[
         WeightOptions,
         adapt(
             helps={
                 "checkpoint": "Compare with PyTorch itself, with the weights that were exported.",
-                "random_weights": "With --checkpoint's model left at random, as it was exported.",
+                "random_weights": "Seed of the weights that no checkpoint gave, as for `export`.",
             }
         ),
     ],
@@ -211,8 +213,10 @@ def verify(
             help="Check this backend instead of the forms, against the canonical graphs (may be repeated).",
         ),
     ] = None,
-    precision: Annotated[list[str] | None, typer.Option(help="Of --backend (may be repeated); default: fp32.")] = None,
-    builds: Annotated[BuildOptions, adapt(helps={"profile": "Of engines that --backend has to build."})],
+    precision: Annotated[
+        list[str] | None, typer.Option(help="Precision for --backend (may be repeated); default: fp32.")
+    ] = None,
+    builds: Annotated[BuildOptions, adapt(helps={"profile": "Profile of engines that --backend has to build."})],
     engine: Annotated[EngineOptions, adapt(only=("threads",))],
     json_out: JsonOption = None,
     contact_sheet: Annotated[Path | None, typer.Option(help="PNG of the frames whose masks agree least.")] = None,

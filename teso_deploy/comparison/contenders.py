@@ -50,7 +50,7 @@ def choose_contenders(names: Sequence[str]) -> list[Contender]:
     """
     for name in names:
         if name not in CONTENDERS:
-            raise InputNotFoundError(f"there is no contender {name!r}: name one of {', '.join(CONTENDERS)}")
+            raise InputNotFoundError(f"unknown contender {name!r}: name one of {', '.join(CONTENDERS)}")
     contenders = [CONTENDERS[name] for name in dict.fromkeys(names)]
     for contender in contenders:
         if absent := [module for module in contender.needs if importlib.util.find_spec(module) is None]:
@@ -60,7 +60,7 @@ def choose_contenders(names: Sequence[str]) -> list[Contender]:
         compiler = os.environ.get("CXX", "g++")
         if contender.needs_compiler and shutil.which(compiler) is None:
             raise MissingExtraError(
-                f"--against {contender.name} needs a C++ compiler and finds no {compiler}: "
+                f"--against {contender.name} needs a C++ compiler and there is no {compiler}: "
                 "install g++, or name another in the environment variable CXX"
             )
     return contenders
@@ -74,7 +74,7 @@ def mask2former_sizes(recipe: Recipe) -> dict[str, Any]:
     swin, pixel, decoder = recipe.swin, recipe.pixel_decoder, recipe.decoder
     where = f"there is nothing to compare {recipe.name} with: omit --against"
     if recipe.foundation != "mask2former":
-        raise BundleError(f"contenders run Hugging Face's Mask2Former and the bundle's foundation is "
+        raise BundleError(f"contenders run Hugging Face's Mask2Former, but the bundle's foundation is "
                           f"{recipe.foundation}, {where}")  # fmt: skip
     if pixel.dim % 32 or pixel.mask_dim % 32 or pixel.points != 4 or pixel.heads != decoder.heads:
         raise BundleError(

@@ -163,13 +163,13 @@ def report_of(
         for stage in ("new-sound", "new-cues", *bundle.program.names, "preprocess", "postprocess")
         if our in frames and (our, stage) in stages
     }
-    sentence = "ours: picture, sound and cues to labels, every frame another one. "
+    sentence = "ours: from picture, sound and cues to labels, with a new picture in each frame. "
     if len(who) > len(ours):
         sentence += (
-            "The others: a normalised picture to mask logits, without adapters, sound, cues, fusion, resizing and "
-            "labels; their mask_iou is with Hugging Face's model in PyTorch on the same weights. "
+            "The others: from a normalised picture to mask logits, without adapters, sound, cues, fusion, resizing and "
+            "labels; their mask_iou compares them with Hugging Face's model in PyTorch with the same weights. "
         )
-    sentence += "peak_rss_mb is of the whole process with all that the benchmark holds."
+    sentence += "peak_rss_mb is that of the whole process, with everything that the benchmark holds."
     return {
         "schema_version": 1,
         "rows": rows,

@@ -26,7 +26,7 @@ from teso_deploy.verification.probes import observe, reference_at
 FRAMES, SOUNDS, CUES, PREPARED = 12, 40, 8, 4
 #: Windows a hop apart, so that each is another sound.
 HOP_SECONDS = 0.24
-#: Stages of a stream: everything anew, and what a new sound or new cues cost on the same picture.
+#: Stages of a stream: everything again, and what a new sound or new cues cost on the same picture.
 STREAM = ("frame", "new-sound", "new-cues")
 
 

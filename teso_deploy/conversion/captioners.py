@@ -148,20 +148,20 @@ def image_entry(processor: Any) -> ImageEntry:
     if hasattr(processor, "max_patches"):
         side = processor.patch_size["height"]
         if side != processor.patch_size["width"]:
-            raise CheckpointError("its patches are no squares: take a captioner whose patches are")
+            raise CheckpointError("its patches are not square: take a captioner with square patches")
         return ImageEntry(size=(0, 0), patch=side, max_patches=processor.max_patches)
     size, crop = dict(processor.size), getattr(processor, "crop_size", None) or {}
     crops = getattr(processor, "do_center_crop", False)
     if "shortest_edge" in size and crops:
         fit, shape = "shortest-side-then-crop", (int(crop["height"]), int(crop["width"]))
         if size["shortest_edge"] != min(shape):
-            raise CheckpointError("its picture is resized to one side and cropped to another: take another captioner")
+            raise CheckpointError(
+                "its pictures are resized to another side length than they are cropped to: take another captioner"
+            )
     elif {"height", "width"} <= size.keys():
         fit, shape = "stretch", (int(size["height"]), int(size["width"]))
     else:
-        raise CheckpointError(
-            f"its image processor resizes in a way that is not known ({size}): take another captioner"
-        )
+        raise CheckpointError(f"its image processor resizes in an unknown way ({size}): take another captioner")
     scales = getattr(processor, "do_normalize", True)
     return ImageEntry(
         size=shape,
@@ -181,7 +181,7 @@ def check_pictures(processor: Any, entry: ImageEntry) -> None:
             other = np.asarray(theirs[name]) if name in theirs else np.zeros(0)
             if other.shape != ours.shape or not np.allclose(other, ours, atol=MOST_OF_A_PIXEL):
                 raise CheckpointError(
-                    f"its pictures are prepared in a way that is not known ({type(processor).__name__} with these "
+                    f"its pictures are prepared in an unknown way ({type(processor).__name__} with these "
                     "settings): take another captioner"
                 )
 

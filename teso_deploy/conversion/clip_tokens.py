@@ -51,8 +51,8 @@ def check_tokenizer(beside: Path | None) -> None:
             raise MissingExtraError(f"embedding cue words needs tokenizers: {write_install_command('export')}")
     elif importlib.util.find_spec(PACKAGE_MODULE) is None:
         raise MissingExtraError(
-            f"embedding cue words with CLIP needs {PACKAGE}: {write_install_command('export')}, or, "
-            f"where there is no wheel of it (Python 3.13), put CLIP's {TOKENIZER_FILE} beside the checkpoint"
+            f"embedding cue words with CLIP needs {PACKAGE}: {write_install_command('export')}. If "
+            f"it has no wheel (Python 3.13), put CLIP's {TOKENIZER_FILE} beside the checkpoint instead"
         )
 
 
@@ -96,7 +96,7 @@ def clip_token_rows(sentences: Sequence[str], recipe: ClipTextRecipe, folder: Pa
         ids = encode(cleaned(sentence))
         # CLIP would read such a token as the end of the text.
         if any(token >= start for token in ids):
-            raise CueError(f"CLIP's vocabulary can't spell {sentence!r}: take out what is no ordinary text")
+            raise CueError(f"CLIP's vocabulary can't spell {sentence!r}: use ordinary text only")
         ids = [start, *ids[: recipe.context - 2], end]
         row[: len(ids)] = ids
     return rows
@@ -121,7 +121,7 @@ def _of_folder(folder: Path, recipe: ClipTextRecipe) -> Encode:
     highest = (recipe.vocabulary - 2, recipe.vocabulary - 1)
     if (tokenizer.token_to_id(START), tokenizer.token_to_id(END)) != highest:
         raise CheckpointError(
-            f"the vocabulary in {folder} is not that of a CLIP with {recipe.vocabulary} tokens, of which {START} and "
+            f"the vocabulary in {folder} does not fit a CLIP with {recipe.vocabulary} tokens, of which {START} and "
             f"{END} are the last: give the files that belong to the checkpoint, or none"
         )
 
@@ -154,7 +154,7 @@ def _from_merges(folder: Path) -> Any:
         model = models.BPE(vocab=vocabulary, merges=pairs, unk_token=END, end_of_word_suffix="</w>")
     except Exception as error:  # the library raises plain Exception
         raise CheckpointError(
-            f"{VOCABULARY_FILE} and {MERGES_FILE} in {folder} are no vocabulary of CLIP ({to_one_line(error)}): "
+            f"{VOCABULARY_FILE} and {MERGES_FILE} in {folder} are not a vocabulary of CLIP ({to_one_line(error)}): "
             "download them again"
         ) from error
     tokenizer = Tokenizer(model)

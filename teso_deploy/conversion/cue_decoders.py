@@ -92,7 +92,7 @@ def refuse_unreadable(source: Path, what: str, error: BaseException) -> Checkpoi
     """
     if "trust_remote_code" in str(error) or "custom code" in str(error):
         return CheckpointError(
-            f"{source} brings code of its own, which is never run: take one whose architecture is in transformers"
+            f"{source} needs its own code, which is never run: take a model whose architecture is in transformers"
         )
     return CheckpointError(f"{source} can't be read as {what} ({first_line(error)}): check its files")
 
@@ -336,7 +336,7 @@ def chat_of(tokenizer: Any, tokens: Tokens) -> ChatEntry:
         _, to_answer = _between(rendered(user, answer=True), marks[1:2])
     except Exception as error:
         raise CheckpointError(
-            f"its chat template can't be used ({first_line(error)}): export it with another"
+            f"its chat template can't be used ({first_line(error)}): export the model with another template"
         ) from error
     chat = ChatEntry(
         before_system=before_system,
@@ -352,7 +352,9 @@ def chat_of(tokenizer: Any, tokens: Tokens) -> ChatEntry:
     ours = tokens.ids(written_out([Message(*turn) for turn in trial], chat, tokens))  # type: ignore[arg-type]
     theirs = tokenizer.apply_chat_template(_turns(trial, in_parts), add_generation_prompt=True)
     if ours != theirs:
-        raise CheckpointError("its chat template writes turns out by their place: export it with a plainer one")
+        raise CheckpointError(
+            "its chat template depends on the position of a turn: export the model with a simpler template"
+        )
     return chat
 
 

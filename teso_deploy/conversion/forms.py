@@ -59,7 +59,7 @@ def check_space(weights_bytes: int, out: Path, *, sizes: int, precisions: Sequen
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise OutputError(
-            f"{out} needs about {needed / 1e6:,.0f} MB beside what is there, {parent} has {free / 1e6:,.0f} MB free: "
+            f"{out} needs about {needed / 1e6:,.0f} MB more, but {parent} has {free / 1e6:,.0f} MB free: "
             "make room, or give another --out"
         )
 

@@ -50,8 +50,9 @@ def check_memory(recipe: Recipe) -> None:
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     if weights > memory:
         raise RecipeError(
-            f"recipe {recipe.name} has {weights / 1e9:,.0f} GB of weights, this machine has {memory / 1e9:,.0f} GB of "
-            "memory: make its layers narrower or fewer, `teso-deploy export --dry-run` says how large each part is"
+            f"recipe {recipe.name} has {weights / 1e9:,.0f} GB of weights, but this machine has {memory / 1e9:,.0f} "
+            "GB of "
+            "memory: make its layers narrower or fewer; `teso-deploy export --dry-run` prints the size of each part"
         )
 
 

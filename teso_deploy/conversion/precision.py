@@ -174,7 +174,7 @@ def _half_weights(edit: Rewriter, value: ir.Value, precision: Half) -> ir.Value:
     largest = float(np.abs(weights).max(initial=0.0))
     if precision == "fp16" and largest > float(np.finfo(np.float16).max):
         raise PrecisionError(
-            f"{value.name} holds {largest:.3g}, more than fp16 can: export with --precision bf16 or fp32"
+            f"{value.name} holds {largest:.3g}, which fp16 can't represent: export with --precision bf16 or fp32"
         )
     return edit.constant(weights.astype(_TYPES[precision].numpy()))
 
@@ -233,6 +233,7 @@ def check_precision(model: ir.Model, asked: Precision, where: str) -> dict[str, 
     if got.get(asked, 0.0) < LEAST_SHARE[asked]:
         stored = ", ".join(f"{share:.0%} {name}" for name, share in got.items())
         raise PrecisionError(
-            f"{where} was to be {asked}, but its weights are {stored}: this graph can't hold {asked}, export it in fp32"
+            f"{where} should be {asked}, but its weights are {stored}: this graph can't be stored in {asked}, export "
+            "it in fp32"
         )
     return got

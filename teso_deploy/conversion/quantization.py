@@ -309,7 +309,7 @@ def quantize(
             continue
         if taken.name not in ranges:
             raise PrecisionError(
-                f"no calibration frame reached {node.name}: calibrate with the graph that is quantised"
+                f"no calibration frame reached {node.name}: calibrate with the graph that is to be quantised"
             )
         name = str(taken.name)
         if name not in pairs:
@@ -355,7 +355,9 @@ def carried_over(
     """
     pairs = list(zip(products(measured), products(other), strict=True))
     if not all(np.array_equal(ours.weights, theirs.weights) for ours, theirs in pairs):
-        raise PrecisionError("the graphs of two picture sizes have their weights in another order: export each alone")
+        raise PrecisionError(
+            "the graphs of two picture sizes have their weights in different orders: export each size separately"
+        )
     known = {theirs.activation: ranges[ours.activation] for ours, theirs in pairs}
     for ours, theirs in pairs:
         if ours.convolution is not None and theirs.convolution is not None:
@@ -393,6 +395,7 @@ def least_left_out(
     reached, left_out = best[0], ranked[: -best[1]]
     if not reached >= least:
         raise PrecisionError(
-            f"int8 masks agree to {reached:.4f} with fp32, {least} is needed: calibrate on frames of what is to be seen"
+            f"int8 masks agree with fp32 to {reached:.4f}, but {least} is needed: calibrate on frames like those to "
+            "segment"
         )
     return list(left_out), reached

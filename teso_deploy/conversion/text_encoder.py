@@ -75,8 +75,7 @@ def text_graph(recipe: Recipe, tower: WeightSource | None) -> TextGraph:
         )
     if recipe.text.dim != MINILM_DIM:
         raise RecipeError(
-            f"text.dim is {recipe.text.dim}, but the text encoder MiniLM-L6 has width {MINILM_DIM}: "
-            "leave --text-encoder away"
+            f"text.dim is {recipe.text.dim}, but the text encoder MiniLM-L6 has width {MINILM_DIM}: omit --text-encoder"
         )
     minilm = MiniLM()
     return TextGraph(_MiniLmGraph(minilm), minilm.tokenizer)
@@ -122,6 +121,6 @@ def _check(folder: Path, *, recipe: Recipe, tokens: Tokens, table: CueTable) -> 
         expected, found = table.embedding_of(name), engine.run({"input_ids": ids})["cue"][0]
         if np.abs(found - expected).max() > LARGEST_ERROR * max(1.0, float(np.abs(expected).max())):
             raise CheckpointError(
-                f"this text encoder gives {name!r} another embedding than the bundle's table has: leave --text-encoder "
-                "away, or export the bundle from its recipe"
+                f"this text encoder gives {name!r} another embedding than the bundle's table has: omit "
+                "--text-encoder, or export the bundle from its recipe"
             )

@@ -157,7 +157,7 @@ def _with_minilm(recipe: Recipe) -> Embed:
     if recipe.text.dim != MINILM_DIM:
         raise RecipeError(
             f"text.dim is {recipe.text.dim}, but the text encoder MiniLM-L6 has width {MINILM_DIM}: "
-            f"set text.dim = {MINILM_DIM}, or give a cue table of your own"
+            f"set text.dim = {MINILM_DIM}, or give your own cue table"
         )
     return MiniLM().embed
 

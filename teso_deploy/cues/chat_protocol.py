@@ -72,7 +72,7 @@ class ServerAnswer:
         if self.refusal.strip():
             return f"the model refused: {to_one_line(self.refusal)}"
         if self.finish in ("content_filter", "safety", "SAFETY"):
-            return "its content filter kept the answer back"
+            return "its content filter withheld the answer"
         return "the model used up its tokens before it said anything" if self.finish == "length" else None
 
 
@@ -190,7 +190,7 @@ class AnswerReader:
             raise CueSourceError(f"{self._name} failed: {read_error(content, self._clean)}")
         said = _message_of(content)
         if said is None:
-            raise CueSourceError(f"{self._name} sent no answer of OpenAI's protocol: check the address")
+            raise CueSourceError(f"{self._name} sent an answer that is not of OpenAI's protocol: check the address")
         self._has_read = True
         message, finish = said
         self._finish = self._finish if finish is None else finish
@@ -213,7 +213,7 @@ def read_error(content: Any, clean: Callable[[str], str] = to_one_line) -> str:
             content = content[0] if content else ""
         elif isinstance(content, dict):
             content = next((content[key] for key in ("error", "message", "detail", "msg") if content.get(key)), "")
-    return to_one_line(clean(str(content))) or "it does not say why"
+    return to_one_line(clean(str(content))) or "no reason given"
 
 
 def read_lines(pieces: Iterable[bytes], encoding: str = "") -> Iterator[bytes]:
@@ -239,7 +239,7 @@ def read_lines(pieces: Iterable[bytes], encoding: str = "") -> Iterator[bytes]:
         try:
             content = piece if unpack is None else unpack.decompress(piece, left)
         except zlib.error:
-            raise CueSourceError("the server's answer is damaged in its compression: see the server's log") from None
+            raise CueSourceError("the server's answer can't be decompressed: see the server's log") from None
         content = content[:left]
         left -= len(content)
         *lines, line = (line + content).replace(b"\r\n", b"\n").split(b"\n") if b"\n" in content else [line + content]

@@ -71,13 +71,13 @@ class ChatServer:
         except ValueError:
             parts, host, port = urlsplit(""), None, None
         if parts.username or parts.password:
-            raise CueSourceError(f"the server's address has a password in it: give the key in {KEY_VARIABLE}")
+            raise CueSourceError(f"the server's address holds a password: remove it and give the key in {KEY_VARIABLE}")
         if parts.scheme not in ("http", "https") or not host:
             # The given text may hold a password, so it is only shown if it looks harmless.
             shown = repr(to_one_line(url, 100)) if re.fullmatch(r"[\w.:/-]*", url) else "what was given"
             raise CueSourceError(f"there is no server's address in {shown}: give one like http://localhost:8000/v1")
         if not url.isascii() or not url.isprintable() or " " in url:
-            raise CueSourceError("the server's address has a character that no address has: write it again")
+            raise CueSourceError("the server's address has a character that is not allowed in addresses: correct it")
         path = parts.path.rstrip("/").removesuffix("/chat/completions")
         self._base = path or "/v1"
         #: The query of hosted servers, such as ``?api-version=…``.
@@ -88,7 +88,7 @@ class ChatServer:
         self.address = self._redacted.shown
         self._model, self._key = model, (os.environ.get(KEY_VARIABLE, "") if key is None else key).strip()
         if not (self._key.isascii() and self._key.isprintable()):
-            raise CueSourceError(f"the key in {KEY_VARIABLE} has characters that no key has: set it again")
+            raise CueSourceError(f"the key in {KEY_VARIABLE} has characters that are not allowed in keys: correct it")
         self._room_to_think = 0
         self._failure_to_name: CueSourceError | None = None
         self._has_asked_for_name = False
@@ -125,7 +125,7 @@ class ChatServer:
                 raise error
             names = self._models()
             if not names:
-                raise CueSourceError(f"{self.address} names no model: name one with --server-model")
+                raise CueSourceError(f"{self.address} lists no model: name one with --server-model")
             self._model = names[0]
             with suppress(OSError):
                 write_vouched(_last_model_file(self.address), self._model.encode("utf-8", "replace"))
@@ -278,12 +278,12 @@ class ChatServer:
         except (ValueError, RecursionError):
             cause = read_error(raw, self._clean)
         if status in (401, 403):
-            return CueSourceError(f"{self.address} does not take the key: set {KEY_VARIABLE} to one that it knows")
+            return CueSourceError(f"{self.address} refuses the key: set {KEY_VARIABLE} to a valid one")
         if status in (400, 422) and body is not None and "response_format" in body:
             return _RefusedError(cause)
         if status in (301, 302, 303, 307, 308):
             return CueSourceError(
-                f"{self.address} answered {status}, which is not followed: give the address it leads to"
+                f"{self.address} answered {status}, and redirects are not followed: give the address that it leads to"
             )
         if status in (429, 503):
             wait = _seconds_of(response.headers.get("Retry-After"))
@@ -292,8 +292,8 @@ class ChatServer:
         if status == 404 and body is not None:
             name = to_one_line(body["model"], 100)
             return CueSourceError(
-                f"{self.address} has no model {name!r} ({cause}): see what it has at {self.address}/models and name it "
-                "with --server-model"
+                f"{self.address} has no model {name!r} ({cause}): choose one that {self.address}/models lists "
+                "and name it with --server-model"
             )
         return CueSourceError(f"{self.address} answered {status} ({cause}): check the address and the server's log")
 
@@ -302,7 +302,7 @@ class ChatServer:
             return CueSourceError(f"the request to {self.address} was ended")
         if seconds >= self._timeout_seconds or isinstance(error, TimeoutError):
             return CueSourceError(
-                f"{self.address} gave no whole answer in {self._timeout_seconds:g} s: give it longer ({LONGER})"
+                f"{self.address} gave no complete answer in {self._timeout_seconds:g} s: give it more time ({LONGER})"
             )
         if isinstance(error, ssl.SSLError):
             return CueSourceError(f"{self.address} can't be trusted ({error.reason}): check its certificate")

@@ -112,7 +112,10 @@ class ModelProcess:
             if question["do"] == "load":
                 said = f"the model was not loaded in {limit_seconds:g} s: take a smaller one"
             else:
-                said = f"the model gave no answer in {limit_seconds:g} s: give it longer ({LONGER}), or a smaller one"
+                said = (
+                    f"the model gave no answer in {limit_seconds:g} s: give it more time ({LONGER}), or take a "
+                    "smaller one"
+                )
             raise self._ended(process, said) from None
         except (OSError, ValueError):
             raise self._ended(process) from None
@@ -131,7 +134,8 @@ class ModelProcess:
             wait = self._not_before - time.monotonic()
             if wait > 0:
                 raise CueSourceError(
-                    f"the models' process has ended {self._failures} times: it is tried again in {wait:.0f} s", wait
+                    f"the models' process has ended {self._failures} times: it will be started again in {wait:.0f} s",
+                    wait,
                 )
             self._said.clear()
             self._loaded.clear()

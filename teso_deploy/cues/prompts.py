@@ -109,9 +109,13 @@ class Prompt:
 
     def __init__(self, name: str, file: _PromptFile, shots: Sequence[Shot]) -> None:
         if file.user.count("{caption}") != 1:
-            raise CueSourceError(f"prompt {name}: its user text must have {{caption}} once, where the caption goes")
+            raise CueSourceError(
+                f"prompt {name}: its user text must have {{caption}} exactly once, in the place of the caption"
+            )
         if file.shots > len(shots):
-            raise CueSourceError(f"prompt {name} wants {file.shots} shots, there are {len(shots)}: ask for fewer")
+            raise CueSourceError(
+                f"prompt {name} uses {file.shots} shots, but only {len(shots)} exist: set a smaller number"
+            )
         self.name, self.reasons, self._file = name, file.reasoning, file
         self.shots = _spread(shots, file.shots)
 
@@ -127,7 +131,7 @@ class Prompt:
             return cls(path.stem, _parsed(path.name, text), _shipped_shots())
         if name not in prompt_names():
             raise InputNotFoundError(
-                f"no prompt {name!r}: name one of {', '.join(prompt_names())}, or a .toml file of your own"
+                f"no prompt {name!r}: name one of {', '.join(prompt_names())}, or your own .toml file"
             )
         return cls(name, _parsed(name, _shipped(name)), _shipped_shots())
 

@@ -108,7 +108,7 @@ class CueTable:
 
     def _examples(self) -> str:
         more = f" and {len(self.names) - 8} more" if len(self.names) > 8 else ""
-        return (", ".join(self.names[:8]) + more) or "no word at all; export it with a cue table"
+        return (", ".join(self.names[:8]) + more) or "no words; export it with a cue table"
 
     def embedding_of(self, name: str) -> NDArray[np.float32]:
         """Return the embedding (d_T,) of one of ``names``."""

@@ -157,7 +157,7 @@ class CueFile:
             return self._everywhere
         if name not in self.videos:
             raise CueError(
-                f"{self.path} has cues of {_some(self.videos)}, none of {name!r}: name the cues file of this video"
+                f"{self.path} has cues of {_some(self.videos)}, but not of {name!r}: name the cues file of this video"
             )
         return CueTrack(self.videos[name].spans)
 
@@ -165,7 +165,9 @@ class CueFile:
         """Return the cues of a test scene. Raises :class:`CueError` if they belong to another scene or are missing."""
         track = self.named(name)
         if name in self.videos and self.videos[name].sha256 not in (None, digest):
-            raise CueError(f"{self.path} has cues of another folder's scenes, or classes: make them again for this one")
+            raise CueError(
+                f"{self.path} has cues of another folder's scenes or classes: make them again for this folder"
+            )
         return track
 
     def of(self, video: Path) -> CueTrack:
@@ -183,7 +185,8 @@ class CueFile:
         name = next((name for name in (video.name, video.stem) if name in self.videos), video.stem)
         if name in self.videos and self.videos[name].sha256:
             raise CueError(
-                f"{self.path} has cues of another video of the name {name}: make them again with `teso-deploy cues`"
+                f"{self.path} has cues of another video that is also named {name}: make them again with `teso-deploy "
+                "cues`"
             )
         return self.named(name)
 
@@ -243,8 +246,8 @@ def _ours(path: Path, content: Mapping[str, Any]) -> dict[str, VideoCues]:
 
 def _released(path: Path, content: Any) -> dict[str, VideoCues]:
     wrong = CueError(
-        f'{path} is neither what `teso-deploy cues` writes nor the released form {{video: {{"f0": "guitar,"}}}}: '
-        "name a file of one of these"
+        f'{path} is neither a file of `teso-deploy cues` nor the released form {{video: {{"f0": "guitar,"}}}}: '
+        "name a file of one of these kinds"
     )
     if not isinstance(content, dict) or not content:
         raise wrong

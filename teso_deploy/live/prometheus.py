@@ -24,12 +24,12 @@ _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "corrupt_frames": ("Damaged frames.", ("corrupt_frames",)),
     "discontinuities": ("Jumps of the time stamps.", ("discontinuities",)),
     "format_changes": ("Changes of size, rotation or sample rate.", ("format_changes",)),
-    "reconnects": ("Times that the source was opened again.", ("reconnects",)),
+    "reconnects": ("How often the source was opened again.", ("reconnects",)),
     "audio_seconds": ("Sound that was recorded.", ("audio", "seconds")),
     "audio_gap_seconds": ("Sound that is missing from the recording.", ("audio", "gap_seconds")),
 }
 _GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "frames_per_second": ("Frames delivered per second, lately.", ("fps",)),
+    "frames_per_second": ("Recent number of delivered frames per second.", ("fps",)),
     "av_offset_seconds": ("How far the sound is ahead of the picture.", ("audio", "av_offset_seconds")),
     "cue_age_seconds": ("Age of the text cues in use.", ("cues", "age_seconds")),
 }
@@ -91,15 +91,17 @@ class RunCollector(Collector):
         yield from self._collect_durations([labels for labels, _ in streams])
         sinks = snapshot["sinks"].items()
         dropped = [((name,), sink["dropped"]) for name, sink in sinks]
-        yield _make_counter("sink_drops", "Results that a sink was too slow for.", labels=("sink",), values=dropped)
+        yield _make_counter(
+            "sink_drops", "Results that were dropped because a sink was too slow.", labels=("sink",), values=dropped
+        )
         works = [((name,), float(sink["error"] is None)) for name, sink in sinks]
-        yield _make_gauge("sink_up", "1 while a sink takes results.", labels=("sink",), values=works)
+        yield _make_gauge("sink_up", "1 while the sink works.", labels=("sink",), values=works)
         if (source := snapshot["cue_source"]) is not None:
             name = source["source"]
             asked = [((name, reason), count) for reason, count in source["asked"].items()]
             yield _make_counter(
                 "cue_questions",
-                "Questions to the source of cues, by reason.",
+                "Questions that the source of cues was asked, by reason.",
                 labels=("source", "reason"),
                 values=asked,
             )
@@ -118,7 +120,7 @@ class RunCollector(Collector):
                 name, text, labels=STREAM_LABELS, values=[(labels, _look_up(one, path)) for labels, one in streams]
             )
         is_up = [(labels, float(one["state"] == "running")) for labels, one in streams]
-        yield _make_gauge("source_up", "1 while frames come.", labels=STREAM_LABELS, values=is_up)
+        yield _make_gauge("source_up", "1 while frames arrive.", labels=STREAM_LABELS, values=is_up)
         for name, text in (
             ("drops", "Frames and packets that were dropped, by cause."),
             ("redecodes", "Decodes of the last picture with new sound or cues."),
@@ -130,7 +132,7 @@ class RunCollector(Collector):
         durations = list(zip(streams, self._accounting.durations(), strict=True))
         stages = [((*labels, stage), counts) for labels, one in durations for stage, counts in one.stages.items()]
         yield _make_histogram(
-            "stage_seconds", "Time that a frame spent in each stage.", labels=(*STREAM_LABELS, "stage"), values=stages
+            "stage_seconds", "Time that each stage took for a frame.", labels=(*STREAM_LABELS, "stage"), values=stages
         )
         redecodes = [(labels, one.redecode) for labels, one in durations]
         yield _make_histogram(

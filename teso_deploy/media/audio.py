@@ -263,5 +263,5 @@ def read_audio(path: str | Path) -> AudioTrack:
         raise no_sound(Path(path), found)
     if not isinstance(found.track, AudioTrack):
         hours = found.track.duration_seconds / 3600
-        raise MediaError(f"{path} has {hours:.1f} h of sound, which is too much to hold at once: cut it")
+        raise MediaError(f"{path} has {hours:.1f} h of sound, which is too much to hold in memory: cut it")
     return found.track

@@ -79,12 +79,12 @@ def sentence(address: Address, error: Exception, *, timeout_seconds: float, wait
     if isinstance(error, av.error.HTTPUnauthorizedError | av.error.HTTPForbiddenError):
         return MediaError(f"{address.shown} refuses these credentials ({reason}): correct user and password")
     if isinstance(error, av.error.HTTPNotFoundError):
-        return InputNotFoundError(f"{address.shown} does not exist there ({reason}): check the path")
+        return InputNotFoundError(f"{address.shown} does not exist ({reason}): check the path")
     is_late = isinstance(error, av.error.InvalidDataError) and waited_seconds > 0.4 * timeout_seconds
     if isinstance(error, av.error.ExitError | TimeoutError) or (is_late and address.kind not in ("file", "pipe")):
-        reason = f"nothing came for {timeout_seconds:g} s"
+        reason = f"no data came for {timeout_seconds:g} s"
     elif address.kind == "pipe" and isinstance(error, av.error.InvalidDataError | av.error.EOFError):
-        reason = "nothing, or nothing that is a video, came: MPEG-TS or Matroska can be piped, MP4 with its index first"
+        reason = "no data came, or it is not a video: pipe MPEG-TS, Matroska, or MP4 with its index first"
     return MediaError(f"{address.shown} can't be read ({reason}): check that it runs and can be reached")
 
 

@@ -52,10 +52,10 @@ def open_container(path: Path, hwaccel: HWAccel | None = None) -> InputContainer
     try:
         return open_unchecked(path, hwaccel)
     except av.error.PermissionError as error:
-        raise MediaError(f"{path} may not be read ({error.strerror}): change its permissions") from error
+        raise MediaError(f"{path} can't be read ({error.strerror}): change its permissions") from error
     except (av.error.FFmpegError, ValueError) as error:  # ValueError: PyAV can't interpret a track
         raise MediaError(
-            f"{path} is not a video or sound that can be read ({getattr(error, 'strerror', error)}): it is of another "
+            f"{path} can't be read as video or sound ({getattr(error, 'strerror', error)}): it is of another "
             "kind, or was cut off while it was written; convert or copy it again"
         ) from error
 

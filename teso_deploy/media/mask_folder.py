@@ -71,14 +71,15 @@ def check_mask_folder(path: Path) -> Target:
     strange = sorted(name for name, is_mask in found if not is_mask)
     if _has_marker(target.path):
         if strange:
-            raise OutputError(f"{path} holds masks and also {strange[0]}: move that away, or name another folder")
+            raise OutputError(f"{path} holds {strange[0]} beside masks: move it away, or name another folder")
     elif strange or os.path.lexists(target.path / MARKER):
         raise OutputError(
-            f"{path} holds {(strange or [MARKER])[0]}, which is not ours to delete: name a new or an empty folder"
+            f"{path} holds {(strange or [MARKER])[0]}, which is not a mask and is not deleted: name a new or an "
+            "empty folder"
         )
     elif found:
         raise OutputError(
-            f"{path} holds numbered pictures and no {MARKER}: if they are masks of an older version, delete "
+            f"{path} holds numbered pictures but no {MARKER}: if they are masks of an older version, delete "
             f"{path}/*.png; otherwise name another folder"
         )
     return target

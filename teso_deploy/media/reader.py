@@ -253,6 +253,6 @@ class VideoReader:
     def _check_end(self, end_seconds: float, announced: float) -> None:
         if announced - end_seconds > max(CUT_OFF_SECONDS, CUT_OFF_SHARE * announced):
             raise MediaError(
-                f"{self.path} ends after {end_seconds:.1f} of the {announced:.1f} s that it announces, "
+                f"{self.path} announces {announced:.1f} s but ends after {end_seconds:.1f} s, so "
                 "it was cut off: copy or record it again"
             )

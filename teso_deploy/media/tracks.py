@@ -44,7 +44,9 @@ def choose_video_track(container: InputContainer, shown: str, wanted: int | None
         raise MediaError(f"{shown} holds {kind}: give a file or stream with a video track")
     chosen = min(films, key=_rank_video) if wanted is None else _take(videos, wanted, kind="video", shown=shown)
     if chosen.codec_context is None:
-        raise MediaError(f"{shown} has a picture of a codec that FFmpeg can't decode here: convert it to H.264, say")
+        raise MediaError(
+            f"{shown} has pictures with a codec that FFmpeg can't decode here: convert it, for example to H.264"
+        )
     return chosen
 
 

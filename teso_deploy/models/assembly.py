@@ -104,12 +104,13 @@ def recognise_checkpoint(path: Path, part: str | None = None, averaging: Averagi
     if found.format is None and not found.is_own:
         names = ", ".join(sorted({kind.name for kind in list_formats()}))
         raise CheckpointError(
-            f"{path} is of no known kind (its first keys: {to_one_line(', '.join(list(found.tensors)[:3]))}): "
+            f"{path} is a checkpoint of an unknown kind (its first keys: "
+            f"{to_one_line(', '.join(list(found.tensors)[:3]))}): "
             f"give a checkpoint of this package, or one of {names}"
         )
     source = WeightSource(path, found.tensors, found.format, found.folder, found.is_averaged)
     if part is not None and source.part != part:
-        what = source.format.name if source.format else "a whole model of ours"
+        what = source.format.name if source.format else "a whole model of this package"
         raise CheckpointError(f"{path} is {what}, not a {part} checkpoint: give it as {source.part}={path}")
     return source
 
@@ -151,8 +152,9 @@ def map_keys(source: WeightSource, recipe: Recipe, own: Mapping[str, Tensor]) ->
                 misshaped.append(f"{rule.sources[0]} {_shape(value)} for {wanted} ({key})")
             elif own[key].is_floating_point() and not value.is_floating_point():
                 raise CheckpointError(
-                    f"{source.path} has {str(value.dtype).removeprefix('torch.')} in {rule.sources[0]}, as quantised "
-                    "weights have: give the checkpoint before quantisation"
+                    f"{source.path} has {str(value.dtype).removeprefix('torch.')} in {rule.sources[0]}, as in "
+                    "quantised "
+                    "weights: give the checkpoint before quantisation"
                 )
             given[key] = value
     unexpected = [key for key in source.tensors if key not in used and not source.format.ignored(key)]
@@ -271,18 +273,18 @@ def assemble(
     if text is not None and recipe.text.encoder != "clip":
         raise CheckpointError(
             f"{text.path} is a text tower of CLIP, but recipe {recipe.name} embeds its cues with "
-            f'{recipe.text.encoder}: leave it out, or set text.encoder = "clip"'
+            f'{recipe.text.encoder}: omit it, or set text.encoder = "clip"'
         )
     paths: dict[Part, Path] = {part: source.path for part, source in sources.items()}
     whole = sources.get("model")
     if whole is not None and whole.format is None:
         if other := [part for part in sources if part != "model"]:
-            raise CheckpointError(f"{whole.path} is a whole model: leave {sources[other[0]].path} out")
+            raise CheckpointError(f"{whole.path} is a whole model: omit {sources[other[0]].path}")
         return Assembly(_whole(whole, recipe), paths, (), text, averaged)
     if whole is not None and whole.format is not None:
         if recipe.method == "teso" and recipe.fusion.kind != "segpref":
             raise CheckpointError(
-                f"{whole.path} is {whole.format.name}, whose network is not that of recipe {recipe.name}: "
+                f"{whole.path} is {whole.format.name}, which has another network than recipe {recipe.name}: "
                 "use recipe segpref"
             )
         recipe = _adapt_recipe(whole, recipe)

@@ -68,7 +68,7 @@ def recipe_of(path: Path) -> Recipe:
         return Recipe.model_validate_json(text or "")
     except ValueError as error:
         raise CheckpointError(
-            f"{path} does not say of which recipe it is: give the model.safetensors that `train` wrote"
+            f"{path} does not name its recipe: give the model.safetensors that `train` wrote"
         ) from error
 
 

@@ -30,9 +30,9 @@ def read_zipped(path: Path) -> Any:
     archive = zipfile.ZipFile(path)
     entries = {entry.filename: entry for entry in archive.infolist()}
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
-        raise CheckpointError("was packed again with compression: save its state_dict again")
+        raise CheckpointError("was repacked with compression: save its state_dict again")
     if sum(entry.file_size for entry in entries.values()) > path.stat().st_size:
-        raise CheckpointError("claims more than it holds: copy it again")
+        raise CheckpointError("is shorter than its contents say: copy it again")
     place = next(name for name in entries if name.endswith("/data.pkl")).removesuffix("data.pkl")
     order = f"{place}byteorder"
     if order in entries and (archive.read(order) == b"little") != _LITTLE:

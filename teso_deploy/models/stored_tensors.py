@@ -62,7 +62,7 @@ def find_dtype(of: Any) -> torch.dtype:
     name = of.name.rsplit(".", 1)[-1] if isinstance(of, Global) else ""
     found = getattr(torch, _OLD_NAMES.get(name.removesuffix("Storage"), name), None)
     if not isinstance(found, torch.dtype):
-        raise ValueError(f"no type of number: {name}")
+        raise ValueError(f"unknown type of number: {name}")
     return found
 
 
@@ -70,7 +70,7 @@ def _sizes(of: Any) -> tuple[int, ...]:
     numbers = of.arguments[0] if isinstance(of, Placeholder) and of.arguments else of
     sizes = tuple(numbers)
     if len(sizes) > 64 or not all(isinstance(size, int) and 0 <= size < 2**62 for size in sizes):
-        raise ValueError("sizes that are none")
+        raise ValueError("invalid sizes")
     return sizes
 
 
@@ -84,10 +84,10 @@ def _view(given: tuple[Any, ...], dtype: torch.dtype | None = None) -> StoredTen
     width = kind.itemsize
     count = storage.count * storage.dtype.itemsize // width
     if len(shape) != len(steps) or not isinstance(offset, int) or offset < 0:
-        raise ValueError("a view that is none")
+        raise ValueError("an invalid view")
     last = offset + sum((length - 1) * step for length, step in zip(shape, steps, strict=True))
     if 0 not in shape and last >= count:
-        raise ValueError("a tensor reaches beyond its numbers")
+        raise ValueError("a tensor is larger than its storage")
 
     def read() -> Tensor:
         if 0 in shape:
@@ -120,7 +120,7 @@ def _array(shape: Any, described: Any, content: Any, *, fortran: bool) -> Any:
     dtype = np.dtype(kind if order not in "<>" else order + kind)
     sizes = _sizes(shape)
     if math.prod(sizes) * dtype.itemsize != len(content):
-        raise ValueError("an array of another size than its numbers")
+        raise ValueError("an array whose size differs from its content")
 
     def read() -> Tensor:
         # PyTorch requires the native byte order and writable memory.

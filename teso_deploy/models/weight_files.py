@@ -102,7 +102,7 @@ def _content_of(path: Path, found: WeightFiles) -> tuple[Any, dict[str, str]]:
         absent = [key for key, name in found.promised.items() if name == file.name and key not in content]
         if absent:
             raise CheckpointError(
-                f"{path} promises {to_one_line(absent[0])} in {file.name}, but it is not in there: download both again"
+                f"{path} says that {to_one_line(absent[0])} is in {file.name}, but it is not: download both again"
             )
         joined |= content
     return joined, {}
@@ -180,12 +180,13 @@ def _load(found: Found, size: int) -> dict[str, Tensor]:
         except Exception as error:  # random bytes again, when the numbers are read
             raise CheckpointError(f"is damaged ({name} can't be read): copy it again") from error
         if tensor.is_complex():
-            raise CheckpointError(f"can't be used: {name} has complex numbers; give a checkpoint that the recipe is of")
+            raise CheckpointError(f"can't be used: {name} has complex numbers; give a checkpoint that fits the recipe")
         if tensor.is_floating_point():
             tensor = tensor.float()
             if not torch.isfinite(tensor).all():
                 raise CheckpointError(
-                    f"holds NaN or infinity in {name}: training failed before it was saved, give an earlier checkpoint"
+                    f"holds NaN or infinity in {name}: training had failed before it was saved, so give an earlier "
+                    "checkpoint"
                 )
         tensors[key] = tensor
     return tensors

@@ -10,7 +10,7 @@ from teso_deploy.cues.prompts import DEFAULT_PROMPT
 from teso_deploy.cues.sources.registry import list_sources, list_sources_taking
 from teso_deploy.options.fields import LONGEST_WAIT_SECONDS, OptionError, Options, option
 
-SOURCE_HELP = f"{', '.join(list_sources())}; several by comma: the first that answers."
+SOURCE_HELP = f"{', '.join(list_sources())}. Several, separated by commas: the first one that answers is used."
 #: Fields that only a source uses.
 OF_SOURCES = (
     "models", "server", "server_model", "every_seconds", "budget_per_minute", "timeout_seconds", "prompt", "frames",
@@ -36,30 +36,32 @@ class CueOptions(Options):
         frames: how many pictures a server is shown at a time. Default: 1.
     """
 
-    cues: str = option("none", "Words for what is visible, a,b; auto: what the model sees; none: its fallback.")
+    cues: str = option(
+        "none", "Words for visible objects, as in a,b; auto: words from the model's tagger; none: the model's fallback."
+    )
     cues_file: Path | None = option(
-        None, "Cues in a file: words, by line or comma; what `teso-deploy cues` wrote; the authors' JSON."
+        None, "File of cues: words, by line or comma; a file that `teso-deploy cues` wrote; or the authors' JSON."
     )
     source: str | None = option(
         None,
-        "Ask for cues: of files before they are run, of streams while they are. " + SOURCE_HELP,
+        "Where to get cues from: for files before the run, for streams during it. " + SOURCE_HELP,
         flag="--cue-source",
     )
     models: Path | None = option(
         None,
-        "Captioner and language model of "
-        f"{', '.join(list_sources_taking('models'))}: a folder of `teso-deploy export-cues`.",
+        "Folder of `teso-deploy export-cues` with captioner and language model, for "
+        f"{', '.join(list_sources_taking('models'))}.",
     )
     server: str | None = option(
         None,
-        f"Of {', '.join(list_sources_taking('server'))}: an OpenAI-compatible server (vLLM, llama.cpp, Ollama). Its "
+        f"OpenAI-compatible server (vLLM, llama.cpp, Ollama), for {', '.join(list_sources_taking('server'))}. Its "
         "key is in TESO_CUES_API_KEY.",
         metavar="URL",
     )
-    server_model: str | None = option(None, "Default: the server's first.")
+    server_model: str | None = option(None, "Model of the server. Default: its first.")
     every_seconds: float | None = option(
         10.0,
-        "Ask again after this many seconds, and at each new scene; 0: at new scenes only.",
+        "Ask again after this many seconds, and at each new scene. 0: only at new scenes.",
         flag="--cue-every",
         minimum=0,
         unit="seconds",
@@ -68,25 +70,27 @@ class CueOptions(Options):
     )
     ttl_seconds: float | None = option(
         None,
-        "Cues that are older than this many seconds give way to the fallback.",
+        "Replace cues that are older than this many seconds by the fallback.",
         flag="--cue-ttl",
         minimum=0.1,
         unit="seconds",
     )
-    budget_per_minute: int = option(12, "Streams: questions a minute, at most.", flag="--cue-budget", minimum=1)
+    budget_per_minute: int = option(
+        12, "For streams: ask at most this many times per minute.", flag="--cue-budget", minimum=1
+    )
     timeout_seconds: float = option(
         120.0,
-        "Seconds that a model or a server may take for an answer.",
+        "Wait at most this many seconds for an answer of a model or a server.",
         flag="--cue-timeout",
         minimum=0.1,
         maximum=LONGEST_WAIT_SECONDS,
         unit="seconds",
     )
     prompt: str = option(
-        DEFAULT_PROMPT, "Of llm and openai: a shipped prompt by name, or a TOML file.", flag="--cue-prompt"
+        DEFAULT_PROMPT, "Prompt of llm and openai: a shipped prompt's name, or a TOML file.", flag="--cue-prompt"
     )
     frames: int = option(
-        1, "Of openai: pictures that it is shown at a time.", flag="--cue-frames", minimum=1, maximum=16
+        1, "For openai: number of pictures that it gets at a time.", flag="--cue-frames", minimum=1, maximum=16
     )
 
     def check(self) -> None:

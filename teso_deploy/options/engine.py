@@ -74,8 +74,8 @@ class BuildOptions(Options):
         rebuild_engines: build engines again, whatever the bundle or the cache has. Default: no.
     """
 
-    profile: str | None = option(None, "Of engines that have to be built: a shipped profile's name, or a TOML file.")
-    rebuild_engines: bool = option(False, "Build engines again, whatever the bundle or the cache has.")
+    profile: str | None = option(None, "How engines are built: a shipped profile's name, or a TOML file.")
+    rebuild_engines: bool = option(False, "Build engines again, even if the bundle or the cache has them.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,18 +104,20 @@ class EngineOptions(BuildOptions):
         given_as=str,
         read=parse_backend,
     )
-    precision: Precision = option("fp32", "Which of the bundle's forms for the backend.")
+    precision: Precision = option("fp32", "Precision of the bundle's form for the backend.")
     size: SizeChoice = option(
         None,
-        "Of the bundle's sizes; auto: each frame's nearest. Default: the first.",
+        "One of the bundle's sizes; auto: for each frame the nearest. Default: the first.",
         metavar="HxW|N|auto",
         given_as=str | None,
         read=parse_size_choice,
     )
-    threads: int | None = option(None, "Threads of the engines. Default: all cores.", minimum=1, maximum=MOST_THREADS)
+    threads: int | None = option(
+        None, "Number of threads of the engines. Default: all cores.", minimum=1, maximum=MOST_THREADS
+    )
     still_threshold: float = option(
         0.0,
-        "Grey levels by which a frame may differ, anywhere, without being encoded again; 0: none.",
+        "Do not encode a frame again if no pixel differs by more than this many grey levels. 0: encode every change.",
         minimum=0,
         maximum=255,
         unit="grey levels",

@@ -26,21 +26,26 @@ class FormOptions(Options):
 
     precision: tuple[str, ...] = option(
         (),
-        "Of the forms beside the canonical graphs (may be repeated): fp32 and int8 for ONNX Runtime on the CPU, fp16, "
+        "Forms to write beside the canonical graphs (may be repeated): fp32 and int8 for ONNX Runtime on the CPU, "
+        "fp16, "
         "bf16 and int8 (Q/DQ) as standard ONNX. Default: fp32.",
         metavar="[fp32|fp16|bf16|int8]",
     )
-    size: tuple[str, ...] = option((), "Picture sizes, in place of the recipe's (may be repeated).", metavar="HxW|N")
-    calibrate_on: tuple[Path, ...] = option((), "Videos that set the ranges of int8; default: the shipped clip.")
+    size: tuple[str, ...] = option(
+        (), "Picture size, in place of the recipe's sizes (may be repeated).", metavar="HxW|N"
+    )
+    calibrate_on: tuple[Path, ...] = option(
+        (), "Video from which the ranges of int8 are measured (may be repeated); default: the shipped clip."
+    )
     target: tuple[str, ...] = option(
         (),
-        "Engines to build from the graphs, in the precisions asked for (may be repeated). Default: none. TensorRT "
+        "Engines to build from the graphs, in the precisions of --precision (may be repeated). Default: none. TensorRT "
         "needs the GPU that will run them, TensorRT-RTX needs none.",
         metavar="[onnx|tensorrt|tensorrt-rtx]",
     )
     arch: str | None = option(
         None,
-        "Of TensorRT-RTX: an engine for each GPU generation, in place of a portable one.",
+        "For TensorRT-RTX: build an engine for each of these GPU generations, in place of a portable one.",
         metavar="sm86,sm89,…",
     )
     profile: str | None = option(
@@ -48,5 +53,5 @@ class FormOptions(Options):
         f"How engines are built: a shipped profile's name, or a TOML file. Default: {DEFAULT_PROFILE}.",
         metavar="NAME|FILE",
     )
-    text_encoder: bool = option(False, "Put the encoder of cue words in the bundle: for words beyond its table.")
+    text_encoder: bool = option(False, "Put the encoder of cue words in the bundle, for words that its table lacks.")
     licence: str = option("Apache-2.0", "Licence of the weights, for the manifest.")

@@ -24,20 +24,20 @@ class SoundOptions(Options):
             players choose and that can be decoded.
     """
 
-    mute: bool = option(False, "Silence in place of the sound.")
+    mute: bool = option(False, "Replace the sound by silence.")
     noise_dbfs: float | None = option(
-        None, "White noise of this level (RMS, dBFS) in place of the sound.", maximum=0, unit="dBFS"
+        None, "Replace the sound by white noise of this level (RMS, dBFS).", maximum=0, unit="dBFS"
     )
-    sound_from: Path | None = option(None, "The sound of this file in place of the sound.")
+    sound_from: Path | None = option(None, "Replace the sound by that of this file.")
     video_track: int | None = option(
         None,
-        "Number of the video's track of pictures, from 0 (FFmpeg's v:0). Default: the one that players take.",
+        "Number of the video's picture track, from 0 (FFmpeg's v:0). Default: the one that players choose.",
         minimum=0,
     )
     audio_track: int | None = option(
         None,
-        "Number of the track of sound, from 0 (FFmpeg's a:0), in the file that the sound comes from. Default: the one "
-        "that players take and that can be decoded.",
+        "Number of the sound track, from 0 (FFmpeg's a:0), in the file that gives the sound. Default: the first that "
+        "players choose and that can be decoded.",
         minimum=0,
     )
 
@@ -59,7 +59,9 @@ class FrameOptions(Options):
             backend runs there, otherwise software. Default: ``auto``.
     """
 
-    fps: float | None = option(None, "Look at this many frames a second only.", minimum=0.001)
+    fps: float | None = option(None, "Segment only this many frames per second.", minimum=0.001)
     decoder: DecoderName = option(
-        "auto", "Of a file's video; nvdec: on an NVIDIA GPU; auto: there if the backend is, otherwise software."
+        "auto",
+        "Decoder of a file's video. nvdec: on an NVIDIA GPU; auto: nvdec if the backend runs on the GPU, otherwise "
+        "software.",
     )

@@ -20,13 +20,15 @@ class OutputOptions(Options):
         json_out: the report as JSON: a file, or ``-`` for standard output.
     """
 
-    out: Path | None = option(None, "Annotated video, .mp4 with the sound that was heard; a folder for several inputs.")
+    out: Path | None = option(
+        None, "Annotated video, .mp4 with the sound that the model heard; a folder for several inputs."
+    )
     masks: Path | None = option(
         None,
         "Folder for {index:06d}.png: 8-bit class ids with a palette, 0 = background; or a .jsonl file of COCO run "
         "lengths.",
     )
-    events: Path | None = option(None, "Onset, end and confidence of what sounds, as JSON lines.")
+    events: Path | None = option(None, "Onset, end and confidence of each sounding object, as JSON lines.")
     json_out: Path | None = option(None, "Write the report to a file, or - for stdout.", flag="--json")
 
     @property

@@ -18,8 +18,8 @@ class SceneOptions(Options):
     """
 
     scenes: int = option(300, "Scenes per row.", minimum=1)
-    seed: int = option(0, "The scenes depend on this only.", minimum=0)
-    seeds: int = option(1, "Number of seeds, from --seed on: means and their spread.", minimum=1)
+    seed: int = option(0, "Seed of the scenes.", minimum=0)
+    seeds: int = option(1, "Number of seeds, from --seed on, for means and their spread.", minimum=1)
 
     @property
     def every_seed(self) -> range:

@@ -25,10 +25,10 @@ class StreamOptions(Options):
         metrics: ``[HOST]:PORT`` where Prometheus metrics are served. Default: nowhere.
     """
 
-    audio: str | None = option(None, "Of a stream: where its sound comes from, a stream or file.")
+    audio: str | None = option(None, "For one stream: take its sound from this stream or file.")
     timeout_seconds: float = option(
         10.0,
-        "Of a stream: seconds that it may take to open, or send nothing, before it counts as broken.",
+        "For streams: wait this many seconds for the stream to open, or to send something, before it counts as broken.",
         flag="--timeout",
         minimum=0.2,
         maximum=LONGEST_WAIT_SECONDS,
@@ -36,14 +36,16 @@ class StreamOptions(Options):
     )
     staleness_seconds: float = option(
         0.5,
-        "Live: frames that are older than this many seconds are dropped.",
+        "For --mode live: drop frames that are older than this many seconds.",
         flag="--staleness",
         minimum=0.01,
         unit="seconds",
     )
-    corrupt: CorruptChoice = option("keep", "Of a stream: damaged frames.")
-    reconnect: bool = option(True, "Of a stream: open it again if it breaks off.", flag="--reconnect/--no-reconnect")
-    seconds: float | None = option(
-        None, "Live: end after this many seconds.", minimum=0.1, maximum=LONGEST_RUN_SECONDS, unit="seconds"
+    corrupt: CorruptChoice = option("keep", "For streams: whether damaged frames are kept or dropped.")
+    reconnect: bool = option(
+        True, "For streams: open a stream again if it breaks off.", flag="--reconnect/--no-reconnect"
     )
-    metrics: str | None = option(None, "Live: serve Prometheus metrics there.", metavar="[HOST]:PORT")
+    seconds: float | None = option(
+        None, "For streams: end after this many seconds.", minimum=0.1, maximum=LONGEST_RUN_SECONDS, unit="seconds"
+    )
+    metrics: str | None = option(None, "For streams: serve Prometheus metrics at this address.", metavar="[HOST]:PORT")

@@ -20,8 +20,12 @@ class TrainingOptions(Options):
         save_every_steps: steps between saved states. Default: 100.
     """
 
-    layout: str | None = option(None, "Of a data set of videos: s4, ms3 or avss; default: what is there.")
-    cues_file: Path | None = option(None, 'On videos: JSON with the cues of each frame, {"uid": {"f0": "guitar,"}}.')
+    layout: str | None = option(
+        None, "For a data set of videos: s4, ms3 or avss; default: the layout that the folder has."
+    )
+    cues_file: Path | None = option(
+        None, 'For training on videos: JSON with the cues of each frame, {"uid": {"f0": "guitar,"}}.'
+    )
     device: str = option("cpu", "cpu or cuda.")
-    workers: int = option(0, "Processes that make scenes ahead, for a GPU.", minimum=0)
-    save_every_steps: int = option(100, "Steps between saved states.", minimum=1)
+    workers: int = option(0, "Number of processes that make scenes in advance, for a GPU.", minimum=0)
+    save_every_steps: int = option(100, "Number of steps between saved states.", minimum=1)

@@ -24,22 +24,26 @@ class WeightOptions(Options):
 
     checkpoint: tuple[str, ...] = option(
         (),
-        "Weights: what `train` wrote, or one of visual=, audio=, text= and model= (may be repeated).",
+        "Weights: a file of `train`, or one of visual=, audio=, text= and model= (may be repeated).",
         metavar="[PART=]FILE",
     )
     random_weights: int | None = option(
-        None, "Leave what no checkpoint gives at random, for timing.", metavar="SEED", minimum=0, maximum=2**32 - 1
+        None,
+        "Use random weights where no checkpoint gives any, for timing.",
+        metavar="SEED",
+        minimum=0,
+        maximum=2**32 - 1,
     )
     averaging: AveragingChoice | None = option(
         None,
-        "Of a checkpoint with both: the average that training kept (ema), or the trained weights (raw).",
+        "For a checkpoint with both: use the average that training kept (ema), or the trained weights (raw).",
         flag="--weights",
     )
 
     def check(self) -> None:
         """Refuse ``averaging`` if no checkpoint is given."""
         if self.averaging and not self.checkpoint:
-            raise OptionError("there is no {checkpoint} to choose weights of", field="averaging")
+            raise OptionError("needs {checkpoint}, from which it chooses weights", field="averaging")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,9 @@ class StartOptions(WeightOptions):
             trained alone.
     """
 
-    start: Path | None = option(None, "On scenes: checkpoint whose encoders to begin with, in place of their phase.")
+    start: Path | None = option(
+        None, "For training on scenes: a checkpoint that gives trained encoders. Their training phase is skipped."
+    )
 
     def check(self) -> None:
         """Leave the choice of weights to the command, which knows whether it trains on scenes or on videos."""

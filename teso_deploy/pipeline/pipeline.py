@@ -177,7 +177,7 @@ class Pipeline:
     def check_tagger(self) -> TaggerEntry:
         """Return the bundle's tagger. Raises :class:`CueError` if it has none."""
         if self.bundle.manifest.tagger is None:
-            raise CueError(f"bundle {self.bundle.manifest.name} has no tagger: name what is to be seen as cues")
+            raise CueError(f"bundle {self.bundle.manifest.name} has no tagger: name visible objects as cues")
         return self.bundle.manifest.tagger
 
     def cues_of(self, cues: Offered) -> Cues:

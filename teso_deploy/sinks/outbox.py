@@ -78,7 +78,7 @@ class Outbox:
     def _fail(self, error: Exception) -> None:
         with self._changed:
             if self.error is None:
-                message = f"{self.name} failed ({type(error).__name__}: {error}): nothing more goes there"
+                message = f"{self.name} failed ({type(error).__name__}: {error}): it gets no further results"
                 self.error = error if isinstance(error, TesoError) else OutputError(message)
             self.dropped += len(self._waiting)
             self._waiting.clear()
@@ -94,7 +94,9 @@ class Outbox:
             self._changed.notify_all()
         self._thread.join(timeout_seconds)
         if self._thread.is_alive():
-            self._fail(OutputError(f"{self.name} did not finish within {timeout_seconds:g} s: what waited is lost"))
+            self._fail(
+                OutputError(f"{self.name} did not finish within {timeout_seconds:g} s: its waiting results are lost")
+            )
 
     def get_health(self) -> dict[str, Any]:
         """Return a report's facts about the sink: results delivered and dropped, and its error."""

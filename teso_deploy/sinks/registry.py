@@ -81,7 +81,7 @@ SINKS = {
         SinkEntry(
             name="events",
             subject=f"{_HERE}.events:EventSink",
-            summary="onset, end and confidence of what sounds, as JSON lines",
+            summary="onset, end and confidence of each sounding object, as JSON lines",
             option="--events",
             writes="file",
         ),
@@ -106,7 +106,7 @@ SINKS = {
 def find_sink(name: str) -> SinkEntry:
     """Return a sink's entry. Raises :class:`InputNotFoundError` for an unknown name."""
     if name not in SINKS:
-        raise InputNotFoundError(f"there is no sink {name!r}: name one of {', '.join(SINKS)}")
+        raise InputNotFoundError(f"unknown sink {name!r}: name one of {', '.join(SINKS)}")
     return SINKS[name]
 
 
@@ -164,7 +164,7 @@ def open_sink(entry: SinkEntry, target: Any, run: RunFacts) -> Sink:
         MissingExtraError: The sink's extra is not installed.
     """
     if run.kind not in entry.kinds:
-        raise OutputError(f"the sink {entry.name} takes results of {' and '.join(entry.kinds)} alone: name another")
+        raise OutputError(f"the sink {entry.name} takes only results of {' and '.join(entry.kinds)}: name another")
     if len(run.inputs) > 1 and not entry.takes_many:
         raise OutputError(f"the sink {entry.name} takes results of one input: open one for each")
     return load_sink(entry)(target, run)

@@ -214,12 +214,14 @@ def calibrate_checkpoint(
         DataError: Too few sounds were excluded from training.
     """
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder, and the thresholds are kept in a file: name the {WEIGHTS} in it")
+        raise CheckpointError(f"{path} is a folder, but the thresholds are stored in a file: name the {WEIGHTS} in it")
     recipe = checkpoints.recipe_of(path)
     library = read_library(data, "calibration", hold_out=recipe.train.hold_out if recipe.train else ())
     model = build(recipe)
     if not weight_files.holds_nothing_but(path, model.state_dict().keys()):
-        raise CheckpointError(f"{path} holds more than `train` writes, which would be lost: give a run's {WEIGHTS}")
+        raise CheckpointError(
+            f"{path} holds more than `train` writes, and that would be lost: give the {WEIGHTS} of a run"
+        )
     checkpoints.load(model, path)
     calibration = calibrate(model, library, embeddings, scenes=scenes, seed=seed)
     metadata = weight_files.read_metadata(path)

@@ -81,7 +81,10 @@ class Heard:
         if self.model_rate is None or self.mask_iou is None:
             return None
         if not abs(self.positive_pixel_rate - self.model_rate) <= self.pixel_rate_limit:
-            return f"{where} {leaves}, {self.model_rate:.1%} in the model: it does not hear as the model does"
+            return (
+                f"{where} {leaves}, {self.model_rate:.1%} in the model: it reacts to sound in another way than the "
+                "model"
+            )
         if not self.mask_iou >= self.mask_iou_limit:
             return f"{where} gives another mask than in the model (IoU {self.mask_iou:.4g})"
         return None

@@ -189,7 +189,7 @@ def test_cues_of_the_scenes_that_eval_makes(media_folder: Path, bold: Path, tmp_
     by_tagger = done("eval", *common, "--cues", "auto")
     assert by_file["rows"] == by_tagger["rows"] and by_file["cues"] == str(out)
     done("cues", *common, "--source", "filter:tagger", "--out", out)
-    assert refused("eval", *common[:3], "--scenes", 9, "--cues-file", out, names="none of 'one source/0/8'")
+    assert refused("eval", *common[:3], "--scenes", 9, "--cues-file", out, names="not of 'one source/0/8'")
     moved = content(out)
     for entry in moved["videos"].values():
         entry["sha256"] = "0" * 64
@@ -248,10 +248,10 @@ def test_what_can_not_be_read(clip: Path, tiny_bundle: Path, tmp_path: Path) -> 
     text.write_text("no video")
     refused("cues", text, "--out", tmp_path / "c.json", names="text.mp4")
     refused("cues", clip, "--out", tmp_path / "no" / "c.json", names="no folder")
-    refused("cues", clip, "--out", clip, names="is read")
+    refused("cues", clip, "--out", clip, names="an input")
     words = tmp_path / "words.txt"
     words.write_text("dog")
-    refused("cues", clip, "--source", "manual", "--cues-file", words, "--out", words, names="is read")
+    refused("cues", clip, "--source", "manual", "--cues-file", words, "--out", words, names="an input")
     assert words.read_text() == "dog"
     refused("cues", clip, "--source", "tagger", "--cues-file", words, "--out", tmp_path / "c.json", names="is not used")
     strange = tmp_path / "bad\udcff.mp4"
@@ -277,7 +277,7 @@ def test_a_server_that_hangs(clip: Path, tmp_path: Path) -> None:
     with chat_server(lambda request: request.wait(30)) as server:
         refused(
             "cues", clip, "--source", "openai", "--server", server.url, "--server-model", "m", "--timeout", 0.4,
-            "--out", tmp_path / "c.json", names="gave no whole answer in 0.4 s",
+            "--out", tmp_path / "c.json", names="gave no complete answer in 0.4 s",
         )  # fmt: skip
 
 
@@ -328,7 +328,7 @@ def test_cues_of_another_video_are_refused(clip: Path, bold: Path, tmp_path: Pat
     out, events = tmp_path / "cues.json", tmp_path / "e"
     done("cues", clip, "--bundle", bold, "--out", out)
     other = make_clip(tmp_path / "other.mp4", seconds=1.0)
-    refused("run", other, "--bundle", bold, "--cues-file", out, "--events", events, names="none of 'other'")
+    refused("run", other, "--bundle", bold, "--cues-file", out, "--events", events, names="not of 'other'")
     same_name = tmp_path / "folder" / "clip.mp4"
     same_name.parent.mkdir()
     shutil.copyfile(other, same_name)

@@ -74,11 +74,11 @@ def test_an_engine_of_a_bundle_that_was_changed_is_found(
     [
         (["--target", "tensorrt-rtx", "--arch", "sm90"], "can't build for sm90: choose from sm75, sm80"),
         (["--target", "tensorrt"], "tensorrt is not installed: pip install 'teso-deploy[tensorrt]'"),
-        (["--target", "openvino"], "is not a target: onnx, tensorrt, tensorrt-rtx"),
-        (["--arch", "sm89"], "generations are for --target tensorrt-rtx"),
+        (["--target", "openvino"], "is not a target: choose from onnx, tensorrt, tensorrt-rtx"),
+        (["--arch", "sm89"], "needs --target tensorrt-rtx"),
         (["--target", "tensorrt-rtx", "--profile", "fastest"], "one of fast-build, live, throughput"),
         (["--calibrate-on", "export/demo/clip.mp4"], "--calibrate-on sets the ranges of int8: add --precision int8"),
-        (["--profile", "live"], "engines are built for --target tensorrt or tensorrt-rtx"),
+        (["--profile", "live"], "needs --target tensorrt or --target tensorrt-rtx"),
     ],
 )
 def test_what_can_not_be_built_is_said_before_anything_is(

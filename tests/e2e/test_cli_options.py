@@ -145,18 +145,18 @@ def test_options_of_a_folder_of_scenes_on_videos(clip: Path, tmp_path: Path) -> 
 def test_options_of_training_on_videos_where_scenes_are_trained_on(tmp_path: Path, option: str, value: str) -> None:
     done = teso("train", "teso-nano", "--data", tmp_path, "--out", tmp_path / "run", option, value)
     said = " ".join(done.err.split())
-    assert done.code == 2 and f"{option} is for training on videos, and teso-nano trains on scenes: omit it" in said
+    assert done.code == 2 and f"{option} is for training on videos, but teso-nano trains on scenes: omit it" in said
 
 
 @pytest.mark.parametrize(("option", "value"), [("--start", "x"), ("--workers", "2")])
 def test_options_of_training_on_scenes_where_videos_are_trained_on(tmp_path: Path, option: str, value: str) -> None:
     done = teso("train", "teso-m2f-swin-b", "--data", tmp_path, "--out", tmp_path / "run", option, value)
     said = " ".join(done.err.split())
-    assert done.code == 2 and f"{option} is for training on scenes, and teso-m2f-swin-b trains on videos" in said
+    assert done.code == 2 and f"{option} is for training on scenes, but teso-m2f-swin-b trains on videos" in said
 
 
 def test_the_licence_of_a_bundle_is_its_own(tiny_bundle: Path, tmp_path: Path) -> None:
     done = teso("export", tiny_bundle, "--out", tmp_path / "b", "--licence", "MIT")
-    assert done.code == 2 and "--licence is for a recipe, a bundle has its licence: omit it" in " ".join(
+    assert done.code == 2 and "--licence is for recipes, since a bundle already has its licence: omit it" in " ".join(
         done.err.split()
     )

@@ -97,7 +97,9 @@ def test_a_file_of_another_part(foundation: Path, vggish: Path, tmp_path: Path) 
     with pytest.raises(CheckpointError, match="both are visual"):
         assemble(six_classes(), [(None, foundation), (None, foundation)], random_weights_seed=0)
     save_file({"layers.0.weight": torch.ones(2)}, tmp_path / "what.safetensors")
-    with pytest.raises(CheckpointError, match=r"is of no known kind \(its first keys: layers\.0\.weight\)"):
+    with pytest.raises(
+        CheckpointError, match=r"is a checkpoint of an unknown kind \(its first keys: layers\.0\.weight\)"
+    ):
         recognise_checkpoint(tmp_path / "what.safetensors")
 
 
@@ -178,17 +180,19 @@ def test_the_command_line(foundation: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     export = ("export", "teso-m2f-swin-b", "--out", bundle)
     usage = teso(*export, "--checkpoint", f"picture={foundation}")
-    assert usage.code == 2 and "no part 'picture'" in usage.err
+    assert usage.code == 2 and "unknown part 'picture'" in usage.err
     assert teso("export", "teso-m2f-swin-b").code == 2, "a folder or a dry run"
     refused(*export, "--checkpoint", f"visual={tmp_path / 'none.pth'}", names="no checkpoint")
     usage = teso(*export, "--weights", "ema")
-    assert usage.code == 2 and "no --checkpoint to choose weights of" in usage.err
+    assert usage.code == 2 and "needs --checkpoint, from which it chooses weights" in usage.err
     tensors = weight_files.read(foundation)[0]
     torch.save({"model": tensors, "model_ema": tensors | {"extra.weight": torch.ones(1)}}, tmp_path / "both.pth")
     refused(*export, "--checkpoint", f"visual={tmp_path / 'both.pth'}", names='"model_ema"): choose with --weights raw')
     recipe = tmp_path / "mine.toml"
     recipe.write_text('name = "mine"\nextends = "teso-nano"\n[fusion]\nlatent = 3\n')
-    refused("export", recipe, "--out", bundle, names="fusion.latent is no field of a recipe: did you mean 'latents'?")
+    refused(
+        "export", recipe, "--out", bundle, names="fusion.latent is not a field of a recipe: did you mean 'latents'?"
+    )
     recipe.write_text('name = "mine"\nextends = "mine.toml"\n')
-    refused("export", recipe, "--out", bundle, names="in a circle")
+    refused("export", recipe, "--out", bundle, names="which is a circle")
     assert not bundle.exists()

@@ -149,9 +149,9 @@ def test_an_input_is_never_overwritten(clip: Path, tiny_bundle: Path, tmp_path: 
     mine = tmp_path / "mine.mp4"
     shutil.copy(clip, mine)
     before = mine.read_bytes()
-    refused("run", mine, "--bundle", tiny_bundle, "--out", mine, names="is read")
+    refused("run", mine, "--bundle", tiny_bundle, "--out", mine, names="an input")
     sound = ("--sound-from", mine, "--out", mine)
-    refused("run", clip, "--bundle", tiny_bundle, *sound, names="is read")
+    refused("run", clip, "--bundle", tiny_bundle, *sound, names="an input")
     both = ("--events", tmp_path / "x", "--json", tmp_path / "x")
     refused("run", clip, "--bundle", tiny_bundle, *both, names="the same output")
     assert mine.read_bytes() == before

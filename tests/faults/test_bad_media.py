@@ -52,8 +52,8 @@ def test_what_is_no_media(action: Callable[[Path], object], tmp_path: Path) -> N
     text.write_text("a text\n" * 1000)
     empty.touch()
     noise.write_bytes(np.random.default_rng(0).bytes(50_000))
-    refused(action, text, MediaError, "can be read")
-    refused(action, noise, MediaError, "can be read")
+    refused(action, text, MediaError, "can't be read as video or sound")
+    refused(action, noise, MediaError, "can't be read as video or sound")
     refused(action, empty, MediaError, "empty")
     refused(action, tmp_path, MediaError, "folder")
 

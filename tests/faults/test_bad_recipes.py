@@ -30,7 +30,7 @@ def sentence(path: Path | str, kind: type[TesoError] = RecipeError) -> str:
         (b"a = 1\na = 2", "is not TOML"),
         (b"name = 3", "name: "),
         (b'name = "a\\nb"', "name: "),
-        (b'name = "a"\n"\\u001b[2J" = 1', "is no field of a recipe"),
+        (b'name = "a"\n"\\u001b[2J" = 1', "is not a field of a recipe"),
         (b'name = "a"\nextends = 3', "name one recipe"),
         (b'name = "a"\nextends = "../../etc/passwd"', "unknown recipe '../../etc/passwd'"),
         (b'name = "a"\n[fusion]\ngate_threshold = nan', "fusion.gate_threshold: Input should be a finite number"),
@@ -61,10 +61,10 @@ def test_recipes_that_extend_each_other(tmp_path: Path) -> None:
     folder.mkdir()
     loop = tmp_path / "loop.toml"
     loop.write_text('name = "a"\nextends = "sub/../loop.toml"\n')
-    assert "in a circle" in sentence(loop)
+    assert "which is a circle" in sentence(loop)
     (folder / "a.toml").write_text('name = "a"\nextends = "link.toml"\n')
     (folder / "link.toml").symlink_to("a.toml")
-    assert "in a circle" in sentence(folder / "a.toml")
+    assert "which is a circle" in sentence(folder / "a.toml")
     (tmp_path / "lost.toml").write_text('name = "a"\nextends = "nowhere.toml"\n')
     assert "nowhere.toml can't be read (it does not exist)" in sentence(tmp_path / "lost.toml", InputNotFoundError)
     for number in range(40):
@@ -102,5 +102,5 @@ def test_a_model_that_is_larger_than_the_memory(monkeypatch: pytest.MonkeyPatch,
     check_memory(tiny_recipe)
     wide = tiny_recipe.audio.model_copy(update={"hidden": (65_536, 65_536)})
     monkeypatch.setattr(os, "sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else 16 << 30)
-    with pytest.raises(RecipeError, match=r"has \d+ GB of weights, this machine has 17 GB of memory"):
+    with pytest.raises(RecipeError, match=r"has \d+ GB of weights, but this machine has 17 GB of memory"):
         check_memory(tiny_recipe.model_copy(update={"audio": wide}))

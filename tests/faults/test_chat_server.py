@@ -102,8 +102,8 @@ def hang_up(request: Request) -> None:
     [
         (failing(500), "answered 500 (the model is on fire)"),
         (failing(500, "<html>\n<b>oops</b>\x1b[31m</html>"), "answered 500 (<html> <b>oops</b>"),
-        (failing(502, ""), "answered 502 (it does not say why)"),
-        (failing(301, "", {"Location": "http://elsewhere/"}), "answered 301, which is not followed"),
+        (failing(502, ""), "answered 502 (no reason given)"),
+        (failing(301, "", {"Location": "http://elsewhere/"}), "answered 301, and redirects are not followed"),
         (failing(404), "has no model 'm'"),
         (failing(401), KEY_VARIABLE),
         (failing(403), KEY_VARIABLE),
@@ -112,8 +112,8 @@ def hang_up(request: Request) -> None:
         (failing(400, {"error": "no pictures, please"}), "no pictures, please"),
         (lambda r: r.send(200, '{"choices": [{'), "no JSON"),
         (lambda r: r.send(200, "<html>login</html>"), "no JSON"),
-        (lambda r: r.send(200, [1, 2]), "no answer of OpenAI's protocol"),
-        (lambda r: r.send(200, {"result": "dog"}), "no answer of OpenAI's protocol"),
+        (lambda r: r.send(200, [1, 2]), "an answer that is not of OpenAI's protocol"),
+        (lambda r: r.send(200, {"result": "dog"}), "an answer that is not of OpenAI's protocol"),
         (lambda r: r.send(200, {"error": {"message": "out of memory"}}), "failed: out of memory"),
         (raw_events(event("a"), b"data: {broken\n\n"), "no JSON"),
         (raw_events(event("a"), b'data: {"error": {"message": "out of memory"}}\n\n'), "failed: out of memory"),
@@ -167,7 +167,7 @@ def silent(request: Request) -> None:
 def test_a_request_ends_by_its_deadline(answer: Answer) -> None:
     with chat_server(answer) as server:
         error, seconds = timed(lambda: ChatServer(server.url, "m", timeout_seconds=0.5).complete(USER, 50))
-    assert isinstance(error, CueSourceError) and "gave no whole answer in 0.5 s" in str(error)
+    assert isinstance(error, CueSourceError) and "gave no complete answer in 0.5 s" in str(error)
     assert seconds < 20
 
 
@@ -377,7 +377,7 @@ def test_a_list_of_models_without_one(listed: object) -> None:
         error, _ = timed(lambda: ChatServer(server.url).complete(USER, 5))
     finally:
         server.close()
-    assert isinstance(error, CueSourceError) and "names no model" in str(error)
+    assert isinstance(error, CueSourceError) and "lists no model" in str(error)
 
 
 def test_a_list_of_models_that_is_no_json_is_not_for_the_user_to_write() -> None:

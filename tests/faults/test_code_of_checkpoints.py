@@ -105,7 +105,7 @@ def test_a_tokenizer_of_its_own(tmp_path: Path, reasoner: Path, asked: _Asked) -
     shutil.copytree(reasoner, tmp_path / "m")
     own = {"tokenizer_class": "EvilTokenizer", "auto_map": {"AutoTokenizer": ["evil.EvilTokenizer", None]}}
     folder = with_code(tmp_path / "m", tmp_path / "trace", config={"auto_map": _OWN_CLASSES}, tokenizer_config=own)
-    sentence = refused("export-cues", "--reasoner", folder, "--out", tmp_path / "out", names="code of its own")
+    sentence = refused("export-cues", "--reasoner", folder, "--out", tmp_path / "out", names="needs its own code")
     assert "trust_remote_code" not in sentence and not asked.was_asked
     assert not (tmp_path / "trace").exists() and "out" not in names_in(tmp_path)
 
@@ -115,7 +115,7 @@ def test_a_processor_of_its_own(kind: str, tmp_path: Path, asked: _Asked) -> Non
     (save_llava if kind == "llava" else save_vision_encoder_decoder)(tmp_path / "m")
     own = {"image_processor_type": "EvilProcessor", "auto_map": {"AutoImageProcessor": "evil.EvilProcessor"}}
     folder = with_code(tmp_path / "m", tmp_path / "trace", config={"auto_map": _OWN_CLASSES}, preprocessor_config=own)
-    refused("export-cues", "--captioner", folder, "--out", tmp_path / "out", names="code of its own")
+    refused("export-cues", "--captioner", folder, "--out", tmp_path / "out", names="needs its own code")
     assert not asked.was_asked and not (tmp_path / "trace").exists()
 
 

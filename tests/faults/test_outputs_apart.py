@@ -61,15 +61,17 @@ def test_run(
 
 
 def test_run_with_the_sound_of_another_file(mine: Path, clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    refused("run", clip, "--bundle", tiny_bundle, "--sound-from", mine, "--out", tmp_path / "hard.mp4", names="is read")
+    refused(
+        "run", clip, "--bundle", tiny_bundle, "--sound-from", mine, "--out", tmp_path / "hard.mp4", names="an input"
+    )
     audio = ("--mode", "live", "--audio", mine, "--out", tmp_path / "link.mp4")
-    refused("run", clip, "--bundle", tiny_bundle, *audio, names="is read")
+    refused("run", clip, "--bundle", tiny_bundle, *audio, names="an input")
     lines = ("--mode", "live", "--masks", tmp_path / "x.jsonl", "--events", tmp_path / "x.jsonl")
     refused("run", clip, "--bundle", tiny_bundle, *lines, names="same output")
 
 
 def test_run_of_several_into_their_own_folder(mine: Path, clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    refused("run", mine, clip, "--bundle", tiny_bundle, "--out", tmp_path, names="mine.mp4 is read")
+    refused("run", mine, clip, "--bundle", tiny_bundle, "--out", tmp_path, names="mine.mp4 is also an input")
     refused("run", mine, clip, "--bundle", tiny_bundle, "--masks", tmp_path / "mine.mp4", names="it is a file")
 
 
@@ -90,7 +92,7 @@ def test_eval(media_folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     refused(*asked, "--json", media_folder / "split.csv", names="is inside")
     refused(*asked, "--json", tmp_path / "x", "--markdown", tmp_path / "x", names="same output")
     (tmp_path / "words.txt").write_text("dog")
-    refused(*asked, "--cues-file", tmp_path / "words.txt", "--markdown", tmp_path / "words.txt", names="is read")
+    refused(*asked, "--cues-file", tmp_path / "words.txt", "--markdown", tmp_path / "words.txt", names="an input")
 
 
 def test_verify_and_bench(tiny_bundle: Path, clip: Path, tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_verify_and_bench(tiny_bundle: Path, clip: Path, tmp_path: Path) -> None
     refused("bench", tiny_bundle, "--report", tiny_bundle, names="is inside")
     refused("bench", tiny_bundle, "--report", tmp_path, "--json", tmp_path / "bench.json", names="same output")
     (tmp_path / "bench.png").hardlink_to(shutil.copy(clip, tmp_path / "c.mp4"))
-    refused("bench", tiny_bundle, "--clip", tmp_path / "c.mp4", "--report", tmp_path, names="is read")
+    refused("bench", tiny_bundle, "--clip", tmp_path / "c.mp4", "--report", tmp_path, names="an input")
     shipped = bundle_folder(None)
     refused("verify", "--json", shipped / "report.json", names="is inside")
 
@@ -119,10 +121,10 @@ def test_export(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (weights / "model.safetensors").write_bytes(b"not read before the outputs are compared")
     asked = ("export", recipe, "--checkpoint", f"visual={weights}")
-    refused(*asked, "--out", tmp_path / "b", "--json", recipe, names="is read")
-    refused(*asked, "--out", tmp_path / "b", "--json", tmp_path / "b" / "r.json", names="an output itself")
+    refused(*asked, "--out", tmp_path / "b", "--json", recipe, names="an input")
+    refused(*asked, "--out", tmp_path / "b", "--json", tmp_path / "b" / "r.json", names="an output too")
     refused(*asked, "--out", tmp_path / "b", "--json", weights / "model.safetensors", names="is inside")
-    refused(*asked, "--dry-run", "--json", recipe, names="is read")
+    refused(*asked, "--dry-run", "--json", recipe, names="an input")
     shutil.copytree(tiny_bundle, tmp_path / "bundle")
     refused("export", tmp_path / "bundle", "--out", tmp_path / "bundle" / "inner", names="is inside")
     taken = weights / "model.safetensors"
@@ -136,8 +138,8 @@ def test_train_and_calibrate(media_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="training needs the extra train")
     start = tmp_path / "model.safetensors"
     start.write_bytes(b"weights")
-    refused("train", "teso-nano", "--data", media_folder, "--start", start, "--out", tmp_path, names="is read")
-    refused("calibrate", start, "--data", media_folder, "--json", start, names="is read")
+    refused("train", "teso-nano", "--data", media_folder, "--start", start, "--out", tmp_path, names="an input")
+    refused("calibrate", start, "--data", media_folder, "--json", start, names="an input")
     assert start.read_bytes() == b"weights"
 
 
@@ -148,9 +150,9 @@ def test_a_run_in_the_folder_of_its_data_goes_on(tmp_path: Path) -> None:
     run = tmp_path / "data" / "run"
     run.mkdir(parents=True)
     (run / "model.safetensors").write_bytes(b"of someone else")
-    with pytest.raises(OutputError, match="is read"):
+    with pytest.raises(OutputError, match="an input"):
         _check_apart([], tmp_path / "data", run)
     (run / "state.pt").write_bytes(b"of an earlier run")
     _check_apart([], tmp_path / "data", run)
-    with pytest.raises(OutputError, match="is read"):
+    with pytest.raises(OutputError, match="an input"):
         _check_apart([run / "model.safetensors"], tmp_path / "data", run)

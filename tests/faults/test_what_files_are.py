@@ -360,6 +360,6 @@ def test_a_changed_byte_of_a_zipped_file_is_found(tmp_path: Path) -> None:
 
 def test_keys_of_strangers_are_printed_as_one_line(tmp_path: Path) -> None:
     path = saved({"\x1b[31mred\n\nteso-deploy: all is well" + "a" * 9999: torch.ones(2)}, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match="of no known kind") as caught:
+    with pytest.raises(CheckpointError, match="of an unknown kind") as caught:
         recognise_checkpoint(path)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 1000

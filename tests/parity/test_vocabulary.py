@@ -235,14 +235,14 @@ def test_the_vocabulary_beside_a_checkpoint_is_used(whole: bool, tmp_path: Path)
 def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     recipe = small_clip().clip_text
     write_vocabulary(tmp_path, whole=False)
-    with pytest.raises(CheckpointError, match="not that of a CLIP with 99 tokens"):
+    with pytest.raises(CheckpointError, match="does not fit a CLIP with 99 tokens"):
         clip_token_rows(["dog"], ClipTextRecipe(vocabulary=99), tmp_path)
     lacking = {token if token != "z" else "zz": i for token, i in small_vocabulary().items()}
     (tmp_path / "vocab.json").write_text(json.dumps(lacking), encoding="utf-8")
     with pytest.raises(CueError, match="can't spell 'zoo'"):
         clip_token_rows(["dog", "zoo"], recipe, tmp_path)
     (tmp_path / "vocab.json").write_text("{", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="no vocabulary of CLIP"):
+    with pytest.raises(CheckpointError, match="not a vocabulary of CLIP"):
         clip_token_rows(["dog"], recipe, tmp_path)
     write_vocabulary(tmp_path, whole=True)
     with pytest.raises(CueError, match="can't spell 'a <|endoftext|> dog'".replace("|", r"\|")):

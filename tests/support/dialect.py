@@ -70,6 +70,6 @@ GOAL = {"all": 10.0, "behind": 2.0, "nobody": 1.0}
 #: What the check allows now. Lower it as text is rewritten, until only the goal is left. Never raise it.
 LIMITS = {
     "comments and docstrings": GOAL,
-    "messages": {"all": 21.0, "behind": 2.0, "nobody": 1.0},
+    "messages": GOAL,
     "documents": GOAL,
 }

@@ -40,7 +40,7 @@ def _with_variable(name: str, value: str, check: Callable[[], None]) -> None:
 def an_old_driver_is_refused(device: Device) -> None:
     def check() -> None:
         with pytest.raises(
-            DeviceError, match=r"knows CUDA 11\.8, and .* built for CUDA 1\d: update the driver to 5\d\d"
+            DeviceError, match=r"supports CUDA 11\.8, and .* built for CUDA 1\d: update the driver to 5\d\d"
         ):
             open_device(device.library)
 
@@ -49,7 +49,7 @@ def an_old_driver_is_refused(device: Device) -> None:
 
 def a_machine_without_gpus_is_refused(device: Device) -> None:
     def check() -> None:
-        with pytest.raises(DeviceError, match=r"offers no GPU \(.*100.*\): see what nvidia-smi says"):
+        with pytest.raises(DeviceError, match=r"offers no GPU \(.*100.*\): run nvidia-smi"):
             open_device(device.library)
 
     _with_variable("TESO_STUB_DEVICES", "0", check)

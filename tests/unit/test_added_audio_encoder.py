@@ -76,7 +76,7 @@ def test_a_recipe_with_an_unknown_name_lists_those_that_there_are(loudness: str)
         ('name = "a"\n[audio]\nencoder = "whistle"', ", ".join(AUDIO_ENCODERS)),
         ('name = "a"\nfoundation = "whistle"', ", ".join(FOUNDATIONS)),
     ):
-        with pytest.raises(RecipeError, match=f"there is none of this name, name one of {names}$"):
+        with pytest.raises(RecipeError, match=f"unknown name: choose one of {names}$"):
             parse_recipe(text)
 
 

@@ -63,7 +63,7 @@ def test_a_checkpoint_without_or_with_a_broken_calibration(training_recipe: Reci
     path = tmp_path / "m.safetensors"
     checkpoints.save(build(training_recipe, 0), path)
     assert checkpoints.apply_calibration(training_recipe, path) == training_recipe
-    with pytest.raises(CheckpointError, match="of which recipe"):
+    with pytest.raises(CheckpointError, match="does not name its recipe"):
         checkpoints.recipe_of(path)
     checkpoints.save(build(training_recipe, 0), path, {checkpoints.CALIBRATION: "{}"})
     with pytest.raises(CheckpointError, match="calibrate again"):

@@ -106,7 +106,7 @@ def test_where_the_text_of_an_answer_is(body: bytes, text: str) -> None:
         (whole(content=None, refusal="I can't\n\x1b[31mhelp"), "the model refused: I can't help"),
         (whole(content=[{"type": "refusal", "refusal": "no"}]), "the model refused: no"),
         (stream({"refusal": "I "}, {"refusal": "won't"}), "the model refused: I won't"),
-        (whole("content_filter", content=""), "its content filter kept the answer back"),
+        (whole("content_filter", content=""), "its content filter withheld the answer"),
         (whole("length", content=""), "the model used up its tokens before it said anything"),
         (whole("length", content="a d"), None),
         (whole("content_filter", content="a d"), None),
@@ -133,7 +133,7 @@ def test_a_model_that_only_thinks() -> None:
         (b'{"error": {"error": {"message": "no such model"}}}', "failed: no such model"),
         (b'{"object": "error", "message": "too long"}', "failed: too long"),
         (b'{"error": [{"msg": "too long"}]}', "failed: too long"),
-        (b'{"error": {"code": 3}}', "failed: it does not say why"),
+        (b'{"error": {"code": 3}}', "failed: no reason given"),
         (delta(content="a") + b'\n\ndata: {"error": "out of memory"}\n\n', "failed: out of memory"),
         (b'event: error\ndata: {"message": "out of memory"}\n\n', "failed: out of memory"),
         (b"event: error\ndata: out of memory", "failed: out of memory"),
@@ -142,10 +142,10 @@ def test_a_model_that_only_thinks() -> None:
         (b"data: {broken\n\n", "sent no JSON"),
         (b"<html>\n<p>log in", "sent no JSON"),
         (b"[" * 100_000, "sent no JSON"),
-        (b"[1, 2]", "sent no answer"),
-        (b"3", "sent no answer"),
-        (b'{"choices": {}}', "sent no answer"),
-        (b"data: 3\n\n", "sent no answer"),
+        (b"[1, 2]", "sent an answer that is not of"),
+        (b"3", "sent an answer that is not of"),
+        (b'{"choices": {}}', "sent an answer that is not of"),
+        (b"data: 3\n\n", "sent an answer that is not of"),
     ],
 )
 def test_what_is_not_an_answer(body: bytes, says: str) -> None:
@@ -191,7 +191,7 @@ def test_a_body_that_is_packed_small_is_not_read_whole() -> None:
     packed = gzip.compress(b"x" * (50 * MAX_BODY_BYTES))
     assert sum(len(line) for line in read_lines([packed], "gzip")) == MAX_BODY_BYTES
     assert sum(len(line) for line in read_lines([b"x" * 10**6] * 50)) == MAX_BODY_BYTES
-    with pytest.raises(CueSourceError, match="damaged"):
+    with pytest.raises(CueSourceError, match="decompressed"):
         list(read_lines([b"not gzip"], "gzip"))
     with pytest.raises(CueSourceError, match="compressed by 'br'"):
         list(read_lines([b""], "br"))

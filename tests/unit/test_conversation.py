@@ -95,7 +95,7 @@ def test_a_template_that_counts_turns_is_refused(tmp_path: Path) -> None:
     template = (
         "{% for m in messages %}{{ '<|im_start|>' + loop.index|string + m['content'] + '<|im_end|>' }}{% endfor %}"
     )
-    with pytest.raises(CheckpointError, match="by their place"):
+    with pytest.raises(CheckpointError, match="position of a turn"):
         made(byte_tokenizer(template=template), tmp_path)
     with pytest.raises(CheckpointError, match="can't be used"):
         made(byte_tokenizer(template="{{ nothing.of_that }}"), tmp_path)

@@ -41,7 +41,7 @@ def test_the_new_name_wins(tmp_path: Path) -> None:
     folder = write_models(tmp_path / "models")
     (folder / OLD).write_text('{"schema_version": 1, "videos": {}}')
     assert CueModels.open(folder).manifest.files.keys() == {"notes.txt"}
-    with pytest.raises(OutputError, match=r"holds cues\.json, which is not of the bundle"):
+    with pytest.raises(OutputError, match=r"holds cues\.json, which does not belong to the bundle"):
         KIND.check_target(folder)
 
 

@@ -90,7 +90,7 @@ def test_an_unknown_word_beyond_the_cut_is_still_an_error(table: CueTable) -> No
 def test_a_bundle_without_a_table_says_so() -> None:
     table = CueTable((), np.zeros((0, 3), np.float32), max_cues=4)
     assert table.lookup([]).embeddings.shape == (4, 3)
-    with pytest.raises(CueError, match="no word at all"):
+    with pytest.raises(CueError, match="it knows no words"):
         table.lookup(["dog"])
 
 

@@ -57,11 +57,11 @@ def test_cues_of_another_video_are_refused(tmp_path: Path) -> None:
     file = read_cue_file(write(tmp_path / "cues.json", cue_file_content({"a": entry}, "llm", "identity")))
     other = tmp_path / "other"
     other.mkdir()
-    with pytest.raises(CueError, match="another video of the name a"):
+    with pytest.raises(CueError, match="another video that is also named a"):
         file.of(write(other / "a.mp4", "other bytes"))
-    with pytest.raises(CueError, match="none of 'c'"):
+    with pytest.raises(CueError, match="not of 'c'"):
         file.of(write(tmp_path / "c.mp4", "more bytes"))
-    with pytest.raises(CueError, match="cues of a, none of 'x'"):
+    with pytest.raises(CueError, match="cues of a, but not of 'x'"):
         file.named("x")
 
 

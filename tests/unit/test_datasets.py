@@ -221,9 +221,9 @@ def test_no_layout_names_what_was_looked_for(tmp_path: Path) -> None:
 
 
 def test_another_layout_than_the_one_named(written: dict[str, Path]) -> None:
-    with pytest.raises(DataError, match=r"not in the layout ms3: looked for Multi-sources"):
+    with pytest.raises(DataError, match=r"does not have the layout ms3: it should have Multi-sources"):
         read_dataset(written["s4"], "ms3", "test")
-    with pytest.raises(DataError, match=r"not in the layout avss: looked for metadata\.csv"):
+    with pytest.raises(DataError, match=r"does not have the layout avss: it should have metadata\.csv"):
         read_dataset(written["s4"], "avss", "test")
 
 
@@ -262,9 +262,9 @@ def test_tables_that_can_not_be_used(copies: dict[str, Path], layout: Layout, ta
 def test_subsets_that_are_not_there(copies: dict[str, Path]) -> None:
     with pytest.raises(DataError, match=r"no video of v2 in the split test; it has none at all"):
         read_dataset(copies["avss"], None, "test", subsets=("v2",))
-    with pytest.raises(DataError, match="no subset 'v3'"):
+    with pytest.raises(DataError, match="unknown subset 'v3'"):
         read_dataset(copies["avss"], None, "test", subsets=("v1m", "v3"))
-    with pytest.raises(DataError, match="no split 'dev'"):
+    with pytest.raises(DataError, match="unknown split 'dev'"):
         read_dataset(copies["avss"], None, "dev")  # type: ignore[arg-type]
     table = copies["avss"] / "metadata.csv"
     table.write_text(table.read_text().replace("v1m", "v9", 1))
@@ -290,7 +290,7 @@ def test_videos_that_are_not_whole(copies: dict[str, Path], layout: Layout) -> N
         aside = path.rename(path.with_name("aside.tmp"))
         refused(f"{path.parent} has 4 of 5 {what}, {number} missing: ")
         folder = path.parent.rename(path.parent.with_name("away"))
-        refused(f"{path.parent} is not there: ")
+        refused(f"{path.parent} does not exist: ")
         path.parent.mkdir()
         refused(f"{path.parent} has no {what}: ")
         path.parent.rmdir()
@@ -302,12 +302,12 @@ def test_videos_that_are_not_whole(copies: dict[str, Path], layout: Layout) -> N
         extra.unlink()
         small = path.read_bytes()
         Image.new("L", (30, 32)).save(path)
-        refused("30 × 32" if what == "masks" else "32 × 32 pixels, its frame 30 × 32")
+        refused("30 × 32" if what == "masks" else "32 × 32 pixels, but its frame has 30 × 32")
         path.write_text("no picture")
         refused(f"{path} can't be read")
         path.write_bytes(small)
     aside = sample.audio.rename(sample.audio.with_name("aside.tmp"))
-    refused(f"{sample.audio} is not there: ")
+    refused(f"{sample.audio} does not exist: ")
     aside.rename(sample.audio)
     assert read_dataset(root, None, "test") == before
 
@@ -315,7 +315,7 @@ def test_videos_that_are_not_whole(copies: dict[str, Path], layout: Layout) -> N
 def test_the_number_of_broken_videos_is_told(copies: dict[str, Path]) -> None:
     for sample in read_dataset(copies["avss"], None, "test"):
         sample.audio.unlink()
-    with pytest.raises(DataError, match=r"audio\.wav is not there; 1 more of 2 videos"):
+    with pytest.raises(DataError, match=r"audio\.wav does not exist; 1 more of 2 videos"):
         read_dataset(copies["avss"], None, "test")
     assert len(read_dataset(copies["avss"], None, "val")) == 2, "other splits are not looked at"
 

@@ -97,7 +97,7 @@ def test_a_capsule_is_taken_once(version: tuple[int, int] | None) -> None:
     freed = owner.freed
     capsule = _shared(owner).__dlpack__(max_version=version)
     block = dlpack.take(capsule)
-    with pytest.raises(BufferError, match="array was taken already"):
+    with pytest.raises(BufferError, match="array was already taken"):
         dlpack.take(capsule)
     del owner, capsule
     gc.collect()

@@ -392,21 +392,23 @@ def test_libraries_are_loaded_in_processes_of_their_own(monkeypatch: pytest.Monk
     monkeypatch.setattr(shared_libraries, "TIMEOUT_SECONDS", 60.0)
     found = shared_libraries.load_all(
         {
-            "good": "print('chatter')\ntell('1.2', '13.0')",
+            "good": "print('chatter')\nreport('1.2', '13.0')",
             "absent": "import no_such_module_anywhere",
-            "late": "tell('3.4')\nraise SystemExit('\\x1b[31mthe reason\\x1b[m')",
+            "late": "report('3.4')\nraise SystemExit('\\x1b[31mthe reason\\x1b[m')",
             "fatal": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
         }
     )
     assert found["good"] == ("1.2", "13.0", None)
     assert "no_such_module_anywhere" in str(found["absent"].problem)
     assert found["late"] == ("3.4", None, "the reason")
-    assert found["fatal"].problem == "loading it ends the process (signal 9)"
+    assert found["fatal"].problem == "loading it ended the process (signal 9)"
     monkeypatch.setattr(shared_libraries, "TIMEOUT_SECONDS", 0.1)
-    assert "not loaded after" in str(shared_libraries.load_all({"slow": "import time\ntime.sleep(90)"})["slow"].problem)
+    assert "not loaded within" in str(
+        shared_libraries.load_all({"slow": "import time\ntime.sleep(90)"})["slow"].problem
+    )
 
 
 def test_the_reason_is_the_library_that_is_absent() -> None:
     log = "\x1b[1;31m[E:onnxruntime] with error: libcublasLt.so.13: cannot open shared object file: No such\x1b[m\nmore"
     assert shared_libraries.find_reason(log) == "libcublasLt.so.13 is not found"
-    assert shared_libraries.find_reason("\n") == "it ends without a message"
+    assert shared_libraries.find_reason("\n") == "it ended without a message"

@@ -97,12 +97,12 @@ def test_who_may_not_build_wants_the_engines_of_all_graphs(machine: Machine, bun
     for graph in TESO.names[1:]:
         machine.engine(bundle, graph)
     built = machine.state.builds
-    with pytest.raises(EngineError, match=r"no tensorrt engine of visual_encoder in fp32 is there for Fake 4090: --b"):
+    with pytest.raises(EngineError, match=r"no tensorrt engine of visual_encoder in fp32 for Fake 4090: --b"):
         machine.engine(bundle, may_build=False)
     machine.engine(bundle, "visual_encoder")
     assert machine.engine(bundle, may_build=False).name == "fusion" and machine.state.builds == built + 1
     sidecar_path(machine.path(bundle)).write_text("{")
-    with pytest.raises(EngineError, match="is damaged, so nothing vouches"):
+    with pytest.raises(EngineError, match="is damaged, so the engine can't be checked"):
         machine.engine(bundle, "decoder", may_build=False)
 
 
@@ -122,7 +122,9 @@ def test_auto_builds_nothing_and_loads_nothing_twice(
     monkeypatch.setattr("teso_deploy.backends.onnxruntime_cuda.load_cuda", load_cuda)
     notes: list[str] = []
     assert load_backend("auto", bundle, on_note=notes.append).engines(bundle, "fusion").backend == "cpu"
-    assert machine.state.builds == 0 and notes[0].startswith("not tensorrt: no tensorrt engine of visual_encoder")
+    assert machine.state.builds == 0 and notes[0].startswith(
+        "not tensorrt: there is no tensorrt engine of visual_encoder"
+    )
     assert notes[1] == "not cuda: it is made up" and notes[2:] == ["backend cpu"]
     ours = load_backend("tensorrt", bundle)
     for graph in TESO.names:
@@ -146,7 +148,9 @@ def test_options_of_engines_are_refused_where_none_are_built(bundle: Bundle) -> 
 def test_what_was_built_again_is_taken_from_then_on(rtx: Machine, bundle: Bundle) -> None:
     bundle = rtx.ship(bundle.folder)
     rtx.state.version = "1.8.0.1"
-    with pytest.raises(EngineError, match=r"was built by tensorrt-rtx 1.7.1.116, here is 1.8.0.1.*--rebuild-engines"):
+    with pytest.raises(
+        EngineError, match=r"was built by tensorrt-rtx 1.7.1.116, but 1.8.0.1 is installed.*--rebuild-engines"
+    ):
         rtx.engine(bundle)
     factory = engine_factory(rtx.library, rtx.device, cache=rtx.cache, rebuild=True)
     for _ in range(2):  # once, however often it is requested
@@ -192,7 +196,7 @@ def test_where_portable_engines_run() -> None:
 def test_portable_engines_are_left_alone_on_turing(rtx: Machine, bundle: Bundle) -> None:
     bundle = rtx.ship(bundle.folder)
     sidecar = read_sidecar(bundle.path(bundle.manifest.engines[0].file))
-    with pytest.raises(EngineError, match=r"a portable one, for compute capability 8.0, .* T4 has 7.5: build it again"):
+    with pytest.raises(EngineError, match=r"is portable, for compute capability 8.0, .* T4 has 7.5: build it again"):
         check_fits(sidecar, rtx.library, capability=(7, 5), gpu="T4", graph_sha256=None)
     rtx.gpu.compute_capability = (7, 5)
     request = EngineRequest(rtx.library, (), ("fp32",), PROFILE, rtx.device)
@@ -213,7 +217,7 @@ def test_engines_for_many_gpus_are_found_on_them(machine: Machine, bundle: Bundl
     machine.engine(bundle, settings=AMPERE_PLUS)
     machine.gpu.name, machine.gpu.compute_capability = "Fake H200", (9, 0)
     assert machine.engine(bundle, settings=AMPERE_PLUS, on_progress=stages.append).sidecar.gpu == "Fake 4090"
-    assert machine.state.builds == 1 and stages == ["fusion: first run on Fake H200, check"]
+    assert machine.state.builds == 1 and stages == ["fusion: first run on Fake H200, checking it"]
     machine.engine(bundle)  # with the default profile, only for this GPU
     assert machine.state.builds == 2
     same = PROFILE.model_copy(update={"hardware_compatibility": "same-compute-capability"})
@@ -245,7 +249,7 @@ def test_the_manifest_vouches_for_an_engine_when_it_is_loaded(rtx: Machine, bund
     digest = hashlib.sha256(content).hexdigest()
     write_engine(bundle.path(entry.file), content, sidecar.model_copy(update={"sha256": digest}))
     read_engine(bundle.path(entry.file))  # the sidecar alone is not enough
-    with pytest.raises(EngineError, match="is not the engine that was built"):
+    with pytest.raises(EngineError, match="differs from the engine that was built"):
         rtx.engine(bundle)
     assert not rtx.state.deserialized
 
@@ -282,7 +286,7 @@ def test_a_folder_that_can_only_be_read_is_enough_for_what_is_in_it(
     monkeypatch.setattr(Path, "read_bytes", lambda path: os.read(os.open(path, os.O_RDONLY), 1 << 24))
     monkeypatch.setattr(Path, "read_text", lambda path, encoding: path.read_bytes().decode(encoding))
     assert machine.engine(bundle, cache=store).name == "fusion"
-    with pytest.raises(OutputError, match=r"can't be kept in .* \(Permission denied\): name another folder with XDG"):
+    with pytest.raises(OutputError, match=r"can't be stored in .* \(Permission denied\): name another folder with XDG"):
         machine.engine(bundle, "decoder", cache=store)
     assert machine.state.builds == 1
 

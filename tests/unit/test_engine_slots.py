@@ -130,7 +130,7 @@ def test_no_rows_and_rows_that_differ(machine: Machine) -> None:
     found, want = engine.run(machine.feeds(0)), machine.onnxruntime.run(machine.feeds())
     assert {name: array.shape for name, array in found.items()} == {n: (0, *a.shape[1:]) for n, a in want.items()}
     assert all(found[name].dtype == array.dtype for name, array in want.items())
-    with pytest.raises(EngineError, match=r"was given 2 of audio and 1 of cues: give as many rows"):
+    with pytest.raises(EngineError, match=r"was given 2 of audio and 1 of cues: give the same number of rows"):
         engine.run({**machine.feeds(2), "cues": machine.feeds()["cues"]})
 
 
@@ -254,13 +254,13 @@ def test_what_rtx_says_can_not_be_recorded_is_not(rtx: Machine) -> None:
 @pytest.mark.parametrize(
     ("bits", "kind", "says"),
     [
-        (Diagnostics.VERSION_MISMATCH, EngineError, r"built by another version of tensorrt-rtx \(1.7.1.116\) than"),
+        (Diagnostics.VERSION_MISMATCH, EngineError, r"built by tensorrt-rtx 1.7.1.116, but"),
         (Diagnostics.UNSUPPORTED_CC, EngineError, r"is not for Fake 4090 \(compute capability 8.9; .* sm89\)"),
-        (Diagnostics.OLD_CUDA_DRIVER, DeviceError, r"needs a newer NVIDIA driver than the one here \(CUDA 13.0\)"),
+        (Diagnostics.OLD_CUDA_DRIVER, DeviceError, r"needs a newer NVIDIA driver than the one installed \(CUDA 13.0\)"),
         (Diagnostics.OLD_CUDA_RUNTIME, DeviceError, "needs a newer CUDA runtime .*pip install --upgrade"),
         (Diagnostics.INSUFFICIENT_GPU_MEMORY, DeviceMemoryError, "fusion does not fit: it has .* are free"),
-        (Diagnostics.MALFORMED_ENGINE, EngineError, "is not in the form that tensorrt-rtx 1.7.1.116 reads"),
-        (Diagnostics.CUDA_ERROR, DeviceError, "CUDA does not answer .*doctor"),
+        (Diagnostics.MALFORMED_ENGINE, EngineError, "has a format that tensorrt-rtx 1.7.1.116 can't read"),
+        (Diagnostics.CUDA_ERROR, DeviceError, "no answer from CUDA: run .*doctor"),
         (Diagnostics.OLD_CUDA_DRIVER | Diagnostics.UNSUPPORTED_CC, DeviceError, "newer NVIDIA driver"),
         (1 << 20, EngineError, "does not run here, .* 0x100000"),
     ],

@@ -113,13 +113,13 @@ def test_what_an_engine_depends_on_is_its_name(machine: Machine, bundle: Bundle)
 def test_types_are_read_back_from_the_engine(machine: Machine, bundle: Bundle) -> None:
     assert machine.engine(bundle, precision="fp16").sidecar.shares == {"fp16": 0.5, "fp32": 0.5}
     machine.state.half_as = "Float"  # half was requested, and another type was built
-    with pytest.raises(EngineError, match=r"was to be fp16, but is 100% fp32: nothing was kept"):
+    with pytest.raises(EngineError, match=r"should be fp16, but is 100% fp32: nothing was written"):
         machine.engine(bundle, "decoder", "fp16")
     assert len(list(machine.cache.folder.glob("decoder*.engine*"))) == 0
 
 
 def test_a_graph_that_is_not_in_what_was_asked_for_is_not_built(machine: Machine, bundle: Bundle) -> None:
-    with pytest.raises(EngineError, match="was to be fp16, but is 100% fp32"):
+    with pytest.raises(EngineError, match="should be fp16, but is 100% fp32"):
         build_engine(machine.library, bundle.graph_path("fusion"), "fusion", settings=PROFILE, precision="fp16")
     assert machine.state.builds == 0
 
@@ -165,18 +165,21 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (flip, "is not the engine that was built"),
-        (truncate, "is not the engine that was built"),
-        (lambda path: change(path, sha256="0" * 64), "is not the engine that was built"),
-        (lambda path: change(path, library_version="11.1.0.1"), "was built by tensorrt 11.1.0.1, here is 11.4.0.5"),
-        (lambda path: change(path, target="tensorrt-rtx"), "is of tensorrt-rtx, asked for is tensorrt"),
-        (lambda path: change(path, platform="windows-amd64"), "was built on windows-amd64, this is linux"),
-        (lambda path: change(path, architecture="sm90"), "is for sm90, Fake 4090 is sm89"),
-        (lambda path: change(path, gpu="Fake 4080"), "was built on Fake 4080, this is Fake 4090"),
+        (flip, "differs from the engine that was built"),
+        (truncate, "differs from the engine that was built"),
+        (lambda path: change(path, sha256="0" * 64), "differs from the engine that was built"),
+        (
+            lambda path: change(path, library_version="11.1.0.1"),
+            "was built by tensorrt 11.1.0.1, but 11.4.0.5 is installed",
+        ),
+        (lambda path: change(path, target="tensorrt-rtx"), "is for tensorrt-rtx, but tensorrt was requested"),
+        (lambda path: change(path, platform="windows-amd64"), "was built on windows-amd64, but this machine is linux"),
+        (lambda path: change(path, architecture="sm90"), "is for sm90, but Fake 4090 is sm89"),
+        (lambda path: change(path, gpu="Fake 4080"), "was built on Fake 4080, but this GPU is Fake 4090"),
         (lambda path: change(path, graph_sha256="0" * 64), "was built from another graph than the bundle's"),
         (lambda path: change(path, schema_version=2), "has schema version 2, this package reads 1"),
-        (lambda path: change(path, unknown=1), "is damaged, so nothing vouches for the engine"),
-        (lambda path: sidecar_path(path).write_text("{"), "is damaged, so nothing vouches for the engine"),
+        (lambda path: change(path, unknown=1), "is damaged, so the engine can't be checked"),
+        (lambda path: sidecar_path(path).write_text("{"), "is damaged, so the engine can't be checked"),
         (lambda path: sidecar_path(path).write_text("[1]"), "has schema version None"),
     ],
 )
@@ -351,7 +354,7 @@ def test_engines_from_elsewhere_are_checked_at_their_first_run(
     machine.state.bends = 0.0
     assert machine.engine(bundle, "decoder", on_progress=stages.append).sidecar.architecture == "portable"
     machine.engine(bundle, "decoder", on_progress=stages.append)
-    assert stages == ["decoder: first run on Fake 4090, check"] and machine.state.builds == 0
+    assert stages == ["decoder: first run on Fake 4090, checking it"] and machine.state.builds == 0
     machine.engine(bundle, "decoder", settings=load_profile("throughput"))  # requested, so it is built for this GPU
     assert machine.state.builds == 1
 

@@ -84,14 +84,14 @@ def test_the_plan_of_labels() -> None:
     ids=str,
 )
 def test_what_no_kernel_can_do_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"fit|at least|know|too much"):
+    with pytest.raises(ValueError, match=r"fit|at least|support|too much"):
         preprocess_plan(**change)
 
 
 def test_views_that_are_none_are_refused() -> None:
-    with pytest.raises(ValueError, match="a row alone takes 60 bytes"):
+    with pytest.raises(ValueError, match="one row takes 60 bytes"):
         RgbPictures(256, (10, 20), pitch_bytes=59)
-    with pytest.raises(ValueError, match="a row alone takes 22 bytes"):
+    with pytest.raises(ValueError, match="one row takes 22 bytes"):
         Nv12Pictures(256, 512, (9, 21), chroma_pitch_bytes=21)
     with pytest.raises(ValueError, match="at least 1"):
         RgbPictures(256, (0, 20))

@@ -217,7 +217,7 @@ def test_it_is_not_started_again_and_again(
     for _ in range(2):
         assert "code 7" in str(timed(lambda: told(process, "crash"))[0])
     error, _ = timed(lambda: told(process, "crash"))
-    assert isinstance(error, CueSourceError) and "tried again" in str(error)
+    assert isinstance(error, CueSourceError) and "started again" in str(error)
     assert error.retry_after_seconds is not None and 0 < error.retry_after_seconds <= 60
     process._not_before = time.monotonic()  # the pause is over
     assert told(process, "fine").startswith("fine")

@@ -115,5 +115,5 @@ def test_no_memory_for_the_weights_is_no_broken_bundle(path: Path, monkeypatch: 
         raise RuntimeError("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 9")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", full)
-    with pytest.raises(DeviceMemoryError, match="the GPU's memory does not suffice"):
+    with pytest.raises(DeviceMemoryError, match="the GPU has too little memory"):
         OnnxRuntimeCudaEngine(path)

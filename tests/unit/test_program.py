@@ -50,7 +50,7 @@ def test_every_stage_is_in_one_group() -> None:
         ([("a", ["picture"])], "a takes picture, which is neither a stage nor one of image, audio_window, cues"),
         ([("a", ["b"]), ("b", ["a"])], "a takes b, which does not run before it"),
         ([("a", ["a"])], "a takes a, which does not run before it"),
-        ([("a@32x32", ["image"])], "a name has no @"),
+        ([("a@32x32", ["image"])], "its name must not have @"),
         ([("a", [])], "at least 1 item"),
         ([], "at least 1 item"),
     ],

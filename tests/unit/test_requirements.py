@@ -118,7 +118,7 @@ def test_doctor_tells_of_versions_that_are_too_old(package: str, monkeypatch: py
     assert commands[package] in report["advice"]
     assert report["can_run"] is (package == "torch"), "the base install alone is needed to run"
     done = teso("doctor")
-    assert f"{package} 1.22.0, needed is {bound}" in " ".join(done.err.split() + done.out.split())
+    assert f"{package} 1.22.0, but {bound} is needed" in " ".join(done.err.split() + done.out.split())
 
 
 @pytest.mark.parametrize(

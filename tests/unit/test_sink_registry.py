@@ -190,10 +190,10 @@ def test_an_extra_that_is_missing_is_named() -> None:
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputNotFoundError, match="no sink 'x': name one of video, mask-folder"):
+    with pytest.raises(InputNotFoundError, match="unknown sink 'x': name one of video, mask-folder"):
         find_sink("x")
     for_streams = dataclasses.replace(MADE_UP, kinds=("streams",))
-    with pytest.raises(OutputError, match="results of streams alone"):
+    with pytest.raises(OutputError, match="only results of streams"):
         open_sink(for_streams, tmp_path / "l.txt", describe_run("files"))
     with pytest.raises(OutputError, match="one input"):
         open_sink(find_sink("video"), tmp_path / "o.mp4", describe_run("files", ("a", "b")))

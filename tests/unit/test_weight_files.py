@@ -243,7 +243,7 @@ def test_a_key_that_no_shard_has_is_named(shards: Path) -> None:
     content = json.loads(index.read_text())
     content["weight_map"]["lost.weight"] = "model-00001-of-00002.safetensors"
     index.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=r"promises lost\.weight in model-00001-of-00002\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"says that lost\.weight is in model-00001-of-00002\.safetensors"):
         recognise_checkpoint(shards)
 
 

@@ -122,7 +122,7 @@ class DeviceArray:
             if tuple(dl_device) != (dlpack.CPU, 0):
                 raise BufferError(f"an array on {self.__dlpack_device__()} can't be exported to {dl_device}")
             if copy is False:
-                raise BufferError("an array on a GPU can't come to the host without a copy")
+                raise BufferError("an array on a GPU can't be read on the host without a copy")
             return _on_host(self.numpy())._export(is_versioned, is_copied=True)
         if self.device is None:
             if stream is not None:
@@ -243,7 +243,7 @@ def _take_interface(
     gpu = _check_device(device)  # the interface does not say on which GPU it is
     dtype, shape = np.dtype(interface["typestr"]), tuple(interface["shape"])
     if interface.get("mask") is not None:
-        raise DeviceError("an array has a mask: give it without")
+        raise DeviceError("an array has a mask, which is not supported: give it without the mask")
     strides = interface.get("strides")
     _check_order(shape, None if strides is None else tuple(strides), dtype.itemsize)
     writer = interface.get("stream")

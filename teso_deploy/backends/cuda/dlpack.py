@@ -146,7 +146,7 @@ def export(block: Block, is_versioned: bool, is_copied: bool = False) -> Any:
         BufferError: The array is read-only, which the older format can't express.
     """
     if block.is_readonly and not is_versioned:
-        raise BufferError("a read-only array can't be exported by the DLPack before 1.0")
+        raise BufferError("a read-only array can't be exported by a DLPack before 1.0")
     shape = (c_int64 * len(block.shape))(*block.shape)
     strides = (c_int64 * len(block.shape))()  # NULL was allowed before DLPack 1.2
     step = 1
@@ -184,13 +184,13 @@ def take(capsule: Any) -> Block:
     if _is_valid(address, _NAME_VERSIONED):
         struct = _ManagedVersioned.from_address(_pointer_in(address, _NAME_VERSIONED))
         if struct.major != 1:
-            raise BufferError(f"an array comes by DLPack {struct.major}, and 1 is understood here")
+            raise BufferError(f"an array uses DLPack {struct.major}, but only version 1 is supported")
         used, is_readonly = _USED_NAME_VERSIONED, bool(struct.flags & _READ_ONLY)
     elif _is_valid(address, _NAME):
         struct = _Managed.from_address(_pointer_in(address, _NAME))
         used, is_readonly = _USED_NAME, False
     else:
-        raise BufferError("this is not a DLPack capsule, or its array was taken already")
+        raise BufferError("this is not a DLPack capsule, or its array was already taken")
     tensor = struct.tensor
     kinds = {code: kind for kind, code in _CODES.items()}
     kind = kinds.get(tensor.dtype.code)

@@ -99,7 +99,9 @@ class CapturedGraph:
     def launch(self, stream: Stream) -> None:
         """Queue it. Raises :class:`DeviceError` inside the block that records it."""
         if self._executable is None:
-            raise DeviceError("this CUDA graph was not recorded to its end: launch it after the block that records it")
+            raise DeviceError(
+                "the recording of this CUDA graph is not finished: launch it after the block that records it"
+            )
         with self._current:
             self._libcuda("cuGraphLaunch", self._executable, stream.handle)
 
@@ -141,7 +143,7 @@ def capture(libcuda: Libcuda, current: AbstractContextManager[object], stream: i
         try:
             libcuda("cuStreamEndCapture", stream, byref(recorded))
         except DeviceError as error:
-            raise DeviceError(f"what was queued can't be recorded as a CUDA graph: {error}") from error
+            raise DeviceError(f"the queued work can't be recorded as a CUDA graph: {error}") from error
         try:
             graph._become(recorded)
         finally:

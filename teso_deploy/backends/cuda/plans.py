@@ -127,7 +127,7 @@ def _check_positive(**values: int) -> None:
 
 def _pitch(name: str, pitch_bytes: int, row_bytes: int) -> int:
     if 0 < pitch_bytes < row_bytes or pitch_bytes < 0:
-        raise ValueError(f"{name} is {pitch_bytes}, and a row alone takes {row_bytes} bytes")
+        raise ValueError(f"{name} is {pitch_bytes}, but one row takes {row_bytes} bytes")
     return pitch_bytes or row_bytes
 
 
@@ -195,7 +195,7 @@ def mask_taps(source: int, target: int, share: float) -> NDArray[np.int32]:
     """
     _check_positive(source=source, target=target)
     if not 0 < share <= 1:
-        raise ValueError(f"a share of the scores must lie in (0, 1], got {share}")
+        raise ValueError(f"a share of the scores must be in (0, 1], got {share}")
     last = math.ceil(source * share) - 1
     place = ((np.arange(target) + 0.5) * (source * share / target) - 0.5).clip(0, last)
     lower = np.floor(place).astype(np.int32)
@@ -222,7 +222,7 @@ def yuv_gains(matrix: YuvMatrix, is_full_range: bool) -> tuple[int, int, int, in
 def _float_name(dtype: DTypeLike) -> str:
     name = np.dtype(dtype).name
     if name not in ("float32", "float16"):
-        raise ValueError(f"the kernels know float32 and float16, got {name}")
+        raise ValueError(f"the kernels support float32 and float16, got {name}")
     return name
 
 

@@ -22,15 +22,17 @@ def no_driver() -> DeviceError:
 def no_gpu(detail: str) -> DeviceError:
     """Make the error for a driver that exists but does not start; ``detail`` is its message."""
     return DeviceError(
-        f"the NVIDIA driver offers no GPU ({detail}): see what nvidia-smi says, and whether CUDA_VISIBLE_DEVICES "
-        "hides it"
+        f"the NVIDIA driver offers no GPU ({detail}): run nvidia-smi, and check whether CUDA_VISIBLE_DEVICES "
+        "hides the GPU"
     )
 
 
 def no_such_gpu(index: int, count: int) -> DeviceError:
     """Make the error for a GPU number ``index`` if there are only ``count`` GPUs."""
     there = "only GPU 0" if count == 1 else f"GPUs 0 to {count - 1}"
-    return DeviceError(f"there is no GPU {index}: CUDA sees {there}; choose one of these, or see CUDA_VISIBLE_DEVICES")
+    return DeviceError(
+        f"there is no GPU {index}: CUDA sees {there}; choose one of these, or check CUDA_VISIBLE_DEVICES"
+    )
 
 
 def check_driver(driver: tuple[int, int], wanted: int, library: str) -> None:
@@ -47,7 +49,7 @@ def check_driver(driver: tuple[int, int], wanted: int, library: str) -> None:
     if driver[0] < wanted:
         newer = _FIRST_DRIVERS.get(wanted)
         raise DeviceError(
-            f"the NVIDIA driver knows CUDA {driver[0]}.{driver[1]}, and {library} was built for CUDA {wanted}: "
+            f"the NVIDIA driver supports CUDA {driver[0]}.{driver[1]}, and {library} was built for CUDA {wanted}: "
             f"update the driver{f' to {newer} or newer' if newer else ''}, or install {library} for CUDA {driver[0]}"
         )
 
@@ -67,7 +69,7 @@ def out_of_memory(gpu: str, *, asked_bytes: int, free_bytes: int, total_bytes: i
     asked, free, total = (f"{number / 2**20:,.0f} MiB" for number in (asked_bytes, free_bytes, total_bytes))
     return DeviceMemoryError(
         f"{gpu} has no {asked} of memory left ({free} of {total} are free): choose a smaller batch, a smaller --size "
-        "or --precision fp16, or end what else uses the GPU (see nvidia-smi)"
+        "or --precision fp16, or stop other programs on the GPU (see nvidia-smi)"
     )
 
 

@@ -47,7 +47,7 @@ def open_with_pycuda(index: int) -> PycudaDevice:
         if "libcuda" in str(error):
             raise no_driver() from error
         raise DeviceError(
-            f"PyCUDA was not compiled for the NVIDIA driver that is here ({error}): update the driver, "
+            f"PyCUDA was not compiled for the installed NVIDIA driver ({error}): update the driver, "
             "or compile it again (pip install --force-reinstall --no-cache-dir --no-binary :all: --no-deps pycuda)"
         ) from error
     version = driver.get_driver_version()

@@ -40,9 +40,9 @@ class Messages:
 
     @property
     def first_error(self) -> str:
-        """Return the first error without positions in the library's source; "it does not say why" if there is none."""
+        """Return the first error without positions in the library's source; "no reason given" if there is none."""
         if not self.errors:
-            return "it does not say why"
+            return "no reason given"
         text = re.sub(r"\(In [^()]*? at [^()]*?\)|\[[\w./]+::\w+::\d+\]", "", self.errors[0])
         return " ".join(text.split()).rstrip(". ")
 

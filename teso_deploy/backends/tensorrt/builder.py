@@ -154,8 +154,8 @@ def check_precision(shares: Mapping[str, float], asked: Precision, *, least: flo
         EngineError: The share is smaller.
     """
     if asked != "int8" and shares.get(asked, 0.0) < least:
-        described = ", ".join(f"{share:.0%} {name}" for name, share in shares.items()) or "of no known type"
-        raise EngineError(f"{what} was to be {asked}, but is {described}: nothing was kept; export the bundle again")
+        described = ", ".join(f"{share:.0%} {name}" for name, share in shares.items()) or "of an unknown type"
+        raise EngineError(f"{what} should be {asked}, but is {described}: nothing was written; export the bundle again")
 
 
 def _set_architectures(library: TensorRTLibrary, config: Any, architectures: Sequence[str]) -> None:
@@ -276,7 +276,7 @@ def _raise_failure(library: TensorRTLibrary, graph: str, settings: BuildProfile)
     described, batch = library.messages.first_error, settings.batch_of(graph)
     if library.messages.is_out_of_memory:
         raise DeviceMemoryError(
-            f"the GPU's memory does not suffice to build {graph} with {settings.workspace_mib} MiB of workspace and "
+            f"the GPU has too little memory to build {graph} with {settings.workspace_mib} MiB of workspace and "
             f"batches of up to {batch.max} ({described}): take a profile with less of either, or fp16"
         )
     raise EngineError(f"{library.target} {library.version} can't build {graph} ({described}): please report this")

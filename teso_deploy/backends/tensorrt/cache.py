@@ -85,7 +85,7 @@ class EngineCache:
 
     def _describe_unwritable(self, error: OSError) -> OutputError:
         return OutputError(
-            f"the engine can't be kept in {self.folder} ({error.strerror}): name another folder with XDG_CACHE_HOME"
+            f"the engine can't be stored in {self.folder} ({error.strerror}): name another folder with XDG_CACHE_HOME"
         )
 
     def prune(self) -> None:

@@ -117,7 +117,7 @@ class TensorRTEngine:
             advice = f"a profile with batches of up to {fits} would fit" if fits else "not even one picture fits"
             raise DeviceMemoryError(
                 f"{self.name} needs {needed / 1e6:,.0f} MB for activations in batches of up to {most}, "
-                f"{self.device.name} has {free / 1e6:,.0f} MB free: {advice}, or end what else uses the GPU"
+                f"{self.device.name} has {free / 1e6:,.0f} MB free: {advice}, or stop other programs on the GPU"
             ) from error
 
     def context(self) -> Any:
@@ -176,7 +176,7 @@ class TensorRTEngine:
         if different := [name for name in self.inputs if len(feeds[name]) != rows]:
             raise EngineError(
                 f"{self.name} was given {rows} of {self.inputs[0]} and {len(feeds[different[0]])} of {different[0]}: "
-                "give as many rows of each input"
+                "give the same number of rows of each input"
             )
         if not rows:
             shapes = {name: tuple(self.engine.get_tensor_shape(name))[1:] for name in self.outputs}

@@ -202,14 +202,14 @@ def engine_factory(
         for graph in bundle.manifest.graphs:
             if existing(bundle, source_of(bundle, graph, precision), fitting) is None:
                 raise EngineError(
-                    f"no {library.target} engine of {graph} in {precision} is there for {device.name}: "
+                    f"there is no {library.target} engine of {graph} in {precision} for {device.name}: "
                     f"--backend {library.target} builds it"
                 )
 
     def built(bundle: Bundle, source: GraphSource) -> TensorRTEngine:
         path = cached_path(store, library, source, settings=wanted, device=device)
         target = _choose_architecture(library, device)
-        with store.lock(path, lambda: on_progress(f"{source.graph}: another process builds it")):
+        with store.lock(path, lambda: on_progress(f"{source.graph}: waiting for another process that builds it")):
             if rebuild or not store.has(path):
                 check = check_of(bundle, source.graph) if check_of is not None else None
                 timings = timings_path(store, library, settings=wanted, device=device)
@@ -250,7 +250,7 @@ def _choose_architecture(library: TensorRTLibrary, device: Device) -> str | None
         major, minor = device.compute_capability
         raise EngineError(
             f"{library.target} {library.version} has no engines for {device.name} (compute capability "
-            f"{major}.{minor}): it builds for {', '.join(there)}, and portable ones run on "
+            f"{major}.{minor}): it builds for {', '.join(there)}, and portable engines run on "
             f"{list_capabilities(portable=True)}; take "
             "--backend tensorrt or cuda"
         )
@@ -267,5 +267,5 @@ def _check_once(
     sidecar, device = loaded.sidecar, loaded.device
     kept = store.folder / f"{content_key({'engine': sidecar.sha256, 'gpu': device.name})}.checked"
     if read_vouched(kept) is None:
-        on_progress(f"{sidecar.graph}: first run on {device.name}, check")
+        on_progress(f"{sidecar.graph}: first run on {device.name}, checking it")
         write_vouched(kept, json.dumps(examine_engine(loaded, check_of())).encode())

@@ -141,27 +141,27 @@ def read_sidecar(path: Path) -> Sidecar:
         EngineError: The sidecar is missing or damaged.
     """
     if not os.path.isfile(path):  # Path.is_file raises for a folder without permission
-        raise InputNotFoundError(f"no engine {path} that can be read: {REBUILD}")
+        raise InputNotFoundError(f"no engine {path}, or it can't be read: {REBUILD}")
     beside = sidecar_path(path)
     if os.path.lexists(beside) and not os.path.isfile(beside):  # opening a pipe could block
-        raise EngineError(f"{beside} is not a file, so nothing vouches for the engine: {REBUILD}")
+        raise EngineError(f"{beside} is not a file, so the engine can't be checked: {REBUILD}")
     try:
         content = json.loads(beside.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise EngineError(f"{path} has no sidecar {beside.name}, so nothing vouches for it: {REBUILD}") from None
+        raise EngineError(f"{path} has no sidecar {beside.name}, so the engine can't be checked: {REBUILD}") from None
     except OSError as error:
         raise EngineError(
-            f"{beside} can't be read ({error.strerror}): give yourself the right, or {REBUILD}"
+            f"{beside} can't be read ({error.strerror}): make it readable for you, or {REBUILD}"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise EngineError(f"{beside} is damaged, so nothing vouches for the engine: {REBUILD}") from error
+        raise EngineError(f"{beside} is damaged, so the engine can't be checked: {REBUILD}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise EngineError(f"{beside} has schema version {version}, this package reads {SCHEMA_VERSION}: {REBUILD}")
     try:
         return Sidecar.model_validate(content)
     except ValidationError as error:
-        raise EngineError(f"{beside} is damaged, so nothing vouches for the engine: {REBUILD}") from error
+        raise EngineError(f"{beside} is damaged, so the engine can't be checked: {REBUILD}") from error
 
 
 def read_engine(path: Path, sha256: str | None = None) -> tuple[bytes, Sidecar]:
@@ -182,10 +182,12 @@ def read_engine(path: Path, sha256: str | None = None) -> tuple[bytes, Sidecar]:
     try:
         content = path.read_bytes()  # hash what was read: the file may change at any time
     except OSError as error:
-        raise EngineError(f"{path} can't be read ({error.strerror}): give yourself the right, or {REBUILD}") from error
+        raise EngineError(f"{path} can't be read ({error.strerror}): make it readable for you, or {REBUILD}") from error
     digest = hashlib.sha256(content).hexdigest()
     if digest != sidecar.sha256 or sha256 not in (None, digest):
-        raise EngineError(f"{path} is not the engine that was built (another hash), and is not loaded: {REBUILD}")
+        raise EngineError(
+            f"{path} differs from the engine that was built (its hash is another), so it is not loaded: {REBUILD}"
+        )
     return content, sidecar
 
 
@@ -216,14 +218,15 @@ def check_fits(
     """
     what = f"the engine of {sidecar.graph}"
     if sidecar.target != library.target:
-        raise EngineError(f"{what} is of {sidecar.target}, asked for is {library.target}: {REBUILD}")
+        raise EngineError(f"{what} is for {sidecar.target}, but {library.target} was requested: {REBUILD}")
     if sidecar.library_version != library.version:
         raise EngineError(
-            f"{what} was built by {sidecar.target} {sidecar.library_version}, here is {library.version}: {REBUILD}, "
+            f"{what} was built by {sidecar.target} {sidecar.library_version}, but {library.version} is installed: "
+            f"{REBUILD}, "
             f"or install that version"
         )
     if sidecar.platform != this_platform() and not library.is_portable:
-        raise EngineError(f"{what} was built on {sidecar.platform}, this is {this_platform()}: {REBUILD}")
+        raise EngineError(f"{what} was built on {sidecar.platform}, but this machine is {this_platform()}: {REBUILD}")
     if graph_sha256 is not None and sidecar.graph_sha256 != graph_sha256:
         raise EngineError(f"{what} was built from another graph than the bundle's: {REBUILD}")
     if capability is None:
@@ -231,15 +234,15 @@ def check_fits(
     if sidecar.architecture == PORTABLE:
         if not runs_portable(capability):
             raise EngineError(
-                f"{what} is a portable one, for compute capability {list_capabilities(portable=True)}, and "
+                f"{what} is portable, for compute capability {list_capabilities(portable=True)}, but "
                 f"{gpu or 'this GPU'} has {capability[0]}.{capability[1]}: {REBUILD}"
             )
         return
     here, compatibility = architecture_of(capability), sidecar.settings.hardware_compatibility
     if compatibility == AMPERE_PLUS and not library.is_portable:
         if capability < (8, 0):
-            raise EngineError(f"{what} is for GPUs from sm80 on, {gpu or 'this one'} is {here}: {REBUILD}")
+            raise EngineError(f"{what} is for sm80 and newer GPUs, but {gpu or 'this one'} is {here}: {REBUILD}")
     elif sidecar.architecture != here:
-        raise EngineError(f"{what} is for {sidecar.architecture}, {gpu or 'this GPU'} is {here}: {REBUILD}")
+        raise EngineError(f"{what} is for {sidecar.architecture}, but {gpu or 'this GPU'} is {here}: {REBUILD}")
     elif not library.is_portable and compatibility == "none" and sidecar.gpu != gpu:
-        raise EngineError(f"{what} was built on {sidecar.gpu}, this is {gpu}: {REBUILD}")
+        raise EngineError(f"{what} was built on {sidecar.gpu}, but this GPU is {gpu}: {REBUILD}")

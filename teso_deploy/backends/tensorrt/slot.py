@@ -221,7 +221,7 @@ class TensorRTSlot:
             if not now.context.set_tensor_address(name, pointer):
                 raise EngineError(
                     f"{self._owner.name} can't read {name} at {pointer:#x} "
-                    f"({self._owner.library.messages.first_error}): copy it to memory of its own"
+                    f"({self._owner.library.messages.first_error}): copy it into separate memory"
                 )
         if addresses not in now.seen:  # lazy initialisation must not be recorded
             self._execute()

@@ -40,17 +40,19 @@ def explain_refusal(library: TensorRTLibrary, device: Device, sidecar: Sidecar, 
     major, minor = device.compute_capability
     match reasons[0] if reasons else None:
         case "MALFORMED_ENGINE":
-            return EngineError(f"{what} is not in the form that {library.target} {library.version} reads: {REBUILD}")
+            return EngineError(f"{what} has a format that {library.target} {library.version} can't read: {REBUILD}")
         case "VERSION_MISMATCH":
             return EngineError(
-                f"{what} was built by another version of {library.target} ({sidecar.library_version}) than "
-                f"{library.version}, which is here: {REBUILD}"
+                f"{what} was built by {library.target} {sidecar.library_version}, but "
+                f"{library.version} is installed: {REBUILD}"
             )
         case "CUDA_ERROR":
-            return DeviceError(f"{what} can't run, CUDA does not answer {library.target}: see `teso-deploy doctor`")
+            return DeviceError(
+                f"{what} can't run, since {library.target} gets no answer from CUDA: run `teso-deploy doctor`"
+            )
         case "OLD_CUDA_DRIVER":
             knows = ".".join(map(str, device.driver_version))
-            return DeviceError(f"{what} needs a newer NVIDIA driver than the one here (CUDA {knows}): update it")
+            return DeviceError(f"{what} needs a newer NVIDIA driver than the one installed (CUDA {knows}): update it")
         case "OLD_CUDA_RUNTIME":
             return DeviceError(
                 f"{what} needs a newer CUDA runtime than the one that is installed: "
@@ -66,7 +68,7 @@ def explain_refusal(library: TensorRTLibrary, device: Device, sidecar: Sidecar, 
     # The library has no bit for an engine of another operating system or processor. Such an engine gets here, or its
     # bits say that it is malformed.
     return EngineError(
-        f"{what} does not run here, {library.target} {library.version} says no more than "
+        f"{what} does not run here, and {library.target} {library.version} reports only "
         f"{bits:#x} ({library.messages.first_error}): {REBUILD}"
     )
 
@@ -85,6 +87,6 @@ def explain_memory(device: Device, sidecar: Sidecar, what: str) -> DeviceMemoryE
     free, total = device.memory_info()
     return DeviceMemoryError(
         f"{sidecar.graph} {what}: it has {sidecar.bytes / 1e6:,.0f} MB and {free / 1e6:,.0f} of {total / 1e6:,.0f} MB "
-        f"of {device.name} are free; end what else uses the GPU, take --precision fp16, or a profile with smaller "
+        f"of {device.name} are free; stop other programs on the GPU, use --precision fp16, or a profile with smaller "
         "batches"
     )

@@ -40,7 +40,7 @@ class LocalCaptioner:
         self, folder: Path, entry: ModelEntry, *, identity: str, threads: int, max_new_tokens: int = 96
     ) -> None:
         if entry.image is None:
-            raise BundleError(f"{entry.name} sees no pictures: export it as a captioner")
+            raise BundleError(f"{entry.name} takes no pictures: export it as a captioner")
         self.identity, self._entry, self._image, self._limit = identity, entry, entry.image, max_new_tokens
         base = folder / entry.folder
         self._tokens = Tokens(base / TOKENIZER_FILE)
@@ -80,7 +80,7 @@ class LocalCaptioner:
     def _of_llava(self, image: NDArray[np.uint8], prompt: str) -> list[int]:
         chat, token = self._entry.chat, self._entry.image_token
         if chat is None or token is None:
-            raise BundleError(f"{self._entry.name} has no place for a picture in what it is asked: export it again")
+            raise BundleError(f"{self._entry.name} has no place for a picture in its prompt: export it again")
         features = self._graphs["vision"].run(None, prepared(image, self._image))[0][0]
         # Special tokens in the prompt are broken up, so that it can't say where the picture goes.
         asked = written_out([Message("user", f"{_PICTURE}\n{prompt}")], chat, self._tokens)

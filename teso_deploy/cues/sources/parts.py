@@ -109,7 +109,7 @@ class SourceParts:
                 *others, last = list_sources_taking(name)
                 takers = f"{', '.join(others)} and {last}" if others else last
                 raise CueError(
-                    f"{OPTIONS[name]} is not used by these sources: {takers} take it, name one of them or omit "
+                    f"{OPTIONS[name]} is not used by the chosen sources, only by {takers}: name one of these or omit "
                     "the option"
                 )
 
@@ -131,7 +131,7 @@ class SourceParts:
             return ServerCaptioner(self.open_server(source), captioner_prompt(), frames=self.options.frames)
         raise CueError(
             f"the source {source} needs a captioner: give --models, a folder of `teso-deploy export-cues` with one, or "
-            "--server, a server whose model sees pictures"
+            "--server, a server whose model takes pictures"
         )
 
     def make_exported_reasoner(self, source: str) -> Reasoner:
@@ -172,5 +172,5 @@ def describe(captioner: Captioner, moment: CueMoment) -> str:
     """Ask for the caption of a moment. Raises :class:`NoCueAnswerError` if it is empty."""
     caption = captioner.caption(moment)
     if not caption.strip():
-        raise NoCueAnswerError("the captioner wrote nothing: take a model that sees pictures")
+        raise NoCueAnswerError("the captioner wrote nothing: take a model that takes pictures")
     return caption

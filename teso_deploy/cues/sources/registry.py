@@ -53,18 +53,20 @@ _HERE = "teso_deploy.cues.sources"
 SOURCES: dict[str, SourceEntry] = {
     "manual": SourceEntry(
         f"{_HERE}.manual:make_manual",
-        "words, for all of a video or for spans of it",
+        "words, for a whole video or for spans of it",
         inputs=("cues_file",),
         is_typed=True,
     ),
     "released": SourceEntry(
         f"{_HERE}.manual:make_released",
-        'the authors\' JSON, {video: {"f0": "guitar,", ...}}, a frame a second',
+        'the authors\' JSON, {video: {"f0": "guitar,", ...}}, one frame per second',
         inputs=("cues_file",),
         is_typed=True,
     ),
     "tagger": SourceEntry(
-        f"{_HERE}.tagger:make_tagger", "what the bundle itself sees, with its threshold", looks_at=("tags",)
+        f"{_HERE}.tagger:make_tagger",
+        "the words that the bundle's tagger gives, with its threshold",
+        looks_at=("tags",),
     ),
     "nouns": SourceEntry(
         f"{_HERE}.nouns:make_nouns",
@@ -74,19 +76,19 @@ SOURCES: dict[str, SourceEntry] = {
     ),
     "llm": SourceEntry(
         f"{_HERE}.llm:make_llm",
-        "what an exported language model says of an exported captioner's caption (the paper)",
+        "objects that an exported language model names for the caption of an exported captioner (the paper)",
         inputs=("models", "server"),
         keeps_answers=True,
     ),
     "openai": SourceEntry(
         f"{_HERE}.openai:make_openai",
-        "what a server's language model says of a caption, by the server or by exported models",
+        "objects that a server's language model names for a caption of the server or of an exported captioner",
         inputs=("models", "server"),
         keeps_answers=True,
     ),
     "filter": SourceEntry(
         f"{_HERE}.filter:make_filter",
-        "of the classes that the masks show, those that another source names too (the paper's baseline)",
+        "the classes in the masks that another source names too (the paper's baseline)",
         looks_at=("masks",),
         wraps=True,
     ),

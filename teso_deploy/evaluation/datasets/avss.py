@@ -47,7 +47,7 @@ def _find_folder(root: Path) -> Path | None:
 def _find_table(root: Path, folder: Path) -> Path:
     if (root / _TABLE).is_file():
         return root / _TABLE
-    raise DataError(f"{folder} has no {_TABLE} in it: the table comes with the data set, put it there")
+    raise DataError(f"{folder} has no {_TABLE}: the data set includes this table, put it there")
 
 
 def _place_row(folder: Path, row: Mapping[str, str]) -> Place:

@@ -46,7 +46,7 @@ def find_table(root: Path, folder: Path, name: str) -> Path:
     for place in (folder.absolute().parent, folder, root):
         if (place / name).is_file():
             return place / name
-    raise DataError(f"{folder} has no {name} beside it or in it: the table comes with the data set, put it there")
+    raise DataError(f"{folder} has no {name} in it or beside it: the data set includes this table, put it there")
 
 
 def read_binary_mask(path: Path, kind: MaskKind, layout: str) -> NDArray[np.uint8]:

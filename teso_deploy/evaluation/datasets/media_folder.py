@@ -181,7 +181,9 @@ def _scene_of(index: Path, entry: Any) -> tuple[Image.Image, NDArray[np.int64], 
     for segment in entry["segments"]:
         segments.setdefault(_COCO_WORDS.get(segment["cat"], segment["cat"]), []).append(int(segment["id"]))
     if colours.shape[:2] != (photograph.height, photograph.width):
-        raise DataError(f"{entry['panoptic']} has another size than {entry['image']}: take both from one data set")
+        raise DataError(
+            f"{entry['panoptic']} and {entry['image']} have different sizes: take both from the same data set"
+        )
     return photograph, colours @ (1, 256, 65536), segments
 
 

@@ -38,9 +38,11 @@ def detect_layout(root: Path) -> Layout:
     found = [name for name, layout in layouts.items() if layout.find_folder(root) is not None]
     if not found:
         marks = ", ".join(layout.mark for layout in layouts.values())
-        raise DataError(f"{root} is in no known layout: looked for {marks}")
+        raise DataError(f"{root} has no known layout: it should have {marks}")
     if len(found) > 1:
-        raise DataError(f"{root} holds {' and '.join(found)}: name the layout, or give the folder of one of them")
+        raise DataError(
+            f"{root} holds the layouts {' and '.join(found)}: name the layout, or give a folder with only one"
+        )
     return found[0]
 
 
@@ -69,14 +71,14 @@ def read_dataset(
     """
     _check_root(root)
     if unknown := [subset for subset in subsets if subset not in SUBSETS]:
-        raise DataError(f"no subset {unknown[0]!r}: there are {', '.join(SUBSETS)}")
+        raise DataError(f"unknown subset {unknown[0]!r}: choose from {', '.join(SUBSETS)}")
     if split not in get_args(Split):
-        raise DataError(f"no split {split!r}: there are {', '.join(get_args(Split))}")
+        raise DataError(f"unknown split {split!r}: choose from {', '.join(get_args(Split))}")
     name = layout or detect_layout(root)
     known = load_layout(name)
     folder = known.find_folder(root)
     if folder is None:
-        raise DataError(f"{root} is not in the layout {name}: looked for {known.mark}")
+        raise DataError(f"{root} does not have the layout {name}: it should have {known.mark}")
     table = known.find_table(root, folder)
     rows = _choose_rows(table, known, split=split, subsets=subsets)
     samples: list[VideoSample] = []
@@ -90,7 +92,7 @@ def read_dataset(
         except DataError as error:
             problems.append(str(error))
     if problems:
-        more = f"; {len(problems) - 1} more of {len(rows)} videos are not whole" if len(problems) > 1 else ""
+        more = f"; {len(problems) - 1} more of {len(rows)} videos are incomplete" if len(problems) > 1 else ""
         raise DataError(f"{problems[0]}{more}: restore the files, or remove the rows from {table}")
     return samples
 
@@ -153,7 +155,7 @@ def _check_numbers(folder: Path, what: str, *, found: Collection[int], wanted: S
     missing = [str(number) for number in wanted if number not in found]
     if missing:
         has = f"has {len(found)} of {len(wanted)} {what}, {', '.join(missing)} missing" if found else f"has no {what}"
-        raise DataError(f"{folder} {has if folder.is_dir() else 'is not there'}")
+        raise DataError(f"{folder} {has if folder.is_dir() else 'does not exist'}")
     if not more and len(found) != len(wanted):
         raise DataError(f"{folder} has {len(found)} {what} instead of {len(wanted)}")
 
@@ -165,11 +167,11 @@ def _read_sample(place: Place, split: Split) -> VideoSample:
     _check_numbers(place.frames, "frames", found=frames, wanted=numbers, more=False)
     _check_numbers(place.masks, "masks", found=masks, wanted=numbers[:1] if is_sparse else numbers, more=is_sparse)
     if not place.audio.is_file():
-        raise DataError(f"{place.audio} is not there")
+        raise DataError(f"{place.audio} does not exist")
     labels = tuple(masks[number] if number == place.first or not is_sparse else None for number in numbers)
     shown = tuple(frames[number] for number in numbers)
     sample = VideoSample(place.uid, place.subset, split, shown, labels, place.audio, place.category, place.vid)
     for frame, mask in zip(sample.frames, sample.masks, strict=True):
         if mask is not None and (size := read_size(mask)) != (wanted := read_size(frame)):
-            raise DataError(f"{mask} is {size[0]} × {size[1]} pixels, its frame {wanted[0]} × {wanted[1]}")
+            raise DataError(f"{mask} has {size[0]} × {size[1]} pixels, but its frame has {wanted[0]} × {wanted[1]}")
     return sample
