@@ -75,7 +75,6 @@ def test_every_path_that_a_module_reads_is_shipped() -> None:
         assert any(one == name or one.startswith(f"{name}/") for one in shipped), f"{module} reads {path}"
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="hatchling is not installed")
 def test_the_wheel_holds_them(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
