@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from benchmarks.results_files import add_out, record
-from teso_deploy.backends.onnxruntime import onnxruntime_factory
+from teso_deploy.backends.onnxruntime import make_onnxruntime_factory
 from teso_deploy.bundle import Bundle
 from teso_deploy.comparison.report import environment_of
 from teso_deploy.conversion.bundle_export import export_bundle
-from teso_deploy.conversion.vocabulary import build_cue_table, shipped_nouns
+from teso_deploy.conversion.vocabulary import build_cue_table, read_shipped_nouns
 from teso_deploy.evaluation.datasets.media_folder import label_words, read_library
 from teso_deploy.evaluation.protocols.composed_scenes import ComposedScenes, make_predictor
 from teso_deploy.evaluation.scoring import score_protocol
@@ -76,7 +76,7 @@ def measure(
     recipe: Recipe, *, data: Path, start: Path, work: Path, steps: int, scenes: int, seeds: int
 ) -> dict[str, Any]:
     """Train, export and score every variant, and return the report."""
-    words, embeddings = build_cue_table(recipe, sorted({*shipped_nouns(), *label_words(data)}))
+    words, embeddings = build_cue_table(recipe, sorted({*read_shipped_nouns(), *label_words(data)}))
     table = dict(zip(words, embeddings, strict=True))
     library = read_library(data, "test")
     rows, details = [], []
@@ -89,7 +89,7 @@ def measure(
                 chosen, data, folder, embeddings=table, start=start, start_parts=(*START_PARTS, "decoder")
             )
             export_bundle(chosen, folder / "bundle", weights)
-        pipeline = Pipeline(Bundle.open(folder / "bundle"), onnxruntime_factory())
+        pipeline = Pipeline(Bundle.open(folder / "bundle"), make_onnxruntime_factory())
         # The cues are the names of all visible objects.
         composed = ComposedScenes(library, pipeline.classes, scenes, range(seeds))
         scores = score_protocol(composed, make_predictor(pipeline, library))

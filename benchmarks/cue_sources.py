@@ -185,7 +185,7 @@ def measure(
                 offered: set[str] = set(() if answer is None else answer.names)
                 accepted = offered
             else:
-                cues: Cues = pipeline.cue_names.of_answer(answer) if answer else pipeline.cue_table.none()
+                cues: Cues = pipeline.cue_names.look_up_answer(answer) if answer else pipeline.cue_table.none()
                 found = pipeline.segment(frame, trial.samples, cues)
                 labels, offered = found.labels, set(cues.names)
                 assert found.cue_gate is not None

@@ -29,11 +29,11 @@ from benchmarks.results_files import add_out, record
 from teso_deploy.bundle import Bundle
 from teso_deploy.comparison.report import environment_of
 from teso_deploy.cues.answers import read_answer
-from teso_deploy.cues.caption_words import find_nouns, mentions
+from teso_deploy.cues.caption_words import find_nouns, is_mentioned
 from teso_deploy.cues.language.reasoner import LocalReasoner
 from teso_deploy.cues.model_bundle import CueModels
-from teso_deploy.cues.prompts import DEFAULT_PROMPT, Prompt, prompt_names
-from teso_deploy.cues.table import CueTable, variants
+from teso_deploy.cues.prompts import DEFAULT_PROMPT, Prompt, list_prompts
+from teso_deploy.cues.table import CueTable, list_variants
 from teso_deploy.errors import CueSourceError, TesoError
 
 HERE = Path(__file__).parent
@@ -65,7 +65,7 @@ def read_captions(path: Path) -> list[Caption]:
 
 def is_same(one: str, other: str) -> bool:
     """Return whether two names mean the same object."""
-    ones, others = variants(one), variants(other)
+    ones, others = list_variants(one), list_variants(other)
     return any(a == b or a.endswith(f" {b}") or b.endswith(f" {a}") for a in ones for b in others)
 
 
@@ -96,7 +96,7 @@ def score(captions: Sequence[Caption], answers: Sequence[Named]) -> dict[str, An
 def grounded(captions: Iterable[Caption], answers: Iterable[Named]) -> list[Named]:
     """Remove the names that do not occur in their caption."""
     return [
-        answer if answer.sounding is None else Named(tuple(n for n in answer.sounding if mentions(caption.text, n)))
+        answer if answer.sounding is None else Named(tuple(n for n in answer.sounding if is_mentioned(caption.text, n)))
         for caption, answer in zip(captions, answers, strict=True)
     ]
 
@@ -232,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--captions", type=Path, default=HERE / "captions.toml")
     parser.add_argument("--first", type=int, help="so many captions alone")
     parser.add_argument("--timed", type=int, default=8, help="captions that are timed; 0: none")
-    parser.add_argument("--prompt", action="append", choices=prompt_names(), help="default: all")
+    parser.add_argument("--prompt", action="append", choices=list_prompts(), help="default: all")
     parser.add_argument("--speed-alone", action="store_true", help="nothing but the times")
     parser.add_argument("--threads", type=int, default=2)
     add_out(parser)
@@ -244,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             read_captions(given.captions)[: given.first],
             timed=given.timed,
             threads=given.threads,
-            prompts=() if given.speed_alone else given.prompt or prompt_names(),
+            prompts=() if given.speed_alone else given.prompt or list_prompts(),
         )
     except TesoError as error:
         print(f"cues: {error}", file=sys.stderr)

@@ -22,7 +22,7 @@ from typing import Any, cast
 from benchmarks.results_files import add_out, record
 from teso_deploy._version import __version__
 from teso_deploy.backends.tensorrt.bindings import load_library
-from teso_deploy.backends.tensorrt.making import make_engine, source_of
+from teso_deploy.backends.tensorrt.making import find_source, make_engine
 from teso_deploy.backends.tensorrt.profiles import load_profile
 from teso_deploy.backends.tensorrt.targets import PORTABLE
 from teso_deploy.bundle import Bundle
@@ -40,7 +40,7 @@ def measure(
         bundle = Bundle.open(folder)
         for precision in precisions:
             for graph in bundle.manifest.graphs:
-                source = source_of(bundle, graph, precision)
+                source = find_source(bundle, graph, precision)
                 for name in architectures:
                     architecture = None if name == PORTABLE else name
                     with tempfile.TemporaryDirectory() as work:

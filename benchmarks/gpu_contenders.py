@@ -28,10 +28,10 @@ from teso_deploy.backends.onnxruntime_cuda import DTYPES
 from teso_deploy.bundle import Bundle
 from teso_deploy.cues.table import CueTable
 from teso_deploy.pipeline.pipeline import Pipeline
-from teso_deploy.pipeline.preprocess import fitted_size
+from teso_deploy.pipeline.preprocess import compute_fitted_size
 from teso_deploy.pipeline.video_source import VideoSource
 from teso_deploy.program import TESO
-from teso_deploy.resources import cache_folder, shipped_path
+from teso_deploy.resources import cache_folder, find_shipped_path
 from teso_deploy.types import BLANK_PIXEL_RATE, Cues, ImageSize
 
 #: How many frames of the clip are timed and checked; a multiple of every batch.
@@ -72,13 +72,13 @@ class Chain(Protocol):
 def visible_cues(bundle: Bundle) -> Cues:
     """Return cues for the visible objects of the shipped clip, as far as the bundle has words for them."""
     table = CueTable.open(bundle)
-    visible = json.loads(shipped_path("export/demo/clip.json").read_text(encoding="utf-8"))["visible"]
+    visible = json.loads(find_shipped_path("export/demo/clip.json").read_text(encoding="utf-8"))["visible"]
     return table.lookup([word for word in visible if word in table.names])
 
 
 def batches_of(bundle: Bundle, batch: int, frames: int = FRAMES) -> list[Given]:
     """Make batches of frames from all parts of the shipped clip, with their sounds and :func:`visible_cues`."""
-    with VideoSource(shipped_path("export/demo/clip.mp4")) as source:
+    with VideoSource(find_shipped_path("export/demo/clip.mp4")) as source:
         moments = list(source)
     chosen = [moments[i] for i in np.linspace(0, len(moments) - 1, frames).astype(int)]
     cues, found = visible_cues(bundle), []
@@ -118,7 +118,7 @@ class EngineChain:
     ) -> None:
         """``frames`` has the shape of every batch."""
         batch, how, self._shown = len(frames), bundle.manifest.preprocessing, (frames.shape[1], frames.shape[2])
-        self._bucket, self._fitted = size, fitted_size(frames[0], size, how.fit)
+        self._bucket, self._fitted = size, compute_fitted_size(frames[0], size, how.fit)
         self._shares = self._fitted[0] / size[0], self._fitted[1] / size[1]
         self._stream = device.stream()
         self._preprocess = Preprocess(device, module, mean=how.mean, std=how.std)
@@ -248,22 +248,24 @@ def write_facts(settings: Mapping[str, Any], used_before_bytes: int | None, **fa
 def _rtx_factory(device: Device, settings: Mapping[str, Any]) -> EngineFactory:
     """Make engines of TensorRT-RTX, for one generation or portable, on whatever GPU exists. The library may refuse."""
     from teso_deploy.backends.tensorrt.bindings import load_library
-    from teso_deploy.backends.tensorrt.cache import EngineCache, content_key
+    from teso_deploy.backends.tensorrt.cache import EngineCache, compute_content_key
     from teso_deploy.backends.tensorrt.engine import TensorRTEngine
     from teso_deploy.backends.tensorrt.jit_cache import JitCache
-    from teso_deploy.backends.tensorrt.making import make_engine, source_of
+    from teso_deploy.backends.tensorrt.making import find_source, make_engine
     from teso_deploy.backends.tensorrt.profiles import load_profile
-    from teso_deploy.backends.tensorrt.sidecar import read_engine, sidecar_path
+    from teso_deploy.backends.tensorrt.sidecar import get_sidecar_path, read_engine
 
     library, profile, architecture = load_library("tensorrt-rtx"), settings["profile"], settings["architecture"]
     store = EngineCache(cache_folder("bench-engines"))
 
     def make(bundle: Bundle, graph: str) -> TensorRTEngine:
-        source = source_of(bundle, graph, settings["precision"])
+        source = find_source(bundle, graph, settings["precision"])
         parts = {"graph": source.sha256, "library": library.version, "profile": load_profile(profile).model_dump()}
-        path = store.path(graph, content_key(parts | {"architecture": architecture, "precision": source.precision}))
+        path = store.path(
+            graph, compute_content_key(parts | {"architecture": architecture, "precision": source.precision})
+        )
         with store.lock(path):
-            if not sidecar_path(path).is_file():
+            if not get_sidecar_path(path).is_file():
                 make_engine(library, source, load_profile(profile), path=path, architecture=architecture)
         content, sidecar = read_engine(path)
         jit = JitCache(path.with_suffix(".jit"))

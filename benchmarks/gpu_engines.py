@@ -27,8 +27,8 @@ from benchmarks.gpu_report import page, slug
 from benchmarks.results_files import add_out, record
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.cuda.opening import open_device
-from teso_deploy.backends.onnxruntime import available_cores
-from teso_deploy.backends.tensorrt.sidecar import architecture_of
+from teso_deploy.backends.onnxruntime import count_cores
+from teso_deploy.backends.tensorrt.sidecar import name_architecture
 from teso_deploy.backends.tensorrt.targets import runs_rtx
 from teso_deploy.bundle import Bundle
 from teso_deploy.comparison.harness import Entrant, Measured, run
@@ -69,7 +69,7 @@ def profile_of(batch: int) -> str:
 
 def rtx_architectures(capability: tuple[int, int]) -> list[str | None]:
     """List the engines of TensorRT-RTX to try on a GPU: portable (None), sm80, and those of its generation, if any."""
-    own = [architecture_of(capability)] if runs_rtx(capability) else []
+    own = [name_architecture(capability)] if runs_rtx(capability) else []
     return list(dict.fromkeys([None, "sm80", *own]))
 
 
@@ -169,7 +169,7 @@ def environment(device: Device, bundle: Bundle) -> dict[str, Any]:
         "gpu_memory_total_mb": round(device.memory_info()[1] / 1e6),
         "cuda_of_driver": ".".join(map(str, device.driver_version)),
     }
-    return gpu | told | environment_of(available_cores(), bundle, LIBRARIES)
+    return gpu | told | environment_of(count_cores(), bundle, LIBRARIES)
 
 
 def with_half(bundle: Bundle, precisions: Sequence[Precision], folder: Path) -> Bundle:

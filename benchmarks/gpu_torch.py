@@ -23,7 +23,7 @@ from benchmarks.gpu_contenders import STEPS, Given, Runner, Uint8, batches_of, s
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import BundleError, DeviceError
 from teso_deploy.models.assembly import assemble
-from teso_deploy.models.graphs import graph_modules, graph_specs
+from teso_deploy.models.graphs import list_graph_specs, make_graph_modules
 from teso_deploy.models.teso import Teso, require_teso
 from teso_deploy.types import ImageSize
 
@@ -75,12 +75,12 @@ def steps_of(
         best, label = F.interpolate(masks, shown, mode="bilinear", align_corners=False).max(dim=1)
         return torch.where(best >= threshold, label + 1, 0).to(torch.uint8)
 
-    return {"preprocess": preprocess, **graph_modules(model), "labels": labels}
+    return {"preprocess": preprocess, **make_graph_modules(model), "labels": labels}
 
 
 def names_of(model: Teso) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     """Return the names of each step's inputs and outputs."""
-    graphs = {name: (spec.inputs, spec.outputs) for name, spec in graph_specs(model.recipe).items()}
+    graphs = {name: (spec.inputs, spec.outputs) for name, spec in list_graph_specs(model.recipe).items()}
     return {"preprocess": (("frames",), ("image",)), **graphs, "labels": (("masks",), ("labels",))}
 
 

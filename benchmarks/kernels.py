@@ -25,7 +25,7 @@ from teso_deploy.backends.cuda.device import CudaLibrary, Device, Memory, Stream
 from teso_deploy.backends.cuda.kernels import Postprocess, Preprocess, load_kernels
 from teso_deploy.backends.cuda.opening import open_device
 from teso_deploy.backends.cuda.plans import Labels, Nv12Pictures, RgbPictures, Scores
-from teso_deploy.backends.cuda.references import postprocess_bytes, preprocess_bytes
+from teso_deploy.backends.cuda.references import count_postprocess_bytes, count_preprocess_bytes
 from teso_deploy.comparison.report import environment_of
 from teso_deploy.errors import TesoError
 from teso_deploy.outputs import check_file
@@ -59,7 +59,7 @@ class PreprocessCase:
 
     @property
     def nbytes(self) -> int:
-        return preprocess_bytes(self.size, self.bucket, batch=self.batch, dtype=self.dtype, is_nv12=self.is_nv12)
+        return count_preprocess_bytes(self.size, self.bucket, batch=self.batch, dtype=self.dtype, is_nv12=self.is_nv12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class PostprocessCase:
 
     @property
     def nbytes(self) -> int:
-        return postprocess_bytes(self.shape, self.size, dtype=self.dtype)
+        return count_postprocess_bytes(self.shape, self.size, dtype=self.dtype)
 
 
 CASES: tuple[PreprocessCase | PostprocessCase, ...] = (

@@ -39,7 +39,7 @@ from teso_deploy.conversion.graphs import export_graph
 from teso_deploy.conversion.onnxruntime_form import PASSES, derive_form
 from teso_deploy.conversion.quantization import observe, quantize
 from teso_deploy.models.assembly import WeightSource, fit_tensors
-from teso_deploy.models.graphs import flatten_memory, memory_names, unflatten_memory
+from teso_deploy.models.graphs import flatten_memory, list_memory_names, unflatten_memory
 from teso_deploy.models.keymaps.mask2former import MASK2FORMER
 from teso_deploy.models.methods import GraphSpec
 from teso_deploy.models.pixel_decoder import LEVELS
@@ -215,7 +215,7 @@ def build_rungs(recipe: Recipe, *, threads: int, folder: Path, images: NDArray[n
         outputs = ["masks", *(f"kept_{i}" for i in range(2 * recipe.decoder.layers if keeps_all else 0))]
         export_graph(module, GraphSpec(("image",), tuple(outputs)), (pair,), path=path, metadata={})
         rungs.append(one_graph(name, path, threads=threads))
-    names = memory_names(recipe)
+    names = list_memory_names(recipe)
     queries = ours.fusion.queries.detach()[None]
     with torch.no_grad():
         memory = Encoder(ours)(pair)

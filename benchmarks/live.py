@@ -46,7 +46,7 @@ from teso_deploy.media.live_reader import LiveReader, start_all
 from teso_deploy.pipeline.backend_choice import load_backend
 from teso_deploy.pipeline.pipeline import AUTO, Offered, Pipeline
 from teso_deploy.pipeline.video_source import VideoSource
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 from teso_deploy.sinks.callback import CallbackSink
 from teso_deploy.sinks.contracts import Sink
 from teso_deploy.sinks.delivery import Delivery
@@ -63,7 +63,7 @@ OPENING_SECONDS = 5.0
 def loudest(pipeline: Pipeline) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Find the picture (H, W, 3) of the shipped clip with the most labelled pixels, and its audio window (15600,)."""
     best, found = -1.0, None
-    with VideoSource(shipped_path("export/demo/clip.mp4"), fps=5) as source:
+    with VideoSource(find_shipped_path("export/demo/clip.mp4"), fps=5) as source:
         for moment in source:
             rate = pipeline.segment(moment.frame, moment.sound, AUTO).positive_pixel_rate
             if rate > best:

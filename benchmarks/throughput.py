@@ -23,14 +23,14 @@ import numpy as np
 
 from benchmarks.results_files import add_out, record
 from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
-from teso_deploy.backends.onnxruntime import onnxruntime_factory
+from teso_deploy.backends.onnxruntime import make_onnxruntime_factory
 from teso_deploy.bundle import Bundle
 from teso_deploy.comparison.report import environment_of, spread
 from teso_deploy.errors import TesoError
 from teso_deploy.pipeline.file_runner import describe_file_run, run_file
 from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.pipeline.video_source import VideoSource
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 from teso_deploy.sinks.video import AnnotatedVideoSink
 
 LEAST_PASSES, LEAST_SECONDS = 3, 3.0
@@ -50,7 +50,7 @@ def _passes(one_pass: Callable[[], int], seconds: float) -> list[float]:
 
 def measure(bundle: Bundle, clip: Path, *, words: list[str], threads: int, seconds: float) -> dict[str, Any]:
     """Measure the rows, and return the report."""
-    pipeline = Pipeline(bundle, onnxruntime_factory(threads, bundle.form_for((ONNXRUNTIME,), "fp32")))
+    pipeline = Pipeline(bundle, make_onnxruntime_factory(threads, bundle.form_for((ONNXRUNTIME,), "fp32")))
     cues = pipeline.cues_of(words)
 
     def decode() -> int:
@@ -104,13 +104,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, help="default: the shipped bundle")
-    parser.add_argument("--clip", type=Path, default=shipped_path("export/demo/clip.mp4"))
+    parser.add_argument("--clip", type=Path, default=find_shipped_path("export/demo/clip.mp4"))
     parser.add_argument("--cues", help="words, a,b; default: the objects of the shipped clip")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=LEAST_SECONDS, help="least time a row")
     add_out(parser)
     options = parser.parse_args(arguments)
-    script = shipped_path("export/demo/clip.json")
+    script = find_shipped_path("export/demo/clip.json")
     words = options.cues.split(",") if options.cues else json.loads(script.read_text(encoding="utf-8"))["visible"]
     try:
         bundle = Bundle.open(options.bundle)

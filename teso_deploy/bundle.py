@@ -29,14 +29,14 @@ from teso_deploy.bundle_tables import (
     TaggerEntry,
     TensorSpec,
     TextEncoderEntry,
-    sized_name,
+    make_sized_name,
 )
 from teso_deploy.errors import BundleError, InputNotFoundError
 from teso_deploy.external_data import check_graph
 from teso_deploy.hub import hub_snapshot
 from teso_deploy.program import Program
 from teso_deploy.recipe import Recipe
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 from teso_deploy.sealed import Kind
 from teso_deploy.text import to_one_line
 from teso_deploy.types import PRECISIONS, Precision
@@ -60,8 +60,8 @@ __all__ = [
     "TaggerEntry",
     "TensorSpec",
     "TextEncoderEntry",
+    "make_sized_name",
     "read_manifest",
-    "sized_name",
     "write_manifest",
 ]
 
@@ -73,9 +73,9 @@ KIND = Kind(MANIFEST, SCHEMA_VERSION, frozenset({"schema_version", "graphs", "fi
             "export the bundle again", oldest_schema_version=OLDEST_SCHEMA_VERSION)  # fmt: skip
 
 
-def bundle_folder(path: str | Path | None) -> Path:
+def find_bundle_folder(path: str | Path | None) -> Path:
     """Return the folder that :meth:`Bundle.open` opens; None: the shipped bundle's."""
-    return Path(path) if path is not None else shipped_path(f"engines/bundles/{DEFAULT_BUNDLE}")
+    return Path(path) if path is not None else find_shipped_path(f"engines/bundles/{DEFAULT_BUNDLE}")
 
 
 class Bundle:
@@ -96,7 +96,7 @@ class Bundle:
             InputNotFoundError: There is no such folder.
             BundleError: The manifest is missing or invalid, or a file is missing, changed or outside the folder.
         """
-        folder = bundle_folder(path)
+        folder = find_bundle_folder(path)
         if not os.path.isdir(folder):  # Path.is_dir raises for a folder without permission
             raise InputNotFoundError(
                 f"no bundle {to_one_line(folder)}: give the folder that `teso-deploy export` wrote"
@@ -217,7 +217,7 @@ class Bundle:
         Raises :class:`BundleError` for a size that is not a bucket.
         """
         self.check_size(size)
-        sized = sized_name(graph, size)
+        sized = make_sized_name(graph, size)
         return sized if sized in self.manifest.graphs else graph
 
     def arrays(self, name: str, wanted: Mapping[str, Expected] | None = None) -> dict[str, NDArray[Any]]:

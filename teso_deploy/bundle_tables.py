@@ -26,7 +26,7 @@ Side = Annotated[int, Field(gt=0, le=MOST_SIDE)]
 Threshold = Annotated[float, Field(gt=0, lt=1)]
 
 
-def sized_name(graph: str, size: tuple[int, int]) -> str:
+def make_sized_name(graph: str, size: tuple[int, int]) -> str:
     """Return a graph's name in the manifest at any bucket but the first: ``decoder@288x512``."""
     return f"{graph}@{size[0]}x{size[1]}"
 
@@ -176,7 +176,7 @@ class BundleManifest(Table):
 
     def _entry(self, stage: str, size: tuple[int, int]) -> tuple[str, GraphEntry]:
         """Return the graph of a stage at a bucket: its name in the manifest, and its entry."""
-        sized = sized_name(stage, size)
+        sized = make_sized_name(stage, size)
         name = sized if sized in self.graphs else stage
         if name not in self.graphs:
             raise ValueError(f"program: no graph serves the stage {stage}")

@@ -70,7 +70,7 @@ class Histogram:
         self._sum_seconds += max(seconds, 0.0)  # Prometheus takes a falling sum for a restart
         self.count += 1
 
-    def bounded(self) -> BoundedCounts:
+    def count_bounded(self) -> BoundedCounts:
         """Return the current counts for Prometheus."""
         return BoundedCounts(tuple(accumulate(self._bounded)), self._sum_seconds)
 

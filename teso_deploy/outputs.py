@@ -91,7 +91,7 @@ def find_target(path: Path) -> Target:
             here = Path(os.path.realpath(here.parent)) / here.name
             match = _DESCRIPTOR.fullmatch(str(here))
             if match and match["process"] in (None, str(os.getpid())):
-                return _descriptor_target(path, here, int(match["number"]))
+                return _find_descriptor_target(path, here, int(match["number"]))
             if not os.path.islink(here):
                 break
             here = here.parent / os.readlink(here)
@@ -110,7 +110,7 @@ def find_target(path: Path) -> Target:
     raise OutputError(f"{path} can't be written: it is neither a file nor a pipe; name a file")
 
 
-def _descriptor_target(path: Path, here: Path, descriptor: int) -> Target:
+def _find_descriptor_target(path: Path, here: Path, descriptor: int) -> Target:
     try:
         is_writable = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
     except OSError:
@@ -215,7 +215,7 @@ def _place_to_read(path: Path) -> _Place | None:
     return None
 
 
-def _folders_around(path: Path) -> set[_Place]:
+def _list_folders_around(path: Path) -> set[_Place]:
     """Return the places of all folders that contain a file or folder, existing or not."""
     path = _STDOUT_FILE if path == STDOUT else path
     with explain_errors(path):
@@ -250,7 +250,7 @@ def check_apart(
     """
     read = [Path(path) for path in inputs if path is not None]
     places = [(path, place) for path in read if os.path.lexists(path) and (place := _place_to_read(path))]
-    around = [(path, _folders_around(path)) for path, _ in places]
+    around = [(path, _list_folders_around(path)) for path, _ in places]
     replaced: list[tuple[Path, _Place]] = []
     written: dict[_Place, Path] = {}
     for is_folder, outputs in ((True, folders), (False, files)):
@@ -258,7 +258,7 @@ def check_apart(
             place = None if out is None else _place(out)
             if out is None or place is None:
                 continue
-            here = _folders_around(out)
+            here = _list_folders_around(out)
             for path, other in places:
                 if other == place:
                     raise OutputError(f"{out} is also an input, so it can't be written: name another output")
@@ -274,14 +274,14 @@ def check_apart(
                     raise OutputError(f"{out} is inside {path}, which is an output too: name another place")
             if is_folder:
                 for path in written.values():
-                    if place in _folders_around(path):
+                    if place in _list_folders_around(path):
                         raise OutputError(f"{path} is inside {out}, which is an output too: name another place")
                 replaced.append((out, place))
             written[place] = out
 
 
 @contextmanager
-def staged_file(path: Path) -> Iterator[BinaryIO]:
+def open_staged_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a file, open for reading and writing, that is renamed to ``path`` if the block succeeds.
 
     Otherwise it is removed. A link stays, and the file that it leads to is replaced. For a device or a pipe, the
@@ -380,7 +380,7 @@ def write_whole(path: Path, content: bytes, *, shown: Path | None = None) -> Non
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file completely or not at all. Raises :class:`OutputError`."""
-    with staged_file(path) as staged:
+    with open_staged_file(path) as staged:
         staged.write(replace_undecodable(text).encode())
 
 

@@ -37,7 +37,7 @@ from teso_deploy.recipe_tables import (
     TrainRecipe,
     VideoPhase,
 )
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 from teso_deploy.small_files import parse_toml, read_text
 from teso_deploy.text import to_one_line
 
@@ -63,9 +63,9 @@ __all__ = [
     "TrainPhase",
     "TrainRecipe",
     "VideoPhase",
+    "list_shipped_recipes",
     "load_recipe",
     "parse_recipe",
-    "shipped_recipes",
 ]
 
 
@@ -165,9 +165,9 @@ class Calibration(Table):
         )
 
 
-def shipped_recipes() -> dict[str, Path]:
+def list_shipped_recipes() -> dict[str, Path]:
     """Return name → path of every recipe of the package."""
-    return {path.stem: path for path in sorted(shipped_path("export/recipes").glob("*.toml"))}
+    return {path.stem: path for path in sorted(find_shipped_path("export/recipes").glob("*.toml"))}
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
@@ -180,16 +180,16 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         RecipeError: The name is unknown, or the content is invalid.
         InputNotFoundError: The file does not exist.
     """
-    path = _recipe_path(name_or_path)
-    tables = _tables(path)
+    path = _find_recipe(name_or_path)
+    tables = _read_tables(path)
     try:
-        return _recipe_of(tables)
+        return _make_recipe(tables)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
 
 
-def _recipe_path(name_or_path: str | Path, beside: Path | None = None) -> Path:
-    shipped = shipped_recipes()
+def _find_recipe(name_or_path: str | Path, beside: Path | None = None) -> Path:
+    shipped = list_shipped_recipes()
     path = shipped.get(str(name_or_path), Path(name_or_path))
     if path.suffix != ".toml":
         raise RecipeError(
@@ -199,9 +199,9 @@ def _recipe_path(name_or_path: str | Path, beside: Path | None = None) -> Path:
     return path if beside is None or path.is_absolute() else beside / path
 
 
-def _tables(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read_tables(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read the TOML of a recipe, merged into the TOML of the recipe that it extends."""
-    what = f"a recipe's TOML file, or one of {', '.join(shipped_recipes())}"
+    what = f"a recipe's TOML file, or one of {', '.join(list_shipped_recipes())}"
     text = read_text(path, what, limit_bytes=MOST_BYTES, error=RecipeError)
     content = parse_toml(text, path, error=RecipeError)
     base = content.pop("extends", None)
@@ -216,22 +216,22 @@ def _tables(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if len(seen) == MOST_EXTENDED:
         raise RecipeError(f"{path}: extends: more than {MOST_EXTENDED} recipes extend each other")
     try:
-        below = _recipe_path(base, path.parent)
+        below = _find_recipe(base, path.parent)
     except RecipeError as error:
         raise RecipeError(f"{path}: extends: {error}") from error
-    return _merged(_tables(below, (*seen, real)), content)
+    return _merge(_read_tables(below, (*seen, real)), content)
 
 
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Merge two trees of tables; values of ``above`` replace those of ``below``."""
     merged = dict(below)
     for key, value in above.items():
         inner = below.get(key)
-        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
     return merged
 
 
-def _recipe_of(content: dict[str, Any]) -> Recipe:
+def _make_recipe(content: dict[str, Any]) -> Recipe:
     """Validate the content. An error names the first wrong field, and suggests names for a misspelt one."""
     try:
         return Recipe.model_validate(content)
@@ -239,13 +239,13 @@ def _recipe_of(content: dict[str, Any]) -> Recipe:
         first = error.errors()[0]
         field = to_one_line(".".join(str(part) for part in first["loc"])) or "recipe"
         if first["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(str(first["loc"][-1]), _known_fields(), n=1)
+            close = difflib.get_close_matches(str(first["loc"][-1]), _list_known_fields(), n=1)
             hint = f"did you mean {close[0]!r}?" if close else "remove it"
             raise RecipeError(f"{field} is not a field of a recipe: {hint}") from error
         raise RecipeError(f"{field}: {to_one_line(first['msg'].removeprefix('Value error, '))}") from error
 
 
-def _known_fields() -> list[str]:
+def _list_known_fields() -> list[str]:
     """List the names of all fields of all tables."""
     waiting: list[type[BaseModel]] = [Recipe]
     names: list[str] = []
@@ -259,4 +259,4 @@ def _known_fields() -> list[str]:
 
 def parse_recipe(text: str) -> Recipe:
     """Read a recipe from TOML text. Raises :class:`RecipeError`, which names the first wrong field."""
-    return _recipe_of(parse_toml(text, "the recipe", error=RecipeError))
+    return _make_recipe(parse_toml(text, "the recipe", error=RecipeError))

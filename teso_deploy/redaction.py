@@ -43,7 +43,7 @@ _SECRET_VARIABLE = re.compile(
 )
 
 
-def child_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+def make_child_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment for a child process: the current one without keys, tokens and passwords."""
     environment = os.environ if environment is None else environment
     return {name: value for name, value in environment.items() if not _SECRET_VARIABLE.search(name)}
@@ -64,7 +64,7 @@ class RedactedUrl:
     def parse(cls, url: str) -> RedactedUrl:
         """Find the secrets of a URL. Raises :class:`ValueError` for a malformed one."""
         found = _find_secrets(url)
-        return cls(found.shown, tuple(_forms_of(url, found)))
+        return cls(found.shown, tuple(_yield_forms(url, found)))
 
     def clean(self, message: str) -> str:
         """Return a foreign message as one printable line, without the secrets in any of their spellings."""
@@ -93,7 +93,7 @@ def _find_secrets(url: str, depth: int = 2) -> _Found:
     query, values = _redact_query(parts.query)
     shown = f"{scheme}://{(HIDDEN if user_info else '') + at}{host}{path}" + (f"?{query}" if parts.query else "")
     secrets |= {*values, parts.fragment, user_info, *user_info.split(":", 1)}
-    secrets |= {value for _, value in _pairs(parts.fragment)}  # a fragment is neither sent nor shown
+    secrets |= {value for _, value in _split_pairs(parts.fragment)}  # a fragment is neither sent nor shown
     beside = {("=", value, "") for value in values} | ({("", user_info, "@")} if user_info else set())
     for value in values if depth else ():
         with suppress(ValueError):
@@ -102,20 +102,22 @@ def _find_secrets(url: str, depth: int = 2) -> _Found:
     return _Found(shown, secrets, beside)
 
 
-def _forms_of(url: str, found: _Found) -> Iterator[tuple[str, str]]:
+def _yield_forms(url: str, found: _Found) -> Iterator[tuple[str, str]]:
     """Yield (text in a message, its replacement), longest first."""
     bare, bare_shown = url.split("://", 1)[-1], found.shown.split("://", 1)[-1]
     host = urlsplit(url).netloc.rpartition("@")[2]
     tail, tail_shown = bare[bare.find(host) :], bare_shown.split("@", 1)[-1]
     pairs = ((url, found.shown), (bare, bare_shown), (tail, tail_shown))
-    forms = {form: stands for text, stands in pairs if text != stands for form in _spellings(text)}
-    forms |= {form: HIDDEN for secret in found.secrets for form in _spellings(secret) if len(form) >= _LEAST_SECRET}
+    forms = {form: stands for text, stands in pairs if text != stands for form in _list_spellings(text)}
+    forms |= {
+        form: HIDDEN for secret in found.secrets for form in _list_spellings(secret) if len(form) >= _LEAST_SECRET
+    }
     for before, secret, after in found.beside:
-        forms |= {f"{before}{form}{after}": f"{before}{HIDDEN}{after}" for form in _spellings(secret)}
+        forms |= {f"{before}{form}{after}": f"{before}{HIDDEN}{after}" for form in _list_spellings(secret)}
     yield from sorted(forms.items(), key=lambda item: -len(item[0]))
 
 
-def _spellings(text: str) -> set[str]:
+def _list_spellings(text: str) -> set[str]:
     """Return a text as it is, decoded, and encoded in each way that a library may use."""
     plain = {text, unquote(text), unquote_plus(text)}
     found = plain | {encode(one, safe) for one in plain for encode in (quote, quote_plus) for safe in ("", "/")}
@@ -184,7 +186,7 @@ def _redact_query(query: str) -> tuple[str, set[str]]:
     return "".join(shown), secrets
 
 
-def _pairs(text: str) -> Iterator[tuple[str, str]]:
+def _split_pairs(text: str) -> Iterator[tuple[str, str]]:
     for part in re.split(r"[&;]", text):
         name, equals, value = part.partition("=")
         if equals and value:

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 
-def shipped_path(relative: str) -> Path:
+def find_shipped_path(relative: str) -> Path:
     """Return the path of a shipped file or folder.
 
     A wheel has these files under ``teso_deploy/_shipped``; a checkout (also of an editable install) has them two

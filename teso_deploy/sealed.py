@@ -36,7 +36,7 @@ class FileEntry(BaseModel):
     bytes: Annotated[int, Field(ge=0)]
 
 
-def sha256_of(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -47,7 +47,7 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECAS
 _MOST_LETTERS = 255
 
 
-def inside(folder: Path, name: str) -> Path:
+def find_inside(folder: Path, name: str) -> Path:
     """Return the path of a folder's file. Raises :class:`BundleError` for a name that leads out of it.
 
     Links are followed wherever they lead, because a download of the Hugging Face hub is a folder of links. The
@@ -68,7 +68,7 @@ def inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def first_fault(error: ValidationError) -> str:
+def describe_first_fault(error: ValidationError) -> str:
     """Describe the first fault of a table as one printable line."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = to_one_line(".".join(map(str, first["loc"])))
@@ -128,7 +128,7 @@ class Kind:
         try:
             return model.model_validate(content)
         except ValidationError as error:
-            raise BundleError(f"{path}: {first_fault(error)}; {self.again}") from error
+            raise BundleError(f"{path}: {describe_first_fault(error)}; {self.again}") from error
 
     def _check_version(self, path: Path, version: object) -> None:
         newest = self.schema_version
@@ -145,11 +145,11 @@ class Kind:
     def check_files(self, folder: Path, files: Mapping[str, FileEntry]) -> None:
         """Check that every file exists, is inside the folder, and is unchanged. Raises :class:`BundleError`."""
         for name, entry in files.items():
-            path = inside(folder, name)
+            path = find_inside(folder, name)
             try:
                 status = path.stat()
                 is_whole = stat.S_ISREG(status.st_mode) and status.st_size == entry.bytes
-                is_ours = is_whole and sha256_of(path) == entry.sha256
+                is_ours = is_whole and hash_file(path) == entry.sha256
                 is_pointer = stat.S_ISREG(status.st_mode) and not is_ours and _begin_of(path) == LFS_POINTER
             except (FileNotFoundError, NotADirectoryError):
                 raise BundleError(f"{folder}: {name} is missing; {self.again}") from None
@@ -167,7 +167,7 @@ class Kind:
         """Return an entry for every file in a folder except the manifest, by relative POSIX path."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != self.manifest)
         return {
-            path.relative_to(folder).as_posix(): FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
+            path.relative_to(folder).as_posix(): FileEntry(sha256=hash_file(path), bytes=path.stat().st_size)
             for path in paths
         }
 

@@ -32,7 +32,7 @@ def is_staged(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def _new_path(folder: Path, kind: _Kind) -> Path:
+def _make_path(folder: Path, kind: _Kind) -> Path:
     return folder / f".teso-{secrets.token_hex(8)}.{kind}"
 
 
@@ -53,7 +53,7 @@ def _lock(descriptor: int, path: Path) -> bool:
 def create_file(folder: Path) -> BinaryIO:
     """Create an empty file, open for reading and writing. Its path is ``name``. Raises OSError."""
     while True:
-        path = _new_path(folder, "part")
+        path = _make_path(folder, "part")
         file = open(path, "x+b")  # noqa: SIM115 - the caller closes it
         if _lock(file.fileno(), path):
             return file
@@ -64,7 +64,7 @@ def create_file(folder: Path) -> BinaryIO:
 def create_folder(folder: Path, kind: _Kind = "part") -> Iterator[Path]:
     """Yield a new empty folder, and remove whatever has its name at the end. Raises OSError."""
     while True:
-        path = _new_path(folder, kind)
+        path = _make_path(folder, kind)
         path.mkdir()
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         if _lock(descriptor, path):

@@ -21,7 +21,7 @@ MADV_HUGEPAGE, MADV_COLLAPSE = 14, 25
 Ranges = list[tuple[int, int]]
 
 
-def writable_memory() -> Ranges:
+def list_writable_memory() -> Ranges:
     """List the process's memory without files and stacks, in order of address; empty without /proc."""
     try:
         lines = MAPS.read_text(encoding="utf-8").splitlines()
@@ -63,11 +63,11 @@ def huge_pages() -> Iterator[None]:
     if not sys.platform.startswith("linux"):
         yield
         return
-    before = writable_memory()
+    before = list_writable_memory()
     yield
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-    for start, end in align(subtract(writable_memory(), before)):
+    for start, end in align(subtract(list_writable_memory(), before)):
         madvise(start, end - start, MADV_HUGEPAGE)
         for page in range(start, end, HUGE_BYTES):  # one by one, because an empty page ends the call
             madvise(page, HUGE_BYTES, MADV_COLLAPSE)

@@ -70,7 +70,7 @@ def can_load(library: str) -> bool:
 def probe_machine() -> Machine:
     """Find the driver and the GPUs."""
     missing = tuple(library for library in DRIVER_LIBRARIES if not can_load(library))
-    version = _module_version()
+    version = _read_module_version()
     problem = None
     for ask in (_ask_nvml, _ask_libcuda):
         try:
@@ -103,13 +103,13 @@ def _ask_nvml() -> tuple[Driver, tuple[Gpu, ...]]:
     pynvml.nvmlInit()
     try:
         found = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
-        driver = Driver(_text(pynvml.nvmlSystemGetDriverVersion()), _cuda_version(found))
-        return driver, tuple(_nvml_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount()))
+        driver = Driver(_decode_text(pynvml.nvmlSystemGetDriverVersion()), _split_cuda_version(found))
+        return driver, tuple(_read_nvml_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount()))
     finally:
         pynvml.nvmlShutdown()
 
 
-def _nvml_gpu(pynvml: Any, index: int) -> Gpu:
+def _read_nvml_gpu(pynvml: Any, index: int) -> Gpu:
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
 
     def tell(ask: Callable[[Any], Any]) -> Any:
@@ -121,7 +121,7 @@ def _nvml_gpu(pynvml: Any, index: int) -> Gpu:
     memory, capability = tell(pynvml.nvmlDeviceGetMemoryInfo), tell(pynvml.nvmlDeviceGetCudaComputeCapability)
     return Gpu(
         index,
-        _text(tell(pynvml.nvmlDeviceGetName) or "NVIDIA GPU"),
+        _decode_text(tell(pynvml.nvmlDeviceGetName) or "NVIDIA GPU"),
         (int(capability[0]), int(capability[1])) if capability else None,
         int(memory.total) if memory else None,
         int(memory.used) if memory else None,
@@ -138,7 +138,7 @@ def _ask_libcuda() -> tuple[Driver, tuple[Gpu, ...]]:
             raise RuntimeError(f"{function} fails with CUDA error {code}")
         return value.value
 
-    version = _cuda_version(number("cuDriverGetVersion"))  # the only call that works before cuInit
+    version = _split_cuda_version(number("cuDriverGetVersion"))  # the only call that works before cuInit
     if code := cuda.cuInit(0):
         if code == 100:  # CUDA_ERROR_NO_DEVICE
             return Driver(None, version), ()
@@ -157,17 +157,17 @@ def _ask_libcuda() -> tuple[Driver, tuple[Gpu, ...]]:
     return Driver(None, version), tuple(gpus)
 
 
-def _text(value: str | bytes) -> str:
+def _decode_text(value: str | bytes) -> str:
     # Older releases of nvidia-ml-py give bytes.
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def _cuda_version(number: int) -> tuple[int, int]:
+def _split_cuda_version(number: int) -> tuple[int, int]:
     """Turn 13000 into (13, 0)."""
     return number // 1000, number % 1000 // 10
 
 
-def _module_version() -> str | None:
+def _read_module_version() -> str | None:
     for path in VERSION_FILES:
         try:
             text = path.read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from teso_deploy.requirements import find_lower_bounds, is_older, read_requireme
 from teso_deploy.text import to_one_line
 
 
-def available_cores() -> int:
+def count_cores() -> int:
     """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -164,7 +164,7 @@ class OnnxRuntimeEngine:
     ) -> None:
         self.precision, self.form = precision, form
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or available_cores()
+        options.intra_op_num_threads = threads or count_cores()
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # its errors come as exceptions; their text may come from an untrusted file
         # The threads of a graph wait for each other a thousand times per run, and spinning saves 4 to 12 % there. After
@@ -220,7 +220,7 @@ class OnnxRuntimeEngine:
 TARGET = "onnxruntime"
 
 
-def onnxruntime_factory(threads: int | None = None, form: str | None = None) -> EngineFactory:
+def make_onnxruntime_factory(threads: int | None = None, form: str | None = None) -> EngineFactory:
     """Make a factory of engines on the CPU; ``form``: name of a form in the manifest, default the canonical graphs."""
 
     def make(bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
@@ -234,4 +234,4 @@ def onnxruntime_factory(threads: int | None = None, form: str | None = None) -> 
 
 def load_cpu(request: BackendRequest) -> Backend:
     """Load ONNX Runtime on the CPU. Raises :class:`BundleError` (no form of the precision)."""
-    return Backend(onnxruntime_factory(request.threads, request.bundle.form_for((TARGET,), request.precision)))
+    return Backend(make_onnxruntime_factory(request.threads, request.bundle.form_for((TARGET,), request.precision)))

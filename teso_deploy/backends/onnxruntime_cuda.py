@@ -125,7 +125,7 @@ class OnnxRuntimeCudaSlot:
         except TesoError:
             raise
         except Exception as error:  # its own exceptions share no base class
-            raise _device_error(error) from error
+            raise _make_device_error(error) from error
         self._shapes = shapes
         return self._values
 
@@ -137,7 +137,7 @@ def _is_out_of_memory(message: str) -> bool:
     return "memory" in message and ("allocat" in message or "out of" in message)
 
 
-def _device_error(error: Exception) -> DeviceError:
+def _make_device_error(error: Exception) -> DeviceError:
     message = " ".join(str(error).split())
     if _is_out_of_memory(message):
         return DeviceMemoryError(
@@ -189,7 +189,7 @@ class OnnxRuntimeCudaEngine:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # its own exceptions share no base class
             if device == "cuda" and _is_out_of_memory(str(error)):
-                raise _device_error(error) from error
+                raise _make_device_error(error) from error
             raise BundleError(
                 f"ONNX Runtime can't load {path} ({to_one_line(error)}); export the bundle again"
             ) from error
@@ -208,7 +208,7 @@ class OnnxRuntimeCudaEngine:
         try:
             values = self.session.run(self.outputs, {name: feeds[name] for name in self.inputs})
         except Exception as error:
-            raise _device_error(error) from error
+            raise _make_device_error(error) from error
         return dict(zip(self.outputs, values, strict=True))
 
     def slot(self) -> OnnxRuntimeCudaSlot:
@@ -223,7 +223,7 @@ class OnnxRuntimeCudaEngine:
         )
 
 
-def onnxruntime_cuda_factory(bundle: Bundle, precision: Precision = "fp32", index: int = 0) -> EngineFactory:
+def make_onnxruntime_cuda_factory(bundle: Bundle, precision: Precision = "fp32", index: int = 0) -> EngineFactory:
     """Make a factory of engines on a GPU, which run the standard form of a precision (fp32: the canonical graphs).
 
     Args:
@@ -259,7 +259,7 @@ def load_cuda(request: BackendRequest) -> Backend:
         MissingExtraError: ONNX Runtime was built without CUDA.
         BundleError: The bundle has no form of the precision.
     """
-    engines = onnxruntime_cuda_factory(request.bundle, request.precision)
+    engines = make_onnxruntime_cuda_factory(request.bundle, request.precision)
     try:
         from teso_deploy.backends.cuda import opening
         from teso_deploy.backends.cuda.operators import load_device_operators

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from teso_deploy.redaction import child_environment
+from teso_deploy.redaction import make_child_environment
 from teso_deploy.requirements import find_version
 
 TIMEOUT_SECONDS = 120.0
@@ -141,7 +141,7 @@ def _start(program: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        env=child_environment(),
+        env=make_child_environment(),
     )
 
 
@@ -177,7 +177,7 @@ def _answer(process: subprocess.Popen[str]) -> Answer:
     return Answer(version, cuda, problem)
 
 
-def _parts(library: SharedLibrary) -> dict[str, str]:
+def _list_parts(library: SharedLibrary) -> dict[str, str]:
     names = [part.format(cuda=cuda) for cuda in ("cu13", "cu12") for part in library.parts]
     return {name: version for name in names if (version := version_of(name))}
 
@@ -200,7 +200,7 @@ def probe_libraries() -> dict[str, Found]:
         if name == "nvrtc" and problem and versions[name] is None:
             continue  # it is not installed, which is not a problem
         built_for = cuda or (versions[name] if name == "cuda-bindings" else None)
-        parts = _parts(LIBRARIES[name])
+        parts = _list_parts(LIBRARIES[name])
         majors = {int(part.split("-cu")[1][:2]) for part in parts}
         major = int(built_for.split(".")[0]) if built_for else max(majors, default=None)
         found[name] = Found(version or versions[name], problem, major, parts)

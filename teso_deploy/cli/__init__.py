@@ -20,7 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 from teso_deploy._version import __version__
 from teso_deploy.cli.signals import end_by_exception, printing
 from teso_deploy.errors import OutputError, TesoError
-from teso_deploy.redaction import child_environment
+from teso_deploy.redaction import make_child_environment
 from teso_deploy.requirements import find_outdated, write_upgrade_command
 from teso_deploy.text import shorten_middle, to_one_line, to_printable
 
@@ -149,7 +149,7 @@ def _describe_fault(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "there is not enough memory: close other programs, or run less at a time (--size, --threads)"
     text = _ADDRESS.sub(r"\1***", str(error))
-    for name in os.environ.keys() - child_environment().keys():
+    for name in os.environ.keys() - make_child_environment().keys():
         if len(os.environ[name]) >= _LEAST_SECRET:
             text = text.replace(os.environ[name], "***")
     shown = to_one_line(f"{type(error).__name__}: {text}" if text else type(error).__name__, 160)

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
-from teso_deploy.backends.onnxruntime import available_cores
-from teso_deploy.bundle import Bundle, bundle_folder
+from teso_deploy.backends.onnxruntime import count_cores
+from teso_deploy.bundle import Bundle, find_bundle_folder
 from teso_deploy.cli.options import JsonOption, adapt, with_options
-from teso_deploy.cli.reports import check_json, say, shown_in, write_json
+from teso_deploy.cli.reports import check_json, list_shown, say, write_json
 from teso_deploy.cli.values import parse_precision, parse_size
 from teso_deploy.comparison.contenders import CONTENDERS, choose_contenders
 from teso_deploy.comparison.harness import compare, entrants
@@ -23,7 +23,7 @@ from teso_deploy.errors import BundleError, CheckFailedError
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.options.engine import EngineOptions
 from teso_deploy.outputs import as_json, check_apart, check_file, check_folder, make_folder, write_text
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 from teso_deploy.types import PRECISIONS, Precision
 
 SECONDS = 20.0
@@ -97,14 +97,14 @@ def bench(
         check_folder(report_folder)
     for path in reports if report_folder is not None and os.path.isdir(report_folder) else ():
         check_file(path)
-    check_apart([bundle_folder(bundle), clip], [*reports, json_out])
+    check_apart([find_bundle_folder(bundle), clip], [*reports, json_out])
     opened = Bundle.open(bundle)
     wanted = wanted or opened.sizes[0]
     opened.check_size(wanted)
-    clip = clip or shipped_path("export/demo/clip.mp4")
+    clip = clip or find_shipped_path("export/demo/clip.mp4")
     with VideoReader(clip):
         pass
-    count = engine.threads or available_cores()
+    count = engine.threads or count_cores()
     who = entrants(
         opened,
         wanted,
@@ -117,7 +117,7 @@ def bench(
     console = Console(stderr=True)
     with console.status("starting") as status:
         report = compare(
-            opened, wanted, who, threads=count, seconds=seconds, libraries=libraries, progress=shown_in(status)
+            opened, wanted, who, threads=count, seconds=seconds, libraries=libraries, progress=list_shown(status)
         )
     title = f"{opened.manifest.name} at {wanted[0]}x{wanted[1]}, {count} threads"
     console.print(title)

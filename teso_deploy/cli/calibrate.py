@@ -37,7 +37,7 @@ def calibrate(
     from teso_deploy.training.calibration import calibrate_checkpoint
 
     console = Console(stderr=True)
-    table = embed_words(console, checkpoints.recipe_of(checkpoint), data)
+    table = embed_words(console, checkpoints.read_recipe(checkpoint), data)
     with console.status("calibrating"):
         found = calibrate_checkpoint(checkpoint, data, table, scenes=scenes, seed=seed)
     show_calibration(console, found)

@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from teso_deploy.bundle import Bundle, bundle_folder
+from teso_deploy.bundle import Bundle, find_bundle_folder
 from teso_deploy.cli.loading import load_pipeline
 from teso_deploy.cli.options import BundleOption, Given, adapt, refuse_given, with_options
 from teso_deploy.cli.reports import as_markup, check_json, progress_bar, write_json
 from teso_deploy.cli.run_cues import list_cue_files
 from teso_deploy.cues.choosing import Chosen, choose_source
 from teso_deploy.cues.sources.parts import SourceOptions
-from teso_deploy.cues.tracks import VideoCues, cue_file_content, read_cue_file
+from teso_deploy.cues.tracks import VideoCues, make_cue_file_content, read_cue_file
 from teso_deploy.errors import CueError, OutputError
 from teso_deploy.evaluation.datasets.media_folder import read_library
 from teso_deploy.evaluation.protocols.composed_scenes import ComposedScenes
@@ -32,7 +32,7 @@ from teso_deploy.options.media import SoundOptions
 from teso_deploy.options.scenes import SceneOptions
 from teso_deploy.outputs import as_json, check_apart, check_file, show_path, write_text
 from teso_deploy.pipeline.pipeline import Pipeline
-from teso_deploy.pipeline.video_cues import Unanswered, Watch, cues_of_video
+from teso_deploy.pipeline.video_cues import Unanswered, Watch, find_video_cues
 from teso_deploy.text import replace_undecodable
 
 
@@ -127,7 +127,7 @@ def cues(
     else:
         refuse_given(given, ("scenes.scenes", "scenes.seed", "scenes.seeds"), "for a folder of test scenes")
     _check_inputs(inputs, tracks, out=out, json_out=json_out)
-    check_apart([*inputs, *list_cue_files(asked), bundle_folder(bundle)], [out, json_out])
+    check_apart([*inputs, *list_cue_files(asked), find_bundle_folder(bundle)], [out, json_out])
     opened, console = Bundle.open(bundle), Console(stderr=True)
     source = asked.source or ""
     options = SourceOptions(
@@ -166,7 +166,7 @@ def cues(
                 )
     finally:
         chosen.source.close()
-    write_text(out, as_json(cue_file_content(videos, source, chosen.source.identity)))
+    write_text(out, as_json(make_cue_file_content(videos, source, chosen.source.identity)))
     report: dict[str, Any] = {
         "schema_version": 1,
         "source": source,
@@ -198,7 +198,7 @@ def _ask_about(
         total = reader.info.duration_seconds or None
     task = bar.add_task(as_markup(path.name), total=total)
     watch = replace(watch, times=chosen.times)
-    return cues_of_video(
+    return find_video_cues(
         chosen.source,
         path,
         watch,

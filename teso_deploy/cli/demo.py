@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
-from teso_deploy.bundle import bundle_folder
+from teso_deploy.bundle import find_bundle_folder
 from teso_deploy.cli.options import JsonOption, adapt, with_options
 from teso_deploy.cli.reports import as_markup, check_json, progress_bar, say, write_json
 from teso_deploy.errors import CheckFailedError, InputNotFoundError, MediaError
@@ -21,10 +21,10 @@ from teso_deploy.media.audio import AudioTrack
 from teso_deploy.media.fitted_video import FittedVideo
 from teso_deploy.media.overlay import Overlay
 from teso_deploy.options.engine import EngineOptions
-from teso_deploy.outputs import check_apart, check_file, check_folder, make_folder, show_path, staged_file
+from teso_deploy.outputs import check_apart, check_file, check_folder, make_folder, open_staged_file, show_path
 from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.pipeline.video_source import VideoSource
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 from teso_deploy.small_files import parse_json, read_text
 
 Picture = NDArray[np.uint8]
@@ -101,7 +101,7 @@ def _write_demo(
             bar.update(task, completed=seconds)
         bar.update(task, completed=duration)
     if columns:
-        with staged_file(sheet) as staged:
+        with open_staged_file(sheet) as staged:
             Image.fromarray(np.concatenate(columns, axis=1)).save(staged, "PNG")
     return {
         "schema_version": 1,
@@ -130,12 +130,12 @@ def demo(
 
     Exit 1 when the muted half is not blank in at least 99 % of the frames.
     """
-    clip = shipped_path("export/demo/clip.mp4")
-    spans, visible = _read_script(shipped_path("export/demo/clip.json"))
+    clip = find_shipped_path("export/demo/clip.mp4")
+    spans, visible = _read_script(find_shipped_path("export/demo/clip.json"))
     video, sheet = out / "demo.mp4", out / "contact-sheet.png"
     check_folder(out)
     check_json(json_out)
-    check_apart([clip, bundle_folder(None)], [video, sheet, json_out])
+    check_apart([clip, find_bundle_folder(None)], [video, sheet, json_out])
     pipeline = Pipeline.load(threads=engine.threads)
     make_folder(out)
     for path in (video, sheet):

@@ -23,7 +23,7 @@ from teso_deploy.cli.reports import check_json, write_json
 from teso_deploy.errors import TesoError
 from teso_deploy.outputs import STDOUT
 from teso_deploy.requirements import find_outdated, write_install_command, write_upgrade_command
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 
 BASE = ("numpy", "onnxruntime", "av", "pillow", "typer", "rich", "pydantic", "prometheus_client")
 #: Extra → the modules that this version needs from it.
@@ -151,7 +151,7 @@ def examine() -> dict[str, Any]:
         "backends": {name: asdict(one) for name, one in availability.find_available(surroundings).items()},
         "exclusions": [{"reason": one.reason, "mend": list(one.mend)} for one in wrong],
         "bundle": bundle,
-        "demo_clip": shipped_path("export/demo/clip.mp4").is_file(),
+        "demo_clip": find_shipped_path("export/demo/clip.mp4").is_file(),
         "extensions": describe_extensions(_is_installed),
         "extras_missing": {extra: modules for extra, modules in missing.items() if modules},
         "advice": advice,

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from teso_deploy.bundle import Bundle, bundle_folder
+from teso_deploy.bundle import Bundle, find_bundle_folder
 from teso_deploy.cli.loading import check_tagger, load_pipeline
 from teso_deploy.cli.options import BundleOption, Given, adapt, refuse_given, with_options
 from teso_deploy.cli.reports import as_markup, check_json, toml_file, write_json
@@ -87,7 +87,7 @@ def evaluate(
     check_json(json_out)
     if markdown is not None:
         check_file(markdown)
-    check_apart([dataset, cues_file, toml_file(engine.profile), bundle_folder(bundle)], [json_out, markdown])
+    check_apart([dataset, cues_file, toml_file(engine.profile), find_bundle_folder(bundle)], [json_out, markdown])
     opened = Bundle.open(bundle)
     if cues == AUTO:
         check_tagger(opened)

@@ -18,7 +18,7 @@ from teso_deploy.backends.registry import check_installed
 from teso_deploy.backends.tensorrt.profiles import DEFAULT_PROFILE, load_profile
 from teso_deploy.bundle import KIND, MANIFEST, Bundle, BundleManifest
 from teso_deploy.cli.options import Given, JsonOption, refuse_given, with_options
-from teso_deploy.cli.reports import as_markup, check_json, say, shown_in, toml_file, write_json
+from teso_deploy.cli.reports import as_markup, check_json, list_shown, say, toml_file, write_json
 from teso_deploy.cli.values import parse_checkpoint, parse_precision, parse_size, parse_targets
 from teso_deploy.errors import BundleError, MissingExtraError, RecipeError
 from teso_deploy.hub import hub_snapshot
@@ -244,7 +244,7 @@ def export(
                 precisions=precisions,
                 calibrate_on=forms.calibrate_on,
                 engines=requests,
-                on_progress=shown_in(status),
+                on_progress=list_shown(status),
                 text_encoder=forms.text_encoder,
             )
             done = ExportReport(*derived)
@@ -255,7 +255,7 @@ def export(
                 files,
                 random_weights_seed=weights.random_weights,
                 licence=forms.licence,
-                on_progress=shown_in(status),
+                on_progress=list_shown(status),
                 precisions=precisions,
                 calibrate_on=forms.calibrate_on,
                 engines=requests,

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from teso_deploy.cli.options import JsonOption
-from teso_deploy.cli.reports import as_markup, check_json, shown_in, write_json
+from teso_deploy.cli.reports import as_markup, check_json, list_shown, write_json
 from teso_deploy.cues.model_bundle import KIND
 from teso_deploy.outputs import check_apart, show_path
 
@@ -44,7 +44,7 @@ def export_cues(
 
     console, began = Console(stderr=True), time.monotonic()
     with console.status("loading") as status:
-        manifest = export_cue_models(captioner, reasoner, out, precision=precision, on_progress=shown_in(status))
+        manifest = export_cue_models(captioner, reasoner, out, precision=precision, on_progress=list_shown(status))
     sizes = {name: entry.bytes for name, entry in manifest.files.items()}
     models: dict[str, Any] = {
         role: {

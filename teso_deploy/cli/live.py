@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from teso_deploy.bundle import Bundle, bundle_folder
+from teso_deploy.bundle import Bundle, find_bundle_folder
 from teso_deploy.cli.live_view import draw_snapshot
 from teso_deploy.cli.loading import load_pipeline
 from teso_deploy.cli.options import BundleOption, adapt, with_options
@@ -178,14 +178,14 @@ def start_cue_worker(runner: LiveRunner, pipeline: Pipeline, *, chosen: Chosen, 
     none = pipeline.cues_of(None)
     worker = CueWorker(
         chosen.source,
-        pipeline.cue_names.of_answer,
+        pipeline.cue_names.look_up_answer,
         offer=runner.offer_cues,
         none=none,
         streams=len(runner.accounting.inputs),
         options=asking,
         frames=chosen.frames,
     )
-    runner.watch(worker.saw, tags=chosen.needs_tags, masks=chosen.needs_masks)
+    runner.watch(worker.note_picture, tags=chosen.needs_tags, masks=chosen.needs_masks)
     return worker
 
 
@@ -366,7 +366,7 @@ def run_streams(request: LiveRequest, *, bundle: Path | None, cues: CueOptions, 
     folders = [target for entry, target in outputs.sinks if entry.writes == "folder"]
     check_apart(
         [
-            *(*paths, bundle_folder(bundle), *list_cue_files(cues), toml_file(engine.profile), *piped),
+            *(*paths, find_bundle_folder(bundle), *list_cue_files(cues), toml_file(engine.profile), *piped),
             request.audio.path if request.audio else None,
         ],
         [*files, outputs.json_out],

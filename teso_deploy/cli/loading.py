@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from teso_deploy.bundle import Bundle
-from teso_deploy.cli.reports import say, shown_in
+from teso_deploy.cli.reports import list_shown, say
 from teso_deploy.errors import CueError
 from teso_deploy.options.engine import EngineOptions
 from teso_deploy.pipeline.pipeline import Pipeline
@@ -28,4 +28,4 @@ def load_pipeline(console: Console, bundle: Bundle, engine: EngineOptions | None
     Raises what :meth:`Pipeline.load` raises.
     """
     with console.status("loading the model") as status:
-        return Pipeline.load(bundle, engine, on_progress=shown_in(status), on_note=lambda note: say(console, note))
+        return Pipeline.load(bundle, engine, on_progress=list_shown(status), on_note=lambda note: say(console, note))

@@ -56,7 +56,7 @@ def as_markup(text: object) -> str:
     return escape(to_printable(str(text)))
 
 
-def shown_in(status: Status) -> Callable[[str], None]:
+def list_shown(status: Status) -> Callable[[str], None]:
     """Return a function that shows its text in a status line, without markup in brackets."""
     return lambda text: status.update(Text(to_printable(text)))
 

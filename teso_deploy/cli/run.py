@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from teso_deploy.backends.registry import runs_on_gpu
-from teso_deploy.bundle import Bundle, bundle_folder
+from teso_deploy.bundle import Bundle, find_bundle_folder
 from teso_deploy.cli.live import LiveRequest, parse_inputs, run_streams
 from teso_deploy.cli.loading import load_pipeline
 from teso_deploy.cli.options import BundleOption, Given, refuse_given, with_options
@@ -208,7 +208,7 @@ def run_files(
     listed = _list_outputs(paths, outputs)
     _check_inputs(paths, sound)
     _check_outputs(paths, listed, outputs)
-    read = [*paths, bundle_folder(bundle), *list_cue_files(cues), toml_file(engine.profile), sound.sound_from]
+    read = [*paths, find_bundle_folder(bundle), *list_cue_files(cues), toml_file(engine.profile), sound.sound_from]
     files = [place for output in listed if output.entry.writes == "file" for place in output.places]
     folders = [place for output in listed if output.entry.writes == "folder" for place in output.places]
     check_apart(read, [*files, outputs.json_out], folders)

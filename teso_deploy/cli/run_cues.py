@@ -20,7 +20,7 @@ from teso_deploy.media.reader import VideoReader
 from teso_deploy.options.cues import CueOptions
 from teso_deploy.options.media import SoundOptions
 from teso_deploy.pipeline.pipeline import AUTO, Offered, Pipeline
-from teso_deploy.pipeline.video_cues import Unanswered, Watch, cues_of_video
+from teso_deploy.pipeline.video_cues import Unanswered, Watch, find_video_cues
 
 
 def list_cue_files(options: CueOptions) -> list[Path | None]:
@@ -47,7 +47,7 @@ class RunCues:
         if options.cues == AUTO:
             check_tagger(bundle)
         names = CueNames.open(bundle)
-        self._words = names.of_words(options.words)
+        self._words = names.look_up_words(options.words)
         self.file: CueFile | None = None if options.cues_file is None else read_cue_file(options.cues_file)
         if self.file is not None:
             self._check_file(self.file, names, paths, has_streams=has_streams)
@@ -82,7 +82,7 @@ class RunCues:
         if self.options.cues == AUTO:
             return AUTO
         if self.chosen is None and self.file is not None:
-            return pipeline.cue_names.of_words(self.file.everywhere.names)
+            return pipeline.cue_names.look_up_words(self.file.everywhere.names)
         return pipeline.cues_of(self._words)
 
     def of_file(self, console: Console, pipeline: Pipeline, path: Path, *, sound: SoundOptions) -> Offered | TimedCues:
@@ -113,7 +113,7 @@ class RunCues:
         with progress_bar(console) as bar:
             task = bar.add_task(f"cues of {as_markup(path.name)}", total=total)
             unanswered = Unanswered()
-            found = cues_of_video(
+            found = find_video_cues(
                 chosen.source,
                 path,
                 watch,

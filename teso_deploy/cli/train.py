@@ -52,11 +52,11 @@ def embed_words(console: Console, recipe: Recipe, data: Path) -> dict[str, NDArr
     Returns:
         Word → its embedding.
     """
-    from teso_deploy.conversion.vocabulary import build_cue_table, shipped_nouns
+    from teso_deploy.conversion.vocabulary import build_cue_table, read_shipped_nouns
     from teso_deploy.evaluation.datasets.media_folder import label_words
 
     with console.status("embedding cue words"):
-        words, embeddings = build_cue_table(recipe, sorted({*shipped_nouns(), *label_words(data)}))
+        words, embeddings = build_cue_table(recipe, sorted({*read_shipped_nouns(), *label_words(data)}))
     return dict(zip(words, embeddings, strict=True))
 
 
@@ -150,11 +150,11 @@ def train_videos(
     Returns:
         The file of the trained weights.
     """
-    from teso_deploy.conversion.bundle_export import cue_table
+    from teso_deploy.conversion.bundle_export import make_cue_table
     from teso_deploy.evaluation.datasets.reading import detect_layout, read_dataset
     from teso_deploy.models.assembly import assemble
     from teso_deploy.training import finetune
-    from teso_deploy.training.videos import VideoBatches, read_cue_file, words_of
+    from teso_deploy.training.videos import VideoBatches, list_words, read_cue_file
 
     finetune.check_trainable(recipe)
     chosen: Layout = training.layout or detect_layout(data)  # type: ignore[assignment]
@@ -164,8 +164,8 @@ def train_videos(
     with console.status("reading weights"):
         built = assemble(recipe, files, random_weights_seed=seed, averaging=weights.averaging)
     with console.status("embedding cue words"):
-        words, embeddings, _ = cue_table(
-            built.model.recipe, built.text, random_weights_seed=seed, nouns=words_of(samples, chosen, cues)
+        words, embeddings, _ = make_cue_table(
+            built.model.recipe, built.text, random_weights_seed=seed, nouns=list_words(samples, chosen, cues)
         )
     table = dict(zip(words, embeddings, strict=True))
     batches = VideoBatches(built.model.recipe, samples, layout=chosen, embeddings=table, cue_file=cues)

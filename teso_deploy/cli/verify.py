@@ -13,16 +13,16 @@ from rich.console import Console
 from rich.table import Table
 
 from teso_deploy.backends.engine import EngineFactory
-from teso_deploy.backends.onnxruntime import onnxruntime_factory
+from teso_deploy.backends.onnxruntime import make_onnxruntime_factory
 from teso_deploy.backends.registry import BACKENDS, list_backends_to_verify
-from teso_deploy.bundle import Bundle, bundle_folder, sized_name
+from teso_deploy.bundle import Bundle, find_bundle_folder, make_sized_name
 from teso_deploy.cli.export import check_extra
 from teso_deploy.cli.options import JsonOption, adapt, with_options
-from teso_deploy.cli.reports import as_markup, check_json, say, shown_in, toml_file, write_json
+from teso_deploy.cli.reports import as_markup, check_json, list_shown, say, toml_file, write_json
 from teso_deploy.cli.values import parse_checkpoint, parse_precision, parse_size
 from teso_deploy.errors import BundleError, CheckFailedError
 from teso_deploy.labels import labels_of
-from teso_deploy.media.contact_sheet import difference, save_sheet, with_labels
+from teso_deploy.media.contact_sheet import draw_difference, draw_labels, save_sheet
 from teso_deploy.options.engine import BuildOptions, EngineOptions, check_engine_building
 from teso_deploy.options.weights import WeightOptions
 from teso_deploy.outputs import check_apart, check_file
@@ -56,15 +56,15 @@ def _load_pytorch(
         BundleError: the bundle was exported from other weights.
     """
     check_extra()
-    from teso_deploy.conversion.bundle_export import weights_digest
-    from teso_deploy.conversion.pytorch_engine import pytorch_engines
+    from teso_deploy.conversion.bundle_export import hash_weights
+    from teso_deploy.conversion.pytorch_engine import make_pytorch_engines
     from teso_deploy.models.assembly import assemble
 
     model = assemble(bundle.recipe, files, random_weights_seed=seed, averaging=averaging).model
     exported = bundle.manifest.provenance.get("weights_sha256")
-    if exported is not None and weights_digest(model) != exported:
+    if exported is not None and hash_weights(model) != exported:
         raise BundleError(f"{bundle.folder} was exported from other weights than these: give those, or export again")
-    return pytorch_engines(model)
+    return make_pytorch_engines(model)
 
 
 def _load_backends(
@@ -125,16 +125,16 @@ def _find_first_differences(bundle: Bundle, report: VerifyReport, sizes: Sequenc
         report.first_difference = dict.fromkeys(failed, f"unknown; {write_install_command('export')} names it")
         return
     for form in sorted(failed):
-        from teso_deploy.conversion.divergence import first_difference
+        from teso_deploy.conversion.divergence import find_first_difference
 
         for size in sizes:
-            reference = probes.reference_at(bundle, size)
+            reference = probes.read_reference(bundle, size)
             for stage in bundle.program.stages:
                 key = bundle.graph_at(stage.name, size)
                 entry = bundle.manifest.forms[form][key]
                 feeds = probes.take_inputs(reference, [spec.name for spec in bundle.manifest.graphs[key].inputs])
                 paths = bundle.graph_path(key), bundle.graph_path(key, form)
-                found = first_difference(*paths, feeds, tolerance=LIMITS[entry.precision].node)
+                found = find_first_difference(*paths, feeds, tolerance=LIMITS[entry.precision].node)
                 if found and form not in report.first_difference:
                     report.first_difference[form] = f"{key}: {found}"
 
@@ -148,8 +148,8 @@ def _save_contact_sheet(path: Path, bundle: Bundle, rows: Sequence[Compared]) ->
         found, expected = (labels_of(scores, row.size, threshold=threshold) for scores in (row.found, row.expected))
         caption = f"{row.form}, {row.size[0]}x{row.size[1]}, {row.row}: mask IoU {row.mask_iou:.4f}"
         caption += "   (picture, model, form, difference)"
-        overlays = [with_labels(picture, expected), with_labels(picture, found)]
-        lines.append((caption, [picture, *overlays, difference(picture, found, expected)]))
+        overlays = [draw_labels(picture, expected), draw_labels(picture, found)]
+        lines.append((caption, [picture, *overlays, draw_difference(picture, found, expected)]))
     save_sheet(path, lines)
 
 
@@ -180,7 +180,7 @@ def _make_tables(report: VerifyReport) -> list[Table]:
         for form, size in dict.fromkeys((heard.form, heard.size) for heard in report.heard):
             row = [heard for heard in report.heard if (heard.form, heard.size) == (form, size)]
             rates = [f"{heard.positive_pixel_rate:.2%}{' ✗' if heard.failure else ''}" for heard in row]
-            control.add_row(as_markup(form if row[0].is_first_size else sized_name(form, size)), *rates)
+            control.add_row(as_markup(form if row[0].is_first_size else make_sized_name(form, size)), *rates)
         tables.append(control)
     return tables
 
@@ -230,7 +230,7 @@ def verify(
     sizes = [parse_size(text) for text in size or ()]
     files = [parse_checkpoint(text) for text in weights.checkpoint]
     check_apart(
-        [bundle_folder(bundle), toml_file(builds.profile), *(path for _, path in files)], [json_out, contact_sheet]
+        [find_bundle_folder(bundle), toml_file(builds.profile), *(path for _, path in files)], [json_out, contact_sheet]
     )
     opened = Bundle.open(bundle)
     for wanted in sizes:
@@ -242,7 +242,7 @@ def verify(
     with console.status("running every form") as status:
         report = verify_bundle(
             opened,
-            lambda name: onnxruntime_factory(engine.threads, name),
+            lambda name: make_onnxruntime_factory(engine.threads, name),
             forms=form or ([CANONICAL] if backend else ()),
             sizes=sizes,
             pytorch=model,
@@ -251,7 +251,7 @@ def verify(
                 backend or (),
                 precisions,
                 builds=builds,
-                on_progress=shown_in(status),
+                on_progress=list_shown(status),
                 on_note=lambda note: say(console, note),
             ),
         )

@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teso_deploy.backends.engine import Engine
-from teso_deploy.backends.onnxruntime import TARGET, onnxruntime_factory
+from teso_deploy.backends.onnxruntime import TARGET, make_onnxruntime_factory
 from teso_deploy.bundle import Bundle
 from teso_deploy.labels import labels_of
 from teso_deploy.pipeline.pipeline import Pipeline
-from teso_deploy.pipeline.preprocess import fitted_size, normalised, resized
+from teso_deploy.pipeline.preprocess import compute_fitted_size, normalise_picture, resize_picture
 from teso_deploy.pipeline.video_source import VideoSource
 from teso_deploy.program import MASKS, Stage, group_inputs, merge_tensors, repeat_past, run_program
 from teso_deploy.types import Precision
 from teso_deploy.verification.parity import compare_masks
-from teso_deploy.verification.probes import observe, reference_at
+from teso_deploy.verification.probes import observe, read_reference
 
 FRAMES, SOUNDS, CUES, PREPARED = 12, 40, 8, 4
 #: Windows a hop apart, so that each is another sound.
@@ -39,7 +39,7 @@ class Ours:
         self._bundle, self._size = bundle, size
         # Each stage has its own pipeline, so that none finds what another has kept; the engines are shared.
         form = bundle.form_for((TARGET,), precision)
-        self._engine: Callable[[Bundle, str], Engine] = cache(onnxruntime_factory(threads, form))
+        self._engine: Callable[[Bundle, str], Engine] = cache(make_onnxruntime_factory(threads, form))
         with VideoSource(clip) as source:
             self._images = [moment.frame.image for moment in islice(source, FRAMES)]
             self._sounds = [source.track.window(HOP_SECONDS * i).samples for i in range(SOUNDS)]
@@ -55,12 +55,14 @@ class Ours:
         how, threshold = self._bundle.manifest.preprocessing, self._bundle.manifest.postprocessing.threshold
         frame, new_sound, new_cues = (Pipeline(self._bundle, self._engine, size=size) for _ in STREAM)
         cues = [frame.cues_of([word]) for word in frame.cue_table.names[:CUES]] or [frame.cues_of(())]
-        fitted = fitted_size(images[0], size, how.fit)
+        fitted = compute_fitted_size(images[0], size, how.fit)
         shares = fitted[0] / size[0], fitted[1] / size[1]
         program, engines = self._bundle.program, self._engines()
 
         def preprocess(i: int) -> NDArray[np.float32]:
-            return normalised(resized(images[i % len(images)], fitted), mean=how.mean, std=how.std, bucket=size)
+            return normalise_picture(
+                resize_picture(images[i % len(images)], fitted), mean=how.mean, std=how.std, bucket=size
+            )
 
         prepared = [preprocess(i) for i in range(PREPARED)]
         given_pictures = [repeat_past(program, {"image": image}) for image in prepared]
@@ -98,7 +100,7 @@ class Ours:
 
     def mask_iou(self) -> float:
         """Agreement with the masks that PyTorch found, all graphs in a row; of the worst frame."""
-        reference = reference_at(self._bundle, self._size)
+        reference = read_reference(self._bundle, self._size)
         masks = observe(self._bundle.program, self._engines(), reference).masks
         return compare_masks(masks, reference[MASKS], self._bundle.manifest.postprocessing.threshold)[0]
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from teso_deploy.comparison.turns import TurnFailedError
-from teso_deploy.redaction import child_environment
+from teso_deploy.redaction import make_child_environment
 
 #: A worker whose stdin is closed ends within this time, and so do the processes that it started.
 GRACE_SECONDS = 10
@@ -38,7 +38,7 @@ class WorkerProcess:
             stderr=self._log,
             text=True,
             encoding="utf-8",
-            env=child_environment(),
+            env=make_child_environment(),
         )
 
     def stages(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from teso_deploy._version import __version__
 from teso_deploy.backends.shared_libraries import version_of
 from teso_deploy.bundle import Bundle
 from teso_deploy.latency import percentiles_ms
-from teso_deploy.outputs import as_json, make_folder, staged_file, write_text
+from teso_deploy.outputs import as_json, make_folder, open_staged_file, write_text
 
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "numpy", "av", "pillow")
 #: With a higher load at the start, other work has slowed some turns.
@@ -121,7 +121,7 @@ def save_bars(path: Path, title: str, bars: Sequence[tuple[str, float, float]]) 
         middle = top + (height - 10) // 2
         draw.line((left + p50 * scale, middle, left + p95 * scale, middle), fill="black", width=2)
         draw.text((left + p95 * scale + 8, top + 3), f"{p50:.1f} ms", "black", font)
-    with staged_file(path) as staged:
+    with open_staged_file(path) as staged:
         image.save(staged, "PNG")
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teso_deploy.comparison.turns import TurnFailedError
-from teso_deploy.redaction import child_environment
+from teso_deploy.redaction import make_child_environment
 from teso_deploy.resources import cache_folder
 from teso_deploy.verification.parity import compare_masks
 
@@ -60,7 +60,7 @@ def export_once(settings: dict[str, Any]) -> Path:
             capture_output=True,
             text=True,
             check=False,
-            env=child_environment(),
+            env=make_child_environment(),
         )
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines()

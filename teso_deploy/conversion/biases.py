@@ -13,48 +13,50 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from teso_deploy.conversion.rewriting import Rewriter, constant_of, find_producer
+from teso_deploy.conversion.rewriting import Rewriter, find_producer, get_constant
 
 
 def _find_bias(value: ir.Value | None) -> tuple[ir.Value, NDArray[np.float32], ir.Node] | None:
     """Return (the value without its bias, the bias (N,), the addition) if a value is such a sum."""
     node = find_producer(value, "Add")
-    bias = constant_of(node.inputs[1]) if node is not None else None
+    bias = get_constant(node.inputs[1]) if node is not None else None
     if node is None or bias is None or bias.ndim != 1 or node.inputs[0] is None:
         return None
     return node.inputs[0], bias, node
 
 
-def _weights(node: ir.Node | None) -> NDArray[np.float32] | None:
-    weights = constant_of(node.inputs[1]) if node is not None and node.op_type == "MatMul" and not node.domain else None
+def _find_weights(node: ir.Node | None) -> NDArray[np.float32] | None:
+    weights = (
+        get_constant(node.inputs[1]) if node is not None and node.op_type == "MatMul" and not node.domain else None
+    )
     return weights if weights is not None and weights.ndim == 2 else None
 
 
-def _only_user(value: ir.Value) -> ir.Node | None:
+def _find_only_user(value: ir.Value) -> ir.Node | None:
     uses = tuple(value.uses())
     return uses[0][0] if len(uses) == 1 and not value.is_graph_output() else None
 
 
-def _before_heads(value: ir.Value | None, product: ir.Node) -> ir.Value | None:
+def _find_tokens_before_heads(value: ir.Value | None, product: ir.Node) -> ir.Value | None:
     """Return the tokens that ``value`` splits into heads for a single product."""
     user = product
     for op_type in ("Transpose", "Reshape"):
         node = find_producer(value, op_type)
-        if node is None or value is None or _only_user(value) is not user:
+        if node is None or value is None or _find_only_user(value) is not user:
             return None
         value, user = node.inputs[0], node
-    return value if value is not None and _only_user(value) is user else None
+    return value if value is not None and _find_only_user(value) is user else None
 
 
-def _output_projection(weighted: ir.Node) -> tuple[ir.Node, NDArray[np.float32]] | None:
+def _find_output_projection(weighted: ir.Node) -> tuple[ir.Node, NDArray[np.float32]] | None:
     """Return the bias addition after the product of the merged heads, and that product's weights."""
     node: ir.Node | None = weighted
     for op_type in ("Transpose", "Reshape", "MatMul", "Add"):
         taken = node.outputs[0] if node is not None else None
-        node = _only_user(taken) if taken is not None else None
+        node = _find_only_user(taken) if taken is not None else None
         if node is None or node.op_type != op_type or node.domain or node.inputs[0] is not taken:
             return None
-        if op_type == "MatMul" and (weights := _weights(node)) is None:
+        if op_type == "MatMul" and (weights := _find_weights(node)) is None:
             return None
     assert node is not None
     return (node, weights) if _find_bias(node.outputs[0]) else None  # type: ignore[return-value]
@@ -77,24 +79,27 @@ def _rename_between(first: ir.Value, last: ir.Value) -> None:
 
 def _attention_biases(edit: Rewriter) -> None:
     for softmax in edit.nodes("Softmax"):
-        weighted, scores = _only_user(softmax.outputs[0]), softmax.inputs[0]
+        weighted, scores = _find_only_user(softmax.outputs[0]), softmax.inputs[0]
         if weighted is None or weighted.op_type != "MatMul" or weighted.inputs[0] is not softmax.outputs[0]:
             continue
         user = softmax
-        while scores is not None and _only_user(scores) is user:
+        while scores is not None and _find_only_user(scores) is user:
             if (mask := find_producer(scores, "Add") or find_producer(scores, "Reshape")) is None:
                 break
             scores, user = mask.inputs[0], mask
         # Scores with another user (SeDAM's gate is their mean) keep their bias.
-        product = find_producer(scores, "MatMul") if scores is not None and _only_user(scores) is user else None
-        keys = _find_bias(_before_heads(product.inputs[1], product)) if product is not None else None
+        product = find_producer(scores, "MatMul") if scores is not None and _find_only_user(scores) is user else None
+        keys = _find_bias(_find_tokens_before_heads(product.inputs[1], product)) if product is not None else None
         if keys is not None:
             edit.replace(keys[2].outputs[0], keys[0])
             _rename_between(keys[0], softmax.outputs[0])
-        values, output = _find_bias(_before_heads(weighted.inputs[1], weighted)), _output_projection(weighted)
+        values, output = (
+            _find_bias(_find_tokens_before_heads(weighted.inputs[1], weighted)),
+            _find_output_projection(weighted),
+        )
         if values is not None and output is not None:
             addition, weights = output
-            own = constant_of(addition.inputs[1])
+            own = get_constant(addition.inputs[1])
             assert own is not None
             _set_bias(edit, addition, own + values[1].astype(np.float64) @ weights)
             edit.replace(values[2].outputs[0], values[0])
@@ -107,16 +112,21 @@ def _adapter_biases(edit: Rewriter) -> None:
         users = [node for node, _ in addition.outputs[0].uses()]
         if found is None or len(users) != 2 or addition.outputs[0].is_graph_output():
             continue
-        down = next((node for node in users if _weights(node) is not None), None)
+        down = next((node for node in users if _find_weights(node) is not None), None)
         joined = next((node for node in users if node.op_type == "Add" and not node.domain), None)
-        inner = _only_user(down.outputs[0]) if down is not None else None
+        inner = _find_only_user(down.outputs[0]) if down is not None else None
         if down is None or joined is None or inner is None or _find_bias(inner.outputs[0]) is None:
             continue
         other = next((value for value in joined.inputs if value is not addition.outputs[0]), None)
         last = _find_bias(other)
-        if last is None or other is None or _only_user(other) is not joined or _weights(last[0].producer()) is None:
+        if (
+            last is None
+            or other is None
+            or _find_only_user(other) is not joined
+            or _find_weights(last[0].producer()) is None
+        ):
             continue
-        weights, inner_bias = _weights(down), constant_of(inner.inputs[1])
+        weights, inner_bias = _find_weights(down), get_constant(inner.inputs[1])
         assert weights is not None and inner_bias is not None
         bias = found[1].astype(np.float64)
         _set_bias(edit, inner, inner_bias + bias @ weights)

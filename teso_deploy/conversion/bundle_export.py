@@ -26,25 +26,30 @@ from teso_deploy.bundle import (
     Postprocessing,
     Preprocessing,
     TaggerEntry,
-    sized_name,
+    make_sized_name,
 )
 from teso_deploy.conversion.engines import EngineRequest
 from teso_deploy.conversion.finishing import Wanted, finish
 from teso_deploy.conversion.forms import Forms, check_space
-from teso_deploy.conversion.frames import video_frames
+from teso_deploy.conversion.frames import read_video_frames
 from teso_deploy.conversion.graphs import OPSET, export_graph
 from teso_deploy.conversion.plan import check_memory
-from teso_deploy.conversion.reference import clip_inputs, example_arguments, random_inputs, reference_arrays
-from teso_deploy.conversion.text_encoder import text_graph, write_text_encoder
-from teso_deploy.conversion.vocabulary import MINILM_DIM, build_cue_table, clip_embedder, cue_words
+from teso_deploy.conversion.reference import (
+    clip_inputs,
+    make_example_arguments,
+    make_random_inputs,
+    make_reference_arrays,
+)
+from teso_deploy.conversion.text_encoder import find_text_graph, write_text_encoder
+from teso_deploy.conversion.vocabulary import MINILM_DIM, build_cue_table, clip_embedder, list_cue_words
 from teso_deploy.conversion.weights import WeightsFile
 from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import CheckpointError
-from teso_deploy.models.assembly import WeightSource, assemble, text_tower
+from teso_deploy.models.assembly import WeightSource, assemble, build_text_tower
 from teso_deploy.models.methods import Model, find_method
 from teso_deploy.models.state_dicts import Averaging
 from teso_deploy.recipe import Recipe
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 from teso_deploy.types import ImageSize, Precision
 from teso_deploy.verification.verify import VerifyReport
 
@@ -61,7 +66,7 @@ class ExportReport:
     random: tuple[str, ...] = ()
 
 
-def weights_digest(model: torch.nn.Module) -> str:
+def hash_weights(model: torch.nn.Module) -> str:
     """Compute the SHA-256 over names and bytes of all weights."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
@@ -70,7 +75,7 @@ def weights_digest(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def cue_table(
+def make_cue_table(
     recipe: Recipe, text: WeightSource | None, *, random_weights_seed: int | None, nouns: Sequence[str] | None = None
 ) -> tuple[list[str], NDArray[np.float32], str]:
     """Make the words of the cue table and their embeddings, by the recipe's text encoder.
@@ -91,7 +96,7 @@ def cue_table(
         CheckpointError: The recipe needs CLIP's text tower, and there is neither a tower nor a seed.
     """
     if text is not None:
-        tower = text_tower(text, recipe)
+        tower = build_text_tower(text, recipe)
         words, embeddings = build_cue_table(recipe, nouns, embed=clip_embedder(tower, recipe, text.beside))
         source = f"CLIP text tower, {text.path.name}"
     elif recipe.text.encoder == "minilm" and recipe.text.dim == MINILM_DIM:
@@ -103,7 +108,7 @@ def cue_table(
             "OpenCLIP or Hugging Face), or --random-weights SEED for cues that mean nothing"
         )
     else:
-        words = cue_words(recipe, nouns)
+        words = list_cue_words(recipe, nouns)
         vectors = np.random.default_rng(0).standard_normal((len(words), recipe.text.dim))
         embeddings = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         source = RANDOM_EMBEDDINGS
@@ -122,11 +127,11 @@ def _write_graphs(
     graphs: dict[str, GraphEntry] = {}
     for size in recipe.image.sizes:
         is_first = size == recipe.image.sizes[0]
-        arguments = example_arguments(model, size)
+        arguments = make_example_arguments(model, size)
         for name, spec in specs.items():
             if not (is_first or method.program.stage_of(name).sized):
                 continue
-            key = name if is_first else sized_name(name, size)
+            key = name if is_first else make_sized_name(name, size)
             report(f"{key}: PyTorch to ONNX")
             path = weights[name].path.with_name(f"{key}.onnx")
             graphs[key] = export_graph(
@@ -188,7 +193,7 @@ def export_bundle(
         OutputError: The bundle can't be written.
         PrecisionError: A graph can't be computed in a requested precision.
         CheckFailedError: A form differs from PyTorch.
-        RecipeError: The text encoder does not fit the recipe (:func:`text_graph`).
+        RecipeError: The text encoder does not fit the recipe (:func:`find_text_graph`).
         MissingExtraError: A package is not installed.
     """
     KIND.check_target(out)
@@ -201,11 +206,11 @@ def export_bundle(
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     check_space(weights, out, sizes=len(recipe.image.sizes), precisions=precisions)
     program = find_method(recipe).program
-    encoder = text_graph(recipe, built.text) if text_encoder else None
+    encoder = find_text_graph(recipe, built.text) if text_encoder else None
     takes_cues = program.takes("cues")
     if takes_cues:
         on_progress("cue words")
-        words, embeddings, embedder = cue_table(recipe, built.text, random_weights_seed=random_weights_seed)
+        words, embeddings, embedder = make_cue_table(recipe, built.text, random_weights_seed=random_weights_seed)
         pads = recipe.text.padding == "none-embedding"
         table = CueTable(words, embeddings, max_cues=recipe.text.max_cues, pads=pads)
     else:
@@ -213,8 +218,8 @@ def export_bundle(
         table = CueTable(words, embeddings, max_cues=0)
     is_trained = built.is_trained and embedder != RANDOM_EMBEDDINGS
     versions = {"teso-deploy": __version__, "torch": torch.__version__, "onnx": onnx.__version__}
-    metadata = {"recipe": recipe.name, "weights_sha256": weights_digest(model), **versions}
-    clip = shipped_path("export/demo/clip.mp4")
+    metadata = {"recipe": recipe.name, "weights_sha256": hash_weights(model), **versions}
+    clip = find_shipped_path("export/demo/clip.mp4")
     with KIND.staging(out) as folder:
         weights = {name: WeightsFile(folder / f"{name}.weights") for name in program.names}
         graphs = _write_graphs(model, weights, metadata=metadata, report=on_progress)
@@ -227,9 +232,9 @@ def export_bundle(
         from_clip = is_trained and clip.is_file()
 
         def inputs(size: ImageSize) -> dict[str, NDArray[Any]]:
-            return clip_inputs(recipe, size, table=table, clip=clip) if from_clip else random_inputs(recipe, size)
+            return clip_inputs(recipe, size, table=table, clip=clip) if from_clip else make_random_inputs(recipe, size)
 
-        np.savez_compressed(folder / REFERENCE, allow_pickle=False, **reference_arrays(model, inputs))
+        np.savez_compressed(folder / REFERENCE, allow_pickle=False, **make_reference_arrays(model, inputs))
         videos = calibrate_on or (clip,)
         preprocessing = Preprocessing(
             sizes=recipe.image.sizes, fit=recipe.image.fit, mean=recipe.image.mean, std=recipe.image.std
@@ -239,7 +244,7 @@ def export_bundle(
             program,
             graphs,
             weights,
-            lambda: video_frames(program, preprocessing, table, videos=videos),
+            lambda: read_video_frames(program, preprocessing, table, videos=videos),
             recipe.head.threshold,
             is_trained,
             on_progress,

@@ -20,16 +20,16 @@ from PIL import Image
 
 from teso_deploy.conversion.cue_decoders import (
     check_architecture,
-    cue_libraries,
-    decoder_entry,
-    licence_of,
+    describe_decoder,
+    import_cue_libraries,
     name_of,
     read_config,
+    read_licence,
     refuse_unreadable,
-    tokenizer_to,
+    write_tokenizer,
 )
-from teso_deploy.conversion.cue_weights import quietly, stored_as
-from teso_deploy.cues.language.pictures import prepared
+from teso_deploy.conversion.cue_weights import call_quietly, store_graph
+from teso_deploy.cues.language.pictures import prepare_picture
 from teso_deploy.cues.model_bundle import ImageEntry, ModelEntry, WeightPrecision
 from teso_deploy.errors import CheckpointError
 from teso_deploy.models.weight_folders import find_weight_files
@@ -59,23 +59,23 @@ def export_captioner(source: Path, out: Path, precision: WeightPrecision) -> Mod
         CheckpointError: There is no config, the architecture is not supported, or a file is missing or damaged.
         MissingExtraError: A package is not installed.
     """
-    exporters = cue_libraries()
+    exporters = import_cue_libraries()
     architecture = str(read_config(source)["model_type"])
     check_architecture(architecture, CAPTIONERS, "a captioner")
     is_pix2struct = architecture == "pix2struct"
     class_name = "Pix2StructForConditionalGeneration" if is_pix2struct else "VisionEncoderDecoderModel"
     model, tokenizer, processor = load_captioner(source, class_name, "a captioner")
-    tokenizer_to(tokenizer, out)
+    write_tokenizer(tokenizer, out)
     config = model.generation_config
-    image = image_entry(processor)
+    image = describe_image_processor(processor)
     check_pictures(processor, image)
-    start = _first(config.decoder_start_token_id, model.config.decoder_start_token_id, tokenizer.bos_token_id)
-    ends = _first(config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id)
+    start = _take_first(config.decoder_start_token_id, model.config.decoder_start_token_id, tokenizer.bos_token_id)
+    ends = _take_first(config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id)
     with tempfile.TemporaryDirectory(dir=out) as folder:
         work = Path(folder)
         # For pix2struct, Optimum reads the grid from the second preprocessor.
         preprocessors = [tokenizer, SimpleNamespace(image_processor=processor)]
-        quietly(
+        call_quietly(
             exporters.onnx_export_from_model,
             model, work, task=TASK, do_validation=False, preprocessors=preprocessors, slim=False,
             no_post_process=True,
@@ -89,7 +89,7 @@ def export_captioner(source: Path, out: Path, precision: WeightPrecision) -> Mod
         else:
             split_off(past, picture, decoder)
         for name, graph in (("encoder", encoder), ("picture", picture), ("decoder", decoder)):
-            stored_as(graph, out / f"{name}.onnx", precision)
+            store_graph(graph, out / f"{name}.onnx", precision)
     return ModelEntry(
         kind="pix2struct" if is_pix2struct else "vision-encoder-decoder",
         folder=out.name,
@@ -97,9 +97,9 @@ def export_captioner(source: Path, out: Path, precision: WeightPrecision) -> Mod
         architecture=architecture,
         precision=precision,
         graphs={name: f"{name}.onnx" for name in ("encoder", "picture", "decoder")},
-        decoder=decoder_entry(out / "decoder.onnx", model.config, end=ends, start=start[:1]),
+        decoder=describe_decoder(out / "decoder.onnx", model.config, end=ends, start=start[:1]),
         image=image,
-        licence=licence_of(source),
+        licence=read_licence(source),
     )
 
 
@@ -124,15 +124,15 @@ def load_captioner(source: Path, class_name: str, what: str, **settings: Any) ->
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     processors, kind = transformers.AutoImageProcessor, getattr(transformers, class_name)
     try:
-        tokenizer = quietly(transformers.AutoTokenizer.from_pretrained, str(source), **safe)
-        processor = quietly(processors.from_pretrained, str(source), use_fast=False, **safe)
-        model = quietly(kind.from_pretrained, str(source), dtype="float32", **settings, **safe).eval()
+        tokenizer = call_quietly(transformers.AutoTokenizer.from_pretrained, str(source), **safe)
+        processor = call_quietly(processors.from_pretrained, str(source), use_fast=False, **safe)
+        model = call_quietly(kind.from_pretrained, str(source), dtype="float32", **settings, **safe).eval()
     except Exception as error:  # transformers raises errors of many types
         raise refuse_unreadable(source, what, error) from error
     return model, tokenizer, processor
 
 
-def _first(*candidates: Any) -> tuple[int, ...]:
+def _take_first(*candidates: Any) -> tuple[int, ...]:
     """Return the first of several settings that is set, as a tuple; a setting is one id or several."""
     for found in candidates:
         if found is not None:
@@ -140,7 +140,7 @@ def _first(*candidates: Any) -> tuple[int, ...]:
     raise CheckpointError("the model does not say how a text begins and ends: set both in its generation_config.json")
 
 
-def image_entry(processor: Any) -> ImageEntry:
+def describe_image_processor(processor: Any) -> ImageEntry:
     """Describe how a Hugging Face image processor prepares a picture.
 
     Raises :class:`CheckpointError` for an unknown processor.
@@ -176,8 +176,8 @@ def check_pictures(processor: Any, entry: ImageEntry) -> None:
     """Raise :class:`CheckpointError` if an image processor does not prepare a picture as we will."""
     for size in ((61, 97), (97, 61)):
         image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-        theirs = quietly(processor, Image.fromarray(image), return_tensors="np")
-        for name, ours in prepared(image, entry).items():
+        theirs = call_quietly(processor, Image.fromarray(image), return_tensors="np")
+        for name, ours in prepare_picture(image, entry).items():
             other = np.asarray(theirs[name]) if name in theirs else np.zeros(0)
             if other.shape != ours.shape or not np.allclose(other, ours, atol=MOST_OF_A_PIXEL):
                 raise CheckpointError(
@@ -198,7 +198,7 @@ def keep_outputs(graph: Path, out: Path) -> None:
         value.name = str(value.name).replace("present.", "past_key_values.")
     model.graph.outputs.clear()
     model.graph.outputs.extend(kept)
-    _pruned(model)
+    _prune(model)
     ir.save(model, out, external_data=f"{out.name}.work.data")
 
 
@@ -213,22 +213,22 @@ def split_off(graph: Path, picture: Path, decoder: Path) -> None:
     """
     inferred = onnx.shape_inference.infer_shapes(onnx.load(str(graph)))
     first, second = ir.from_proto(inferred), ir.from_proto(inferred)
-    border = _border(first)
+    border = _list_border(first)
     first.graph.outputs.clear()
     first.graph.outputs.extend(border)
-    _pruned(first)
+    _prune(first)
     names = [str(value.name) for value in border]
     for value in [value for node in second.graph for value in node.outputs if value.name in names]:
         given = ir.Value(name=value.name, shape=value.shape, type=value.type)
         value.name = f"{value.name}_cut"
         value.replace_all_uses_with(given)
         second.graph.inputs.append(given)
-    _pruned(second)
+    _prune(second)
     for model, path in ((first, picture), (second, decoder)):
         ir.save(model, path, external_data=f"{path.name}.work.data")
 
 
-def _border(model: ir.Model) -> list[ir.Value]:
+def _list_border(model: ir.Model) -> list[ir.Value]:
     """List the values that depend only on the encoder's output and are used by nodes that depend on more."""
     of_picture = {value for value in model.graph.inputs if value.name == _HIDDEN}
     constants = set(model.graph.initializers.values())
@@ -246,7 +246,7 @@ def _border(model: ir.Model) -> list[ir.Value]:
     ]
 
 
-def _pruned(model: ir.Model) -> None:
+def _prune(model: ir.Model) -> None:
     """Remove nodes, initialisers and inputs that nothing uses."""
     RemoveUnusedNodesPass()(model)
     for value in list(model.graph.inputs):

@@ -35,7 +35,7 @@ _STRAIGHT_QUOTES = str.maketrans("ʼ‘’‚‛“”„‟", "'''''\"\"\"\"")
 Encode = Callable[[str], list[int]]
 
 
-def vocabulary_folder(beside: Path | None) -> Path | None:
+def find_vocabulary_folder(beside: Path | None) -> Path | None:
     """Return the folder ``beside``, or that of the file ``beside``, if it contains a vocabulary; otherwise None."""
     if beside is None:
         return None
@@ -46,7 +46,7 @@ def vocabulary_folder(beside: Path | None) -> Path | None:
 
 def check_tokenizer(beside: Path | None) -> None:
     """Raise :class:`MissingExtraError` if the package that :func:`clip_token_rows` will need is not installed."""
-    if vocabulary_folder(beside) is not None:
+    if find_vocabulary_folder(beside) is not None:
         if importlib.util.find_spec("tokenizers") is None:
             raise MissingExtraError(f"embedding cue words needs tokenizers: {write_install_command('export')}")
     elif importlib.util.find_spec(PACKAGE_MODULE) is None:
@@ -56,7 +56,7 @@ def check_tokenizer(beside: Path | None) -> None:
         )
 
 
-def cleaned(sentence: str) -> str:
+def clean_sentence(sentence: str) -> str:
     """Clean a sentence as CLIP's training text was cleaned.
 
     The result has composed characters, straight quotes, no HTML entities, single blanks and lower case. CLIP's own
@@ -88,12 +88,12 @@ def clip_token_rows(sentences: Sequence[str], recipe: ClipTextRecipe, folder: Pa
         CueError: The vocabulary can't spell a sentence.
     """
     check_tokenizer(folder)
-    found = vocabulary_folder(folder)
-    encode = _packaged(recipe) if found is None else _of_folder(found, recipe)
+    found = find_vocabulary_folder(folder)
+    encode = _make_packaged_encoder(recipe) if found is None else _make_folder_encoder(found, recipe)
     start, end = recipe.vocabulary - 2, recipe.vocabulary - 1
     rows = np.zeros((len(sentences), recipe.context), dtype=np.int64)
     for row, sentence in zip(rows, sentences, strict=True):
-        ids = encode(cleaned(sentence))
+        ids = encode(clean_sentence(sentence))
         # CLIP would read such a token as the end of the text.
         if any(token >= start for token in ids):
             raise CueError(f"CLIP's vocabulary can't spell {sentence!r}: use ordinary text only")
@@ -102,7 +102,7 @@ def clip_token_rows(sentences: Sequence[str], recipe: ClipTextRecipe, folder: Pa
     return rows
 
 
-def _packaged(recipe: ClipTextRecipe) -> Encode:
+def _make_packaged_encoder(recipe: ClipTextRecipe) -> Encode:
     """Return the encoder for OpenAI's vocabulary."""
     if recipe.vocabulary != PACKAGE_VOCABULARY:
         raise RecipeError(
@@ -114,10 +114,10 @@ def _packaged(recipe: ClipTextRecipe) -> Encode:
     return instant_clip_tokenizer.Tokenizer().encode
 
 
-def _of_folder(folder: Path, recipe: ClipTextRecipe) -> Encode:
+def _make_folder_encoder(folder: Path, recipe: ClipTextRecipe) -> Encode:
     """Return the encoder for the vocabulary in a folder."""
     whole = folder / TOKENIZER_FILE
-    tokenizer = _whole(whole) if whole.is_file() else _from_merges(folder)
+    tokenizer = _read_whole(whole) if whole.is_file() else _build_from_merges(folder)
     highest = (recipe.vocabulary - 2, recipe.vocabulary - 1)
     if (tokenizer.token_to_id(START), tokenizer.token_to_id(END)) != highest:
         raise CheckpointError(
@@ -131,7 +131,7 @@ def _of_folder(folder: Path, recipe: ClipTextRecipe) -> Encode:
     return encode
 
 
-def _whole(path: Path) -> Any:
+def _read_whole(path: Path) -> Any:
     from tokenizers import Tokenizer
 
     try:
@@ -143,7 +143,7 @@ def _whole(path: Path) -> Any:
     return tokenizer
 
 
-def _from_merges(folder: Path) -> Any:
+def _build_from_merges(folder: Path) -> Any:
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     try:
@@ -165,22 +165,22 @@ def _from_merges(folder: Path) -> Any:
     return tokenizer
 
 
-def sentence_tokenizer(beside: Path, recipe: ClipTextRecipe) -> Any:
+def make_sentence_tokenizer(beside: Path, recipe: ClipTextRecipe) -> Any:
     """Make a tokenizer (of ``tokenizers``) that does everything that :func:`clip_token_rows` does, except padding.
 
     Raises :class:`CheckpointError` if the vocabulary is not in the checkpoint's folder: the package's can't be written
     to a file.
     """
-    folder = vocabulary_folder(beside)
+    folder = find_vocabulary_folder(beside)
     if folder is None:
         raise CheckpointError(
             f"no vocabulary of CLIP beside {beside}: put its {TOKENIZER_FILE} there, a text encoder needs it"
         )
     from tokenizers import Regex, normalizers, processors
 
-    _of_folder(folder, recipe)  # checks that it is this model's
+    _make_folder_encoder(folder, recipe)  # checks that it is this model's
     whole = folder / TOKENIZER_FILE
-    tokenizer = _whole(whole) if whole.is_file() else _from_merges(folder)
+    tokenizer = _read_whole(whole) if whole.is_file() else _build_from_merges(folder)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip(), normalizers.Lowercase()]
     )

@@ -11,9 +11,9 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from teso_deploy.conversion.cue_weights import quietly, stored_as
+from teso_deploy.conversion.cue_weights import call_quietly, store_graph
 from teso_deploy.cues.contracts import Message
-from teso_deploy.cues.language.conversation import written_out
+from teso_deploy.cues.language.conversation import write_out
 from teso_deploy.cues.model_bundle import TOKENIZER_FILE, ChatEntry, DecoderEntry, ModelEntry, WeightPrecision
 from teso_deploy.cues.tokens import Tokens
 from teso_deploy.errors import CheckpointError, InputNotFoundError, MissingExtraError
@@ -31,7 +31,7 @@ _PLAIN = ChatEntry(
 )  # fmt: skip
 
 
-def cue_libraries() -> Any:
+def import_cue_libraries() -> Any:
     """Import Optimum's ONNX exporter. Raises :class:`MissingExtraError`."""
     try:
         import optimum.exporters.onnx as exporters
@@ -47,9 +47,9 @@ def cue_libraries() -> Any:
     return exporters
 
 
-def supported(task: str) -> list[str]:
+def list_supported(task: str) -> list[str]:
     """List the architectures (``model_type``) that Optimum exports for a task."""
-    cue_libraries()
+    import_cue_libraries()
     from optimum.exporters.tasks import TasksManager
 
     return sorted(TasksManager.get_supported_model_type_for_task(task, "onnx"))
@@ -94,7 +94,7 @@ def refuse_unreadable(source: Path, what: str, error: BaseException) -> Checkpoi
         return CheckpointError(
             f"{source} needs its own code, which is never run: take a model whose architecture is in transformers"
         )
-    return CheckpointError(f"{source} can't be read as {what} ({first_line(error)}): check its files")
+    return CheckpointError(f"{source} can't be read as {what} ({take_first_line(error)}): check its files")
 
 
 def check_architecture(model_type: str, allowed: Sequence[str], what: str) -> None:
@@ -131,16 +131,16 @@ def export_decoder(source: Path, out: Path, precision: WeightPrecision) -> Model
             damaged.
         MissingExtraError: A package is not installed.
     """
-    exporters = cue_libraries()
-    model, tokenizer, licence = _loaded(source)
-    tokenizer_to(tokenizer, out)
+    exporters = import_cue_libraries()
+    model, tokenizer, licence = _load(source)
+    write_tokenizer(tokenizer, out)
     end = ends_of(model, tokenizer)
     with tempfile.TemporaryDirectory(dir=out) as folder:
         work = Path(folder)
-        quietly(exporters.onnx_export_from_model, model, work, task=TASK, do_validation=False, slim=False)
+        call_quietly(exporters.onnx_export_from_model, model, work, task=TASK, do_validation=False, slim=False)
         graph = work / "model.onnx"
-        logits_of_last_token(graph)
-        stored_as(graph, out / "decoder.onnx", precision)
+        keep_last_logits(graph)
+        store_graph(graph, out / "decoder.onnx", precision)
     return ModelEntry(
         kind="decoder",
         folder=out.name,
@@ -148,13 +148,13 @@ def export_decoder(source: Path, out: Path, precision: WeightPrecision) -> Model
         architecture=str(model.config.model_type),
         precision=precision,
         graphs={"decoder": "decoder.onnx"},
-        decoder=decoder_entry(out / "decoder.onnx", model.config, end=end),
-        chat=chat_of(tokenizer, Tokens(out / TOKENIZER_FILE)),
+        decoder=describe_decoder(out / "decoder.onnx", model.config, end=end),
+        chat=find_chat_texts(tokenizer, Tokens(out / TOKENIZER_FILE)),
         licence=licence,
     )
 
 
-def _loaded(source: Path) -> tuple[Any, Any, str]:
+def _load(source: Path) -> tuple[Any, Any, str]:
     """Load a model and its tokenizer, and read its licence."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -169,15 +169,15 @@ def _loaded(source: Path) -> tuple[Any, Any, str]:
             raise MissingExtraError(f".gguf files need the package gguf: {write_install_command('cues')}") from error
         gguf_file, folder = {"gguf_file": source.name}, source.parent
     else:
-        check_architecture(str(read_config(source)["model_type"]), supported(TASK), "a reasoner")
+        check_architecture(str(read_config(source)["model_type"]), list_supported(TASK), "a reasoner")
         find_weight_files(source)  # refuses weights that are pointers of Git LFS
     try:
-        tokenizer = quietly(
+        tokenizer = call_quietly(
             AutoTokenizer.from_pretrained, str(folder), local_files_only=True, trust_remote_code=False, **gguf_file
         )
 
         def load(attention: str) -> Any:
-            return quietly(
+            return call_quietly(
                 AutoModelForCausalLM.from_pretrained, str(folder), local_files_only=True, trust_remote_code=False,
                 dtype="float32", attn_implementation=attention, **gguf_file,
             ).eval()  # fmt: skip
@@ -188,17 +188,17 @@ def _loaded(source: Path) -> tuple[Any, Any, str]:
             model = load("eager")
     except Exception as error:  # transformers and its readers raise errors of many types
         raise refuse_unreadable(source, "a language model", error) from error
-    check_architecture(str(model.config.model_type), supported(TASK), "a reasoner")
-    return model, tokenizer, licence_of(source)
+    check_architecture(str(model.config.model_type), list_supported(TASK), "a reasoner")
+    return model, tokenizer, read_licence(source)
 
 
-def first_line(error: BaseException) -> str:
+def take_first_line(error: BaseException) -> str:
     """Shorten the message of another library's error to its first line."""
     line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return to_one_line(line, 200)
 
 
-def licence_of(source: Path) -> str:
+def read_licence(source: Path) -> str:
     """Read the licence from the model's card or file; "unknown" if neither names one."""
     if source.is_file():
         from gguf import GGUFReader
@@ -213,7 +213,7 @@ def licence_of(source: Path) -> str:
     return found[1].strip() if found else "unknown"
 
 
-def tokenizer_to(tokenizer: Any, out: Path) -> None:
+def write_tokenizer(tokenizer: Any, out: Path) -> None:
     """Write ``tokenizer.json`` of a fast tokenizer. Raises :class:`CheckpointError` for another tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -236,7 +236,7 @@ def ends_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(int(number) for number in ids))
 
 
-def logits_of_last_token(path: Path) -> None:
+def keep_last_logits(path: Path) -> None:
     """Change a graph in place so that it computes the logits (B, 1, V) of its last token only.
 
     For a prompt of 1,500 tokens and a vocabulary of 49,152, all logits take 295 MB and a sixth of the graph's time.
@@ -277,7 +277,7 @@ def _is_constant(value: ir.Value) -> bool:
     return all(_is_constant(taken) for taken in node.inputs if taken is not None)
 
 
-def decoder_entry(graph: Path, config: Any, *, end: Sequence[int], start: Sequence[int] = ()) -> DecoderEntry:
+def describe_decoder(graph: Path, config: Any, *, end: Sequence[int], start: Sequence[int] = ()) -> DecoderEntry:
     """Read the sizes of an exported decoder from its graph.
 
     Args:
@@ -309,34 +309,34 @@ def decoder_entry(graph: Path, config: Any, *, end: Sequence[int], start: Sequen
     )
 
 
-def chat_of(tokenizer: Any, tokens: Tokens) -> ChatEntry:
+def find_chat_texts(tokenizer: Any, tokens: Tokens) -> ChatEntry:
     """Find the texts that a chat template puts between turns, by letting it write marked turns.
 
     Raises :class:`CheckpointError` if the template does not write the turns one after the other.
     """
     if not getattr(tokenizer, "chat_template", None):
-        return begun(_PLAIN, tokenizer)
+        return add_begin_token(_PLAIN, tokenizer)
     marks = ["MARKONE", "MARKTWO", "MARKTHREE", "MARKFOUR"]
 
     in_parts = _takes_parts(tokenizer)
 
     def rendered(*messages: tuple[str, str], answer: bool = False) -> str:
-        turns = _turns(messages, in_parts)
+        turns = _make_turns(messages, in_parts)
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer))
 
     system, user, assistant, again = zip(("system", "user", "assistant", "user"), marks, strict=True)
     try:
         try:
-            before, to_user, to_assistant, to_again, _ = _between(rendered(system, user, assistant, again), marks)
+            before, to_user, to_assistant, to_again, _ = _split_between(rendered(system, user, assistant, again), marks)
             before_system: str | None = before
         except Exception:  # a template that refuses a system turn raises any error
             before_system, to_user = None, ""
-            _, to_assistant, to_again, _ = _between(rendered(user, assistant, again), marks[1:])
-        before_user, _ = _between(rendered(user), marks[1:2])
-        _, to_answer = _between(rendered(user, answer=True), marks[1:2])
+            _, to_assistant, to_again, _ = _split_between(rendered(user, assistant, again), marks[1:])
+        before_user, _ = _split_between(rendered(user), marks[1:2])
+        _, to_answer = _split_between(rendered(user, answer=True), marks[1:2])
     except Exception as error:
         raise CheckpointError(
-            f"its chat template can't be used ({first_line(error)}): export the model with another template"
+            f"its chat template can't be used ({take_first_line(error)}): export the model with another template"
         ) from error
     chat = ChatEntry(
         before_system=before_system,
@@ -349,8 +349,8 @@ def chat_of(tokenizer: Any, tokens: Tokens) -> ChatEntry:
     turns = [("user", "A dog?"), ("assistant", "Yes."), ("user", "A cat?"), ("assistant", "No."), ("user", "A cow?")]
     trial = [("system", "Be brief."), *turns]
     trial = trial if before_system is not None else trial[1:]
-    ours = tokens.ids(written_out([Message(*turn) for turn in trial], chat, tokens))  # type: ignore[arg-type]
-    theirs = tokenizer.apply_chat_template(_turns(trial, in_parts), add_generation_prompt=True)
+    ours = tokens.ids(write_out([Message(*turn) for turn in trial], chat, tokens))  # type: ignore[arg-type]
+    theirs = tokenizer.apply_chat_template(_make_turns(trial, in_parts), add_generation_prompt=True)
     if ours != theirs:
         raise CheckpointError(
             "its chat template depends on the position of a turn: export the model with a simpler template"
@@ -358,7 +358,7 @@ def chat_of(tokenizer: Any, tokens: Tokens) -> ChatEntry:
     return chat
 
 
-def begun(chat: ChatEntry, tokenizer: Any) -> ChatEntry:
+def add_begin_token(chat: ChatEntry, tokenizer: Any) -> ChatEntry:
     """Add the token that the tokenizer puts before every text, because a template may rely on the tokenizer for it."""
     bos = tokenizer.bos_token
     if not bos or tokenizer("x").input_ids[:1] != [tokenizer.bos_token_id]:
@@ -372,19 +372,19 @@ def begun(chat: ChatEntry, tokenizer: Any) -> ChatEntry:
 def _takes_parts(tokenizer: Any) -> bool:
     """Whether a template takes a turn as a list of typed parts, as those of vision-language models do."""
     try:
-        return "MARK" not in tokenizer.apply_chat_template(_turns([("user", "MARK")], False), tokenize=False)
+        return "MARK" not in tokenizer.apply_chat_template(_make_turns([("user", "MARK")], False), tokenize=False)
     except Exception:  # a template that does not raises any error
         return True
 
 
-def _turns(messages: Sequence[tuple[str, str]], in_parts: bool) -> list[Mapping[str, Any]]:
+def _make_turns(messages: Sequence[tuple[str, str]], in_parts: bool) -> list[Mapping[str, Any]]:
     return [
         {"role": role, "content": [{"type": "text", "text": content}] if in_parts else content}
         for role, content in messages
     ]
 
 
-def _between(text: str, marks: Sequence[str]) -> list[str]:
+def _split_between(text: str, marks: Sequence[str]) -> list[str]:
     """Return the texts before, between and after marks, each of which occurs once, in order."""
     found = []
     for mark in marks:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from teso_deploy.backends.onnxruntime import available_cores
+from teso_deploy.backends.onnxruntime import count_cores
 from teso_deploy.conversion.captioners import CAPTIONERS, export_captioner
 from teso_deploy.conversion.cue_decoders import (
     check_architecture,
-    cue_libraries,
     export_decoder,
-    first_line,
+    import_cue_libraries,
     name_of,
     read_config,
+    take_first_line,
 )
 from teso_deploy.conversion.llava import LLAVA, export_llava
 from teso_deploy.cues.contracts import Message
@@ -57,11 +57,11 @@ def export_cue_models(
     """
     if captioner is None and reasoner is None:
         raise CheckpointError("there is nothing to export: give --captioner, --reasoner or both")
-    cue_libraries()
+    import_cue_libraries()
     captioner, reasoner = (None if path is None else find_snapshot(path) for path in (captioner, reasoner))
-    is_llava = {path: _model_type(path) == LLAVA for path in (captioner, reasoner) if path is not None}
+    is_llava = {path: _read_model_type(path) == LLAVA for path in (captioner, reasoner) if path is not None}
     if captioner is not None:
-        check_architecture(_model_type(captioner), [*CAPTIONERS, LLAVA], "a captioner")
+        check_architecture(_read_model_type(captioner), [*CAPTIONERS, LLAVA], "a captioner")
     with KIND.staging(out) as folder:
         written: dict[Path, ModelEntry] = {}
         for name, source in (("captioner", captioner), ("reasoner", reasoner)):
@@ -70,7 +70,7 @@ def export_cue_models(
             on_progress(f"{name}: {name_of(source)}")
             export = export_llava if is_llava[source] else export_captioner if name == "captioner" else export_decoder
             (place := folder / name).mkdir()
-            written[source] = _exported(export, source, place, precision=precision, role=name)
+            written[source] = _export(export, source, place, precision=precision, role=name)
         manifest = CueModelsManifest(
             captioner=None if captioner is None else written[captioner],
             reasoner=None if reasoner is None else written[reasoner],
@@ -87,7 +87,7 @@ def export_cue_models(
     return manifest
 
 
-def _exported(
+def _export(
     export: Callable[[Path, Path, WeightPrecision], ModelEntry],
     source: Path,
     place: Path,
@@ -100,7 +100,7 @@ def _exported(
     except (TesoError, OSError):
         raise
     except Exception as error:  # exporters raise errors of many types
-        raise CheckpointError(f"{source} can't be exported ({first_line(error)}): take another {role}") from error
+        raise CheckpointError(f"{source} can't be exported ({take_first_line(error)}): take another {role}") from error
 
 
 def _try_out(folder: Path, manifest: CueModelsManifest) -> None:
@@ -114,18 +114,18 @@ def _try_out(folder: Path, manifest: CueModelsManifest) -> None:
         try:
             if role == "captioner":
                 picture = np.full((61, 97, 3), 127, np.uint8)
-                LocalCaptioner(folder, entry, identity=role, threads=available_cores(), max_new_tokens=2).caption(
+                LocalCaptioner(folder, entry, identity=role, threads=count_cores(), max_new_tokens=2).caption(
                     picture, "What?"
                 )
             else:
-                reasoner = LocalReasoner(folder, entry, identity=role, threads=available_cores(), max_new_tokens=2)
+                reasoner = LocalReasoner(folder, entry, identity=role, threads=count_cores(), max_new_tokens=2)
                 reasoner.answer([Message("user", "A dog?")], constrained=False)
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise CheckpointError(
-                f"{entry.name} was exported, but does not run ({first_line(error)}): take another {role}"
+                f"{entry.name} was exported, but does not run ({take_first_line(error)}): take another {role}"
             ) from error
 
 
-def _model_type(source: Path) -> str:
+def _read_model_type(source: Path) -> str:
     """Return the architecture of a Hugging Face folder, or the format of a file."""
     return f"{identify(source)} file" if source.is_file() else str(read_config(source)["model_type"])

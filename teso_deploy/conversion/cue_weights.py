@@ -17,7 +17,7 @@ from teso_deploy.cues.model_bundle import WeightPrecision
 BLOCK = 32
 
 
-def weights_quantized(path_in: Path, path_out: Path, precision: Literal["int8", "int4"]) -> None:
+def quantize_weights(path_in: Path, path_out: Path, precision: Literal["int8", "int4"]) -> None:
     """Replace products with constant matrices by MatMulNBits, which has a symmetric scale for each ``BLOCK`` weights.
 
     Args:
@@ -32,13 +32,13 @@ def weights_quantized(path_in: Path, path_out: Path, precision: Literal["int8", 
     bits, accuracy_level = (8, 4) if precision == "int8" else (4, 1)
     config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, accuracy_level=accuracy_level, bits=bits)
     model = onnx.load(str(path_in))
-    gemms_split(model.graph)
+    split_gemms(model.graph)
     quantizer = MatMulNBitsQuantizer(model, algo_config=config)
-    quietly(quantizer.process)
+    call_quietly(quantizer.process)
     save_graph(quantizer.model.model, path_out)
 
 
-def gemms_split(graph: onnx.GraphProto) -> None:
+def split_gemms(graph: onnx.GraphProto) -> None:
     """Replace each Gemm with a constant matrix by MatMul and Add.
 
     The quantiser only handles MatMul, and GPT-2 consists of Gemm nodes.
@@ -77,7 +77,7 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
         (path.parent / data).chmod(path.stat().st_mode)  # the library makes it readable by its owner only
 
 
-def stored_as(graph: Path, out: Path, precision: WeightPrecision) -> None:
+def store_graph(graph: Path, out: Path, precision: WeightPrecision) -> None:
     """Write a graph with its weights in a precision.
 
     Args:
@@ -88,10 +88,10 @@ def stored_as(graph: Path, out: Path, precision: WeightPrecision) -> None:
     if precision == "fp32":
         save_graph(onnx.load(str(graph)), out)
     else:
-        weights_quantized(graph, out, precision)
+        quantize_weights(graph, out, precision)
 
 
-def quietly(function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+def call_quietly(function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
     """Call an exporter or a quantiser without its log messages about every tensor."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

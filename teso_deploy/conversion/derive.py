@@ -13,16 +13,16 @@ from teso_deploy.conversion.engines import FOLDER as ENGINES
 from teso_deploy.conversion.engines import EngineRequest
 from teso_deploy.conversion.finishing import Wanted, finish
 from teso_deploy.conversion.forms import Forms, check_space
-from teso_deploy.conversion.frames import video_frames
-from teso_deploy.conversion.text_encoder import text_graph, write_text_encoder
+from teso_deploy.conversion.frames import read_video_frames
+from teso_deploy.conversion.text_encoder import find_text_graph, write_text_encoder
 from teso_deploy.conversion.weights import WeightsFile, save_with_weights
 from teso_deploy.cues.table import CueTable
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 from teso_deploy.types import Precision
 from teso_deploy.verification.verify import VerifyReport
 
 
-def _canonical(source: Bundle, folder: Path) -> tuple[dict[str, GraphEntry], dict[str, WeightsFile]]:
+def _copy_canonical(source: Bundle, folder: Path) -> tuple[dict[str, GraphEntry], dict[str, WeightsFile]]:
     """Copy the canonical graphs and their own weights to another folder."""
     weights: dict[str, WeightsFile] = {}
     graphs = {}
@@ -66,7 +66,7 @@ def derive_bundle(
         PrecisionError: A graph can't be computed in a requested precision.
         CheckFailedError: A form differs from the reference.
     """
-    encoder = text_graph(source.recipe, None) if text_encoder else None
+    encoder = find_text_graph(source.recipe, None) if text_encoder else None
     weights_bytes = sum(4 * entry.parameters for key, entry in source.manifest.graphs.items() if "@" not in key)
     check_space(weights_bytes, out, sizes=len(source.sizes), precisions=precisions)
     with KIND.staging(out) as folder:
@@ -78,15 +78,15 @@ def derive_bundle(
         for name in source.manifest.files.keys() - named - {MANIFEST}:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.path(name), folder / name)
-        graphs, weights = _canonical(source, folder)
+        graphs, weights = _copy_canonical(source, folder)
         table = CueTable.open(source)
-        videos = tuple(calibrate_on) or (shipped_path("export/demo/clip.mp4"),)
+        videos = tuple(calibrate_on) or (find_shipped_path("export/demo/clip.mp4"),)
         writer = Forms(
             folder,
             source.program,
             graphs,
             weights,
-            lambda: video_frames(source.program, source.manifest.preprocessing, table, videos=videos),
+            lambda: read_video_frames(source.program, source.manifest.preprocessing, table, videos=videos),
             source.manifest.postprocessing.threshold,
             source.manifest.trained,
             on_progress,

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from teso_deploy.backends.onnxruntime import available_cores
+from teso_deploy.backends.onnxruntime import count_cores
 from teso_deploy.verification.parity import compare
 
 #: Number of tensors that are compared in one run. Each is held in memory completely.
@@ -55,7 +55,7 @@ class _Opened:
         del self._proto.graph.output[:]
         self._proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = available_cores()
+        options.intra_op_num_threads = count_cores()
         options.log_severity_level = 3
         # Run the file as it is, because fusions of the library are not examined here.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -71,7 +71,7 @@ class _Opened:
         return self._proto.ByteSize() > LARGEST_BYTES
 
 
-def first_difference(canonical: Path, form: Path, feeds: Feeds, *, tolerance: float) -> Difference | None:
+def find_first_difference(canonical: Path, form: Path, feeds: Feeds, *, tolerance: float) -> Difference | None:
     """Return the first tensor that differs, of those with the same name in both graphs, or None.
 
     A form lacks tensors that it has fused away. So the returned node is the first one where a difference shows.

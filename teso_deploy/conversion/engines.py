@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from teso_deploy.backends.cuda.device import Device
-from teso_deploy.backends.onnxruntime import onnxruntime_factory
+from teso_deploy.backends.onnxruntime import make_onnxruntime_factory
 from teso_deploy.backends.tensorrt.bindings import TensorRTLibrary, load_library
 from teso_deploy.backends.tensorrt.cache import EngineCache
-from teso_deploy.backends.tensorrt.factory import engine_factory, timings_path
-from teso_deploy.backends.tensorrt.making import built_for, check_architectures, make_engine, source_of
+from teso_deploy.backends.tensorrt.factory import make_engine_factory, timings_path
+from teso_deploy.backends.tensorrt.making import check_architectures, find_source, make_engine, name_gpus
 from teso_deploy.backends.tensorrt.profiles import BuildProfile
-from teso_deploy.backends.tensorrt.sidecar import architecture_of
+from teso_deploy.backends.tensorrt.sidecar import name_architecture
 from teso_deploy.backends.tensorrt.targets import PORTABLE, Target, runs_portable
 from teso_deploy.bundle import Bundle, EngineEntry
 from teso_deploy.errors import CheckFailedError, TesoError
@@ -44,7 +44,7 @@ class EngineRequest:
     device: Device | None
 
 
-def _gpu(is_needed: bool) -> Device | None:
+def _open_gpu(is_needed: bool) -> Device | None:
     from teso_deploy.backends.cuda.opening import open_device
 
     try:
@@ -78,19 +78,19 @@ def request_engines(
     for target in dict.fromkeys(targets):
         library = load_library(target)
         check_architectures(library, architectures)
-        device = _gpu(not library.is_portable)
+        device = _open_gpu(not library.is_portable)
         requests.append(
             EngineRequest(library, tuple(architectures), tuple(dict.fromkeys(precisions)), settings, device)
         )
     return requests
 
 
-def _device_for(request: EngineRequest, architecture: str | None) -> Device | None:
+def _choose_device(request: EngineRequest, architecture: str | None) -> Device | None:
     """Return this machine's GPU if the engine is for it."""
     if request.device is None or not request.library.is_portable:
         return request.device
     capability = request.device.compute_capability
-    fits = architecture_of(capability) == architecture if architecture else runs_portable(capability)
+    fits = name_architecture(capability) == architecture if architecture else runs_portable(capability)
     return request.device if fits else None
 
 
@@ -132,15 +132,15 @@ def _build(
     graph: str,
     on_progress: Callable[[str], None],
 ) -> EngineEntry:
-    library, device = request.library, _device_for(request, architecture)
-    here = None if device is None or library.is_portable else built_for(library, request.settings, device)
+    library, device = request.library, _choose_device(request, architecture)
+    here = None if device is None or library.is_portable else name_gpus(library, request.settings, device)
     where = architecture or here or PORTABLE
     timings = None if device is None else timings_path(EngineCache(), library, settings=request.settings, device=device)
     file = f"{FOLDER}/{library.target}/{where}/{graph}.{precision}.engine"
     on_progress(f"{graph}: {library.target} {where} {precision}")
     make_engine(
         library,
-        source_of(bundle, graph, precision),
+        find_source(bundle, graph, precision),
         request.settings,
         path=bundle.folder / file,
         architecture=architecture,
@@ -166,7 +166,7 @@ def verify_engines(
         CheckFailedError: The engines differ from the model, or segment silence. Such engines are not shipped.
     """
     for request in requests:
-        usable = [name for name in request.architectures or (None,) if _device_for(request, name) is not None]
+        usable = [name for name in request.architectures or (None,) if _choose_device(request, name) is not None]
         if request.device is None or not usable:
             continue
         on_progress(f"{request.library.target}: masks and audio control")
@@ -175,7 +175,7 @@ def verify_engines(
             backends = {
                 f"{request.library.target}-{precision}": (
                     precision,
-                    engine_factory(
+                    make_engine_factory(
                         request.library,
                         request.device,
                         precision,
@@ -187,7 +187,7 @@ def verify_engines(
                 for precision in request.precisions
             }
             report = verify_bundle(
-                bundle, lambda form: onnxruntime_factory(None, form), forms=[CANONICAL], backends=backends
+                bundle, lambda form: make_onnxruntime_factory(None, form), forms=[CANONICAL], backends=backends
             )
         failures = [failure for failure in report.failures if any(name in failure for name in backends)]
         if failures:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
-from teso_deploy.backends.onnxruntime import onnxruntime_factory
+from teso_deploy.backends.onnxruntime import make_onnxruntime_factory
 from teso_deploy.bundle import Bundle, BundleManifest, FormEntry, write_manifest
 from teso_deploy.conversion.engines import EngineRequest, build_engines, verify_engines
 from teso_deploy.conversion.forms import Forms
@@ -61,7 +61,7 @@ def finish(
     staged = Bundle.open(folder)
     # Check only that the masks equal the model's; `verify` checks that they depend on the sound.
     ours = [form for form in manifest.forms if form.startswith(f"{ONNXRUNTIME}-")] or [CANONICAL]
-    parity = verify_bundle(staged, lambda form: onnxruntime_factory(None, form), forms=ours, is_thorough=False)
+    parity = verify_bundle(staged, lambda form: make_onnxruntime_factory(None, form), forms=ours, is_thorough=False)
     if not parity.passed:
         raise CheckFailedError(
             f"the graphs differ from PyTorch, nothing was written ({parity.failures[0]}); please report this"

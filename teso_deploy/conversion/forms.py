@@ -19,14 +19,20 @@ from numpy.typing import NDArray
 from teso_deploy.backends.onnxruntime import TARGET as ONNXRUNTIME
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
 from teso_deploy.bundle import STANDARD, FormEntry, GraphEntry
-from teso_deploy.conversion.functions import plugin_nodes
+from teso_deploy.conversion.functions import convert_to_plugin_nodes
 from teso_deploy.conversion.onnxruntime_form import derive_form
-from teso_deploy.conversion.precision import check_precision, halved, shares
-from teso_deploy.conversion.quantization import carried_over, least_left_out, observe, quantize, sensitivities
+from teso_deploy.conversion.precision import cast_to_half, check_precision, compute_shares
+from teso_deploy.conversion.quantization import (
+    carry_over,
+    find_least_left_out,
+    measure_sensitivities,
+    observe,
+    quantize,
+)
 from teso_deploy.conversion.weights import WeightsFile, save_with_weights
 from teso_deploy.errors import OutputError
 from teso_deploy.program import MASKS, Program, group_inputs, merge_tensors, run_program
-from teso_deploy.sealed import sha256_of
+from teso_deploy.sealed import hash_file
 from teso_deploy.types import Precision
 from teso_deploy.verification.parity import compare_masks
 
@@ -88,9 +94,9 @@ class Forms:
         Raises :class:`PrecisionError` if a graph can't be computed in it, as read back from its file.
         """
         if precision == "fp32":
-            return {f"{ONNXRUNTIME}-fp32": {key: self._for_onnxruntime(key, "fp32") for key in self.graphs}}
+            return {f"{ONNXRUNTIME}-fp32": {key: self._write_for_onnxruntime(key, "fp32") for key in self.graphs}}
         if precision == "int8":
-            return self._int8()
+            return self._write_int8()
         return self.standard(precision)
 
     def standard(self, precision: Literal["fp32", "fp16", "bf16"]) -> dict[str, dict[str, FormEntry]]:
@@ -102,12 +108,12 @@ class Forms:
         entries = {}
         for key in self.graphs:
             self.on_progress(f"{key}: {name}")
-            model = plugin_nodes(self._canonical(key))
-            model = model if precision == "fp32" else halved(model, precision)
+            model = convert_to_plugin_nodes(self._get_canonical(key))
+            model = model if precision == "fp32" else cast_to_half(model, precision)
             entries[key] = self._save(model, key, target=STANDARD, precision=precision)
         return {name: entries}
 
-    def _canonical(self, key: str) -> ir.Model:
+    def _get_canonical(self, key: str) -> ir.Model:
         return ir.load(self.folder / self.graphs[key].file)
 
     def _save(self, model: ir.Model, key: str, *, target: str, precision: Precision) -> FormEntry:
@@ -122,14 +128,14 @@ class Forms:
             precision=precision,
             shares=check_precision(written, precision, path.name),
             nodes=len(list(written.graph)),
-            source_sha256=sha256_of(self.folder / self.graphs[key].file),
+            source_sha256=hash_file(self.folder / self.graphs[key].file),
         )
 
-    def _for_onnxruntime(self, key: str, precision: Precision) -> FormEntry:
+    def _write_for_onnxruntime(self, key: str, precision: Precision) -> FormEntry:
         self.on_progress(f"{key}: {ONNXRUNTIME}-{precision}")
-        return self._save(derive_form(self._canonical(key)), key, target=ONNXRUNTIME, precision=precision)
+        return self._save(derive_form(self._get_canonical(key)), key, target=ONNXRUNTIME, precision=precision)
 
-    def _int8(self) -> dict[str, dict[str, FormEntry]]:
+    def _write_int8(self) -> dict[str, dict[str, FormEntry]]:
         self.on_progress("int8: calibration frames")
         files = {key: self.folder / graph.file for key, graph in self.graphs.items()}
         exact = {name: OnnxRuntimeEngine(files[name]) for name in self.program.names}
@@ -139,13 +145,13 @@ class Forms:
         for name in stages:
             self.on_progress(f"{name}: ranges and sensitivities of int8")
             ranges[name] = observe(files[name], frames)
-            ranked |= {(name, p): e for p, e in sensitivities(files[name], frames, ranges[name]).items()}
+            ranked |= {(name, p): e for p, e in measure_sensitivities(files[name], frames, ranges[name]).items()}
         order = sorted(ranked, key=lambda product: -ranked[product])
 
         def quantized(key: str, leave_out: Collection[tuple[str, str]], symmetric: bool) -> ir.Model:
-            model, name = self._canonical(key), key.partition("@")[0]
+            model, name = self._get_canonical(key), key.partition("@")[0]
             of = ranges[name], {product for graph, product in leave_out if graph == name}
-            of = of if key == name else carried_over(*of, measured=self._canonical(name), other=model)
+            of = of if key == name else carry_over(*of, measured=self._get_canonical(name), other=model)
             quantize(model, *of, symmetric=symmetric)
             return model
 
@@ -170,7 +176,7 @@ class Forms:
             if self.is_trained:
                 self.on_progress(f"{target}-int8: which layers to leave out")
                 asked = partial(agreement, symmetric=symmetric)
-                left_out, reached = least_left_out(order, asked, aim=INT8_IOU, least=LEAST_INT8_IOU)
+                left_out, reached = find_least_left_out(order, asked, aim=INT8_IOU, least=LEAST_INT8_IOU)
             self.notes.setdefault("int8", {"calibration_frames": len(frames), "products": len(order)})[target] = {
                 "left_out": [f"{graph}: {product}" for graph, product in left_out],
                 "mask_iou": reached,
@@ -180,11 +186,16 @@ class Forms:
                 self.on_progress(f"{key}: {target}-int8")
                 if key.partition("@")[0] not in stages:
                     is_standard = target == STANDARD
-                    entries[key] = self._as_it_is(key) if is_standard else self._for_onnxruntime(key, "fp32")
+                    entries[key] = (
+                        self._copy_unchanged(key) if is_standard else self._write_for_onnxruntime(key, "fp32")
+                    )
                     continue
                 model = quantized(key, left_out, symmetric)
                 entries[key] = self._save(
-                    plugin_nodes(model) if symmetric else derive_form(model), key, target=target, precision="int8"
+                    convert_to_plugin_nodes(model) if symmetric else derive_form(model),
+                    key,
+                    target=target,
+                    precision="int8",
                 )
         return forms
 
@@ -192,14 +203,14 @@ class Forms:
         """Return every input and output of the graphs for one frame."""
         return merge_tensors(run_program(self.program, engines, group_inputs(frame)))
 
-    def _as_it_is(self, key: str) -> FormEntry:
+    def _copy_unchanged(self, key: str) -> FormEntry:
         graph, path = self.graphs[key], self.folder / self.graphs[key].file
         return FormEntry(
             file=graph.file,
             weights=graph.weights,
             target=STANDARD,
             precision="fp32",
-            shares=shares(ir.load(path)),
+            shares=compute_shares(ir.load(path)),
             nodes=graph.nodes,
-            source_sha256=sha256_of(path),
+            source_sha256=hash_file(path),
         )

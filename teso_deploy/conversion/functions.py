@@ -4,8 +4,8 @@ A runtime with its own implementation replaces the node; every other runtime run
 which TensorRT computes correctly. Its GridSample is not correct.
 
 In the canonical graph the node is ours (:data:`MSDA`). In forms for TensorRT it has the name, inputs and attributes of
-TensorRT's plugin (:func:`plugin_nodes`). TensorRT's importer uses the plugin if it is registered, else the function of
-that name.
+TensorRT's plugin (:func:`convert_to_plugin_nodes`). Its importer uses the plugin if it is registered, else the
+function of that name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnx import helper, parser
 
 from teso_deploy.backends.tensorrt.builder import MSDA_PLUGIN
-from teso_deploy.conversion.rewriting import Rewriter, constant_of, sizes_of
+from teso_deploy.conversion.rewriting import Rewriter, get_constant, get_sizes
 from teso_deploy.models.msda import ONNX_OPERATOR
 
 DOMAIN, MSDA = ONNX_OPERATOR.split("::")
@@ -96,12 +96,12 @@ _CORNER = """
 """
 
 
-def _numbers(values: Sequence[float]) -> str:
+def _format_numbers(values: Sequence[float]) -> str:
     """Format numbers for ONNX's text form: the shortest text that reads back to the same float32."""
     return ", ".join(str(np.float32(value)) if value % 1 else str(int(value)) for value in values)
 
 
-def _sampling(shapes: Shapes, heads: int, dim: int) -> str:
+def _write_sampling(shapes: Shapes, heads: int, dim: int) -> str:
     """Write the node text that computes ``heads_sum`` (N, Q, M, D).
 
     The text reads ``value`` (N, S, M, D), ``locations`` (N, Q, M, L, P, 2) and ``weights``.
@@ -115,13 +115,13 @@ def _sampling(shapes: Shapes, heads: int, dim: int) -> str:
     pairs = [(width, height) for height, width in shapes]
     text = _SAMPLED.format(
         levels=len(shapes),
-        sizes=_numbers([side for pair in pairs for side in pair]),
-        lasts=_numbers([side - 1 for pair in pairs for side in pair]),
-        strides=_numbers([step for width, _ in pairs for step in (1, width)]),
-        starts=_numbers([sum(areas[:level]) for level in range(len(areas))]),
+        sizes=_format_numbers([side for pair in pairs for side in pair]),
+        lasts=_format_numbers([side - 1 for pair in pairs for side in pair]),
+        strides=_format_numbers([step for width, _ in pairs for step in (1, width)]),
+        starts=_format_numbers([sum(areas[:level]) for level in range(len(areas))]),
         rows=sum(areas) * heads,
         heads=heads,
-        head_rows=_numbers(range(heads)),
+        head_rows=_format_numbers(range(heads)),
         dim=dim,
     )
     corners = [(0, 0), (1, 0), (0, 1), (1, 1)]
@@ -130,7 +130,7 @@ def _sampling(shapes: Shapes, heads: int, dim: int) -> str:
     return text + "  heads_sum = Add (upper_sum, lower_sum)\n"
 
 
-def _function(name: str, *, inputs: str, attributes: Sequence[str], body: str) -> onnx.FunctionProto:
+def _make_function(name: str, *, inputs: str, attributes: Sequence[str], body: str) -> onnx.FunctionProto:
     given = f" <{', '.join(attributes)}>" if attributes else ""
     header = f'<opset_import: ["" : 20], domain: "{DOMAIN}">\n{name}{given} ({inputs}) => (sampled)\n'
     function = parser.parse_function(f"{header}{{{body}}}")
@@ -139,7 +139,7 @@ def _function(name: str, *, inputs: str, attributes: Sequence[str], body: str) -
     return function
 
 
-def msda_function(shapes: Shapes, heads: int, dim: int) -> onnx.FunctionProto:
+def make_msda_function(shapes: Shapes, heads: int, dim: int) -> onnx.FunctionProto:
     """Make the function :data:`MSDA`: value, offsets, weights, reference → (N, Q, M·D).
 
     :func:`models.msda.sample_around` is the same function in PyTorch.
@@ -152,13 +152,13 @@ def msda_function(shapes: Shapes, heads: int, dim: int) -> onnx.FunctionProto:
     Returns:
         The function.
     """
-    cells = _numbers([1 / side for height, width in shapes for side in (width, height)])
-    body = _PLACED.format(levels=len(shapes), cells=cells) + _sampling(shapes, heads, dim)
+    cells = _format_numbers([1 / side for height, width in shapes for side in (width, height)])
+    body = _PLACED.format(levels=len(shapes), cells=cells) + _write_sampling(shapes, heads, dim)
     body += f"  flat = Constant <value = int64[3] {{0, 0, {heads * dim}}}> ()\n  sampled = Reshape (heads_sum, flat)\n"
-    return _function(MSDA, inputs="value, offsets, weights, reference", attributes=["shapes"], body=body)
+    return _make_function(MSDA, inputs="value, offsets, weights, reference", attributes=["shapes"], body=body)
 
 
-def plugin_function(shapes: Shapes, heads: int, dim: int) -> onnx.FunctionProto:
+def make_plugin_function(shapes: Shapes, heads: int, dim: int) -> onnx.FunctionProto:
     """Make the function :data:`PLUGIN`: → (N, Q, M, D). Its inputs ``shapes`` and ``starts`` are constants here.
 
     Args:
@@ -169,19 +169,19 @@ def plugin_function(shapes: Shapes, heads: int, dim: int) -> onnx.FunctionProto:
     Returns:
         The function.
     """
-    body = _sampling(shapes, heads, dim) + "  sampled = Identity (heads_sum)\n"
-    return _function(
+    body = _write_sampling(shapes, heads, dim) + "  sampled = Identity (heads_sum)\n"
+    return _make_function(
         PLUGIN, inputs="value, shapes, starts, locations, weights", attributes=list(PLUGIN_ATTRIBUTES), body=body
     )
 
 
-def _pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
+def _split_pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
-def level_shapes(node: onnx.NodeProto) -> list[tuple[int, int]]:
+def read_level_shapes(node: onnx.NodeProto) -> list[tuple[int, int]]:
     """Return (height, width) of every level that an MSDA node samples."""
-    return _pairs(next(list(attribute.ints) for attribute in node.attribute if attribute.name == "shapes"))
+    return _split_pairs(next(list(attribute.ints) for attribute in node.attribute if attribute.name == "shapes"))
 
 
 def add_functions(model: onnx.ModelProto) -> None:
@@ -189,16 +189,16 @@ def add_functions(model: onnx.ModelProto) -> None:
     nodes = [node for node in model.graph.node if node.domain == DOMAIN]
     if not nodes:
         return
-    shapes = level_shapes(nodes[0])
-    assert all(level_shapes(node) == shapes for node in nodes), "one function serves the whole graph"
+    shapes = read_level_shapes(nodes[0])
+    assert all(read_level_shapes(node) == shapes for node in nodes), "one function serves the whole graph"
     values = {value.name: value.type.tensor_type.shape.dim for value in model.graph.value_info}
     heads, dim = (size.dim_value for size in values[nodes[0].input[0]][2:])
-    model.functions.append(msda_function(shapes, heads, dim))
+    model.functions.append(make_msda_function(shapes, heads, dim))
     if DOMAIN not in {opset.domain for opset in model.opset_import}:
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
 
 
-def plugin_nodes(model: ir.Model) -> ir.Model:
+def convert_to_plugin_nodes(model: ir.Model) -> ir.Model:
     """Convert the MSDA nodes of a canonical model to those of TensorRT's plugin, in place.
 
     Offsets become locations in 0 … 1, as the plugin expects. A model without MSDA nodes is unchanged.
@@ -207,9 +207,9 @@ def plugin_nodes(model: ir.Model) -> ir.Model:
     nodes = edit.nodes(MSDA, DOMAIN)
     for node in nodes:
         value, offsets, weights, reference = node.inputs
-        points = constant_of(reference)
+        points = get_constant(reference)
         assert value is not None and offsets is not None and points is not None, "reference points are constant"
-        level_sizes = _pairs([int(side) for side in node.attributes["shapes"].as_ints()])
+        level_sizes = _split_pairs([int(side) for side in node.attributes["shapes"].as_ints()])
         shapes = np.array(level_sizes, np.int32)
         starts = np.concatenate(([0], np.cumsum(shapes.prod(1))[:-1])).astype(np.int32)
         cell = (1 / shapes[:, ::-1]).astype(np.float32)[:, None]  # (L, 1, 2), x then y
@@ -218,7 +218,7 @@ def plugin_nodes(model: ir.Model) -> ir.Model:
         locations = edit.add(node, "Add", [where, moved])[0]
         inputs = [value, edit.constant(shapes), edit.constant(starts), locations, weights]
         sampled = edit.add(node, PLUGIN, inputs, attributes=PLUGIN_ATTRIBUTES, domain=DOMAIN)[0]
-        queries, (heads, dim) = sizes_of(offsets)[0], sizes_of(value)[1:]
+        queries, (heads, dim) = get_sizes(offsets)[0], get_sizes(value)[1:]
         for made, like in ((moved, offsets), (locations, offsets), (sampled, value)):
             made.dtype = ir.DataType.FLOAT
             made.shape = like.shape
@@ -228,7 +228,7 @@ def plugin_nodes(model: ir.Model) -> ir.Model:
         flat.dtype, flat.shape = ir.DataType.FLOAT, node.outputs[0].shape
         edit.replace(node.outputs[0], flat)
     if nodes:
-        function = ir.serde.deserialize_function(plugin_function(level_sizes, heads, dim))
+        function = ir.serde.deserialize_function(make_plugin_function(level_sizes, heads, dim))
         model.functions.clear()
         model.functions[function.identifier()] = function
     return edit.finish()

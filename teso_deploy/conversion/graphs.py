@@ -43,7 +43,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _rarely_collecting() -> Iterator[None]:
+def _collect_rarely() -> Iterator[None]:
     """Collect garbage rarely.
 
     Tracing creates millions of small objects that stay alive, and scanning them takes a tenth of the time.
@@ -56,7 +56,7 @@ def _rarely_collecting() -> Iterator[None]:
         gc.set_threshold(*threshold)
 
 
-def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
+def _describe_tensor(value: onnx.ValueInfoProto) -> TensorSpec:
     kind = value.type.tensor_type
     dtype = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
     shape = tuple(d.dim_param or d.dim_value for d in kind.shape.dim)
@@ -91,7 +91,7 @@ def export_module(
     Returns:
         The model.
     """
-    with _quiet(), _rarely_collecting(), torch.no_grad():
+    with _quiet(), _collect_rarely(), torch.no_grad():
         program = torch.onnx.export(
             module,
             tuple(arguments),
@@ -159,8 +159,8 @@ def export_graph(
     return GraphEntry(
         file=path.name,
         weights=weights.name if weights is not None else None,
-        inputs=tuple(map(_tensor_spec, model.graph.input)),
-        outputs=tuple(map(_tensor_spec, model.graph.output)),
+        inputs=tuple(map(_describe_tensor, model.graph.input)),
+        outputs=tuple(map(_describe_tensor, model.graph.output)),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         multiply_adds=multiply_adds(module, arguments),
         nodes=len(model.graph.node),

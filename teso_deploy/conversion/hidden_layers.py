@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from teso_deploy.conversion.rewriting import Rewriter, constant_of, find_producer, sizes_of
+from teso_deploy.conversion.rewriting import Rewriter, find_producer, get_constant, get_sizes
 
 #: Rows whose length is a multiple of this many bytes use the same sets of an L1 cache and evict each other.
 ALIASED_BYTES = 4096
@@ -32,7 +32,7 @@ class HiddenLayer:
     @property
     def units(self) -> int:
         """The width of the layer."""
-        return sizes_of(self.first.outputs[0])[-1]
+        return get_sizes(self.first.outputs[0])[-1]
 
 
 def _has_constant_weights(node: ir.Node) -> bool:
@@ -58,7 +58,7 @@ def find_hidden_layers(edit: Rewriter) -> list[HiddenLayer]:
             if _has_constant_weights(node):
                 found.append(HiddenLayer(node, tuple(between), second))
                 break
-            bias = constant_of(node.inputs[1]) if node.op_type == "Add" else None
+            bias = get_constant(node.inputs[1]) if node.op_type == "Add" else None
             if node.op_type not in _ZERO_KEEPING and (bias is None or bias.ndim != 1):
                 break
             between.insert(0, node)
@@ -87,7 +87,7 @@ def pad_hidden_layers(edit: Rewriter) -> None:
             node.replace_input_with(1, padded)
         for node in (layer.first, *layer.between):
             if node.op_type == "Add":
-                bias = constant_of(node.inputs[1])
+                bias = get_constant(node.inputs[1])
                 assert bias is not None
                 node.replace_input_with(1, edit.constant(np.pad(bias, (0, PAD_COLUMNS))))
             output = node.outputs[0]
@@ -97,7 +97,7 @@ def pad_hidden_layers(edit: Rewriter) -> None:
 def split_hidden_layers(edit: Rewriter) -> None:
     """Compute layers that exceed the caches in parts, some tokens at a time."""
     for layer in find_hidden_layers(edit):
-        tokens, taken = sizes_of(layer.first.outputs[0])[:-1], layer.first.inputs[0]
+        tokens, taken = get_sizes(layer.first.outputs[0])[:-1], layer.first.inputs[0]
         if len(tokens) != 1 or taken is None or tokens[0] * layer.units * 4 <= LARGEST_LAYER_BYTES:
             continue
         count = -(-tokens[0] * layer.units * 4 // PART_BYTES)

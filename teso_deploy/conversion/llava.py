@@ -15,22 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from teso_deploy.conversion.captioners import check_pictures, image_entry, load_captioner
+from teso_deploy.conversion.captioners import check_pictures, describe_image_processor, load_captioner
 from teso_deploy.conversion.cue_decoders import (
-    begun,
-    chat_of,
+    add_begin_token,
     check_architecture,
-    cue_libraries,
-    decoder_entry,
+    describe_decoder,
     ends_of,
-    licence_of,
-    logits_of_last_token,
+    find_chat_texts,
+    import_cue_libraries,
+    keep_last_logits,
+    list_supported,
     name_of,
     read_config,
-    supported,
-    tokenizer_to,
+    read_licence,
+    write_tokenizer,
 )
-from teso_deploy.conversion.cue_weights import quietly, save_graph, stored_as
+from teso_deploy.conversion.cue_weights import call_quietly, save_graph, store_graph
 from teso_deploy.conversion.graphs import export_module
 from teso_deploy.cues.model_bundle import TOKENIZER_FILE, ModelEntry, WeightPrecision
 from teso_deploy.cues.tokens import Tokens
@@ -85,18 +85,18 @@ def export_llava(source: Path, out: Path, precision: WeightPrecision) -> ModelEn
         CheckpointError: The architecture is not supported, or a file is missing or damaged.
         MissingExtraError: A package is not installed.
     """
-    cue_libraries()
+    import_cue_libraries()
     config = read_config(source)
     check_architecture(str(config["model_type"]), [LLAVA], "this model")
     model, tokenizer, processor = load_captioner(
         source, "LlavaForConditionalGeneration", "a LLaVA", attn_implementation="sdpa"
     )
     if not getattr(tokenizer, "chat_template", None):
-        tokenizer.chat_template = _template_of(source)
+        tokenizer.chat_template = _read_template(source)
     text_type = str(model.config.text_config.model_type)
-    check_architecture(text_type, supported(TASK), "the language model of a LLaVA")
-    tokenizer_to(tokenizer, out)
-    image = image_entry(processor)
+    check_architecture(text_type, list_supported(TASK), "the language model of a LLaVA")
+    write_tokenizer(tokenizer, out)
+    image = describe_image_processor(processor)
     check_pictures(processor, image)
     pixels = torch.zeros(1, 3, *image.size)
     with torch.no_grad():
@@ -108,7 +108,7 @@ def export_llava(source: Path, out: Path, precision: WeightPrecision) -> ModelEn
             _Vision(model).eval(), [pixels], inputs=["pixel_values"], outputs=["features"], shapes=(None,)
         )
         save_graph(vision, work / "vision.onnx")
-        stored_as(work / "vision.onnx", out / "vision.onnx", precision)
+        store_graph(work / "vision.onnx", out / "vision.onnx", precision)
         table = _Embeddings(model.get_input_embeddings()).eval()
         ids = torch.ones(1, 3, dtype=torch.long)
         save_graph(
@@ -116,9 +116,9 @@ def export_llava(source: Path, out: Path, precision: WeightPrecision) -> ModelEn
             out / "embeddings.onnx",
         )
         decoder = work / "decoder.onnx"
-        _export_decoder(_language_model(model), decoder)
-        logits_of_last_token(decoder)
-        stored_as(decoder, out / "decoder.onnx", precision)
+        _export_decoder(_separate_language_model(model), decoder)
+        keep_last_logits(decoder)
+        store_graph(decoder, out / "decoder.onnx", precision)
     return ModelEntry(
         kind="llava",
         folder=out.name,
@@ -126,16 +126,16 @@ def export_llava(source: Path, out: Path, precision: WeightPrecision) -> ModelEn
         architecture=f"{LLAVA}-{text_type}",
         precision=precision,
         graphs={name: f"{name}.onnx" for name in ("vision", "embeddings", "decoder")},
-        decoder=decoder_entry(out / "decoder.onnx", model.config, end=ends_of(model, tokenizer)),
-        chat=begun(chat_of(tokenizer, Tokens(out / TOKENIZER_FILE)), tokenizer),
+        decoder=describe_decoder(out / "decoder.onnx", model.config, end=ends_of(model, tokenizer)),
+        chat=add_begin_token(find_chat_texts(tokenizer, Tokens(out / TOKENIZER_FILE)), tokenizer),
         image=image,
         image_token=int(model.config.image_token_id),
         image_tokens=int(features.shape[1]),
-        licence=licence_of(source),
+        licence=read_licence(source),
     )
 
 
-def _template_of(source: Path) -> str:
+def _read_template(source: Path) -> str:
     """Read the chat template of the checkpoint's processor, in either of the two forms in which it may be saved.
 
     Raises :class:`CheckpointError`.
@@ -159,7 +159,7 @@ _TEMPLATE = (
 )
 
 
-def _language_model(model: Any) -> Any:
+def _separate_language_model(model: Any) -> Any:
     """Return the language model and its head as a separate model, on the same weights."""
     from transformers import AutoModelForCausalLM
 
@@ -205,4 +205,4 @@ def _export_decoder(language: Any, out: Path) -> None:
                 return {"inputs_embeds": language.get_input_embeddings()(inputs.pop("input_ids")), **inputs}
 
     config = Embedded(language.config, task="text-generation", use_past=True, use_past_in_inputs=True)
-    quietly(export, language, config, out, opset=config.DEFAULT_ONNX_OPSET)
+    call_quietly(export, language, config, out, opset=config.DEFAULT_ONNX_OPSET)

@@ -23,7 +23,7 @@ from teso_deploy.conversion.biases import fold_biases
 from teso_deploy.conversion.functions import DOMAIN, MSDA
 from teso_deploy.conversion.hidden_layers import pad_hidden_layers, split_hidden_layers
 from teso_deploy.conversion.rearrangement import gather_tokens
-from teso_deploy.conversion.rewriting import Rewriter, constant_of, find_producer, sizes_of
+from teso_deploy.conversion.rewriting import Rewriter, find_producer, get_constant, get_sizes
 
 #: Opset 23 introduced Attention. From opset 20 to 23 the operators in our graphs did not change.
 OPSET = 23
@@ -38,7 +38,7 @@ def query_grid(count: int) -> tuple[int, int]:
     return rows, count // rows
 
 
-def _stride_and_padding(size: int, cells: int, kernel: int) -> tuple[int, int]:
+def _compute_stride_and_padding(size: int, cells: int, kernel: int) -> tuple[int, int]:
     """Return stride and end padding with which a convolution over ``size`` has exactly ``cells`` outputs.
 
     Args:
@@ -52,7 +52,7 @@ def _stride_and_padding(size: int, cells: int, kernel: int) -> tuple[int, int]:
     return stride, padding
 
 
-def _channels(edit: Rewriter, node: ir.Node, maps: ir.Value, *, index: NDArray[np.int64], rows: int) -> ir.Value:
+def _select_channels(edit: Rewriter, node: ir.Node, maps: ir.Value, *, index: NDArray[np.int64], rows: int) -> ir.Value:
     """Select channels of (B, channels, Q), arranged as pictures with this many rows."""
     picked = edit.add(node, "Gather", [maps, edit.constant(index.reshape(-1))], attributes={"axis": 1})[0]
     return edit.reshape_value(node, picked, 0, index.size, rows, -1)
@@ -62,13 +62,13 @@ def fuse_deformable_attention(edit: Rewriter) -> None:
     """Replace every MSDA node by one DeformConv per level."""
     for node in edit.nodes(MSDA, DOMAIN):
         value, offsets, weights, reference = node.inputs
-        points_of = constant_of(reference)
+        points_of = get_constant(reference)
         assert value is not None and offsets is not None and weights is not None
-        queries, heads, levels, points, _ = sizes_of(offsets)
+        queries, heads, levels, points, _ = get_sizes(offsets)
         rows, columns = query_grid(queries)
         if points_of is None or columns > LONGEST_GRID_SIDE:
             continue  # keep the body of the function
-        dim = heads * sizes_of(value)[2]
+        dim = heads * get_sizes(value)[2]
         flat = [int(side) for side in node.attributes["shapes"].as_ints()]
         shapes = list(zip(flat[::2], flat[1::2], strict=True))
         places = np.empty((queries, heads, levels, points, 2))
@@ -76,8 +76,8 @@ def fuse_deformable_attention(edit: Rewriter) -> None:
         row, column = np.divmod(np.arange(queries), columns)
         for level, (height, width) in enumerate(shapes):
             (down, below), (across, right) = (
-                _stride_and_padding(height, rows, 1),
-                _stride_and_padding(width, columns, points),
+                _compute_stride_and_padding(height, rows, 1),
+                _compute_stride_and_padding(width, columns, points),
             )
             strides.append([down, across])
             paddings.append([0, 0, below, right])
@@ -109,9 +109,9 @@ def fuse_deformable_attention(edit: Rewriter) -> None:
                 [
                     edit.reshape_value(node, pictures[level], 0, dim, height, width),
                     ones,
-                    _channels(edit, node, moved, index=y_then_x, rows=rows),
+                    _select_channels(edit, node, moved, index=y_then_x, rows=rows),
                     None,
-                    _channels(edit, node, share, index=channel, rows=rows),
+                    _select_channels(edit, node, share, index=channel, rows=rows),
                 ],
                 attributes={
                     "kernel_shape": [1, points],
@@ -127,7 +127,7 @@ def fuse_deformable_attention(edit: Rewriter) -> None:
         edit.replace(node.outputs[0], edit.add(node, "Transpose", [total], attributes={"perm": [0, 2, 1]})[0])
 
 
-def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
+def _find_only_user(value: ir.Value, op_type: str) -> ir.Node | None:
     """Return the node that uses ``value`` first, if it is the only user and has this operator."""
     uses = tuple(value.uses())
     if len(uses) != 1 or value.is_graph_output():
@@ -142,7 +142,7 @@ def _undo_permutation(value: ir.Value | None, *perm: int) -> ir.Value | None:
     return node.inputs[0] if node is not None and tuple(node.attributes["perm"].as_ints()) == perm else None
 
 
-def _tokens(heads: ir.Value | None) -> ir.Value | None:
+def _find_tokens(heads: ir.Value | None) -> ir.Value | None:
     """Return the (B, S, d) from which (B, heads, S, d_head) was split."""
     reshape = find_producer(_undo_permutation(heads, 0, 2, 1, 3), "Reshape")
     tokens = reshape.inputs[0] if reshape is not None else None
@@ -152,7 +152,7 @@ def _tokens(heads: ir.Value | None) -> ir.Value | None:
 def _split_scale(query: ir.Value) -> tuple[ir.Value, float]:
     """Return the queries before a multiplication by a scalar, and the scalar."""
     node = find_producer(query, "Mul")
-    factor = constant_of(node.inputs[1]) if node is not None else None
+    factor = get_constant(node.inputs[1]) if node is not None else None
     if node is None or factor is None or factor.size != 1 or node.inputs[0] is None:
         return query, 1.0
     return node.inputs[0], float(factor.reshape(()))
@@ -171,7 +171,7 @@ def _peel(edit: Rewriter, softmax: ir.Node) -> tuple[ir.Node, ir.Value | None, i
         if masking is None or inner is None or masking.inputs[1] is None:
             return None
         mask, scores = masking.inputs[1], inner.inputs[0]
-        sizes = sizes_of(mask)
+        sizes = get_sizes(mask)
         if len(sizes) != 4 or sizes[1] != 1:
             return None
         windows, *table = sizes
@@ -182,14 +182,14 @@ def _peel(edit: Rewriter, softmax: ir.Node) -> tuple[ir.Node, ir.Value | None, i
     product = find_producer(scores, "MatMul")
     if product is None or (windows > 1 and bias is None):
         return None
-    rows = sizes_of(softmax.outputs[0])[1]
+    rows = get_sizes(softmax.outputs[0])[1]
     if bias is not None and (bias.shape is None or bias.shape[-2] != rows):
         return None  # ONNX Runtime's Attention does not broadcast a mask over the queries
     if bias is not None and bias.shape is not None and len(bias.shape) == 3:
         bias = edit.add(softmax, "Unsqueeze", [bias, edit.constant(np.array([0]))])[0]
     if mask is not None:
         bias = edit.reshape_value(
-            softmax, edit.add(softmax, "Add", [mask, bias])[0], 1, -1, *sizes_of(softmax.outputs[0])[1:]
+            softmax, edit.add(softmax, "Add", [mask, bias])[0], 1, -1, *get_sizes(softmax.outputs[0])[1:]
         )
     return product, bias, windows
 
@@ -197,7 +197,7 @@ def _peel(edit: Rewriter, softmax: ir.Node) -> tuple[ir.Node, ir.Value | None, i
 def fuse_attention(edit: Rewriter) -> None:
     """Fuse softmax(q kᵀ + bias) v into one Attention node, on whole tokens if heads are only split and merged."""
     for softmax in edit.nodes("Softmax"):
-        weighted = _only_user(softmax.outputs[0], "MatMul")
+        weighted = _find_only_user(softmax.outputs[0], "MatMul")
         found = _peel(edit, softmax) if weighted is not None else None
         if weighted is None or found is None:
             continue
@@ -205,20 +205,20 @@ def fuse_attention(edit: Rewriter) -> None:
         query, scale = _split_scale(product.inputs[0])  # type: ignore[arg-type]
         value, turned = weighted.inputs[1], product.inputs[1]
         assert value is not None
-        heads, length, dim = sizes_of(value)
+        heads, length, dim = get_sizes(value)
         key = _undo_permutation(turned, 0, 1, 3, 2)
         if key is None and (split := _undo_permutation(turned, 0, 2, 3, 1)) is not None:
             key = edit.add(softmax, "Transpose", [split], attributes={"perm": [0, 2, 1, 3]})[0]
         if key is None:
             continue
-        tokens = [_tokens(part) for part in (query, key, value)]
-        merge = _only_user(weighted.outputs[0], "Transpose")
-        merged = _only_user(merge.outputs[0], "Reshape") if merge is not None else None
+        tokens = [_find_tokens(part) for part in (query, key, value)]
+        merge = _find_only_user(weighted.outputs[0], "Transpose")
+        merged = _find_only_user(merge.outputs[0], "Reshape") if merge is not None else None
         if windows == 1 and None not in tokens and merged is not None:
             attributes = {"scale": scale, "q_num_heads": heads, "kv_num_heads": heads}
             edit.replace(merged.outputs[0], edit.add(softmax, "Attention", [*tokens, bias], attributes=attributes)[0])
             continue
-        rows = sizes_of(query)[1]
+        rows = get_sizes(query)[1]
         if windows > 1:
             query = edit.reshape_value(softmax, query, -1, windows * heads, rows, dim)
             key = edit.reshape_value(softmax, key, -1, windows * heads, length, dim)
@@ -236,14 +236,14 @@ def fuse_integer_products(edit: Rewriter) -> None:
             find_producer(node.inputs[0], "DequantizeLinear"),
             find_producer(node.inputs[1], "DequantizeLinear"),
         )
-        weights = constant_of(given.inputs[0]) if given is not None else None
+        weights = get_constant(given.inputs[0]) if given is not None else None
         if taken is None or given is None or weights is None:
             continue
         output, bias = node.outputs[0], node.inputs[2] if len(node.inputs) > 2 else None
         if "transB" in node.attributes and node.attributes["transB"].as_int():
             weights = weights.T
-        adding = _only_user(output, "Add")
-        added = constant_of(adding.inputs[1]) if adding is not None else None
+        adding = _find_only_user(output, "Add")
+        added = get_constant(adding.inputs[1]) if adding is not None else None
         if bias is None and adding is not None and added is not None and added.ndim == 1:
             output, bias = adding.outputs[0], adding.inputs[1]
         integers, scale, zero = taken.inputs

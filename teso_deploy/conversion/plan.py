@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from teso_deploy.conversion.graphs import multiply_adds
-from teso_deploy.conversion.reference import example_arguments
+from teso_deploy.conversion.reference import make_example_arguments
 from teso_deploy.errors import RecipeError
 from teso_deploy.models.clip_text import ClipText
 from teso_deploy.models.methods import build_model, find_method
@@ -27,7 +27,7 @@ class GraphPlan:
     bytes: int
 
 
-def _planned(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> GraphPlan:
+def _plan(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> GraphPlan:
     tensors = [*module.parameters(), *module.buffers()]
     return GraphPlan(
         parameters=sum(parameter.numel() for parameter in module.parameters()),
@@ -68,12 +68,12 @@ def plan_export(recipe: Recipe) -> dict[str, GraphPlan]:
     method = find_method(recipe)
     modules = method.graph_modules(model)
     plans = {
-        name: _planned(modules[name], given)
-        for name, given in example_arguments(model, recipe.image.sizes[0], META).items()
+        name: _plan(modules[name], given)
+        for name, given in make_example_arguments(model, recipe.image.sizes[0], META).items()
     }
     if method.program.takes("cues") and recipe.text.encoder == "clip":
         with META:
             tower = ClipText(recipe.clip_text, recipe.text.dim)
         ids = torch.zeros(2, recipe.clip_text.context, dtype=torch.int64, device=META)
-        plans["text_encoder"] = _planned(tower.to(META), (ids,))
+        plans["text_encoder"] = _plan(tower.to(META), (ids,))
     return plans

@@ -50,7 +50,7 @@ _MOVING = {"Cast", "DequantizeLinear", "QuantizeLinear", "Transpose", "Reshape",
 LEAST_SHARE: Mapping[Precision, float] = {"fp32": 1.0, "fp16": 0.75, "bf16": 0.75, "int8": 0.5}
 
 
-def typed(model: ir.Model) -> ir.Model:
+def infer_types(model: ir.Model) -> ir.Model:
     """Copy a model, infer the type of every value, and inline its functions.
 
     The function that a plugin may replace is kept.
@@ -62,7 +62,7 @@ def typed(model: ir.Model) -> ir.Model:
     return inferred
 
 
-def _upstream(value: ir.Value | None, kept: set[ir.Node], through_products: bool = False) -> None:
+def _collect_upstream(value: ir.Value | None, kept: set[ir.Node], through_products: bool = False) -> None:
     """Collect all nodes that compute a float, back to the nearest products or to the graph's inputs."""
     node = value.producer() if value is not None else None
     if value is None or node is None or node in kept or value.dtype != ir.DataType.FLOAT:
@@ -71,20 +71,20 @@ def _upstream(value: ir.Value | None, kept: set[ir.Node], through_products: bool
     if node.op_type in _PRODUCTS and not through_products:
         return
     for taken in node.inputs:
-        _upstream(taken, kept, through_products)
+        _collect_upstream(taken, kept, through_products)
 
 
-def _placing(model: ir.Model) -> set[ir.Node]:
+def _collect_placing(model: ir.Model) -> set[ir.Node]:
     """Collect all nodes that compute sampling positions or the weights of a sample's neighbours."""
     placing: set[ir.Node] = set()
     for node in model.graph:
         if node.op_type == "GridSample":
-            _upstream(node.inputs[1], placing)
+            _collect_upstream(node.inputs[1], placing)
         elif node.op_type == "Cast" and node.outputs[0].dtype in (ir.DataType.INT32, ir.DataType.INT64):
-            _upstream(node.inputs[0], placing)  # indices of a Gather
+            _collect_upstream(node.inputs[0], placing)  # indices of a Gather
         elif node.domain == DOMAIN:  # its floats have one type, and 11 bits can't place a sample
             placing.add(node)
-            _upstream(node.inputs[3], placing)
+            _collect_upstream(node.inputs[3], placing)
     for node in model.graph:  # the weights of the neighbours: computed from nothing else
         if node.op_type in _ELEMENTWISE and node.outputs[0].dtype == ir.DataType.FLOAT:
             makers = [v.producer() for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT]
@@ -99,29 +99,29 @@ def _log_mel(model: ir.Model) -> set[ir.Node]:
     front: set[ir.Node] = set()
     for node in model.graph:
         if node.op_type == "Log":
-            _upstream(node.inputs[0], front, through_products=True)
+            _collect_upstream(node.inputs[0], front, through_products=True)
     return front
 
 
-def _kept_in_fp32(model: ir.Model) -> set[ir.Node]:
-    kept = _placing(model) | _log_mel(model)
+def _collect_fp32_nodes(model: ir.Model) -> set[ir.Node]:
+    kept = _collect_placing(model) | _log_mel(model)
     for node in model.graph:
         if node.op_type in _DECIDING:
             for value in node.inputs:
-                _upstream(value, kept)
+                _collect_upstream(value, kept)
     for output in model.graph.outputs:
         if output.name in _DECIDING_OUTPUTS:
-            _upstream(output, kept)
+            _collect_upstream(output, kept)
     return kept | {node for node in model.graph if node.op_type in _FP32_OPERATORS}
 
 
-def halved(model: ir.Model, precision: Half) -> ir.Model:
+def cast_to_half(model: ir.Model, precision: Half) -> ir.Model:
     """Return a copy of a canonical model, cast to half precision, with standard operators only.
 
     Raises :class:`PrecisionError` if a weight is too large for fp16.
     """
-    model = typed(model)
-    half, kept, edit = _TYPES[precision], _kept_in_fp32(model), Rewriter(model)
+    model = infer_types(model)
+    half, kept, edit = _TYPES[precision], _collect_fp32_nodes(model), Rewriter(model)
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     became_half: set[ir.Value] = set()
 
@@ -130,7 +130,7 @@ def halved(model: ir.Model, precision: Half) -> ir.Model:
             return value
         if (value, wanted) not in casts:
             if value.is_initializer():
-                casts[value, wanted] = _half_weights(edit, value, precision)
+                casts[value, wanted] = _cast_weights(edit, value, precision)
             else:
                 cast = casts[value, wanted] = edit.add(node, "Cast", [value], attributes={"to": int(wanted)})[0]
                 cast.shape, cast.dtype = value.shape, wanted
@@ -168,7 +168,7 @@ def halved(model: ir.Model, precision: Half) -> ir.Model:
     return edit.finish()
 
 
-def _half_weights(edit: Rewriter, value: ir.Value, precision: Half) -> ir.Value:
+def _cast_weights(edit: Rewriter, value: ir.Value, precision: Half) -> ir.Value:
     assert value.const_value is not None
     weights = value.const_value.numpy()
     largest = float(np.abs(weights).max(initial=0.0))
@@ -179,7 +179,7 @@ def _half_weights(edit: Rewriter, value: ir.Value, precision: Half) -> ir.Value:
     return edit.constant(weights.astype(_TYPES[precision].numpy()))
 
 
-def _origin(value: ir.Value | None) -> ir.Value | None:
+def _find_origin(value: ir.Value | None) -> ir.Value | None:
     """Return a value before it was moved, cast or dequantised.
 
     For weights this is the initialiser.
@@ -189,7 +189,7 @@ def _origin(value: ir.Value | None) -> ir.Value | None:
     return value
 
 
-def shares(model: ir.Model) -> dict[str, float]:
+def compute_shares(model: ir.Model) -> dict[str, float]:
     """Compute the share of the weights in products (MatMul, Gemm, Conv, attention) that each precision computes.
 
     The shares come from the file, not from the request. A product is int8 if both operands come from DequantizeLinear,
@@ -197,13 +197,15 @@ def shares(model: ir.Model) -> dict[str, float]:
     as weights.
     """
     counts: Counter[str] = Counter()
-    model = typed(model)
+    model = infer_types(model)
     filters = _log_mel(model)
     for node in model.graph:
         if node.op_type not in _PRODUCTS | _INTEGER_PRODUCTS or node in filters:
             continue
         operands = [value for value in node.inputs[:2] if value is not None]
-        weights = [origin for value in operands if (origin := _origin(value)) is not None and origin.is_initializer()]
+        weights = [
+            origin for value in operands if (origin := _find_origin(value)) is not None and origin.is_initializer()
+        ]
         size = sum(int(np.prod(value.const_value.shape.numpy())) for value in weights if value.const_value is not None)
         makers = [value.producer() for value in operands]
         if node.op_type in _INTEGER_PRODUCTS or all(m is not None and m.op_type == "DequantizeLinear" for m in makers):
@@ -224,12 +226,12 @@ def check_precision(model: ir.Model, asked: Precision, where: str) -> dict[str, 
         where: Name of the graph, for the message.
 
     Returns:
-        The :func:`shares` of each precision.
+        The :func:`compute_shares` of each precision.
 
     Raises:
         PrecisionError: The share is below :data:`LEAST_SHARE`.
     """
-    got = shares(model)
+    got = compute_shares(model)
     if got.get(asked, 0.0) < LEAST_SHARE[asked]:
         stored = ", ".join(f"{share:.0%} {name}" for name, share in got.items())
         raise PrecisionError(

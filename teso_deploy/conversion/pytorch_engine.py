@@ -40,14 +40,14 @@ class PyTorchEngine:
         return {name: value.numpy() for name, value in found.items()}
 
 
-def module_engines(model: Model) -> dict[str, ModuleEngine]:
+def wrap_modules(model: Model) -> dict[str, ModuleEngine]:
     """Wrap every graph of a model as an engine for PyTorch's tensors."""
     method = find_method(model.recipe)
     modules = method.graph_modules(model)
     return {name: ModuleEngine(modules[name], spec) for name, spec in method.graph_specs(model.recipe).items()}
 
 
-def pytorch_engines(model: Model) -> dict[str, PyTorchEngine]:
+def make_pytorch_engines(model: Model) -> dict[str, PyTorchEngine]:
     """Wrap every graph of a model as an engine for arrays."""
     method = find_method(model.recipe)
     modules = method.graph_modules(model)

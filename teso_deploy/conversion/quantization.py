@@ -5,7 +5,7 @@ set by real frames. A tensor that several products take (queries, keys and value
 convolutions are quantised too: runtimes compute a convolution in int8 only if its output is integer.
 
 Products that place samples (the offsets of deformable attention) stay in floating point. So do the products with the
-largest error in :func:`sensitivities`; how many of them depends on how well the masks agree.
+largest error in :func:`measure_sensitivities`; how many of them depends on how well the masks agree.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from teso_deploy.backends.onnxruntime import available_cores
+from teso_deploy.backends.onnxruntime import count_cores
 from teso_deploy.conversion.functions import DOMAIN, MSDA
-from teso_deploy.conversion.rewriting import Rewriter, constant_of
+from teso_deploy.conversion.rewriting import Rewriter, get_constant
 from teso_deploy.errors import PrecisionError
 
 #: Quantising a product with fewer weights saves no time.
@@ -77,7 +77,7 @@ class Range:
     low: float = 0.0
     high: float = 0.0
 
-    def widened(self, values: NDArray[Any]) -> Range:
+    def widen(self, values: NDArray[Any]) -> Range:
         """Return the range that also contains these values."""
         return Range(min(self.low, float(values.min())), max(self.high, float(values.max())))
 
@@ -91,13 +91,13 @@ class Range:
         return np.float32(max(-self.low, self.high, 127e-12) / 127), np.int8(0)
 
 
-def _weights_of(node: ir.Node) -> NDArray[np.float32] | None:
+def _find_weights(node: ir.Node) -> NDArray[np.float32] | None:
     """Return the weights (K, N) of a MatMul, Gemm or convolution, if they are constant."""
     if node.domain or node.op_type not in ("MatMul", "Gemm", "Conv"):
         return None
-    weights = constant_of(node.inputs[1])
+    weights = get_constant(node.inputs[1])
     if node.op_type == "Conv":
-        return weights.reshape(len(weights), -1).T if weights is not None and _convolution(node) else None
+        return weights.reshape(len(weights), -1).T if weights is not None and _find_convolution(node) else None
     if weights is None or weights.ndim != 2 or weights.size < LEAST_WEIGHTS or weights.dtype != np.float32:
         return None
     if node.op_type == "Gemm":
@@ -108,9 +108,9 @@ def _weights_of(node: ir.Node) -> NDArray[np.float32] | None:
     return weights
 
 
-def _convolution(node: ir.Node) -> Convolution | None:
+def _find_convolution(node: ir.Node) -> Convolution | None:
     """Return a convolution of pictures that may be quantised; None for any other node."""
-    weights = constant_of(node.inputs[1]) if node.op_type == "Conv" else None
+    weights = get_constant(node.inputs[1]) if node.op_type == "Conv" else None
     if weights is None or weights.ndim != 4 or weights.dtype != np.float32 or weights.shape[1] < LEAST_CHANNELS:
         return None
     of = {name: attribute.value for name, attribute in node.attributes.items()}
@@ -122,7 +122,7 @@ def _convolution(node: ir.Node) -> Convolution | None:
     return Convolution(weights.shape[2:], strides, pads, str(node.outputs[0].name))
 
 
-def _placing(model: ir.Model) -> set[str | None]:
+def _list_placing(model: ir.Model) -> set[str | None]:
     """Name the products whose outputs are sampling offsets, or lead to a logarithm (a log-mel)."""
     found: set[str | None] = set()
     before_log = [value for node in model.graph if node.op_type == "Log" for value in node.inputs]
@@ -142,19 +142,19 @@ def _placing(model: ir.Model) -> set[str | None]:
     return found
 
 
-def products(model: ir.Model) -> list[Product]:
+def list_products(model: ir.Model) -> list[Product]:
     """List every product of a canonical graph that may be quantised, in order."""
-    placing = _placing(model)
+    placing = _list_placing(model)
     found = []
     for node in model.graph:
-        weights = _weights_of(node)
+        weights = _find_weights(node)
         if weights is not None and node.name not in placing:
             taken = str(node.inputs[0].name)  # type: ignore[union-attr]
-            found.append(Product(str(node.name), taken, weights, _convolution(node)))
+            found.append(Product(str(node.name), taken, weights, _find_convolution(node)))
     return found
 
 
-def _observed(path: Path, names: Sequence[str], batches: Iterable[Feeds]) -> Iterator[tuple[str, NDArray[Any]]]:
+def _observe(path: Path, names: Sequence[str], batches: Iterable[Feeds]) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield tensors of a graph by name, of every batch.
 
     Only some tensors are computed at a time, so that memory stays bounded.
@@ -168,7 +168,7 @@ def _observed(path: Path, names: Sequence[str], batches: Iterable[Feeds]) -> Ite
         known = {value.name for value in model.graph.outputs}
         model.graph.outputs.extend(value for value in values if value.name not in known)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = available_cores()
+        options.intra_op_num_threads = count_cores()
         options.log_severity_level = 3
         # Write it next to its weights: ONNX Runtime refuses external data outside of the graph's folder.
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".onnx") as file:
@@ -185,21 +185,21 @@ def _observed(path: Path, names: Sequence[str], batches: Iterable[Feeds]) -> Ite
 def observe(path: Path, batches: Iterable[Feeds]) -> dict[str, Range]:
     """Measure the range of every input of a product and every output of a convolution, over the batches."""
     ranges: dict[str, Range] = {}
-    found = products(ir.load(path))
+    found = list_products(ir.load(path))
     given = [product.convolution.output for product in found if product.convolution is not None]
     names = list(dict.fromkeys([*(product.activation for product in found), *given]))
-    for name, values in _observed(path, names, batches):
-        ranges[name] = ranges.get(name, Range()).widened(values)
+    for name, values in _observe(path, names, batches):
+        ranges[name] = ranges.get(name, Range()).widen(values)
     return ranges
 
 
-def quantized_weights(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def quantize_weights(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Quantise (K, N) float32 to int8; returns also the scale of each of the N output channels."""
     scales = np.maximum(np.abs(weights).max(axis=0) / 127, 1e-12).astype(np.float32)
     return np.clip(np.rint(weights / scales), -127, 127).astype(np.int8), scales
 
 
-def sensitivities(path: Path, batches: Iterable[Feeds], ranges: Mapping[str, Range]) -> dict[str, float]:
+def measure_sensitivities(path: Path, batches: Iterable[Feeds], ranges: Mapping[str, Range]) -> dict[str, float]:
     """Measure the relative error of each product's output if only this product is quantised.
 
     The output of a convolution is rounded as well, which adds to its error.
@@ -213,22 +213,22 @@ def sensitivities(path: Path, batches: Iterable[Feeds], ranges: Mapping[str, Ran
         Name of the product → relative error, the largest first.
     """
     by_tensor: dict[str, list[Product]] = {}
-    for product in products(ir.load(path)):
+    for product in list_products(ir.load(path)):
         by_tensor.setdefault(product.activation, []).append(product)
     error, power = dict[str, float](), dict[str, float]()
-    for name, values in _observed(path, list(by_tensor), batches):
+    for name, values in _observe(path, list(by_tensor), batches):
         scale, zero = ranges[name].scale_and_zero()
         for product in by_tensor[name]:
             x = product.rows(values)
             rounded = (np.clip(np.rint(x / scale) + zero, 0, 255) - np.float32(zero)) * scale
-            integers, scales = quantized_weights(product.weights)
+            integers, scales = quantize_weights(product.weights)
             exact = x @ product.weights
             error[product.name] = error.get(product.name, 0.0) + float(
                 np.square(rounded @ (integers * scales) - exact).sum()
             )
             power[product.name] = power.get(product.name, 0.0) + float(np.square(exact).sum())
     convolutions = {p.convolution.output: p.name for found in by_tensor.values() for p in found if p.convolution}
-    for name, values in _observed(path, list(convolutions), batches):
+    for name, values in _observe(path, list(convolutions), batches):
         step = float(ranges[name].scale_and_zero()[0])
         error[convolutions[name]] += values.size * step**2 / 12  # variance of a uniform distribution between two steps
     relative = {name: float(np.sqrt(error[name] / max(power[name], 1e-30))) for name in error}
@@ -264,7 +264,7 @@ def _quantize_convolution(
     assert node.inputs[1] is not None and node.inputs[1].shape is not None
     stored = quantized.T.reshape(node.inputs[1].shape.numpy())
     node.replace_input_with(1, _given(edit, node, weights=stored, scales=scales, axis=0))
-    bias = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    bias = get_constant(node.inputs[2]) if len(node.inputs) > 2 else None
     if bias is not None and step is not None:
         units = (scales * step).astype(np.float32)
         sums = edit.constant(np.rint(bias / units).astype(np.int32))
@@ -294,7 +294,7 @@ def quantize(
     Raises:
         PrecisionError: A product's input has no range.
     """
-    edit, placing, count = Rewriter(model), _placing(model), 0
+    edit, placing, count = Rewriter(model), _list_placing(model), 0
     pairs: dict[str, ir.Value] = {}
 
     def rounded(value: ir.Value, node: ir.Node) -> ir.Value:
@@ -304,7 +304,7 @@ def quantize(
         return edit.add(node, "DequantizeLinear", [integers, scale, zero])[0]
 
     for node in list(model.graph):
-        weights, taken = _weights_of(node), node.inputs[0] if node.inputs else None
+        weights, taken = _find_weights(node), node.inputs[0] if node.inputs else None
         if weights is None or taken is None or node.name in placing or node.name in leave_out:
             continue
         if taken.name not in ranges:
@@ -315,7 +315,7 @@ def quantize(
         if name not in pairs:
             pairs[name] = rounded(taken, node)
         node.replace_input_with(0, pairs[name])
-        quantized, scales = quantized_weights(weights)
+        quantized, scales = quantize_weights(weights)
         if node.op_type == "Conv":
             step = None if symmetric else ranges[name].scale_and_zero()[0]
             _quantize_convolution(
@@ -333,7 +333,7 @@ def quantize(
     return count
 
 
-def carried_over(
+def carry_over(
     ranges: Mapping[str, Range], leave_out: Collection[str], *, measured: ir.Model, other: ir.Model
 ) -> tuple[dict[str, Range], set[str]]:
     """Transfer ranges and excluded products from one picture size's graph to another's.
@@ -353,7 +353,7 @@ def carried_over(
     Raises:
         PrecisionError: The weights of the graphs have different orders.
     """
-    pairs = list(zip(products(measured), products(other), strict=True))
+    pairs = list(zip(list_products(measured), list_products(other), strict=True))
     if not all(np.array_equal(ours.weights, theirs.weights) for ours, theirs in pairs):
         raise PrecisionError(
             "the graphs of two picture sizes have their weights in different orders: export each size separately"
@@ -368,7 +368,7 @@ def carried_over(
     )
 
 
-def least_left_out(
+def find_least_left_out(
     ranked: Sequence[Name], agreement: Callable[[Collection[Name]], float], *, aim: float, least: float
 ) -> tuple[list[Name], float]:
     """Find the fewest products to exclude from int8 so that the masks agree.

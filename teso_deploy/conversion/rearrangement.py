@@ -10,14 +10,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from teso_deploy.conversion.rewriting import Rewriter, constant_of, sizes_of
+from teso_deploy.conversion.rewriting import Rewriter, get_constant, get_sizes
 
 _MOVING = {"Reshape", "Transpose", "Slice", "Concat"}
 #: A chain without these is kept: a transposition of whole blocks is as fast as a gather.
 _ROLLING = {"Concat"}
 
 
-def _chain(sink: ir.Value) -> tuple[list[ir.Node], ir.Value] | None:
+def _find_chain(sink: ir.Value) -> tuple[list[ir.Node], ir.Value] | None:
     """Return (the moving nodes that lead to ``sink`` in order, the single value that they move)."""
     nodes: list[ir.Node] = []
     sources: set[ir.Value] = set()
@@ -36,14 +36,14 @@ def _chain(sink: ir.Value) -> tuple[list[ir.Node], ir.Value] | None:
     if len(sources) != 1 or not _ROLLING & {node.op_type for node in nodes}:
         return None
     source = sources.pop()
-    return None if constant_of(source) is not None or source.shape is None else (nodes, source)
+    return None if get_constant(source) is not None or source.shape is None else (nodes, source)
 
 
 def _move(nodes: list[ir.Node], source: ir.Value, places: NDArray[np.int64]) -> NDArray[np.int64] | None:
     """Apply the chain to ``places``. Return None if it depends on more than constants."""
     values: dict[ir.Value | None, NDArray[np.int64]] = {source: places}
     for node in nodes:
-        taken, constants = values[node.inputs[0]], [constant_of(value) for value in node.inputs[1:]]
+        taken, constants = values[node.inputs[0]], [get_constant(value) for value in node.inputs[1:]]
         if node.op_type == "Transpose":
             found = taken.transpose(node.attributes["perm"].as_ints())
         elif node.op_type == "Concat":
@@ -68,12 +68,12 @@ def _move(nodes: list[ir.Node], source: ir.Value, places: NDArray[np.int64]) -> 
     return values[nodes[-1].outputs[0]]
 
 
-def _rows(nodes: list[ir.Node], source: ir.Value) -> NDArray[np.int64] | None:
+def _find_rows(nodes: list[ir.Node], source: ir.Value) -> NDArray[np.int64] | None:
     """Return the source token of each target token, which is equal for every batch item.
 
     None if the chain does anything else.
     """
-    sizes, target = sizes_of(source), sizes_of(nodes[-1].outputs[0])
+    sizes, target = get_sizes(source), get_sizes(nodes[-1].outputs[0])
     windows = max(1, int(np.prod(target)) // int(np.prod(sizes)))  # windows that were items of the batch
     count, channels = windows * int(np.prod(sizes[:-1])), sizes[-1]
     places = np.arange(2 * count * channels, dtype=np.int64).reshape(2 * windows, *sizes)
@@ -95,12 +95,12 @@ def gather_tokens(edit: Rewriter) -> None:
             continue
         if all(node.op_type in _MOVING and not node.domain for node, _ in sink.uses()):
             continue  # this node is not the end of the chain
-        found = _chain(sink)
-        rows = _rows(*found) if found is not None else None
+        found = _find_chain(sink)
+        rows = _find_rows(*found) if found is not None else None
         if found is None or rows is None:
             continue
         source = found[1]
-        sizes, shape = sizes_of(source), sizes_of(sink)
+        sizes, shape = get_sizes(source), get_sizes(sink)
         tokens = source if sizes[:-1] == (len(rows),) else edit.reshape_value(last, source, -1, len(rows), sizes[-1])
         moved = edit.add(last, "Gather", [tokens, edit.constant(rows)], attributes={"axis": 1})[0]
         edit.replace(sink, edit.reshape_value(last, moved, -1, *shape))

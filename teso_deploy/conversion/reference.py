@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teso_deploy.bundle import sized_name
-from teso_deploy.conversion.pytorch_engine import module_engines, pytorch_engines
+from teso_deploy.bundle import make_sized_name
+from teso_deploy.conversion.pytorch_engine import make_pytorch_engines, wrap_modules
 from teso_deploy.cues.table import CueTable
 from teso_deploy.media.audio import read_audio
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.models.methods import Model, find_method
-from teso_deploy.pipeline.preprocess import fitted_size, normalised, resized
+from teso_deploy.pipeline.preprocess import compute_fitted_size, normalise_picture, resize_picture
 from teso_deploy.program import MASKS, group_inputs, merge_tensors, run_program, select_inputs
 from teso_deploy.recipe import Recipe
 from teso_deploy.types import WINDOW_SAMPLES, ImageSize
@@ -33,7 +33,7 @@ from teso_deploy.verification.probes import ROWS, run_whole
 MASK_STEP = 2.0**-20
 
 
-def random_inputs(recipe: Recipe, size: ImageSize, seed: int = 0) -> dict[str, NDArray[Any]]:
+def make_random_inputs(recipe: Recipe, size: ImageSize, seed: int = 0) -> dict[str, NDArray[Any]]:
     """Make seeded noise in the shapes of the inputs, for untrained models.
 
     Args:
@@ -79,9 +79,9 @@ def clip_inputs(recipe: Recipe, size: ImageSize, *, table: CueTable, clip: Path)
     track = read_audio(clip)
     own, other = (track.window(middles[name], "centred").samples for name in (first, second))
     cues, none = table.lookup(script["visible"][: table.max_cues]), table.none()
-    picture = resized(frame.image, fitted_size(frame.image, size, recipe.image.fit))
+    picture = resize_picture(frame.image, compute_fitted_size(frame.image, size, recipe.image.fit))
     tensors = {
-        "image": normalised(picture, mean=recipe.image.mean, std=recipe.image.std, bucket=size),
+        "image": normalise_picture(picture, mean=recipe.image.mean, std=recipe.image.std, bucket=size),
         "waveform": np.stack([own, np.zeros(WINDOW_SAMPLES, np.float32), other, own]),
         "cues": np.stack([cues.embeddings, cues.embeddings, cues.embeddings, none.embeddings]),
         "cue_valid": np.stack([cues.valid, cues.valid, cues.valid, none.valid]),
@@ -89,20 +89,22 @@ def clip_inputs(recipe: Recipe, size: ImageSize, *, table: CueTable, clip: Path)
     return select_inputs(find_method(recipe).program, tensors)
 
 
-def reference_outputs(model: Model, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def compute_reference_outputs(model: Model, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Compute PyTorch's outputs of every graph for the reference inputs, by tensor name."""
-    found = run_whole(find_method(model.recipe).program, pytorch_engines(model), inputs)
+    found = run_whole(find_method(model.recipe).program, make_pytorch_engines(model), inputs)
     return found | {MASKS: np.rint(found[MASKS] / MASK_STEP) * MASK_STEP}
 
 
-def reference_arrays(model: Model, inputs: Callable[[ImageSize], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+def make_reference_arrays(
+    model: Model, inputs: Callable[[ImageSize], dict[str, NDArray[Any]]]
+) -> dict[str, NDArray[Any]]:
     """Compute everything that ``reference.npz`` contains.
 
     ``inputs`` returns the inputs of a bucket; their sounds and cues are equal for all buckets.
     """
     first, *others = model.recipe.image.sizes
     given = inputs(first)
-    arrays = given | reference_outputs(model, given)
+    arrays = given | compute_reference_outputs(model, given)
     method = find_method(model.recipe)
     specs, program = method.graph_specs(model.recipe), method.program
     of_the_picture = [
@@ -110,15 +112,15 @@ def reference_arrays(model: Model, inputs: Callable[[ImageSize], dict[str, NDArr
     ]
     for size in others:
         given = inputs(size)
-        at_size = given | reference_outputs(model, given)
+        at_size = given | compute_reference_outputs(model, given)
         for name in ("image", *of_the_picture):
             if name in at_size:
-                arrays[sized_name(name, size)] = at_size[name]
+                arrays[make_sized_name(name, size)] = at_size[name]
     return arrays
 
 
 @torch.no_grad()
-def example_arguments(
+def make_example_arguments(
     model: Model, size: ImageSize, device: torch.device | None = None
 ) -> dict[str, tuple[torch.Tensor, ...]]:
     """Make example arguments of every graph, with batch 2.
@@ -131,7 +133,7 @@ def example_arguments(
     Returns:
         Graph name → arguments in order.
     """
-    noise = random_inputs(model.recipe, size)
+    noise = make_random_inputs(model.recipe, size)
     given = {name: torch.from_numpy(value[:2]).to(device) for name, value in noise.items()}
     if "image" in given:
         given["image"] = given["image"].expand(2, *given["image"].shape[1:]).clone()
@@ -140,5 +142,5 @@ def example_arguments(
     # Skip stages whose outputs no other stage uses.
     taken = {source for stage in program.stages for source in stage.inputs}
     stages = [stage for stage in program.stages if stage.name in taken]
-    tensors = merge_tensors(run_program(program, module_engines(model), group_inputs(given), stages=stages))
+    tensors = merge_tensors(run_program(program, wrap_modules(model), group_inputs(given), stages=stages))
     return {name: tuple(tensors[tensor] for tensor in spec.inputs) for name, spec in specs.items()}

@@ -101,7 +101,7 @@ class Rewriter:
         return self.model
 
 
-def constant_of(value: ir.Value | None) -> NDArray[Any] | None:
+def get_constant(value: ir.Value | None) -> NDArray[Any] | None:
     """Return the content of an initialiser or a Constant node, or None for a computed value."""
     if value is None or value.is_graph_input():
         return None
@@ -115,7 +115,7 @@ def find_producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
     return node if node is not None and node.op_type == op_type and node.domain == "" else None
 
 
-def sizes_of(value: ir.Value) -> tuple[int, ...]:
+def get_sizes(value: ir.Value) -> tuple[int, ...]:
     """Return the shape without the batch, which is static in all our graphs."""
     assert value.shape is not None, f"{value.name} has no shape"
     return tuple(int(size) for size in list(value.shape)[1:])  # type: ignore[arg-type]

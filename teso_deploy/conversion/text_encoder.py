@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
 from teso_deploy.bundle import TextEncoderEntry
-from teso_deploy.conversion.clip_tokens import sentence_tokenizer
+from teso_deploy.conversion.clip_tokens import make_sentence_tokenizer
 from teso_deploy.conversion.cue_weights import save_graph
 from teso_deploy.conversion.graphs import export_module
 from teso_deploy.conversion.vocabulary import MINILM_DIM, MiniLM
 from teso_deploy.cues.table import CueTable
 from teso_deploy.cues.tokens import Tokens
 from teso_deploy.errors import CheckpointError, RecipeError
-from teso_deploy.models.assembly import WeightSource, text_tower
+from teso_deploy.models.assembly import WeightSource, build_text_tower
 from teso_deploy.models.methods import find_method
 from teso_deploy.recipe import Recipe
 
@@ -49,7 +49,7 @@ class TextGraph:
     tokenizer: Any
 
 
-def text_graph(recipe: Recipe, tower: WeightSource | None) -> TextGraph:
+def find_text_graph(recipe: Recipe, tower: WeightSource | None) -> TextGraph:
     """Return the encoder of a recipe's cues, before anything is written.
 
     Args:
@@ -67,7 +67,7 @@ def text_graph(recipe: Recipe, tower: WeightSource | None) -> TextGraph:
     if not find_method(recipe).program.takes("cues"):
         raise RecipeError(f"recipe {recipe.name} is of the method {recipe.method}, without cues: omit --text-encoder")
     if tower is not None:
-        return TextGraph(text_tower(tower, recipe), sentence_tokenizer(tower.beside, recipe.clip_text))
+        return TextGraph(build_text_tower(tower, recipe), make_sentence_tokenizer(tower.beside, recipe.clip_text))
     if recipe.text.encoder == "clip":
         raise RecipeError(
             f"recipe {recipe.name} embeds its cues with CLIP's text tower: for --text-encoder export it from its "
@@ -118,7 +118,7 @@ def _check(folder: Path, *, recipe: Recipe, tokens: Tokens, table: CueTable) -> 
     step = max(1, len(table.names) // CHECKED_WORDS)
     for name in table.names[::step]:
         ids = np.array([tokens.sentence(recipe.text.template.replace("{cue}", name))], np.int64)
-        expected, found = table.embedding_of(name), engine.run({"input_ids": ids})["cue"][0]
+        expected, found = table.get_embedding(name), engine.run({"input_ids": ids})["cue"][0]
         if np.abs(found - expected).max() > LARGEST_ERROR * max(1.0, float(np.abs(expected).max())):
             raise CheckpointError(
                 f"this text encoder gives {name!r} another embedding than the bundle's table has: omit "

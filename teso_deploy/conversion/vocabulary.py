@@ -21,7 +21,7 @@ from teso_deploy.cues.table import NO_CUE
 from teso_deploy.errors import InputNotFoundError, MissingExtraError, RecipeError
 from teso_deploy.recipe import Recipe
 from teso_deploy.requirements import write_install_command
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ _MODULES = {
 }
 
 
-def minilm_folder() -> Path:
+def find_minilm_folder() -> Path:
     """Return the folder in which the installed package keeps the model.
 
     All packages that embedding needs are looked up before anything heavy is imported. :class:`MissingExtraError` names
@@ -58,7 +58,7 @@ class MiniLM:
     """The text encoder: sentences → unit vectors (K, 384)."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        folder = folder or minilm_folder()
+        folder = folder or find_minilm_folder()
         from safetensors.torch import load_file
         from tokenizers import Tokenizer
 
@@ -123,31 +123,31 @@ class MiniLM:
         return embedded
 
 
-def shipped_nouns() -> list[str]:
+def read_shipped_nouns() -> list[str]:
     """Read the words of ``export/vocabulary/nouns.txt``: lower case, sorted, unique.
 
     Raises :class:`InputNotFoundError` if the installation lacks the file.
     """
-    path = shipped_path("export/vocabulary/nouns.txt")
+    path = find_shipped_path("export/vocabulary/nouns.txt")
     if not path.is_file():
         raise InputNotFoundError(f"no word list {path}: install the package again")
     lines = path.read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-def cue_words(recipe: Recipe, nouns: Sequence[str] | None = None) -> list[str]:
+def list_cue_words(recipe: Recipe, nouns: Sequence[str] | None = None) -> list[str]:
     """List the words of a cue table: lower case, sorted, unique.
 
-    ``nouns`` defaults to :func:`shipped_nouns`. The recipe's classes and its tagger's words are always added. If the
+    ``nouns`` defaults to :func:`read_shipped_nouns`. The recipe's classes and its tagger's words are added. If the
     recipe pads with an embedding, the word that fills slots without a cue is added too.
     """
-    wanted = [*(shipped_nouns() if nouns is None else nouns), *recipe.head.classes, *recipe.tagger.words]
+    wanted = [*(read_shipped_nouns() if nouns is None else nouns), *recipe.head.classes, *recipe.tagger.words]
     if recipe.text.padding == "none-embedding":
         wanted.append(NO_CUE)
     return sorted({" ".join(word.lower().split()) for word in wanted} - {""})
 
 
-def _with_minilm(recipe: Recipe) -> Embed:
+def _embed_with_minilm(recipe: Recipe) -> Embed:
     """Return MiniLM's embedding. Refuses a recipe with another text encoder."""
     if recipe.text.encoder != "minilm":
         raise RecipeError(
@@ -201,11 +201,11 @@ def clip_embedder(model: ClipText, recipe: Recipe, folder: Path | None) -> Embed
 def build_cue_table(
     recipe: Recipe, nouns: Sequence[str] | None = None, embed: Embed | None = None
 ) -> tuple[list[str], NDArray[np.float32]]:
-    """Embed the words of :func:`cue_words`, each inside the recipe's template.
+    """Embed the words of :func:`list_cue_words`, each inside the recipe's template.
 
     Args:
         recipe: The recipe.
-        nouns: Words of the table besides those of the recipe. Default: :func:`shipped_nouns`.
+        nouns: Words of the table besides those of the recipe. Default: :func:`read_shipped_nouns`.
         embed: Sentences → (K, d_T), such as :func:`clip_embedder`. Default: MiniLM, whose rows have length 1.
 
     Returns:
@@ -219,8 +219,8 @@ def build_cue_table(
         raise RecipeError(
             f"text.template {recipe.text.template!r} has no place for the cue: write {{cue}} where it goes"
         )
-    words = cue_words(recipe, nouns)
-    rows = (embed or _with_minilm(recipe))([recipe.text.template.replace("{cue}", word) for word in words])
+    words = list_cue_words(recipe, nouns)
+    rows = (embed or _embed_with_minilm(recipe))([recipe.text.template.replace("{cue}", word) for word in words])
     if rows.shape != (len(words), recipe.text.dim):
         raise RecipeError(f"text.dim is {recipe.text.dim}, but embeddings have width {rows.shape[-1]}: set it to that")
     return words, rows

@@ -54,26 +54,26 @@ def read_answer(text: str) -> Answer:
     """
     if len(text) > MAX_CHARACTERS:
         text = text[: MAX_CHARACTERS // 2] + "\n" + text[-MAX_CHARACTERS // 2 :]
-    for found in _objects(text):
+    for found in _find_objects(text):
         lowered = {str(key).strip().lower().replace("_", " "): value for key, value in found.items()}
         sounding = next(
             (lowered[key] for key in ("sounding", "sounding objects", "sounding object") if key in lowered), _ABSENT
         )
         if sounding is not _ABSENT:
-            listed = _names(sounding)
+            listed = _read_names(sounding)
             if listed is not None:
                 confidences = tuple(listed.values())
                 said = tuple(confidence for confidence in confidences if confidence is not None)
-                objects = _names(lowered.get("objects")) or listed
+                objects = _read_names(lowered.get("objects")) or listed
                 return Answer(tuple(objects), tuple(listed), said if len(said) == len(confidences) else ())
-    names = _labelled(text)
+    names = _find_labelled(text)
     return Answer(names or (), names)
 
 
 _ABSENT = object()
 
 
-def _objects(text: str) -> Iterator[Mapping[object, object]]:
+def _find_objects(text: str) -> Iterator[Mapping[object, object]]:
     """Yield the JSON objects of a text from last to first. Common mistakes of models are repaired."""
     starts = [match.start() for match in re.finditer(r"\{", text)][-64:]
     decoder = json.JSONDecoder()
@@ -81,12 +81,12 @@ def _objects(text: str) -> Iterator[Mapping[object, object]]:
         try:
             found, _ = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
-            found = _repaired(text[start : start + 4000])
+            found = _repair(text[start : start + 4000])
         if isinstance(found, Mapping):
             yield found
 
 
-def _repaired(text: str) -> object:
+def _repair(text: str) -> object:
     """Parse an object with single quotes, trailing commas or a missing end. None if it can't be repaired."""
     closing: list[str] = []
     quote = ""
@@ -122,7 +122,7 @@ def _repaired(text: str) -> object:
     return None
 
 
-def _names(value: object) -> dict[str, float | None] | None:
+def _read_names(value: object) -> dict[str, float | None] | None:
     """Return the names in a list or a string, each with its confidence or None.
 
     The result is {} if the value says that nothing sounds, and None if it is neither list nor string. A confidence
@@ -146,7 +146,7 @@ def _names(value: object) -> dict[str, float | None] | None:
     for part in parts:
         confidence = None
         if isinstance(part, Mapping):
-            confidence = _confidence(next((part[key] for key in _CONFIDENCES if key in part), None))
+            confidence = _read_confidence(next((part[key] for key in _CONFIDENCES if key in part), None))
             part = next((part[key] for key in ("name", "object", "label") if key in part), None)
         name = as_name(part) if isinstance(part, str) else None
         if name:
@@ -157,7 +157,7 @@ def _names(value: object) -> dict[str, float | None] | None:
     return found if found or not junk else None
 
 
-def _confidence(value: object) -> float | None:
+def _read_confidence(value: object) -> float | None:
     """Return a confidence from 0 to 1, given as a fraction or in percent."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
         return None
@@ -180,12 +180,12 @@ def as_name(text: str) -> str | None:
     return name
 
 
-def _labelled(text: str) -> tuple[str, ...] | None:
+def _find_labelled(text: str) -> tuple[str, ...] | None:
     """Return the names after the last "sounding objects:" or "answer:", on its line or as bullets below it."""
     for match in reversed(list(_LABELLED.finditer(text))):
         rest = match["names"].strip()
         if rest:
-            names = _names(rest)
+            names = _read_names(rest)
         else:
             bullets = []
             for line in text[match.end() :].strip("\n").splitlines():
@@ -193,7 +193,7 @@ def _labelled(text: str) -> tuple[str, ...] | None:
                 if bullet is None:
                     break
                 bullets.append(bullet["name"])
-            names = _names(bullets) if bullets else None
+            names = _read_names(bullets) if bullets else None
         if names is not None:
             return tuple(names)
     return None

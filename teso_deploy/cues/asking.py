@@ -54,7 +54,7 @@ class Wish:
     reason: Reason | None = None
     _asked_pts_seconds: float | None = None
 
-    def saw(self, pts_seconds: float, *, is_new_scene: bool, is_new_sound: bool) -> None:
+    def note_picture(self, pts_seconds: float, *, is_new_scene: bool, is_new_sound: bool) -> None:
         """Note a picture or an audio window. The first reason is kept until the question is asked.
 
         Args:
@@ -74,11 +74,11 @@ class Wish:
         elif self.options.every_seconds is not None and not 0 <= pts_seconds - last < self.options.every_seconds:
             self.reason = "interval"  # also if the stream's time jumped back
 
-    def asked(self, pts_seconds: float) -> None:
+    def note_question(self, pts_seconds: float) -> None:
         """Note a question about the picture of this time."""
         self.reason, self._asked_pts_seconds = None, pts_seconds
 
-    def failed(self, reason: Reason) -> None:
+    def restore_reason(self, reason: Reason) -> None:
         """Note that the question failed: its reason is restored."""
         self.reason = self.reason or reason
 
@@ -101,15 +101,15 @@ class Allowance:
             wait = max(wait, self._asked[0] + BUDGET_SECONDS - now)
         return max(0.0, wait)
 
-    def asked(self, now: float) -> None:
+    def note_question(self, now: float) -> None:
         """Note a question."""
         self._asked.append(now)
 
-    def answered(self) -> None:
+    def note_answer(self) -> None:
         """Note an answer."""
         self.failures, self._not_before = 0, 0.0
 
-    def failed(self, now: float, retry_after_seconds: float | None) -> None:
+    def note_failure(self, now: float, retry_after_seconds: float | None) -> None:
         """Note a failure. The source may say after how long it may be asked again."""
         pause = pause_seconds(self.failures, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
         self.failures += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 
-from teso_deploy.cues.table import SYNONYMS, variants
+from teso_deploy.cues.table import SYNONYMS, list_variants
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 #: Phrases that say nothing about the picture.
@@ -22,7 +22,7 @@ for _word, _meant in SYNONYMS.items():
     _OTHER_WORDS.setdefault(_meant, set()).add(_word)
 
 
-def words_of(caption: str) -> list[str]:
+def split_words(caption: str) -> list[str]:
     """Return the caption's words in lower case, without phrases such as "a photo of"."""
     return _WORD.findall(_FRAMES.sub(" ", caption.lower()).replace("’", "'"))
 
@@ -40,13 +40,13 @@ def find_nouns(caption: str, known: Collection[str], first: Collection[str] = ()
     >>> find_nouns("Two dogs next to a fire truck.", {"dog", "truck", "fire truck"})
     ['dog', 'fire truck']
     """
-    words, longest = words_of(caption), max((name.count(" ") + 1 for name in known), default=0)
+    words, longest = split_words(caption), max((name.count(" ") + 1 for name in known), default=0)
     found: dict[str, None] = {}
     place = 0
     while place < len(words):
         for length in range(min(longest, len(words) - place), 0, -1):
             spoken = " ".join(words[place : place + length])
-            name = next((variant for variant in variants(spoken) if variant in known), None)
+            name = next((variant for variant in list_variants(spoken) if variant in known), None)
             if name is not None:
                 found[name] = None
                 place += length
@@ -56,19 +56,19 @@ def find_nouns(caption: str, known: Collection[str], first: Collection[str] = ()
     return sorted(found, key=lambda name: name not in first)
 
 
-def _phrases(words: Sequence[str], longest: int = 4) -> Iterator[str]:
+def _yield_phrases(words: Sequence[str], longest: int = 4) -> Iterator[str]:
     for length in range(1, longest + 1):
         for place in range(len(words) - length + 1):
             yield " ".join(words[place : place + length])
 
 
-def mentions(caption: str, name: str) -> bool:
+def is_mentioned(caption: str, name: str) -> bool:
     """Return whether a caption contains a name or the noun that it ends in, also as plural or synonym.
 
     >>> mentions("A man plays drums.", "drum kit"), mentions("A man plays drums.", "dog")
     (True, False)
     """
-    spoken = {variant for phrase in _phrases(words_of(caption)) for variant in variants(phrase)}
-    meant = set(variants(name)) | set(variants(name.split()[-1] if name.split() else name))
+    spoken = {variant for phrase in _yield_phrases(split_words(caption)) for variant in list_variants(phrase)}
+    meant = set(list_variants(name)) | set(list_variants(name.split()[-1] if name.split() else name))
     meant |= {other for variant in meant for other in _OTHER_WORDS.get(variant, ())}
     return bool(spoken & meant)

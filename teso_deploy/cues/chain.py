@@ -55,13 +55,13 @@ class ChainSource:
                 if self._is_closed:  # closing ended the question
                     raise
                 if isinstance(error, NoCueAnswerError):
-                    allowance.answered()
+                    allowance.note_answer()
                 else:
-                    allowance.failed(self._clock(), error.retry_after_seconds)
+                    allowance.note_failure(self._clock(), error.retry_after_seconds)
                 self._failures = self._failures | {number: error}
                 failures.append(error)
                 continue
-            allowance.answered()
+            allowance.note_answer()
             self._failures = {k: failure for k, failure in self._failures.items() if k != number}
             if answer is not None:
                 self.passed_over += len(failures)

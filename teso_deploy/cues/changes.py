@@ -71,7 +71,7 @@ class SceneChange:
         self._next: _Look | None = None
         self._lasted = 0
 
-    def changed(self, image: NDArray[np.uint8]) -> bool:
+    def is_changed(self, image: NDArray[np.uint8]) -> bool:
         """Return whether a new scene has certainly begun by this picture (H, W, 3). The first scene does not count."""
         look = _Look(image)
         if self._scene is None:
@@ -96,7 +96,7 @@ class SoundChange:
         self._next: NDArray[np.float32] | None = None
         self._lasted = 0
 
-    def changed(self, features: NDArray[np.float32], samples: NDArray[np.float32]) -> bool:
+    def is_changed(self, features: NDArray[np.float32], samples: NDArray[np.float32]) -> bool:
         """Return whether a new kind of sound has certainly begun by this window.
 
         The first sound of a stream is new. Silence never is.
@@ -110,7 +110,7 @@ class SoundChange:
             self._next, self._lasted = None, 0
             return False
         window = features / np.float32(length)
-        distances = [_distance(window, known) for known in self._known]
+        distances = [_compute_distance(window, known) for known in self._known]
         if distances and min(distances) < SOUND_DISTANCE:
             nearest = int(np.argmin(distances))
             known = (1 - _SHARE) * self._known[nearest] + _SHARE * window
@@ -118,7 +118,7 @@ class SoundChange:
             self._known.append(known)
             self._next, self._lasted = None, 0
             return False
-        if self._next is None or _distance(window, self._next) > SOUND_DISTANCE:
+        if self._next is None or _compute_distance(window, self._next) > SOUND_DISTANCE:
             self._next, self._lasted = window, 0
         else:
             self._next = self._next + (window - self._next) / np.float32(self._lasted + 1)
@@ -130,6 +130,6 @@ class SoundChange:
         return True
 
 
-def _distance(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+def _compute_distance(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     """Cosine distance, 0 to 2."""
     return 1 - float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))

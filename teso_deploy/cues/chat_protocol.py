@@ -188,17 +188,17 @@ class AnswerReader:
         """Read an object: a whole answer or a part of one."""
         if isinstance(content, dict) and (content.get("error") or content.get("object") == "error"):
             raise CueSourceError(f"{self._name} failed: {read_error(content, self._clean)}")
-        said = _message_of(content)
+        said = _find_message(content)
         if said is None:
             raise CueSourceError(f"{self._name} sent an answer that is not of OpenAI's protocol: check the address")
         self._has_read = True
         message, finish = said
         self._finish = self._finish if finish is None else finish
-        self._add("content", _text_of(message.get("content"), ("text", "output_text")))
-        self._add("refusal", _text_of(message.get("refusal")) + _text_of(message.get("content"), ("refusal",)))
-        thoughts = next((text for name in _THOUGHTS if (text := _text_of(message.get(name)))), "")
-        self._add("thoughts", thoughts + _text_of(message.get("content"), ("thinking", "reasoning")))
-        self._add("arguments", "".join(_arguments_of(message)))
+        self._add("content", _read_text(message.get("content"), ("text", "output_text")))
+        self._add("refusal", _read_text(message.get("refusal")) + _read_text(message.get("content"), ("refusal",)))
+        thoughts = next((text for name in _THOUGHTS if (text := _read_text(message.get(name)))), "")
+        self._add("thoughts", thoughts + _read_text(message.get("content"), ("thinking", "reasoning")))
+        self._add("arguments", "".join(_yield_arguments(message)))
 
     def _add(self, field: str, text: str) -> None:
         if text:
@@ -257,7 +257,7 @@ def _parse(text: str) -> Any:
         return None
 
 
-def _message_of(content: Any) -> tuple[Mapping[str, Any], str | None] | None:
+def _find_message(content: Any) -> tuple[Mapping[str, Any], str | None] | None:
     """Return the message in an object, or a part of it, and why the answer ends there. None: not an answer."""
     if not isinstance(content, dict):
         return None
@@ -289,7 +289,7 @@ def _finish_of(reason: Any) -> str | None:
     return None if reason is None else str(reason)[:40]
 
 
-def _text_of(content: Any, kinds: tuple[str, ...] = ()) -> str:
+def _read_text(content: Any, kinds: tuple[str, ...] = ()) -> str:
     """Return a text, or the joined texts of a list's parts of the given kinds. A part without a kind is text."""
     if isinstance(content, str):
         return content if not kinds or "text" in kinds else ""
@@ -302,11 +302,11 @@ def _text_of(content: Any, kinds: tuple[str, ...] = ()) -> str:
         if isinstance(part, dict) and (not kinds or part.get("type", "text") in kinds):
             names = ("text", "refusal", "thinking", "reasoning", "content")
             inner = next((part[name] for name in names if part.get(name)), "")
-            found.append(inner if isinstance(inner, str) else _text_of(inner))
+            found.append(inner if isinstance(inner, str) else _read_text(inner))
     return "".join(found)
 
 
-def _arguments_of(message: Mapping[str, Any]) -> Iterator[str]:
+def _yield_arguments(message: Mapping[str, Any]) -> Iterator[str]:
     """Yield the arguments of tool calls: pieces of JSON, or one object from Ollama."""
     calls = message.get("tool_calls")
     functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []

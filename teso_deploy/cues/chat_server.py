@@ -114,7 +114,7 @@ class ChatServer:
                 return f"{self.address}#{to_one_line(self.model)}"
             except CueSourceError as error:
                 self._failure_to_name = error
-        return f"{self.address}#{to_one_line(self._model or _last_model(self.address) or '?')}"
+        return f"{self.address}#{to_one_line(self._model or _read_last_model(self.address) or '?')}"
 
     @property
     def model(self) -> str:
@@ -128,7 +128,7 @@ class ChatServer:
                 raise CueSourceError(f"{self.address} lists no model: name one with --server-model")
             self._model = names[0]
             with suppress(OSError):
-                write_vouched(_last_model_file(self.address), self._model.encode("utf-8", "replace"))
+                write_vouched(_find_last_model_file(self.address), self._model.encode("utf-8", "replace"))
         return self._model
 
     def complete(self, messages: Sequence[Mapping[str, Any]], max_tokens: int, *, as_object: bool = False) -> str:
@@ -183,7 +183,7 @@ class ChatServer:
         reader, is_whole = AnswerReader(self.address, self._clean), True
         body = {**body, "max_tokens": body["max_tokens"] + self._room_to_think}
         with self._asking, self._request("POST", "/chat/completions", body) as response:
-            for line in read_lines(_pieces(response), response.headers.get("Content-Encoding", "")):
+            for line in read_lines(_read_pieces(response), response.headers.get("Content-Encoding", "")):
                 reader.feed(line)
                 if reader.is_over:
                     break
@@ -193,7 +193,7 @@ class ChatServer:
 
     def _models(self) -> list[str]:
         with self._asking, self._request("GET", "/models", None) as response:
-            text = _body_of(response)
+            text = _read_body(response)
         advice = "check that it speaks OpenAI's protocol, or name a model with --server-model"
         content = parse_json(text, f"the list of models of {self.address}", error=CueSourceError, advice=advice)
         listed = content.get("data") if isinstance(content, dict) else content
@@ -272,7 +272,7 @@ class ChatServer:
         return text.replace(self._key, HIDDEN) if len(self._key) >= LEAST_KEY else text
 
     def _refusal(self, response: http.client.HTTPResponse, body: Mapping[str, Any] | None) -> CueSourceError:
-        status, raw = response.status, _body_of(response)
+        status, raw = response.status, _read_body(response)
         try:
             cause = read_error(json.loads(raw), self._clean)
         except (ValueError, RecursionError):
@@ -286,7 +286,7 @@ class ChatServer:
                 f"{self.address} answered {status}, and redirects are not followed: give the address that it leads to"
             )
         if status in (429, 503):
-            wait = _seconds_of(response.headers.get("Retry-After"))
+            wait = _parse_seconds(response.headers.get("Retry-After"))
             when = "later" if wait is None else f"in {wait:.0f} s"
             return CueSourceError(f"{self.address} is busy ({status}: {cause}): ask again {when}", wait)
         if status == 404 and body is not None:
@@ -313,13 +313,13 @@ class ChatServer:
         return CueSourceError(f"{self.address} broke off in the middle of an answer: see the server's log")
 
 
-def _pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
+def _read_pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
     while piece := response.read1(65536):
         yield piece
 
 
-def _body_of(response: http.client.HTTPResponse) -> str:
-    lines = read_lines(_pieces(response), response.headers.get("Content-Encoding", ""))
+def _read_body(response: http.client.HTTPResponse) -> str:
+    lines = read_lines(_read_pieces(response), response.headers.get("Content-Encoding", ""))
     return b"\n".join(lines).decode("utf-8-sig", "replace")
 
 
@@ -327,7 +327,7 @@ class _RefusedError(CueSourceError):
     """The server does not accept a field of the request."""
 
 
-def _seconds_of(header: str | None) -> float | None:
+def _parse_seconds(header: str | None) -> float | None:
     """Return the seconds of a ``Retry-After`` header, which holds seconds or a date."""
     if header is None:
         return None
@@ -343,10 +343,10 @@ def _seconds_of(header: str | None) -> float | None:
     return min(max(0.0, (at - datetime.now(UTC)).total_seconds()), LONGEST_WAIT_SECONDS)
 
 
-def _last_model_file(address: str) -> Path:
+def _find_last_model_file(address: str) -> Path:
     return cache_folder("cues") / "servers" / f"{hashlib.sha256(address.encode()).hexdigest()}.txt"
 
 
-def _last_model(address: str) -> str | None:
-    content = read_vouched(_last_model_file(address))
+def _read_last_model(address: str) -> str | None:
+    content = read_vouched(_find_last_model_file(address))
     return None if content is None else content.decode("utf-8", "replace")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.bundle import Bundle
 from teso_deploy.cues.contracts import CueAnswer
-from teso_deploy.cues.singulars import singular
+from teso_deploy.cues.singulars import make_singular
 from teso_deploy.cues.table import CueTable
 from teso_deploy.cues.text_encoder import TextEncoder
 from teso_deploy.types import Cues
@@ -29,7 +29,7 @@ class CueNames:
         """Open the names of a bundle. Raises :class:`BundleError` for a damaged table."""
         return cls(CueTable.open(bundle), TextEncoder.open(bundle))
 
-    def of_words(self, words: Sequence[str]) -> Cues:
+    def look_up_words(self, words: Sequence[str]) -> Cues:
         """Return the cues of the first N_T different words that a person typed; without words :meth:`CueTable.none`.
 
         Raises :class:`CueError`, with the closest words, if the table lacks a word and the bundle has no encoder.
@@ -40,10 +40,10 @@ class CueNames:
         found: dict[str, NDArray[np.float32]] = {}
         for word in words:
             if word.strip() and len(found) < self._table.max_cues:
-                found.setdefault(*(self._in_table(word) or self._encoded(word, self._encoder)))
-        return self._table.filled(found, "manual")
+                found.setdefault(*(self._find_in_table(word) or self._encode(word, self._encoder)))
+        return self._table.fill(found, "manual")
 
-    def of_answer(self, answer: CueAnswer) -> Cues:
+    def look_up_answer(self, answer: CueAnswer) -> Cues:
         """Return the cues of the N_T most certain names of an answer, or of the first ones if it has no confidences.
 
         Without an encoder, a name that the table lacks is replaced by the noun that it ends in ("red fire truck", "fire
@@ -57,22 +57,22 @@ class CueNames:
         for name in names:
             if len(found) == self._table.max_cues:
                 break
-            named = self._in_table(name)
+            named = self._find_in_table(name)
             if named is None and name.strip():
-                named = self._by_its_end(name) if self._encoder is None else self._encoded(name, self._encoder)
+                named = self._find_by_its_end(name) if self._encoder is None else self._encode(name, self._encoder)
             if named is not None:
                 found.setdefault(*named)
-        return self._table.filled(found, answer.source)
+        return self._table.fill(found, answer.source)
 
-    def _in_table(self, word: str) -> _Named | None:
+    def _find_in_table(self, word: str) -> _Named | None:
         name = self._table.find(word)
-        return None if name is None else (name, self._table.embedding_of(name))
+        return None if name is None else (name, self._table.get_embedding(name))
 
-    def _encoded(self, word: str, encoder: TextEncoder) -> _Named:
-        name = singular(" ".join(word.lower().replace("_", " ").split()))
+    def _encode(self, word: str, encoder: TextEncoder) -> _Named:
+        name = make_singular(" ".join(word.lower().replace("_", " ").split()))
         return name, encoder.embed(name)
 
-    def _by_its_end(self, name: str) -> _Named | None:
+    def _find_by_its_end(self, name: str) -> _Named | None:
         words = name.replace("_", " ").split()
-        ends = (self._in_table(" ".join(words[start:])) for start in range(1, len(words)))
+        ends = (self._find_in_table(" ".join(words[start:])) for start in range(1, len(words)))
         return next((named for named in ends if named is not None), None)

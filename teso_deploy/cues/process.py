@@ -19,7 +19,7 @@ from teso_deploy.cues.asking import pause_seconds
 from teso_deploy.cues.contracts import LONGER, Captioner, CueMoment, Message, Reasoner
 from teso_deploy.cues.model_bundle import CueModels, ModelEntry
 from teso_deploy.errors import CueSourceError
-from teso_deploy.redaction import child_environment
+from teso_deploy.redaction import make_child_environment
 from teso_deploy.text import to_one_line, to_printable
 
 WORKER = "teso_deploy.cues.language.serve"
@@ -86,7 +86,7 @@ class ModelProcess:
     def ask(self, question: Mapping[str, Any], content: bytes = b"") -> str:
         """Ask a question and return the answer's text. Raises :class:`CueSourceError`."""
         with self._asking:
-            process = self._running()
+            process = self._get_running()
             if question["do"] not in self._loaded:  # loading is slow while frames use the CPU
                 self._exchange(process, {"do": "load", "model": question["do"]}, b"", limit_seconds=LOAD_SECONDS)
                 self._loaded.add(question["do"])
@@ -116,16 +116,16 @@ class ModelProcess:
                     f"the model gave no answer in {limit_seconds:g} s: give it more time ({LONGER}), or take a "
                     "smaller one"
                 )
-            raise self._ended(process, said) from None
+            raise self._end(process, said) from None
         except (OSError, ValueError):
-            raise self._ended(process) from None
+            raise self._end(process) from None
         if question["do"] != "load":
             self._failures = 0
         if "error" in answer:
             raise CueSourceError(to_printable(str(answer["error"])))
         return str(answer.get("text", ""))
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _get_running(self) -> subprocess.Popen[bytes]:
         with self._lock:
             if self._is_closed:
                 raise CueSourceError("the models' process was ended")
@@ -146,7 +146,7 @@ class ModelProcess:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     bufsize=0,
-                    env=child_environment(),
+                    env=make_child_environment(),
                 )
             except OSError as error:
                 raise CueSourceError(f"the models' process can't be started ({error.strerror})") from error
@@ -177,7 +177,7 @@ class ModelProcess:
             raise ValueError("no answer")
         return answer
 
-    def _ended(self, process: subprocess.Popen[bytes], too_slow: str = "") -> CueSourceError:
+    def _end(self, process: subprocess.Popen[bytes], too_slow: str = "") -> CueSourceError:
         """End a process that is of no use any more, and make the error that says why."""
         _end(process, EXIT_CODE_SECONDS)
         if self._is_closed:

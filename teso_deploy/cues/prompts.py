@@ -92,7 +92,7 @@ class _PromptFile(_Table):
     user: str
 
 
-def as_data(text: str) -> str:
+def make_harmless(text: str) -> str:
     """Make foreign text (of a captioner, or on a sign in the picture) harmless to a chat template.
 
     Brackets of tags and special tokens, names of roles, and line breaks are replaced.
@@ -128,12 +128,12 @@ class Prompt:
         if isinstance(name, Path) or name.endswith(".toml"):
             path = Path(name)
             text = read_text(path, "a prompt's TOML file", limit_bytes=MAX_PROMPT_BYTES)
-            return cls(path.stem, _parsed(path.name, text), _shipped_shots())
-        if name not in prompt_names():
+            return cls(path.stem, _parse(path.name, text), _read_shipped_shots())
+        if name not in list_prompts():
             raise InputNotFoundError(
-                f"no prompt {name!r}: name one of {', '.join(prompt_names())}, or your own .toml file"
+                f"no prompt {name!r}: name one of {', '.join(list_prompts())}, or your own .toml file"
             )
-        return cls(name, _parsed(name, _shipped(name)), _shipped_shots())
+        return cls(name, _parse(name, _read_shipped(name)), _read_shipped_shots())
 
     @property
     def identity(self) -> str:
@@ -157,17 +157,17 @@ class Prompt:
         return [*self.fixed, Message("user", self._asked(caption))]
 
     def _asked(self, caption: str) -> str:
-        return self._file.user.replace("{caption}", as_data(caption))
+        return self._file.user.replace("{caption}", make_harmless(caption))
 
 
-def captioner_prompt() -> str:
+def read_captioner_prompt() -> str:
     """Return the captioner's prompt (the paper, section 3.1)."""
-    return str(tomllib.loads(_shipped(_CAPTIONER))["user"])
+    return str(tomllib.loads(_read_shipped(_CAPTIONER))["user"])
 
 
-def prompt_names() -> tuple[str, ...]:
+def list_prompts() -> tuple[str, ...]:
     """List the shipped prompts of the reasoner."""
-    names = [entry.name.removesuffix(".toml") for entry in _folder().iterdir() if entry.name.endswith(".toml")]
+    names = [entry.name.removesuffix(".toml") for entry in _find_folder().iterdir() if entry.name.endswith(".toml")]
     return tuple(sorted(set(names) - {_SHOTS, _CAPTIONER}))
 
 
@@ -176,19 +176,19 @@ def _spread(shots: Sequence[Shot], count: int) -> tuple[Shot, ...]:
     return tuple(shots[:count]) if count != 1 else (next(shot for shot in shots if shot.sounding),)
 
 
-def _folder() -> Traversable:
+def _find_folder() -> Traversable:
     return resources.files("teso_deploy.cues") / "prompts"
 
 
-def _shipped(name: str) -> str:
-    return (_folder() / f"{name}.toml").read_text(encoding="utf-8")
+def _read_shipped(name: str) -> str:
+    return (_find_folder() / f"{name}.toml").read_text(encoding="utf-8")
 
 
-def _shipped_shots() -> tuple[Shot, ...]:
-    return tuple(Shot.model_validate(shot) for shot in tomllib.loads(_shipped(_SHOTS))["shot"])
+def _read_shipped_shots() -> tuple[Shot, ...]:
+    return tuple(Shot.model_validate(shot) for shot in tomllib.loads(_read_shipped(_SHOTS))["shot"])
 
 
-def _parsed(name: str, text: str) -> _PromptFile:
+def _parse(name: str, text: str) -> _PromptFile:
     try:
         return _PromptFile.model_validate(parse_toml(text, f"prompt {name}", error=CueSourceError))
     except ValidationError as error:

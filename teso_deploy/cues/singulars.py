@@ -35,7 +35,7 @@ _KEPT = {
 _LOSE_ES = ("sses", "shes", "ches", "xes", "zzes", "tzes", "oes")
 
 
-def singular(name: str) -> str:
+def make_singular(name: str) -> str:
     """Return the singular of a noun or noun phrase in lower case; unchanged if it is one already, or has none.
 
     In a phrase, the last word becomes singular, and so does the word before each "of".
@@ -45,10 +45,10 @@ def singular(name: str) -> str:
     """
     head, of, rest = name.partition(" of ")
     before, blank, last = head.rpartition(" ")
-    return f"{before}{blank}{_word(last)}{of}{singular(rest) if of else ''}"
+    return f"{before}{blank}{_make_word_singular(last)}{of}{make_singular(rest) if of else ''}"
 
 
-def _word(word: str) -> str:
+def _make_word_singular(word: str) -> str:
     if word in _KEPT:
         return word
     if word in _WHOLE:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.array_files import Expected
 from teso_deploy.bundle import Bundle, TaggerEntry
-from teso_deploy.cues.singulars import singular
+from teso_deploy.cues.singulars import make_singular
 from teso_deploy.errors import BundleError, CueError
 from teso_deploy.text import is_name
 from teso_deploy.types import Cues, CueSourceName
@@ -24,14 +24,14 @@ SYNONYMS = {
 }  # fmt: skip
 
 
-def variants(word: str) -> list[str]:
+def list_variants(word: str) -> list[str]:
     """List the spellings under which a table may have a word: in lower case, in the singular, and their synonyms.
 
     >>> variants("Hens")
     ['hens', 'hen', 'chicken']
     """
     word = " ".join(word.lower().replace("_", " ").split())
-    found = list(dict.fromkeys((word, singular(word))))
+    found = list(dict.fromkeys((word, make_singular(word))))
     return found + [SYNONYMS[name] for name in found if name in SYNONYMS]
 
 
@@ -39,7 +39,7 @@ def variants(word: str) -> list[str]:
 NO_CUE = "none"
 
 
-def _words_of(names: NDArray[np.str_], what: str) -> list[str]:
+def _read_words(names: NDArray[np.str_], what: str) -> list[str]:
     """Return the words of a table's file. Raises :class:`BundleError` for a word that can't be printed."""
     try:
         words: list[str] = names.tolist()
@@ -64,7 +64,7 @@ class CueTable:
         self.max_cues = max_cues
         self._embeddings = embeddings
         self._row = {name: row for row, name in enumerate(self.names)}
-        self._plural = {singular(name): name for name in self.names}
+        self._plural = {make_singular(name): name for name in self.names}
         self._pads = pads
         if pads and NO_CUE not in self._row:
             raise BundleError(f"the cue table has no {NO_CUE!r} to pad with: export the bundle again")
@@ -84,7 +84,7 @@ class CueTable:
             raise BundleError(
                 f"{bundle.folder}: {cue.table} is not {cue.dim} numbers for each name; export the bundle again"
             )
-        words = _words_of(names, f"{bundle.folder}: {cue.table}")
+        words = _read_words(names, f"{bundle.folder}: {cue.table}")
         if not np.isfinite(embeddings).all():
             raise BundleError(f"{bundle.folder}: {cue.table} has numbers that are not finite; export the bundle again")
         pads = cue.padding == "none-embedding"
@@ -92,17 +92,17 @@ class CueTable:
 
     def find(self, word: str) -> str | None:
         """Return the table's spelling of a word, found by singular, plural or synonym; None if it lacks the word."""
-        found = variants(word)
+        found = list_variants(word)
         name = next((name for name in found if name in self._row), None)
         return name if name is not None else next((self._plural[name] for name in found if name in self._plural), None)
 
-    def known(self, word: str) -> str:
+    def require(self, word: str) -> str:
         """Return :meth:`find`. Raises :class:`CueError`, with the closest words, if the table lacks the word."""
         if (name := self.find(word)) is not None:
             return name
         if not self.max_cues:
             raise CueError("the bundle's method takes no cues: run it without cues")
-        close = difflib.get_close_matches(variants(word)[0], self.names, n=3, cutoff=0.5)
+        close = difflib.get_close_matches(list_variants(word)[0], self.names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(repr(name) for name in close)}?" if close else f"it knows {self._examples()}"
         raise CueError(f"the bundle has no embedding for the cue {word!r}: {hint}")
 
@@ -110,7 +110,7 @@ class CueTable:
         more = f" and {len(self.names) - 8} more" if len(self.names) > 8 else ""
         return (", ".join(self.names[:8]) + more) or "no words; export it with a cue table"
 
-    def embedding_of(self, name: str) -> NDArray[np.float32]:
+    def get_embedding(self, name: str) -> NDArray[np.float32]:
         """Return the embedding (d_T,) of one of ``names``."""
         row: NDArray[np.float32] = self._embeddings[self._row[name]]
         return row
@@ -120,10 +120,10 @@ class CueTable:
 
         Raises :class:`CueError` for a word that the table lacks.
         """
-        names = dict.fromkeys(self.known(word) for word in words if word.strip())
-        return self.filled({name: self.embedding_of(name) for name in names}, "manual")
+        names = dict.fromkeys(self.require(word) for word in words if word.strip())
+        return self.fill({name: self.get_embedding(name) for name in names}, "manual")
 
-    def filled(self, embedded: Mapping[str, NDArray[np.float32]], source: CueSourceName) -> Cues:
+    def fill(self, embedded: Mapping[str, NDArray[np.float32]], source: CueSourceName) -> Cues:
         """Return the cues of the first N_T names with their embeddings (d_T,); without names :meth:`none`."""
         names, cues = tuple(embedded)[: self.max_cues], self.none()
         for slot, name in enumerate(names):
@@ -131,7 +131,7 @@ class CueTable:
             cues.valid[slot] = True
         return Cues(names, cues.embeddings, cues.valid, source=source) if names else cues
 
-    def tagged(self, tags: NDArray[np.float32], tagger: TaggerEntry) -> Cues:
+    def select_tags(self, tags: NDArray[np.float32], tagger: TaggerEntry) -> Cues:
         """Return the N_T most certain tags (K,) that reach the threshold, as cues; without any :meth:`none`."""
         surest = np.argsort(-tags, kind="stable")[: self.max_cues]
         cues = self.lookup([tagger.words[k] for k in surest if tags[k] >= tagger.threshold])

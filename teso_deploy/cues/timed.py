@@ -46,5 +46,8 @@ class TimedCues:
     def _cues_of(self, answer: CueAnswer) -> Cues:
         if self._last is None or self._last[0] != answer:
             is_typed = answer.source == "manual"
-            self._last = answer, self._names.of_words(answer.names) if is_typed else self._names.of_answer(answer)
+            self._last = (
+                answer,
+                self._names.look_up_words(answer.names) if is_typed else self._names.look_up_answer(answer),
+            )
         return self._last[1]

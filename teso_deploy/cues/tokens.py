@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-def _library() -> type[_Library]:
+def _import_library() -> type[_Library]:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
@@ -31,13 +31,13 @@ class Tokens:
     """A tokenizer. Raises :class:`MissingExtraError`, :class:`BundleError` (not a tokenizer's file)."""
 
     def __init__(self, path: Path) -> None:
-        library = _library()
+        library = _import_library()
         try:
             self._tokenizer = library.from_file(str(path))
             content = json.loads(path.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises bare exceptions
             raise BundleError(f"{path} is not a tokenizer ({to_one_line(error)}): export the model again") from error
-        self._is_bytes = "ByteLevel" in _types_of(content.get("decoder"))
+        self._is_bytes = "ByteLevel" in _collect_types(content.get("decoder"))
         added = self._tokenizer.get_added_tokens_decoder()
         #: Texts that are one token wherever they occur.
         self.added = tuple(token.content for token in added.values() if len(token.content.strip()) > 1)
@@ -73,7 +73,7 @@ class Tokens:
 
         It is "" for special tokens and for parts of letters.
         """
-        unicode_bytes = _byte_of_character()
+        unicode_bytes = _map_letters_to_bytes()
         found = []
         for number in range(self._tokenizer.get_vocab_size(with_added_tokens=True)):
             token = self._tokenizer.id_to_token(number)
@@ -90,15 +90,15 @@ class Tokens:
         return found
 
 
-def _types_of(part: Any) -> set[str]:
+def _collect_types(part: Any) -> set[str]:
     """Collect the types in a nested part of a tokenizer's file."""
     if not isinstance(part, dict):
         return set()
-    inner = [name for step in part.get("decoders", []) for name in _types_of(step)]
+    inner = [name for step in part.get("decoders", []) for name in _collect_types(step)]
     return {str(part.get("type")), *inner}
 
 
-def _byte_of_character() -> dict[str, int]:
+def _map_letters_to_bytes() -> dict[str, int]:
     """Return GPT-2's mapping from letters to bytes (byte-level BPE). Printable characters stand for themselves."""
     shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in shown]

@@ -21,7 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from teso_deploy.cues.contracts import CueAnswer
 from teso_deploy.cues.sources.registry import check_name
 from teso_deploy.errors import CueError
-from teso_deploy.sealed import sha256_of
+from teso_deploy.sealed import hash_file
 from teso_deploy.small_files import parse_json, read_text
 from teso_deploy.text import to_one_line
 from teso_deploy.types import CueSourceName
@@ -151,19 +151,20 @@ class CueFile:
         """The words that hold for any video; an empty track if it has cues of single videos."""
         return self._everywhere or CueTrack(())
 
-    def named(self, name: str) -> CueTrack:
+    def get_track(self, name: str) -> CueTrack:
         """Return the cues of the video with this name. Raises :class:`CueError` if the file has none."""
         if self._everywhere is not None:
             return self._everywhere
         if name not in self.videos:
             raise CueError(
-                f"{self.path} has cues of {_some(self.videos)}, but not of {name!r}: name the cues file of this video"
+                f"{self.path} has cues of {_list_some(self.videos)}, but not of {name!r}: name the cues file of "
+                "this video"
             )
         return CueTrack(self.videos[name].spans)
 
-    def of_scene(self, name: str, digest: str) -> CueTrack:
+    def get_scene_track(self, name: str, digest: str) -> CueTrack:
         """Return the cues of a test scene. Raises :class:`CueError` if they belong to another scene or are missing."""
-        track = self.named(name)
+        track = self.get_track(name)
         if name in self.videos and self.videos[name].sha256 not in (None, digest):
             raise CueError(
                 f"{self.path} has cues of another folder's scenes or classes: make them again for this folder"
@@ -178,7 +179,7 @@ class CueFile:
         if self._everywhere is not None:
             return self._everywhere
         digests = {entry.sha256 for entry in self.videos.values() if entry.sha256}
-        digest = sha256_of(video) if digests else None
+        digest = hash_file(video) if digests else None
         for entry in self.videos.values():
             if digest is not None and entry.sha256 == digest:
                 return CueTrack(entry.spans)
@@ -188,7 +189,7 @@ class CueFile:
                 f"{self.path} has cues of another video that is also named {name}: make them again with `teso-deploy "
                 "cues`"
             )
-        return self.named(name)
+        return self.get_track(name)
 
 
 def read_cue_file(path: Path) -> CueFile:
@@ -202,11 +203,11 @@ def read_cue_file(path: Path) -> CueFile:
         return CueFile(path, {}, CueTrack.constant(_split(",".join(lines))))
     content = parse_json(text, path, error=CueError)
     if isinstance(content, dict) and "videos" in content:
-        return CueFile(path, _ours(path, content))
-    return CueFile(path, _released(path, content))
+        return CueFile(path, _read_ours(path, content))
+    return CueFile(path, _read_released(path, content))
 
 
-def cue_file_content(videos: Mapping[str, VideoCues], source: str, identity: str) -> dict[str, Any]:
+def make_cue_file_content(videos: Mapping[str, VideoCues], source: str, identity: str) -> dict[str, Any]:
     """Return the content of our kind of file, ready for JSON.
 
     Args:
@@ -222,7 +223,7 @@ def cue_file_content(videos: Mapping[str, VideoCues], source: str, identity: str
     }
 
 
-def _ours(path: Path, content: Mapping[str, Any]) -> dict[str, VideoCues]:
+def _read_ours(path: Path, content: Mapping[str, Any]) -> dict[str, VideoCues]:
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
         raise CueError(
@@ -244,7 +245,7 @@ def _ours(path: Path, content: Mapping[str, Any]) -> dict[str, VideoCues]:
     return videos
 
 
-def _released(path: Path, content: Any) -> dict[str, VideoCues]:
+def _read_released(path: Path, content: Any) -> dict[str, VideoCues]:
     wrong = CueError(
         f'{path} is neither a file of `teso-deploy cues` nor the released form {{video: {{"f0": "guitar,"}}}}: '
         "name a file of one of these kinds"
@@ -272,7 +273,7 @@ def _split(words: str) -> list[str]:
     return [word.strip() for word in words.split(",") if word.strip().lower() not in _NO_CUES]
 
 
-def _some(names: Iterable[str]) -> str:
+def _list_some(names: Iterable[str]) -> str:
     listed = list(names)
     return (
         ", ".join(to_one_line(name, 100) for name in listed[:3])

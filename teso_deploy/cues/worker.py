@@ -36,7 +36,7 @@ class _Watched:
         self.asked_at = float("-inf")
         self._earlier: deque[Frame] = deque(maxlen=max(0, frames - 1))
 
-    def shown(self, frame: Frame, is_new_scene: bool) -> tuple[Frame, ...]:
+    def collect(self, frame: Frame, is_new_scene: bool) -> tuple[Frame, ...]:
         """The earlier pictures of this one's scene. The picture is kept for the next call."""
         if is_new_scene or (self._earlier and frame.pts_seconds < self._earlier[-1].pts_seconds):
             self._earlier.clear()
@@ -85,7 +85,7 @@ class CueWorker:
         self._thread = threading.Thread(target=self._loop, name="teso-cues", daemon=True)
         self._thread.start()
 
-    def saw(
+    def note_picture(
         self,
         stream: int,
         frame: Frame,
@@ -108,15 +108,15 @@ class CueWorker:
         watched = self._streams[stream]
         # A picture may come with several windows and a window with several pictures: each counts once.
         is_other = watched.newest is None or frame is not watched.newest.frame
-        is_new_scene = self.options.on_scene and is_other and watched.scenes.changed(frame.image)
+        is_new_scene = self.options.on_scene and is_other and watched.scenes.is_changed(frame.image)
         is_other = watched.heard is None or not np.array_equal(samples, watched.heard)
-        is_new_sound = self.options.on_sound and is_other and watched.sounds.changed(features, samples)
+        is_new_sound = self.options.on_sound and is_other and watched.sounds.is_changed(features, samples)
         watched.heard = samples
-        moment = CueMoment(frame, watched.shown(frame, is_new_scene), tags, predicted)
+        moment = CueMoment(frame, watched.collect(frame, is_new_scene), tags, predicted)
         with self._work:
             watched.newest = moment
             wanted = watched.wish.reason
-            watched.wish.saw(frame.pts_seconds, is_new_scene=is_new_scene, is_new_sound=is_new_sound)
+            watched.wish.note_picture(frame.pts_seconds, is_new_scene=is_new_scene, is_new_sound=is_new_sound)
             if watched.wish.reason != wanted:
                 self._work.notify_all()
 
@@ -146,7 +146,7 @@ class CueWorker:
             self._thread.join(END_SECONDS)
 
     def _loop(self) -> None:
-        while (chosen := self._next()) is not None:
+        while (chosen := self._wait_for_question()) is not None:
             number, moment, reason = chosen
             trouble = None
             try:
@@ -156,17 +156,17 @@ class CueWorker:
                     answer, trouble = None, to_printable(str(error))
                 cues = self._none if answer is None else self._to_cues(answer)
             except Exception as error:  # the frames go on, whatever a source raises
-                self._failed(number, reason, error)
+                self._fail(number, reason, error)
                 continue
             with self._work:
                 self._asking_since, self._last_error = None, trouble
-                self._allowance.answered()
+                self._allowance.note_answer()
                 self._counts["no_answer" if answer is None else "answered"] += 1
                 if self._is_closed:
                     return
             self._offer(number, cues, None if answer and answer.is_typed else moment.frame.pts_seconds)
 
-    def _next(self) -> tuple[int, CueMoment, Reason] | None:
+    def _wait_for_question(self) -> tuple[int, CueMoment, Reason] | None:
         """Wait for the next question that may be asked; None: the worker was closed."""
         with self._work:
             while not self._is_closed:
@@ -184,14 +184,14 @@ class CueWorker:
                 watched = self._streams[number]
                 moment, reason = watched.newest, watched.wish.reason
                 assert moment is not None and reason is not None
-                watched.wish.asked(moment.frame.pts_seconds)
+                watched.wish.note_question(moment.frame.pts_seconds)
                 watched.asked_at = self._asking_since = now
-                self._allowance.asked(now)
+                self._allowance.note_question(now)
                 self._counts[reason] += 1
                 return number, moment, reason
             return None
 
-    def _failed(self, number: int, reason: Reason, error: Exception) -> None:
+    def _fail(self, number: int, reason: Reason, error: Exception) -> None:
         with self._work:
             if self._is_closed:
                 return
@@ -199,5 +199,5 @@ class CueWorker:
             self._asking_since = None
             self._last_error = to_printable(str(error)) or type(error).__name__
             self._counts["failed"] += 1
-            self._allowance.failed(self._clock(), after)
-            self._streams[number].wish.failed(reason)
+            self._allowance.note_failure(self._clock(), after)
+            self._streams[number].wish.restore_reason(reason)

@@ -43,7 +43,7 @@ class Picture:
         return self.masks[chosen].max(axis=0)
 
 
-def _background(rng: np.random.Generator, library: MediaLibrary, size: tuple[int, int]) -> Image.Image:
+def _choose_background(rng: np.random.Generator, library: MediaLibrary, size: tuple[int, int]) -> Image.Image:
     height, width = size
     image = library.backgrounds[rng.integers(len(library.backgrounds))]
     share = rng.uniform(0.5, 1.0)
@@ -70,7 +70,7 @@ def _jitter(rng: np.random.Generator, image: Image.Image, recolour: bool) -> Ima
     return image
 
 
-def _cutout(rng: np.random.Generator, picture: Image.Image, *, side: float, recolour: bool) -> Image.Image:
+def _cut_out(rng: np.random.Generator, picture: Image.Image, *, side: float, recolour: bool) -> Image.Image:
     """Scale a subject to ``side`` pixels, and flip, turn, colour and feather it."""
     # In training, also imitate a wide frame that was squeezed into a square.
     stretch = rng.uniform(0.6, 1.25) if recolour else rng.uniform(0.8, 1.25)
@@ -100,7 +100,7 @@ def _degrade(rng: np.random.Generator, image: Image.Image) -> Image.Image:
     return image
 
 
-def _whole_photograph(
+def _cut_photograph(
     rng: np.random.Generator, photograph: Image.Image, size: tuple[int, int]
 ) -> tuple[Image.Image, NDArray[np.uint8]]:
     """Cut a photograph at random around most of its subject, and keep its surroundings."""
@@ -119,7 +119,7 @@ def _whole_photograph(
     return parts[0], np.asarray(parts[1])
 
 
-def _offset(rng: np.random.Generator, slack: int) -> int:
+def _choose_offset(rng: np.random.Generator, slack: int) -> int:
     """Choose where a subject starts along one side. A small part may stick out. A larger subject fills the frame."""
     return int(rng.uniform(-0.15, 1.15) * slack if slack > 0 else rng.uniform(0, 1) * slack)
 
@@ -155,17 +155,17 @@ def compose_picture(
     rest = words
     if words and words[0] in library.whole and rng.random() < whole_rate:
         photographs = library.whole[words[0]]
-        canvas, coverage = _whole_photograph(rng, photographs[rng.integers(len(photographs))], size)
+        canvas, coverage = _cut_photograph(rng, photographs[rng.integers(len(photographs))], size)
         masks.append(coverage)
         rest = words[1:]
     else:
-        canvas = _background(rng, library, size)
+        canvas = _choose_background(rng, library, size)
     for word in rest:
-        cutout = _cutout(rng, library.draw_picture(rng, word), side=rng.uniform(*scale) * min(size), recolour=degrade)
+        cutout = _cut_out(rng, library.draw_picture(rng, word), side=rng.uniform(*scale) * min(size), recolour=degrade)
         best: tuple[float, tuple[int, int]] = (-1.0, (0, 0))
         covered = np.maximum.reduce(masks) if masks else None
         for _ in range(1 if degrade and rng.random() < 0.3 else 8):
-            left, top = _offset(rng, width - cutout.width), _offset(rng, height - cutout.height)
+            left, top = _choose_offset(rng, width - cutout.width), _choose_offset(rng, height - cutout.height)
             if covered is None:
                 best = (1.0, (left, top))
                 break
@@ -188,7 +188,7 @@ def compose_picture(
     return Picture(np.asarray(canvas), tuple(words), stacked)
 
 
-def heard_excerpt(rng: np.random.Generator, recording: Recording) -> NDArray[np.float32]:
+def cut_audible_excerpt(rng: np.random.Generator, recording: Recording) -> NDArray[np.float32]:
     """Cut a window from a recording at a random offset, so that the recording is audible for at least 0.3 s of it.
 
     The result is (15600,) float32, where the whole recording has peak 1. It is zero before the recording's start and
@@ -206,7 +206,7 @@ def heard_excerpt(rng: np.random.Generator, recording: Recording) -> NDArray[np.
     return excerpt
 
 
-def coloured_noise(rng: np.random.Generator, exponent: float) -> NDArray[np.float32]:
+def make_coloured_noise(rng: np.random.Generator, exponent: float) -> NDArray[np.float32]:
     """Make noise of power 1 / f^exponent (0 white, 1 pink, 2 brown), with RMS 1, (15600,)."""
     white = rng.standard_normal(WINDOW_SAMPLES)
     if exponent == 0:
@@ -218,7 +218,7 @@ def coloured_noise(rng: np.random.Generator, exponent: float) -> NDArray[np.floa
     return (noise / noise.std()).astype(np.float32)
 
 
-def _rms(samples: NDArray[np.float32]) -> float:
+def _measure_rms(samples: NDArray[np.float32]) -> float:
     """Return the RMS of the audible part: the samples above a hundredth of the peak."""
     loud = samples[np.abs(samples) > 0.01 * (np.abs(samples).max() + 1e-9)]
     return float(np.sqrt((loud.astype(np.float64) ** 2).mean())) if len(loud) else 0.0
@@ -273,15 +273,15 @@ def compose_sound(
     mix = np.zeros(WINDOW_SAMPLES, np.float32)
     for word in words:
         choices = library.sounds[word]
-        part = heard_excerpt(rng, choices[rng.integers(len(choices))])
+        part = cut_audible_excerpt(rng, choices[rng.integers(len(choices))])
         if vary:
             part = _resample(rng, part) if rng.random() < 0.5 else part
             part = _equalise(rng, part) if rng.random() < 0.7 else part
             part = _reverberate(rng, part) if rng.random() < 0.3 else part
-        mix += part * np.float32(level * 10 ** (rng.uniform(-4, 4) / 20) / (_rms(part) + 1e-6))
+        mix += part * np.float32(level * 10 ** (rng.uniform(-4, 4) / 20) / (_measure_rms(part) + 1e-6))
     if noise_snr_db is not None:
-        loudness = _rms(mix) if words else level
-        mix += coloured_noise(rng, float(rng.choice([0.0, 1.0, 2.0]))) * np.float32(
+        loudness = _measure_rms(mix) if words else level
+        mix += make_coloured_noise(rng, float(rng.choice([0.0, 1.0, 2.0]))) * np.float32(
             loudness * 10 ** (-noise_snr_db / 20)
         )
     peak = float(np.abs(mix).max())

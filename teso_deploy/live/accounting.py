@@ -78,7 +78,7 @@ class Accounting:
         #: Returns the state of the source of cues, if one is queried in the background.
         self.cue_health: Callable[[], dict[str, Any]] | None = None
 
-    def delivered(self, delivery: Delivery) -> None:
+    def count_delivery(self, delivery: Delivery) -> None:
         """Count a result."""
         found, stamps = delivery.segmentation, delivery.stamps
         times = list(stamps.values())
@@ -96,7 +96,7 @@ class Accounting:
             stream.staleness.add(delivery.staleness_seconds)
             stream.latency.add(stamps)
 
-    def source(self, stream: int, health: SourceHealth, drops: Mapping[str, int]) -> None:
+    def set_source(self, stream: int, health: SourceHealth, drops: Mapping[str, int]) -> None:
         """Set the state of a source.
 
         Args:
@@ -107,7 +107,7 @@ class Accounting:
         with self._lock:
             self._streams[stream].health, self._streams[stream].drops = health, dict(drops)
 
-    def sinks(self, health: Mapping[str, dict[str, Any]]) -> None:
+    def set_sinks(self, health: Mapping[str, dict[str, Any]]) -> None:
         """Set the state of the sinks, by name."""
         with self._lock:
             self._sinks = dict(health)
@@ -128,14 +128,14 @@ class Accounting:
                 "cue_source": cue_source,
             }
 
-    def durations(self) -> list[StreamDurations]:
+    def get_durations(self) -> list[StreamDurations]:
         """Return the durations of each stream, as counts that can be added up over streams and runs."""
         with self._lock:
             return [
                 StreamDurations(
-                    {stage: histogram.bounded() for stage, histogram in stream.latency.stages.items()},
-                    stream.redecode.bounded(),
-                    stream.staleness.bounded(),
+                    {stage: histogram.count_bounded() for stage, histogram in stream.latency.stages.items()},
+                    stream.redecode.count_bounded(),
+                    stream.staleness.count_bounded(),
                 )
                 for stream in self._streams
             ]
@@ -166,7 +166,7 @@ class Accounting:
                 "error": health.audio_error if health else None,
                 "note": health.audio_note if health else None,
                 "invalid_samples": health.invalid_samples if health else 0,
-                "av_offset_seconds": _rounded(health.av_offset_seconds if health else None),
+                "av_offset_seconds": _round(health.av_offset_seconds if health else None),
             },
             "decoder_delay_frames": health.delay_frames if health else 0,
             "corrupt_packets": health.corrupt_packets if health else 0,
@@ -178,5 +178,5 @@ class Accounting:
         }
 
 
-def _rounded(value: float | None) -> float | None:
+def _round(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, 4)

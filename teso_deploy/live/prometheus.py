@@ -129,7 +129,7 @@ class RunCollector(Collector):
             yield _make_counter(name, text, labels=(*STREAM_LABELS, "cause"), values=counts)
 
     def _collect_durations(self, streams: list[tuple[int, str]]) -> Iterator[Metric]:
-        durations = list(zip(streams, self._accounting.durations(), strict=True))
+        durations = list(zip(streams, self._accounting.get_durations(), strict=True))
         stages = [((*labels, stage), counts) for labels, one in durations for stage, counts in one.stages.items()]
         yield _make_histogram(
             "stage_seconds", "Time that each stage took for a frame.", labels=(*STREAM_LABELS, "stage"), values=stages

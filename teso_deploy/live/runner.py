@@ -39,7 +39,7 @@ _State = StreamState[LiveFrame, Encoded]
 
 
 class Watch(Protocol):
-    """A function that receives each decoded picture, such as :meth:`CueWorker.saw`."""
+    """A function that receives each decoded picture, such as :meth:`CueWorker.note_picture`."""
 
     def __call__(
         self,
@@ -171,7 +171,7 @@ class LiveRunner:
             self._work.notify_all()
 
     def watch(self, saw: Watch, *, tags: bool = False, masks: bool = False) -> None:
-        """Call a function with every decoded picture, such as :meth:`CueWorker.saw`. Call this before :meth:`run`.
+        """Pass every decoded picture to a function, such as :meth:`CueWorker.note_picture`. Call before :meth:`run`.
 
         Args:
             saw: The function.
@@ -194,7 +194,7 @@ class LiveRunner:
     def run(self) -> None:
         """Run until all streams have ended. Raises the error that ended one of the threads."""
         threads = [
-            threading.Thread(target=self._guarded, args=(loop,), name=f"teso-{name}", daemon=True)
+            threading.Thread(target=self._guard, args=(loop,), name=f"teso-{name}", daemon=True)
             for name, loop in (("encode", self._encode_loop), ("decode", self._decode_loop))
         ]
         for outbox in self._outboxes:
@@ -215,14 +215,14 @@ class LiveRunner:
                 thread.join(END_SECONDS)
             for stream in self._scheduler.streams:
                 if stream.pending is not None or stream.is_encoding:
-                    self._scheduler.dropped(stream, "closed")
+                    self._scheduler.record_drop(stream, "closed")
             for outbox in self._outboxes:
                 outbox.close()
             self._account()
         if self._failure is not None:
             raise self._failure
 
-    def _guarded(self, loop: Callable[[], None]) -> None:
+    def _guard(self, loop: Callable[[], None]) -> None:
         try:
             loop()
         except BaseException as error:  # run() raises it
@@ -239,25 +239,25 @@ class LiveRunner:
     def _encode_loop(self) -> None:
         while not self._is_over:
             with self._work:
-                chosen = self._scheduler.next_picture()
+                chosen = self._scheduler.choose_picture()
                 if chosen is None:
                     self._work.wait(TICK_SECONDS)
                     continue
             stream, picture = chosen
             encoded = self._streams[stream.number].encode(picture.frame)
             with self._work:
-                self._scheduler.encoded(stream, picture, encoded, at_seconds=self._clock())
+                self._scheduler.record_encoded(stream, picture, encoded, at_seconds=self._clock())
                 self._work.notify_all()
 
     def _decode_loop(self) -> None:
         while not self._is_over:
             with self._work:
-                chosen = self._scheduler.next_decode(self._clock())
+                chosen = self._scheduler.choose_decode(self._clock())
                 if chosen is None:
                     self._work.wait(TICK_SECONDS)
                     continue
                 stream, picture, cause = chosen
-                encoded, until = self._scheduler.taken(stream, picture)
+                encoded, until = self._scheduler.record_decode(stream, picture)
                 offered, of_seconds = self._cues[stream.number]
                 self._work.notify_all()
             work = _Decode(stream, picture, cause, encoded, until, offered, of_seconds)
@@ -316,14 +316,14 @@ class LiveRunner:
     def _deliver(self, delivery: Delivery) -> None:
         for outbox in self._outboxes:
             outbox.put(delivery)
-        self.accounting.delivered(delivery)
+        self.accounting.count_delivery(delivery)
 
     def _account(self) -> None:
         with self._work:
             drops = [dict(stream.drops) for stream in self._scheduler.streams]
         for number, (reader, ours) in enumerate(zip(self._readers, drops, strict=True)):
-            self.accounting.source(number, reader.health(), ours)
-        self.accounting.sinks({outbox.name: outbox.get_health() for outbox in self._outboxes})
+            self.accounting.set_source(number, reader.health(), ours)
+        self.accounting.set_sinks({outbox.name: outbox.get_health() for outbox in self._outboxes})
 
     def errors(self) -> list[TesoError]:
         """Return why streams and sinks ended early."""

@@ -150,8 +150,8 @@ class Scheduler(Generic[P, E]):
 
     # -------------------------------------------------------------------------------------- pictures
 
-    def next_picture(self) -> tuple[StreamState[P, E], P] | None:
-        """Choose the picture to encode next. The stream yields no other picture until :meth:`encoded` is called."""
+    def choose_picture(self) -> tuple[StreamState[P, E], P] | None:
+        """Choose the picture to encode next. The stream yields no other before :meth:`record_encoded` is called."""
         for stream in sorted(self.streams, key=lambda s: s.encode_turn):
             if stream.pending is not None or stream.is_encoding:
                 continue  # a stream holds only one picture besides the one that is shown
@@ -178,7 +178,7 @@ class Scheduler(Generic[P, E]):
             stream.due = on_grid if on_grid > picture.pts_seconds else picture.pts_seconds + 1 / self.options.fps
         return None
 
-    def encoded(self, stream: StreamState[P, E], picture: P, encoded: E, *, at_seconds: float) -> None:
+    def record_encoded(self, stream: StreamState[P, E], picture: P, encoded: E, *, at_seconds: float) -> None:
         """Record that a picture has been encoded.
 
         Args:
@@ -190,14 +190,14 @@ class Scheduler(Generic[P, E]):
         stream.is_encoding, stream.pending, stream.pending_encoded = False, picture, encoded
         stream.pending_since = at_seconds
 
-    def dropped(self, stream: StreamState[P, E], cause: str) -> None:
+    def record_drop(self, stream: StreamState[P, E], cause: str) -> None:
         """Record that the picture that was being encoded, or waited to be decoded, will not be delivered."""
         stream.is_encoding, stream.pending, stream.pending_encoded = False, None, None
         stream.drops[cause] += 1
 
     # -------------------------------------------------------------------------------------- sounds and cues
 
-    def heard(self, stream: StreamState[P, E], picture: P) -> float | None:
+    def get_window_end(self, stream: StreamState[P, E], picture: P) -> float | None:
         """Return the end of the audio window for a picture at the current time; None if the stream has no sound."""
         end, now, hop = stream.feed.ring.end_seconds, stream.feed.now_seconds(), self.options.hop_seconds
         if end is None:
@@ -210,8 +210,8 @@ class Scheduler(Generic[P, E]):
             until = max(until, stream.heard_until)  # the clock may be set back, but the window must not move back
         return until
 
-    def next_decode(self, at_seconds: float) -> tuple[StreamState[P, E], P, Cause] | None:
-        """Choose the picture to decode next, and why. The caller then calls :meth:`taken`.
+    def choose_decode(self, at_seconds: float) -> tuple[StreamState[P, E], P, Cause] | None:
+        """Choose the picture to decode next, and why. The caller then calls :meth:`record_decode`.
 
         Args:
             at_seconds: Monotonic time.
@@ -237,14 +237,14 @@ class Scheduler(Generic[P, E]):
             return stream.shown, "cues"
         if self.options.lossless or self.options.mute:
             return None, None
-        until = self.heard(stream, stream.shown)
+        until = self.get_window_end(stream, stream.shown)
         if until is None or (stream.heard_until is not None and until <= stream.heard_until + _NEAR_SECONDS):
             return None, None
         return stream.shown, "sound"
 
     def _has_sound(self, stream: StreamState[P, E], picture: P, at_seconds: float) -> bool:
         end = stream.feed.ring.end_seconds
-        until = self.heard(stream, picture)
+        until = self.get_window_end(stream, picture)
         if self.options.mute or stream.feed.ended or (end is not None and until is not None and end >= until):
             return True
         if end is None and stream.vain_waits >= MOST_VAIN_WAITS:
@@ -253,12 +253,12 @@ class Scheduler(Generic[P, E]):
         stream.vain_waits += is_late and end is None
         return is_late
 
-    def taken(self, stream: StreamState[P, E], picture: P) -> tuple[E, float | None]:
+    def record_decode(self, stream: StreamState[P, E], picture: P) -> tuple[E, float | None]:
         """Record that the decode of a picture begins.
 
         Returns the encoder's output and the end of the audio window.
         """
-        until = self.heard(stream, picture)
+        until = self.get_window_end(stream, picture)
         if stream.pending is picture:
             stream.shown, stream.shown_encoded = picture, stream.pending_encoded
             stream.pending = stream.pending_encoded = None

@@ -16,14 +16,14 @@ from teso_deploy.errors import MediaError, TesoError
 from teso_deploy.media.container import (
     BROKEN_OFF,
     SteadyClock,
-    announced_end_seconds,
+    convert_to_seconds,
+    get_announced_end,
+    get_origin_seconds,
     open_media,
-    origin_seconds,
-    seconds_of,
 )
 from teso_deploy.media.mono import Mono16k, Piece, SoundCounts
 from teso_deploy.media.streamed import Chunk, Envelope, StreamedTrack
-from teso_deploy.media.tracks import audio_candidates, choose_video_track
+from teso_deploy.media.tracks import choose_video_track, list_audio_candidates
 from teso_deploy.media.windows import (
     HOP_SECONDS,
     SILENT_PEAK,
@@ -48,7 +48,7 @@ __all__ = [
     "WindowKind",
     "check_sound",
     "find_sound",
-    "no_sound",
+    "make_no_sound_error",
     "read_audio",
 ]
 #: Sound up to this length stays in memory after the first decode: 38 MB.
@@ -92,7 +92,7 @@ class Timeline:
 
 def _decode_packets(container: InputContainer, index: int, mono: Mono16k) -> Iterator[Piece]:
     """Yield all pieces of a track. A packet that can't be decoded is counted and becomes a gap."""
-    stream, origin = container.streams[index], origin_seconds(container)
+    stream, origin = container.streams[index], get_origin_seconds(container)
     packets = container.demux(stream)
     for number in itertools.count(1):
         try:
@@ -104,7 +104,7 @@ def _decode_packets(container: InputContainer, index: int, mono: Mono16k) -> Ite
         try:
             frames: Any = packet.decode()
             for frame in frames:
-                seconds = seconds_of(frame.pts, frame.time_base)
+                seconds = convert_to_seconds(frame.pts, frame.time_base)
                 mono.add(frame, None if seconds is None else seconds - origin)
         except Exception as error:  # PyAV raises several kinds; none of them may end the picture
             if packet.size:
@@ -128,7 +128,7 @@ def decode_track(path: Path, index: int, counts: SoundCounts | None = None) -> I
         MediaError: FFmpeg can't read the file.
     """
     with open_media(path) as container:
-        clock = SteadyClock(announced_end_seconds(container))
+        clock = SteadyClock(get_announced_end(container))
         yield from _decode_packets(container, index, Mono16k(clock, counts=counts))
 
 
@@ -217,7 +217,7 @@ def find_sound(
     path = Path(path)
     with open_media(path) as container:
         video = None if video_track is None else choose_video_track(container, str(path), video_track)
-        candidates = audio_candidates(container, str(path), wanted=audio_track, video=video)
+        candidates = list_audio_candidates(container, str(path), wanted=audio_track, video=video)
         names = [(stream.index, stream.codec_context and stream.codec_context.name) for stream in candidates]
     notes: list[str] = []
     counts = SoundCounts()
@@ -240,13 +240,13 @@ def check_sound(path: str | Path, audio_track: int | None = None) -> None:
     """Decode the first samples to make sure that a file has sound. Raises the same errors as :func:`read_audio`."""
     path = Path(path)
     with open_media(path) as container:
-        candidates = audio_candidates(container, str(path), wanted=audio_track)
+        candidates = list_audio_candidates(container, str(path), wanted=audio_track)
         indices = [stream.index for stream in candidates if stream.codec_context]
     if not any(next(decode_track(path, index), None) for index in indices):
-        raise no_sound(path, find_sound(path, audio_track))
+        raise make_no_sound_error(path, find_sound(path, audio_track))
 
 
-def no_sound(path: Path, found: FileSound) -> MediaError:
+def make_no_sound_error(path: Path, found: FileSound) -> MediaError:
     """Return the error for a file that has no usable sound although sound is needed."""
     return MediaError(f"{path} has no sound that can be decoded, {found.note}: give a file with sound")
 
@@ -260,7 +260,7 @@ def read_audio(path: str | Path) -> AudioTrack:
     """
     found = find_sound(path, held_seconds=MOST_WHOLE_SECONDS)
     if found.track is None:
-        raise no_sound(Path(path), found)
+        raise make_no_sound_error(Path(path), found)
     if not isinstance(found.track, AudioTrack):
         hours = found.track.duration_seconds / 3600
         raise MediaError(f"{path} has {hours:.1f} h of sound, which is too much to hold in memory: cut it")

@@ -56,7 +56,7 @@ class LiveClock:
         return self._offset is not None
 
 
-def fastest(ways_seconds: Sequence[float]) -> float:
+def find_fastest(ways_seconds: Sequence[float]) -> float:
     """Return the least (arrival - stamp) of some packets, ignoring one with a damaged stamp.
 
     Packets that were probed, or that are sent in one burst, arrive late except for the last one. So the fastest

@@ -17,7 +17,7 @@ from av.video.stream import VideoStream
 from teso_deploy.errors import InputNotFoundError, MediaError, TesoError
 from teso_deploy.media.address import Address, open_options
 from teso_deploy.media.container import METADATA_ERRORS, SIZE_LIMIT, open_container
-from teso_deploy.media.tracks import audio_candidates, choose_video_track
+from teso_deploy.media.tracks import choose_video_track, list_audio_candidates
 
 #: Repeating the request would not help: access was refused, or the resource does not exist.
 REFUSED = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError, av.error.HTTPNotFoundError)
@@ -43,7 +43,7 @@ class _Pipe:
 def open_stream(address: Address, timeout_seconds: float, is_closed: Callable[[], bool]) -> InputContainer:
     """Open the container at an address. The caller closes it.
 
-    Errors are raised as they are; :func:`sentence` turns them into a sentence.
+    Errors are raised as they are; :func:`explain_failure` turns them into a sentence.
 
     Args:
         address: The address of the stream.
@@ -62,7 +62,9 @@ def open_stream(address: Address, timeout_seconds: float, is_closed: Callable[[]
     return av.open(address.url, "r", options=options, metadata_errors=METADATA_ERRORS, timeout=timeout)
 
 
-def sentence(address: Address, error: Exception, *, timeout_seconds: float, waited_seconds: float = 0.0) -> TesoError:
+def explain_failure(
+    address: Address, error: Exception, *, timeout_seconds: float, waited_seconds: float = 0.0
+) -> TesoError:
     """Describe an error of opening or reading an address, without its credentials.
 
     FFmpeg reports silence differently by protocol: as a timeout, or as invalid data.
@@ -109,7 +111,7 @@ def choose_tracks(
         MediaError: The stream has no video, or lacks a requested track.
     """
     video = choose_video_track(container, address.shown, video_track)
-    found = audio_candidates(container, address.shown, wanted=audio_track, video=video) if wants_audio else []
+    found = list_audio_candidates(container, address.shown, wanted=audio_track, video=video) if wants_audio else []
     return video, [stream for stream in found if stream.codec_context is not None]
 
 
@@ -124,7 +126,7 @@ def choose_sound(container: InputContainer, address: Address, audio_track: int |
     Raises:
         MediaError: The stream has no sound that can be decoded, or lacks the requested track.
     """
-    streams = audio_candidates(container, address.shown, wanted=audio_track)
+    streams = list_audio_candidates(container, address.shown, wanted=audio_track)
     found = [stream for stream in streams if stream.codec_context is not None]
     if not found:
         why = "no sound that FFmpeg can decode here" if streams else "no sound"

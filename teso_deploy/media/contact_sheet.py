@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from teso_deploy.media.overlay import palette
-from teso_deploy.outputs import staged_file
+from teso_deploy.media.overlay import make_palette
+from teso_deploy.outputs import open_staged_file
 
 HEIGHT_PIXELS, CAPTION_PIXELS, GAP_PIXELS = 200, 20, 4
 _DARK, _TEXT = (18, 20, 24), (235, 238, 242)
@@ -18,13 +18,13 @@ _DIFFERENT = np.array((255, 40, 40), np.uint8)
 Picture = NDArray[np.uint8]
 
 
-def with_labels(picture: Picture, labels: NDArray[np.uint8]) -> Picture:
+def draw_labels(picture: Picture, labels: NDArray[np.uint8]) -> Picture:
     """Draw labels (H, W) on a picture (H, W, 3) in the colours of the palette."""
-    mixed = (0.5 * picture + 0.5 * palette()[labels]).astype(np.uint8)
+    mixed = (0.5 * picture + 0.5 * make_palette()[labels]).astype(np.uint8)
     return np.where(labels[..., None] > 0, mixed, picture)
 
 
-def difference(picture: Picture, labels: NDArray[np.uint8], expected: NDArray[np.uint8]) -> Picture:
+def draw_difference(picture: Picture, labels: NDArray[np.uint8], expected: NDArray[np.uint8]) -> Picture:
     """Darken a picture, and mark in red where two label images differ.
 
     Args:
@@ -56,5 +56,5 @@ def save_sheet(path: Path, rows: Sequence[tuple[str, Sequence[Picture]]]) -> Non
     for line in lines:
         sheet.paste(line, (0, top))
         top += line.height
-    with staged_file(path) as staged:
+    with open_staged_file(path) as staged:
         sheet.save(staged, "PNG")

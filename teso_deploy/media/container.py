@@ -93,21 +93,21 @@ def open_unchecked(path: Path, hwaccel: HWAccel | None = None) -> InputContainer
     )
 
 
-def seconds_of(value: int | None, time_base: Any) -> float | None:
+def convert_to_seconds(value: int | None, time_base: Any) -> float | None:
     """Convert a time stamp to seconds. ``time_base`` is a Fraction, or in PyAV 19 an AVRational."""
     if value is None or time_base is None:
         return None
     return float(value * time_base.numerator / time_base.denominator)
 
 
-def frame_seconds(stream: Any) -> float:
+def get_frame_seconds(stream: Any) -> float:
     """Return the mean time from one picture to the next; 0 if unknown, and for sound."""
     rate = getattr(stream, "average_rate", None) or getattr(stream, "guessed_rate", None)
     return float(rate.denominator / rate.numerator) if rate and rate.numerator and rate.denominator else 0.0
 
 
-def announced_end_seconds(container: InputContainer) -> float:
-    """Return the announced end of the longest stream, on the clock of :func:`origin_seconds`.
+def get_announced_end(container: InputContainer) -> float:
+    """Return the announced end of the longest stream, on the clock of :func:`get_origin_seconds`.
 
     Return 0 if the end is unknown or more than a day away. A damaged stamp would otherwise make a pause of years,
     which is then filled with silence. Long pauses in such a file are not kept.
@@ -147,11 +147,11 @@ class SteadyClock:
         return expected_seconds, True
 
 
-def origin_seconds(container: InputContainer) -> float:
+def get_origin_seconds(container: InputContainer) -> float:
     """Return the start of the earliest stream: zero of the clock that frames and sound share."""
     starts = [
         start
         for stream in (*container.streams.video, *container.streams.audio)
-        if (start := seconds_of(stream.start_time, stream.time_base)) is not None
+        if (start := convert_to_seconds(stream.start_time, stream.time_base)) is not None
     ]
     return min(starts, default=0.0)

@@ -14,7 +14,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from teso_deploy.media.clock import LiveClock
-from teso_deploy.media.container import SteadyClock, frame_seconds, seconds_of
+from teso_deploy.media.container import SteadyClock, convert_to_seconds, get_frame_seconds
 from teso_deploy.media.mailbox import Counts, LiveFrame, Mailbox
 from teso_deploy.media.mono import Mono16k, SoundCounts
 from teso_deploy.media.picture import Look, Presenter
@@ -73,7 +73,7 @@ class DecoderThread:
             return False
         if len(self._packets) >= MOST_PACKETS:
             return True
-        first, last = (seconds_of(packet.dts, packet.time_base) for packet in waiting)
+        first, last = (convert_to_seconds(packet.dts, packet.time_base) for packet in waiting)
         return first is None or last is None or not 0 <= last - first < LOSSLESS_SECONDS
 
     def finish(self, timeout_seconds: float) -> None:
@@ -162,7 +162,7 @@ class VideoDecoder(DecoderThread):
         self._stream, self._origin, self._shift = stream, origin_seconds, shift_seconds
         self._clock, self._live, self._mailbox = clock, live, mailbox
         self._corrupt, self._now, self._on_frame = corrupt, now, on_frame
-        self._step = frame_seconds(stream) or 1 / 25
+        self._step = get_frame_seconds(stream) or 1 / 25
         self.segment = segment
         self._last: float | None = None
         self._shape: tuple[int, int, Look] | None = None
@@ -194,7 +194,7 @@ class VideoDecoder(DecoderThread):
             counts.delay_frames = self._fed - 1
         if picture.pts is not None:
             arrived = self._arrivals.pop(picture.pts, arrived)
-        stamp = seconds_of(picture.pts, picture.time_base)
+        stamp = convert_to_seconds(picture.pts, picture.time_base)
         expected = self._shift if self._last is None else self._last + self._step
         pts = expected
         if stamp is None:
@@ -296,7 +296,7 @@ class AudioDecoder(DecoderThread):
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         self._counts.format_changes += self._format is not None and kind != self._format
         self._format = kind
-        stamp = seconds_of(frame.pts, frame.time_base)
+        stamp = convert_to_seconds(frame.pts, frame.time_base)
         self._mono.add(frame, None if stamp is None else stamp - self._origin + self._shift)
 
     def _miss(self, count: int) -> None:

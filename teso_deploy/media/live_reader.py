@@ -21,9 +21,9 @@ from av.video.stream import VideoStream
 from teso_deploy.errors import MediaError, TesoError
 from teso_deploy.media.address import Address
 from teso_deploy.media.backoff import Backoff
-from teso_deploy.media.clock import LiveClock, Pace, fastest
-from teso_deploy.media.connecting import REFUSED, choose_sound, choose_tracks, open_stream, sentence
-from teso_deploy.media.container import SteadyClock, frame_seconds, origin_seconds, seconds_of
+from teso_deploy.media.clock import LiveClock, Pace, find_fastest
+from teso_deploy.media.connecting import REFUSED, choose_sound, choose_tracks, explain_failure, open_stream
+from teso_deploy.media.container import SteadyClock, convert_to_seconds, get_frame_seconds, get_origin_seconds
 from teso_deploy.media.decoding import AudioDecoder, Corrupt, DecoderThread, VideoDecoder
 from teso_deploy.media.mailbox import Counts, LiveFrame, Mailbox
 from teso_deploy.media.mono import SoundCounts
@@ -220,11 +220,11 @@ class LiveReader:
                 try:
                     # During a break, stream time continued with real time.
                     shift = 0.0 if is_first else self._live.now_seconds(began)
-                    is_over = self._session(container, shift)
+                    is_over = self._read_session(container, shift)
                 finally:
                     container.close()
             except Exception as error:  # of any kind: the thread that waits for frames must learn of it
-                failure = sentence(
+                failure = explain_failure(
                     self.address, error, timeout_seconds=self._timeout, waited_seconds=self._clock() - began
                 )
                 is_final = isinstance(error, REFUSED) or self.address.kind in ("file", "pipe")
@@ -256,7 +256,7 @@ class LiveReader:
         self._ready.set()
         self.on_frame()
 
-    def _session(self, container: InputContainer, shift: float) -> bool:
+    def _read_session(self, container: InputContainer, shift: float) -> bool:
         """Read one connection to its end; return whether all is over. Its origin is ``shift`` on our clock."""
         video, audios = choose_tracks(
             container,
@@ -268,7 +268,7 @@ class LiveReader:
         video.thread_type = "AUTO" if self.lossless else "SLICE"
         self._has_audio_stream = bool(audios)
         self._has_unknown_sound = self.audio_address is None and bool(container.streams.audio) and not audios
-        origin, clock = origin_seconds(container), SteadyClock()
+        origin, clock = get_origin_seconds(container), SteadyClock()
         is_finite = self.address.kind in ("file", "pipe") or (container.duration or 0) > 0
         is_paced = self.realtime or (is_finite and self.address.kind == "http" and not self.lossless)
         pictures = VideoDecoder(
@@ -287,11 +287,11 @@ class LiveReader:
         )
         decoders: dict[int, DecoderThread] = {video.index: pictures}
         if audios:
-            sounds = self._sounds(audios, origin=origin, shift=shift, clock=SteadyClock(beside=clock))
+            sounds = self._decode_sounds(audios, origin=origin, shift=shift, clock=SteadyClock(beside=clock))
             decoders |= {audio.index: sounds for audio in audios}
         failed = True
         try:
-            for packet in self._packets(container, [video, *audios], Pace() if is_paced else None):
+            for packet in self._read_packets(container, [video, *audios], Pace() if is_paced else None):
                 decoders[packet.stream.index].put(packet, self._clock())
             failed = False
         finally:
@@ -305,7 +305,9 @@ class LiveReader:
             decoder.check()
         return is_finite
 
-    def _packets(self, container: InputContainer, streams: Sequence[Any], pace: Pace | None) -> Iterator[Packet[Any]]:
+    def _read_packets(
+        self, container: InputContainer, streams: Sequence[Any], pace: Pace | None
+    ) -> Iterator[Packet[Any]]:
         """Yield packets until there are no more or this is closed. With a pace, each one when it is due."""
         packets = container.demux(*streams)
         while not self._closing.is_set():
@@ -319,8 +321,8 @@ class LiveReader:
             if not packet.size:  # added by PyAV at the end
                 continue
             if pace is not None:
-                stamp, duration = (seconds_of(time, packet.time_base) for time in (packet.dts, packet.duration))
-                duration = duration or frame_seconds(packet.stream)
+                stamp, duration = (convert_to_seconds(time, packet.time_base) for time in (packet.dts, packet.duration))
+                duration = duration or get_frame_seconds(packet.stream)
                 self._closing.wait(
                     pace.wait_seconds(packet.stream.index, stamp, duration_seconds=duration, now_seconds=self._clock())
                 )
@@ -329,7 +331,7 @@ class LiveReader:
     def _on_picture(self, video: VideoStream, pictures: VideoDecoder) -> None:
         self._latest_frame = self._clock()
         if not self._ready.is_set():
-            step = frame_seconds(video)
+            step = get_frame_seconds(video)
             has_audio = self._has_audio_stream or self.audio_address is not None
             self._info = LiveInfo(
                 self.address.kind, *pictures.size, 1 / step if step else 0.0, has_audio, self._counts.delay_frames
@@ -347,13 +349,13 @@ class LiveReader:
             try:
                 container = open_stream(self.audio_address, self._timeout, self._closing.is_set)
                 try:
-                    self._audio_session(container, self.audio_address)
+                    self._read_audio_session(container, self.audio_address)
                 finally:
                     container.close()
                 if self.audio_address.kind in ("file", "pipe"):
                     return
             except Exception as error:
-                failure = sentence(self.audio_address, error, timeout_seconds=self._timeout)
+                failure = explain_failure(self.audio_address, error, timeout_seconds=self._timeout)
                 if isinstance(error, (*REFUSED, TesoError)) or not self._ready.is_set():
                     if not self._ready.is_set():
                         self._end("failed", failure)
@@ -364,23 +366,25 @@ class LiveReader:
                 return
             self._counts.reconnects += 1
 
-    def _audio_session(self, container: InputContainer, address: Address) -> None:
+    def _read_audio_session(self, container: InputContainer, address: Address) -> None:
         streams, is_file = choose_sound(container, address, self._audio_track), address.kind == "file"
         self._ready.wait(self._timeout)
         decoder: AudioDecoder | None = None
         if is_file and self.address.kind == "file":
-            decoder = self._sounds(streams, origin=origin_seconds(container), shift=0.0, clock=SteadyClock())
+            decoder = self._decode_sounds(streams, origin=get_origin_seconds(container), shift=0.0, clock=SteadyClock())
         held: list[tuple[Packet[Any], float]] = []
         ways: list[float] = []
 
         def settle() -> AudioDecoder:
-            found = self._sounds(streams, origin=0.0, shift=self._live.now_seconds(fastest(ways)), clock=SteadyClock())
+            found = self._decode_sounds(
+                streams, origin=0.0, shift=self._live.now_seconds(find_fastest(ways)), clock=SteadyClock()
+            )
             for packet, arrived in held:
                 found.put(packet, arrived)
             return found
 
-        for packet in self._packets(container, streams, Pace() if is_file and not self.lossless else None):
-            stamp, arrived = seconds_of(packet.pts, packet.time_base), self._clock()
+        for packet in self._read_packets(container, streams, Pace() if is_file and not self.lossless else None):
+            stamp, arrived = convert_to_seconds(packet.pts, packet.time_base), self._clock()
             if self._state in ("ended", "failed"):
                 break
             if decoder is not None:
@@ -404,7 +408,7 @@ class LiveReader:
                 return
             self._closing.wait(0.02)
 
-    def _sounds(
+    def _decode_sounds(
         self, streams: Sequence[AudioStream], *, origin: float, shift: float, clock: SteadyClock
     ) -> AudioDecoder:
         return AudioDecoder(

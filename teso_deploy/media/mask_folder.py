@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from teso_deploy.errors import InputNotFoundError, OutputError
-from teso_deploy.media.overlay import palette
+from teso_deploy.media.overlay import make_palette
 from teso_deploy.outputs import Target, as_json, check_folder, explain_errors, find_target, write_whole
 from teso_deploy.small_files import parse_json, read_text
 from teso_deploy.staging import clear_leftovers, create_folder, is_staged, put_in_place
@@ -32,7 +32,7 @@ def describe_masks(classes: Sequence[str], source: str, bundle: str) -> dict[str
         source: What was segmented, without credentials.
         bundle: Name of the bundle.
     """
-    colors = palette()
+    colors = make_palette()
     return {
         "schema_version": SCHEMA_VERSION,
         "classes": [
@@ -114,7 +114,7 @@ def _move_in(new: Path, folder: Path) -> None:
 
 
 @contextmanager
-def staged_mask_folder(path: Path, marker: dict[str, Any]) -> Iterator[Path]:
+def open_staged_mask_folder(path: Path, marker: dict[str, Any]) -> Iterator[Path]:
     """Yield a folder for masks that replaces ``path`` if the block ends without an error.
 
     Until then the masks of an earlier run stay at ``path``. ``marker``: see :func:`describe_masks`. Raises

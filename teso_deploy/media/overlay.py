@@ -27,7 +27,7 @@ _FILL = 0.45
 
 
 @functools.lru_cache(maxsize=1)
-def palette() -> NDArray[np.uint8]:
+def make_palette() -> NDArray[np.uint8]:
     """Return the colours of the labels (256, 3) uint8 RGB: black for 0, then bright colours that differ well."""
     colors = np.zeros((256, 3), np.uint8)
     for index in range(1, 256):
@@ -49,14 +49,14 @@ def save_mask(path: Path, labels: NDArray[np.uint8], *, shown: Path | None = Non
         OutputError: The PNG can't be written.
     """
     image = Image.fromarray(labels, mode="P")
-    image.putpalette(palette().tobytes())
+    image.putpalette(make_palette().tobytes())
     content = io.BytesIO()
     image.save(content, "PNG", compress_level=1)
     write_whole(path, content.getvalue(), shown=shown)
 
 
 @functools.lru_cache(maxsize=8)
-def _font(size: int) -> _Font:
+def _load_font(size: int) -> _Font:
     return ImageFont.load_default(size)
 
 
@@ -90,13 +90,13 @@ class Overlay:
     def _strip(self, width: int, height: int) -> NDArray[np.uint8]:
         """Return the waveform, which is drawn once: it does not change."""
         if width not in self._strips:
-            self._strips[width] = self._waveform(width, height)
+            self._strips[width] = self._draw_waveform(width, height)
         return self._strips[width]
 
-    def _waveform(self, width: int, height: int) -> NDArray[np.uint8]:
+    def _draw_waveform(self, width: int, height: int) -> NDArray[np.uint8]:
         strip = np.full((height, width, 3), _DARK, np.uint8)
         if self._track is not None and self._track.end_seconds is not None:
-            peaks = self._track.peaks(self._from_seconds, self._from_seconds + self._seconds, width)
+            peaks = self._track.read_peaks(self._from_seconds, self._from_seconds + self._seconds, width)
             reach = np.maximum((peaks**0.6 * (height / 2 - 2)).round(), 0.5)
             rows = np.abs(np.arange(height) - (height - 1) / 2)[:, None]
             strip[rows <= reach[None]] = _WAVE
@@ -106,7 +106,7 @@ class Overlay:
     def _draw_masks(image: NDArray[np.uint8], labels: NDArray[np.uint8], scale: float) -> list[tuple[int, int, int]]:
         """Tint the masks in place, and return (label, x, y) of where each name goes."""
         places = []
-        colors = palette()
+        colors = make_palette()
         for label in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[1:]) + 1:
             whole = labels == label
             rows, columns = (np.flatnonzero(whole.any(axis)) for axis in (1, 0))
@@ -133,9 +133,9 @@ class Overlay:
         self._mark_window(strip, segmentation)
         canvas = Image.fromarray(np.concatenate((image, strip)))
         pen = ImageDraw.Draw(canvas, "RGBA")
-        font = _font(max(9, round(15 * scale)))
+        font = _load_font(max(9, round(15 * scale)))
         for label, x, top in places:
-            red, green, blue = palette()[label].tolist()
+            red, green, blue = make_palette()[label].tolist()
             name = self.classes[label - 1]
             self._tag(
                 pen,
@@ -229,7 +229,7 @@ class RollingOverlay(Overlay):
         super().__init__(classes, sound, self.SECONDS)
 
     def _strip(self, width: int, height: int) -> NDArray[np.uint8]:
-        return self._waveform(width, height)
+        return self._draw_waveform(width, height)
 
     def draw(self, frame: Frame, segmentation: Segmentation) -> NDArray[np.uint8]:
         latest = max(frame.pts_seconds, segmentation.audio_start_seconds + WINDOW_SECONDS)

@@ -22,13 +22,13 @@ from teso_deploy.media.container import (
     BROKEN_OFF,
     MOST_PIXELS,
     SteadyClock,
-    announced_end_seconds,
+    convert_to_seconds,
+    get_announced_end,
+    get_origin_seconds,
     open_container,
-    origin_seconds,
-    seconds_of,
 )
 from teso_deploy.media.picture import Presenter, to_rgb
-from teso_deploy.media.tracks import audio_candidates, choose_video_track
+from teso_deploy.media.tracks import choose_video_track, list_audio_candidates
 from teso_deploy.types import Frame
 
 #: Both decode on the GPU if possible, otherwise in software. They differ in how the caller treats ``decoder_note``:
@@ -102,28 +102,28 @@ class VideoReader:
         self._frames: Iterator[av.VideoFrame] = iter(())
         self._container = open_container(self.path)
         try:
-            first = self._first_on_gpu() if hardware else None
+            first = self._start_on_gpu() if hardware else None
             if first is None:
-                first = self._first()
+                first = self._start()
         except BaseException:
             self._container.close()
             raise
-        self.info = self._info(first)
+        self.info = self._make_info(first)
         self._frames = chain((first,), self._frames)
 
-    def _first(self) -> av.VideoFrame:
+    def _start(self) -> av.VideoFrame:
         """Start decoding. Only a decoded frame shows the orientation, and whether a picture exists at all."""
-        self._stream = self._video_stream()
+        self._stream = self._find_video_stream()
         self._stream.thread_type = "AUTO"
         self._presenter = Presenter(self._stream)
-        self._origin = origin_seconds(self._container)
-        self._announced_end = announced_end_seconds(self._container)
+        self._origin = get_origin_seconds(self._container)
+        self._announced_end = get_announced_end(self._container)
         #: For each track: how many packets were read, and where the last of them ends.
         self._packets: Counter[int] = Counter()
         self._packet_ends: dict[int, float] = {}
         self.end_seconds = 0.0
         self.frames_decoded = self.corrupt_frames = self.corrupt_packets = 0
-        self._frames = self._decoded()
+        self._frames = self._decode()
         first = next(self._frames, None)
         if first is None:
             raise MediaError(
@@ -132,15 +132,15 @@ class VideoReader:
             )
         return first
 
-    def _first_on_gpu(self) -> av.VideoFrame | None:
+    def _start_on_gpu(self) -> av.VideoFrame | None:
         """Start decoding on the GPU. If that fails, return None and set ``decoder_note``."""
         in_software = self._container
         try:
             self._container = nvdec.open_on_gpu(self.path)
             try:
                 # An extra thread decodes nothing, and takes one of NVDEC's 32 surfaces.
-                self._video_stream().codec_context.thread_count = 1
-                first = self._first()
+                self._find_video_stream().codec_context.thread_count = 1
+                first = self._start()
                 nvdec.check_on_gpu(first, self._stream.codec_context.name)
             except BaseException:
                 self._container.close()
@@ -152,14 +152,14 @@ class VideoReader:
         self.decoder = "nvdec"
         return first
 
-    def _video_stream(self) -> VideoStream:
+    def _find_video_stream(self) -> VideoStream:
         return choose_video_track(self._container, str(self.path), self._video_track)
 
-    def _info(self, first: av.VideoFrame) -> MediaInfo:
+    def _make_info(self, first: av.VideoFrame) -> MediaInfo:
         stream = self._stream
         rate = stream.average_rate or stream.guessed_rate
         fps = float(rate.numerator / rate.denominator) if rate and rate.denominator else 0.0
-        duration = seconds_of(stream.duration, stream.time_base)
+        duration = convert_to_seconds(stream.duration, stream.time_base)
         if duration is None:
             duration = self._announced_end
         return MediaInfo(
@@ -178,7 +178,7 @@ class VideoReader:
         """Close the file."""
         self._container.close()
 
-    def _decoded(self) -> Iterator[av.VideoFrame]:
+    def _decode(self) -> Iterator[av.VideoFrame]:
         # Demux the packets of all tracks, to know where the file ends.
         packets = self._container.demux()
         while True:
@@ -204,7 +204,7 @@ class VideoReader:
 
     def _note_end(self, packet: Packet[Any]) -> None:
         index, stamp = packet.stream.index, packet.pts if packet.pts is not None else packet.dts
-        end = seconds_of((stamp or 0) + (packet.duration or 0), packet.time_base)
+        end = convert_to_seconds((stamp or 0) + (packet.duration or 0), packet.time_base)
         if packet.size and stamp is not None and end is not None:
             self._packets[index] += 1
             self._packet_ends[index] = max(self._packet_ends.get(index, -math.inf), end - self._origin)
@@ -217,13 +217,13 @@ class VideoReader:
             index = self.frames_decoded
             self.frames_decoded += 1
             self.corrupt_frames += frame.is_corrupt
-            seconds = seconds_of(frame.pts, frame.time_base)
+            seconds = convert_to_seconds(frame.pts, frame.time_base)
             pts = last + step if seconds is None else seconds - self._origin
             if index and seconds is not None:
                 pts, leapt = clock.place(pts, last + step)
                 segment += leapt
             last = pts
-            lasts = seconds_of(frame.duration, frame.time_base) or step
+            lasts = convert_to_seconds(frame.duration, frame.time_base) or step
             self.end_seconds = max(self.end_seconds, pts + min(max(lasts, step), MOST_HELD_SECONDS))
             if index % self._every_nth or pts < due - 1e-6:
                 continue
@@ -238,12 +238,14 @@ class VideoReader:
         """Raise :class:`MediaError` if the file was cut off, by the ends of picture and sound and by its index."""
         if self._container.format.name in ESTIMATED_FORMATS:
             return
-        tracks = [self._stream, *audio_candidates(self._container, str(self.path), video=self._stream)[:1]]
+        tracks = [self._stream, *list_audio_candidates(self._container, str(self.path), video=self._stream)[:1]]
         # In a fragmented file, a track without packets and without an index entry may still announce a duration.
         has_packets = [track for track in tracks if self._packets[track.index] or track.frames]
         timed = [track for track in has_packets if track.duration]
         for track in timed:
-            duration, start = (seconds_of(t, track.time_base) or 0.0 for t in (track.duration, track.start_time))
+            duration, start = (
+                convert_to_seconds(t, track.time_base) or 0.0 for t in (track.duration, track.start_time)
+            )
             announced = duration + (start - self._origin if track.start_time is not None else 0.0)
             if not 0 < track.frames <= self._packets[track.index]:  # in some kinds of files the index counts packets
                 self._check_end(self._packet_ends.get(track.index, 0.0), announced)

@@ -9,7 +9,7 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from teso_deploy.media.windows import SILENT_PEAK, peaks_of
+from teso_deploy.media.windows import SILENT_PEAK, compute_peaks
 from teso_deploy.types import SAMPLE_RATE_HZ, WINDOW_SAMPLES, AudioWindow
 
 CAPACITY_SECONDS = 30.0
@@ -103,15 +103,15 @@ class AudioRing:
         with self._grown:
             return self._read(round(from_seconds * SAMPLE_RATE_HZ), round(to_seconds * SAMPLE_RATE_HZ))
 
-    def peaks(self, from_seconds: float, to_seconds: float, count: int) -> NDArray[np.float32]:
-        """Return the peaks of a time span, see :meth:`Sound.peaks`.
+    def read_peaks(self, from_seconds: float, to_seconds: float, count: int) -> NDArray[np.float32]:
+        """Return the peaks of a time span, see :meth:`Sound.read_peaks`.
 
         Args:
             from_seconds: Start of the span.
             to_seconds: End of the span.
             count: Number of parts.
         """
-        return peaks_of(self.read(from_seconds, to_seconds), count)
+        return compute_peaks(self.read(from_seconds, to_seconds), count)
 
     def window(self, end_seconds: float) -> AudioWindow:
         """Return the 0.975 s before a time. Sound that is not recorded yet, or no longer kept, counts as a gap."""

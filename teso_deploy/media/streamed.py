@@ -56,7 +56,7 @@ class Envelope:
         found = self._peaks[blocks[0] : blocks[-1] + 1]
         np.maximum(found, np.maximum.reduceat(np.abs(samples), edges), out=found)
 
-    def peaks(self, first: int, last: int, count: int) -> NDArray[np.float32]:
+    def read_peaks(self, first: int, last: int, count: int) -> NDArray[np.float32]:
         """Return the peak (count,) of each of ``count`` equal parts of [first, last), to the length of a block.
 
         Args:
@@ -174,8 +174,8 @@ class StreamedTrack(SoundTrack):
         self._cursors.append(found)
         return found
 
-    def peaks(self, from_seconds: float, to_seconds: float, count: int) -> NDArray[np.float32]:
-        """Return the peaks of a time span, accurate to about 10 ms, see :meth:`Sound.peaks`.
+    def read_peaks(self, from_seconds: float, to_seconds: float, count: int) -> NDArray[np.float32]:
+        """Return the peaks of a time span, accurate to about 10 ms, see :meth:`Sound.read_peaks`.
 
         Args:
             from_seconds: Start of the span.
@@ -188,4 +188,4 @@ class StreamedTrack(SoundTrack):
                 for place, samples in self._open_chunks():
                     self._envelope.add(place, samples)
             first, last = (round((t - self.start_seconds) * SAMPLE_RATE_HZ) for t in (from_seconds, to_seconds))
-            return self._envelope.peaks(first, last, count)
+            return self._envelope.read_peaks(first, last, count)

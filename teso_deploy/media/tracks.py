@@ -50,7 +50,7 @@ def choose_video_track(container: InputContainer, shown: str, wanted: int | None
     return chosen
 
 
-def audio_candidates(
+def list_audio_candidates(
     container: InputContainer, shown: str, *, wanted: int | None = None, video: VideoStream | None = None
 ) -> list[AudioStream]:
     """List the audio tracks, best first. Use the first that can be decoded.

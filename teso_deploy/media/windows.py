@@ -31,7 +31,7 @@ class Sound(Protocol):
     def read(self, from_seconds: float, to_seconds: float) -> NDArray[np.float32]:
         """Return the samples (N,) between two times, with zeros where none exist."""
 
-    def peaks(self, from_seconds: float, to_seconds: float, count: int) -> NDArray[np.float32]:
+    def read_peaks(self, from_seconds: float, to_seconds: float, count: int) -> NDArray[np.float32]:
         """Return the largest absolute value (count,) of each of ``count`` equal parts of a time span.
 
         Args:
@@ -41,7 +41,7 @@ class Sound(Protocol):
         """
 
 
-def peaks_of(samples: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+def compute_peaks(samples: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     """Return the largest absolute value (count,) of each of ``count`` equal parts of samples (N,)."""
     edges = np.linspace(0, len(samples), count + 1).round().astype(int)
     return np.array([np.abs(samples[a:b]).max(initial=0) for a, b in itertools.pairwise(edges)], np.float32)
@@ -92,8 +92,8 @@ class SoundTrack(ABC):
         first, last = (round((t - self.start_seconds) * SAMPLE_RATE_HZ) for t in (from_seconds, to_seconds))
         return self._read(first, last)
 
-    def peaks(self, from_seconds: float, to_seconds: float, count: int) -> NDArray[np.float32]:
-        """Return the peaks of a time span, see :meth:`Sound.peaks`.
+    def read_peaks(self, from_seconds: float, to_seconds: float, count: int) -> NDArray[np.float32]:
+        """Return the peaks of a time span, see :meth:`Sound.read_peaks`.
 
         Args:
             from_seconds: Start of the span.

@@ -187,12 +187,12 @@ class VideoWriter:
         if self._is_growing and pts_seconds >= self._next_piece_seconds:
             frame.pict_type = av.video.frame.PictureType.I
             self._next_piece_seconds = pts_seconds + _PIECE_SECONDS
-        with self._explained():
+        with self._explain_errors():
             self._container.mux(self._video.encode(frame))
             self._write_sound(pts_seconds)
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explain_errors(self) -> Iterator[None]:
         with explain_errors(self.path):
             try:
                 yield
@@ -249,7 +249,7 @@ class VideoWriter:
     ) -> None:
         try:
             if kind is None:
-                with self._explained():
+                with self._explain_errors():
                     self._finish()
         finally:
             with contextlib.suppress(OSError, av.error.FFmpegError, ValueError):

@@ -161,7 +161,7 @@ def map_keys(source: WeightSource, recipe: Recipe, own: Mapping[str, Tensor]) ->
     return given, KeyReport(tuple(used), tuple(missing), tuple(unexpected), tuple(misshaped))
 
 
-def _other_sizes(source: WeightSource, recipe: Recipe) -> str:
+def _describe_other_sizes(source: WeightSource, recipe: Recipe) -> str:
     """Describe the file's sizes that differ from the recipe; empty if none differ or they can't be read."""
     assert source.format is not None
     try:
@@ -202,7 +202,7 @@ def fit_tensors(
     if report.missing or report.unexpected or misshaped:
         report = KeyReport(report.loaded, report.missing, report.unexpected, tuple(misshaped))
         sentence = f"{source.path} ({source.format.name}) does not fit recipe {recipe.name}: "
-        if sizes := _other_sizes(source, recipe):
+        if sizes := _describe_other_sizes(source, recipe):
             first = (*misshaped, *(f"{key}, missing" for key in report.missing), *report.unexpected)[0]
             raise CheckpointError(f"{sentence}it has {sizes}, as in {first}; use a recipe with its sizes")
         raise CheckpointError(f"{sentence}{report}; give the checkpoint that the recipe is of")
@@ -217,7 +217,7 @@ def fit_tensors(
     return given, other
 
 
-def _whole(source: WeightSource, recipe: Recipe) -> Model:
+def _build_whole(source: WeightSource, recipe: Recipe) -> Model:
     """Build a model from a checkpoint of this package, with its calibrated thresholds."""
     model = build_model(checkpoints.apply_calibration(recipe, source.path))
     checkpoints.fill(model, source.tensors, path=source.path)
@@ -280,7 +280,7 @@ def assemble(
     if whole is not None and whole.format is None:
         if other := [part for part in sources if part != "model"]:
             raise CheckpointError(f"{whole.path} is a whole model: omit {sources[other[0]].path}")
-        return Assembly(_whole(whole, recipe), paths, (), text, averaged)
+        return Assembly(_build_whole(whole, recipe), paths, (), text, averaged)
     if whole is not None and whole.format is not None:
         if recipe.method == "teso" and recipe.fusion.kind != "segpref":
             raise CheckpointError(
@@ -307,7 +307,7 @@ def assemble(
     return Assembly(model, paths, random, text, averaged)
 
 
-def text_tower(source: WeightSource, recipe: Recipe) -> ClipText:
+def build_text_tower(source: WeightSource, recipe: Recipe) -> ClipText:
     """Build the text tower of a checkpoint. Raises :class:`CheckpointError` if its keys do not fit the recipe."""
     tower: nn.Module = ClipText(recipe.clip_text, recipe.text.dim).eval()
     given, _ = fit_tensors(source, recipe, tower.state_dict(), seed=None)

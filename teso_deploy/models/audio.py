@@ -18,22 +18,22 @@ MEL_LOW_HZ, MEL_HIGH_HZ = 125.0, 7500.0
 LOG_OFFSET = 0.01
 
 
-def mel_of_hz(hertz: NDArray[np.float64] | float) -> NDArray[np.float64]:
+def convert_hz_to_mel(hertz: NDArray[np.float64] | float) -> NDArray[np.float64]:
     """HTK mel scale as VGGish writes it."""
     return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
 
 
-def mel_filters() -> NDArray[np.float64]:
+def make_mel_filters() -> NDArray[np.float64]:
     """Triangular filters in mel, the DC row zeroed: (257, 64)."""
-    bins = mel_of_hz(np.linspace(0.0, SAMPLE_RATE_HZ / 2, FFT // 2 + 1))[:, None]
-    edges = np.linspace(mel_of_hz(MEL_LOW_HZ), mel_of_hz(MEL_HIGH_HZ), MEL_BANDS + 2)
+    bins = convert_hz_to_mel(np.linspace(0.0, SAMPLE_RATE_HZ / 2, FFT // 2 + 1))[:, None]
+    edges = np.linspace(convert_hz_to_mel(MEL_LOW_HZ), convert_hz_to_mel(MEL_HIGH_HZ), MEL_BANDS + 2)
     low, centre, high = edges[None, :-2], edges[None, 1:-1], edges[None, 2:]
     filters = np.maximum(0.0, np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)))
     filters[0] = 0.0
     return filters
 
 
-def dft_kernels() -> NDArray[np.float64]:
+def make_dft_kernels() -> NDArray[np.float64]:
     """Real and imaginary DFT rows of a zero-padded Hann window: (2·257, 400)."""
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)  # periodic
     angle = 2 * np.pi * np.outer(np.arange(FFT // 2 + 1), np.arange(WINDOW)) / FFT
@@ -50,8 +50,8 @@ class LogMel(nn.Module):
         super().__init__()
         self.dft: Tensor
         self.mel: Tensor
-        self.register_buffer("dft", torch.from_numpy(dft_kernels()).float()[:, None], persistent=False)
-        self.register_buffer("mel", torch.from_numpy(mel_filters()).float(), persistent=False)
+        self.register_buffer("dft", torch.from_numpy(make_dft_kernels()).float()[:, None], persistent=False)
+        self.register_buffer("mel", torch.from_numpy(make_mel_filters()).float(), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
         spectrum = torch.nn.functional.conv1d(waveform[:, None], self.dft, stride=HOP)  # (B, 514, 96)

@@ -28,7 +28,7 @@ INT16_SCALE = 2.0**15
 LOG_FLOOR = float(np.finfo(np.float32).eps)
 
 
-def mel_filters() -> NDArray[np.float64]:
+def make_mel_filters() -> NDArray[np.float64]:
     """Kaldi's triangular mel filters from 20 Hz to 8 kHz, (256, 128); the bin at 8 kHz is omitted as in Kaldi."""
     mel = 1127.0 * np.log1p(np.arange(FFT // 2) * SAMPLE_RATE_HZ / FFT / 700.0)[:, None]
     first, last = (1127.0 * math.log1p(hertz / 700.0) for hertz in (MEL_LOW_HZ, SAMPLE_RATE_HZ / 2))
@@ -37,7 +37,7 @@ def mel_filters() -> NDArray[np.float64]:
     return np.maximum(0.0, np.minimum((mel - low) / (centre - low), (high - mel) / (high - centre)))
 
 
-def frame_kernels() -> NDArray[np.float64]:
+def make_frame_kernels() -> NDArray[np.float64]:
     """Real and imaginary rows of all that Kaldi does to a frame before squaring: (2·256, 400).
 
     The steps are: subtract the mean, pre-emphasis (the first sample's predecessor is itself), Povey's window, DFT of
@@ -59,8 +59,8 @@ class KaldiFilterBank(nn.Module):
         super().__init__()
         self.kernels: Tensor
         self.mel: Tensor
-        self.register_buffer("kernels", torch.from_numpy(frame_kernels()).float()[:, None], persistent=False)
-        self.register_buffer("mel", torch.from_numpy(mel_filters()).float(), persistent=False)
+        self.register_buffer("kernels", torch.from_numpy(make_frame_kernels()).float()[:, None], persistent=False)
+        self.register_buffer("mel", torch.from_numpy(make_mel_filters()).float(), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
         real, imaginary = F.conv1d(waveform[:, None], self.kernels, stride=HOP).chunk(2, dim=1)
@@ -68,7 +68,7 @@ class KaldiFilterBank(nn.Module):
         return ((torch.log((power @ self.mel).clamp(min=LOG_FLOOR)) - MEAN) / (2 * STD))[:, None]
 
 
-def position_buckets(length: int, buckets: int, distance: int) -> NDArray[np.int64]:
+def compute_position_buckets(length: int, buckets: int, distance: int) -> NDArray[np.int64]:
     """T5's buckets (Raffel et al., 2020), both directions, of each query (row) and key (column): (length, length).
 
     Args:
@@ -148,7 +148,7 @@ class BeatsEncoder(nn.Module):
         self.layers = nn.ModuleList(BeatsLayer(recipe) for _ in range(recipe.layers))
         self.bias_table = nn.Parameter(torch.randn(recipe.relative_buckets, recipe.heads) * 0.02)
         self.tokens = (FRAMES // recipe.patch) * (MEL_BANDS // recipe.patch)
-        buckets = position_buckets(self.tokens, recipe.relative_buckets, recipe.relative_distance)
+        buckets = compute_position_buckets(self.tokens, recipe.relative_buckets, recipe.relative_distance)
         self.buckets: Tensor
         self.register_buffer("buckets", torch.from_numpy(buckets), persistent=False)
 

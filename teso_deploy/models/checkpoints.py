@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from teso_deploy.errors import CheckpointError
 from teso_deploy.models.state_dicts import Averaging
 from teso_deploy.models.weight_files import read, read_metadata
-from teso_deploy.outputs import staged_file
+from teso_deploy.outputs import open_staged_file
 from teso_deploy.recipe import Calibration, Recipe
 from teso_deploy.text import to_one_line
 
@@ -54,11 +54,11 @@ def save(model: nn.Module, path: Path, metadata: Mapping[str, str] | None = None
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with staged_file(path) as file:
+    with open_staged_file(path) as file:
         save_file(tensors, file.name, dict(metadata or {}))
 
 
-def recipe_of(path: Path) -> Recipe:
+def read_recipe(path: Path) -> Recipe:
     """Return the recipe that a checkpoint of `train` was trained with.
 
     Raises the errors of :func:`read`, and :class:`CheckpointError` if the file does not name its recipe.

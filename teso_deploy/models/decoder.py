@@ -18,9 +18,9 @@ from teso_deploy.models.layers import (
     MASKED_SCORE,
     Attention,
     FeedForward,
-    adapter_or_identity,
     attend,
-    sine_positions,
+    compute_sine_positions,
+    make_adapter_or_identity,
     split_heads,
 )
 from teso_deploy.models.pixel_decoder import LEVELS
@@ -69,7 +69,7 @@ class DecoderMemory(nn.Module):
 
     def forward(self, mask_features: Tensor, maps: list[Tensor]) -> Memory:
         sources = [x.flatten(2).transpose(1, 2) + self.level_embedding[i] for i, x in enumerate(maps)]
-        positions = [sine_positions(x.shape[2], x.shape[3], self.dim, device=x.device) for x in maps]
+        positions = [compute_sine_positions(x.shape[2], x.shape[3], self.dim, device=x.device) for x in maps]
         keys, values = [], []
         for i, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
             source = sources[i % LEVELS]
@@ -88,10 +88,10 @@ class DecoderLayer(nn.Module):
         self.heads = recipe.heads
         self.cross_query = nn.Linear(dim, dim)
         self.cross_output = nn.Linear(dim, dim)
-        self.cross_adapter = adapter_or_identity("cross_attention" in adapters, dim)
+        self.cross_adapter = make_adapter_or_identity("cross_attention" in adapters, dim)
         self.cross_norm = nn.LayerNorm(dim)
         self.self_attention = Attention(dim, recipe.heads)
-        self.self_adapter = adapter_or_identity("self_attention" in adapters, dim)
+        self.self_adapter = make_adapter_or_identity("self_attention" in adapters, dim)
         self.self_norm = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, recipe.ffn_dim, nn.ReLU())
         self.ffn_norm = nn.LayerNorm(dim)
@@ -162,7 +162,7 @@ class MaskedDecoder(nn.Module):
         return self.classifier(self.norm(last)), self.mask_logits(last, memory.mask_features)
 
 
-def segmentation_scores(class_logits: Tensor, mask_logits: Tensor, head: HeadRecipe) -> Tensor:
+def compute_scores(class_logits: Tensor, mask_logits: Tensor, head: HeadRecipe) -> Tensor:
     """Compute eq. 7: softmax(class) without "no object" times sigmoid(mask), (B, C, h, w) in 0 … Q.
 
     ``binary`` is the same with C = 1. ``raw`` masks are summed as logits, and the sigmoid follows the resizes. Both

@@ -12,9 +12,9 @@ from teso_deploy.program import TESO
 from teso_deploy.recipe import Recipe
 
 
-def memory_names(recipe: Recipe) -> tuple[str, ...]:
+def list_memory_names(recipe: Recipe) -> tuple[str, ...]:
     """Names of the decoder's inputs that depend on the picture, in the order of :func:`flatten_memory`."""
-    return find_foundation(recipe).memory_names(recipe)
+    return find_foundation(recipe).list_memory_names(recipe)
 
 
 def flatten_memory(memory: Memory | Tensor) -> tuple[Tensor, ...]:
@@ -33,9 +33,9 @@ def unflatten_memory(tensors: tuple[Tensor, ...]) -> Memory | Tensor:
     return Memory(tensors[0], list(tensors[1:first]), list(tensors[first:middle]), list(tensors[middle:]))
 
 
-def graph_specs(recipe: Recipe) -> dict[str, GraphSpec]:
+def list_graph_specs(recipe: Recipe) -> dict[str, GraphSpec]:
     """Return every graph of a recipe, in the order in which they run."""
-    memory = memory_names(recipe)
+    memory = list_memory_names(recipe)
     tags = ("tags",) if recipe.tagger.words else ()
     return {
         "visual_encoder": GraphSpec(("image",), (*memory, *tags)),
@@ -82,8 +82,8 @@ class _DecoderGraph(nn.Module):
         )
 
 
-def graph_modules(model: Teso) -> dict[str, nn.Module]:
-    """Return modules that take and return plain tensors in the order of :func:`graph_specs`."""
+def make_graph_modules(model: Teso) -> dict[str, nn.Module]:
+    """Return modules that take and return plain tensors in the order of :func:`list_graph_specs`."""
     return {
         "visual_encoder": _VisualGraph(model),
         "audio_encoder": model.audio_encoder,
@@ -99,10 +99,10 @@ class _TesoMethod:
         return Teso(recipe)
 
     def graph_specs(self, recipe: Recipe) -> dict[str, GraphSpec]:
-        return graph_specs(recipe)
+        return list_graph_specs(recipe)
 
     def graph_modules(self, model: Model) -> dict[str, nn.Module]:
-        return graph_modules(require_teso(model))
+        return make_graph_modules(require_teso(model))
 
 
 METHOD: Method = _TesoMethod()

@@ -32,7 +32,7 @@ class Adapter(nn.Module):
         return x + changed if self.residual else changed
 
 
-def adapter_or_identity(wanted: bool, dim: int) -> nn.Module:
+def make_adapter_or_identity(wanted: bool, dim: int) -> nn.Module:
     """Return an :class:`Adapter` if the recipe asks for one, else the identity."""
     return Adapter(dim) if wanted else nn.Identity()
 
@@ -101,7 +101,7 @@ class Attention(nn.Module):
         return self.attend_values(self.scores(queries, keys), values)
 
 
-def sine_positions(height: int, width: int, dim: int, *, device: torch.device | None = None) -> Tensor:
+def compute_sine_positions(height: int, width: int, dim: int, *, device: torch.device | None = None) -> Tensor:
     """Compute the normalised sine position embedding (DETR, appendix A.4), (H·W, d), y half first.
 
     Args:

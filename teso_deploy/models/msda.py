@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from teso_deploy.models.layers import adapter_or_identity
+from teso_deploy.models.layers import make_adapter_or_identity
 
 Shapes = Sequence[tuple[int, int]]
 #: Domain and name of the node that replaces :func:`sample_around` in an exported graph.
@@ -67,7 +67,7 @@ def sample_around(value: Tensor, *, offsets: Tensor, weights: Tensor, reference:
     return msda(value, shapes, locations=locations, weights=weights)
 
 
-def onnx_node(value: Tensor, *, offsets: Tensor, weights: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
+def emit_onnx_node(value: Tensor, *, offsets: Tensor, weights: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
     """Emit :func:`sample_around` as one ONNX node, because the best implementation differs by runtime.
 
     Args:
@@ -97,7 +97,7 @@ class DeformableAttention(nn.Module):
         self.offsets = nn.Linear(dim, heads * levels * points * 2)
         self.weights = nn.Linear(dim, heads * levels * points)
         self.output = nn.Linear(dim, dim)
-        self.adapter = adapter_or_identity(adapter, dim)
+        self.adapter = make_adapter_or_identity(adapter, dim)
         self._reset()
 
     def _reset(self) -> None:
@@ -132,7 +132,7 @@ class DeformableAttention(nn.Module):
         weights = torch.softmax(self.weights(query).view(-1, length, self.heads, self.levels * self.points), -1)
         weights = weights.unflatten(3, (self.levels, self.points))
         if torch.onnx.is_in_onnx_export():
-            sampled = onnx_node(value, offsets=offsets, weights=weights, reference=reference, shapes=shapes)
+            sampled = emit_onnx_node(value, offsets=offsets, weights=weights, reference=reference, shapes=shapes)
         else:
             sampled = sample_around(value, offsets=offsets, weights=weights, reference=reference, shapes=shapes)
         return self.adapter(self.output(sampled))

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from teso_deploy.models.layers import FeedForward, group_norm, sine_positions
+from teso_deploy.models.layers import FeedForward, compute_sine_positions, group_norm
 from teso_deploy.models.msda import DeformableAttention, Shapes
 from teso_deploy.recipe import PixelDecoderRecipe
 
 LEVELS = 3
 
 
-def reference_points(shapes: Shapes, device: torch.device | None = None) -> Tensor:
+def compute_reference_points(shapes: Shapes, device: torch.device | None = None) -> Tensor:
     """Centre of every cell of every level, x then y, in 0 … 1: (S, 2)."""
     levels = []
     for height, width in shapes:
@@ -74,11 +74,11 @@ class PixelDecoder(nn.Module):
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1)
         positions = torch.cat(
             [
-                sine_positions(height, width, self.dim, device=tokens.device) + self.level_embedding[level]
+                compute_sine_positions(height, width, self.dim, device=tokens.device) + self.level_embedding[level]
                 for level, (height, width) in enumerate(shapes)
             ]
         )
-        reference = reference_points(shapes, tokens.device)
+        reference = compute_reference_points(shapes, tokens.device)
         for layer in self.layers:
             tokens = layer(tokens, positions, reference, shapes)
         parts = tokens.split([height * width for height, width in shapes], dim=1)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from teso_deploy.models.layers import FeedForward, adapter_or_identity, attend, split_heads
-from teso_deploy.models.swin import unwindows, windows
+from teso_deploy.models.layers import FeedForward, attend, make_adapter_or_identity, split_heads
+from teso_deploy.models.swin import join_windows, split_windows
 from teso_deploy.recipe import SamRecipe
 
 EPS = 1e-6
@@ -26,7 +26,7 @@ class LayerNorm2d(nn.Module):
         return normed.permute(0, 3, 1, 2)
 
 
-def relative_index(size: int) -> Tensor:
+def compute_relative_index(size: int) -> Tensor:
     """Table row for each pair of positions along an axis, (size, size) int64."""
     place = torch.arange(size)
     return place[:, None] - place[None, :] + size - 1
@@ -43,11 +43,11 @@ class DecomposedAttention(nn.Module):
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
         self.output = nn.Linear(dim, dim)
-        self.adapter = adapter_or_identity(adapter, dim)
+        self.adapter = make_adapter_or_identity(adapter, dim)
         self.rows = nn.Parameter(torch.zeros(2 * size - 1, dim // heads))
         self.columns = nn.Parameter(torch.zeros(2 * size - 1, dim // heads))
         self.index: Tensor
-        self.register_buffer("index", relative_index(size), persistent=False)
+        self.register_buffer("index", compute_relative_index(size), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, size², C) → (N, size², C)."""
@@ -79,7 +79,9 @@ class SamBlock(nn.Module):
         below = -self.side % self.window
         padded = self.side + below
         image = F.pad(x.unflatten(1, (self.side, self.side)), (0, 0, 0, below, 0, below))
-        image = unwindows(self.attention(windows(image, self.window)), self.window, height=padded, width=padded)
+        image = join_windows(
+            self.attention(split_windows(image, self.window)), self.window, height=padded, width=padded
+        )
         return image[:, : self.side, : self.side].flatten(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from teso_deploy.models.layers import FeedForward, adapter_or_identity, attend, split_heads
+from teso_deploy.models.layers import FeedForward, attend, make_adapter_or_identity, split_heads
 from teso_deploy.models.sam import EPS, LayerNorm2d
 from teso_deploy.recipe import SamRecipe
 
@@ -28,7 +28,7 @@ class NarrowAttention(nn.Module):
         self.key = nn.Linear(dim, inner)
         self.value = nn.Linear(dim, inner)
         self.output = nn.Linear(inner, dim)
-        self.adapter = adapter_or_identity(adapter, dim)
+        self.adapter = make_adapter_or_identity(adapter, dim)
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attend.
@@ -89,7 +89,7 @@ class TwoWayLayer(nn.Module):
         return tokens, image
 
 
-def hypernetwork(dim: int, outside: int) -> nn.Sequential:
+def make_hypernetwork(dim: int, outside: int) -> nn.Sequential:
     """A network from a token to the weights of its mask over the upscaled picture."""
     return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, outside))
 
@@ -115,7 +115,7 @@ class SamMaskDecoder(nn.Module):
             nn.ConvTranspose2d(dim, dim // 4, 2, stride=2), LayerNorm2d(dim // 4), nn.GELU(),
             nn.ConvTranspose2d(dim // 4, dim // 8, 2, stride=2), nn.GELU(),
         )  # fmt: skip
-        self.hypernetworks = nn.ModuleList(hypernetwork(dim, dim // 8) for _ in range(recipe.mask_tokens))
+        self.hypernetworks = nn.ModuleList(make_hypernetwork(dim, dim // 8) for _ in range(recipe.mask_tokens))
 
     def positions(self) -> Tensor:
         """Position embedding of each cell of the picture, (h·w, d)."""

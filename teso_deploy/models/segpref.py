@@ -29,7 +29,7 @@ class PooledAttention(nn.Module):
         return target + attended + torch.sigmoid(self.pool_share) * source.mean(dim=1, keepdim=True)
 
 
-def _mlp(inside: int, hidden: int, outside: int) -> nn.Sequential:
+def _make_mlp(inside: int, hidden: int, outside: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inside, hidden), nn.ReLU(), nn.Linear(hidden, outside))
 
 
@@ -38,9 +38,9 @@ class SegprefFusion(nn.Module):
 
     def __init__(self, audio_dim: int, text: TextRecipe, recipe: FusionRecipe, *, queries: int, query_dim: int) -> None:
         super().__init__()
-        self.audio_projection = _mlp(audio_dim, recipe.ffn_dim, recipe.dim)
-        self.text_projection = _mlp(text.dim, recipe.ffn_dim, recipe.dim)
-        self.prompt_projection = _mlp(recipe.dim, recipe.ffn_dim, query_dim)
+        self.audio_projection = _make_mlp(audio_dim, recipe.ffn_dim, recipe.dim)
+        self.text_projection = _make_mlp(text.dim, recipe.ffn_dim, recipe.dim)
+        self.prompt_projection = _make_mlp(recipe.dim, recipe.ffn_dim, query_dim)
         self.cue_attention = PooledAttention(recipe.dim, recipe.heads)
         self.query_attention = PooledAttention(query_dim, recipe.heads)
         self.queries = nn.Parameter(torch.randn(queries, query_dim))

@@ -80,7 +80,7 @@ def _recognise(keys: Collection[str], is_whole: bool) -> tuple[bool, Format | No
     return False, next((kind for kind in list_formats() if kind.recognises(keys)), None)
 
 
-def _places(content: Any) -> Iterator[tuple[tuple[str, ...], Stored]]:
+def _yield_places(content: Any) -> Iterator[tuple[tuple[str, ...], Stored]]:
     """Yield every mapping with tensors by name, and the names that lead to it, outer ones first."""
     waiting: deque[tuple[tuple[str, ...], Any]] = deque([((), content)])
     seen: set[int] = set()
@@ -98,7 +98,7 @@ def _places(content: Any) -> Iterator[tuple[tuple[str, ...], Stored]]:
             waiting.extend(((*place, key), value) for key, value in inner if isinstance(value, Mapping))
 
 
-def _without_wrappers(tensors: Stored) -> Stored:
+def _remove_wrappers(tensors: Stored) -> Stored:
     """Remove the insertions of wrappers from the keys, unless two keys would become the same."""
     found = {".".join(part for part in key.split(".") if part not in _WRAPPERS): t for key, t in tensors.items()}
     return found if len(found) == len(tensors) else tensors
@@ -113,15 +113,15 @@ def _is_of_use(key: str, tensor: StoredTensor) -> bool:
     return not _OF_TRAINING.match(key) and tensor.shape != () and tensor.dtype.is_floating_point
 
 
-def _sets_in(place: tuple[str, ...], tensors: Stored) -> Iterator[Found]:
+def _yield_sets(place: tuple[str, ...], tensors: Stored) -> Iterator[Found]:
     """Yield the sets of weights of one mapping: the prefixes below which a format recognises the keys."""
-    tensors = _without_wrappers(tensors)
+    tensors = _remove_wrappers(tensors)
     everywhere = _is_averaged(place) or "n_averaged" in tensors
     kept = {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[2] not in _COUNTERS}
     averaged = {k: t for k, t in kept.items() if everywhere or _is_averaged(k.split(".")[:3])}
     raw = {key: tensor for key, tensor in kept.items() if key not in averaged}
     for of_average, group in ((False, raw), (True, averaged)):
-        found = list(_below_prefixes(place, group, of_average))
+        found = list(_yield_below_prefixes(place, group, of_average))
         known = [".".join(one.place[len(place) :]) for one in found]
         # A key that no set explains must become an error later; it must not be dropped silently.
         beside = {
@@ -134,7 +134,7 @@ def _sets_in(place: tuple[str, ...], tensors: Stored) -> Iterator[Found]:
             yield one
 
 
-def _below_prefixes(place: tuple[str, ...], tensors: Stored, of_average: bool) -> Iterator[Found]:
+def _yield_below_prefixes(place: tuple[str, ...], tensors: Stored, of_average: bool) -> Iterator[Found]:
     groups: dict[tuple[str, ...], Stored] = {(): tensors}
     for key, tensor in tensors.items():
         names = key.split(".")
@@ -163,10 +163,12 @@ def choose_weights(content: Any, averaging: Averaging | None = None, part: str |
         CheckpointError: No weights, trained and averaged weights without a choice, or several sets. Print the text
             after the file's name.
     """
-    places = [(place, t) for place, t in _places(content) if not any(_OF_OPTIMIZERS.fullmatch(name) for name in place)]
-    found = [one for place, tensors in places for one in _sets_in(place, tensors)]
+    places = [
+        (place, t) for place, t in _yield_places(content) if not any(_OF_OPTIMIZERS.fullmatch(name) for name in place)
+    ]
+    found = [one for place, tensors in places for one in _yield_sets(place, tensors)]
     if not found:
-        return _usual(content, places)
+        return _choose_usual(content, places)
     found = [one for one in found if one.part == part] or found
     if len(parts := {one.part for one in found}) > 1:
         named = ", ".join(f"{one.part} at {one}" for one in found)
@@ -181,7 +183,7 @@ def choose_weights(content: Any, averaging: Averaging | None = None, part: str |
             "--weights ema"
         )
     chosen = (averaged or raw) if averaging == "ema" else (raw or averaged)
-    if len(chosen) > 1 and len({_identity(one) for one in chosen}) > 1:
+    if len(chosen) > 1 and len({_get_identity(one) for one in chosen}) > 1:
         usual = [one for one in chosen if one.place[-1:] and one.place[-1] in _USUAL]
         if len(usual) != 1:
             named = ", ".join(map(str, chosen))
@@ -190,12 +192,12 @@ def choose_weights(content: Any, averaging: Averaging | None = None, part: str |
     return chosen[0]
 
 
-def _identity(found: Found) -> tuple[tuple[str, int], ...]:
+def _get_identity(found: Found) -> tuple[tuple[str, int], ...]:
     """Return a key that is equal for two names of the same tensors."""
     return tuple(sorted((key, id(tensor)) for key, tensor in found.tensors.items()))
 
 
-def _usual(content: Any, places: list[tuple[tuple[str, ...], Stored]]) -> Found:
+def _choose_usual(content: Any, places: list[tuple[tuple[str, ...], Stored]]) -> Found:
     """Return the usual place, or the one with most tensors. For files that no format recognises."""
     if not places:
         raise CheckpointError(_describe_objects(content))
@@ -207,10 +209,10 @@ def _usual(content: Any, places: list[tuple[tuple[str, ...], Stored]]) -> Found:
     # A single tensor is a loss. For averages, only the trained weights are considered here.
     several = [one for one in places if len(one[1]) > 1] or places
     place, tensors = min(several, key=rank)
-    return Found(place, _without_common(_without_wrappers(tensors)))
+    return Found(place, _remove_common(_remove_wrappers(tensors)))
 
 
-def _without_common(tensors: Stored) -> Stored:
+def _remove_common(tensors: Stored) -> Stored:
     """Remove the first name that all keys share, if it is the name of a container."""
     first = {key.partition(".")[0] for key in tensors}
     if len(first) == 1 and (name := next(iter(first))) in _USUAL:

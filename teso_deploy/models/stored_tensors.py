@@ -66,7 +66,7 @@ def find_dtype(of: Any) -> torch.dtype:
     return found
 
 
-def _sizes(of: Any) -> tuple[int, ...]:
+def _check_sizes(of: Any) -> tuple[int, ...]:
     numbers = of.arguments[0] if isinstance(of, Placeholder) and of.arguments else of
     sizes = tuple(numbers)
     if len(sizes) > 64 or not all(isinstance(size, int) and 0 <= size < 2**62 for size in sizes):
@@ -74,12 +74,12 @@ def _sizes(of: Any) -> tuple[int, ...]:
     return sizes
 
 
-def _view(given: tuple[Any, ...], dtype: torch.dtype | None = None) -> StoredTensor:
+def _make_view(given: tuple[Any, ...], dtype: torch.dtype | None = None) -> StoredTensor:
     """Return the view that (storage, offset, size, stride) describe. Raises ``ValueError`` if it is too large."""
     storage, offset, size, stride = given
     if not isinstance(storage, Storage):
         raise ValueError("not a storage")
-    shape, steps = _sizes(size), _sizes(stride)
+    shape, steps = _check_sizes(size), _check_sizes(stride)
     kind = dtype or storage.dtype
     width = kind.itemsize
     count = storage.count * storage.dtype.itemsize // width
@@ -100,14 +100,14 @@ def _view(given: tuple[Any, ...], dtype: torch.dtype | None = None) -> StoredTen
 def _make_typed_view(_name: str, given: tuple[Any, ...]) -> StoredTensor:
     """Return a view that names its data type, for types without a storage class (float8)."""
     *view, _requires_grad, _hooks, dtype = given[:7]
-    return _view(tuple(view), find_dtype(dtype))
+    return _make_view(tuple(view), find_dtype(dtype))
 
 
 def _refuse(trouble: str) -> StoredTensor:
     return StoredTensor((), torch.uint8, lambda: torch.empty(0), trouble)
 
 
-def _array(shape: Any, described: Any, content: Any, *, fortran: bool) -> Any:
+def _make_array(shape: Any, described: Any, content: Any, *, fortran: bool) -> Any:
     """Return a NumPy array from the parts of its pickle, or a placeholder for one without numbers."""
     if not isinstance(described, Placeholder) or not isinstance(content, bytes | bytearray | str):
         return Placeholder("numpy.ndarray")
@@ -118,7 +118,7 @@ def _array(shape: Any, described: Any, content: Any, *, fortran: bool) -> Any:
     if kind not in ("?", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"):
         return Placeholder("numpy.ndarray")
     dtype = np.dtype(kind if order not in "<>" else order + kind)
-    sizes = _sizes(shape)
+    sizes = _check_sizes(shape)
     if math.prod(sizes) * dtype.itemsize != len(content):
         raise ValueError("an array whose size differs from its content")
 
@@ -142,7 +142,7 @@ class Array(Placeholder):
             return self
         _, shape, described, fortran, content = self.state
         try:
-            return _array(shape, described, content, fortran=bool(fortran))
+            return _make_array(shape, described, content, fortran=bool(fortran))
         except Exception:  # parts that do not fit together: ValueError, TypeError, IndexError
             return _refuse("is damaged")
 
@@ -163,7 +163,7 @@ def _make_typed(name: str, given: tuple[Any, ...]) -> Any:
     return make_tensor(function.name, tuple(arguments)) if isinstance(function, Global) else Placeholder(name, given)
 
 
-def _pairs(name: str, given: tuple[Any, ...]) -> Any:
+def _make_mapping(name: str, given: tuple[Any, ...]) -> Any:
     """Return an ordered mapping, empty or made of pairs."""
     pairs = given[-1] if given and isinstance(given[-1], list) else []
     found = {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and isinstance(pair[0], str | int)}
@@ -172,12 +172,12 @@ def _pairs(name: str, given: tuple[Any, ...]) -> Any:
 
 
 _MAKERS: Mapping[str, Callable[[str, tuple[Any, ...]], Any]] = {
-    "collections.OrderedDict": _pairs,
-    "collections.defaultdict": _pairs,
-    "builtins.dict": _pairs,
+    "collections.OrderedDict": _make_mapping,
+    "collections.defaultdict": _make_mapping,
+    "builtins.dict": _make_mapping,
     "_codecs.encode": _text_as_bytes,
-    "torch._utils._rebuild_tensor": lambda _, given: _view(given[:4]),
-    "torch._utils._rebuild_tensor_v2": lambda _, given: _view(given[:4]),
+    "torch._utils._rebuild_tensor": lambda _, given: _make_view(given[:4]),
+    "torch._utils._rebuild_tensor_v2": lambda _, given: _make_view(given[:4]),
     "torch._utils._rebuild_tensor_v3": _make_typed_view,
     "torch._utils._rebuild_parameter": lambda _, given: given[0],
     "torch._utils._rebuild_parameter_with_state": lambda _, given: given[0],
@@ -193,7 +193,7 @@ _MAKERS: Mapping[str, Callable[[str, tuple[Any, ...]], Any]] = {
     **{f"numpy.{core}.multiarray._reconstruct": (lambda name, given: Array(name, given)) for core in ("core", "_core")},
     **{
         f"numpy.{core}.numeric._frombuffer": (
-            lambda _, given: _array(given[2], given[1], given[0], fortran=given[3] == "F")
+            lambda _, given: _make_array(given[2], given[1], given[0], fortran=given[3] == "F")
         )
         for core in ("core", "_core")
     },

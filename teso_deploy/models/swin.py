@@ -7,19 +7,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from teso_deploy.models.layers import FeedForward, adapter_or_identity, attend, group_norm, split_heads
+from teso_deploy.models.layers import FeedForward, attend, group_norm, make_adapter_or_identity, split_heads
 from teso_deploy.recipe import SwinRecipe
 
 
-def windows(x: Tensor, size: int) -> Tensor:
+def split_windows(x: Tensor, size: int) -> Tensor:
     """(B, H, W, C) → (B · windows, size², C), row by row of windows."""
     _, height, width, channels = x.shape
     x = x.view(-1, height // size, size, width // size, size, channels)
     return x.transpose(2, 3).reshape(-1, size * size, channels)
 
 
-def unwindows(x: Tensor, size: int, *, height: int, width: int) -> Tensor:
-    """Invert :func:`windows`.
+def join_windows(x: Tensor, size: int, *, height: int, width: int) -> Tensor:
+    """Invert :func:`split_windows`.
 
     Args:
         x: (B · windows, size², C).
@@ -34,7 +34,7 @@ def unwindows(x: Tensor, size: int, *, height: int, width: int) -> Tensor:
     return x.transpose(2, 3).reshape(-1, height, width, x.shape[-1])
 
 
-def relative_position_index(size: int) -> Tensor:
+def compute_relative_positions(size: int) -> Tensor:
     """Index into the bias table for each pair of positions in a window, (size², size²) int64."""
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     place = torch.stack((y.flatten(), x.flatten()))
@@ -63,7 +63,7 @@ def shift_mask(height: int, width: int, *, size: int, shift: int, device: torch.
     for i, j in np.ndindex(3, 3):
         region[edges[0][i] : edges[0][i + 1], edges[1][j] : edges[1][j + 1]] = 3 * i + j
     cells = torch.tensor(region, device=device)
-    cells = windows(cells.view(1, height, width, 1), size).squeeze(-1)
+    cells = split_windows(cells.view(1, height, width, 1), size).squeeze(-1)
     return (cells[:, None, :] != cells[:, :, None]).float() * -100.0
 
 
@@ -78,11 +78,11 @@ class WindowAttention(nn.Module):
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
         self.output = nn.Linear(dim, dim)
-        self.adapter = adapter_or_identity(adapter, dim)
+        self.adapter = make_adapter_or_identity(adapter, dim)
         self.bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         nn.init.trunc_normal_(self.bias_table, std=0.02)
         self.bias_index: Tensor
-        self.register_buffer("bias_index", relative_position_index(window), persistent=False)
+        self.register_buffer("bias_index", compute_relative_positions(window), persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B · windows, S, C), (windows, S, S) or None → (B · windows, S, C)."""
@@ -120,7 +120,7 @@ class ConvolvedFeedForward(nn.Module):
         return self.outer(F.gelu(self.depthwise(image)).flatten(2).transpose(1, 2))
 
 
-def convolutional_stem(dim: int) -> nn.Sequential:
+def make_convolutional_stem(dim: int) -> nn.Sequential:
     """Three small convolutions to stride 4 instead of one of 4×4 (Xiao et al., 2021)."""
     half = dim // 2
     return nn.Sequential(
@@ -167,7 +167,7 @@ class SwinBlock(nn.Module):
         if shift:
             image = torch.roll(image, (-shift, -shift), (1, 2))
             mask = shift_mask(tall, wide, size=size, shift=shift, device=x.device)
-        image = unwindows(self.attention(windows(image, size), mask), size, height=tall, width=wide)
+        image = join_windows(self.attention(split_windows(image, size), mask), size, height=tall, width=wide)
         if shift:
             image = torch.roll(image, (shift, shift), (1, 2))
         if below or right:
@@ -209,7 +209,9 @@ class Swin(nn.Module):
     def __init__(self, recipe: SwinRecipe, adapters: bool = False) -> None:
         super().__init__()
         self.patch = (
-            convolutional_stem(recipe.embed_dim) if recipe.convolutions else nn.Conv2d(3, recipe.embed_dim, 4, stride=4)
+            make_convolutional_stem(recipe.embed_dim)
+            if recipe.convolutions
+            else nn.Conv2d(3, recipe.embed_dim, 4, stride=4)
         )
         self.patch_norm = nn.LayerNorm(recipe.embed_dim)
         self.dims = [recipe.embed_dim << i for i in range(4)]

@@ -78,7 +78,7 @@ def read_weights(path: Path, averaging: Averaging | None = None, part: str | Non
         CheckpointError: The file has no weights, is damaged, has both sets without a choice, or has NaN or infinity.
     """
     found_files = find_weight_files(path)
-    content, metadata = _content_of(path, found_files)
+    content, metadata = _join_content(path, found_files)
     try:
         found = choose_weights(content, averaging, part)
         is_own = found.is_own or "recipe" in metadata
@@ -90,7 +90,7 @@ def read_weights(path: Path, averaging: Averaging | None = None, part: str | Non
     )  # fmt: skip
 
 
-def _content_of(path: Path, found: WeightFiles) -> tuple[Any, dict[str, str]]:
+def _join_content(path: Path, found: WeightFiles) -> tuple[Any, dict[str, str]]:
     """Return the combined content of all files of a checkpoint."""
     if len(found.files) == 1 and not found.promised:
         return _open_file(*found.files[0])

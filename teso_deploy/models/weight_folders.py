@@ -57,21 +57,21 @@ def find_weight_files(path: Path) -> WeightFiles:
     """
     check_regular(path)
     if path.is_dir():
-        return _of_folder(path)
+        return _find_in_folder(path)
     if (shard := _SHARD.fullmatch(path.name)) and int(shard["count"]) > 1:
         index = path.with_name(f"{shard['stem']}{shard['suffix']}{_INDEX_ENDING}")
-        return _of_index(index) if index.is_file() else _of_shards(path, shard)
+        return _read_index(index) if index.is_file() else _find_shards(path, shard)
     kind = identify(path)
-    return _of_index(path) if kind == "index" else WeightFiles(((path, kind),), {})
+    return _read_index(path) if kind == "index" else WeightFiles(((path, kind),), {})
 
 
-def _of_folder(folder: Path) -> WeightFiles:
+def _find_in_folder(folder: Path) -> WeightFiles:
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise CheckpointError(f"{folder} can't be read ({error.strerror}): check its rights") from error
     if (snapshot := find_snapshot(folder)) != folder:
-        return _of_folder(snapshot)
+        return _find_in_folder(snapshot)
     files = [name for name in names if (folder / name).is_file()]
     # For a broken link into a cache, the message can say more than that the file does not exist.
     broken = [name for name in names if name.endswith(_SUFFIXES) and not (folder / name).exists()]
@@ -84,7 +84,7 @@ def _of_folder(folder: Path) -> WeightFiles:
     if len(indices) > 1:
         indices = [name for name in indices if name in ("model.safetensors.index.json", "pytorch_model.bin.index.json")]
     if indices:
-        return _of_index(folder / indices[0])
+        return _read_index(folder / indices[0])
     for name, sentence in _OTHERS:
         if name in names:
             raise CheckpointError(f"{folder} {sentence}")
@@ -115,7 +115,7 @@ def find_snapshot(folder: Path) -> Path:
     return folder if found == root else found
 
 
-def _of_shards(path: Path, shard: re.Match[str]) -> WeightFiles:
+def _find_shards(path: Path, shard: re.Match[str]) -> WeightFiles:
     """Return all shards beside a given one, if no index exists."""
     width, count = len(shard["number"]), int(shard["count"])
     if count > 10_000:
@@ -132,7 +132,7 @@ def _of_shards(path: Path, shard: re.Match[str]) -> WeightFiles:
     return WeightFiles(tuple((path.with_name(name), identify(path.with_name(name))) for name in names), {})
 
 
-def _of_index(path: Path) -> WeightFiles:
+def _read_index(path: Path) -> WeightFiles:
     """Return the shards that an index names. All of them are beside it."""
     text = read_text(path, "an index of shards", limit_bytes=_LARGEST_INDEX, error=CheckpointError)
     content = parse_json(text, path, error=CheckpointError)

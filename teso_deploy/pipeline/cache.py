@@ -188,7 +188,7 @@ class Kept:
         self.operators: Operators | None = None
 
 
-def largest_block_change(picture: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+def measure_block_change(picture: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     """Measure how much two pictures (H, W, 3) differ where they differ most, in grey levels 0 … 255.
 
     This is the largest mean absolute difference of any square of 32 x 32 pixels (smaller at the right and lower edge).
@@ -203,7 +203,9 @@ def largest_block_change(picture: NDArray[np.uint8], other: NDArray[np.uint8]) -
     return float((sums / (3 * heights[:, None] * widths)).max())
 
 
-def likeness(picture: NDArray[np.uint8], encoded: NDArray[np.uint8] | None, still_threshold: float) -> Likeness | None:
+def judge_likeness(
+    picture: NDArray[np.uint8], encoded: NDArray[np.uint8] | None, still_threshold: float
+) -> Likeness | None:
     """Decide whether a picture can use the encoder's outputs of an earlier one.
 
     The picture is compared with the last encoded picture, not with the previous frame. So changes below the threshold
@@ -221,5 +223,5 @@ def likeness(picture: NDArray[np.uint8], encoded: NDArray[np.uint8] | None, stil
         return None
     if np.array_equal(picture, encoded):
         return "same"
-    is_still = still_threshold > 0 and largest_block_change(picture, encoded) <= still_threshold
+    is_still = still_threshold > 0 and measure_block_change(picture, encoded) <= still_threshold
     return "still" if is_still else None

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from teso_deploy.backends.engine import Tensor
 from teso_deploy.bundle import BundleManifest
 from teso_deploy.labels import labels_of
-from teso_deploy.pipeline.preprocess import normalised, resized
+from teso_deploy.pipeline.preprocess import normalise_picture, resize_picture
 from teso_deploy.types import ImageSize
 
 
@@ -26,7 +26,7 @@ class HostOperators:
     def image(self, frame: NDArray[np.uint8], fitted: ImageSize, bucket: ImageSize) -> NDArray[np.float32]:
         # A frame that already has the fitted size is not resized.
         how = self._preprocessing
-        return normalised(resized(frame, fitted), mean=how.mean, std=how.std, bucket=bucket)
+        return normalise_picture(resize_picture(frame, fitted), mean=how.mean, std=how.std, bucket=bucket)
 
     def labels(self, masks: Tensor, size: ImageSize, shares: tuple[float, float]) -> NDArray[np.uint8]:
         scores: NDArray[Any] = masks.numpy()[0]

@@ -194,7 +194,7 @@ class Pipeline:
             if names:
                 raise CueError(f"bundle {self.bundle.manifest.name} takes no cues: run it without cues")
             return self.cue_table.none()
-        cues = cues if isinstance(cues, Cues) else self.cue_names.of_words(cues or ())
+        cues = cues if isinstance(cues, Cues) else self.cue_names.look_up_words(cues or ())
         if cues.embeddings.shape != (cue.max_cues, cue.dim):
             raise CueError(
                 f"cues are {cues.embeddings.shape}, the bundle takes {(cue.max_cues, cue.dim)}: look them up in it"

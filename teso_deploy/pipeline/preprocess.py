@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 
-def nearest_size(image: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+def choose_nearest_size(image: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Return the bucket (height, width) whose shape distorts a picture (H, W, 3) least.
 
     Among buckets of the same shape, this is the smallest one with at least the picture's area. If all are smaller, it
@@ -26,7 +26,7 @@ def nearest_size(image: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> 
     return min(sizes, key=rank)
 
 
-def resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def resize_picture(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Resize a picture (H, W, 3) uint8 to ``size`` (height, width), bilinear and antialiased.
 
     Training, the CPU path and the CUDA kernels share this resize: a triangle filter as wide as the scale.
@@ -37,7 +37,7 @@ def resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def fitted_size(image: NDArray[np.uint8], bucket: tuple[int, int], fit: str) -> tuple[int, int]:
+def compute_fitted_size(image: NDArray[np.uint8], bucket: tuple[int, int], fit: str) -> tuple[int, int]:
     """Return the (height, width) that a picture is resized to.
 
     Args:
@@ -55,7 +55,7 @@ def fitted_size(image: NDArray[np.uint8], bucket: tuple[int, int], fit: str) -> 
     return max(1, min(bucket[0], height)), max(1, min(bucket[1], width))
 
 
-def normalised(
+def normalise_picture(
     picture: NDArray[np.uint8],
     *,
     mean: Sequence[float],

@@ -24,10 +24,10 @@ from teso_deploy.pipeline.cache import (
     KeptInput,
     Likeness,
     Source,
-    likeness,
+    judge_likeness,
     stack_moments,
 )
-from teso_deploy.pipeline.preprocess import fitted_size, nearest_size, resized
+from teso_deploy.pipeline.preprocess import choose_nearest_size, compute_fitted_size, resize_picture
 from teso_deploy.program import MASKS, Stage, run_program
 from teso_deploy.types import AudioWindow, Cues, Frame, ImageSize
 
@@ -71,7 +71,7 @@ class StageRunner:
                     self.engines[graph] = self._factory(self.bundle, graph)
         return self.engines[graph]
 
-    def operators_of(self, kept: Kept) -> Operators:
+    def get_operators(self, kept: Kept) -> Operators:
         """Return the operators of a stream."""
         if kept.operators is None:
             with self._loading:  # one thread may encode while another decodes
@@ -80,7 +80,7 @@ class StageRunner:
 
     def bucket_of(self, image: NDArray[np.uint8]) -> ImageSize:
         """Return the bucket (height, width) that a picture (H, W, 3) is fitted to."""
-        return nearest_size(image, self.bundle.sizes) if self.size == AUTO else self.size
+        return choose_nearest_size(image, self.bundle.sizes) if self.size == AUTO else self.size
 
     def encode(self, kept: Kept, frame: Frame | NDArray[np.uint8], *, is_ahead: bool = False) -> Encoded:
         """Run the stages that depend only on the picture.
@@ -96,11 +96,13 @@ class StageRunner:
         frame = frame if isinstance(frame, Frame) else Frame(frame, pts_seconds=0.0)
         started = time.monotonic()
         bucket = self.bucket_of(frame.image)
-        fitted = fitted_size(frame.image, bucket, self.bundle.manifest.preprocessing.fit)
-        operators = self.operators_of(kept)
+        fitted = compute_fitted_size(frame.image, bucket, self.bundle.manifest.preprocessing.fit)
+        operators = self.get_operators(kept)
         # Compare the frame itself if the host does not need its resized copy.
         content = (
-            frame.image if operators.compares_frames and not self.still_threshold else resized(frame.image, fitted)
+            frame.image
+            if operators.compares_frames and not self.still_threshold
+            else resize_picture(frame.image, fitted)
         )
         turn = kept.turn if is_ahead else 0
         picture, alike = self._compare(kept, bucket=bucket, turn=turn, content=content)
@@ -132,7 +134,7 @@ class StageRunner:
         """Return the picture of a turn, and its likeness to a new one."""
         picture = kept.pictures.setdefault((bucket, turn), KeptInput())
         encoded = picture.content[0] if picture.content else None
-        return picture, likeness(content, encoded, self.still_threshold)
+        return picture, judge_likeness(content, encoded, self.still_threshold)
 
     def hear(self, kept: Kept, sources: Mapping[str, Source], sound: AudioWindow) -> dict[str, Source]:
         """Run the stages that depend only on the audio window.
@@ -187,12 +189,12 @@ class StageRunner:
     def _run(
         self, kept: Kept, stages: Sequence[Stage], sources: Mapping[str, Source], *, bucket: ImageSize, turn: int = 0
     ) -> dict[str, Source]:
-        graphs = {stage.name: self._graph(kept, stage, bucket=bucket, turn=turn) for stage in stages}
+        graphs = {stage.name: self._run_graph(kept, stage, bucket=bucket, turn=turn) for stage in stages}
         found: dict[str, Source] = {**sources, **graphs}
         engines = {
             stage.name: CachedStage(
                 graphs[stage.name],
-                partial(self._versions, found, stage),
+                partial(self._get_versions, found, stage),
                 kept.next_version,
                 partial(self._count, stage.name, kept.runs, self.runs),
             )
@@ -202,10 +204,10 @@ class StageRunner:
         return found
 
     @staticmethod
-    def _versions(sources: Mapping[str, Source], stage: Stage) -> tuple[int, ...]:
+    def _get_versions(sources: Mapping[str, Source], stage: Stage) -> tuple[int, ...]:
         return tuple(sources[name].version for name in stage.inputs)
 
-    def _graph(self, kept: Kept, stage: Stage, *, bucket: ImageSize, turn: int) -> KeptGraph:
+    def _run_graph(self, kept: Kept, stage: Stage, *, bucket: ImageSize, turn: int) -> KeptGraph:
         key = self.bundle.graph_at(stage.name, bucket), turn
         if key not in kept.graphs:
             kept.graphs[key] = KeptGraph(self.engine(key[0]))

@@ -141,7 +141,7 @@ class Stream:
         takes_cues = pipeline.program.takes("cues")
         if takes_cues:
             if tagger is not None:
-                offered = pipeline.cues_of(pipeline.cue_table.tagged(self._read_tags(encoded), tagger))
+                offered = pipeline.cues_of(pipeline.cue_table.select_tags(self._read_tags(encoded), tagger))
             sources = stages.offer(kept, sources, offered)
             stamps["fused"] = time.monotonic()
         sources = stages.finish(kept, sources, encoded.bucket)
@@ -149,7 +149,7 @@ class Stream:
         stamps["masked"] = time.monotonic()
         frame, fitted, bucket = encoded.frame, encoded.fitted, encoded.bucket
         shares = fitted[0] / bucket[0], fitted[1] / bucket[1]
-        labels = stages.operators_of(kept).labels(masks, (frame.image.shape[0], frame.image.shape[1]), shares)
+        labels = stages.get_operators(kept).labels(masks, (frame.image.shape[0], frame.image.shape[1]), shares)
         scores = masks.numpy()[0]  # after the labels, which are queued while the graphs still run
         stamps["labelled"] = time.monotonic()
         if decoder.is_asynchronous:  # a run has only queued its work, and its stamp is the time of queueing

@@ -19,7 +19,7 @@ from teso_deploy.cues.tracks import Span, VideoCues
 from teso_deploy.errors import CueSourceError, NoCueAnswerError
 from teso_deploy.pipeline.pipeline import Pipeline, Stream
 from teso_deploy.pipeline.video_source import VideoSource
-from teso_deploy.sealed import sha256_of
+from teso_deploy.sealed import hash_file
 from teso_deploy.types import AudioWindow, Frame
 
 #: How often a source that names a waiting time (HTTP 429) is asked again about one picture.
@@ -96,7 +96,7 @@ class _Earlier:
     count: int
     _kept: deque[Frame] = field(default_factory=deque)
 
-    def seen(self, frame: Frame) -> tuple[Frame, ...]:
+    def collect(self, frame: Frame) -> tuple[Frame, ...]:
         """Return the pictures before a frame, and keep the frame if it is late enough after the last one."""
         before = tuple(self._kept)
         if self.count and (not before or frame.pts_seconds >= before[-1].pts_seconds + EARLIER_SECONDS):
@@ -167,11 +167,11 @@ class Unanswered:
             raise CueSourceError(f"{name} has no cues after {count} questions: {self.reason}")
 
 
-def _without_sound(options: Mapping[str, Any]) -> dict[str, Any]:
+def _omit_sound(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"mute": True, "video_track": options.get("video_track")}
 
 
-def cues_of_video(
+def find_video_cues(
     source: CueSource,
     path: Path,
     watch: Watch,
@@ -208,8 +208,8 @@ def cues_of_video(
     unanswered = Unanswered() if unanswered is None else unanswered
     unanswered.begin()
     # Only masks depend on the sound: without them, do not decode the file's sound.
-    with VideoSource(path, **(sound if watch.masks else _without_sound(sound))) as file:
-        for moment in _moments(file, watch, pipeline, progress=progress):
+    with VideoSource(path, **(sound if watch.masks else _omit_sound(sound))) as file:
+        for moment in _yield_moments(file, watch, pipeline, progress=progress):
             answer = unanswered.ask(source, moment)
             seconds = max(0.0, moment.frame.pts_seconds)
             if spans and spans[-1].end_seconds is None:
@@ -220,10 +220,10 @@ def cues_of_video(
                 spans.append(Span.of(answer, seconds))
         duration = file.info.duration_seconds
     unanswered.check(path.name)
-    return VideoCues(sha256=sha256_of(path), duration_seconds=duration or None, spans=tuple(spans))
+    return VideoCues(sha256=hash_file(path), duration_seconds=duration or None, spans=tuple(spans))
 
 
-def _moments(
+def _yield_moments(
     file: VideoSource, watch: Watch, pipeline: Pipeline | None, *, progress: Callable[[float], None]
 ) -> Iterator[CueMoment]:
     """Yield the moments that the source is asked about, in order."""
@@ -233,8 +233,8 @@ def _moments(
     scenes, earlier, asked_seconds = SceneChange(), _Earlier(watch.frames - 1), None
     times = deque(sorted(watch.times))
     for frame, sound, _ in file:
-        before = earlier.seen(frame)
-        is_new = scenes.changed(frame.image)
+        before = earlier.collect(frame)
+        is_new = scenes.is_changed(frame.image)
         waited = None if asked_seconds is None else frame.pts_seconds - asked_seconds
         is_due = False
         while times and times[0] <= frame.pts_seconds:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Literal, NamedTuple
 
 from teso_deploy.errors import MediaError
-from teso_deploy.media.audio import HELD_SECONDS, AudioTrack, SoundTrack, StreamedTrack, find_sound, no_sound
+from teso_deploy.media.audio import HELD_SECONDS, AudioTrack, SoundTrack, StreamedTrack, find_sound, make_no_sound_error
 from teso_deploy.media.mono import SoundCounts
 from teso_deploy.media.reader import Hardware, VideoReader
 from teso_deploy.types import AudioWindow, Frame
@@ -140,7 +140,7 @@ class VideoSource:
             if found.track is not None:
                 return found.track
             if sound_from is not None:
-                raise no_sound(Path(sound_from), found)
+                raise make_no_sound_error(Path(sound_from), found)
         self.sound = "mute" if mute else "none"
         return (StreamedTrack if is_long else AudioTrack).silence(duration)
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from teso_deploy.outputs import explain_errors, open_growing, replace_non_finite, staged_file
+from teso_deploy.outputs import explain_errors, open_growing, open_staged_file, replace_non_finite
 from teso_deploy.sinks.contracts import InputKind
 from teso_deploy.text import escape_hidden, replace_undecodable
 
@@ -31,7 +31,7 @@ class JsonLines:
             self._file = open_growing(path)
             self._stack.callback(self._file.close)
         else:
-            self._file = self._stack.enter_context(staged_file(path))
+            self._file = self._stack.enter_context(open_staged_file(path))
 
     def write(self, line: object) -> None:
         """Write a line. Raises :class:`OutputError`."""

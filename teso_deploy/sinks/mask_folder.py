@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from teso_deploy.media.mask_folder import describe_masks, open_mask_folder, staged_mask_folder
+from teso_deploy.media.mask_folder import describe_masks, open_mask_folder, open_staged_mask_folder
 from teso_deploy.media.overlay import save_mask
 from teso_deploy.sinks.contracts import RunFacts, Sink
 from teso_deploy.sinks.delivery import Delivery
@@ -24,7 +24,7 @@ class MaskFolderSink(Sink):
         self.name, self._path, self._stack = folder.name, folder, ExitStack()
         marker = describe_masks(run.classes, run.inputs[0], run.bundle)
         if run.kind == "files":
-            self._folder = self._stack.enter_context(staged_mask_folder(folder, marker))
+            self._folder = self._stack.enter_context(open_staged_mask_folder(folder, marker))
         else:
             self._folder = open_mask_folder(folder, marker)
 

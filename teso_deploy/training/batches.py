@@ -81,7 +81,7 @@ class Batch(Lesson):
     masks: Tensor
 
 
-def coverage(mask: NDArray[np.uint8], stride: int = STRIDE) -> NDArray[np.float32]:
+def compute_coverage(mask: NDArray[np.uint8], stride: int = STRIDE) -> NDArray[np.float32]:
     """Return the share of each cell that a mask covers: (H, W) 0 … 255 → (H/stride, W/stride) 0 … 1."""
     height, width = mask.shape
     cells = mask.reshape(height // stride, stride, width // stride, stride)
@@ -224,7 +224,9 @@ class SceneBatches:
             picture = self._compose(rng, [str(word) for word in chosen], size=double, scale=(0.3, 1.3))
             photographs.append(picture.image)
             dense_tags.append(
-                self._dense_tags({word: coverage(picture.mask_of([word]), 2 * STRIDE) for word in picture.words})
+                self._dense_tags(
+                    {word: compute_coverage(picture.mask_of([word]), 2 * STRIDE) for word in picture.words}
+                )
             )
         waveform = np.zeros((phase.windows_per_step, WINDOW_SAMPLES), np.float32)
         audio_tags = np.zeros((phase.windows_per_step, len(self.audio_words)), np.float32)
@@ -283,10 +285,12 @@ class SceneBatches:
             )
             photographs.append(picture.image)
             dense_tags.append(
-                self._dense_tags({word: coverage(picture.mask_of([word]), 2 * STRIDE) for word in picture.words})
+                self._dense_tags(
+                    {word: compute_coverage(picture.mask_of([word]), 2 * STRIDE) for word in picture.words}
+                )
             )
             picture = replace(picture, words=tuple(words))
-            cover = {word: coverage(picture.mask_of([word]), 2 * STRIDE) for word in picture.words}
+            cover = {word: compute_coverage(picture.mask_of([word]), 2 * STRIDE) for word in picture.words}
             for k, (heard, samples) in enumerate(self._sounds(rng, picture)):
                 row = b * sounds + k
                 waveform[row] = samples

@@ -21,9 +21,9 @@ from teso_deploy.evaluation.metrics import compute_iou
 from teso_deploy.evaluation.protocols.composed_scenes import SceneTrial, find_testable_words, make_scene
 from teso_deploy.labels import labels_of
 from teso_deploy.models import build, checkpoints, weight_files
-from teso_deploy.models.decoder import Memory, segmentation_scores
+from teso_deploy.models.decoder import Memory, compute_scores
 from teso_deploy.models.teso import Teso
-from teso_deploy.pipeline.preprocess import normalised, resized
+from teso_deploy.pipeline.preprocess import normalise_picture, resize_picture
 from teso_deploy.recipe import Calibration
 from teso_deploy.training.loop import WEIGHTS
 
@@ -49,7 +49,7 @@ class _Seen:
     gates: NDArray[np.float32]
 
 
-def _trials(
+def _make_trials(
     model: Teso,
     library: MediaLibrary,
     embeddings: Mapping[str, NDArray[np.float32]],
@@ -64,9 +64,9 @@ def _trials(
     )
     for number in range(scenes):
         for trial in make_scene(library, words, row, seed=seed, number=number):
-            picture = resized(trial.picture.image, recipe.image.sizes[0])
+            picture = resize_picture(trial.picture.image, recipe.image.sizes[0])
             memory = model.visual_encoder(
-                torch.from_numpy(normalised(picture, mean=recipe.image.mean, std=recipe.image.std))
+                torch.from_numpy(normalise_picture(picture, mean=recipe.image.mean, std=recipe.image.std))
             )
             names = tuple(dict.fromkeys(word for word in trial.picture.words if word in embeddings))
             names = names[: recipe.text.max_cues]
@@ -80,7 +80,7 @@ def _trials(
             yield _Seen(trial, memory, audio, cues, valid, names, gates[0, : len(names)].numpy())
 
 
-def _gate_threshold(sounding: NDArray[np.float32], blank: Sequence[NDArray[np.float32]]) -> float:
+def _find_gate_threshold(sounding: NDArray[np.float32], blank: Sequence[NDArray[np.float32]]) -> float:
     """Return the lowest threshold of ξ that at most ``FALSE_ALARM_RATE`` of each row's blank trials exceed.
 
     Args:
@@ -93,12 +93,12 @@ def _gate_threshold(sounding: NDArray[np.float32], blank: Sequence[NDArray[np.fl
     return (threshold + lowest) / 2 if lowest > threshold else threshold
 
 
-def _miou(model: Teso, seen: _Seen, gate_threshold: float) -> list[float]:
+def _measure_miou(model: Teso, seen: _Seen, gate_threshold: float) -> list[float]:
     """Return the mean IoU of a trial's sounding words for each of ``_MASK_THRESHOLDS``."""
     head = model.recipe.head
     queries, _, _ = model.fusion.fuse(seen.audio, seen.cues, seen.cue_valid, gate_threshold=gate_threshold)
     class_logits, mask_logits = model.decoder(queries, seen.memory)
-    scores = segmentation_scores(class_logits, mask_logits, head)[0].numpy()
+    scores = compute_scores(class_logits, mask_logits, head)[0].numpy()
     picture = seen.trial.picture
     found = []
     for threshold in _MASK_THRESHOLDS:
@@ -156,7 +156,9 @@ def calibrate(
     model.eval()
 
     def make_trials(*rows: str) -> Iterator[_Seen]:
-        return (seen for row in rows for seen in _trials(model, library, embeddings, row=row, scenes=scenes, seed=seed))
+        return (
+            seen for row in rows for seen in _make_trials(model, library, embeddings, row=row, scenes=scenes, seed=seed)
+        )
 
     blank = [
         np.array([seen.gates.max() for seen in make_trials(row) if len(seen.names)], np.float32) for row in BLANK_ROWS
@@ -171,11 +173,11 @@ def calibrate(
         ],
         np.float32,
     )
-    gate_threshold = _gate_threshold(heard, blank)
+    gate_threshold = _find_gate_threshold(heard, blank)
     tagger, words = model.visual_encoder.tagger, model.recipe.tagger.words
     ious, tags, visible = [], [], []
     for seen in make_trials(*SOUNDING_ROWS):
-        ious.append(_miou(model, seen, gate_threshold))
+        ious.append(_measure_miou(model, seen, gate_threshold))
         if tagger is not None:
             tags.append(tagger(seen.memory.resized[-1])[0].numpy())
             visible.append([word in seen.trial.picture.words for word in words])
@@ -215,7 +217,7 @@ def calibrate_checkpoint(
     """
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, but the thresholds are stored in a file: name the {WEIGHTS} in it")
-    recipe = checkpoints.recipe_of(path)
+    recipe = checkpoints.read_recipe(path)
     library = read_library(data, "calibration", hold_out=recipe.train.hold_out if recipe.train else ())
     model = build(recipe)
     if not weight_files.holds_nothing_but(path, model.state_dict().keys()):

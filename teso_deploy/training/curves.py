@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from teso_deploy.outputs import staged_file
+from teso_deploy.outputs import open_staged_file
 
 PANELS = (
     ("teachers", ("picture_teacher", "sound_teacher")),
@@ -46,5 +46,5 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(frameon=False)
-    with staged_file(path) as file:
+    with open_staged_file(path) as file:
         figure.savefig(file, dpi=110, format="png")

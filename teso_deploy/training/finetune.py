@@ -24,8 +24,8 @@ from teso_deploy.models.teso import Teso, require_teso
 from teso_deploy.recipe import Recipe, TrainRecipe
 from teso_deploy.training.batches import Batch
 from teso_deploy.training.curves import draw_curves
-from teso_deploy.training.loop import CURVES, LOG, STATE, WEIGHTS, Progress, batch_scores, learning_rate
-from teso_deploy.training.losses import TrainingHeads, training_losses
+from teso_deploy.training.loop import CURVES, LOG, STATE, WEIGHTS, Progress, compute_batch_scores, compute_learning_rate
+from teso_deploy.training.losses import TrainingHeads, compute_training_losses
 from teso_deploy.training.states import load_state, read_log, save_state
 from teso_deploy.training.videos import VideoBatches
 
@@ -40,7 +40,7 @@ def is_adapter(name: str) -> bool:
     return ".adapter." in name or "_adapter." in name
 
 
-def learnable(model: nn.Module, random: Sequence[str]) -> tuple[list[str], list[str]]:
+def list_learnable(model: nn.Module, random: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the names of the adapters' parameters, and of all other parameters that learn.
 
     ``random``: keys that no checkpoint contains. Untrained parameters are never frozen.
@@ -64,7 +64,7 @@ class _Losses(nn.Module):
 
     def forward(self, batch: Batch, seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        return training_losses(self.model, self.heads, batch, train=self.train_recipe, generator=generator)
+        return compute_training_losses(self.model, self.heads, batch, train=self.train_recipe, generator=generator)
 
 
 class FineTuning:
@@ -85,7 +85,7 @@ class FineTuning:
         # On a CPU, half precision is slower and its memory saving is not needed.
         self.train = recipe.train.model_copy(update={"mixed_precision": recipe.train.mixed_precision and on_gpu})
         self.model = require_teso(built.model)
-        adapters, new = learnable(self.model, built.random)
+        adapters, new = list_learnable(self.model, built.random)
         self.learning = [*adapters, *new]
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in set(self.learning))
@@ -126,7 +126,7 @@ class FineTuning:
 
     def run_step(self) -> dict[str, float]:
         """Update the weights once, by the gradients of ``accumulation_steps`` batches. Return the log values."""
-        rate = learning_rate(1.0, warmup_steps=self.train.warmup_steps, step=self.step, steps=self.steps)
+        rate = compute_learning_rate(1.0, warmup_steps=self.train.warmup_steps, step=self.step, steps=self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
         self.losses.train()
@@ -140,7 +140,7 @@ class FineTuning:
             self.prepared.step()
         self.prepared.zero_grad()
         self.step += 1
-        values = {name: _mean([part[name] for part in logged if name in part]) for name in logged[0]}
+        values = {name: _compute_mean([part[name] for part in logged if name in part]) for name in logged[0]}
         return values | {"gradient_norm": float(norm), "learning_rate": rate * self.train.learning_rate}
 
     def _learn_from(self, part: int, is_last: bool) -> dict[str, float]:
@@ -152,7 +152,7 @@ class FineTuning:
             total = torch.stack(list(losses.values())).sum()
             self.accelerator.backward(total / self.phase.accumulation_steps)
         values = {name: value.item() for name, value in losses.items()} | {"total": total.item()}
-        return values | batch_scores(self.recipe, class_logits, mask_logits, batch=batch)
+        return values | compute_batch_scores(self.recipe, class_logits, mask_logits, batch=batch)
 
     def save(self) -> None:
         """Write the state and the weights. Only the first of several processes writes."""
@@ -191,7 +191,7 @@ class FineTuning:
         return True
 
 
-def _mean(values: Sequence[float]) -> float:
+def _compute_mean(values: Sequence[float]) -> float:
     """Return the mean of the values that are numbers."""
     numbers = [value for value in values if not math.isnan(value)]
     return sum(numbers) / len(numbers) if numbers else math.nan

@@ -17,12 +17,12 @@ from torch.optim.swa_utils import AveragedModel
 from teso_deploy.errors import CheckpointError, RecipeError
 from teso_deploy.evaluation.datasets.media_folder import read_library
 from teso_deploy.models import build, checkpoints
-from teso_deploy.models.decoder import segmentation_scores
+from teso_deploy.models.decoder import compute_scores
 from teso_deploy.models.state_dicts import Averaging
 from teso_deploy.recipe import Recipe, TrainPhase, TrainRecipe
 from teso_deploy.training.batches import Batch, Lesson, SceneBatches
 from teso_deploy.training.curves import draw_curves
-from teso_deploy.training.losses import TrainingHeads, encoder_losses, training_losses
+from teso_deploy.training.losses import TrainingHeads, compute_encoder_losses, compute_training_losses
 from teso_deploy.training.states import load_state, read_log, save_state
 from teso_deploy.training.teachers import Teachers, load_teachers
 
@@ -40,7 +40,7 @@ class Progress:
     values: Mapping[str, float]
 
 
-def phase_of_step(train: TrainRecipe, step: int) -> TrainPhase:
+def find_phase(train: TrainRecipe, step: int) -> TrainPhase:
     """Return the scene phase that a step belongs to."""
     for phase in train.phases:
         if step < phase.steps:
@@ -49,7 +49,7 @@ def phase_of_step(train: TrainRecipe, step: int) -> TrainPhase:
     raise RecipeError(f"step {step} is after the last phase")
 
 
-def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+def make_moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
     """Return an exponential moving average without a bias to its start: its decay grows from 2/11 to ``decay``."""
 
     def update(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
@@ -58,7 +58,7 @@ def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Ten
     return update
 
 
-def learning_rate(peak: float, *, warmup_steps: int, step: int, steps: int) -> float:
+def compute_learning_rate(peak: float, *, warmup_steps: int, step: int, steps: int) -> float:
     """Return the learning rate of a step: linear warm-up, then a half cosine to a hundredth of the peak.
 
     Args:
@@ -111,7 +111,9 @@ def make_optimizer(
 
 
 @torch.no_grad()
-def batch_scores(recipe: Recipe, class_logits: Tensor, mask_logits: Tensor, *, batch: Batch) -> dict[str, float]:
+def compute_batch_scores(
+    recipe: Recipe, class_logits: Tensor, mask_logits: Tensor, *, batch: Batch
+) -> dict[str, float]:
     """Compute the IoU over rows in which something sounds, and the share of blank rows with blank masks.
 
     Args:
@@ -123,7 +125,7 @@ def batch_scores(recipe: Recipe, class_logits: Tensor, mask_logits: Tensor, *, b
     Returns:
         Name of the score → value.
     """
-    scores = segmentation_scores(class_logits, mask_logits, recipe.head)
+    scores = compute_scores(class_logits, mask_logits, recipe.head)
     best, label = scores.max(dim=1)
     label = torch.where(best >= recipe.head.threshold, label, -1)
     truth = torch.full_like(label, -1)
@@ -165,7 +167,7 @@ class Trainer:
             recipe, audio_words=len(batches.audio_words), picture_dims=picture_dims, sound_dims=sound_dims
         ).to(device)
         self.optimizer = make_optimizer(self.model, self.heads, train=self.train)
-        self.average = AveragedModel(self.model, avg_fn=moving_average(self.train.ema_decay))
+        self.average = AveragedModel(self.model, avg_fn=make_moving_average(self.train.ema_decay))
 
     def _state(self) -> dict[str, object]:
         return {
@@ -224,7 +226,7 @@ class Trainer:
         """Make the lesson of a step, with the teachers' answers: a :class:`Batch` after the encoders' phase."""
         if step >= self.encoder_steps:
             step -= self.encoder_steps
-            return self.teachers.answer(self.batches.make(step, phase_of_step(self.train, step)))
+            return self.teachers.answer(self.batches.make(step, find_phase(self.train, step)))
         assert self.train.encoders is not None
         return self.teachers.answer(self.batches.make_lesson(step, self.train.encoders))
 
@@ -244,10 +246,11 @@ class Trainer:
     def _encoders_step(self, lesson: Lesson) -> dict[str, float]:
         assert self.train.encoders is not None
         self.model.train()
-        losses, _, _ = encoder_losses(self.model, self.heads, lesson, train=self.train)
+        losses, _, _ = compute_encoder_losses(self.model, self.heads, lesson, train=self.train)
         peak = self.train.encoders.learning_rate
         return self._update(
-            losses, learning_rate(peak, warmup_steps=self.train.warmup_steps, step=self.step, steps=self.encoder_steps)
+            losses,
+            compute_learning_rate(peak, warmup_steps=self.train.warmup_steps, step=self.step, steps=self.encoder_steps),
         )
 
     def _scenes_step(self, batch: Batch) -> dict[str, float]:
@@ -256,13 +259,15 @@ class Trainer:
             self.optimizer = make_optimizer(
                 self.model, self.heads, train=self.train, encoder_rate=self.train.encoder_rate
             )
-        rate = learning_rate(self.train.learning_rate, warmup_steps=self.train.warmup_steps, step=step, steps=steps)
+        rate = compute_learning_rate(
+            self.train.learning_rate, warmup_steps=self.train.warmup_steps, step=step, steps=steps
+        )
         self.model.train()
         generator = torch.Generator().manual_seed(self.train.seed * 1_000_003 + step)
-        losses, class_logits, mask_logits = training_losses(
+        losses, class_logits, mask_logits = compute_training_losses(
             self.model, self.heads, batch, train=self.train, generator=generator
         )
-        return self._update(losses, rate) | batch_scores(self.recipe, class_logits, mask_logits, batch=batch)
+        return self._update(losses, rate) | compute_batch_scores(self.recipe, class_logits, mask_logits, batch=batch)
 
     def _update(self, losses: dict[str, Tensor], rate: float) -> dict[str, float]:
         """Update the weights that the losses reach, and the average. Skip a step that is not finite."""

@@ -20,14 +20,14 @@ from teso_deploy.recipe import Recipe, TrainRecipe
 from teso_deploy.training.batches import Batch, Lesson
 
 
-def pairwise_bce(logits: Tensor, targets: Tensor) -> Tensor:
+def compute_pairwise_bce(logits: Tensor, targets: Tensor) -> Tensor:
     """Compute the mean BCE of every query with every target: (N, Q, P), (N, T, P) → (N, Q, T)."""
     points = logits.shape[-1]
     positive, negative = F.softplus(-logits), F.softplus(logits)
     return (positive @ targets.transpose(1, 2) + negative @ (1 - targets).transpose(1, 2)) / points
 
 
-def pairwise_dice(logits: Tensor, targets: Tensor) -> Tensor:
+def compute_pairwise_dice(logits: Tensor, targets: Tensor) -> Tensor:
     """Compute 1 - dice of every query with every target: (N, Q, P), (N, T, P) → (N, Q, T)."""
     shares = logits.sigmoid()
     overlap = 2 * shares @ targets.transpose(1, 2)
@@ -47,7 +47,7 @@ def match(cost: Tensor, present: Tensor) -> Tensor:
     return chosen.to(cost.device)
 
 
-def info_nce(latents: Tensor, temperature: float) -> Tensor:
+def compute_info_nce(latents: Tensor, temperature: float) -> Tensor:
     """Compute eq. 10 over the latents (B, N_L, d): each is its own positive, all others are negatives."""
     unit = F.normalize(latents, dim=-1)
     similarity = unit @ unit.transpose(1, 2) / temperature
@@ -74,7 +74,7 @@ class TrainingHeads(nn.Module):
         self.sound = nn.ModuleList(nn.Conv2d(recipe.audio.dim, dim, 1) for dim in sound_dims)
 
 
-def imitation(found: Tensor, target: Tensor) -> Tensor:
+def compute_imitation(found: Tensor, target: Tensor) -> Tensor:
     """Compute 1 - cosine to a teacher's features, both (B, C, h, w), standardised by channel over the batch.
 
     Standardising removes the part that all examples share, because it teaches nothing.
@@ -83,7 +83,7 @@ def imitation(found: Tensor, target: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(found.float(), target, dim=1).mean()
 
 
-def audio_tag_loss(heads: TrainingHeads, audio: Tensor, tags: Tensor) -> Tensor:
+def compute_audio_tag_loss(heads: TrainingHeads, audio: Tensor, tags: Tensor) -> Tensor:
     """Compute the BCE of the sound's tags, summed over words.
 
     In a mean over a hundred mostly absent tags, the gradient would be too small to learn from.
@@ -99,7 +99,7 @@ def audio_tag_loss(heads: TrainingHeads, audio: Tensor, tags: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(heads.audio(audio), tags, reduction="none").sum(1).mean()
 
 
-def encoder_losses(
+def compute_encoder_losses(
     model: Teso, heads: TrainingHeads, lesson: Lesson, *, train: TrainRecipe
 ) -> tuple[dict[str, Tensor], Memory, Tensor]:
     """Compute the loss of each encoder separately: from labels, and from a teacher's features if it has a teacher.
@@ -125,18 +125,18 @@ def encoder_losses(
             visual.tagger.logits(mask_features.float()), lesson.dense_tags
         )
     if train.audio_tags:
-        losses["audio_tags"] = train.audio_tags * audio_tag_loss(heads, audio.float(), lesson.audio_tags)
+        losses["audio_tags"] = train.audio_tags * compute_audio_tag_loss(heads, audio.float(), lesson.audio_tags)
     if train.picture_teacher is not None and lesson.picture_features:
         one, two, three, four = (x.float() for x in maps)
         stages = (one, two, torch.cat((three, F.interpolate(four, size=three.shape[2:], mode="nearest")), dim=1))
         terms = [
-            imitation(F.adaptive_avg_pool2d(head(stage), (target.shape[2], target.shape[3])), target)
+            compute_imitation(F.adaptive_avg_pool2d(head(stage), (target.shape[2], target.shape[3])), target)
             for head, stage, target in zip(heads.picture, stages, lesson.picture_features, strict=True)
         ]
         losses["picture_teacher"] = train.picture_teacher.weight * torch.stack(terms).mean()
     if train.sound_teacher is not None and lesson.sound_features:
         terms = [
-            imitation(head(audio.float()[..., None, None]), target)
+            compute_imitation(head(audio.float()[..., None, None]), target)
             for head, target in zip(heads.sound, lesson.sound_features, strict=True)
         ]
         losses["sound_teacher"] = train.sound_teacher.weight * torch.stack(terms).mean()
@@ -168,7 +168,7 @@ def mask_losses(
         points = torch.randperm(cells, generator=generator)[: train.loss_points].to(logits.device)
         logits, targets = logits[:, :, points], targets[:, :, points]
     targets = targets.repeat(states, 1, 1)
-    bce, dice = pairwise_bce(logits, targets), pairwise_dice(logits, targets)
+    bce, dice = compute_pairwise_bce(logits, targets), compute_pairwise_dice(logits, targets)
     shares = class_logits.softmax(-1)
     class_cost = -shares.gather(2, classes.clamp(min=0)[:, None, :].expand(-1, shares.shape[1], -1))
     query = match(train.bce * bce + train.dice * dice + train.class_ * class_cost, present)
@@ -188,7 +188,7 @@ def mask_losses(
     }
 
 
-def training_losses(
+def compute_training_losses(
     model: Teso, heads: TrainingHeads, batch: Batch, *, train: TrainRecipe, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Compute every weighted term of a batch, and the last class and mask logits for the log.
@@ -204,7 +204,7 @@ def training_losses(
         The terms by name, the class logits and the mask logits.
     """
     sounds = len(batch.waveform) // len(batch.image)
-    terms, memory, audio = encoder_losses(model, heads, batch, train=train)
+    terms, memory, audio = compute_encoder_losses(model, heads, batch, train=train)
     with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=train.mixed_precision):
         queries, gate, latents = model.fusion.fuse(audio, batch.cues, batch.cue_valid)
         repeated = memory.repeat(sounds)
@@ -213,7 +213,7 @@ def training_losses(
         count = len(states) // len(queries)
         masks = [model.decoder.mask_logits(part, repeated.mask_features).float() for part in states.chunk(count)]
     losses = terms | mask_losses(class_logits, torch.cat(masks), batch, train=train, generator=generator)
-    losses["info_nce"] = train.info_nce * info_nce(latents.float(), train.info_nce_temperature)
+    losses["info_nce"] = train.info_nce * compute_info_nce(latents.float(), train.info_nce_temperature)
     offered = batch.cue_sounds >= 0
     if offered.any():  # without any cue, the mean would be NaN
         losses["cue_gate"] = train.cue_gate * F.binary_cross_entropy_with_logits(

@@ -10,13 +10,13 @@ import torch
 
 from teso_deploy.errors import CheckpointError
 from teso_deploy.models.file_kinds import identify
-from teso_deploy.outputs import staged_file
+from teso_deploy.outputs import open_staged_file
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
     """Write a state completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with staged_file(path) as file:
+    with open_staged_file(path) as file:
         torch.save(state, file)
 
 

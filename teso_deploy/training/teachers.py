@@ -116,7 +116,7 @@ def _end_at(content: bytearray, graph: Any, *, tensors: Sequence[str], path: Pat
     content[operators - 4 : operators] = (max(ends) + 1).to_bytes(4, "little")
 
 
-def yamnet_patches(waveform: Tensor, log_mel: LogMel) -> NDArray[np.float32]:
+def compute_yamnet_patches(waveform: Tensor, log_mel: LogMel) -> NDArray[np.float32]:
     """Compute the log mel patches for YAMNet: (N, 15600) → (N, 96, 64)."""
     with torch.no_grad():
         mel = torch.exp(log_mel(waveform)[:, 0]) - LOG_OFFSET
@@ -142,7 +142,7 @@ class Teachers:
         if self.sound is None or self.log_mel is None:
             return replace(lesson, picture_features=seen)
         # One window at a time: YAMNet, unlike the network for pictures, is built for a batch of one.
-        patches = yamnet_patches(lesson.waveform, self.log_mel)
+        patches = compute_yamnet_patches(lesson.waveform, self.log_mel)
         heard = [self.sound(patch[None]) for patch in patches]
         return replace(lesson, picture_features=seen, sound_features=tuple(map(torch.cat, zip(*heard, strict=True))))
 

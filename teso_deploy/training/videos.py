@@ -17,10 +17,10 @@ from teso_deploy.evaluation.datasets.pictures import load_frame
 from teso_deploy.evaluation.datasets.reading import load_mask
 from teso_deploy.evaluation.datasets.registry import Layout
 from teso_deploy.evaluation.datasets.sounds import read_second
-from teso_deploy.pipeline.preprocess import normalised, resized
+from teso_deploy.pipeline.preprocess import normalise_picture, resize_picture
 from teso_deploy.recipe import Recipe
 from teso_deploy.small_files import parse_json, read_text
-from teso_deploy.training.batches import STRIDE, Batch, coverage
+from teso_deploy.training.batches import STRIDE, Batch, compute_coverage
 
 #: uid or vid → frame ("f0" …) → words; the format of the authors' released cues.
 CueFile = Mapping[str, Mapping[str, str]]
@@ -41,7 +41,7 @@ def read_cue_file(path: Path) -> CueFile:
     return content
 
 
-def words_in(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Split the words of a list with commas, or of a category's name.
 
     >>> words_in("guitar,old_man,")
@@ -51,7 +51,7 @@ def words_in(text: str) -> list[str]:
     return [word for word in words if word and word != "none"]
 
 
-def words_of(samples: Sequence[VideoSample], layout: Layout, cue_file: CueFile | None = None) -> list[str]:
+def list_words(samples: Sequence[VideoSample], layout: Layout, cue_file: CueFile | None = None) -> list[str]:
     """Return all words that may be offered as cues in a data set.
 
     Args:
@@ -63,10 +63,10 @@ def words_of(samples: Sequence[VideoSample], layout: Layout, cue_file: CueFile |
         The words, sorted and unique.
     """
     if cue_file is not None:
-        return sorted({word for frames in cue_file.values() for text in frames.values() for word in words_in(text)})
+        return sorted({word for frames in cue_file.values() for text in frames.values() for word in split_words(text)})
     if layout == "avss":
         return sorted(list_avss_classes())
-    return sorted({word for sample in samples for word in words_in(sample.category)})
+    return sorted({word for sample in samples for word in split_words(sample.category)})
 
 
 class VideoBatches:
@@ -106,11 +106,11 @@ class VideoBatches:
         """Return the cues of a frame, before some are dropped."""
         if self.cue_file is not None:
             names_by_frame = self.cue_file.get(sample.uid) or self.cue_file.get(sample.vid) or {}
-            return words_in(names_by_frame.get(f"f{frame}", ""))
+            return split_words(names_by_frame.get(f"f{frame}", ""))
         if self.layout == "avss":
             found = [name for path in sample.masks if path is not None for name in self._semantic(path)]
             return list(dict.fromkeys(found))
-        return words_in(sample.category)
+        return split_words(sample.category)
 
     def _sounding(self, sample: VideoSample, frame: int, blank: bool) -> list[str] | None:
         """Return the words that sound in a frame, or None if the data set does not say.
@@ -125,7 +125,7 @@ class VideoBatches:
             return list(self._semantic(path))
         if blank:
             return []
-        return words_in(sample.category) or None
+        return split_words(sample.category) or None
 
     def _targets(self, sample: VideoSample, frame: int, size: tuple[int, int]) -> list[tuple[int, NDArray[np.float32]]]:
         """Return class and coverage (H/4, W/4) of each thing that sounds.
@@ -147,7 +147,7 @@ class VideoBatches:
                 if name not in self.recipe.head.classes:
                     raise DataError(f"{path} shows {name!r}, which is not a class of recipe {self.recipe.name}: add it")
                 parts[self.recipe.head.classes.index(name)] = mask == value
-        return [(index, coverage(_fill(part, size))) for index, part in parts.items()]
+        return [(index, compute_coverage(_fill(part, size))) for index, part in parts.items()]
 
     def _cues(
         self, sample: VideoSample, frame: int, *, blank: bool, rng: np.random.Generator
@@ -178,8 +178,8 @@ class VideoBatches:
         sounds = torch.full((count, slots), -1.0)
         images, waves = [], []
         for row, (sample, frame) in enumerate(chosen):
-            picture = resized(load_frame(sample.frames[frame]), size)
-            images.append(torch.from_numpy(normalised(picture, mean=recipe.image.mean, std=recipe.image.std)))
+            picture = resize_picture(load_frame(sample.frames[frame]), size)
+            images.append(torch.from_numpy(normalise_picture(picture, mean=recipe.image.mean, std=recipe.image.std)))
             waves.append(torch.from_numpy(read_second(sample.audio, frame)))
             for place, (index, covered) in enumerate(targets[row]):
                 classes[row, place] = index
@@ -207,4 +207,4 @@ class VideoBatches:
 def _fill(part: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Return a part as 0 … 255 at the size of the picture."""
     grey = part.astype(np.uint8)[..., None].repeat(3, axis=2) * np.uint8(255)
-    return resized(grey, size)[..., 0]
+    return resize_picture(grey, size)[..., 0]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from teso_deploy.labels import labels_of
 from teso_deploy.program import EXTERNAL_TENSORS
 from teso_deploy.types import BLANK_PIXEL_RATE, WINDOW_SAMPLES, ImageSize
-from teso_deploy.verification.parity import Arrays, Limits, row_agreement
+from teso_deploy.verification.parity import Arrays, Limits, compare_rows
 from teso_deploy.verification.probes import ROWS
 
 NOISE_DBFS = (-40, -25, -10)
@@ -26,7 +26,7 @@ SOUNDS = (*STORED, *(f"noise {level} dBFS" for level in NOISE_DBFS))
 BLANK_SOUNDS = tuple(name for name in SOUNDS if name.startswith(("muted", "noise")))
 
 
-def control_inputs(reference: Arrays) -> dict[str, NDArray[Any]]:
+def make_control_inputs(reference: Arrays) -> dict[str, NDArray[Any]]:
     """Return the sounds (S, 15600) in the order of :data:`SOUNDS`, each with its cues.
 
     For a program that looks at N past windows they are (S, N + 1, 15600).
@@ -139,7 +139,7 @@ def control(
             name,
             rate_of(scores, threshold),
             None if expected is None else rate_of(expected, threshold),
-            None if expected is None else row_agreement(scores, expected, threshold)[0],
+            None if expected is None else compare_rows(scores, expected, threshold)[0],
             is_trained and name in BLANK_SOUNDS,
             rate_limit,
             least_mask_iou,

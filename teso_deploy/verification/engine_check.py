@@ -12,10 +12,10 @@ from teso_deploy.backends.tensorrt.making import Check
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import CheckFailedError
 from teso_deploy.verification import probes
-from teso_deploy.verification.parity import LIMITS, MEASURED_ONLY, parity_of
+from teso_deploy.verification.parity import LIMITS, MEASURED_ONLY, compare_tensors
 
 
-def _size_of(bundle: Bundle, graph: str) -> tuple[int, int]:
+def _find_size(bundle: Bundle, graph: str) -> tuple[int, int]:
     """Return the first bucket that a graph of the manifest belongs to."""
     name = graph.partition("@")[0]
     return next(size for size in bundle.sizes if bundle.graph_at(name, size) == graph)
@@ -29,12 +29,12 @@ def check_against_onnxruntime(bundle: Bundle, graph: str) -> Check:
     """
 
     def check(engine: TensorRTEngine) -> dict[str, Any]:
-        reference = probes.reference_at(bundle, _size_of(bundle, graph))
+        reference = probes.read_reference(bundle, _find_size(bundle, graph))
         given = probes.take_inputs(reference, engine.inputs)
         feeds = {name: np.asarray(given[name]) for name in engine.inputs}
         expected = OnnxRuntimeEngine(bundle.graph_path(graph)).run(feeds)
         threshold = bundle.manifest.postprocessing.threshold
-        parity = parity_of(engine.run(feeds), expected, threshold)
+        parity = compare_tensors(engine.run(feeds), expected, threshold)
         is_rounded = engine.precision != "fp32" or engine.sidecar.settings.tf32
         limits = LIMITS["fp16" if engine.precision == "fp32" and is_rounded else engine.precision].canonical
         # Masks of untrained weights flip at the smallest difference.

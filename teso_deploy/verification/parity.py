@@ -127,7 +127,7 @@ def compare(ours: NDArray[Any], reference: NDArray[Any]) -> tuple[float, float]:
     return (float(a @ b) / norm if norm else 0.0), error
 
 
-def row_agreement(ours: NDArray[np.float32], reference: NDArray[np.float32], threshold: float) -> tuple[float, float]:
+def compare_rows(ours: NDArray[np.float32], reference: NDArray[np.float32], threshold: float) -> tuple[float, float]:
     """Compare the labels of one frame, at four times the size of the scores.
 
     Args:
@@ -148,7 +148,7 @@ def row_agreement(ours: NDArray[np.float32], reference: NDArray[np.float32], thr
 
 
 def compare_masks(ours: NDArray[Any], reference: NDArray[Any], threshold: float) -> tuple[float, float]:
-    """Compare the labels of several frames; see :func:`row_agreement`.
+    """Compare the labels of several frames; see :func:`compare_rows`.
 
     Args:
         ours: Class scores (B, C, h, w).
@@ -160,11 +160,11 @@ def compare_masks(ours: NDArray[Any], reference: NDArray[Any], threshold: float)
     """
     if ours.shape != reference.shape or not np.isfinite(ours).all():
         return float("nan"), float("nan")
-    rows = [row_agreement(a, b, threshold) for a, b in zip(ours, reference, strict=True)]
+    rows = [compare_rows(a, b, threshold) for a, b in zip(ours, reference, strict=True)]
     return min(iou for iou, _ in rows), min(equal for _, equal in rows)
 
 
-def parity_of(ours: Arrays, reference: Arrays, threshold: float) -> GraphParity:
+def compare_tensors(ours: Arrays, reference: Arrays, threshold: float) -> GraphParity:
     """Compare tensors with the reference's tensors of the same name, and the labels of ``masks``.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teso_deploy.array_files import Expected
-from teso_deploy.bundle import REFERENCE, Bundle, TensorSpec, sized_name
+from teso_deploy.bundle import REFERENCE, Bundle, TensorSpec, make_sized_name
 from teso_deploy.errors import BundleError
 from teso_deploy.program import EXTERNAL_TENSORS, MASKS, Program, group_inputs, merge_tensors, run_program
 from teso_deploy.types import ImageSize
@@ -45,7 +45,7 @@ class Runs(Protocol):
 Engines = Mapping[str, Runs]
 
 
-def reference_at(bundle: Bundle, size: ImageSize) -> dict[str, NDArray[Any]]:
+def read_reference(bundle: Bundle, size: ImageSize) -> dict[str, NDArray[Any]]:
     """Read ``reference.npz`` for the graphs of a bucket, by plain tensor names.
 
     Raises :class:`BundleError` if it lacks one of their tensors.
@@ -56,9 +56,9 @@ def reference_at(bundle: Bundle, size: ImageSize) -> dict[str, NDArray[Any]]:
 
     def want(tensor: TensorSpec, source: str) -> None:
         depends_on = program.dependencies(source)
-        stored = tensor.name if is_first or "image" not in depends_on else sized_name(tensor.name, size)
+        stored = tensor.name if is_first or "image" not in depends_on else make_sized_name(tensor.name, size)
         stored_names[tensor.name] = stored
-        wanted[stored] = _expected(tensor, 1 if depends_on == {"image"} else len(ROWS))
+        wanted[stored] = _expect(tensor, 1 if depends_on == {"image"} else len(ROWS))
 
     for stage in program.stages:
         entry = bundle.manifest.graphs[bundle.graph_at(stage.name, size)]
@@ -74,7 +74,7 @@ def reference_at(bundle: Bundle, size: ImageSize) -> dict[str, NDArray[Any]]:
     return {name: arrays[stored] for name, stored in stored_names.items()}
 
 
-def _expected(tensor: TensorSpec, rows: int) -> Expected:
+def _expect(tensor: TensorSpec, rows: int) -> Expected:
     """Return the type and shape of a graph's tensor in the reference. The side that has a name is the batch."""
     kind = "b" if tensor.dtype == "bool" else "f"
     return Expected(kind, tuple(side if isinstance(side, int) else rows for side in tensor.shape))
@@ -100,7 +100,7 @@ class SpreadEngine:
         return self._engine.run(take_inputs(feeds, self._engine.inputs))
 
 
-def graph_outputs(engines: Engines, reference: Arrays) -> dict[str, dict[str, NDArray[Any]]]:
+def compute_graph_outputs(engines: Engines, reference: Arrays) -> dict[str, dict[str, NDArray[Any]]]:
     """Return the outputs of every graph, each with the model's tensors as inputs."""
     return {name: engine.run(take_inputs(reference, engine.inputs)) for name, engine in engines.items()}
 
@@ -132,7 +132,7 @@ def take_rows(reference: Arrays, rows: Sequence[int]) -> dict[str, NDArray[Any]]
     return {name: reference[name] if name == "image" else reference[name][list(rows)] for name in names}
 
 
-def pictures(reference: Arrays) -> NDArray[np.float32]:
+def make_pictures(reference: Arrays) -> NDArray[np.float32]:
     """Return three pictures (3, ..., 3, H, W): the reference's, the same mirrored, and the same rolled."""
     image = reference["image"][0]
     height, width = image.shape[-2:]
@@ -142,13 +142,13 @@ def pictures(reference: Arrays) -> NDArray[np.float32]:
 def _run_pictures(
     program: Program, engines: Engines, reference: Arrays, *, first: int, last: int
 ) -> dict[str, NDArray[Any]]:
-    """Return every tensor between the graphs, for some of :func:`pictures`, each with its sound and cues."""
-    images = np.ascontiguousarray(pictures(reference)[first:last])
+    """Return every tensor between the graphs, for some of :func:`make_pictures`, each with its sound and cues."""
+    images = np.ascontiguousarray(make_pictures(reference)[first:last])
     return run_whole(program, engines, {**take_rows(reference, BATCH_ROWS[first:last]), "image": images})
 
 
-def one_by_one(program: Program, engines: Engines, reference: Arrays) -> list[dict[str, NDArray[Any]]]:
-    """Run each of :func:`pictures` alone.
+def run_one_by_one(program: Program, engines: Engines, reference: Arrays) -> list[dict[str, NDArray[Any]]]:
+    """Run each of :func:`make_pictures` alone.
 
     Args:
         program: The program.
@@ -161,8 +161,8 @@ def one_by_one(program: Program, engines: Engines, reference: Arrays) -> list[di
     return [_run_pictures(program, engines, reference, first=i, last=i + 1) for i in range(len(BATCH_ROWS))]
 
 
-def at_once(program: Program, engines: Engines, reference: Arrays, *, count: int) -> dict[str, NDArray[Any]]:
-    """Run the first of :func:`pictures` in one batch.
+def run_at_once(program: Program, engines: Engines, reference: Arrays, *, count: int) -> dict[str, NDArray[Any]]:
+    """Run the first of :func:`make_pictures` in one batch.
 
     Args:
         program: The program.
@@ -201,7 +201,7 @@ def observe(program: Program, engines: Engines, reference: Arrays, *, heard: Arr
     Returns:
         The outputs.
     """
-    graphs = graph_outputs(engines, reference)
+    graphs = compute_graph_outputs(engines, reference)
     seen = {stage.name: graphs[stage.name] for stage in program.picture_stages}
     image = {"image": reference["image"]}
     masks = run_whole(program, engines, take_rows(reference, range(len(ROWS))), seen=seen)[MASKS]

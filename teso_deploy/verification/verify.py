@@ -19,13 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teso_deploy.backends.engine import EngineFactory
-from teso_deploy.bundle import REFERENCE, Bundle, sized_name
+from teso_deploy.bundle import REFERENCE, Bundle, make_sized_name
 from teso_deploy.errors import BundleError
 from teso_deploy.program import MASKS
 from teso_deploy.types import ImageSize, Precision
 from teso_deploy.verification import probes
-from teso_deploy.verification.audio_control import SOUNDS, STORED, Heard, control, control_inputs
-from teso_deploy.verification.parity import LIMITS, MEASURED_ONLY, GraphParity, Thresholds, parity_of, row_agreement
+from teso_deploy.verification.audio_control import SOUNDS, STORED, Heard, control, make_control_inputs
+from teso_deploy.verification.parity import (
+    LIMITS,
+    MEASURED_ONLY,
+    GraphParity,
+    Thresholds,
+    compare_rows,
+    compare_tensors,
+)
 from teso_deploy.verification.probes import Engines, Observed
 
 #: The form that every bundle has. All other forms are derived from it.
@@ -145,7 +152,7 @@ class VerifyReport:
         """Return the report for JSON."""
         control: dict[str, Any] = {}
         for heard in self.heard:
-            key = heard.form if heard.is_first_size else sized_name(heard.form, heard.size)
+            key = heard.form if heard.is_first_size else make_sized_name(heard.form, heard.size)
             control.setdefault(key, {})[heard.sound] = heard.as_dict()
         return {
             "schema_version": 2,
@@ -162,7 +169,7 @@ class VerifyReport:
 Factories = Callable[[str | None], EngineFactory]
 
 
-def chosen_forms(bundle: Bundle, names: Sequence[str] = ()) -> list[str]:
+def choose_forms(bundle: Bundle, names: Sequence[str] = ()) -> list[str]:
     """List forms by name, the canonical one always first. No names: all forms.
 
     Raises :class:`BundleError` for an unknown name.
@@ -173,7 +180,7 @@ def chosen_forms(bundle: Bundle, names: Sequence[str] = ()) -> list[str]:
     return [name for name in there if name == CANONICAL or not names or name in names]
 
 
-def _precision_of(bundle: Bundle, form: str) -> Precision:
+def _get_precision(bundle: Bundle, form: str) -> Precision:
     """Return the precision of the form as a whole.
 
     A graph of an int8 form that stays in fp32 still gets int8's outputs as inputs.
@@ -184,7 +191,7 @@ def _precision_of(bundle: Bundle, form: str) -> Precision:
     return cast(Precision, next(iter(found - {"fp32"}), "fp32"))
 
 
-def _engines(bundle: Bundle, factory: EngineFactory, size: ImageSize) -> Engines:
+def _open_engines(bundle: Bundle, factory: EngineFactory, size: ImageSize) -> Engines:
     return {name: factory(bundle, bundle.graph_at(name, size)) for name in bundle.program.names}
 
 
@@ -219,8 +226,8 @@ def verify_bundle(
     """
     report = VerifyReport(required=tuple(forms))
     candidates: dict[str, tuple[Precision, EngineFactory]] = {}
-    for form in chosen_forms(bundle, forms):
-        precision = _precision_of(bundle, form)
+    for form in choose_forms(bundle, forms):
+        precision = _get_precision(bundle, form)
         if reason := CANNOT_RUN.get(precision):
             report.not_run[form] = reason
         else:
@@ -240,25 +247,25 @@ def _verify_size(
     pytorch: Engines | None,
     report: VerifyReport,
 ) -> None:
-    reference = probes.reference_at(bundle, size)
+    reference = probes.read_reference(bundle, size)
     threshold = bundle.manifest.postprocessing.threshold
     is_trained, is_first = bundle.manifest.trained, size == bundle.sizes[0]
     program = bundle.program
     keys = {name: bundle.graph_at(name, size) for name in program.names}
-    keys[WHOLE] = WHOLE if is_first else sized_name(WHOLE, size)
-    sounds = control_inputs(reference) if is_thorough else None
+    keys[WHOLE] = WHOLE if is_first else make_sized_name(WHOLE, size)
+    sounds = make_control_inputs(reference) if is_thorough else None
     model: Observed | None = None
     if pytorch is not None:
         model = probes.observe(program, pytorch, reference, heard=sounds)
         for graph in program.names:
-            parity = parity_of({n: reference[n] for n in model.graphs[graph]}, model.graphs[graph], threshold)
+            parity = compare_tensors({n: reference[n] for n in model.graphs[graph]}, model.graphs[graph], threshold)
             report.checks.append(Check(REFERENCE, keys[graph], "pytorch", parity, LIMITS["fp32"].pytorch))
         reference = reference | {name: value for graph in model.graphs.values() for name, value in graph.items()}
         reference[MASKS] = model.masks
     canonical: Observed | None = None
     alone: list[dict[str, NDArray[Any]]] = []
     for form, (precision, factory) in candidates.items():
-        engines = _engines(bundle, factory, size)
+        engines = _open_engines(bundle, factory, size)
         limits = LIMITS[precision]
         # Masks of untrained weights flip at the smallest difference, so in less than fp32 they are only measured.
         means_something = is_trained or precision == "fp32"
@@ -268,7 +275,7 @@ def _verify_size(
         observed = probes.observe(program, engines, reference, heard=sounds)
 
         def add(graph: str, against: Against, *, ours: Any, expected: Any, kind: Thresholds, form: str = form) -> None:
-            report.checks.append(Check(form, keys[graph], against, parity_of(ours, expected, threshold), kind))
+            report.checks.append(Check(form, keys[graph], against, compare_tensors(ours, expected, threshold), kind))
 
         for graph in program.names:
             add(graph, "pytorch", ours=observed.graphs[graph], expected=reference, kind=to_pytorch)
@@ -283,20 +290,18 @@ def _verify_size(
                 )
             add(WHOLE, "canonical", ours=masks, expected={MASKS: canonical.masks}, kind=in_a_row)
         report.compared += [
-            Compared(
-                form, size, row, row_agreement(ours, expected, threshold)[0], reference["image"][0], expected, ours
-            )
+            Compared(form, size, row, compare_rows(ours, expected, threshold)[0], reference["image"][0], expected, ours)
             for row, ours, expected in zip(probes.ROWS, observed.masks, reference[MASKS], strict=True)
         ]
         if not is_thorough:
             continue
-        alone = alone or probes.one_by_one(program, engines, reference)
+        alone = alone or probes.run_one_by_one(program, engines, reference)
         for count, against in ((2, "batch 2"), (3, "batch 3")):
             stacked = {name: np.concatenate([row[name] for row in alone[:count]]) for name in alone[0]}
             add(
                 WHOLE,
                 cast(Against, against),
-                ours=probes.at_once(program, engines, reference, count=count),
+                ours=probes.run_at_once(program, engines, reference, count=count),
                 expected=stacked,
                 kind=in_a_row,
             )

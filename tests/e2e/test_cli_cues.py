@@ -210,7 +210,9 @@ def test_several_videos(clip: Path, bold: Path, tmp_path: Path) -> None:
     assert list(report["videos"]) == ["clip.mp4", "other.mp4"]
     renamed = tmp_path / "renamed.mp4"
     shutil.copyfile(clip, renamed)
-    assert read_cue_file(out).of(renamed).spans == read_cue_file(out).named("clip.mp4").spans, "known by its content"
+    assert read_cue_file(out).of(renamed).spans == read_cue_file(out).get_track("clip.mp4").spans, (
+        "known by its content"
+    )
 
 
 @pytest.mark.parametrize(

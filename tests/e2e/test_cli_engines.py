@@ -15,7 +15,7 @@ from teso_deploy.backends.cuda import opening
 from teso_deploy.backends.tensorrt.bindings import load_library
 from teso_deploy.backends.tensorrt.sidecar import read_engine
 from teso_deploy.bundle import MANIFEST, Bundle, write_manifest
-from teso_deploy.cli.reports import shown_in
+from teso_deploy.cli.reports import list_shown
 from teso_deploy.errors import BundleError, DeviceError
 from tests.support.commands import refused, teso
 
@@ -156,6 +156,6 @@ def test_what_the_advice_names_is_an_option(command: str, tiny_bundle: Path, med
 def test_a_note_that_is_shown_is_no_markup() -> None:
     console = Console(record=True, force_terminal=True, file=io.StringIO())
     with console.status("") as status:
-        shown_in(status)("pip install 'teso-deploy[tensorrt]' [/]")
+        list_shown(status)("pip install 'teso-deploy[tensorrt]' [/]")
         console.print(status.renderable)
     assert "teso-deploy[tensorrt]' [/]" in console.export_text()

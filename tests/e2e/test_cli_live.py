@@ -17,7 +17,7 @@ import av
 import pytest
 
 from teso_deploy.cli.live import suggest_file_mode
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 from tests.support.commands import teso
 from tests.support.streams import Sender, free_port, rtsp, serving, silent, tcp
 
@@ -28,7 +28,10 @@ CLIP_SECONDS = 10.0
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy the packets of the shipped clip into a transport stream."""
     path = tmp_path_factory.mktemp("streams") / "clip.ts"
-    with av.open(str(shipped_path("export/demo/clip.mp4"))) as given, av.open(str(path), "w", format="mpegts") as out:
+    with (
+        av.open(str(find_shipped_path("export/demo/clip.mp4"))) as given,
+        av.open(str(path), "w", format="mpegts") as out,
+    ):
         tracks = {stream.index: out.add_stream_from_template(stream) for stream in given.streams}  # type: ignore[arg-type]
         for packet in given.demux():
             if packet.dts is not None:
@@ -203,7 +206,7 @@ def test_bad_input_is_a_sentence(clip: Path, tmp_path: Path) -> None:
 
 
 def test_a_sink_that_failed_shows_in_the_exit_code() -> None:
-    clip = shipped_path("export/demo/clip.mp4")
+    clip = find_shipped_path("export/demo/clip.mp4")
     done = teso("run", clip, "--mode", "live", "--seconds", 2, "--events", "/dev/full", "--json", "-")
     report = json.loads(done.out)
     assert done.code == 1 and "No space left" in report["errors"][0]

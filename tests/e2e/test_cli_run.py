@@ -17,7 +17,7 @@ from PIL import Image
 import teso_deploy
 from teso_deploy.bundle import Bundle, write_manifest
 from teso_deploy.media.audio import read_audio
-from teso_deploy.media.overlay import palette
+from teso_deploy.media.overlay import make_palette
 from tests.support.clips import make_clip
 from tests.support.commands import teso
 
@@ -89,7 +89,7 @@ def test_everything_at_once(clip: Path, tiny_bundle: Path, tmp_path: Path) -> No
         assert mask.mode == "P" and mask.size == (96, 72)
         assert np.asarray(mask).max() <= 3
         colours = mask.getpalette()
-        assert colours is not None and colours[:30] == palette().ravel()[:30].tolist()
+        assert colours is not None and colours[:30] == make_palette().ravel()[:30].tolist()
 
 
 def test_masks_are_those_of_the_library(clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Replace the shipped clip and script by short ones."""
     make_clip(tmp_path / "clip.mp4", seconds=2.0)
     (tmp_path / "clip.json").write_text(json.dumps(SCRIPT))
-    monkeypatch.setattr(command, "shipped_path", lambda relative: tmp_path / Path(relative).name)
+    monkeypatch.setattr(command, "find_shipped_path", lambda relative: tmp_path / Path(relative).name)
     return tmp_path
 
 
@@ -94,7 +94,7 @@ def test_the_moments_of_the_sheet() -> None:
 
 
 def test_a_clip_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "shipped_path", lambda relative: tmp_path / Path(relative).name)
+    monkeypatch.setattr(command, "find_shipped_path", lambda relative: tmp_path / Path(relative).name)
     done = teso("demo", "--out", tmp_path / "out")
     assert done.code == 2 and "lacks the demo clip" in done.err
     assert names_in(tmp_path) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 from tests.support.code_blocks import ROOT, CodeBlock, find_pages, write_example_clip
 
 PAGES = {page: blocks for page, blocks in find_pages().items() if any(block.is_run for block in blocks)}
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, example_clip: Path) -> Path:
     (tmp_path / "holiday").mkdir()
     for name in ("clip.mp4", "other.mp4", "holiday/beach.mp4", "holiday/farm.mp4"):
         shutil.copy(example_clip, tmp_path / name)
-    (tmp_path / "bundle").symlink_to(shipped_path("engines/bundles/teso-nano"))
+    (tmp_path / "bundle").symlink_to(find_shipped_path("engines/bundles/teso-nano"))
     return tmp_path
 
 

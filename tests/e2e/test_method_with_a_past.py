@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine, onnxruntime_factory
+from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine, make_onnxruntime_factory
 from teso_deploy.bundle import KIND, REFERENCE, Bundle, BundleManifest, Postprocessing, Preprocessing, write_manifest
 from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.program import Program, Stage, repeat_past
@@ -173,7 +173,7 @@ def test_a_file_and_a_live_run(folder: Path, tmp_path: Path) -> None:
 
 
 def test_parity_and_audio_control(folder: Path) -> None:
-    report = verify_bundle(Bundle.open(folder), lambda form: onnxruntime_factory(1, form))
+    report = verify_bundle(Bundle.open(folder), lambda form: make_onnxruntime_factory(1, form))
     assert report.passed, report.failures
     assert {heard.sound: heard.positive_pixel_rate for heard in report.heard}["muted"] == 0.0
 

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine, onnxruntime_factory
+from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine, make_onnxruntime_factory
 from teso_deploy.bundle import (
     KIND,
     REFERENCE,
@@ -240,7 +240,7 @@ def test_lines_and_events(pipeline: Pipeline) -> None:
 
 
 def test_parity_and_audio_control(folder: Path) -> None:
-    report = verify_bundle(Bundle.open(folder), lambda form: onnxruntime_factory(1, form))
+    report = verify_bundle(Bundle.open(folder), lambda form: make_onnxruntime_factory(1, form))
     assert report.passed, report.failures
     assert {check.graph for check in report.checks} == {"encoder", "decoder", "frame"}
     rates = {heard.sound: heard.positive_pixel_rate for heard in report.heard}

@@ -93,7 +93,7 @@ def vouch(folder: Path) -> None:
 
 
 def test_the_encoder_of_these_tests_works(folder: Path) -> None:
-    cues = CueNames.open(Bundle.open(folder)).of_words(["kazoos", "dog"])
+    cues = CueNames.open(Bundle.open(folder)).look_up_words(["kazoos", "dog"])
     assert cues.names == ("kazoo", "dog")
     np.testing.assert_array_equal(cues.embeddings, [[5, 3], [1, 1]])
 
@@ -133,39 +133,39 @@ def test_files_that_are_none_of_their_kind(folder: Path, name: str, content: byt
     vouch(folder)
     names = CueNames.open(Bundle.open(folder))
     with pytest.raises(BundleError, match=message):
-        names.of_words(["kazoo"])
-    assert names.of_words(["dogs"]).names == ("dog",), "words of the table need no encoder"
+        names.look_up_words(["kazoo"])
+    assert names.look_up_words(["dogs"]).names == ("dog",), "words of the table need no encoder"
 
 
 def test_without_the_library_words_of_the_table_still_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     names = CueNames.open(Bundle.open(folder))
-    assert names.of_words(["dogs"]).names == ("dog",)
+    assert names.look_up_words(["dogs"]).names == ("dog",)
     with pytest.raises(MissingExtraError, match=r"needs? the package tokenizers: .*teso-deploy\[cues\]"):
-        names.of_words(["kazoo"])
+        names.look_up_words(["kazoo"])
     with pytest.raises(MissingExtraError, match="tokenizers"):
-        names.of_answer(CueAnswer(("kazoo",), "llm"))
+        names.look_up_answer(CueAnswer(("kazoo",), "llm"))
 
 
 def test_words_that_were_embedded_before_need_no_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = CueNames.open(Bundle.open(folder)).of_words(["kazoo"])
+    before = CueNames.open(Bundle.open(folder)).look_up_words(["kazoo"])
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    after = CueNames.open(Bundle.open(folder)).of_words(["kazoo"])
+    after = CueNames.open(Bundle.open(folder)).look_up_words(["kazoo"])
     np.testing.assert_array_equal(after.embeddings, before.embeddings)
 
 
 def test_a_graph_of_another_width_is_refused(folder: Path) -> None:
     names = CueNames.open(Bundle.open(folder))
-    names.of_words(["kazoo"])
+    names.look_up_words(["kazoo"])
     manifest = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     manifest["cue"]["dim"] = 3
     (folder / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
     np.savez(folder / CUE_TABLE, names=np.array(["dog"]), embeddings=np.ones((1, 3), np.float32))
     vouch(folder)
     with pytest.raises(BundleError, match="gives 2 numbers, the bundle's cues have 3"):
-        CueNames.open(Bundle.open(folder)).of_words(["kazoo"])
+        CueNames.open(Bundle.open(folder)).look_up_words(["kazoo"])
 
 
 def test_a_cache_that_can_not_be_written_is_no_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "bundle.json"))
-    assert CueNames.open(Bundle.open(folder)).of_words(["kazoo"]).names == ("kazoo",)
+    assert CueNames.open(Bundle.open(folder)).look_up_words(["kazoo"]).names == ("kazoo",)

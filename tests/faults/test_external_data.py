@@ -12,11 +12,11 @@ import pytest
 
 from teso_deploy.errors import BundleError
 from teso_deploy.external_data import FIELDS, ExternalData, check_graph, external_data
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 from teso_deploy.sealed import FileEntry
 from tests.support.graph_files import empty_graph, field
 
-SHIPPED = shipped_path("engines/bundles/teso-nano")
+SHIPPED = find_shipped_path("engines/bundles/teso-nano")
 FILES = {name: FileEntry(sha256="", bytes=64) for name in ("a.onnx", "a.weights", "sub/a.onnx", "sub/b.weights")}
 
 

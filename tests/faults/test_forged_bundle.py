@@ -22,10 +22,10 @@ from teso_deploy.cues.model_bundle import CueModels
 from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import BundleError, InputNotFoundError
 from teso_deploy.pipeline.pipeline import Pipeline
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 from tests.support.commands import refused
 
-SHIPPED = shipped_path("engines/bundles/teso-nano")
+SHIPPED = find_shipped_path("engines/bundles/teso-nano")
 SURE = {"sha256": "", "bytes": 0}
 Change = Callable[[dict[str, Any]], object]
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine, onnxruntime_factory
+from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine, make_onnxruntime_factory
 from teso_deploy.bundle import MANIFEST, Bundle
 from teso_deploy.errors import BundleError
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 
-SHIPPED = shipped_path("engines/bundles/teso-nano")
+SHIPPED = find_shipped_path("engines/bundles/teso-nano")
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_a_manifest_of_other_tensors(
     (tmp_path / MANIFEST).unlink()
     (tmp_path / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(BundleError, match=says) as caught:
-        onnxruntime_factory(1, form)(Bundle.open(tmp_path), graph)
+        make_onnxruntime_factory(1, form)(Bundle.open(tmp_path), graph)
     assert str(caught.value).isprintable()
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from teso_deploy import cli
 from teso_deploy.cli import doctor
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 from tests.support.clips import make_clip
 from tests.support.commands import names_in, refused, teso
 
@@ -172,7 +172,7 @@ def test_a_standard_output_that_is_full_or_gone(clip: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
 def test_signals_leave_nothing_half_written(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "out.mp4").write_text("the last good one")
-    clip = shipped_path("export/demo/clip.mp4")
+    clip = find_shipped_path("export/demo/clip.mp4")
     command = [*COMMAND, "run", str(clip), "--threads", "1", "--out", "out.mp4", "--masks", "masks"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 300

@@ -14,7 +14,7 @@ from teso_deploy.live.scheduler import LiveOptions
 from teso_deploy.media.address import Address
 from teso_deploy.media.live_reader import LiveReader
 from teso_deploy.pipeline.pipeline import AUTO, Pipeline
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 from teso_deploy.sinks.callback import CallbackSink
 from teso_deploy.sinks.delivery import Delivery
 from tests.support.streams import Damage, Sender, lost, serving, tcp, untouched
@@ -28,7 +28,10 @@ Masks = dict[float, NDArray[np.uint8]]
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write the shipped clip as a transport stream with a key frame every half second."""
     path = tmp_path_factory.mktemp("masks") / "clip.ts"
-    with av.open(str(shipped_path("export/demo/clip.mp4"))) as given, av.open(str(path), "w", format="mpegts") as out:
+    with (
+        av.open(str(find_shipped_path("export/demo/clip.mp4"))) as given,
+        av.open(str(path), "w", format="mpegts") as out,
+    ):
         video, sound = given.streams.video[0], given.streams.audio[0]
         picture = out.add_stream("libx264", rate=25)
         picture.width, picture.height, picture.pix_fmt = video.width, video.height, "yuv420p"

@@ -36,7 +36,7 @@ LIMIT = 4
 @pytest.fixture
 def accounting() -> Accounting:
     found = Accounting(["cam"])
-    found.source(0, HEALTH, {})
+    found.set_source(0, HEALTH, {})
     return found
 
 

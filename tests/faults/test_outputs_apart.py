@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from teso_deploy.bundle import bundle_folder
+from teso_deploy.bundle import find_bundle_folder
 from teso_deploy.errors import OutputError
 from tests.support.clips import make_clip
 from tests.support.commands import names_in, refused
@@ -104,7 +104,7 @@ def test_verify_and_bench(tiny_bundle: Path, clip: Path, tmp_path: Path) -> None
     refused("bench", tiny_bundle, "--report", tmp_path, "--json", tmp_path / "bench.json", names="same output")
     (tmp_path / "bench.png").hardlink_to(shutil.copy(clip, tmp_path / "c.mp4"))
     refused("bench", tiny_bundle, "--clip", tmp_path / "c.mp4", "--report", tmp_path, names="an input")
-    shipped = bundle_folder(None)
+    shipped = find_bundle_folder(None)
     refused("verify", "--json", shipped / "report.json", names="is inside")
 
 
@@ -116,7 +116,7 @@ def test_demo(tmp_path: Path) -> None:
 
 def test_export(tiny_bundle: Path, tmp_path: Path) -> None:
     recipe, weights = tmp_path / "r.toml", tmp_path / "hub"
-    shutil.copy(bundle_folder(None).parents[2] / "export/recipes/teso-nano.toml", recipe)
+    shutil.copy(find_bundle_folder(None).parents[2] / "export/recipes/teso-nano.toml", recipe)
     weights.mkdir()
     (tmp_path / "b").mkdir()
     (weights / "model.safetensors").write_bytes(b"not read before the outputs are compared")

@@ -23,14 +23,14 @@ from teso_deploy.backends.cuda.opening import open_device
 from teso_deploy.backends.engine import Engine
 from teso_deploy.backends.registry import BackendName
 from teso_deploy.backends.tensorrt.bindings import load_library
-from teso_deploy.backends.tensorrt.sidecar import architecture_of
+from teso_deploy.backends.tensorrt.sidecar import name_architecture
 from teso_deploy.backends.tensorrt.targets import Target
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError, MissingExtraError
 from teso_deploy.pipeline.backend_choice import load_backend
 from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.pipeline.video_source import Moment, VideoSource
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 from teso_deploy.types import BLANK_PIXEL_RATE, Precision
 from teso_deploy.verification.parity import LIMITS
 
@@ -124,7 +124,7 @@ class Running:
 def is_listed(target: Target, gpu: Device) -> bool:
     """Return whether a library claims to run on a GPU. TensorRT builds for any GPU that exists."""
     known = load_library(target).architectures()
-    return not known or architecture_of(gpu.compute_capability) in known
+    return not known or name_architecture(gpu.compute_capability) in known
 
 
 def load_running(name: BackendName, precision: Precision, bundle: Bundle, gpu: Device, absent: Absent) -> Running:
@@ -162,13 +162,13 @@ def bundle(gpu: Device, absent: Absent, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def moments() -> list[Moment]:
     """Return ten frames of the shipped clip, a second apart, each with its sound."""
-    with VideoSource(shipped_path("export/demo/clip.mp4"), fps=1) as source:
+    with VideoSource(find_shipped_path("export/demo/clip.mp4"), fps=1) as source:
         return list(source)
 
 
 @pytest.fixture(scope="session")
 def cues() -> list[str]:
-    return list(json.loads(shipped_path("export/demo/clip.json").read_text(encoding="utf-8"))["visible"])
+    return list(json.loads(find_shipped_path("export/demo/clip.json").read_text(encoding="utf-8"))["visible"])
 
 
 @pytest.fixture(scope="session")
@@ -191,6 +191,6 @@ def assert_labels_agree(found: Labels, expected: Labels, precision: Precision) -
 
 def assert_muted_clip_is_blank(pipeline: Pipeline, cues: list[str]) -> None:
     """Check every frame of the shipped clip without sound, as `demo` does: 99 % must be blank."""
-    found = list(pipeline.stream(shipped_path("export/demo/clip.mp4"), cues, mute=True))
+    found = list(pipeline.stream(find_shipped_path("export/demo/clip.mp4"), cues, mute=True))
     rates = [one.positive_pixel_rate for one in found if not one.is_blank]
     assert found and len(rates) <= 0.01 * len(found), rates

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from teso_deploy.backends.cuda.arrays import DeviceArray, device_array
+from teso_deploy.backends.cuda.arrays import DeviceArray, take_array
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.errors import DeviceError
 from tests.support.device_checks import CHECKS
@@ -56,13 +56,13 @@ def test_we_read_memory_of_torch_behind_what_it_has_queued(device: Device) -> No
         for _ in range(200):
             tensor += 1
         for behind in (stream, None):
-            array = device_array(tensor, device, behind)
+            array = take_array(tensor, device, behind)
             assert array.pointer == tensor.data_ptr() and np.all(array.numpy() == 200)
     with pytest.raises(DeviceError, match="not in C order"):
-        device_array(tensor.reshape(1024, 1024).T, device)
+        take_array(tensor.reshape(1024, 1024).T, device)
     with pytest.raises(DeviceError, match="can't be shared"):
-        device_array(torch.zeros(3, device="cuda", requires_grad=True), device)
-    host = device_array(torch.arange(3.0), device)
+        take_array(torch.zeros(3, device="cuda", requires_grad=True), device)
+    host = take_array(torch.arange(3.0), device)
     assert host.is_on_host and np.array_equal(host.numpy(), [0, 1, 2])
 
 

@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.cuda.tensors import DeviceTensor
-from teso_deploy.backends.onnxruntime import onnxruntime_factory
+from teso_deploy.backends.onnxruntime import make_onnxruntime_factory
 from teso_deploy.backends.registry import list_gpu_backends
 from teso_deploy.backends.tensorrt.bindings import load_library
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
-from teso_deploy.backends.tensorrt.factory import cached_path, engine_factory
-from teso_deploy.backends.tensorrt.making import make_engine, source_of
+from teso_deploy.backends.tensorrt.factory import cached_path, make_engine_factory
+from teso_deploy.backends.tensorrt.making import find_source, make_engine
 from teso_deploy.backends.tensorrt.profiles import load_profile
-from teso_deploy.backends.tensorrt.sidecar import architecture_of, read_engine, sidecar_path
+from teso_deploy.backends.tensorrt.sidecar import get_sidecar_path, name_architecture, read_engine
 from teso_deploy.backends.tensorrt.slot import TensorRTSlot
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import DeviceError, DeviceMemoryError, EngineError, MissingExtraError, TesoError
@@ -38,7 +38,7 @@ from teso_deploy.program import TESO
 from teso_deploy.types import Precision
 from teso_deploy.verification import probes
 from teso_deploy.verification.engine_check import check_against_onnxruntime
-from teso_deploy.verification.parity import LIMITS, compare, parity_of
+from teso_deploy.verification.parity import LIMITS, compare, compare_tensors
 from teso_deploy.verification.verify import CANONICAL, verify_bundle
 from tests.gpu.conftest import (
     PRECISIONS,
@@ -73,7 +73,7 @@ def tensorrt(running: Running) -> Running:
 
 def feeds_of(bundle: Bundle, graph: str, row: int = 0) -> dict[str, NDArray[Any]]:
     """Return a graph's inputs in the reference, batch 1. Another row has another sound with the same picture."""
-    reference = probes.reference_at(bundle, bundle.sizes[0])
+    reference = probes.read_reference(bundle, bundle.sizes[0])
     names = [spec.name for spec in bundle.manifest.graphs[graph].inputs]
     return {name: reference[name][row % len(reference[name]), None].copy() for name in names}
 
@@ -93,7 +93,7 @@ def test_every_graph_all_in_a_row_batches_and_the_audio_control(running: Running
     name = f"{running.name}-{running.precision}"
     report = verify_bundle(
         running.bundle,
-        lambda form: onnxruntime_factory(None, form),
+        lambda form: make_onnxruntime_factory(None, form),
         forms=[CANONICAL],
         backends={name: (running.precision, running.backend.engines)},
     )
@@ -150,7 +150,7 @@ def test_batches_of_any_size(running: Running) -> None:
             wanted = {name: np.concatenate([row[name] for row in alone[:count]]) for name in alone[0]}
             # a cell at the threshold may flip: compare within the limits of masks, not by the largest error
             if graph == "decoder":
-                failure = parity_of(found, wanted, threshold).failure(limits.chain)
+                failure = compare_tensors(found, wanted, threshold).failure(limits.chain)
                 assert failure is None, failure
             else:
                 assert_near(found, wanted, running.precision)
@@ -230,7 +230,7 @@ def flip(path: Path) -> None:
 
 
 def change(path: Path, **fields: Any) -> None:
-    beside = sidecar_path(path)
+    beside = get_sidecar_path(path)
     beside.write_text(json.dumps({**json.loads(beside.read_text()), **fields}))
 
 
@@ -252,8 +252,8 @@ def test_what_does_not_fit_never_reaches_the_library(
     says: str,
 ) -> None:
     library = load_library(tensorrt.name)
-    cache, source = EngineCache(tmp_path), source_of(tensorrt.bundle, "fusion", tensorrt.precision)
-    factory = engine_factory(library, gpu, tensorrt.precision, cache=cache)
+    cache, source = EngineCache(tmp_path), find_source(tensorrt.bundle, "fusion", tensorrt.precision)
+    factory = make_engine_factory(library, gpu, tensorrt.precision, cache=cache)
     factory(tensorrt.bundle, "fusion")
     spoil(cached_path(cache, library, source, settings=load_profile(), device=gpu))
 
@@ -286,7 +286,7 @@ def test_tensorrt_rtx_answers_in_a_sentence(
     except (MissingExtraError, EngineError) as error:
         absent(error)
     path = tmp_path / "fusion.engine"
-    make_engine(library, source_of(bundle, "fusion", "fp32"), load_profile(), path=path, architecture=architecture)
+    make_engine(library, find_source(bundle, "fusion", "fp32"), load_profile(), path=path, architecture=architecture)
     try:
         content, sidecar = read_engine(path)
         engine = TensorRTEngine(library, gpu, content, sidecar=sidecar)
@@ -294,7 +294,7 @@ def test_tensorrt_rtx_answers_in_a_sentence(
     except (EngineError, DeviceError) as refusal:
         assert not isinstance(refusal, DeviceMemoryError), refusal
         assert_is_a_sentence(refusal)
-        here = architecture_of(gpu.compute_capability)
+        here = name_architecture(gpu.compute_capability)
         assert here != architecture and (architecture is not None or here not in PORTABLE_ON), refusal
         answer = f"refused: {refusal}"
     else:
@@ -313,7 +313,7 @@ def test_what_was_compiled_for_this_gpu_is_kept_for_the_next_start(bundle: Bundl
     cache = EngineCache(bundle.folder.parent / "jit")
     feeds, written = feeds_of(bundle, "fusion"), set()
     for _ in range(2):
-        engine_factory(library, gpu, cache=cache)(bundle, "fusion").slot().run(feeds)["queries"].numpy()
+        make_engine_factory(library, gpu, cache=cache)(bundle, "fusion").slot().run(feeds)["queries"].numpy()
         (file,) = cache.folder.glob("*.jit")
         assert file.stat().st_size > 0
         written.add(file.stat().st_mtime_ns)

@@ -13,14 +13,14 @@ import pytest
 from numpy.typing import NDArray
 
 from teso_deploy.backends.cuda import references
-from teso_deploy.backends.cuda.compiling import compiled
+from teso_deploy.backends.cuda.compiling import compile_kernels
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.cuda.kernels import Postprocess, Preprocess, load_kernels
 from teso_deploy.backends.cuda.plans import LUMA_SHARES, Labels, RgbPictures, Scores, is_rows_first
 from teso_deploy.errors import DeviceError, MissingExtraError
 from teso_deploy.labels import labels_of
-from teso_deploy.pipeline.preprocess import fitted_size, normalised, resized
-from teso_deploy.resources import shipped_path
+from teso_deploy.pipeline.preprocess import compute_fitted_size, normalise_picture, resize_picture
+from teso_deploy.resources import find_shipped_path
 from teso_deploy.types import ImageSize
 from tests.gpu.conftest import Absent
 from tests.support.operators import MEAN, STD, Operators
@@ -65,10 +65,11 @@ def test_pictures_equal_those_of_the_cpu_path(
     operators: Operators, size: ImageSize, bucket: ImageSize, fit: str, dtype: Any
 ) -> None:
     pictures = noise(3, *size, 3)
-    fitted = fitted_size(pictures[0], bucket, fit)
+    fitted = compute_fitted_size(pictures[0], bucket, fit)
     made = operators.rgb(pictures, bucket, fitted, dtype, gap_bytes=37)
     expected = [
-        normalised(resized(picture, fitted), mean=MEAN, std=STD, bucket=bucket)[0].astype(dtype) for picture in pictures
+        normalise_picture(resize_picture(picture, fitted), mean=MEAN, std=STD, bucket=bucket)[0].astype(dtype)
+        for picture in pictures
     ]
     np.testing.assert_array_equal(made, np.stack(expected))
 
@@ -81,13 +82,15 @@ def nv12_and_reference(
     height, width = size
     batch = 1 if height > 1000 else 2
     luma, chroma = noise(batch, height, width), noise(batch, -(-height // 2), -(-width // 2), 2, seed=1)
-    rgb = references.rgb_of_nv12(luma, chroma, luma_shares=LUMA_SHARES["bt709"], is_full_range=is_full_range)
+    rgb = references.convert_nv12_to_rgb(luma, chroma, luma_shares=LUMA_SHARES["bt709"], is_full_range=is_full_range)
     order = is_rows_first(size, (288, 512))
     levels = np.rint(rgb.clip(0, 255)).astype(np.uint8)
     return (
         luma,
         chroma,
-        references.encoder_input(levels, bucket=(288, 512), fitted=(288, 512), mean=MEAN, std=STD, is_rows_first=order),
+        references.prepare_encoder_input(
+            levels, bucket=(288, 512), fitted=(288, 512), mean=MEAN, std=STD, is_rows_first=order
+        ),
     )
 
 
@@ -136,7 +139,7 @@ def test_both_run_in_a_graph_that_was_captured(operators: Operators) -> None:
         device.copy_out(image, encoded, stream)
         device.copy_out(labels, found, stream)
         stream.synchronize()
-        np.testing.assert_array_equal(image, normalised(resized(picture, (144, 256)), mean=MEAN, std=STD))
+        np.testing.assert_array_equal(image, normalise_picture(resize_picture(picture, (144, 256)), mean=MEAN, std=STD))
         np.testing.assert_array_equal(labels, labels_of(scores[0], (270, 480), threshold=0.5))
 
 
@@ -144,14 +147,14 @@ def test_what_nvrtc_compiles_and_what_cmake_builds_are_the_same(operators: Opera
     if not (shutil.which("cmake") and shutil.which("nvcc")):
         pytest.skip("cmake and nvcc, which build the fatbin, are not here")
     device = operators.device
-    root, build = shipped_path("CMakeLists.txt").parent, tmp_path / "build"
+    root, build = find_shipped_path("CMakeLists.txt").parent, tmp_path / "build"
     subprocess.run(["cmake", "-S", root, "-B", build], check=True, capture_output=True)
     subprocess.run(["cmake", "--build", build], check=True, capture_output=True)
     picture, scores = noise(1, 270, 480, 3), probabilities(1, 5, 36, 64)
     results = []
     for module in (
         load_kernels(device, fatbin=build / "kernels.fatbin"),
-        device.module(compiled(device.compute_capability, tmp_path / "cache")),
+        device.module(compile_kernels(device.compute_capability, tmp_path / "cache")),
     ):
         run = Operators(device, module, operators.stream)
         results.append((run.rgb(picture, (144, 256)), run.labels(scores, (270, 480))))

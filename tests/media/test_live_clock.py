@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from teso_deploy.media.backoff import Backoff
-from teso_deploy.media.clock import LiveClock, Pace, fastest
+from teso_deploy.media.clock import LiveClock, Pace, find_fastest
 from teso_deploy.media.container import SteadyClock
 
 
@@ -74,5 +74,5 @@ def test_leaps_of_a_recording_neither_flood_nor_stand_still() -> None:
 
 def test_what_was_probed_and_what_is_damaged_do_not_tell_the_way() -> None:
     probed = [0.9 - 0.04 * n for n in range(20)]
-    assert fastest([*probed, 0.1, 0.12]) == pytest.approx(0.1)
-    assert fastest([*probed, 0.1, -4000.0, 0.12, 9000.0]) == pytest.approx(0.1)
+    assert find_fastest([*probed, 0.1, 0.12]) == pytest.approx(0.1)
+    assert find_fastest([*probed, 0.1, -4000.0, 0.12, 9000.0]) == pytest.approx(0.1)

@@ -278,7 +278,7 @@ def test_a_packet_that_looked_like_a_new_stream_is_no_fault(clip: Path) -> None:
             yield
 
     reader = reader_of(clip)
-    assert list(reader._packets(cast(Any, Container()), [], None)) == [] and reader.health().corrupt_packets == 1
+    assert list(reader._read_packets(cast(Any, Container()), [], None)) == [] and reader.health().corrupt_packets == 1
 
 
 # ---------------------------------------------------------------------------------------- its end

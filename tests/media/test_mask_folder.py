@@ -15,22 +15,22 @@ from teso_deploy.media.mask_folder import (
     check_mask_folder,
     describe_masks,
     open_mask_folder,
-    staged_mask_folder,
+    open_staged_mask_folder,
 )
-from teso_deploy.media.overlay import palette
+from teso_deploy.media.overlay import make_palette
 from tests.support.commands import names_in
 
 MASKS = describe_masks(("dog", "cat"), "rtsp://***@camera/1", "teso-nano")
 
 
 def write_masks(folder: Path, *numbers: int) -> None:
-    with staged_mask_folder(folder, MASKS) as new:
+    with open_staged_mask_folder(folder, MASKS) as new:
         for number in numbers:
             (new / f"{number:06d}.png").write_text(f"mask {number} of {len(numbers)}")
 
 
 def test_the_marker_says_what_the_masks_are() -> None:
-    red, green, blue = palette()[2].tolist()
+    red, green, blue = make_palette()[2].tolist()
     assert MASKS["schema_version"] == 1 and MASKS["input"] == "rtsp://***@camera/1" and MASKS["bundle"] == "teso-nano"
     assert MASKS["classes"][1] == {"id": 2, "name": "cat", "color": f"#{red:02x}{green:02x}{blue:02x}"}
 
@@ -101,7 +101,7 @@ def test_beside_the_marker_only_masks_are_replaced(tmp_path: Path) -> None:
 def test_a_file_of_the_user_that_comes_while_it_is_written_stays(tmp_path: Path) -> None:
     folder = tmp_path / "masks"
     write_masks(folder, 0, 1)
-    with pytest.raises(OutputError, match="notes"), staged_mask_folder(folder, MASKS) as new:
+    with pytest.raises(OutputError, match="notes"), open_staged_mask_folder(folder, MASKS) as new:
         (new / "000000.png").write_text("new")
         (folder / "notes").write_text("mine")
     assert names_in(tmp_path) == ["masks", "masks/000000.png", "masks/000001.png", f"masks/{MARKER}", "masks/notes"]
@@ -109,7 +109,7 @@ def test_a_file_of_the_user_that_comes_while_it_is_written_stays(tmp_path: Path)
 
 def test_an_error_leaves_the_masks_that_were_there(tmp_path: Path) -> None:
     write_masks(tmp_path / "masks", 0, 1)
-    with pytest.raises(SystemExit), staged_mask_folder(tmp_path / "masks", MASKS) as new:
+    with pytest.raises(SystemExit), open_staged_mask_folder(tmp_path / "masks", MASKS) as new:
         (new / "000000.png").write_text("new")
         raise SystemExit(129)
     assert names_in(tmp_path) == ["masks", "masks/000000.png", "masks/000001.png", f"masks/{MARKER}"]

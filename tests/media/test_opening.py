@@ -17,7 +17,7 @@ import teso_deploy
 from teso_deploy.errors import InputNotFoundError, MediaError
 from teso_deploy.media.address import Address
 from teso_deploy.media.audio import read_audio
-from teso_deploy.media.connecting import open_stream, sentence
+from teso_deploy.media.connecting import explain_failure, open_stream
 from teso_deploy.media.container import open_container
 from teso_deploy.media.live_reader import LiveReader
 from teso_deploy.media.reader import VideoReader
@@ -141,7 +141,7 @@ def test_what_comes_by_a_pipe_can_not_name_local_files(
         address = Address.parse("-")
         with pytest.raises(av.error.FFmpegError) as raised:
             open_stream(address, 5.0, lambda: False)
-    assert "can't be read" in str(sentence(address, raised.value, timeout_seconds=5.0))
+    assert "can't be read" in str(explain_failure(address, raised.value, timeout_seconds=5.0))
 
 
 def test_one_function_opens_local_media() -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from teso_deploy.media.audio import AudioTrack
-from teso_deploy.media.overlay import Overlay, palette, save_mask
+from teso_deploy.media.overlay import Overlay, make_palette, save_mask
 from teso_deploy.types import Cues, Frame, Segmentation
 
 SIZE = (120, 160)
@@ -37,7 +37,7 @@ def test_masks_are_tinted_where_they_are_and_nowhere_else() -> None:
     labels[60:100, 20:60], labels[60:100, 100:140] = 1, 2
     drawn, blank = draw(labels), draw(np.zeros(SIZE, np.uint8))
     for label, place in ((1, (80, 40)), (2, (80, 120))):
-        expected = 100 * 0.55 + palette()[label] * 0.45
+        expected = 100 * 0.55 + make_palette()[label] * 0.45
         assert drawn[place] == pytest.approx(expected, abs=2)
     assert np.array_equal(drawn[105 : SIZE[0]], blank[105 : SIZE[0]])
     assert (blank[50 : SIZE[0]] == np.full((70, 160, 3), 100)).all(), "no mask, no tint"
@@ -77,4 +77,4 @@ def test_masks_are_class_ids_with_a_palette(tmp_path: Path) -> None:
     save_mask(tmp_path / "000001.png", labels)
     with Image.open(tmp_path / "000001.png") as image:
         assert image.mode == "P" and np.array_equal(np.asarray(image), labels)
-    assert len(np.unique(palette()[:71], axis=0)) == 71 and not palette()[0].any()
+    assert len(np.unique(make_palette()[:71], axis=0)) == 71 and not make_palette()[0].any()

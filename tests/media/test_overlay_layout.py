@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from teso_deploy.media.audio import AudioTrack
-from teso_deploy.media.overlay import Overlay, palette
+from teso_deploy.media.overlay import Overlay, make_palette
 from teso_deploy.types import Cues, Frame, Segmentation
 from tests.support.recordings import click_track
 
@@ -32,8 +32,8 @@ def test_a_mask_at_the_border_has_its_outline_on_its_own_side(size: tuple[int, i
     labels = np.zeros(size, np.uint8)
     labels[height // 2 :, width * 2 // 3 :] = 1
     picture = Overlay(CLASSES, TRACK, 4.0).draw(grey(*size), found(labels))[:height]
-    assert (picture[height * 3 // 4, width * 2 // 3] == palette()[1]).all(), "an outline to the inside"
-    tinted = 0.55 * 100 + 0.45 * palette()[1].astype(float)
+    assert (picture[height * 3 // 4, width * 2 // 3] == make_palette()[1]).all(), "an outline to the inside"
+    tinted = 0.55 * 100 + 0.45 * make_palette()[1].astype(float)
     assert np.abs(picture[height - 1, -1] - tinted).max() <= 2, "none where the picture ends"
     assert (picture[height // 2 :, : width // 3] == 100).all(), "nothing at the opposite border"
 
@@ -44,7 +44,7 @@ def test_every_mask_has_a_name_at_its_place() -> None:
     picture = Overlay(CLASSES, TRACK, 4.0).draw(grey(360, 640), found(labels))
     for middle, label in ((150, 1), (500, 3)):
         above = picture[141:149, middle - 40 : middle + 40]
-        assert (above == palette()[label]).all(axis=2).sum() > 100
+        assert (above == make_palette()[label]).all(axis=2).sum() > 100
 
 
 def test_a_gate_of_zero_is_closed() -> None:

@@ -18,7 +18,7 @@ from teso_deploy.media import audio, streamed
 from teso_deploy.media.audio import AudioTrack, StreamedTrack, find_sound, read_audio
 from teso_deploy.media.overlay import Overlay
 from teso_deploy.media.streamed import KEPT_SECONDS, Chunk, Envelope
-from teso_deploy.media.windows import peaks_of
+from teso_deploy.media.windows import compute_peaks
 from teso_deploy.types import SAMPLE_RATE_HZ
 from tests.support.recordings import click_track, record
 
@@ -107,18 +107,18 @@ def test_noise_and_silence_are_those_in_memory(seconds: float) -> None:
     assert stream.end_seconds == whole.end_seconds
     silence = StreamedTrack.silence(seconds)
     assert not silence.read(0, seconds).any() and silence.window(1.0).is_silent and silence.window(1.0).gap_seconds == 0
-    assert not silence.peaks(0, seconds, 20).any() and silence.end_seconds == whole.end_seconds
+    assert not silence.read_peaks(0, seconds, 20).any() and silence.end_seconds == whole.end_seconds
 
 
 def test_a_track_of_years_gives_its_peaks_at_once() -> None:
     """A damaged file may announce that it is 31 years long."""
     samples = np.zeros(16_000, np.float32)
     samples[12_000] = -0.5
-    assert AudioTrack(samples).peaks(0, 2, 4).tolist() == [0, 0.5, 0, 0]
-    assert AudioTrack(samples).peaks(-1, 1, 4).tolist() == [0, 0, 0, 0.5]
-    assert AudioTrack(samples).peaks(0, 1e9, 100).tolist() == [0.5] + 99 * [0]
+    assert AudioTrack(samples).read_peaks(0, 2, 4).tolist() == [0, 0.5, 0, 0]
+    assert AudioTrack(samples).read_peaks(-1, 1, 4).tolist() == [0, 0, 0, 0.5]
+    assert AudioTrack(samples).read_peaks(0, 1e9, 100).tolist() == [0.5] + 99 * [0]
     noise = StreamedTrack.white_noise(1e9, -20)
-    peaks = noise.peaks(0, 2e9, 100)
+    peaks = noise.read_peaks(0, 2e9, 100)
     assert not peaks[51:].any() and peaks[:50] == pytest.approx(np.full(50, 0.4), abs=0.1)
 
 
@@ -133,15 +133,15 @@ def test_an_envelope_is_the_peaks_to_a_block(lengths: list[int], count: int) -> 
         np.abs(samples[max(0, int(a) - 160) : int(b) + 160]).max()
         for a, b in itertools.pairwise(np.linspace(0, len(samples), count + 1))
     ])  # fmt: skip
-    found = envelope.peaks(0, len(samples), count)
-    assert (found >= peaks_of(samples, count)).all() and (found <= wide).all()
+    found = envelope.read_peaks(0, len(samples), count)
+    assert (found >= compute_peaks(samples, count)).all() and (found <= wide).all()
 
 
 def test_an_envelope_of_a_million_years_is_small() -> None:
     envelope, place = Envelope(), 500_000_000_000_000_000
     envelope.add(0, np.full(100, 0.5, np.float32))
     envelope.add(place, np.full(100, -0.75, np.float32))
-    assert envelope.peaks(0, place + 100, 3).tolist() == [0.5, 0, 0.75]
+    assert envelope.read_peaks(0, place + 100, 3).tolist() == [0.5, 0, 0.75]
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.ts"])

@@ -18,7 +18,7 @@ from PIL import Image
 from teso_deploy.errors import MediaError
 from teso_deploy.media.address import Address
 from teso_deploy.media.live_reader import LiveReader
-from teso_deploy.media.tracks import audio_candidates, choose_video_track
+from teso_deploy.media.tracks import choose_video_track, list_audio_candidates
 from teso_deploy.pipeline.video_source import VideoSource
 from tests.support.clips import make_clip
 from tests.support.commands import refused, teso
@@ -63,7 +63,7 @@ def numbers(path: Path, wanted: int | None = None) -> tuple[int, list[int]]:
     with av.open(str(path)) as container:
         video = choose_video_track(container, "a.mkv")
         return video.index, [
-            stream.index for stream in audio_candidates(container, "a.mkv", wanted=wanted, video=video)
+            stream.index for stream in list_audio_candidates(container, "a.mkv", wanted=wanted, video=video)
         ]
 
 
@@ -101,7 +101,7 @@ def test_a_cover_picture_is_chosen_only_by_its_number(parts: dict[str, Path], tm
         with pytest.raises(MediaError, match="only sound"):
             choose_video_track(container, "song.mp4")
         assert choose_video_track(container, "song.mp4", 0).disposition & Disposition.attached_pic
-        assert len(audio_candidates(container, "song.mp4")) == 1
+        assert len(list_audio_candidates(container, "song.mp4")) == 1
 
 
 def test_a_track_that_does_not_exist_is_refused_with_the_list_of_those_that_do(
@@ -111,13 +111,13 @@ def test_a_track_that_does_not_exist_is_refused_with_the_list_of_those_that_do(
     path = mux_tracks(tmp_path / "a.mkv", tracks)
     with av.open(str(path)) as container:
         with pytest.raises(MediaError, match=r"no audio track 2, it has 0 \(aac eng\), 1 \(aac ger\): give --audio"):
-            audio_candidates(container, "a.mkv", wanted=2)
+            list_audio_candidates(container, "a.mkv", wanted=2)
         with pytest.raises(MediaError, match=r"no video track -1, it has 0 \(h264 96x72\): give --video-track"):
             choose_video_track(container, "a.mkv", -1)
     with av.open(str(parts["small"])) as container:
         with pytest.raises(MediaError, match="has no audio track 0, it has no audio tracks"):
-            audio_candidates(container, "small.mp4", wanted=0)
-        assert audio_candidates(container, "small.mp4") == []
+            list_audio_candidates(container, "small.mp4", wanted=0)
+        assert list_audio_candidates(container, "small.mp4") == []
 
 
 def test_picture_and_sound_are_of_one_programme(parts: dict[str, Path], tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_picture_and_sound_are_of_one_programme(parts: dict[str, Path], tmp_path
     both.write_bytes(merge_programmes(radio.read_bytes(), tv.read_bytes()))
     with av.open(str(both)) as container:
         video = choose_video_track(container, "both.ts")
-        ids = [stream.id for stream in audio_candidates(container, "both.ts", wanted=None, video=video)]
+        ids = [stream.id for stream in list_audio_candidates(container, "both.ts", wanted=None, video=video)]
         assert {stream.id for stream in container.streams.audio} == {256, 513, 514}
         assert (video.id, ids) == (512, [513, 514])
 

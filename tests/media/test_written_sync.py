@@ -12,7 +12,7 @@ import pytest
 
 from teso_deploy.errors import OutputError
 from teso_deploy.media.audio import AudioTrack, read_audio
-from teso_deploy.media.container import seconds_of
+from teso_deploy.media.container import convert_to_seconds
 from teso_deploy.media.reader import VideoReader
 from teso_deploy.media.writer import VideoWriter
 from tests.support.recordings import CLICK_SECONDS, click_times, click_track, flash_times
@@ -65,7 +65,7 @@ def test_the_last_frame_has_its_time(tmp_path: Path) -> None:
     path = write(tmp_path / "out.mp4", [0.0, 1.0, 2.0], clicks(), flashes=[1], fps=1)
     with av.open(str(path)) as container:
         for stream in (container.streams.video[0], container.streams.audio[0]):
-            assert seconds_of(stream.duration, stream.time_base) == pytest.approx(3.0, abs=0.07)
+            assert convert_to_seconds(stream.duration, stream.time_base) == pytest.approx(3.0, abs=0.07)
 
 
 def test_it_is_h264_and_aac_and_plays_while_it_loads(tmp_path: Path) -> None:

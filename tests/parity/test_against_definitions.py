@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper
 
-from teso_deploy.conversion.functions import PLUGIN_ATTRIBUTES, msda_function, plugin_function
+from teso_deploy.conversion.functions import PLUGIN_ATTRIBUTES, make_msda_function, make_plugin_function
 from teso_deploy.models import build
 from teso_deploy.models.audio import LogMel
 from teso_deploy.models.fusion import Pmqs, Sedam
 from teso_deploy.models.layers import Attention
 from teso_deploy.models.msda import msda
-from teso_deploy.models.swin import relative_position_index, shift_mask, unwindows, windows
+from teso_deploy.models.swin import compute_relative_positions, join_windows, shift_mask, split_windows
 from teso_deploy.recipe import FusionRecipe, Recipe
 
 Array = NDArray[np.float64]
@@ -145,7 +145,7 @@ def test_msda_as_functions_of_a_graph() -> None:
     starts = np.concatenate(([0], sizes.prod(1).cumsum()[:-1])).astype(np.int32)
     single = [x.astype(np.float32) for x in (value, locations, weights)]
     feeds = {"value": single[0], "shapes": sizes, "starts": starts, "locations": single[1], "weights": single[2]}
-    found = run_function(plugin_function(shapes, 2, 3), feeds, **PLUGIN_ATTRIBUTES)
+    found = run_function(make_plugin_function(shapes, 2, 3), feeds, **PLUGIN_ATTRIBUTES)
     assert found.shape == (2, 7, 2, 3)
     np.testing.assert_allclose(found.reshape(2, 7, 6), expected, atol=2e-5)
     # The same locations, as offsets in cells from reference points.
@@ -153,7 +153,7 @@ def test_msda_as_functions_of_a_graph() -> None:
     offsets = (locations - points[:, None, None, None]) * sizes[:, ::-1][:, None]
     feeds = {"value": single[0], "offsets": offsets.astype(np.float32), "weights": single[2]}
     feeds["reference"] = points.astype(np.float32)
-    found = run_function(msda_function(shapes, 2, 3), feeds, shapes=sizes.reshape(-1).tolist())
+    found = run_function(make_msda_function(shapes, 2, 3), feeds, shapes=sizes.reshape(-1).tolist())
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
@@ -222,14 +222,14 @@ def test_pmqs(alive: list[int]) -> None:
 
 def test_windows_and_back() -> None:
     x = torch.arange(2 * 6 * 9 * 2).view(2, 6, 9, 2)
-    cut = windows(x, 3)
+    cut = split_windows(x, 3)
     assert cut.shape == (12, 9, 2)
     assert torch.equal(cut[1].view(3, 3, 2), x[0, :3, 3:6])
-    assert torch.equal(unwindows(cut, 3, height=6, width=9), x)
+    assert torch.equal(join_windows(cut, 3, height=6, width=9), x)
 
 
 def test_relative_positions() -> None:
-    index = relative_position_index(3)
+    index = compute_relative_positions(3)
     for a, b in np.ndindex(9, 9):
         dy, dx = a // 3 - b // 3, a % 3 - b % 3
         assert index[a, b] == (dy + 2) * 5 + dx + 2
@@ -240,7 +240,7 @@ def test_shift_mask_separates_what_was_not_adjacent() -> None:
     mask = shift_mask(height, width, size=size, shift=shift, device=torch.device("cpu"))
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     place = torch.roll(torch.stack((y, x), -1), (-shift, -shift), (0, 1))
-    cells = windows(place[None], size)
+    cells = split_windows(place[None], size)
     for window, a, b in np.ndindex(len(cells), 9, 9):
         near = (cells[window, a] - cells[window, b]).abs().max() < size
         assert (mask[window, a, b] == 0) == bool(near)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from teso_deploy.models.assembly import WeightSource, fit_tensors, map_keys, recognise_checkpoint
-from teso_deploy.models.beats import BeatsEncoder, KaldiFilterBank, position_buckets
+from teso_deploy.models.beats import BeatsEncoder, KaldiFilterBank, compute_position_buckets
 from teso_deploy.models.keymaps.beats import BEATS
 from teso_deploy.recipe import Recipe
 from tests.support.foundations import small_recipe
@@ -128,7 +128,7 @@ def bucket_of(offset: int, buckets: int, distance: int) -> int:
 
 def test_buckets() -> None:
     for buckets, distance in ((320, 800), (16, 40)):
-        found = position_buckets(48, buckets, distance)
+        found = compute_position_buckets(48, buckets, distance)
         expected = [[bucket_of(key - query, buckets, distance) for key in range(48)] for query in range(48)]
         np.testing.assert_array_equal(found, expected)
 

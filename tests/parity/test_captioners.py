@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from teso_deploy.conversion.captioners import check_pictures, export_captioner, image_entry
-from teso_deploy.conversion.cue_weights import gemms_split, weights_quantized
+from teso_deploy.conversion.captioners import check_pictures, describe_image_processor, export_captioner
+from teso_deploy.conversion.cue_weights import quantize_weights, split_gemms
 from teso_deploy.conversion.llava import export_llava
 from teso_deploy.cues.language.captioner import LocalCaptioner
-from teso_deploy.cues.language.pictures import prepared
+from teso_deploy.cues.language.pictures import prepare_picture
 from teso_deploy.cues.language.reasoner import LocalReasoner
 from teso_deploy.cues.model_bundle import ModelEntry
 from teso_deploy.cues.prompts import Prompt
@@ -91,7 +91,7 @@ def test_captions_are_those_of_hugging_face(kind: str, size: tuple[int, int], re
     image = photograph(*size)
     ids = made.model.generate(**made.shown(image), max_new_tokens=TOKENS, do_sample=False, num_beams=1)[0]
     captioner = made.captioner()
-    ours = captioner._of_encoder(image)
+    ours = captioner._caption_by_encoder(image)
     expected = [token for token in ids.tolist()[1:] if token != 2]
     assert ours == expected[: len(ours)] and len(ours) >= min(TOKENS, len(expected))
     assert len(set(ours)) > 3, "it says one thing for ever, which would show nothing"
@@ -112,7 +112,7 @@ def logits_of(captioner: LocalCaptioner, image: Any, ids: list[int]) -> Any:
 
     captioner._decoder.step = noted  # type: ignore[method-assign]
     with pytest.raises(StopIteration):
-        captioner._of_encoder(image)
+        captioner._caption_by_encoder(image)
     return np.array(found)
 
 
@@ -133,7 +133,7 @@ def test_every_weight_of_a_product_has_few_bits(kind: str, request: pytest.Fixtu
     made: Made = request.getfixturevalue(kind)
     (tmp_path / "out").mkdir()
     for graph in made.entry.graphs.values():
-        weights_quantized(made.folder / "out" / graph, tmp_path / "out" / graph, "int8")
+        quantize_weights(made.folder / "out" / graph, tmp_path / "out" / graph, "int8")
         found = onnx.load(tmp_path / "out" / graph, load_external_data=False).graph
         constants = {tensor.name for tensor in found.initializer}
         products = [node for node in found.node if node.op_type in ("Gemm", "MatMul") and node.input[1] in constants]
@@ -163,7 +163,7 @@ def test_gemm_is_split_into_what_it_is(turned: bool) -> None:
         [onnx.numpy_helper.from_array(np.ascontiguousarray(weights.T) if turned else weights, "w"),
          onnx.numpy_helper.from_array(bias, "b")],
     )  # fmt: skip
-    gemms_split(graph)
+    split_gemms(graph)
     assert [node.op_type for node in graph.node] == ["MatMul", "Add", "MatMul", "Gemm"]
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(model)
@@ -191,7 +191,7 @@ def test_llava_sees_and_says_what_hugging_face_does(llava: Made) -> None:
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
     pixels = shown["pixel_values"]
     captioner = llava.captioner()
-    features = captioner._graphs["vision"].run(None, prepared(image, captioner._image))[0]
+    features = captioner._graphs["vision"].run(None, prepare_picture(image, captioner._image))[0]
     with torch.no_grad():
         seen = torch.stack(list(llava.model.get_image_features(pixels))).numpy()
         expected = llava.model(input_ids=ids, pixel_values=pixels).logits[0, -1].numpy()
@@ -210,7 +210,7 @@ def test_llava_sees_and_says_what_hugging_face_does(llava: Made) -> None:
         return found
 
     captioner._decoder.step = noted  # type: ignore[method-assign]
-    ours = captioner._of_llava(image, prompt)
+    ours = captioner._caption_by_llava(image, prompt)
     np.testing.assert_allclose(logits[0], expected, atol=1e-4)
     theirs = said[0, ids.shape[1] :].tolist()
     assert ours == [token for token in theirs if token not in llava.entry.decoder.end][: len(ours)]
@@ -269,7 +269,7 @@ def test_pictures_that_are_prepared_in_another_way_are_refused(name: str, settin
 
     processor = getattr(transformers, name)(**settings)
     with pytest.raises(CheckpointError, match="take another captioner"):
-        check_pictures(processor, image_entry(processor))
+        check_pictures(processor, describe_image_processor(processor))
 
 
 @pytest.mark.parametrize(
@@ -279,4 +279,4 @@ def test_pictures_that_are_prepared_as_we_do(name: str) -> None:
     import transformers
 
     processor = getattr(transformers, name)()
-    check_pictures(processor, image_entry(processor))
+    check_pictures(processor, describe_image_processor(processor))

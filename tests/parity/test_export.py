@@ -13,10 +13,10 @@ from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
 from teso_deploy.bundle import Bundle
 from teso_deploy.conversion import bundle_export as exporting
 from teso_deploy.conversion.bundle_export import export_bundle
-from teso_deploy.conversion.reference import example_arguments
+from teso_deploy.conversion.reference import make_example_arguments
 from teso_deploy.errors import CheckFailedError, CheckpointError, OutputError
 from teso_deploy.models import build, checkpoints
-from teso_deploy.models.graphs import graph_modules, graph_specs
+from teso_deploy.models.graphs import list_graph_specs, make_graph_modules
 from teso_deploy.recipe import Recipe
 
 
@@ -28,7 +28,7 @@ def engines(tiny_bundle: Path) -> dict[str, OnnxRuntimeEngine]:
 
 def test_tensor_names_and_shapes_are_those_of_the_contract(tiny_bundle: Path, tiny_recipe: Recipe) -> None:
     graphs = Bundle.open(tiny_bundle).manifest.graphs
-    for name, spec in graph_specs(tiny_recipe).items():
+    for name, spec in list_graph_specs(tiny_recipe).items():
         assert tuple(t.name for t in graphs[name].inputs) == spec.inputs
         assert tuple(t.name for t in graphs[name].outputs) == spec.outputs
         assert all(t.shape[0] == "B" for t in (*graphs[name].inputs, *graphs[name].outputs))
@@ -38,7 +38,7 @@ def test_tensor_names_and_shapes_are_those_of_the_contract(tiny_bundle: Path, ti
 
 
 def test_graphs_are_canonical(tiny_bundle: Path, tiny_recipe: Recipe) -> None:
-    for name in graph_specs(tiny_recipe):
+    for name in list_graph_specs(tiny_recipe):
         model = onnx.load(tiny_bundle / f"{name}.onnx")
         assert {node.domain for node in model.graph.node} <= {"", "teso_deploy"}, "standard operators only"
         assert {function.name for function in model.functions} <= {"MSDA"}
@@ -51,7 +51,7 @@ def test_graphs_are_canonical(tiny_bundle: Path, tiny_recipe: Recipe) -> None:
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_every_graph_at_every_batch(engines: dict[str, OnnxRuntimeEngine], tiny_recipe: Recipe, batch: int) -> None:
-    modules, specs = graph_modules(build(tiny_recipe, 0)), graph_specs(tiny_recipe)
+    modules, specs = make_graph_modules(build(tiny_recipe, 0)), list_graph_specs(tiny_recipe)
     generator = torch.Generator().manual_seed(batch)
     given = {
         "image": torch.randn(batch, 3, 64, 64, generator=generator),
@@ -106,8 +106,8 @@ def test_all_cues_rejected_and_four_alive_in_the_engine(
         last.key.weight.zero_()
         last.query.bias.fill_(1.0)
         last.key.bias.fill_(sign)
-    arguments = example_arguments(model, (64, 64))["fusion"]
-    module, spec = graph_modules(model)["fusion"], graph_specs(tiny_recipe)["fusion"]
+    arguments = make_example_arguments(model, (64, 64))["fusion"]
+    module, spec = make_graph_modules(model)["fusion"], list_graph_specs(tiny_recipe)["fusion"]
     export_graph(module, spec, arguments, path=tmp_path / "fusion.onnx", metadata={})
     feeds = {name: value.numpy() for name, value in zip(spec.inputs, arguments, strict=True)}
     ours = OnnxRuntimeEngine(tmp_path / "fusion.onnx").run(feeds)

@@ -16,10 +16,16 @@ from teso_deploy.backends.onnxruntime import TARGET, OnnxRuntimeEngine
 from teso_deploy.bundle import Bundle
 from teso_deploy.conversion.bundle_export import export_bundle
 from teso_deploy.conversion.derive import derive_bundle
-from teso_deploy.conversion.functions import PLUGIN, plugin_nodes
+from teso_deploy.conversion.functions import PLUGIN, convert_to_plugin_nodes
 from teso_deploy.conversion.onnxruntime_form import query_grid
-from teso_deploy.conversion.precision import check_precision, halved, shares
-from teso_deploy.conversion.quantization import least_left_out, observe, products, quantize, sensitivities
+from teso_deploy.conversion.precision import cast_to_half, check_precision, compute_shares
+from teso_deploy.conversion.quantization import (
+    find_least_left_out,
+    list_products,
+    measure_sensitivities,
+    observe,
+    quantize,
+)
 from teso_deploy.conversion.weights import WeightsFile
 from teso_deploy.errors import BundleError, OutputError, PrecisionError
 from teso_deploy.pipeline.pipeline import Pipeline
@@ -151,7 +157,7 @@ def test_the_plugins_node_is_the_canonical_attention(bundle: Bundle, batch: int,
     folder.mkdir()
     shutil.copy(bundle.folder / "visual_encoder.weights", folder)
     path = folder / "visual_encoder.onnx"
-    ir.save(plugin_nodes(ir.load(bundle.graph_path("visual_encoder"))), path)
+    ir.save(convert_to_plugin_nodes(ir.load(bundle.graph_path("visual_encoder"))), path)
     onnx.checker.check_model(str(path))
     feeds = feeds_of(bundle, "visual_encoder", batch)
     canonical = OnnxRuntimeEngine(bundle.graph_path("visual_encoder"), threads=1).run(feeds)
@@ -205,10 +211,10 @@ def test_bfloat16_is_near_too(bundle: Bundle) -> None:
 
 def test_what_was_asked_for_must_be_in_the_file(bundle: Bundle) -> None:
     fp32 = ir.load(bundle.graph_path("visual_encoder"))
-    assert shares(fp32) == {"fp32": 1.0}
+    assert compute_shares(fp32) == {"fp32": 1.0}
     with pytest.raises(PrecisionError, match="100% fp32"):
         check_precision(fp32, "fp16", "visual_encoder.onnx")
-    assert check_precision(halved(fp32, "fp16"), "fp16", "x")["fp16"] > 0.9
+    assert check_precision(cast_to_half(fp32, "fp16"), "fp16", "x")["fp16"] > 0.9
 
 
 def test_a_weight_that_fp16_cannot_hold_is_refused(bundle: Bundle) -> None:
@@ -220,20 +226,20 @@ def test_a_weight_that_fp16_cannot_hold_is_refused(bundle: Bundle) -> None:
     assert value.const_value is not None
     value.const_value = ir.tensor(np.full(value.const_value.numpy().shape, 1e6, np.float32), name=name)
     with pytest.raises(PrecisionError, match="which fp16 can't represent"):
-        halved(model, "fp16")
+        cast_to_half(model, "fp16")
 
 
 def test_what_places_samples_is_never_quantised(bundle: Bundle) -> None:
     path = bundle.graph_path("visual_encoder")
     model = ir.load(path)
-    names = {product.name for product in products(model)}
+    names = {product.name for product in list_products(model)}
     offsets = next(node for node in model.graph if node.op_type == "MSDA").inputs[1]
     while offsets is not None and (node := offsets.producer()) is not None and node.op_type != "MatMul":
         offsets = node.inputs[0]
     assert node is not None and node.op_type == "MatMul" and node.name not in names
     frames = [feeds_of(bundle, "visual_encoder", 1)]
     ranges = observe(path, frames)
-    ranked = sensitivities(path, frames, ranges)
+    ranked = measure_sensitivities(path, frames, ranges)
     assert set(ranked) == names and list(ranked.values()) == sorted(ranked.values(), reverse=True)
     errors = list(ranked.values())
     assert 0.001 < np.median(errors) <= errors[0] < 0.1  # 0 if the inputs of a product are all zero
@@ -244,13 +250,13 @@ def test_what_places_samples_is_never_quantised(bundle: Bundle) -> None:
 
 def test_as_few_as_possible_are_left_out() -> None:
     ranked = [f"layer {i}" for i in range(20)]
-    assert least_left_out(ranked, lambda out: 1.0, aim=0.99, least=0.9) == ([], 1.0)
-    left_out, reached = least_left_out(ranked, lambda out: 0.9 + 0.05 * len(out), aim=0.99, least=0.9)
+    assert find_least_left_out(ranked, lambda out: 1.0, aim=0.99, least=0.9) == ([], 1.0)
+    left_out, reached = find_least_left_out(ranked, lambda out: 0.9 + 0.05 * len(out), aim=0.99, least=0.9)
     assert left_out == ranked[:2] and reached == pytest.approx(1.0)
     best = {0: 0.95, 1: 0.97, 2: 0.96, 4: 0.94}
-    assert least_left_out(ranked, lambda out: best[len(out)], aim=0.99, least=0.9) == (ranked[:1], 0.97)
+    assert find_least_left_out(ranked, lambda out: best[len(out)], aim=0.99, least=0.9) == (ranked[:1], 0.97)
     with pytest.raises(PrecisionError, match="agree with fp32 to 0"):
-        least_left_out(ranked, lambda out: 0.5, aim=0.99, least=0.9)
+        find_least_left_out(ranked, lambda out: 0.5, aim=0.99, least=0.9)
 
 
 def convolutional(tmp_path: Path) -> tuple[Path, dict[str, NDArray[Any]]]:
@@ -280,7 +286,7 @@ def convolutional(tmp_path: Path) -> tuple[Path, dict[str, NDArray[Any]]]:
 
 def test_convolutions_are_quantised_with_their_output(tmp_path: Path) -> None:
     path, feeds = convolutional(tmp_path)
-    found = products(ir.load(path))
+    found = list_products(ir.load(path))
     assert [product.name for product in found] == ["first"], "what the next graph takes is not rounded"
     rows = found[0].rows(feeds["x"]) @ found[0].weights
     exact = OnnxRuntimeEngine(path, threads=1).run(feeds)["y"]
@@ -288,11 +294,11 @@ def test_convolutions_are_quantised_with_their_output(tmp_path: Path) -> None:
     b = onnx.numpy_helper.to_array(next(t for t in onnx.load(path).graph.initializer if t.name == "b"))
     np.testing.assert_allclose(((rows + b + 1) @ v.T).reshape(2, 6, 10, 8).transpose(0, 3, 1, 2), exact, atol=1e-4)
     ranges = observe(path, [feeds])
-    assert {"x", "c"} == set(ranges) and 0.002 < sensitivities(path, [feeds], ranges)["first"] < 0.05
+    assert {"x", "c"} == set(ranges) and 0.002 < measure_sensitivities(path, [feeds], ranges)["first"] < 0.05
     model = ir.load(path)
     assert quantize(model, ranges) == 1
     ir.save(model, tmp_path / "int8.onnx")
-    assert {"int8", "fp32"} == set(shares(ir.load(tmp_path / "int8.onnx")))
+    assert {"int8", "fp32"} == set(compute_shares(ir.load(tmp_path / "int8.onnx")))
     ours = OnnxRuntimeEngine(tmp_path / "int8.onnx", threads=1).run(feeds)["y"]
     assert 0 < np.linalg.norm(ours - exact) / np.linalg.norm(exact) < 0.03
 

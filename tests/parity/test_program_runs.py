@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from teso_deploy.labels import labels_of
 from teso_deploy.pipeline.operators import HostOperators
 from teso_deploy.pipeline.pipeline import Pipeline
-from teso_deploy.pipeline.preprocess import fitted_size
+from teso_deploy.pipeline.preprocess import compute_fitted_size
 from teso_deploy.pipeline.video_source import VideoSource
 from teso_deploy.program import CUE_GATE, MASKS, group_inputs, merge_tensors, run_program
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 
 
 def test_the_shipped_masks_are_those_of_the_whole_program_bit_for_bit() -> None:
-    clip = shipped_path("export/demo/clip.mp4")
+    clip = find_shipped_path("export/demo/clip.mp4")
     words = json.loads(Path(clip.with_suffix(".json")).read_text(encoding="utf-8"))["visible"]
     pipeline = Pipeline.load(threads=1)
     manifest, size = pipeline.bundle.manifest, pipeline.bundle.sizes[0]
@@ -31,7 +31,7 @@ def test_the_shipped_masks_are_those_of_the_whole_program_bit_for_bit() -> None:
     # Each picture with its own sound, then with that of another picture: kept and new tensors are both used.
     for i, moment in enumerate(moments):
         image = moment.frame.image
-        fitted = fitted_size(image, size, manifest.preprocessing.fit)
+        fitted = compute_fitted_size(image, size, manifest.preprocessing.fit)
         shares = fitted[0] / size[0], fitted[1] / size[1]
         for sound, offered in ((moment.sound, words), (moments[i - 1].sound, words[:1])):
             found, cues = pipeline.segment(moment.frame, sound, offered), pipeline.cues_of(offered)

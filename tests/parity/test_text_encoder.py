@@ -24,8 +24,8 @@ from teso_deploy.bundle import (
 )
 from teso_deploy.conversion.bundle_export import export_bundle
 from teso_deploy.conversion.derive import derive_bundle
-from teso_deploy.conversion.text_encoder import text_graph, write_text_encoder
-from teso_deploy.conversion.vocabulary import minilm_folder
+from teso_deploy.conversion.text_encoder import find_text_graph, write_text_encoder
+from teso_deploy.conversion.vocabulary import find_minilm_folder
 from teso_deploy.cues.contracts import CueAnswer
 from teso_deploy.cues.names import CueNames
 from teso_deploy.cues.table import CueTable
@@ -63,7 +63,7 @@ def with_minilm(tiny_bundle: Path, shared: Path) -> Path:
 def by_transformers(sentences: list[str]) -> NDArray[np.float32]:
     """Embed as MiniLM's model card says: the mean over the tokens, scaled to length one."""
     transformers = pytest.importorskip("transformers", reason="transformers (extra: cues) is not installed")
-    folder = str(minilm_folder())
+    folder = str(find_minilm_folder())
     model = transformers.BertModel.from_pretrained(folder).eval()
     encoded = transformers.AutoTokenizer.from_pretrained(folder)(
         sentences, padding=True, truncation=True, max_length=128, return_tensors="pt"
@@ -193,7 +193,7 @@ def test_clip_from_a_bundle_is_that_of_transformers(tmp_path: Path) -> None:
         np.savez(folder / REFERENCE, nothing=np.zeros(1))
         np.savez(folder / CUE_TABLE, names=np.array(words), embeddings=rows.astype(np.float16))
         entry = write_text_encoder(
-            folder, text_graph(recipe, recognise_checkpoint(tmp_path, "text")), recipe, table=table
+            folder, find_text_graph(recipe, recognise_checkpoint(tmp_path, "text")), recipe, table=table
         )
         assert manifest.cue is not None
         cue = manifest.cue.model_copy(update={"encoder": entry})
@@ -207,7 +207,7 @@ def test_clip_from_a_bundle_is_that_of_transformers(tmp_path: Path) -> None:
         expected = reference_of(reference, recipe, TEMPLATE.replace("{cue}", word))
         np.testing.assert_allclose(found[word], expected, atol=1e-4)
     assert np.stack(list(found.values())).std(axis=0).min() > 1e-3, "words differ"
-    cues = CueNames.open(bundle).of_answer(CueAnswer(("kazoos", "Barks"), "llm", confidences=(0.2, 0.8)))
+    cues = CueNames.open(bundle).look_up_answer(CueAnswer(("kazoos", "Barks"), "llm", confidences=(0.2, 0.8)))
     assert cues.names == ("bark", "kazoo")
     np.testing.assert_array_equal(cues.embeddings[0], rows[0].astype(np.float16).astype(np.float32))
     np.testing.assert_array_equal(cues.embeddings[1], found["kazoo"])
@@ -218,7 +218,7 @@ def test_the_encoder_of_another_table_is_refused(tmp_path: Path) -> None:
     reference = clip_folder(tmp_path, recipe)
     words = ("bark", "dog")
     rows = np.stack([reference_of(reference, recipe, TEMPLATE.replace("{cue}", word)) for word in words])
-    graph = text_graph(recipe, recognise_checkpoint(tmp_path, "text"))
+    graph = find_text_graph(recipe, recognise_checkpoint(tmp_path, "text"))
     with pytest.raises(CheckpointError, match="gives 'bark' another embedding than the bundle's table has"):
         write_text_encoder(tmp_path, graph, recipe, table=CueTable(words, rows[::-1], max_cues=2))
     other = recipe.model_copy(update={"text": recipe.text.model_copy(update={"template": "{cue}"})})
@@ -231,7 +231,7 @@ def test_an_encoder_that_can_not_be_written_out_is_refused_first(tmp_path: Path)
     with pytest.raises(RecipeError, match="--checkpoint text=FILE"):
         export_bundle(recipe, tmp_path / "out", random_weights_seed=0, text_encoder=True)
     with pytest.raises(RecipeError, match=r"text\.dim is 24, .*MiniLM-L6 has width 384"):
-        text_graph(small_recipe(text={"encoder": "minilm"}), None)
+        find_text_graph(small_recipe(text={"encoder": "minilm"}), None)
     clip_folder(tmp_path, recipe)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="no vocabulary of CLIP beside"):
@@ -242,7 +242,7 @@ def test_an_encoder_that_can_not_be_written_out_is_refused_first(tmp_path: Path)
 def test_a_bundle_without_encoder_has_none(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     assert TextEncoder.open(bundle) is None
-    assert CueNames.open(bundle).of_answer(CueAnswer(("kazoo",), "llm")).names == ()
+    assert CueNames.open(bundle).look_up_answer(CueAnswer(("kazoo",), "llm")).names == ()
 
 
 def test_vocab_and_merges_make_the_same_tokenizer(tmp_path: Path) -> None:
@@ -255,6 +255,6 @@ def test_vocab_and_merges_make_the_same_tokenizer(tmp_path: Path) -> None:
         if not whole:
             (folder / "tokenizer.json").unlink()
             write_vocabulary(folder, whole=False)
-        tokenizer = text_graph(recipe, recognise_checkpoint(folder, "text")).tokenizer
+        tokenizer = find_text_graph(recipe, recognise_checkpoint(folder, "text")).tokenizer
         found.append([tokenizer.encode(sentence).ids for sentence in ("the dog’s bark", "  The  BARK 9", *WORDS)])
     assert found[0] == found[1]

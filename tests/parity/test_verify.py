@@ -11,23 +11,23 @@ import onnx
 import pytest
 from PIL import Image
 
-from teso_deploy.backends.onnxruntime import onnxruntime_factory
+from teso_deploy.backends.onnxruntime import make_onnxruntime_factory
 from teso_deploy.bundle import Bundle, write_manifest
-from teso_deploy.conversion.divergence import first_difference
-from teso_deploy.conversion.pytorch_engine import pytorch_engines
+from teso_deploy.conversion.divergence import find_first_difference
+from teso_deploy.conversion.pytorch_engine import make_pytorch_engines
 from teso_deploy.errors import BundleError
 from teso_deploy.models.teso import build
 from teso_deploy.recipe import Recipe
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 from teso_deploy.verification import probes
-from teso_deploy.verification.audio_control import SOUNDS, STORED, Heard, control_inputs
+from teso_deploy.verification.audio_control import SOUNDS, STORED, Heard, make_control_inputs
 from teso_deploy.verification.parity import LIMITS, GraphParity, Thresholds, compare, compare_masks
 from teso_deploy.verification.verify import CANONICAL, Check, VerifyReport, verify_bundle
 from tests.support.commands import refused, teso
 
 
 def report_of(bundle: Bundle, *forms: str, thorough: bool = True) -> VerifyReport:
-    return verify_bundle(bundle, lambda form: onnxruntime_factory(1, form), forms=forms, is_thorough=thorough)
+    return verify_bundle(bundle, lambda form: make_onnxruntime_factory(1, form), forms=forms, is_thorough=thorough)
 
 
 def changed(source: Path, out: Path, file: str, weight: str | None = None, factor: float = -1.0) -> Bundle:
@@ -79,12 +79,12 @@ def test_a_changed_weight_is_found_and_its_node_named(full_bundle: Path, tmp_pat
     assert not report.passed and "onnxruntime-fp32" in report.failures[0]
     assert all("(canonical" not in failure for failure in report.failures)
     inputs = [tensor.name for tensor in bundle.manifest.graphs["decoder"].inputs]
-    feeds = probes.take_inputs(probes.reference_at(bundle, (64, 64)), inputs)
+    feeds = probes.take_inputs(probes.read_reference(bundle, (64, 64)), inputs)
     paths = bundle.graph_path("decoder"), bundle.graph_path("decoder", "onnxruntime-fp32")
-    found = first_difference(*paths, feeds, tolerance=LIMITS["fp32"].node)
+    found = find_first_difference(*paths, feeds, tolerance=LIMITS["fp32"].node)
     assert found is not None and found.max_abs_error > 0 and found.op_type in str(found)
     honest = Bundle.open(full_bundle).graph_path("decoder", "onnxruntime-fp32")
-    assert first_difference(paths[0], honest, feeds, tolerance=LIMITS["fp32"].node) is None
+    assert find_first_difference(paths[0], honest, feeds, tolerance=LIMITS["fp32"].node) is None
 
 
 def test_the_first_of_the_differing_nodes_is_named(full_bundle: Path, tmp_path: Path) -> None:
@@ -96,13 +96,13 @@ def test_the_first_of_the_differing_nodes_is_named(full_bundle: Path, tmp_path: 
     weight = next(tensor for tensor in model.graph.initializer if tensor.name == second.input[1])
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 2, weight.name))
     onnx.save(model, tmp_path / "other.onnx")
-    reference = probes.reference_at(Bundle.open(full_bundle), (64, 64))
-    found = first_difference(canonical, tmp_path / "other.onnx", reference, tolerance=1e-4)
+    reference = probes.read_reference(Bundle.open(full_bundle), (64, 64))
+    found = find_first_difference(canonical, tmp_path / "other.onnx", reference, tolerance=1e-4)
     assert found is not None and found.node == second.name
 
 
 def test_a_form_that_ignores_the_sound_fails_the_control(tmp_path: Path) -> None:
-    shipped = shipped_path("engines/bundles/teso-nano")
+    shipped = find_shipped_path("engines/bundles/teso-nano")
     bundle = changed(shipped, tmp_path / "deaf", "audio_encoder.onnxruntime-fp32.onnx", factor=0.0)
     report = report_of(bundle, "onnxruntime-fp32")
     told = [failure for failure in report.failures if failure.startswith("audio control (onnxruntime-fp32): own")]
@@ -112,9 +112,9 @@ def test_a_form_that_ignores_the_sound_fails_the_control(tmp_path: Path) -> None
 
 def test_each_sound_of_the_control_goes_with_the_cues_of_its_own_row(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
-    reference = probes.reference_at(bundle, bundle.sizes[0])
+    reference = probes.read_reference(bundle, bundle.sizes[0])
     assert not np.array_equal(reference["cues"][0], reference["cues"][2]), "random weights: each row has other cues"
-    given = control_inputs(reference)
+    given = make_control_inputs(reference)
     for sound, row in STORED.items():
         for name in ("waveform", "cues", "cue_valid"):
             np.testing.assert_array_equal(given[name][SOUNDS.index(sound)], reference[name][row])
@@ -173,18 +173,18 @@ def test_compare() -> None:
 def test_pytorch_itself_can_be_asked(full_bundle: Path, tiny_recipe: Recipe) -> None:
     bundle = Bundle.open(full_bundle)
     sizes = [(64, 96)]
-    model = pytorch_engines(build(tiny_recipe, 0))
+    model = make_pytorch_engines(build(tiny_recipe, 0))
 
     def asked(engines: probes.Engines) -> VerifyReport:
         return verify_bundle(
-            bundle, lambda form: onnxruntime_factory(1, form), forms=(CANONICAL,), sizes=sizes, pytorch=engines
+            bundle, lambda form: make_onnxruntime_factory(1, form), forms=(CANONICAL,), sizes=sizes, pytorch=engines
         )
 
     report = asked(model)
     assert report.passed, report.failures
     stale = report.parity("decoder@64x96", "reference.npz")
     assert stale is not None and stale.max_abs_error < 1e-5
-    other = asked(pytorch_engines(build(tiny_recipe, 1)))
+    other = asked(make_pytorch_engines(build(tiny_recipe, 1)))
     assert not other.passed and any("reference.npz" in failure for failure in other.failures)
 
 

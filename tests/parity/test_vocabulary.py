@@ -33,7 +33,7 @@ def recipe() -> Recipe:
 
 
 def test_word_list_is_sorted_unique_and_holds_every_class(recipe: Recipe) -> None:
-    nouns = vocabulary.shipped_nouns()
+    nouns = vocabulary.read_shipped_nouns()
     assert nouns == sorted(set(nouns))
     assert len(nouns) >= 500
     assert all(noun == noun.lower().strip() for noun in nouns)
@@ -72,8 +72,8 @@ def test_a_missing_package_names_the_extra(recipe: Recipe, monkeypatch: pytest.M
 
 def test_embeddings_equal_those_of_transformers(recipe: Recipe) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers (extra: cues) is not installed")
-    sentences = [recipe.text.template.format(cue=noun) for noun in vocabulary.shipped_nouns()[::10]]
-    folder = str(vocabulary.minilm_folder())
+    sentences = [recipe.text.template.format(cue=noun) for noun in vocabulary.read_shipped_nouns()[::10]]
+    folder = str(vocabulary.find_minilm_folder())
     model = transformers.BertModel.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     encoded = tokenizer(sentences, padding=True, return_tensors="pt")
@@ -93,10 +93,10 @@ def test_embeddings_equal_those_of_transformers(recipe: Recipe) -> None:
 def test_the_word_none_is_in_the_table_that_pads_with_it() -> None:
     tables = {"head": {"classes": ["Sounding  object"]}, "tagger": {"words": ["dog"]}}
     masks = small_recipe(**tables)
-    assert vocabulary.cue_words(masks, ["Cat", "dog", " "]) == ["cat", "dog", "sounding object"]
+    assert vocabulary.list_cue_words(masks, ["Cat", "dog", " "]) == ["cat", "dog", "sounding object"]
     pads = small_recipe(**tables, text={"padding": "none-embedding"})
-    assert vocabulary.cue_words(pads, ["Cat", "dog"]) == ["cat", "dog", "none", "sounding object"]
-    assert set(vocabulary.shipped_nouns()) <= set(vocabulary.cue_words(masks))
+    assert vocabulary.list_cue_words(pads, ["Cat", "dog"]) == ["cat", "dog", "none", "sounding object"]
+    assert set(vocabulary.read_shipped_nouns()) <= set(vocabulary.list_cue_words(masks))
 
 
 def test_sentences_are_embedded_by_what_is_given() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from teso_deploy.backends.cuda.arrays import DeviceArray, device_array
+from teso_deploy.backends.cuda.arrays import DeviceArray, take_array
 from teso_deploy.backends.cuda.device import Device, Memory
 from teso_deploy.backends.cuda.libcuda import Libcuda
 from teso_deploy.backends.cuda.opening import open_device
@@ -324,10 +324,10 @@ def arrays_are_shared(device: Device) -> None:
     assert array.__dlpack_device__() == (2, 0) and array.__cuda_array_interface__["stream"] == stream.handle
     for shared in (array, Interface(array), Interface(array, strides=(4,)), Interface(array, stream=1)):
         for behind in (reader, None):
-            taken = device_array(shared, device, behind)
+            taken = take_array(shared, device, behind)
             assert taken.pointer == memory.pointer and taken.shape == (N,) and taken.dtype == np.float32
             assert not taken.is_on_host and np.array_equal(taken.numpy(), source)
-    taken = device_array(array, device)
+    taken = take_array(array, device)
     pointer = memory.pointer
     del memory, array, shared
     gc.collect()
@@ -347,7 +347,7 @@ def a_copy_of_an_array_is_its_own(device: Device) -> None:
 
     memory = _filled(device, _floats(device))
     array = DeviceArray(memory.pointer, (N,), np.dtype("f4"), memory, device)
-    copy = device_array(Copied(array), device)
+    copy = take_array(Copied(array), device)
     assert copy.pointer != array.pointer and np.array_equal(copy.numpy(), np.arange(N))
 
 
@@ -360,9 +360,9 @@ def arrays_that_do_not_fit_are_refused(device: Device) -> None:
         (Interface(array, stream=0), "stream 0"),
     ):
         with pytest.raises(DeviceError, match=text):
-            device_array(shared, device)
+            take_array(shared, device)
     with pytest.raises(DeviceError, match="no GPU was opened"):
-        device_array(array)
+        take_array(array)
 
     class Elsewhere:
         def __dlpack_device__(self) -> tuple[int, int]:
@@ -372,7 +372,7 @@ def arrays_that_do_not_fit_are_refused(device: Device) -> None:
             raise AssertionError
 
     with pytest.raises(DeviceError, match="on GPU 5, and GPU 0 is used"):
-        device_array(Elsewhere(), device)
+        take_array(Elsewhere(), device)
     with pytest.raises(DeviceError, match="float32 was given where float16 is needed"):
         array.contiguous(np.float16)
 

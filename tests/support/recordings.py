@@ -14,7 +14,7 @@ from av.audio.stream import AudioStream
 from av.packet import Packet
 from numpy.typing import NDArray
 
-from teso_deploy.media.container import seconds_of
+from teso_deploy.media.container import convert_to_seconds
 from teso_deploy.media.reader import VideoReader
 
 SIZE = (64, 96)
@@ -88,7 +88,7 @@ def record(
 
 def _start(packet: Packet[Any]) -> float:
     stamp = packet.dts if packet.dts is not None else packet.pts
-    seconds = seconds_of(stamp, packet.time_base)
+    seconds = convert_to_seconds(stamp, packet.time_base)
     return float("inf") if seconds is None else seconds
 
 

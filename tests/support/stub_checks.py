@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from teso_deploy.backends.cuda.arrays import DeviceArray, device_array
+from teso_deploy.backends.cuda.arrays import DeviceArray, take_array
 from teso_deploy.backends.cuda.device import CudaLibrary, Device
 from teso_deploy.backends.cuda.opening import open_device
 from teso_deploy.errors import DeviceError, DeviceMemoryError
@@ -63,7 +63,7 @@ def another_gpu_is_opened(device: Device) -> None:
     memory = other.allocate(4)
     array = DeviceArray(memory.pointer, (1,), np.dtype("f4"), memory, other)
     with pytest.raises(DeviceError, match="on GPU 1, and GPU 0 is used"):
-        device_array(array, device)
+        take_array(array, device)
 
 
 def memory_outlives_its_device_object(device: Device) -> None:
@@ -109,12 +109,12 @@ def arrays_wait_for_their_streams(device: Device) -> None:
         (lambda: written.__dlpack__(stream=-1), 0, 0),
         (lambda: written.__dlpack__(stream=-1, copy=True), 0, 1),
         (lambda: ready.__dlpack__(stream=reader.handle), 0, 0),
-        (lambda: device_array(written, device, reader), 1, 0),
-        (lambda: device_array(written, device), 1, 1),
-        (lambda: device_array(Interface(written), device, reader), 1, 0),
-        (lambda: device_array(Interface(written), device, stream), 0, 0),
-        (lambda: device_array(Interface(written), device), 1, 1),
-        (lambda: device_array(Interface(ready), device), 0, 0),
+        (lambda: take_array(written, device, reader), 1, 0),
+        (lambda: take_array(written, device), 1, 1),
+        (lambda: take_array(Interface(written), device, reader), 1, 0),
+        (lambda: take_array(Interface(written), device, stream), 0, 0),
+        (lambda: take_array(Interface(written), device), 1, 1),
+        (lambda: take_array(Interface(ready), device), 0, 0),
     )
     for number, (share, waits, syncs) in enumerate(cases):
         before = stub.teso_stub_live(b"waits"), stub.teso_stub_live(b"syncs")

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from teso_deploy.architectures import AUDIO_ENCODERS, FOUNDATIONS, AudioEncoderEntry
 from teso_deploy.errors import RecipeError
 from teso_deploy.models.assembly import assemble
-from teso_deploy.models.graphs import graph_specs
+from teso_deploy.models.graphs import list_graph_specs
 from teso_deploy.models.keymaps import list_formats
 from teso_deploy.recipe import parse_recipe
 from tests.support.foundations import small_recipe
@@ -68,7 +68,7 @@ def test_an_added_encoder_is_built_and_filled_from_its_checkpoint(loudness: str,
     assert built.sources == {"audio": tmp_path / "meter.safetensors"}
     assert torch.equal(built.model.audio_encoder.layer.weight, weight)  # type: ignore[union-attr, arg-type]
     assert built.model.audio_encoder(torch.zeros(2, 15_600)).tolist() == [[1.0] * 12] * 2
-    assert "audio_encoder" in graph_specs(recipe) and "fusion" in str(built)
+    assert "audio_encoder" in list_graph_specs(recipe) and "fusion" in str(built)
 
 
 def test_a_recipe_with_an_unknown_name_lists_those_that_there_are(loudness: str) -> None:

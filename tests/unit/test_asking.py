@@ -15,10 +15,10 @@ def wishes(*pictures: tuple[float, bool, bool], options: AskingOptions = OPTIONS
     """Return when and why a source is asked if every wish is granted at once. Pictures: time, new scene, new sound."""
     wish, found = Wish(options), list[tuple[float, Reason]]()
     for seconds, scene, sound in pictures:
-        wish.saw(seconds, is_new_scene=scene, is_new_sound=sound)
+        wish.note_picture(seconds, is_new_scene=scene, is_new_sound=sound)
         if wish.reason is not None:
             found.append((seconds, wish.reason))
-            wish.asked(seconds)
+            wish.note_question(seconds)
     return found
 
 
@@ -53,18 +53,18 @@ def test_a_leap_back_in_time_is_a_cause() -> None:
 
 def test_a_cause_stays_until_it_is_asked_about() -> None:
     wish = Wish(OPTIONS)
-    wish.saw(0, is_new_scene=False, is_new_sound=False)
-    wish.asked(0)
-    wish.saw(1, is_new_scene=True, is_new_sound=False)
+    wish.note_picture(0, is_new_scene=False, is_new_sound=False)
+    wish.note_question(0)
+    wish.note_picture(1, is_new_scene=True, is_new_sound=False)
     for at in range(2, 9):
-        wish.saw(at, is_new_scene=False, is_new_sound=at == 5)
+        wish.note_picture(at, is_new_scene=False, is_new_sound=at == 5)
     assert wish.reason == "scene"
-    wish.asked(8)
+    wish.note_question(8)
     assert wish.reason is None
-    wish.failed("scene")
+    wish.restore_reason("scene")
     assert wish.reason == "scene"
-    wish.saw(9, is_new_scene=False, is_new_sound=True)
-    wish.failed("interval")
+    wish.note_picture(9, is_new_scene=False, is_new_sound=True)
+    wish.restore_reason("interval")
     assert wish.reason == "scene"
 
 
@@ -72,31 +72,31 @@ def test_a_budget_a_minute() -> None:
     allowance = Allowance(3)
     for now in (0.0, 5.0, 9.0):
         assert allowance.wait_seconds(now) == 0
-        allowance.asked(now)
+        allowance.note_question(now)
     assert allowance.wait_seconds(9.0) == pytest.approx(51)
     assert allowance.wait_seconds(59.9) == pytest.approx(0.1)
     assert allowance.wait_seconds(60.0) == 0
-    allowance.asked(60.0)
+    allowance.note_question(60.0)
     assert allowance.wait_seconds(60.0) == pytest.approx(5)
 
 
 def test_pauses_grow_behind_failures_and_end_with_an_answer() -> None:
     allowance, now, pauses = Allowance(1000), 0.0, []
     for _ in range(9):
-        allowance.failed(now, None)
+        allowance.note_failure(now, None)
         pauses.append(allowance.wait_seconds(now))
         now += pauses[-1]
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    allowance.answered()
-    allowance.failed(now, None)
+    allowance.note_answer()
+    allowance.note_failure(now, None)
     assert allowance.wait_seconds(now) == 1
 
 
 def test_a_source_may_ask_for_a_longer_pause() -> None:
     allowance = Allowance(1000)
-    allowance.failed(0.0, 20.0)
+    allowance.note_failure(0.0, 20.0)
     assert allowance.wait_seconds(0.0) == 20
-    allowance.answered()
+    allowance.note_answer()
     assert allowance.wait_seconds(0.0) == 0
 
 
@@ -108,5 +108,5 @@ def test_no_budget_is_refused() -> None:
 def test_a_source_that_is_gone_for_days() -> None:
     allowance = Allowance(12)
     for minute in range(3000):
-        allowance.failed(60.0 * minute, None)
+        allowance.note_failure(60.0 * minute, None)
     assert allowance.wait_seconds(60.0 * 2999) == 60.0

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from teso_deploy.program import TESO
 from teso_deploy.types import WINDOW_SAMPLES
 from teso_deploy.verification import probes
-from teso_deploy.verification.audio_control import SOUNDS, STORED, control, control_inputs
+from teso_deploy.verification.audio_control import SOUNDS, STORED, control, make_control_inputs
 from teso_deploy.verification.parity import LIMITS
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -86,12 +86,12 @@ def failures(reference: Arrays, given: Arrays) -> list[str]:
 
 
 def test_a_right_model_passes(reference: Arrays) -> None:
-    given = control_inputs(reference)
+    given = make_control_inputs(reference)
     assert given["cues"][:, 0, 0].tolist() == [1, 5, 3, 1, 1, 1], "own, other, muted, and noise with the own cues"
     assert failures(reference, given) == []
 
 
 def test_cues_of_another_row_are_found(reference: Arrays) -> None:
-    given = control_inputs(reference)
+    given = make_control_inputs(reference)
     assert failures(reference, {**given, "cues": np.repeat(given["cues"][:1], 6, axis=0)}) == ["other", "muted"]
     assert failures(reference, {**given, "cues": np.roll(given["cues"], 1, axis=0)}) == ["other", "muted"]

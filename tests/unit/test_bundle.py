@@ -22,7 +22,7 @@ from teso_deploy.cues.table import CueTable
 from teso_deploy.errors import BundleError, InputNotFoundError, OutputError
 from teso_deploy.program import Program, Stage
 from teso_deploy.recipe import Recipe
-from teso_deploy.sealed import sha256_of
+from teso_deploy.sealed import hash_file
 from tests.support.graph_files import empty_graph
 
 
@@ -69,7 +69,7 @@ def test_what_was_written_is_opened(folder: Path, tiny_recipe: Recipe) -> None:
     assert bundle.manifest.measured == {"cosine": 1.0}
     assert bundle.reference()["masks"].shape == (1, 3, 16, 16)
     assert set(bundle.manifest.files) == {"decoder.onnx", "reference.npz", "cues.npz"}
-    assert bundle.manifest.files["decoder.onnx"].sha256 == sha256_of(folder / "decoder.onnx")
+    assert bundle.manifest.files["decoder.onnx"].sha256 == hash_file(folder / "decoder.onnx")
 
 
 def test_its_cue_table_knows_its_words(folder: Path) -> None:

@@ -15,7 +15,7 @@ from teso_deploy.models import build, checkpoints, weight_files
 from teso_deploy.recipe import Recipe
 from teso_deploy.training.calibration import (
     FALSE_ALARM_RATE,
-    _gate_threshold,
+    _find_gate_threshold,
     _tag_threshold,
     calibrate_checkpoint,
 )
@@ -48,8 +48,8 @@ def test_calibration_is_kept_in_the_checkpoint_and_shifts_the_gate(
 def test_thresholds_are_where_they_should_be() -> None:
     blank = np.arange(100, dtype=np.float32)
     rows, highest = [blank - 500, blank], np.quantile(blank, 0.95)
-    assert _gate_threshold(np.array([50.0, 200.0]), rows) == pytest.approx(highest)
-    assert _gate_threshold(np.array([150.0, 200.0]), rows) == pytest.approx((highest + 150) / 2)
+    assert _find_gate_threshold(np.array([50.0, 200.0]), rows) == pytest.approx(highest)
+    assert _find_gate_threshold(np.array([150.0, 200.0]), rows) == pytest.approx((highest + 150) / 2)
     tags = np.array([[0.9, 0.2], [0.8, 0.35], [0.3, 0.6]])
     visible = np.array([[True, False], [True, False], [False, True]])
     assert _tag_threshold(tags, visible) == (0.4, 1.0)
@@ -64,7 +64,7 @@ def test_a_checkpoint_without_or_with_a_broken_calibration(training_recipe: Reci
     checkpoints.save(build(training_recipe, 0), path)
     assert checkpoints.apply_calibration(training_recipe, path) == training_recipe
     with pytest.raises(CheckpointError, match="does not name its recipe"):
-        checkpoints.recipe_of(path)
+        checkpoints.read_recipe(path)
     checkpoints.save(build(training_recipe, 0), path, {checkpoints.CALIBRATION: "{}"})
     with pytest.raises(CheckpointError, match="calibrate again"):
         checkpoints.apply_calibration(training_recipe, path)

@@ -29,7 +29,7 @@ def scene(seed: int, size: tuple[int, int] = (90, 160)) -> Image:
 def changes(pictures: Sequence[Image]) -> list[int]:
     """Return the pictures at which a new scene is detected."""
     detector = SceneChange()
-    return [k for k, picture in enumerate(pictures) if detector.changed(picture)]
+    return [k for k, picture in enumerate(pictures) if detector.is_changed(picture)]
 
 
 def test_a_cut_is_known_once_it_lasts() -> None:
@@ -66,7 +66,7 @@ def sounds(kinds: Sequence[NDArray[np.float32] | None], noise: float = 0.1) -> l
         samples = np.full(WINDOW, 0.0 if kind is None else 0.1, np.float32)
         features = rng.standard_normal(64).astype(np.float32) if kind is None else kind
         features = features + noise * rng.standard_normal(64).astype(np.float32)
-        if detector.changed(features, samples):
+        if detector.is_changed(features, samples):
             found.append(k)
     return found
 
@@ -95,4 +95,4 @@ def test_what_was_long_ago_is_new_again() -> None:
 @pytest.mark.parametrize("features", [np.zeros(64, np.float32), np.full(64, np.nan, np.float32)])
 def test_features_that_say_nothing(features: NDArray[np.float32]) -> None:
     detector = SoundChange()
-    assert not any(detector.changed(features, np.full(WINDOW, 0.1, np.float32)) for _ in range(10))
+    assert not any(detector.is_changed(features, np.full(WINDOW, 0.1, np.float32)) for _ in range(10))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from teso_deploy.conversion.cue_decoders import tokenizer_to
+from teso_deploy.conversion.cue_decoders import write_tokenizer
 from teso_deploy.cues.answers import read_answer
 from teso_deploy.cues.language.constraint import MAX_NAMES, RESERVE_TOKENS, ObjectConstraint, Shape
 from teso_deploy.cues.language.decoder import Cache
@@ -75,7 +75,7 @@ class Wishes:
 
 @pytest.fixture(params=["byte-level", "sentencepiece"])
 def tokens(request: pytest.FixtureRequest, tmp_path: Path) -> Tokens:
-    tokenizer_to(byte_tokenizer() if request.param == "byte-level" else sentencepiece_tokenizer(), tmp_path)
+    write_tokenizer(byte_tokenizer() if request.param == "byte-level" else sentencepiece_tokenizer(), tmp_path)
     return Tokens(tmp_path / "tokenizer.json")
 
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from teso_deploy.conversion.vocabulary import shipped_nouns
+from teso_deploy.conversion.vocabulary import read_shipped_nouns
 from teso_deploy.cues.contracts import CueAnswer
 from teso_deploy.cues.names import CueNames
-from teso_deploy.cues.singulars import singular
+from teso_deploy.cues.singulars import make_singular
 from teso_deploy.cues.table import CueTable
 from teso_deploy.cues.text_encoder import TextEncoder
 from teso_deploy.errors import CueError
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 
 NAMES = ("bus", "chicken", "dog", "fire truck", "glass", "maracas", "person", "saxophone", "truck", "violin")
 MAX_CUES = 3
@@ -21,8 +21,8 @@ MAX_CUES = 3
 
 def vocabulary() -> list[str]:
     """Return all words of the shipped lists."""
-    classes = shipped_path("export/vocabulary/avss70.txt").read_text(encoding="utf-8").splitlines()
-    return sorted({*shipped_nouns(), *(name for name in classes if name and not name.startswith("#"))})
+    classes = find_shipped_path("export/vocabulary/avss70.txt").read_text(encoding="utf-8").splitlines()
+    return sorted({*read_shipped_nouns(), *(name for name in classes if name and not name.startswith("#"))})
 
 
 class Letters(TextEncoder):
@@ -93,7 +93,7 @@ def test_no_word_of_the_list_is_taken_for_another() -> None:
     words = vocabulary()
     table = CueTable(words, np.zeros((len(words), 2), np.float32), max_cues=MAX_CUES)
     assert [table.find(name) for name in words] == words
-    ones = {name: singular(name) for name in words if singular(name) != name}
+    ones = {name: make_singular(name) for name in words if make_singular(name) != name}
     assert 10 < len(ones) < 20
     assert all(plural(one) == name for name, one in ones.items()), "plurals alone are taken for plurals"
 
@@ -130,8 +130,8 @@ def test_no_word_of_the_list_is_taken_for_another() -> None:
     ],
 )
 def test_singulars(name: str, one: str) -> None:
-    assert singular(name) == one
-    assert singular(one) == one
+    assert make_singular(name) == one
+    assert make_singular(one) == one
 
 
 def test_what_a_table_has_in_the_plural_is_found_by_one(table: CueTable) -> None:
@@ -142,34 +142,34 @@ def test_what_a_table_has_in_the_plural_is_found_by_one(table: CueTable) -> None
 
 def test_typed_words_are_looked_up_or_refused(table: CueTable) -> None:
     names = CueNames(table)
-    cues = names.of_words(["Violins", "sax", "violin", " "])
+    cues = names.look_up_words(["Violins", "sax", "violin", " "])
     assert cues.names == ("violin", "saxophone") and cues.source == "manual" and cues.age_seconds == 0
     assert cues.valid.tolist() == [True, True, False]
     np.testing.assert_array_equal(
         cues.embeddings, [row(table, "violin"), row(table, "saxophone"), np.zeros(3, np.float32)]
     )
     with pytest.raises(CueError, match=r"'hviolin'.*did you mean 'violin'"):
-        names.of_words(["dog", "hviolin"])
+        names.look_up_words(["dog", "hviolin"])
     with pytest.raises(CueError, match="'red fire truck'"):
-        names.of_words(["red fire truck"])
-    assert names.of_words([]).source == "none" and not names.of_words(["", " "]).valid.any()
+        names.look_up_words(["red fire truck"])
+    assert names.look_up_words([]).source == "none" and not names.look_up_words(["", " "]).valid.any()
 
 
 def test_an_answer_is_taken_as_far_as_it_goes(table: CueTable) -> None:
     names = CueNames(table)
-    cues = names.of_answer(answer("red fire truck", "quartz", "two old people"))
+    cues = names.look_up_answer(answer("red fire truck", "quartz", "two old people"))
     assert cues.names == ("fire truck", "person") and cues.source == "llm"
     np.testing.assert_array_equal(cues.embeddings[:2], [row(table, "fire truck"), row(table, "person")])
-    assert names.of_answer(answer("Red_Truck")).names == ("truck",)
+    assert names.look_up_answer(answer("Red_Truck")).names == ("truck",)
     for nothing in (answer(), answer("quartz", "", " ")):
-        assert names.of_answer(nothing).names == () and not names.of_answer(nothing).valid.any()
+        assert names.look_up_answer(nothing).names == () and not names.look_up_answer(nothing).valid.any()
 
 
 def test_more_than_the_model_takes_go_by_confidence(table: CueTable) -> None:
     names = CueNames(table)
     spoken = ("bus", "dog", "glass", "violin", "person")
-    assert names.of_answer(answer(*spoken)).names == ("bus", "dog", "glass")
-    sure = names.of_answer(answer(*spoken, confidences=(0.1, 0.9, 0.9, 0.3, 1.0)))
+    assert names.look_up_answer(answer(*spoken)).names == ("bus", "dog", "glass")
+    sure = names.look_up_answer(answer(*spoken, confidences=(0.1, 0.9, 0.9, 0.3, 1.0)))
     assert sure.names == ("person", "dog", "glass"), "of equal ones the first"
     np.testing.assert_array_equal(sure.embeddings[1], row(table, "dog"))
 
@@ -180,13 +180,13 @@ def test_names_that_come_to_one_are_merged_before_the_cut(table: CueTable) -> No
     With the first confidence, the dog would lead.
     """
     spoken = ("hens", "dog", "chicken", "hen", "big chicken", "violin")
-    cues = CueNames(table).of_answer(answer(*spoken, confidences=(0.2, 0.7, 0.6, 0.9, 0.8, 0.1)))
+    cues = CueNames(table).look_up_answer(answer(*spoken, confidences=(0.2, 0.7, 0.6, 0.9, 0.8, 0.1)))
     assert cues.names == ("chicken", "dog", "violin") and cues.valid.all()
 
 
 def test_what_the_table_has_not_goes_to_the_encoder(table: CueTable) -> None:
     encoder = Letters()
-    cues = CueNames(table, encoder).of_words(["Dogs", "Red  Kazoos", "red kazoo", "hviolin"])
+    cues = CueNames(table, encoder).look_up_words(["Dogs", "Red  Kazoos", "red kazoo", "hviolin"])
     assert cues.names == ("dog", "red kazoo", "hviolin")
     assert set(encoder.asked) == {"red kazoo", "hviolin"}
     np.testing.assert_array_equal(cues.embeddings[1], [9, ord("r"), ord("o")])
@@ -196,14 +196,14 @@ def test_what_the_table_has_not_goes_to_the_encoder(table: CueTable) -> None:
 def test_answers_go_to_the_encoder_too_as_far_as_there_is_room(table: CueTable) -> None:
     encoder = Letters()
     spoken = ("dulcimer", "kazoos", "fire truck", "zither", "kazoo")
-    cues = CueNames(table, encoder).of_answer(answer(*spoken, confidences=(0.1, 0.2, 0.9, 0.4, 0.8)))
+    cues = CueNames(table, encoder).look_up_answer(answer(*spoken, confidences=(0.1, 0.2, 0.9, 0.4, 0.8)))
     assert cues.names == ("fire truck", "kazoo", "zither") and cues.source == "llm"
     assert set(encoder.asked) == {"kazoo", "zither"}, "none for what is cut"
-    assert CueNames(table, encoder).of_answer(answer(" ", "")).names == ()
+    assert CueNames(table, encoder).look_up_answer(answer(" ", "")).names == ()
 
 
 def test_slots_that_are_left_are_padded_as_the_bundle_pads(table: CueTable) -> None:
     padded = CueTable(("dog", "none"), np.eye(2, dtype=np.float32), max_cues=2, pads=True)
-    cues = CueNames(padded).of_answer(answer("dogs"))
+    cues = CueNames(padded).look_up_answer(answer("dogs"))
     assert cues.names == ("dog",) and cues.valid.all()
     np.testing.assert_array_equal(cues.embeddings, np.eye(2))

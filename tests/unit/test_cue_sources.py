@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from teso_deploy.bundle import TaggerEntry
-from teso_deploy.cues.caption_words import find_nouns, mentions
+from teso_deploy.cues.caption_words import find_nouns, is_mentioned
 from teso_deploy.cues.chain import ChainSource
 from teso_deploy.cues.contracts import CueAnswer, CueMoment, Message
 from teso_deploy.cues.kept import KeptAnswers
@@ -114,7 +114,7 @@ def test_what_the_model_can_segment_comes_first() -> None:
     ],
 )
 def test_a_name_is_grounded_in_its_caption(caption: str, name: str, has: bool) -> None:
-    assert mentions(caption, name) is has
+    assert is_mentioned(caption, name) is has
 
 
 def test_the_tagger_offers_what_reaches_its_threshold_surest_first() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from teso_deploy.bundle import TaggerEntry
-from teso_deploy.cues.table import CueTable, variants
+from teso_deploy.cues.table import CueTable, list_variants
 from teso_deploy.errors import BundleError, CueError
 
 NAMES = ("airplane", "church bell", "cow", "dog", "fly", "horse", "wolf")
@@ -33,17 +33,17 @@ def table() -> CueTable:
     ],
 )
 def test_words_are_folded_to_the_tables_spelling(table: CueTable, word: str, known: str) -> None:
-    assert table.known(word) == known
+    assert table.require(word) == known
 
 
 def test_a_word_of_the_table_is_never_folded_away() -> None:
     table = CueTable(("dog", "dogs", "plane", "airplane"), np.eye(4, dtype=np.float32), max_cues=4)
-    assert table.known("dogs") == "dogs"
-    assert table.known("plane") == "plane"
+    assert table.require("dogs") == "dogs"
+    assert table.require("plane") == "plane"
 
 
 def test_short_words_keep_their_s() -> None:
-    assert variants("s") == ["s"]
+    assert list_variants("s") == ["s"]
 
 
 def test_rows_in_order_then_zeros(table: CueTable) -> None:
@@ -96,10 +96,10 @@ def test_a_bundle_without_a_table_says_so() -> None:
 
 def test_the_surest_tags_above_the_threshold_are_the_cues(table: CueTable) -> None:
     tagger = TaggerEntry(words=("dog", "cow", "horse", "wolf", "fly", "airplane"), threshold=0.3)
-    cues = table.tagged(np.array([0.1, 0.9, 0.3, 0.2, 0.95, 0.0], np.float32), tagger)
+    cues = table.select_tags(np.array([0.1, 0.9, 0.3, 0.2, 0.95, 0.0], np.float32), tagger)
     assert cues.names == ("fly", "cow", "horse") and cues.source == "tagger"
-    assert table.tagged(np.full(6, 0.5, np.float32), tagger).names == ("dog", "cow", "horse", "wolf")
-    nothing = table.tagged(np.full(6, 0.29, np.float32), tagger)
+    assert table.select_tags(np.full(6, 0.5, np.float32), tagger).names == ("dog", "cow", "horse", "wolf")
+    nothing = table.select_tags(np.full(6, 0.29, np.float32), tagger)
     assert nothing.names == () and nothing.source == "none" and not nothing.valid.any()
 
 

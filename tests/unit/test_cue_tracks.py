@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from teso_deploy.cues.contracts import CueAnswer
-from teso_deploy.cues.tracks import CueTrack, Span, VideoCues, cue_file_content, read_cue_file
+from teso_deploy.cues.tracks import CueTrack, Span, VideoCues, make_cue_file_content, read_cue_file
 from teso_deploy.errors import CueError, InputNotFoundError
-from teso_deploy.sealed import sha256_of
+from teso_deploy.sealed import hash_file
 
 ANSWER = CueAnswer(("dog",), "llm", 1.5, (0.5,), ("dog", "man"), ("cat",), "a dög", "because")
 
@@ -44,8 +44,8 @@ def write(path: Path, content: object) -> Path:
 
 def test_ours_comes_back_as_it_was_written(tmp_path: Path) -> None:
     video = write(tmp_path / "a.mp4", "bytes of a video")
-    entry = VideoCues(sha256=sha256_of(video), duration_seconds=9.0, spans=(Span.of(ANSWER, 1.0, 4.0),))
-    file = read_cue_file(write(tmp_path / "cues.json", cue_file_content({"a": entry}, "llm", "identity")))
+    entry = VideoCues(sha256=hash_file(video), duration_seconds=9.0, spans=(Span.of(ANSWER, 1.0, 4.0),))
+    file = read_cue_file(write(tmp_path / "cues.json", make_cue_file_content({"a": entry}, "llm", "identity")))
     assert file.of(video).at(2.0) == ANSWER
     renamed = write(tmp_path / "b.mp4", "bytes of a video")
     assert file.of(renamed).at(2.0) == ANSWER
@@ -53,8 +53,8 @@ def test_ours_comes_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_cues_of_another_video_are_refused(tmp_path: Path) -> None:
     video = write(tmp_path / "a.mp4", "bytes of a video")
-    entry = VideoCues(sha256=sha256_of(video), spans=(Span.of(ANSWER, 0.0),))
-    file = read_cue_file(write(tmp_path / "cues.json", cue_file_content({"a": entry}, "llm", "identity")))
+    entry = VideoCues(sha256=hash_file(video), spans=(Span.of(ANSWER, 0.0),))
+    file = read_cue_file(write(tmp_path / "cues.json", make_cue_file_content({"a": entry}, "llm", "identity")))
     other = tmp_path / "other"
     other.mkdir()
     with pytest.raises(CueError, match="another video that is also named a"):
@@ -62,7 +62,7 @@ def test_cues_of_another_video_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CueError, match="not of 'c'"):
         file.of(write(tmp_path / "c.mp4", "more bytes"))
     with pytest.raises(CueError, match="cues of a, but not of 'x'"):
-        file.named("x")
+        file.get_track("x")
 
 
 def test_the_released_form_has_a_frame_a_second(tmp_path: Path) -> None:
@@ -134,5 +134,5 @@ def test_the_span_that_began_last_holds_and_then_the_one_around_it(tmp_path: Pat
 def test_files_of_windows_editors(tmp_path: Path, text: str) -> None:
     path = tmp_path / "cues.json" if text.startswith("{") else tmp_path / "cues.txt"
     path.write_text(text, encoding="utf-8-sig")
-    found = read_cue_file(path).named("a").at(0.5)
+    found = read_cue_file(path).get_track("a").at(0.5)
     assert found is not None and found.names == ("car", "cow")

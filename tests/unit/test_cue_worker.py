@@ -96,7 +96,7 @@ def saw(worker: CueWorker, seconds: float, stream: int = 0, grey: int = 100) -> 
     """Show the worker a picture, and return the CPU time of that."""
     shown = frame(seconds, grey)
     began = time.thread_time()
-    worker.saw(stream, shown, features=FEATURES, samples=SAMPLES)
+    worker.note_picture(stream, shown, features=FEATURES, samples=SAMPLES)
     return time.thread_time() - began
 
 
@@ -229,12 +229,12 @@ def test_a_new_scene_and_a_new_sound_are_causes() -> None:
     offers = Offers()
     worker = worker_of(Scripted(DOG), offers, every_seconds=None, on_sound=True)
     for k in range(12):
-        worker.saw(0, Frame(PICTURES[k // 6], pts_seconds=k / 25), features=FEATURES, samples=window(k))
+        worker.note_picture(0, Frame(PICTURES[k // 6], pts_seconds=k / 25), features=FEATURES, samples=window(k))
         if k in (0, 5):  # a reason that arrives while another one waits is dropped
             until(lambda count=1 + k // 5: len(offers) == count)  # type: ignore[misc]
     until(lambda: len(offers) == 3)
     for k in range(12, 20):
-        worker.saw(0, Frame(PICTURES[1], pts_seconds=k / 25), features=OTHER, samples=window(k))
+        worker.note_picture(0, Frame(PICTURES[1], pts_seconds=k / 25), features=OTHER, samples=window(k))
     until(lambda: len(offers) == 4)
     assert worker.health()["asked"] == {"start": 1, "scene": 1, "sound": 2, "interval": 0}
     worker.close()
@@ -245,14 +245,14 @@ def test_what_is_seen_or_heard_again_is_no_news() -> None:
     offers = Offers()
     worker = worker_of(Scripted(DOG), offers, every_seconds=None, on_sound=True)
     for k in range(6):
-        worker.saw(0, Frame(PICTURES[0], pts_seconds=k / 25), features=FEATURES, samples=window(k))
+        worker.note_picture(0, Frame(PICTURES[0], pts_seconds=k / 25), features=FEATURES, samples=window(k))
         until(lambda: len(offers) >= 1)
     until(lambda: len(offers) == 2)
     flash = Frame(PICTURES[1], pts_seconds=0.3)
     for k in range(6):
-        worker.saw(0, flash, features=FEATURES, samples=window(10 + k))
+        worker.note_picture(0, flash, features=FEATURES, samples=window(10 + k))
     for k in range(6):
-        worker.saw(0, Frame(PICTURES[0], pts_seconds=0.4 + k / 25), features=OTHER, samples=window(20))
+        worker.note_picture(0, Frame(PICTURES[0], pts_seconds=0.4 + k / 25), features=OTHER, samples=window(20))
     until(lambda: worker.health()["asked"]["sound"] == 1)
     time.sleep(0.1)
     assert worker.health()["asked"] == {"start": 1, "scene": 0, "sound": 1, "interval": 0}

@@ -13,7 +13,7 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from teso_deploy.backends.cuda import dlpack
-from teso_deploy.backends.cuda.arrays import DeviceArray, device_array
+from teso_deploy.backends.cuda.arrays import DeviceArray, take_array
 from teso_deploy.errors import DeviceError
 
 
@@ -42,7 +42,7 @@ def _take_by_torch(array: DeviceArray) -> Any:
 
 
 def _take_by_us(array: DeviceArray) -> Any:
-    return device_array(array).numpy()
+    return take_array(array).numpy()
 
 
 def _take_old_capsule(array: DeviceArray) -> Any:
@@ -122,7 +122,7 @@ def test_a_taker_may_let_go_in_another_thread() -> None:
 def test_what_others_share_is_held_and_given_back() -> None:
     source = np.arange(6.0)
     held = weakref.ref(source)
-    array = device_array(source)
+    array = take_array(source)
     assert array.is_on_host and array.pointer == source.ctypes.data and array.__dlpack_device__() == (1, 0)
     del source
     gc.collect()
@@ -143,7 +143,7 @@ DTYPES = ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8",
 def test_every_type_goes_there_and_back(dtype: str) -> None:
     for shape in ((2, 3), (), (0, 4), (1,)):
         source = np.ones(shape, dtype)
-        array = device_array(DeviceArray(source.ctypes.data, source.shape, source.dtype, source))
+        array = take_array(DeviceArray(source.ctypes.data, source.shape, source.dtype, source))
         assert array.dtype == source.dtype and array.shape == source.shape
         assert np.array_equal(array.numpy(), source) and np.array_equal(np.from_dlpack(array), source)
         assert from_dlpack(array).shape == source.shape
@@ -156,7 +156,7 @@ def test_bfloat16_goes_to_torch() -> None:
     assert torch.equal(from_dlpack(array), torch.arange(4).to(torch.bfloat16))
     assert array.numpy().dtype == source.dtype and np.array_equal(array.numpy(), source)
     with pytest.raises(DeviceError, match="NumPy has no type"):
-        device_array(torch.zeros(3, dtype=torch.bfloat16))
+        take_array(torch.zeros(3, dtype=torch.bfloat16))
 
 
 def test_read_only_stays_so() -> None:
@@ -167,7 +167,7 @@ def test_read_only_stays_so() -> None:
         array.__dlpack__()
     source = np.arange(3)
     source.flags.writeable = False
-    assert device_array(source).is_readonly
+    assert take_array(source).is_readonly
 
 
 def test_copies_are_their_own() -> None:
@@ -200,13 +200,13 @@ def test_what_cannot_be_exported_is_refused() -> None:
 def test_what_cannot_be_taken_is_refused() -> None:
     for strange in (torch.zeros(3, 4).T, torch.zeros(4)[::2], np.zeros((4, 4))[:, ::2]):
         with pytest.raises(DeviceError, match="not in C order"):
-            device_array(strange)
+            take_array(strange)
     for fine in (torch.zeros(1, 4).T, torch.zeros(3, 0).T, np.zeros((4, 4))[1:]):
-        device_array(fine)
+        take_array(fine)
     with pytest.raises(DeviceError, match="can't be shared by DLPack"):
-        device_array(torch.zeros(3, requires_grad=True))
+        take_array(torch.zeros(3, requires_grad=True))
     with pytest.raises(DeviceError, match="list offers neither"):
-        device_array([1, 2])
+        take_array([1, 2])
     with pytest.raises(BufferError, match="not a DLPack capsule"):
         dlpack.take(object())
 
@@ -218,7 +218,7 @@ def test_what_cannot_be_taken_is_refused() -> None:
             raise AssertionError
 
     with pytest.raises(DeviceError, match="not an NVIDIA GPU"):
-        device_array(Vulkan())
+        take_array(Vulkan())
 
 
 def test_libraries_from_before_dlpack_1_are_understood() -> None:
@@ -234,7 +234,7 @@ def test_libraries_from_before_dlpack_1_are_understood() -> None:
         def __dlpack__(self, stream: int | None = None) -> Any:
             return self.array.__dlpack__(stream=stream)
 
-    taken = device_array(Old(_shared(owner)))
+    taken = take_array(Old(_shared(owner)))
     assert np.array_equal(taken.numpy(), owner.array)
     assert taken.contiguous(np.float32) is taken
     with pytest.raises(DeviceError, match="float32 was given where int64 is needed"):

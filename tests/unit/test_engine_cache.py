@@ -19,13 +19,13 @@ from teso_deploy.backends.tensorrt import cache, factory, loading
 from teso_deploy.backends.tensorrt.bindings import TensorRTLibrary, adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
-from teso_deploy.backends.tensorrt.factory import cached_path, engine_factory
-from teso_deploy.backends.tensorrt.making import source_of
+from teso_deploy.backends.tensorrt.factory import cached_path, make_engine_factory
+from teso_deploy.backends.tensorrt.making import find_source
 from teso_deploy.backends.tensorrt.profiles import BuildProfile, load_profile
-from teso_deploy.backends.tensorrt.sidecar import check_fits, read_engine, read_sidecar, sidecar_path, write_engine
+from teso_deploy.backends.tensorrt.sidecar import check_fits, get_sidecar_path, read_engine, read_sidecar, write_engine
 from teso_deploy.backends.tensorrt.targets import Target, runs_portable
 from teso_deploy.bundle import Bundle, write_manifest
-from teso_deploy.conversion.engines import EngineRequest, _device_for, build_engines, verify_engines
+from teso_deploy.conversion.engines import EngineRequest, _choose_device, build_engines, verify_engines
 from teso_deploy.errors import CheckFailedError, EngineError, InputNotFoundError, OutputError
 from teso_deploy.outputs import read_vouched, write_vouched
 from teso_deploy.pipeline.backend_choice import load_backend
@@ -57,11 +57,11 @@ class Machine:
 
     def engine(self, bundle: Bundle, graph: str = "fusion", **options: Any) -> TensorRTEngine:
         options = {"check_of": check_against_onnxruntime, "cache": self.cache, **options}
-        return cast(TensorRTEngine, engine_factory(self.library, self.device, **options)(bundle, graph))
+        return cast(TensorRTEngine, make_engine_factory(self.library, self.device, **options)(bundle, graph))
 
     def path(self, bundle: Bundle, settings: BuildProfile = PROFILE) -> Path:
         return cached_path(
-            self.cache, self.library, source_of(bundle, "fusion", "fp32"), settings=settings, device=self.device
+            self.cache, self.library, find_source(bundle, "fusion", "fp32"), settings=settings, device=self.device
         )
 
     def ship(self, folder: Path, *, settings: BuildProfile = PROFILE, device: Device | None = None) -> Bundle:
@@ -101,7 +101,7 @@ def test_who_may_not_build_wants_the_engines_of_all_graphs(machine: Machine, bun
         machine.engine(bundle, may_build=False)
     machine.engine(bundle, "visual_encoder")
     assert machine.engine(bundle, may_build=False).name == "fusion" and machine.state.builds == built + 1
-    sidecar_path(machine.path(bundle)).write_text("{")
+    get_sidecar_path(machine.path(bundle)).write_text("{")
     with pytest.raises(EngineError, match="is damaged, so the engine can't be checked"):
         machine.engine(bundle, "decoder", may_build=False)
 
@@ -152,14 +152,14 @@ def test_what_was_built_again_is_taken_from_then_on(rtx: Machine, bundle: Bundle
         EngineError, match=r"was built by tensorrt-rtx 1.7.1.116, but 1.8.0.1 is installed.*--rebuild-engines"
     ):
         rtx.engine(bundle)
-    factory = engine_factory(rtx.library, rtx.device, cache=rtx.cache, rebuild=True)
+    factory = make_engine_factory(rtx.library, rtx.device, cache=rtx.cache, rebuild=True)
     for _ in range(2):  # once, however often it is requested
         factory(bundle, "fusion")
     assert rtx.state.builds == 1
     assert rtx.engine(bundle).sidecar.library_version == "1.8.0.1" and rtx.state.builds == 1
     with pytest.raises(EngineError, match=r"by tensorrt-rtx 1\.7\.1"):
         rtx.engine(bundle, "decoder")
-    sidecar_path(rtx.path(bundle)).write_text("{")
+    get_sidecar_path(rtx.path(bundle)).write_text("{")
     rtx.state.version = "1.7.1.116"
     assert rtx.engine(bundle).sidecar.architecture == "portable", "the bundle's fits again"
 
@@ -200,7 +200,7 @@ def test_portable_engines_are_left_alone_on_turing(rtx: Machine, bundle: Bundle)
         check_fits(sidecar, rtx.library, capability=(7, 5), gpu="T4", graph_sha256=None)
     rtx.gpu.compute_capability = (7, 5)
     request = EngineRequest(rtx.library, (), ("fp32",), PROFILE, rtx.device)
-    assert _device_for(request, None) is None and _device_for(request, "sm75") is rtx.device
+    assert _choose_device(request, None) is None and _choose_device(request, "sm75") is rtx.device
     with pytest.raises(
         EngineError, match=r"has no engines for Fake 4090 \(compute capability 7.5\): it builds for sm86"
     ):
@@ -208,7 +208,7 @@ def test_portable_engines_are_left_alone_on_turing(rtx: Machine, bundle: Bundle)
     assert rtx.state.builds == 0
     library = rtx.library
     library.trt.ComputeCapability = SimpleNamespace(SM75="SM75", SM86="SM86")
-    factory = engine_factory(library, rtx.device, cache=rtx.cache)
+    factory = make_engine_factory(library, rtx.device, cache=rtx.cache)
     assert cast(TensorRTEngine, factory(bundle, "fusion")).sidecar.architecture == "sm75" and rtx.state.builds == 1
 
 

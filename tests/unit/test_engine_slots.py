@@ -16,7 +16,7 @@ from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
 from teso_deploy.backends.tensorrt.bindings import adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
-from teso_deploy.backends.tensorrt.factory import engine_factory
+from teso_deploy.backends.tensorrt.factory import make_engine_factory
 from teso_deploy.backends.tensorrt.inspection import read_shares
 from teso_deploy.backends.tensorrt.slot import MOST_SHAPES
 from teso_deploy.backends.tensorrt.targets import Target
@@ -34,7 +34,7 @@ class Machine:
         self.device = cast(Device, self.gpu)
         self.state = Fake(self.gpu, target == "tensorrt-rtx")
         library = adopt(target, fake_tensorrt(self.state))
-        self.factory = engine_factory(library, self.device, cache=EngineCache(folder))
+        self.factory = make_engine_factory(library, self.device, cache=EngineCache(folder))
         self.onnxruntime = OnnxRuntimeEngine(bundle.graph_path("fusion"))
 
     def engine(self) -> TensorRTEngine:

@@ -16,14 +16,14 @@ import pytest
 from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.registry import check_installed
 from teso_deploy.backends.tensorrt.bindings import TensorRTLibrary, adopt
-from teso_deploy.backends.tensorrt.builder import build_engine, shares_of
-from teso_deploy.backends.tensorrt.cache import EngineCache, content_key
+from teso_deploy.backends.tensorrt.builder import build_engine, compute_shares
+from teso_deploy.backends.tensorrt.cache import EngineCache, compute_content_key
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
-from teso_deploy.backends.tensorrt.factory import cached_path, engine_factory
+from teso_deploy.backends.tensorrt.factory import cached_path, make_engine_factory
 from teso_deploy.backends.tensorrt.inspection import read_shares
-from teso_deploy.backends.tensorrt.making import check_architectures, make_engine, source_of
-from teso_deploy.backends.tensorrt.profiles import Batch, BuildProfile, load_profile, profile_names
-from teso_deploy.backends.tensorrt.sidecar import check_fits, read_engine, read_sidecar, sidecar_path
+from teso_deploy.backends.tensorrt.making import check_architectures, find_source, make_engine
+from teso_deploy.backends.tensorrt.profiles import Batch, BuildProfile, list_profiles, load_profile
+from teso_deploy.backends.tensorrt.sidecar import check_fits, get_sidecar_path, read_engine, read_sidecar
 from teso_deploy.backends.tensorrt.targets import Target
 from teso_deploy.bundle import Bundle, write_manifest
 from teso_deploy.conversion.engines import EngineRequest, build_engines, verify_engines
@@ -66,14 +66,14 @@ class Machine:
         return adopt(self.target, fake_tensorrt(self.state))
 
     def engine(self, bundle: Bundle, graph: str = "fusion", precision: Any = "fp32", **options: Any) -> TensorRTEngine:
-        factory = engine_factory(
+        factory = make_engine_factory(
             self.library, self.device, precision, check_of=check_against_onnxruntime, cache=self.cache, **options
         )
         return cast(TensorRTEngine, factory(bundle, graph))
 
     def path(self, bundle: Bundle, graph: str = "fusion") -> Path:
         return cached_path(
-            self.cache, self.library, source_of(bundle, graph, "fp32"), settings=PROFILE, device=self.device
+            self.cache, self.library, find_source(bundle, graph, "fp32"), settings=PROFILE, device=self.device
         )
 
 
@@ -93,7 +93,7 @@ def test_an_engine_is_built_once_and_vouched_for(machine: Machine, bundle: Bundl
     assert (said.architecture, said.gpu, said.precision, said.msda) == ("sm89", "Fake 4090", "fp32", None)
     assert said.shares == {"fp32": 1.0} and said.shares_from == "engine" and said.settings == PROFILE
     assert said.parity is not None and said.parity["gpu"] == "Fake 4090" and said.parity["max_abs_error"] < 1e-5
-    assert sidecar_path(machine.path(bundle)).is_file()
+    assert get_sidecar_path(machine.path(bundle)).is_file()
 
 
 def test_what_an_engine_depends_on_is_its_name(machine: Machine, bundle: Bundle) -> None:
@@ -102,12 +102,12 @@ def test_what_an_engine_depends_on_is_its_name(machine: Machine, bundle: Bundle)
     paths.add(machine.path(bundle))
     machine.state.version = "11.5.0.1"
     paths.add(machine.path(bundle))
-    source = source_of(bundle, "fusion", "fp16")
+    source = find_source(bundle, "fusion", "fp16")
     paths.add(cached_path(machine.cache, machine.library, source, settings=PROFILE, device=machine.device))
     other = PROFILE.model_copy(update={"workspace_mib": 64})
     paths.add(cached_path(machine.cache, machine.library, source, settings=other, device=machine.device))
     assert len(paths) == 6
-    assert content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1})
+    assert compute_content_key({"a": 1, "b": 2}) == compute_content_key({"b": 2, "a": 1})
 
 
 def test_types_are_read_back_from_the_engine(machine: Machine, bundle: Bundle) -> None:
@@ -131,7 +131,7 @@ def test_inspected_types_in_both_wordings() -> None:
     words = ["Half", "Row major linear FP16 format", "Two wide channel vectorized row major FP16 format", "Float"]
     text = json.dumps({"Layers": [*map(layer, words), layer("Int64"), "a name alone"], "Bindings": ["x"]})
     assert read_shares(text) == {"fp16": 0.75, "fp32": 0.25}
-    assert read_shares('{"Layers": ["a", "b"]}') == {} == shares_of(["int64"])
+    assert read_shares('{"Layers": ["a", "b"]}') == {} == compute_shares(["int64"])
 
 
 def test_an_engine_that_computes_something_else_is_not_kept(machine: Machine, bundle: Bundle) -> None:
@@ -148,7 +148,7 @@ def test_an_engine_that_computes_something_else_is_not_kept(machine: Machine, bu
 
 
 def change(path: Path, **fields: Any) -> None:
-    beside = sidecar_path(path)
+    beside = get_sidecar_path(path)
     beside.write_text(json.dumps({**json.loads(beside.read_text()), **fields}))
 
 
@@ -179,8 +179,8 @@ def flip(path: Path) -> None:
         (lambda path: change(path, graph_sha256="0" * 64), "was built from another graph than the bundle's"),
         (lambda path: change(path, schema_version=2), "has schema version 2, this package reads 1"),
         (lambda path: change(path, unknown=1), "is damaged, so the engine can't be checked"),
-        (lambda path: sidecar_path(path).write_text("{"), "is damaged, so the engine can't be checked"),
-        (lambda path: sidecar_path(path).write_text("[1]"), "has schema version None"),
+        (lambda path: get_sidecar_path(path).write_text("{"), "is damaged, so the engine can't be checked"),
+        (lambda path: get_sidecar_path(path).write_text("[1]"), "has schema version None"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_built_again_on_request(
@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_refused_and_built_again_on_request(
 def test_an_engine_without_its_sidecar_is_half_a_write(machine: Machine, bundle: Bundle) -> None:
     machine.engine(bundle)
     path = machine.path(bundle)
-    sidecar_path(path).unlink()
+    get_sidecar_path(path).unlink()
     with pytest.raises(EngineError, match="has no sidecar"):
         read_engine(path)
     machine.engine(bundle)  # in the cache it counts as absent
@@ -304,7 +304,7 @@ def test_engines_that_came_with_the_bundle_are_taken(tmp_path: Path, bundle: Bun
     machine = Machine(tmp_path / "cache", "tensorrt-rtx")
     sidecar = make_engine(
         machine.library,
-        source_of(bundle, "fusion", "fp32"),
+        find_source(bundle, "fusion", "fp32"),
         PROFILE,
         path=tmp_path / "portable.engine",
         architecture=None,
@@ -314,7 +314,7 @@ def test_engines_that_came_with_the_bundle_are_taken(tmp_path: Path, bundle: Bun
     )  # fmt: skip
     make_engine(
         machine.library,
-        source_of(bundle, "fusion", "fp32"),
+        find_source(bundle, "fusion", "fp32"),
         PROFILE,
         path=tmp_path / "sm86.engine",
         architecture="sm86",
@@ -413,8 +413,8 @@ def test_the_plugin_is_taken_where_it_is_registered_and_missed_where_it_is_not(
 
 
 def test_every_shipped_profile_is_one() -> None:
-    assert {"live", "throughput"} <= set(profile_names())
-    for name in profile_names():
+    assert {"live", "throughput"} <= set(list_profiles())
+    for name in list_profiles():
         profile = load_profile(name)
         assert profile.name == name and profile.summary
     assert load_profile("throughput").batch_of("decoder@288x512").max == 32

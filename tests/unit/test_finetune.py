@@ -18,8 +18,8 @@ from teso_deploy.models import weight_files
 from teso_deploy.models.assembly import Assembly, assemble
 from teso_deploy.models.teso import build
 from teso_deploy.recipe import Recipe, load_recipe
-from teso_deploy.training.finetune import FineTuning, is_adapter, learnable, train_on_videos
-from teso_deploy.training.videos import VideoBatches, read_cue_file, words_in, words_of
+from teso_deploy.training.finetune import FineTuning, is_adapter, list_learnable, train_on_videos
+from teso_deploy.training.videos import VideoBatches, list_words, read_cue_file, split_words
 from tests.conftest import TINY
 from tests.support.avs_layouts import write_avss, write_ms3, write_s4
 
@@ -98,8 +98,8 @@ def test_layouts_without_classes_say_less(tmp_path: Path, words: dict[str, NDArr
     write_ms3(tmp_path / "two")
     rng = np.random.default_rng(0)
     s4 = read_dataset(tmp_path / "one", "s4", "train")
-    assert words_of(s4, "s4") == ["dog barking", "race car"]
-    table = {word: words["dog"] for word in words_of(s4, "s4")}
+    assert list_words(s4, "s4") == ["dog barking", "race car"]
+    table = {word: words["dog"] for word in list_words(s4, "s4")}
     recipe = recipe_of("binary", extra_cue_rate=0.0, missed_cue_rate=0.0)
     batch = VideoBatches(recipe, s4, layout="s4", embeddings=table).make([0], rng)
     assert batch.cue_sounds[0, 0] == 1 and batch.cue_valid.sum() == 1
@@ -115,7 +115,7 @@ def test_the_released_cue_files(avss: Path, tmp_path: Path, words: dict[str, NDA
     cues = read_cue_file(path)
     batches = VideoBatches(recipe_of(), samples, layout="avss", embeddings=words, cue_file=cues)
     assert [batches.list_cues(samples[0], k) for k in range(3)] == [["dog"], ["piano"], []]
-    assert words_of(samples, "avss", cues) == ["dog", "piano"] and words_in("old_man,") == ["old man"]
+    assert list_words(samples, "avss", cues) == ["dog", "piano"] and split_words("old_man,") == ["old man"]
     path.write_text('["dog"]')
     with pytest.raises(DataError, match="it must be"):
         read_cue_file(path)
@@ -138,7 +138,7 @@ def test_only_what_should_move_moves(avss: Path, words: dict[str, NDArray[np.flo
     training.run_step()
     after = built.model.state_dict()
     moved = {key for key in before if not torch.equal(before[key], after[key])}
-    adapters, new = learnable(built.model, built.random)
+    adapters, new = list_learnable(built.model, built.random)
     assert moved <= {*adapters, *new}
     assert "fusion.queries" not in moved and not any(key.startswith("audio_encoder.") for key in moved)
     for part in ("fusion.latents.", "fusion.sedam.", "fusion.pmqs."):

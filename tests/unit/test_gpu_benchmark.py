@@ -18,7 +18,7 @@ from teso_deploy.backends.cuda.device import Device, Module
 from teso_deploy.backends.cuda.operators import DeviceOperators
 from teso_deploy.backends.tensorrt.bindings import adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
-from teso_deploy.backends.tensorrt.factory import engine_factory
+from teso_deploy.backends.tensorrt.factory import make_engine_factory
 from teso_deploy.bundle import Bundle
 from teso_deploy.comparison.harness import Entrant, Measured
 from teso_deploy.comparison.turns import Timings
@@ -145,7 +145,7 @@ def test_engines_take_the_steps(tiny_bundle: Path, host: HostDevice, tmp_path: P
     bundle, gpu = Bundle.open(tiny_bundle), FakeDevice(host)
     device, module = cast(Device, gpu), cast(Module, gpu)
     library = adopt("tensorrt", fake_tensorrt(Fake(gpu, is_rtx=False)))
-    factory = engine_factory(library, device, cache=EngineCache(tmp_path / "cache"))
+    factory = make_engine_factory(library, device, cache=EngineCache(tmp_path / "cache"))
     pipeline, cues = Pipeline.load(tiny_bundle), gpu_contenders.visible_cues(bundle)
     assert cues.names == ("horse", "dog")
     alone = gpu_contenders.batches_of(bundle, 1, FRAMES)

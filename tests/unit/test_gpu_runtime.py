@@ -22,13 +22,13 @@ from teso_deploy.backends.cuda.operators import DeviceOperators
 from teso_deploy.backends.cuda.tensors import DeviceTensor, HostInput
 from teso_deploy.backends.engine import EngineFactory
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine
-from teso_deploy.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine, check_available, onnxruntime_cuda_factory
+from teso_deploy.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine, check_available, make_onnxruntime_cuda_factory
 from teso_deploy.backends.registry import check_installed
 from teso_deploy.backends.tensorrt import bindings
 from teso_deploy.backends.tensorrt.bindings import adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
-from teso_deploy.backends.tensorrt.factory import engine_factory
+from teso_deploy.backends.tensorrt.factory import make_engine_factory
 from teso_deploy.backends.tensorrt.slot import TensorRTSlot
 from teso_deploy.bundle import Bundle
 from teso_deploy.errors import DeviceError, EngineError, MissingExtraError
@@ -61,7 +61,7 @@ def gpu() -> FakeDevice:
 def factory_on(gpu: FakeDevice, folder: Path, **options: Any) -> tuple[EngineFactory, Fake]:
     state = Fake(gpu, is_rtx=False)
     library = adopt("tensorrt", fake_tensorrt(state))
-    factory = engine_factory(
+    factory = make_engine_factory(
         library, cast(Device, gpu), check_of=check_against_onnxruntime, cache=EngineCache(folder), **options
     )
     return factory, state
@@ -327,7 +327,7 @@ def test_backends_that_are_not_here_say_what_is_missing(bundle: Bundle) -> None:
     with pytest.raises(MissingExtraError, match=r"has no CUDA: pip uninstall -y onnxruntime"):
         check_available()
     with pytest.raises(MissingExtraError):
-        onnxruntime_cuda_factory(bundle)
+        make_onnxruntime_cuda_factory(bundle)
     with pytest.raises(MissingExtraError, match=r"teso-deploy\[tensorrt\]"):
         load_backend("tensorrt", bundle)
     with pytest.raises(DeviceError, match="no NVIDIA"):

@@ -19,8 +19,8 @@ from teso_deploy.backends.huge_pages import (
     Ranges,
     align,
     huge_pages,
+    list_writable_memory,
     subtract,
-    writable_memory,
 )
 
 ranges = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), max_size=6).map(
@@ -91,6 +91,6 @@ def test_contents_stay() -> None:
 
 def test_a_system_without_proc_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(huge_pages_module, "MAPS", tmp_path / "none")
-    assert writable_memory() == []
+    assert list_writable_memory() == []
     with huge_pages():
         pass

@@ -28,7 +28,7 @@ from teso_deploy.backends.cuda.plans import (
     resize_filter,
 )
 from teso_deploy.errors import DeviceError, EngineError, InputNotFoundError, MissingExtraError
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 
 
 def preprocess_plan(**change: Any) -> Launch:
@@ -117,9 +117,11 @@ def test_tables_stay_within_the_source_and_are_read_only() -> None:
 
 
 def test_the_bytes_that_have_to_move() -> None:
-    assert references.preprocess_bytes((5, 7), (4, 4), batch=2) == 2 * (5 * 7 * 3 + 3 * 16 * 4)
-    assert references.preprocess_bytes((5, 7), (4, 4), dtype=np.float16, is_nv12=True) == 35 + 2 * 3 * 4 + 3 * 16 * 2
-    assert references.postprocess_bytes((2, 3, 4, 6), (10, 11), shares=(0.5, 1.0)) == 2 * (3 * 2 * 6 * 4 + 110)
+    assert references.count_preprocess_bytes((5, 7), (4, 4), batch=2) == 2 * (5 * 7 * 3 + 3 * 16 * 4)
+    assert (
+        references.count_preprocess_bytes((5, 7), (4, 4), dtype=np.float16, is_nv12=True) == 35 + 2 * 3 * 4 + 3 * 16 * 2
+    )
+    assert references.count_postprocess_bytes((2, 3, 4, 6), (10, 11), shares=(0.5, 1.0)) == 2 * (3 * 2 * 6 * 4 + 110)
 
 
 # ------------------------------------------------------------------------------------------------ tables and loading
@@ -174,16 +176,16 @@ def test_tables_are_made_once_a_size_and_given_back() -> None:
 def kernel_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Copy the shipped sources to a separate folder, and make it the only place to load from."""
     folder = tmp_path / "engines" / "kernels"
-    shutil.copytree(shipped_path("engines/kernels"), folder, ignore=shutil.ignore_patterns("kernels.*"))
+    shutil.copytree(find_shipped_path("engines/kernels"), folder, ignore=shutil.ignore_patterns("kernels.*"))
     for module in (compiling, kernels):
-        monkeypatch.setattr(module, "shipped_path", lambda relative: tmp_path / relative)
+        monkeypatch.setattr(module, "find_shipped_path", lambda relative: tmp_path / relative)
     monkeypatch.delenv(kernels.FATBIN_VARIABLE, raising=False)
     return folder
 
 
 def write_fatbin(folder: Path, code: bytes) -> Path:
     (folder / "kernels.fatbin").write_bytes(code)
-    (folder / "kernels.sha256").write_text(compiling.sources_sha256(compiling.kernel_sources()) + "\n")
+    (folder / "kernels.sha256").write_text(compiling.hash_sources(compiling.list_kernel_sources()) + "\n")
     return folder / "kernels.fatbin"
 
 
@@ -305,11 +307,11 @@ def test_what_can_t_be_compiled_says_why(kernel_folder: Path, tmp_path: Path, mo
 
 
 def test_architectures() -> None:
-    assert compiling.architecture_for((9, 0), [75, 90, 100]) == "sm_90"
-    assert compiling.architecture_for((10, 3), [75, 90, 100]) == "compute_100"
-    assert compiling.architecture_for((12, 1), [75, 90, 100]) == "compute_100"
+    assert compiling.choose_architecture((9, 0), [75, 90, 100]) == "sm_90"
+    assert compiling.choose_architecture((10, 3), [75, 90, 100]) == "compute_100"
+    assert compiling.choose_architecture((12, 1), [75, 90, 100]) == "compute_100"
     with pytest.raises(DeviceError, match=r"7\.5 and newer, and the GPU has 7\.0"):
-        compiling.architecture_for((7, 0), [75, 90])
+        compiling.choose_architecture((7, 0), [75, 90])
 
 
 def has_nvrtc() -> bool:
@@ -329,11 +331,11 @@ def test_without_nvrtc_the_extra_is_named(kernel_folder: Path) -> None:
 @pytest.mark.skipif(not has_nvrtc(), reason="NVRTC is not installed (extra cuda)")
 @pytest.mark.parametrize("capability", [(7, 5), (9, 0), (99, 0)])
 def test_nvrtc_compiles_the_sources(capability: tuple[int, int], tmp_path: Path) -> None:
-    code = compiling.compiled(capability, tmp_path)
+    code = compiling.compile_kernels(capability, tmp_path)
     assert code.startswith(b"\x7fELF") is (capability != (99, 0))
     for name in ("rgb_float32", "rgb_float16", "nv12_float32", "nv12_float16"):
         assert f"teso_preprocess_{name}".encode() in code
-    assert compiling.compiled(capability, tmp_path) == code
+    assert compiling.compile_kernels(capability, tmp_path) == code
 
 
 # ------------------------------------------------------------------------------------------------ CMake
@@ -356,7 +358,7 @@ def fatbin_entries(fatbin: bytes) -> set[str]:
     not (shutil.which("cmake") and shutil.which("nvcc")), reason="cmake and nvcc, which build the fatbin, are not here"
 )
 def test_cmake_builds_one_fatbin_from_a_clean_tree(tmp_path: Path) -> None:
-    root = shipped_path("CMakeLists.txt").parent
+    root = find_shipped_path("CMakeLists.txt").parent
     for command in (
         ["cmake", "-S", str(root), "-B", str(tmp_path / "build")],
         ["cmake", "--build", str(tmp_path / "build")],

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from teso_deploy.backends.cuda import references
 from teso_deploy.backends.cuda.device import Device, Module, Stream
 from teso_deploy.backends.cuda.kernels import Preprocess
-from teso_deploy.backends.cuda.plans import LUMA_SHARES, RgbPictures, YuvMatrix, is_rows_first, yuv_gains
+from teso_deploy.backends.cuda.plans import LUMA_SHARES, RgbPictures, YuvMatrix, compute_yuv_gains, is_rows_first
 from teso_deploy.labels import labels_of
-from teso_deploy.pipeline.preprocess import fitted_size, normalised, resized
-from teso_deploy.resources import shipped_path
+from teso_deploy.pipeline.preprocess import compute_fitted_size, normalise_picture, resize_picture
+from teso_deploy.resources import find_shipped_path
 from teso_deploy.types import ImageSize
 from tests.support.operators import MEAN, STD, Operators
 from tests.unit.kernels_on_host.device import HostDevice, HostStream, KernelCrash, build_runner
@@ -54,7 +54,7 @@ def probabilities(*shape: int, seed: int = 0) -> NDArray[np.float32]:
 
 
 def on_the_cpu(picture: NDArray[np.uint8], bucket: ImageSize, fitted: ImageSize) -> NDArray[np.float32]:
-    return normalised(resized(picture, fitted), mean=MEAN, std=STD, bucket=bucket)
+    return normalise_picture(resize_picture(picture, fitted), mean=MEAN, std=STD, bucket=bucket)
 
 
 # ------------------------------------------------------------------------------------------------ pictures
@@ -87,7 +87,7 @@ def test_pictures_equal_those_of_the_cpu_path_bit_for_bit(
     expected = on_the_cpu(picture, target, target)
     assert np.array_equal(operators.rgb(picture[None], target), expected)
     order = is_rows_first(size, target)
-    reference = references.encoder_input(
+    reference = references.prepare_encoder_input(
         picture[None], bucket=target, fitted=target, mean=MEAN, std=STD, is_rows_first=order
     )
     assert np.array_equal(reference, expected)
@@ -98,7 +98,7 @@ def test_pictures_equal_those_of_the_cpu_path_bit_for_bit(
 def test_pillow_takes_the_axis_first_that_we_think(sizes: tuple[int, int, int, int], seed: int) -> None:
     picture, target = noise(*sizes[:2], 3, seed=seed), sizes[2:]
     order = is_rows_first(sizes[:2], target)
-    assert np.array_equal(references.resized(picture[None], target, order)[0], resized(picture, target))
+    assert np.array_equal(references.resize_pictures(picture[None], target, order)[0], resize_picture(picture, target))
 
 
 @settings(max_examples=40, deadline=None)
@@ -114,7 +114,7 @@ def test_any_picture_fits_any_bucket(
     operators: Operators, size: ImageSize, bucket: ImageSize, batch: int, gap_bytes: int, does_pad: bool, seed: int
 ) -> None:
     pictures = noise(batch, *size, 3, seed=seed)
-    fitted = fitted_size(pictures[0], bucket, "pad" if does_pad else "stretch")
+    fitted = compute_fitted_size(pictures[0], bucket, "pad" if does_pad else "stretch")
     made = operators.rgb(pictures, bucket, fitted, gap_bytes=gap_bytes)
     for index, picture in enumerate(pictures):
         assert np.array_equal(made[index], on_the_cpu(picture, bucket, fitted)[0])
@@ -127,7 +127,7 @@ def test_a_huge_downscale_needs_no_more_shared_memory(operators: Operators) -> N
 
 def test_half_precision_rounds_as_numpy_does(operators: Operators) -> None:
     pictures = noise(2, 21, 33, 3)
-    expected = references.encoder_input(
+    expected = references.prepare_encoder_input(
         pictures, bucket=(16, 40), fitted=(16, 25), mean=MEAN, std=STD, dtype=np.float16
     )
     made = operators.rgb(pictures, (16, 40), (16, 25), np.float16)
@@ -152,7 +152,7 @@ def test_the_reference_resizes_as_pillow_does(source: int, target: int) -> None:
     for size, new in (((source, 3), (target, 3)), ((3, source), (3, target))):
         picture = noise(*size, 3)
         assert np.array_equal(
-            references.resized(picture[None], new, is_rows_first(size, new))[0], resized(picture, new)
+            references.resize_pictures(picture[None], new, is_rows_first(size, new))[0], resize_picture(picture, new)
         )
 
 
@@ -178,8 +178,8 @@ def fixed_point_rgb(luma: NDArray[np.uint8], chroma: NDArray[np.uint8], gains: t
 @pytest.mark.parametrize("matrix", ["bt601", "bt709"])
 def test_colours_are_those_of_the_standards(operators: Operators, matrix: YuvMatrix, is_full_range: bool) -> None:
     luma, chroma = planes((24, 30))
-    exact = references.rgb_of_nv12(luma, chroma, luma_shares=LUMA_SHARES[matrix], is_full_range=is_full_range)
-    rounded = fixed_point_rgb(luma, chroma, yuv_gains(matrix, is_full_range))
+    exact = references.convert_nv12_to_rgb(luma, chroma, luma_shares=LUMA_SHARES[matrix], is_full_range=is_full_range)
+    rounded = fixed_point_rgb(luma, chroma, compute_yuv_gains(matrix, is_full_range))
     # Half a level is the error of rounding.
     assert np.abs(rounded - exact.clip(0, 255)).max() < 0.51
     made = operators.nv12(luma, chroma, (24, 30), matrix, is_full_range)
@@ -218,7 +218,7 @@ def test_chroma_is_spread_as_in_frames_of_the_reader(operators: Operators) -> No
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (8, 9), (7, 10), (33, 41)], ids=str)
 def test_odd_pictures_in_nv12(operators: Operators, size: ImageSize) -> None:
     luma, chroma = planes(size, batch=2)
-    rgb = fixed_point_rgb(luma, chroma, yuv_gains("bt709", False))
+    rgb = fixed_point_rgb(luma, chroma, compute_yuv_gains("bt709", False))
     made = operators.nv12(luma, chroma, (12, 10), "bt709", gap_bytes=5)
     for index in range(2):
         assert np.array_equal(made[index], on_the_cpu(rgb[index], (12, 10), (12, 10))[0])
@@ -253,7 +253,7 @@ def test_labels_equal_those_of_the_cpu_path(
 ) -> None:
     scores = probabilities(batch, classes, *cells, seed=seed)
     made = operators.labels(scores, size, threshold, shares, gap_bytes)
-    assert np.array_equal(made, references.labels(scores, size, threshold=threshold, shares=shares))
+    assert np.array_equal(made, references.compute_labels(scores, size, threshold=threshold, shares=shares))
     for index in range(batch):
         assert np.array_equal(made[index], labels_of(scores[index], size, threshold=threshold, shares=shares))
 
@@ -293,7 +293,7 @@ def test_scores_that_are_no_numbers_give_no_label(operators: Operators) -> None:
 def test_scores_in_half_precision(operators: Operators) -> None:
     scores = probabilities(2, 5, 7, 12).astype(np.float16)
     made = operators.labels(scores, (30, 41), shares=(0.6, 1.0))
-    assert np.array_equal(made, references.labels(scores, (30, 41), threshold=0.5, shares=(0.6, 1.0)))
+    assert np.array_equal(made, references.compute_labels(scores, (30, 41), threshold=0.5, shares=(0.6, 1.0)))
 
 
 # ------------------------------------------------------------------------------------------------ the host run itself
@@ -310,7 +310,7 @@ def test_scores_in_half_precision(operators: Operators) -> None:
 )
 def test_a_broken_kernel_is_found(tmp_path: Path, file: str, before: str, after: str) -> None:
     kernels = tmp_path / "kernels"
-    shutil.copytree(shipped_path("engines/kernels"), kernels)
+    shutil.copytree(find_shipped_path("engines/kernels"), kernels)
     source = (kernels / file).read_text(encoding="utf-8")
     assert source.count(before) == 1
     (kernels / file).write_text(source.replace(before, after), encoding="utf-8")

@@ -54,10 +54,10 @@ def test_what_a_snapshot_says() -> None:
     accounting = Accounting(["rtsp://***@cam/live"], clock=lambda: time[0])
     for n in range(10):
         time[0] = n * 0.1
-        accounting.delivered(delivery())
-    accounting.delivered(delivery("sound", 0.002))
-    accounting.source(0, HEALTH, {"stale": 4, "closed": 0})
-    accounting.sinks({"out.mp4": {"delivered": 10, "dropped": 1, "error": "full [bold]disk"}})
+        accounting.count_delivery(delivery())
+    accounting.count_delivery(delivery("sound", 0.002))
+    accounting.set_source(0, HEALTH, {"stale": 4, "closed": 0})
+    accounting.set_sinks({"out.mp4": {"delivered": 10, "dropped": 1, "error": "full [bold]disk"}})
     time[0] = 1.0
     snapshot = json.loads(json.dumps(accounting.snapshot()))
     (stream,) = snapshot["streams"]

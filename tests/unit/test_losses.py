@@ -12,19 +12,19 @@ from torch.nn import functional as F
 from teso_deploy.recipe import TrainPhase
 from teso_deploy.training.batches import SceneBatches
 from teso_deploy.training.losses import (
-    imitation,
-    info_nce,
+    compute_imitation,
+    compute_info_nce,
+    compute_pairwise_bce,
+    compute_pairwise_dice,
     mask_losses,
     match,
-    pairwise_bce,
-    pairwise_dice,
 )
 
 
 def test_pairwise_costs() -> None:
     torch.manual_seed(0)
     logits, targets = torch.randn(2, 3, 10), (torch.rand(2, 4, 10) > 0.5).float()
-    bce, dice = pairwise_bce(logits, targets), pairwise_dice(logits, targets)
+    bce, dice = compute_pairwise_bce(logits, targets), compute_pairwise_dice(logits, targets)
     for n, q, t in itertools.product(range(2), range(3), range(4)):
         assert bce[n, q, t] == pytest.approx(
             F.binary_cross_entropy_with_logits(logits[n, q], targets[n, t]).item(), abs=1e-5
@@ -51,12 +51,12 @@ def test_matching_is_the_cheapest_assignment() -> None:
 
 def test_info_nce_is_least_for_orthogonal_latents() -> None:
     same, orthogonal = torch.ones(2, 4, 8), torch.eye(8)[:4].expand(2, 4, 8)
-    assert info_nce(same, 0.1).item() == pytest.approx(np.log(4), abs=1e-5)
-    assert info_nce(orthogonal, 0.1) < 1e-3
+    assert compute_info_nce(same, 0.1).item() == pytest.approx(np.log(4), abs=1e-5)
+    assert compute_info_nce(orthogonal, 0.1) < 1e-3
     unit = F.normalize(torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
     cosine = np.exp(unit[0].double().numpy() @ unit[0].double().numpy().T / 0.5)
     expected = -np.log(np.diag(cosine) / cosine.sum(axis=1)).mean()
-    assert info_nce(unit * 3, 0.5).item() == pytest.approx(expected, abs=1e-5)
+    assert compute_info_nce(unit * 3, 0.5).item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_perfect_prediction_costs_nothing_and_a_blank_one_does(scene_batches: SceneBatches) -> None:
@@ -80,5 +80,5 @@ def test_a_perfect_prediction_costs_nothing_and_a_blank_one_does(scene_batches: 
 def test_imitation_knows_a_copy_and_ignores_what_all_have_in_common() -> None:
     target = torch.randn(6, 5, 2, 2, generator=torch.Generator().manual_seed(0))
     standardised = (target - target.mean((0, 2, 3), keepdim=True)) / target.std((0, 2, 3), keepdim=True)
-    assert imitation(standardised * 3, target + 100).item() == pytest.approx(0, abs=1e-3)
-    assert imitation(-standardised, target).item() == pytest.approx(2, abs=1e-3)
+    assert compute_imitation(standardised * 3, target + 100).item() == pytest.approx(0, abs=1e-3)
+    assert compute_imitation(-standardised, target).item() == pytest.approx(2, abs=1e-3)

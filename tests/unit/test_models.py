@@ -11,13 +11,13 @@ import torch
 from teso_deploy.evaluation.datasets.avss import list_avss_classes
 from teso_deploy.models import build, checkpoints
 from teso_deploy.models.assembly import assemble
-from teso_deploy.models.decoder import Memory, segmentation_scores
+from teso_deploy.models.decoder import Memory, compute_scores
 from teso_deploy.models.fusion import MeanPrompt
-from teso_deploy.models.graphs import flatten_memory, graph_modules, graph_specs, unflatten_memory
+from teso_deploy.models.graphs import flatten_memory, list_graph_specs, make_graph_modules, unflatten_memory
 from teso_deploy.models.layers import Adapter
 from teso_deploy.models.tagger import Tagger
 from teso_deploy.program import EXTERNAL_TENSORS, TESO
-from teso_deploy.recipe import Recipe, TaggerRecipe, load_recipe, parse_recipe, shipped_recipes
+from teso_deploy.recipe import Recipe, TaggerRecipe, list_shipped_recipes, load_recipe, parse_recipe
 from tests.support.foundations import small_recipe
 
 
@@ -151,14 +151,14 @@ def test_eq_7_by_einsum(tiny_recipe: Recipe) -> None:
     classes = len(tiny_recipe.head.classes)
     class_logits, mask_logits = torch.randn(2, 5, classes + 1), torch.randn(2, 5, 4, 6)
     expected = torch.einsum("bqc,bqhw->bchw", class_logits.softmax(-1)[..., :-1], mask_logits.sigmoid())
-    assert torch.allclose(segmentation_scores(class_logits, mask_logits, tiny_recipe.head), expected, atol=1e-6)
+    assert torch.allclose(compute_scores(class_logits, mask_logits, tiny_recipe.head), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 96)])
 def test_the_split_graphs_are_the_model(tiny_recipe: Recipe, size: tuple[int, int]) -> None:
     model, given = build(tiny_recipe, 0), inputs(tiny_recipe, 2, size)
     valid = torch.tensor([[True, True, False, False], [False] * 4])
-    modules, specs = graph_modules(model), graph_specs(tiny_recipe)
+    modules, specs = make_graph_modules(model), list_graph_specs(tiny_recipe)
     with torch.no_grad():
         *memory, tags = modules["visual_encoder"](given["image"])
         (audio,) = (modules["audio_encoder"](given["waveform"]),)
@@ -203,8 +203,11 @@ def test_a_tag_is_the_mean_of_the_cells_that_look_most_like_it() -> None:
 def test_without_words_there_is_no_tagger(tiny_recipe: Recipe) -> None:
     plain = tiny_recipe.model_copy(update={"tagger": TaggerRecipe()})
     assert build(plain).visual_encoder.tagger is None
-    assert graph_specs(plain)["visual_encoder"].outputs == graph_specs(tiny_recipe)["visual_encoder"].outputs[:-1]
-    assert graph_specs(plain)["decoder"] == graph_specs(tiny_recipe)["decoder"]
+    assert (
+        list_graph_specs(plain)["visual_encoder"].outputs
+        == list_graph_specs(tiny_recipe)["visual_encoder"].outputs[:-1]
+    )
+    assert list_graph_specs(plain)["decoder"] == list_graph_specs(tiny_recipe)["decoder"]
 
 
 @pytest.mark.parametrize("part", ["sedam", "pmqs", "dynamic_mask", "text", "audio"])
@@ -273,7 +276,7 @@ def test_a_checkpoint_of_ours_gives_the_same_model_back(family: str, tmp_path: P
     own, given = model.state_dict(), built.model.state_dict()
     assert built.is_trained and own.keys() == given.keys()
     assert all(torch.equal(own[key], given[key]) for key in own)
-    assert checkpoints.recipe_of(path) == recipe
+    assert checkpoints.read_recipe(path) == recipe
 
 
 @pytest.mark.parametrize(
@@ -292,7 +295,7 @@ def test_parts_that_do_not_go_together(tables: dict[str, Any], sentence: str) ->
 
 
 def test_every_shipped_recipe_can_be_built() -> None:
-    for name in shipped_recipes():
+    for name in list_shipped_recipes():
         recipe = load_recipe(name)
         with torch.device("meta"):
             model = build(recipe)
@@ -315,7 +318,7 @@ def test_a_recipe_says_only_what_is_other_than_in_the_one_it_extends(tmp_path: P
 
 
 def test_the_program_gives_every_graph_its_inputs(tiny_recipe: Recipe) -> None:
-    specs = graph_specs(tiny_recipe)
+    specs = list_graph_specs(tiny_recipe)
     assert tuple(specs) == TESO.names
     given = {name: set(tensors) for name, tensors in EXTERNAL_TENSORS.items()}
     given |= {name: set(spec.outputs) for name, spec in specs.items()}

@@ -16,8 +16,8 @@ from teso_deploy.outputs import (
     check_folder,
     find_target,
     open_growing,
+    open_staged_file,
     show_path,
-    staged_file,
     write_text,
     write_whole,
 )
@@ -175,7 +175,7 @@ def test_a_descriptor_is_written_to_where_it_stands(here: Path) -> None:
 def test_an_error_leaves_what_was_there(here: Path) -> None:
     for failure in (ValueError("bad"), OSError(28, "No space left on device"), SystemExit(143), KeyboardInterrupt()):
         kind = OutputError if isinstance(failure, OSError) else type(failure)
-        with pytest.raises(kind), staged_file(here / "movie.mp4") as file:
+        with pytest.raises(kind), open_staged_file(here / "movie.mp4") as file:
             file.write(b"half")
             raise failure
     assert (here / "movie.mp4").read_text() == "a film"

@@ -55,7 +55,7 @@ def find_paths() -> Iterator[tuple[str, str]]:
     """Yield the module and the path of each call of ``shipped_path`` with a literal."""
     for module in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "shipped_path":
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "find_shipped_path":
                 (argument,) = node.args
                 if isinstance(argument, ast.Constant):
                     yield module.name, str(argument.value)

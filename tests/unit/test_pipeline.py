@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from teso_deploy.backends.engine import Tensor
-from teso_deploy.bundle import Bundle, BundleManifest, sized_name
+from teso_deploy.bundle import Bundle, BundleManifest, make_sized_name
 from teso_deploy.errors import CueError
 from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.program import TESO
@@ -89,7 +89,7 @@ def size_of(graph: str) -> tuple[int, int]:
 def bundle_of(
     recipe: Recipe, graphs: tuple[str, ...] = TESO.names, sizes: tuple[tuple[int, int], ...] = ((64, 64),)
 ) -> Bundle:
-    graphs += tuple(sized_name(name, size) for size in sizes[1:] for name in ("visual_encoder", "decoder"))
+    graphs += tuple(make_sized_name(name, size) for size in sizes[1:] for name in ("visual_encoder", "decoder"))
     entry = {"inputs": [], "outputs": [], "parameters": 0, "multiply_adds": 0, "nodes": 0}
     manifest = BundleManifest.model_validate(
         {

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from teso_deploy.labels import labels_of
-from teso_deploy.pipeline.preprocess import fitted_size, nearest_size, normalised, resized
+from teso_deploy.pipeline.preprocess import choose_nearest_size, compute_fitted_size, normalise_picture, resize_picture
 
 
 def at(score: NDArray[np.float64], y: float, x: float) -> float:
@@ -79,7 +79,7 @@ def test_the_resize_weighs_all_pixels() -> None:
     """With antialiasing a fine chessboard becomes grey, whatever its phase, and not black or white."""
     board = np.indices((128, 128)).sum(axis=0) % 2 * 255
     image = np.repeat(board[..., None], 3, axis=2).astype(np.uint8)
-    small = resized(image, (32, 32))
+    small = resize_picture(image, (32, 32))
     assert small.shape == (32, 32, 3)
     assert np.abs(small.astype(int) - 127).max() <= 2
 
@@ -87,25 +87,27 @@ def test_the_resize_weighs_all_pixels() -> None:
 def test_normalisation_is_per_channel() -> None:
     picture = np.zeros((2, 3, 3), np.uint8)
     picture[...] = (10, 20, 30)
-    values = normalised(picture, mean=(5.0, 10.0, 30.0), std=(5.0, 10.0, 2.0))
+    values = normalise_picture(picture, mean=(5.0, 10.0, 30.0), std=(5.0, 10.0, 2.0))
     assert values.shape == (1, 3, 2, 3) and values.dtype == np.float32
     np.testing.assert_allclose(values[0, :, 0, 0], (1, 1, 0), atol=1e-6)
 
 
 def test_the_bucket_that_distorts_least() -> None:
     sizes = [(384, 384), (384, 672), (672, 384)]
-    assert nearest_size(np.zeros((720, 1280, 3), np.uint8), sizes) == (384, 672)
-    assert nearest_size(np.zeros((1280, 720, 3), np.uint8), sizes) == (672, 384)
-    assert nearest_size(np.zeros((500, 480, 3), np.uint8), sizes) == (384, 384)
+    assert choose_nearest_size(np.zeros((720, 1280, 3), np.uint8), sizes) == (384, 672)
+    assert choose_nearest_size(np.zeros((1280, 720, 3), np.uint8), sizes) == (672, 384)
+    assert choose_nearest_size(np.zeros((500, 480, 3), np.uint8), sizes) == (384, 384)
 
 
 @pytest.mark.parametrize("shape", [(60, 80), (80, 60), (30, 200), (64, 64), (1, 500)])
 def test_a_padded_picture_keeps_its_shape(shape: tuple[int, int]) -> None:
     image = np.full((*shape, 3), 200, np.uint8)
-    height, width = fitted_size(image, (64, 64), "pad")
-    assert max(height, width) == 64 and fitted_size(image, (64, 64), "stretch") == (64, 64)
+    height, width = compute_fitted_size(image, (64, 64), "pad")
+    assert max(height, width) == 64 and compute_fitted_size(image, (64, 64), "stretch") == (64, 64)
     assert abs(height / 64 * max(shape) - shape[0]) <= max(shape) / 64 or height == 1
-    given = normalised(resized(image, (height, width)), mean=(100, 100, 100), std=(50, 50, 50), bucket=(64, 64))
+    given = normalise_picture(
+        resize_picture(image, (height, width)), mean=(100, 100, 100), std=(50, 50, 50), bucket=(64, 64)
+    )
     assert given.shape == (1, 3, 64, 64)
     np.testing.assert_allclose(given[:, :, :height, :width], 2.0, atol=1e-6)
     assert not given[:, :, height:].any() and not given[:, :, :, width:].any()
@@ -114,7 +116,7 @@ def test_a_padded_picture_keeps_its_shape(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("shape", [(60, 80), (80, 60), (33, 80)])
 def test_labels_of_a_padded_picture_lie_on_the_picture(shape: tuple[int, int]) -> None:
     """A mark in the bucket appears at the same share of the picture, and padding never appears."""
-    height, width = fitted_size(np.zeros((*shape, 3), np.uint8), (64, 64), "pad")
+    height, width = compute_fitted_size(np.zeros((*shape, 3), np.uint8), (64, 64), "pad")
     scores = np.ones((1, 16, 16), np.float32)
     rows, columns = np.mgrid[0:16, 0:16]
     scores[0, (rows + 0.5) * 4 > height / 2] = 0  # the lower half of the picture, and all padding

@@ -29,10 +29,10 @@ def read(accounting: Accounting) -> dict[tuple[str, frozenset[tuple[str, str]]],
 
 def full_accounting() -> Accounting:
     accounting = Accounting(['a "quoted"\\ name\nof two lines'])
-    accounting.delivered(delivery())
-    accounting.delivered(delivery("sound", 0.002))
-    accounting.source(0, HEALTH, {"stale": 4})
-    accounting.sinks({"out\udcff.mp4": {"delivered": 1, "dropped": 7, "error": None}})
+    accounting.count_delivery(delivery())
+    accounting.count_delivery(delivery("sound", 0.002))
+    accounting.set_source(0, HEALTH, {"stale": 4})
+    accounting.set_sinks({"out\udcff.mp4": {"delivered": 1, "dropped": 7, "error": None}})
     asked = {"start": 1, "scene": 0, "sound": 2, "interval": 0}
     accounting.cue_health = lambda: {"source": "llm", "asked": asked, "answered": 2, "no_answer": 1, "failed": 0}
     return accounting
@@ -85,14 +85,14 @@ def test_buckets_are_exact_and_the_sum_of_two_streams_is_that_of_all_their_frame
     halves = Histogram(), Histogram()
     for number, value in enumerate(values):
         halves[number % 2].add(float(value))
-    added = np.sum([half.bounded().at_most for half in halves], axis=0)
+    added = np.sum([half.count_bounded().at_most for half in halves], axis=0)
     assert added.tolist() == [int((values <= bound).sum()) for bound in (*BOUNDS_SECONDS, np.inf)]
-    assert sum(half.bounded().sum_seconds for half in halves) == pytest.approx(values.sum())
+    assert sum(half.count_bounded().sum_seconds for half in halves) == pytest.approx(values.sum())
 
 
 def test_a_duration_below_zero_lets_no_sum_fall() -> None:
     histogram = Histogram()
     histogram.add(0.5)
     histogram.add(-0.1)
-    assert histogram.bounded().sum_seconds == 0.5 and histogram.bounded().at_most[-1] == 2
-    assert histogram.bounded().at_most[0] == 1
+    assert histogram.count_bounded().sum_seconds == 0.5 and histogram.count_bounded().at_most[-1] == 2
+    assert histogram.count_bounded().at_most[0] == 1

@@ -16,9 +16,9 @@ from teso_deploy.cues.prompts import (
     MAX_PROMPT_BYTES,
     Prompt,
     Shot,
-    as_data,
-    captioner_prompt,
-    prompt_names,
+    list_prompts,
+    make_harmless,
+    read_captioner_prompt,
 )
 from teso_deploy.errors import CueSourceError, InputNotFoundError
 
@@ -28,15 +28,15 @@ ZERO_SHOT = ("any", "background", "most-possible", "random", "sounding", "step-b
 
 
 def test_all_that_ships_can_be_read() -> None:
-    assert DEFAULT_PROMPT in prompt_names()
-    assert {f"zero-shot-{name}" for name in ZERO_SHOT} <= set(prompt_names())
-    assert {"few-shot-cot", "few-shot-direct", "one-shot-cot", "one-shot-direct"} <= set(prompt_names())
-    identities = {Prompt.load(name).identity for name in prompt_names()}
-    assert len(identities) == len(prompt_names())
-    assert captioner_prompt().strip().endswith((".", "?"))
+    assert DEFAULT_PROMPT in list_prompts()
+    assert {f"zero-shot-{name}" for name in ZERO_SHOT} <= set(list_prompts())
+    assert {"few-shot-cot", "few-shot-direct", "one-shot-cot", "one-shot-direct"} <= set(list_prompts())
+    identities = {Prompt.load(name).identity for name in list_prompts()}
+    assert len(identities) == len(list_prompts())
+    assert read_captioner_prompt().strip().endswith((".", "?"))
 
 
-@pytest.mark.parametrize("name", prompt_names())
+@pytest.mark.parametrize("name", list_prompts())
 def test_how_a_conversation_goes(name: str) -> None:
     prompt = Prompt.load(name)
     messages = prompt.messages("two cats on a wall")
@@ -86,7 +86,7 @@ ATTACKS = [
 
 @pytest.mark.parametrize("text", ATTACKS)
 def test_a_caption_is_data(text: str) -> None:
-    data = as_data(text)
+    data = make_harmless(text)
     assert not set(data) & set("<>[]{}|#`\n\r\x00\x1b\u202e")
     assert not re.search(r"(system|user|assistant)\s*[:：]", data.lower())
     messages = MANY.messages(text)
@@ -96,7 +96,7 @@ def test_a_caption_is_data(text: str) -> None:
 
 
 def test_a_long_caption_is_cut_and_braces_are_no_fields() -> None:
-    assert len(as_data("word " * 10_000)) <= MAX_CAPTION_CHARACTERS
+    assert len(make_harmless("word " * 10_000)) <= MAX_CAPTION_CHARACTERS
     assert "{caption}" not in MANY.messages("{caption} {0} %s")[-1].content
 
 

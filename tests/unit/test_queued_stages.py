@@ -16,7 +16,7 @@ from teso_deploy.backends.cuda.tensors import DeviceTensor
 from teso_deploy.backends.engine import Tensor
 from teso_deploy.backends.tensorrt.bindings import adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
-from teso_deploy.backends.tensorrt.factory import engine_factory
+from teso_deploy.backends.tensorrt.factory import make_engine_factory
 from teso_deploy.bundle import Bundle
 from teso_deploy.latency import LatencyLog
 from teso_deploy.pipeline.pipeline import Pipeline
@@ -50,7 +50,7 @@ def test_the_frame_is_timed_and_no_stage_of_it(
         return download(tensor)
 
     bundle = Bundle.open(tiny_bundle)
-    factory = engine_factory(
+    factory = make_engine_factory(
         adopt("tensorrt", fake_tensorrt(Fake(gpu, is_rtx=False))), device, cache=EngineCache(tmp_path)
     )
     pipeline = Pipeline(bundle, factory, operators=lambda of: Told(device, module, of))

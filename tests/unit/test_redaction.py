@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from teso_deploy.redaction import RedactedUrl, child_environment, looks_random
+from teso_deploy.redaction import RedactedUrl, looks_random, make_child_environment
 
 S = "CANARYs3cr3tQ7"
 
@@ -119,5 +119,5 @@ def test_no_key_goes_to_another_process() -> None:
         "TESO_CUES_API_KEY", "OPENAI_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "PGPASSWORD",
         "MY_SECRET", "GOOGLE_APPLICATION_CREDENTIALS", "openai_apikey", "API_KEY", "SSH_PASS", "TOKEN", "HTTP_AUTH",
     ]  # fmt: skip
-    assert child_environment({**harmless, **dict.fromkeys(secret, S)}) == harmless
-    assert "PATH" in child_environment()
+    assert make_child_environment({**harmless, **dict.fromkeys(secret, S)}) == harmless
+    assert "PATH" in make_child_environment()

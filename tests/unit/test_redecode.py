@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from teso_deploy.errors import BundleError
-from teso_deploy.pipeline.cache import largest_block_change, likeness
+from teso_deploy.pipeline.cache import judge_likeness, measure_block_change
 from teso_deploy.pipeline.pipeline import Pipeline
-from teso_deploy.pipeline.preprocess import nearest_size
+from teso_deploy.pipeline.preprocess import choose_nearest_size
 from teso_deploy.recipe import Recipe
 from tests.unit.test_pipeline import FakeEngine, bundle_of, cues_of, picture, ran, sound
 
@@ -44,15 +44,15 @@ def test_a_small_thing_that_moves_is_no_still_picture() -> None:
     after = before.copy()
     after[40:56, 70:86] = 255
     assert float(np.abs(after.astype(float) - before).mean()) < 3
-    assert largest_block_change(before, after) == pytest.approx(155 * 16 * 16 / 32**2)
-    assert likeness(after, before, 3.0) is None and likeness(before, before, 3.0) == "same"
+    assert measure_block_change(before, after) == pytest.approx(155 * 16 * 16 / 32**2)
+    assert judge_likeness(after, before, 3.0) is None and judge_likeness(before, before, 3.0) == "same"
 
 
 def test_blocks_at_the_edge_count_by_their_own_size() -> None:
     before = np.zeros((40, 33, 3), np.uint8)
     after = before.copy()
     after[32:, 32:] = 8
-    assert largest_block_change(before, after) == 8
+    assert measure_block_change(before, after) == 8
 
 
 def test_without_a_threshold_only_the_same_picture_is_spared(tiny_recipe: Recipe) -> None:
@@ -121,4 +121,4 @@ def test_the_nearest_size_is_that_of_the_shape_then_not_below_the_picture() -> N
         ((900, 900), (512, 512)),
         ((720, 1280), (288, 512)),
     ):
-        assert nearest_size(np.zeros((*shape, 3), np.uint8), sizes) == expected
+        assert choose_nearest_size(np.zeros((*shape, 3), np.uint8), sizes) == expected

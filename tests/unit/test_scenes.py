@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw
 
 from teso_deploy.errors import DataError, InputNotFoundError
 from teso_deploy.evaluation.contracts import Prediction, Score
-from teso_deploy.evaluation.datasets.media_folder import MediaLibrary, Recording, read_library, read_recording, word_of
+from teso_deploy.evaluation.datasets.media_folder import MediaLibrary, Recording, get_word, read_library, read_recording
 from teso_deploy.evaluation.metrics import compute_iou
 from teso_deploy.evaluation.protocols.composed_scenes import SCENE_ROWS, ComposedScenes, SceneTrial, make_scene
-from teso_deploy.evaluation.scenes import _reverberate, compose_picture, compose_sound, heard_excerpt
+from teso_deploy.evaluation.scenes import _reverberate, compose_picture, compose_sound, cut_audible_excerpt
 from teso_deploy.evaluation.scoring import average_seeds, score_protocol
 from teso_deploy.types import WINDOW_SAMPLES
 
@@ -30,7 +30,7 @@ def library(shapes_and_tones: MediaLibrary) -> MediaLibrary:
 
 
 def test_words_of_labels() -> None:
-    assert [word_of(label) for label in ("euphonium_tuba", "truck_bus", "drum_kit", "dog")] == [
+    assert [get_word(label) for label in ("euphonium_tuba", "truck_bus", "drum_kit", "dog")] == [
         "tuba", "truck", "drum kit", "dog",
     ]  # fmt: skip
 
@@ -64,13 +64,13 @@ def test_an_excerpt_is_heard_for_three_tenths_of_a_second() -> None:
     samples = np.zeros(5 * 16_000, np.float32)
     samples[40_000:46_400] = 1.0  # 0.4 s in 5 s of silence
     heard = samples[: len(samples) // 320 * 320].reshape(-1, 320).max(axis=1) > 0
-    counts = [int(heard_excerpt(np.random.default_rng(i), Recording(samples, heard)).sum()) for i in range(50)]
+    counts = [int(cut_audible_excerpt(np.random.default_rng(i), Recording(samples, heard)).sum()) for i in range(50)]
     assert min(counts) >= 0.3 * 16_000 and len(set(counts)) > 3, "offsets vary"
 
 
 def test_a_short_recording_is_heard_whole() -> None:
     blip = Recording(np.ones(1600, np.float32), np.ones(5, bool))
-    assert all(heard_excerpt(np.random.default_rng(i), blip).sum() == 1600 for i in range(20))
+    assert all(cut_audible_excerpt(np.random.default_rng(i), blip).sum() == 1600 for i in range(20))
 
 
 def test_a_sound_is_mixed_from_its_words_and_noise(library: MediaLibrary) -> None:

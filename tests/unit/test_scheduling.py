@@ -88,14 +88,14 @@ def simulate(
             feed.advance(time)
         if encoding is not None and encoding[0] <= time:
             _, stream, picture = encoding
-            scheduler.encoded(stream, picture, picture.number, at_seconds=time)
+            scheduler.record_encoded(stream, picture, picture.number, at_seconds=time)
             encoding = None
-        if encoding is None and (chosen := scheduler.next_picture()) is not None:
+        if encoding is None and (chosen := scheduler.choose_picture()) is not None:
             encoding = (time + encode_seconds, *chosen)
             encodes.append((time, chosen[0].number))
-        if decoding_until <= time and (next_one := scheduler.next_decode(time)) is not None:
+        if decoding_until <= time and (next_one := scheduler.choose_decode(time)) is not None:
             state, picture, cause = next_one
-            number, until = scheduler.taken(state, picture)
+            number, until = scheduler.record_decode(state, picture)
             assert number == picture.number
             done.append(Done(state.number, number, cause, time, until))
             decoding_until = time + decode_seconds
@@ -195,18 +195,18 @@ def test_new_cues_decode_the_last_picture_again() -> None:
     feed = FakeFeed([(0.1, 0.1)], sound_delay=None)
     scheduler: Scheduler[Picture, int] = Scheduler([feed], LiveOptions())
     feed.advance(0.1)
-    chosen = scheduler.next_picture()
-    assert chosen is not None and scheduler.next_decode(0.1) is None
-    scheduler.encoded(*chosen, 0, at_seconds=0.1)
-    state, picture, cause = scheduler.next_decode(0.1) or (None, None, None)
+    chosen = scheduler.choose_picture()
+    assert chosen is not None and scheduler.choose_decode(0.1) is None
+    scheduler.record_encoded(*chosen, 0, at_seconds=0.1)
+    state, picture, cause = scheduler.choose_decode(0.1) or (None, None, None)
     assert cause == "frame" and state is not None and picture is not None
-    scheduler.taken(state, picture)
-    assert scheduler.next_decode(0.2) is None
+    scheduler.record_decode(state, picture)
+    assert scheduler.choose_decode(0.2) is None
     state.cues_version += 1
-    found = scheduler.next_decode(0.2)
+    found = scheduler.choose_decode(0.2)
     assert found is not None and found[2] == "cues"
-    scheduler.taken(state, picture)
-    assert scheduler.next_decode(0.2) is None
+    scheduler.record_decode(state, picture)
+    assert scheduler.choose_decode(0.2) is None
 
 
 def test_sound_that_has_stopped_becomes_silence() -> None:
@@ -216,9 +216,9 @@ def test_sound_that_has_stopped_becomes_silence() -> None:
     feed.ring.end_seconds = 0.5
     picture = Picture(0.1, 0)
     feed.time = 1.2
-    assert scheduler.heard(scheduler.streams[0], picture) == pytest.approx(0.48)
+    assert scheduler.get_window_end(scheduler.streams[0], picture) == pytest.approx(0.48)
     feed.time = 2.0
-    assert scheduler.heard(scheduler.streams[0], picture) == pytest.approx(1.92)
+    assert scheduler.get_window_end(scheduler.streams[0], picture) == pytest.approx(1.92)
 
 
 @pytest.mark.parametrize("wrong", [{"hop_seconds": 0.0}, {"fps": -1.0}, {"staleness_budget_seconds": 0.0}])

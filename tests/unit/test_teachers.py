@@ -19,9 +19,9 @@ from teso_deploy.recipe import EncoderPhase, Recipe, TeacherRecipe, load_recipe
 from teso_deploy.training.batches import SceneBatches
 from teso_deploy.training.losses import (
     TrainingHeads,
-    encoder_losses,
+    compute_encoder_losses,
 )
-from teso_deploy.training.teachers import Teachers, TensorFlowLiteTeacher, load_teachers, yamnet_patches
+from teso_deploy.training.teachers import Teachers, TensorFlowLiteTeacher, compute_yamnet_patches, load_teachers
 
 
 def test_teachers_answer_for_a_lesson_and_the_heads_learn_from_them(
@@ -57,7 +57,7 @@ def test_teachers_answer_for_a_lesson_and_the_heads_learn_from_them(
     optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=3e-3)
     history = []
     for _ in range(60):
-        losses, _, _ = encoder_losses(model, heads, lesson, train=train)
+        losses, _, _ = compute_encoder_losses(model, heads, lesson, train=train)
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
@@ -95,7 +95,7 @@ def test_the_shared_teachers_see_and_hear() -> None:
         TensorFlowLiteTeacher(data / train.picture_teacher.file, ["no such layer"])
     assert train.sound_teacher is not None
     scores = TensorFlowLiteTeacher(data / train.sound_teacher.file, ["final_output"])
-    (heard,) = scores(yamnet_patches(torch.zeros(1, 15_600), LogMel()))
+    (heard,) = scores(compute_yamnet_patches(torch.zeros(1, 15_600), LogMel()))
     with (data / "weights/yamnet_class_map.csv").open() as file:
         names = [row["display_name"] for row in csv.DictReader(file)]
     assert names[int(heard.flatten().argmax())] == "Silence"

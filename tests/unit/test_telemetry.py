@@ -21,11 +21,11 @@ PROGRAM = """
 import json, os, subprocess, sys
 import teso_deploy.cues.language.decoder
 from teso_deploy.backends.shared_libraries import IDENTITY, LIBRARIES, PREAMBLE
-from teso_deploy.redaction import child_environment
+from teso_deploy.redaction import make_child_environment
 import onnxruntime
 onnxruntime.InferenceSession(IDENTITY, providers=["CPUExecutionProvider"])
 child = "import json, os, onnxruntime; print(json.dumps(dict(os.environ)))"
-subprocess.run([sys.executable, "-c", child], env=child_environment(), check=True)
+subprocess.run([sys.executable, "-c", child], env=make_child_environment(), check=True)
 """
 
 

@@ -15,13 +15,13 @@ from teso_deploy.errors import CheckpointError, DataError, RecipeError
 from teso_deploy.evaluation.datasets.media_folder import MediaLibrary
 from teso_deploy.models import build, checkpoints
 from teso_deploy.recipe import EncoderPhase, HeadRecipe, Recipe, TrainPhase
-from teso_deploy.training.batches import Batch, SceneBatches, coverage
+from teso_deploy.training.batches import Batch, SceneBatches, compute_coverage
 from teso_deploy.training.loop import (
     START_PARTS,
     Trainer,
-    learning_rate,
-    moving_average,
-    phase_of_step,
+    compute_learning_rate,
+    find_phase,
+    make_moving_average,
     train_model,
 )
 from teso_deploy.training.losses import (
@@ -124,16 +124,16 @@ def test_lessons_show_what_they_say(scene_batches: SceneBatches) -> None:
 def test_coverage_is_the_share_of_each_cell() -> None:
     mask = np.zeros((8, 8), np.uint8)
     mask[:4, :2] = 255
-    assert coverage(mask).tolist() == [[0.5, 0.0], [0.0, 0.0]]
+    assert compute_coverage(mask).tolist() == [[0.5, 0.0], [0.0, 0.0]]
 
 
 def test_phases_and_learning_rate(training_recipe: Recipe) -> None:
     train = training_recipe.train
     assert train is not None
-    assert [phase_of_step(train, step).size[0] for step in range(6)] == [32, 32, 32, 64, 64, 64]
+    assert [find_phase(train, step).size[0] for step in range(6)] == [32, 32, 32, 64, 64, 64]
     with pytest.raises(RecipeError):
-        phase_of_step(train, 6)
-    rates = [learning_rate(1e-3, warmup_steps=2, step=step, steps=6) for step in range(7)]
+        find_phase(train, 6)
+    rates = [compute_learning_rate(1e-3, warmup_steps=2, step=step, steps=6) for step in range(7)]
     assert rates[1] == 1e-3 and rates[0] < rates[1] > rates[3] > rates[6] > 0
 
 
@@ -226,7 +226,7 @@ def test_parts_to_start_with(training_recipe: Recipe, scene_batches: SceneBatche
 
 
 def test_the_average_does_not_drag_its_beginnings_along() -> None:
-    update, one = moving_average(0.999), torch.ones(1)
+    update, one = make_moving_average(0.999), torch.ones(1)
     average = torch.zeros(1)
     for count in range(1, 300):
         average = update(average, one, count)
@@ -259,7 +259,7 @@ def test_training_learns(
     training_recipe: Recipe, shapes_and_tones: MediaLibrary, word_embeddings: dict[str, NDArray[np.float32]]
 ) -> None:
     """Thirty steps on one fixed batch halve the loss: gradients reach every part."""
-    from teso_deploy.training.losses import training_losses
+    from teso_deploy.training.losses import compute_training_losses
 
     batches = SceneBatches(training_recipe, shapes_and_tones, word_embeddings)
     batch, train = batches.make(0, TrainPhase(size=(32, 32), steps=1)), batches.train
@@ -268,7 +268,9 @@ def test_training_learns(
     optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=3e-3)
     totals = []
     for step in range(30):
-        losses, _, _ = training_losses(model, heads, batch, train=train, generator=torch.Generator().manual_seed(step))
+        losses, _, _ = compute_training_losses(
+            model, heads, batch, train=train, generator=torch.Generator().manual_seed(step)
+        )
         total = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad()
         total.backward()

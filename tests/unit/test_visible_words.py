@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from teso_deploy.conversion.frames import visible_in
+from teso_deploy.conversion.frames import read_visible_words
 
 
 @pytest.mark.parametrize(
@@ -24,5 +24,5 @@ from teso_deploy.conversion.frames import visible_in
 )
 def test_visible_words(content: bytes, words: list[str], tmp_path: Path) -> None:
     (tmp_path / "clip.json").write_bytes(content)
-    assert visible_in(tmp_path / "clip.json") == words
-    assert visible_in(tmp_path / "none.json") == []
+    assert read_visible_words(tmp_path / "clip.json") == words
+    assert read_visible_words(tmp_path / "none.json") == []

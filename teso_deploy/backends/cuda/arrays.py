@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from teso_deploy.backends.cuda import dlpack
 from teso_deploy.backends.cuda.device import Device, Stream
-from teso_deploy.backends.cuda.host_views import host_view
+from teso_deploy.backends.cuda.host_views import make_host_view
 from teso_deploy.errors import DeviceError
 
 #: Numbers of streams in DLPack and the CUDA array interface: the legacy default stream, and no stream.
@@ -72,7 +72,7 @@ class DeviceArray:
     def numpy(self) -> NDArray[Any]:
         """Wait for the stream; return a copy of device memory, or a view of host memory."""
         if self.device is None:
-            return host_view(self.pointer, self.shape, self.dtype, owner=self.owner, is_readonly=self.is_readonly)
+            return make_host_view(self.pointer, self.shape, self.dtype, owner=self.owner, is_readonly=self.is_readonly)
         host = np.empty(self.shape, self.dtype)
         stream = self.stream or self.device.stream()
         self.device.copy_out(host, self.pointer, stream)
@@ -123,12 +123,12 @@ class DeviceArray:
                 raise BufferError(f"an array on {self.__dlpack_device__()} can't be exported to {dl_device}")
             if copy is False:
                 raise BufferError("an array on a GPU can't be read on the host without a copy")
-            return _on_host(self.numpy())._export(is_versioned, is_copied=True)
+            return _is_on_host(self.numpy())._export(is_versioned, is_copied=True)
         if self.device is None:
             if stream is not None:
                 raise BufferError("there are no streams on the host: stream has to be None")
             if copy:
-                return _on_host(self.numpy().copy())._export(is_versioned, is_copied=True)
+                return _is_on_host(self.numpy().copy())._export(is_versioned, is_copied=True)
             return self._export(is_versioned)
         if stream == 0:
             raise BufferError("stream 0 is ambiguous: 1 is the default stream, 2 that of the thread")
@@ -158,11 +158,11 @@ class DeviceArray:
         return dlpack.export(block, is_versioned, is_copied)
 
 
-def _on_host(array: NDArray[Any]) -> DeviceArray:
+def _is_on_host(array: NDArray[Any]) -> DeviceArray:
     return DeviceArray(array.ctypes.data, array.shape, array.dtype, array)
 
 
-def device_array(array: object, device: Device | None = None, stream: Stream | None = None) -> DeviceArray:
+def take_array(array: object, device: Device | None = None, stream: Stream | None = None) -> DeviceArray:
     """Take an array of another library without a copy.
 
     The array's owner does not learn how long it is read. See :attr:`DeviceArray.owner_stream`, which the CUDA array

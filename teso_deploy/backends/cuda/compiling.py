@@ -9,21 +9,21 @@ from typing import Any
 from teso_deploy.errors import DeviceError, InputNotFoundError, MissingExtraError
 from teso_deploy.outputs import read_vouched, write_vouched
 from teso_deploy.requirements import write_install_command
-from teso_deploy.resources import cache_folder, shipped_path
+from teso_deploy.resources import cache_folder, find_shipped_path
 
 OPTIONS = ("--std=c++17",)
 
 
-def kernel_sources() -> list[Path]:
+def list_kernel_sources() -> list[Path]:
     """List the shipped sources in order of name. Raises :class:`InputNotFoundError` if there are none."""
-    folder = shipped_path("engines/kernels")
+    folder = find_shipped_path("engines/kernels")
     found = sorted(folder.glob("*.cu"))
     if not found:
         raise InputNotFoundError(f"there are no CUDA sources in {folder}: install teso-deploy again")
     return found
 
 
-def sources_sha256(sources: list[Path]) -> str:
+def hash_sources(sources: list[Path]) -> str:
     """Hash the sources: the SHA-256 of the files' concatenated SHA-256 in hexadecimal.
 
     CMakeLists.txt computes the same.
@@ -50,7 +50,7 @@ def _load_nvrtc() -> tuple[Any, tuple[int, int]]:
     return nvrtc, (major, minor)
 
 
-def architecture_for(compute_capability: tuple[int, int], supported: list[int]) -> str:
+def choose_architecture(compute_capability: tuple[int, int], supported: list[int]) -> str:
     """Choose the architecture that NVRTC compiles for: the GPU's, or the newest older virtual architecture.
 
     Raises :class:`DeviceError` if NVRTC supports only newer GPUs.
@@ -93,7 +93,7 @@ def _compile(nvrtc: Any, source: bytes, architecture: str) -> bytes:
         nvrtc.nvrtcDestroyProgram(program)
 
 
-def compiled(compute_capability: tuple[int, int], cache: Path | None = None) -> bytes:
+def compile_kernels(compute_capability: tuple[int, int], cache: Path | None = None) -> bytes:
     """Return our kernels for a GPU of this compute capability, from the cache or newly compiled.
 
     Compiling takes well under a second. The cache is keyed by sources, options, NVRTC and architecture. If the cache
@@ -112,8 +112,8 @@ def compiled(compute_capability: tuple[int, int], cache: Path | None = None) -> 
     """
     nvrtc, version = _load_nvrtc()
     _, supported = nvrtc.nvrtcGetSupportedArchs()
-    architecture = architecture_for(compute_capability, list(supported))
-    source = b"\n".join(path.read_bytes() for path in kernel_sources())
+    architecture = choose_architecture(compute_capability, list(supported))
+    source = b"\n".join(path.read_bytes() for path in list_kernel_sources())
     key = hashlib.sha256("\0".join((hashlib.sha256(source).hexdigest(), *OPTIONS)).encode()).hexdigest()
     kept = (cache or cache_folder("kernels")) / f"{key}-nvrtc{version[0]}.{version[1]}-{architecture}.bin"
     code = read_vouched(kept)

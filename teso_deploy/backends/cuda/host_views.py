@@ -16,7 +16,7 @@ class _Block:
         self.owner = owner
 
 
-def host_view(
+def make_host_view(
     pointer: int, shape: tuple[int, ...], dtype: DTypeLike, *, owner: object, is_readonly: bool = False
 ) -> NDArray[Any]:
     """Make an array on existing memory.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from teso_deploy.backends.cuda.compiling import compiled, kernel_sources, sources_sha256
+from teso_deploy.backends.cuda.compiling import compile_kernels, hash_sources, list_kernel_sources
 from teso_deploy.backends.cuda.device import Device, Memory, Module, Stream
 from teso_deploy.backends.cuda.plans import (
     Labels,
@@ -23,7 +23,7 @@ from teso_deploy.backends.cuda.plans import (
     resize_filter,
 )
 from teso_deploy.errors import DeviceError, EngineError, InputNotFoundError
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 
 #: The environment variable that names another fatbin.
 FATBIN_VARIABLE = "TESO_KERNELS_FATBIN"
@@ -42,7 +42,7 @@ def _read_fatbin(path: Path) -> bytes:
         raise InputNotFoundError(
             f"{error.filename} can't be read ({error.strerror}): build it with {HOW_TO_BUILD}"
         ) from error
-    if built_from != sources_sha256(kernel_sources()):
+    if built_from != hash_sources(list_kernel_sources()):
         raise EngineError(f"{path} was built from other sources than these: build it again with {HOW_TO_BUILD}")
     return code
 
@@ -69,14 +69,14 @@ def load_kernels(device: Device, fatbin: Path | None = None, cache: Path | None 
     named = fatbin or os.environ.get(FATBIN_VARIABLE)
     if named:
         return device.module(_read_fatbin(Path(named)))
-    packaged = shipped_path("engines/kernels/kernels.fatbin")
+    packaged = find_shipped_path("engines/kernels/kernels.fatbin")
     if packaged.is_file():
         code = _read_fatbin(packaged)
         try:
             return device.module(code)
         except DeviceError:  # it has no code for this architecture
             pass
-    return device.module(compiled(device.compute_capability, cache))
+    return device.module(compile_kernels(device.compute_capability, cache))
 
 
 class _Tables:

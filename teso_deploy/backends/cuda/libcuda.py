@@ -14,7 +14,7 @@ from ctypes import byref, c_int, c_uint, c_uint64, c_void_p
 from typing import Any
 
 from teso_deploy.backends.cuda.device import Stream
-from teso_deploy.backends.cuda.refusals import no_driver
+from teso_deploy.backends.cuda.refusals import make_no_driver_error
 from teso_deploy.errors import DeviceError
 
 #: Of the driver's three modes, only in this one does a capture survive if Python frees device memory meanwhile.
@@ -48,7 +48,7 @@ class Libcuda:
         try:
             library = ctypes.CDLL("libcuda.so.1")
         except OSError as error:
-            raise no_driver() from error
+            raise make_no_driver_error() from error
         self._functions = {}
         for name, parameters in _PARAMETERS.items():
             try:

@@ -54,7 +54,7 @@ class RgbPictures:
 
     def __post_init__(self) -> None:
         _check_positive(size=min(self.size), batch=self.batch)
-        object.__setattr__(self, "pitch_bytes", _pitch("pitch_bytes", self.pitch_bytes, 3 * self.size[1]))
+        object.__setattr__(self, "pitch_bytes", _choose_pitch("pitch_bytes", self.pitch_bytes, 3 * self.size[1]))
         stride = self.picture_stride_bytes or self.size[0] * self.pitch_bytes
         object.__setattr__(self, "picture_stride_bytes", stride)
 
@@ -81,8 +81,8 @@ class Nv12Pictures:
     def __post_init__(self) -> None:
         _check_positive(size=min(self.size), batch=self.batch)
         chroma_height, chroma_width = (math.ceil(length / 2) for length in self.size)
-        luma_pitch = _pitch("luma_pitch_bytes", self.luma_pitch_bytes, self.size[1])
-        chroma_pitch = _pitch("chroma_pitch_bytes", self.chroma_pitch_bytes, 2 * chroma_width)
+        luma_pitch = _choose_pitch("luma_pitch_bytes", self.luma_pitch_bytes, self.size[1])
+        chroma_pitch = _choose_pitch("chroma_pitch_bytes", self.chroma_pitch_bytes, 2 * chroma_width)
         object.__setattr__(self, "luma_pitch_bytes", luma_pitch)
         object.__setattr__(self, "chroma_pitch_bytes", chroma_pitch)
         object.__setattr__(self, "luma_stride_bytes", self.luma_stride_bytes or self.size[0] * luma_pitch)
@@ -114,7 +114,7 @@ class Labels:
 
     def __post_init__(self) -> None:
         _check_positive(size=min(self.size))
-        object.__setattr__(self, "pitch_bytes", _pitch("pitch_bytes", self.pitch_bytes, self.size[1]))
+        object.__setattr__(self, "pitch_bytes", _choose_pitch("pitch_bytes", self.pitch_bytes, self.size[1]))
         stride = self.picture_stride_bytes or self.size[0] * self.pitch_bytes
         object.__setattr__(self, "picture_stride_bytes", stride)
 
@@ -125,7 +125,7 @@ def _check_positive(**values: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def _pitch(name: str, pitch_bytes: int, row_bytes: int) -> int:
+def _choose_pitch(name: str, pitch_bytes: int, row_bytes: int) -> int:
     if 0 < pitch_bytes < row_bytes or pitch_bytes < 0:
         raise ValueError(f"{name} is {pitch_bytes}, but one row takes {row_bytes} bytes")
     return pitch_bytes or row_bytes
@@ -205,7 +205,7 @@ def mask_taps(source: int, target: int, share: float) -> NDArray[np.int32]:
     return table
 
 
-def yuv_gains(matrix: YuvMatrix, is_full_range: bool) -> tuple[int, int, int, int, int, int]:
+def compute_yuv_gains(matrix: YuvMatrix, is_full_range: bool) -> tuple[int, int, int, int, int, int]:
     """Compute the integers of a YUV conversion, in units of 2^-16 except the first.
 
     They are the offset of Y and the gains of Y, of V in red, of U and V in green, and of U in blue.
@@ -219,14 +219,14 @@ def yuv_gains(matrix: YuvMatrix, is_full_range: bool) -> tuple[int, int, int, in
     return 0 if is_full_range else 16, y, v_to_r, u_to_g, v_to_g, u_to_b
 
 
-def _float_name(dtype: DTypeLike) -> str:
+def _name_float(dtype: DTypeLike) -> str:
     name = np.dtype(dtype).name
     if name not in ("float32", "float16"):
         raise ValueError(f"the kernels support float32 and float16, got {name}")
     return name
 
 
-def _grid(size: tuple[int, int], batch: int) -> tuple[int, int, int]:
+def _make_grid(size: tuple[int, int], batch: int) -> tuple[int, int, int]:
     down, along = (math.ceil(length / tile) for length, tile in zip(size, TILE, strict=True))
     if max(down, batch) > MAX_BLOCKS:
         raise ValueError(f"{batch} × {size[0]} × {size[1]} is too much for one launch: take it in parts")
@@ -281,7 +281,7 @@ def plan_preprocess(
         given = (pictures.pointer, np.int64(pictures.pitch_bytes), np.int64(pictures.picture_stride_bytes))
     else:
         kind = "nv12"
-        gains = yuv_gains(pictures.matrix, pictures.is_full_range)
+        gains = compute_yuv_gains(pictures.matrix, pictures.is_full_range)
         given = (
             pictures.luma,
             pictures.chroma,
@@ -294,9 +294,9 @@ def plan_preprocess(
     sizes = (np.int32(bucket[0]), np.int32(bucket[1]))
     filters = (row_filter, np.int32(fitted[0]), column_filter, np.int32(fitted[1]))
     order = np.int32(is_rows_first(pictures.size, fitted))
-    kernel = f"teso_preprocess_{kind}_{_float_name(dtype)}"
+    kernel = f"teso_preprocess_{kind}_{_name_float(dtype)}"
     return Launch(
-        kernel, _grid(bucket, pictures.batch), _block(), (*given, target, *sizes, *filters, order, *scale, *shift)
+        kernel, _make_grid(bucket, pictures.batch), _block(), (*given, target, *sizes, *filters, order, *scale, *shift)
     )
 
 
@@ -326,4 +326,4 @@ def plan_postprocess(scores: Scores, labels: Labels, *, threshold: float, row_ta
         np.int32(labels.size[1]),
         np.float32(threshold),
     )
-    return Launch(f"teso_postprocess_{_float_name(scores.dtype)}", _grid(labels.size, batch), _block(), arguments)
+    return Launch(f"teso_postprocess_{_name_float(scores.dtype)}", _make_grid(labels.size, batch), _block(), arguments)

@@ -23,7 +23,9 @@ def resize_matrix(source: int, target: int) -> NDArray[np.int64]:
     return np.floor(weight * 2**22 + 0.5).astype(np.int64)
 
 
-def resized(pictures: NDArray[np.uint8], size: tuple[int, int], is_rows_first: bool = False) -> NDArray[np.uint8]:
+def resize_pictures(
+    pictures: NDArray[np.uint8], size: tuple[int, int], is_rows_first: bool = False
+) -> NDArray[np.uint8]:
     """Resize pictures like Pillow's BILINEAR, rounding after each axis.
 
     Args:
@@ -42,7 +44,7 @@ def resized(pictures: NDArray[np.uint8], size: tuple[int, int], is_rows_first: b
     return levels.astype(np.uint8)
 
 
-def rgb_of_nv12(
+def convert_nv12_to_rgb(
     luma: NDArray[np.uint8], chroma: NDArray[np.uint8], *, luma_shares: tuple[float, float], is_full_range: bool
 ) -> NDArray[np.float64]:
     """Convert NV12 pictures to RGB. Each pair of chroma applies to its 2 × 2 pixels.
@@ -69,7 +71,7 @@ def rgb_of_nv12(
     return np.stack((r, g, b), axis=-1)
 
 
-def encoder_input(
+def prepare_encoder_input(
     pictures: NDArray[np.uint8],
     *,
     bucket: tuple[int, int],
@@ -95,13 +97,13 @@ def encoder_input(
     """
     scale = np.float32(1) / np.asarray(std, np.float32)
     shift = np.asarray(mean, np.float32) * scale
-    levels = resized(pictures, fitted, is_rows_first).transpose(0, 3, 1, 2).astype(np.float32)
+    levels = resize_pictures(pictures, fitted, is_rows_first).transpose(0, 3, 1, 2).astype(np.float32)
     result = np.zeros((len(pictures), 3, *bucket), dtype)
     result[:, :, : fitted[0], : fitted[1]] = (levels * scale[:, None, None] - shift[:, None, None]).astype(dtype)
     return result
 
 
-def labels(
+def compute_labels(
     scores: NDArray[Any], size: tuple[int, int], *, threshold: float, shares: tuple[float, float] = (1.0, 1.0)
 ) -> NDArray[np.uint8]:
     """Upsample the scores of all classes and take the best class of each pixel.
@@ -129,7 +131,7 @@ def labels(
     return np.where(best, mixed.argmax(axis=1) + 1, 0).astype(np.uint8)
 
 
-def preprocess_bytes(
+def count_preprocess_bytes(
     size: tuple[int, int],
     bucket: tuple[int, int],
     *,
@@ -154,7 +156,7 @@ def preprocess_bytes(
     return batch * (picture + 3 * bucket[0] * bucket[1] * np.dtype(dtype).itemsize)
 
 
-def postprocess_bytes(
+def count_postprocess_bytes(
     shape: tuple[int, int, int, int],
     size: tuple[int, int],
     *,

@@ -12,14 +12,14 @@ from teso_deploy.errors import DeviceError, DeviceMemoryError
 _FIRST_DRIVERS = {12: 525, 13: 580}
 
 
-def no_driver() -> DeviceError:
+def make_no_driver_error() -> DeviceError:
     """Make the error for a libcuda that can't be loaded."""
     return DeviceError(
         "there is no NVIDIA driver (libcuda.so.1 was not found): install it, or start the container with --gpus all"
     )
 
 
-def no_gpu(detail: str) -> DeviceError:
+def make_no_gpu_error(detail: str) -> DeviceError:
     """Make the error for a driver that exists but does not start; ``detail`` is its message."""
     return DeviceError(
         f"the NVIDIA driver offers no GPU ({detail}): run nvidia-smi, and check whether CUDA_VISIBLE_DEVICES "
@@ -27,7 +27,7 @@ def no_gpu(detail: str) -> DeviceError:
     )
 
 
-def no_such_gpu(index: int, count: int) -> DeviceError:
+def make_no_such_gpu_error(index: int, count: int) -> DeviceError:
     """Make the error for a GPU number ``index`` if there are only ``count`` GPUs."""
     there = "only GPU 0" if count == 1 else f"GPUs 0 to {count - 1}"
     return DeviceError(
@@ -54,7 +54,7 @@ def check_driver(driver: tuple[int, int], wanted: int, library: str) -> None:
         )
 
 
-def out_of_memory(gpu: str, *, asked_bytes: int, free_bytes: int, total_bytes: int) -> DeviceMemoryError:
+def make_out_of_memory_error(gpu: str, *, asked_bytes: int, free_bytes: int, total_bytes: int) -> DeviceMemoryError:
     """Make the error for a GPU that has no free block of the requested size.
 
     Args:
@@ -73,7 +73,7 @@ def out_of_memory(gpu: str, *, asked_bytes: int, free_bytes: int, total_bytes: i
     )
 
 
-def out_of_pinned_memory(asked_bytes: int) -> DeviceMemoryError:
+def make_out_of_pinned_memory_error(asked_bytes: int) -> DeviceMemoryError:
     """Make the error for a host that can't lock this much memory."""
     return DeviceMemoryError(
         f"{asked_bytes / 2**20:,.0f} MiB of memory can't be locked for copies to the GPU: "
@@ -81,7 +81,7 @@ def out_of_pinned_memory(asked_bytes: int) -> DeviceMemoryError:
     )
 
 
-def other_library(what: str, ours: str) -> DeviceError:
+def make_other_library_error(what: str, ours: str) -> DeviceError:
     """Make the error for a stream or an event that belongs to the other library."""
     return DeviceError(f"this {what} was not made by {ours}: open the GPU once, and use one device for all of them")
 

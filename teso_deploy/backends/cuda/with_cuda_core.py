@@ -17,16 +17,16 @@ from numpy.typing import DTypeLike, NDArray
 
 from teso_deploy.backends.cuda import device as protocol
 from teso_deploy.backends.cuda import libcuda
-from teso_deploy.backends.cuda.host_views import host_view
+from teso_deploy.backends.cuda.host_views import make_host_view
 from teso_deploy.backends.cuda.refusals import (
     check_driver,
     check_host_array,
-    no_driver,
-    no_gpu,
-    no_such_gpu,
-    other_library,
-    out_of_memory,
-    out_of_pinned_memory,
+    make_no_driver_error,
+    make_no_gpu_error,
+    make_no_such_gpu_error,
+    make_other_library_error,
+    make_out_of_memory_error,
+    make_out_of_pinned_memory_error,
 )
 from teso_deploy.errors import DeviceError, DeviceMemoryError, MissingExtraError
 from teso_deploy.requirements import write_install_command
@@ -50,18 +50,18 @@ def open_with_cuda_core(index: int) -> CudaCoreDevice:
     try:
         code, version = driver.cuDriverGetVersion()
     except RuntimeError as error:  # the first call looks for libcuda
-        raise no_driver() from error
+        raise make_no_driver_error() from error
     if code:
-        raise no_gpu(_name_of(driver, code))
+        raise make_no_gpu_error(_name_of(driver, code))
     check_driver((version // 1000, version % 1000 // 10), int(bindings.__version__.split(".")[0]), "cuda-bindings")
     (code,) = driver.cuInit(0)
     if code:
-        raise no_gpu(_name_of(driver, code))
+        raise make_no_gpu_error(_name_of(driver, code))
     code, count = driver.cuDeviceGetCount()
     if code or not count:
-        raise no_gpu(_name_of(driver, code) if code else "it counts none")
+        raise make_no_gpu_error(_name_of(driver, code) if code else "it counts none")
     if not 0 <= index < count:
-        raise no_such_gpu(index, count)
+        raise make_no_such_gpu_error(index, count)
 
     def start() -> tuple[Any, Any]:
         gpu = core_device(index)
@@ -74,7 +74,7 @@ def open_with_cuda_core(index: int) -> CudaCoreDevice:
         try:
             gpu, context = thread.submit(start).result()
         except Exception as error:
-            raise no_gpu(str(error)) from error
+            raise make_no_gpu_error(str(error)) from error
     return CudaCoreDevice(gpu, _Current(driver, gpu, context))
 
 
@@ -142,7 +142,7 @@ class _Event:
 
     def milliseconds_since(self, earlier: protocol.Event) -> float:
         if not isinstance(earlier, _Event):
-            raise other_library("event", "cuda-core")
+            raise make_other_library_error("event", "cuda-core")
         with self._current:
             return float(self.event - earlier.event)
 
@@ -162,7 +162,7 @@ class _Stream:
 
     def wait_for(self, event: protocol.Event) -> None:
         if not isinstance(event, _Event):
-            raise other_library("event", "cuda-core")
+            raise make_other_library_error("event", "cuda-core")
         with self._current:
             self.stream.wait(event.event)
 
@@ -197,7 +197,7 @@ class _Module:
 
 def _core(stream: protocol.Stream) -> Any:
     if not isinstance(stream, _Stream):
-        raise other_library("stream", "cuda-core")
+        raise make_other_library_error("stream", "cuda-core")
     return stream.stream
 
 
@@ -233,7 +233,7 @@ class CudaCoreDevice:
             code, pointer = self._driver.cuMemAlloc(max(1, nbytes))
             if code == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
                 free, total = self.memory_info()
-                raise out_of_memory(self.name, asked_bytes=nbytes, free_bytes=free, total_bytes=total)
+                raise make_out_of_memory_error(self.name, asked_bytes=nbytes, free_bytes=free, total_bytes=total)
             self._current.check((code,))
         return _Memory(self._current, int(pointer), nbytes, release=self._driver.cuMemFree)
 
@@ -243,10 +243,10 @@ class CudaCoreDevice:
         with self._current:
             code, pointer = self._driver.cuMemAllocHost(max(1, nbytes))
             if code == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-                raise out_of_pinned_memory(nbytes)
+                raise make_out_of_pinned_memory_error(nbytes)
             self._current.check((code,))
         owner = _Memory(self._current, int(pointer), nbytes, release=self._driver.cuMemFreeHost)
-        return host_view(owner.pointer, shape, dtype, owner=owner)
+        return make_host_view(owner.pointer, shape, dtype, owner=owner)
 
     def stream(self) -> _Stream:
         """Make a stream."""

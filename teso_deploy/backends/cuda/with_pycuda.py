@@ -17,16 +17,16 @@ from numpy.typing import DTypeLike, NDArray
 
 from teso_deploy.backends.cuda import device as protocol
 from teso_deploy.backends.cuda import libcuda
-from teso_deploy.backends.cuda.host_views import host_view
+from teso_deploy.backends.cuda.host_views import make_host_view
 from teso_deploy.backends.cuda.refusals import (
     check_driver,
     check_host_array,
-    no_driver,
-    no_gpu,
-    no_such_gpu,
-    other_library,
-    out_of_memory,
-    out_of_pinned_memory,
+    make_no_driver_error,
+    make_no_gpu_error,
+    make_no_such_gpu_error,
+    make_other_library_error,
+    make_out_of_memory_error,
+    make_out_of_pinned_memory_error,
 )
 from teso_deploy.errors import DeviceError, DeviceMemoryError, MissingExtraError
 from teso_deploy.requirements import write_install_command
@@ -45,7 +45,7 @@ def open_with_pycuda(index: int) -> PycudaDevice:
         raise MissingExtraError(f"PyCUDA can't be used ({error}): {write_install_command('pycuda')}") from error
     except ImportError as error:
         if "libcuda" in str(error):
-            raise no_driver() from error
+            raise make_no_driver_error() from error
         raise DeviceError(
             f"PyCUDA was not compiled for the installed NVIDIA driver ({error}): update the driver, "
             "or compile it again (pip install --force-reinstall --no-cache-dir --no-binary :all: --no-deps pycuda)"
@@ -56,11 +56,11 @@ def open_with_pycuda(index: int) -> PycudaDevice:
         driver.init()
         count = driver.Device.count()
         if not 0 <= index < count:
-            raise no_such_gpu(index, count) if count else no_gpu("it counts none")
+            raise make_no_such_gpu_error(index, count) if count else make_no_gpu_error("it counts none")
         gpu = driver.Device(index)
         return PycudaDevice(index, gpu, _Current(driver, gpu.retain_primary_context(), gpu.name()))
     except driver.Error as error:
-        raise no_gpu(str(error)) from error
+        raise make_no_gpu_error(str(error)) from error
 
 
 class _Current:
@@ -112,14 +112,14 @@ class _Held:
 
     def __init__(self, current: _Current, thing: Any) -> None:
         self._things = [thing]
-        self.let_go = weakref.finalize(self, _let_go, current, self._things)
+        self.let_go = weakref.finalize(self, _release, current, self._things)
 
     @property
     def thing(self) -> Any:
         return self._things[0]
 
 
-def _let_go(current: _Current, things: list[Any]) -> None:
+def _release(current: _Current, things: list[Any]) -> None:
     with current:
         things.clear()
 
@@ -147,7 +147,7 @@ class _Event(_Held):
 
     def milliseconds_since(self, earlier: protocol.Event) -> float:
         if not isinstance(earlier, _Event):
-            raise other_library("event", "PyCUDA")
+            raise make_other_library_error("event", "PyCUDA")
         with self._current:
             return float(self.thing.time_since(earlier.thing))
 
@@ -169,7 +169,7 @@ class _Stream(_Held):
 
     def wait_for(self, event: protocol.Event) -> None:
         if not isinstance(event, _Event):
-            raise other_library("event", "PyCUDA")
+            raise make_other_library_error("event", "PyCUDA")
         with self._current:
             self.thing.wait_for_event(event.thing)
 
@@ -207,7 +207,7 @@ class _Module(_Held):
 
 def _pycuda(stream: protocol.Stream) -> Any:
     if not isinstance(stream, _Stream):
-        raise other_library("stream", "PyCUDA")
+        raise make_other_library_error("stream", "PyCUDA")
     return stream.thing
 
 
@@ -242,7 +242,9 @@ class PycudaDevice:
                 allocation = self._driver.mem_alloc(max(1, nbytes))
             except self._driver.MemoryError as error:
                 free, total = self.memory_info()
-                raise out_of_memory(self.name, asked_bytes=nbytes, free_bytes=free, total_bytes=total) from error
+                raise make_out_of_memory_error(
+                    self.name, asked_bytes=nbytes, free_bytes=free, total_bytes=total
+                ) from error
             return _Memory(self._current, allocation, int(allocation), nbytes=nbytes)
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -252,10 +254,10 @@ class PycudaDevice:
             try:
                 block = self._driver.pagelocked_empty(max(1, nbytes), np.uint8)
             except self._driver.MemoryError as error:
-                raise out_of_pinned_memory(nbytes) from error
+                raise make_out_of_pinned_memory_error(nbytes) from error
             owner = _Memory(self._current, block, block.ctypes.data, nbytes=nbytes)
             del block  # now only the owner refers to it: PyCUDA frees the block together with the owner
-        return host_view(owner.pointer, shape, dtype, owner=owner)
+        return make_host_view(owner.pointer, shape, dtype, owner=owner)
 
     def stream(self) -> _Stream:
         """Make a stream."""

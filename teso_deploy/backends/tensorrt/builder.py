@@ -59,7 +59,7 @@ def type_name(dtype: Any) -> str:
     return FLOAT_TYPES.get(name, name.lower())
 
 
-def shares_of(types: Sequence[str]) -> dict[str, float]:
+def compute_shares(types: Sequence[str]) -> dict[str, float]:
     """The share of each floating-point type in a list of types."""
     counts = Counter(name for name in types if name in FLOAT_TYPES.values())
     total = sum(counts.values())
@@ -248,7 +248,7 @@ def build_engine(
     _parse(library, network, path)
     types, of_products = _list_types(library, network)
     check_precision(
-        shares_of(of_products), precision, least=LEAST_PRODUCTS, what=f"{path.name}, as {library.target} reads it,"
+        compute_shares(of_products), precision, least=LEAST_PRODUCTS, what=f"{path.name}, as {library.target} reads it,"
     )
     msda = _find_msda(network, path)
     config = _configure(library, builder, network, graph=graph, settings=settings, timing_cache=timing_cache)
@@ -264,7 +264,7 @@ def build_engine(
     kept = config.get_timing_cache() if settings.timing_cache and not library.is_portable else None
     return Built(
         content=bytes(serialized),
-        shares=shares_of(types),
+        shares=compute_shares(types),
         msda=msda,
         build_seconds=time.monotonic() - began,
         timing_cache=bytes(kept.serialize()) if kept is not None else None,

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from teso_deploy.backends.tensorrt.sidecar import SUFFIX, sidecar_path
+from teso_deploy.backends.tensorrt.sidecar import SUFFIX, get_sidecar_path
 from teso_deploy.errors import OutputError
 from teso_deploy.resources import cache_folder
 
@@ -21,7 +21,7 @@ UNUSED_SECONDS = 90 * 86_400
 MOST_BYTES = 32 << 30
 
 
-def content_key(parts: Mapping[str, Any]) -> str:
+def compute_content_key(parts: Mapping[str, Any]) -> str:
     """Hash all inputs of a build into one name."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
 
@@ -44,7 +44,7 @@ class EngineCache:
 
     def has(self, path: Path) -> bool:
         """Whether an engine exists. The sidecar is written last, so an engine without one was interrupted."""
-        return os.path.isfile(path) and os.path.isfile(sidecar_path(path))
+        return os.path.isfile(path) and os.path.isfile(get_sidecar_path(path))
 
     def mark_used(self, path: Path) -> None:
         """Note that an engine was used now; :meth:`prune` deletes the least recently used ones."""
@@ -104,5 +104,7 @@ class EngineCache:
             total += size
             if now - used_at > UNUSED_SECONDS or total > MOST_BYTES:
                 with suppress(OSError):
-                    sidecar_path(path).unlink(missing_ok=True)  # first, so that no process takes the engine any more
+                    get_sidecar_path(path).unlink(
+                        missing_ok=True
+                    )  # first, so that no process takes the engine any more
                     path.unlink(missing_ok=True)

@@ -11,17 +11,17 @@ from teso_deploy.backends.cuda.device import Device
 from teso_deploy.backends.engine import EngineFactory
 from teso_deploy.backends.tensorrt.bindings import TensorRTLibrary
 from teso_deploy.backends.tensorrt.builder import Progress
-from teso_deploy.backends.tensorrt.cache import EngineCache, content_key
+from teso_deploy.backends.tensorrt.cache import EngineCache, compute_content_key
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
 from teso_deploy.backends.tensorrt.jit_cache import JitCache
-from teso_deploy.backends.tensorrt.making import Check, GraphSource, built_for, examine_engine, make_engine, source_of
+from teso_deploy.backends.tensorrt.making import Check, GraphSource, examine_engine, find_source, make_engine, name_gpus
 from teso_deploy.backends.tensorrt.profiles import BuildProfile, load_profile
 from teso_deploy.backends.tensorrt.sidecar import (
-    architecture_of,
     check_fits,
+    name_architecture,
+    name_platform,
     read_engine,
     read_sidecar,
-    this_platform,
 )
 from teso_deploy.backends.tensorrt.targets import AMPERE_PLUS, PORTABLE, list_capabilities, runs_portable
 from teso_deploy.bundle import Bundle
@@ -51,7 +51,7 @@ def shipped_engines(
     Returns:
         Their files, relative to the bundle.
     """
-    wanted = [architecture_of(capability)]
+    wanted = [name_architecture(capability)]
     wanted += [AMPERE_PLUS] if not library.is_portable and capability >= (8, 0) else []
     wanted += [PORTABLE] if library.is_portable and runs_portable(capability) else []
     return [
@@ -88,13 +88,13 @@ def cached_path(
         "build": BUILD_REVISION,
         "graph": source.sha256,
         "library": [library.target, library.version],
-        "platform": this_platform(),
-        "architecture": built_for(library, settings, device),
+        "platform": name_platform(),
+        "architecture": name_gpus(library, settings, device),
         "gpu": device.name if is_of_one_gpu else None,
         "profile": settings.model_dump(mode="json"),
         "precision": source.precision,
     }
-    return store.path(source.graph, content_key(parts))
+    return store.path(source.graph, compute_content_key(parts))
 
 
 def timings_path(
@@ -116,7 +116,7 @@ def timings_path(
     return store.timing_cache_path(library.version, device.name)
 
 
-def engine_factory(
+def make_engine_factory(
     library: TensorRTLibrary,
     device: Device,
     precision: Precision = "fp32",
@@ -189,7 +189,7 @@ def engine_factory(
         path, sha256 = kept
         content, sidecar = read_engine(path, sha256)
         check_fits(sidecar, library, capability=capability, gpu=device.name, graph_sha256=source.sha256)
-        jit_file = store.folder / f"{sidecar.sha256[:32]}-{architecture_of(capability)}.jit"
+        jit_file = store.folder / f"{sidecar.sha256[:32]}-{name_architecture(capability)}.jit"
         jit = JitCache(jit_file) if library.is_portable else None
         loaded = TensorRTEngine(library, device, content, sidecar=sidecar, form=source.form, jit_cache=jit)
         if check_of is not None and (sidecar.parity is None or sidecar.parity.get("gpu") != device.name):
@@ -200,7 +200,7 @@ def engine_factory(
 
     def check_complete(bundle: Bundle) -> None:
         for graph in bundle.manifest.graphs:
-            if existing(bundle, source_of(bundle, graph, precision), fitting) is None:
+            if existing(bundle, find_source(bundle, graph, precision), fitting) is None:
                 raise EngineError(
                     f"there is no {library.target} engine of {graph} in {precision} for {device.name}: "
                     f"--backend {library.target} builds it"
@@ -230,7 +230,7 @@ def engine_factory(
 
     def make(bundle: Bundle, graph: str) -> TensorRTEngine:
         wanted.check_stages(bundle.program)
-        source = source_of(bundle, graph, precision)
+        source = find_source(bundle, graph, precision)
         if not may_build:
             check_complete(bundle)
         elif rebuild and cached_path(store, library, source, settings=wanted, device=device) not in rebuilt:
@@ -245,7 +245,7 @@ def _choose_architecture(library: TensorRTLibrary, device: Device) -> str | None
 
     None means a portable engine, or a library that builds for this GPU only.
     """
-    here, there = architecture_of(device.compute_capability), library.architectures()
+    here, there = name_architecture(device.compute_capability), library.architectures()
     if library.is_portable and here not in there and not runs_portable(device.compute_capability):
         major, minor = device.compute_capability
         raise EngineError(
@@ -265,7 +265,7 @@ def _check_once(
     Raises the errors of the check. Only a success is remembered.
     """
     sidecar, device = loaded.sidecar, loaded.device
-    kept = store.folder / f"{content_key({'engine': sidecar.sha256, 'gpu': device.name})}.checked"
+    kept = store.folder / f"{compute_content_key({'engine': sidecar.sha256, 'gpu': device.name})}.checked"
     if read_vouched(kept) is None:
         on_progress(f"{sidecar.graph}: first run on {device.name}, checking it")
         write_vouched(kept, json.dumps(examine_engine(loaded, check_of())).encode())

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from teso_deploy.backends.tensorrt.builder import shares_of
+from teso_deploy.backends.tensorrt.builder import compute_shares
 
 #: Words of the inspector → our names; "" for types that are not floating-point types of ours.
 _WORDS = {"half": "fp16", "fp16": "fp16", "float": "fp32", "fp32": "fp32", "bf16": "bf16", "bfloat16": "bf16"}
@@ -39,7 +39,7 @@ def read_shares(text: str) -> dict[str, float]:
         return {}
     types = [_read_type(tensor) for one in described for tensor in _list_outputs(one)]
     known = [name for name in types if name is not None]
-    return shares_of(known) if len(known) >= LEAST_TYPED * len(types) else {}
+    return compute_shares(known) if len(known) >= LEAST_TYPED * len(types) else {}
 
 
 def _lower(value: Any) -> Any:

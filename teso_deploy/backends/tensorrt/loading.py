@@ -6,7 +6,7 @@ from teso_deploy.backends.contracts import Backend, BackendRequest
 from teso_deploy.backends.cuda import opening
 from teso_deploy.backends.cuda.operators import load_device_operators
 from teso_deploy.backends.tensorrt import bindings
-from teso_deploy.backends.tensorrt.factory import engine_factory
+from teso_deploy.backends.tensorrt.factory import make_engine_factory
 from teso_deploy.backends.tensorrt.profiles import load_profile
 
 
@@ -20,7 +20,7 @@ def load_tensorrt(request: BackendRequest) -> Backend:
     """
     settings = load_profile(request.profile) if request.profile is not None else None
     library, device = bindings.load_library(request.name), opening.open_device()
-    engines = engine_factory(
+    engines = make_engine_factory(
         library,
         device,
         request.precision,

@@ -16,8 +16,8 @@ from teso_deploy.backends.tensorrt.engine import TensorRTEngine
 from teso_deploy.backends.tensorrt.profiles import BuildProfile
 from teso_deploy.backends.tensorrt.sidecar import (
     Sidecar,
-    architecture_of,
-    this_platform,
+    name_architecture,
+    name_platform,
     write_engine,
 )
 from teso_deploy.backends.tensorrt.targets import AMPERE_PLUS, PORTABLE
@@ -43,7 +43,7 @@ class GraphSource:
     form: str | None
 
 
-def source_of(bundle: Bundle, graph: str, precision: Precision) -> GraphSource:
+def find_source(bundle: Bundle, graph: str, precision: Precision) -> GraphSource:
     """Find the file of a bundle that an engine is built from.
 
     Args:
@@ -122,8 +122,8 @@ def make_engine(
         graph_sha256=source.sha256,
         target=library.target,
         library_version=library.version,
-        platform=this_platform(),
-        architecture=architecture or (PORTABLE if here is None else built_for(library, settings, here)),
+        platform=name_platform(),
+        architecture=architecture or (PORTABLE if here is None else name_gpus(library, settings, here)),
         gpu=here.name if here is not None else None,
         settings=settings,
         precision=source.precision,
@@ -141,7 +141,7 @@ def make_engine(
     return sidecar
 
 
-def built_for(library: TensorRTLibrary, settings: BuildProfile, device: Device) -> str:
+def name_gpus(library: TensorRTLibrary, settings: BuildProfile, device: Device) -> str:
     """Name the GPUs that can run an engine which is built on a GPU: those of its generation, or more.
 
     Args:
@@ -154,7 +154,7 @@ def built_for(library: TensorRTLibrary, settings: BuildProfile, device: Device) 
     """
     if not library.is_portable and settings.hardware_compatibility == AMPERE_PLUS:
         return AMPERE_PLUS
-    return architecture_of(device.compute_capability)
+    return name_architecture(device.compute_capability)
 
 
 def examine_engine(loaded: TensorRTEngine, check: Check | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from teso_deploy.errors import EngineError, InputNotFoundError
 from teso_deploy.program import Program
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 from teso_deploy.small_files import parse_toml, read_text
 from teso_deploy.text import to_one_line
 
@@ -76,9 +76,9 @@ class BuildProfile(_Table):
         return self.batches.get(graph.partition("@")[0], self.batch)
 
 
-def profile_names() -> list[str]:
+def list_profiles() -> list[str]:
     """Names of the shipped profiles."""
-    return sorted(path.stem for path in shipped_path(FOLDER).glob("*.toml"))
+    return sorted(path.stem for path in find_shipped_path(FOLDER).glob("*.toml"))
 
 
 def load_profile(name: str = DEFAULT_PROFILE) -> BuildProfile:
@@ -88,11 +88,11 @@ def load_profile(name: str = DEFAULT_PROFILE) -> BuildProfile:
         InputNotFoundError: There is no such profile, or it can't be read.
         EngineError: It has an unknown key or a value that is not allowed.
     """
-    path = Path(name) if name.endswith(".toml") else shipped_path(f"{FOLDER}/{name}.toml")
+    path = Path(name) if name.endswith(".toml") else find_shipped_path(f"{FOLDER}/{name}.toml")
     if not os.path.isfile(path):  # Path.is_file raises for a folder without permission
-        raise InputNotFoundError(f"no build profile {name}: give a TOML file, or one of {', '.join(profile_names())}")
+        raise InputNotFoundError(f"no build profile {name}: give a TOML file, or one of {', '.join(list_profiles())}")
     try:
-        text = read_text(path, f"a build profile that you may read, or one of {', '.join(profile_names())}")
+        text = read_text(path, f"a build profile that you may read, or one of {', '.join(list_profiles())}")
         return BuildProfile.model_validate({"name": path.stem, **parse_toml(text, path, error=EngineError)})
     except ValidationError as error:
         first = error.errors()[0]

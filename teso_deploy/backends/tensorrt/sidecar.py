@@ -33,7 +33,7 @@ from teso_deploy.backends.tensorrt.targets import (
     runs_portable,
 )
 from teso_deploy.errors import EngineError, InputNotFoundError, OutputError
-from teso_deploy.outputs import staged_file
+from teso_deploy.outputs import open_staged_file
 from teso_deploy.types import Precision
 
 SCHEMA_VERSION = 1
@@ -95,12 +95,12 @@ class Sidecar(BaseModel):
     built_by: str
 
 
-def this_platform() -> str:
+def name_platform() -> str:
     """The operating system and processor, such as ``linux-x86_64``."""
     return f"{platform.system()}-{platform.machine()}".lower()
 
 
-def sidecar_path(path: Path) -> Path:
+def get_sidecar_path(path: Path) -> Path:
     """The path of an engine's sidecar."""
     return path.with_name(path.name + SUFFIX)
 
@@ -120,12 +120,12 @@ def write_engine(path: Path, content: bytes, sidecar: Sidecar) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with staged_file(path) as staged:
+        with open_staged_file(path) as staged:
             staged.write(content)
-            sidecar_path(path).unlink(
+            get_sidecar_path(path).unlink(
                 missing_ok=True
             )  # it belongs to an older engine and must not be read with the new one
-        with staged_file(sidecar_path(path)) as staged:
+        with open_staged_file(get_sidecar_path(path)) as staged:
             staged.write(sidecar.model_dump_json(indent=1).encode() + b"\n")
     except OutputError:
         raise
@@ -142,7 +142,7 @@ def read_sidecar(path: Path) -> Sidecar:
     """
     if not os.path.isfile(path):  # Path.is_file raises for a folder without permission
         raise InputNotFoundError(f"no engine {path}, or it can't be read: {REBUILD}")
-    beside = sidecar_path(path)
+    beside = get_sidecar_path(path)
     if os.path.lexists(beside) and not os.path.isfile(beside):  # opening a pipe could block
         raise EngineError(f"{beside} is not a file, so the engine can't be checked: {REBUILD}")
     try:
@@ -191,7 +191,7 @@ def read_engine(path: Path, sha256: str | None = None) -> tuple[bytes, Sidecar]:
     return content, sidecar
 
 
-def architecture_of(capability: tuple[int, int]) -> str:
+def name_architecture(capability: tuple[int, int]) -> str:
     """Turn (8, 9) into ``sm89``."""
     return f"sm{capability[0]}{capability[1]}"
 
@@ -225,8 +225,8 @@ def check_fits(
             f"{REBUILD}, "
             f"or install that version"
         )
-    if sidecar.platform != this_platform() and not library.is_portable:
-        raise EngineError(f"{what} was built on {sidecar.platform}, but this machine is {this_platform()}: {REBUILD}")
+    if sidecar.platform != name_platform() and not library.is_portable:
+        raise EngineError(f"{what} was built on {sidecar.platform}, but this machine is {name_platform()}: {REBUILD}")
     if graph_sha256 is not None and sidecar.graph_sha256 != graph_sha256:
         raise EngineError(f"{what} was built from another graph than the bundle's: {REBUILD}")
     if capability is None:
@@ -238,7 +238,7 @@ def check_fits(
                 f"{gpu or 'this GPU'} has {capability[0]}.{capability[1]}: {REBUILD}"
             )
         return
-    here, compatibility = architecture_of(capability), sidecar.settings.hardware_compatibility
+    here, compatibility = name_architecture(capability), sidecar.settings.hardware_compatibility
     if compatibility == AMPERE_PLUS and not library.is_portable:
         if capability < (8, 0):
             raise EngineError(f"{what} is for sm80 and newer GPUs, but {gpu or 'this one'} is {here}: {REBUILD}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from teso_deploy.backends.cuda.arrays import DeviceArray, device_array
+from teso_deploy.backends.cuda.arrays import DeviceArray, take_array
 from teso_deploy.backends.cuda.device import Graph, Stream
 from teso_deploy.backends.cuda.tensors import DeviceTensor, HostInput
 from teso_deploy.backends.engine import Tensor
@@ -91,7 +91,7 @@ class TensorRTSlot:
                 raise EngineError(f"{self._owner.name}: {name} is {value.dtype}, the engine takes {dtype}: {REBUILD}")
             return value
         if not isinstance(value, np.ndarray) and (hasattr(value, "__dlpack__") or not hasattr(value, "numpy")):
-            array = device_array(value, self._device, self._compute)
+            array = take_array(value, self._device, self._compute)
             if not array.is_on_host:
                 return array.contiguous(dtype)
             value = array.numpy()

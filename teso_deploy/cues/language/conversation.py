@@ -10,7 +10,7 @@ from teso_deploy.cues.tokens import Tokens
 from teso_deploy.errors import CueSourceError
 
 
-def written_out(messages: Sequence[Message], chat: ChatEntry, tokens: Tokens) -> str:
+def write_out(messages: Sequence[Message], chat: ChatEntry, tokens: Tokens) -> str:
     """Return the text of a conversation up to the model's answer. Special tokens in the turns are broken up.
 
     Args:

@@ -19,14 +19,14 @@ _RESAMPLING = {
 }
 
 
-def prepared(image: NDArray[np.uint8], entry: ImageEntry) -> dict[str, NDArray[Any]]:
+def prepare_picture(image: NDArray[np.uint8], entry: ImageEntry) -> dict[str, NDArray[Any]]:
     """Return the inputs of an encoder for a picture (H, W, 3) uint8 RGB.
 
     They are ``pixel_values`` (1, 3, height, width). For pix2struct they are ``flattened_patches`` (1, N, 2 + 3 ·
     patch²), rows of (row, column, pixels) counted from 1 and then zeros, and ``attention_mask`` (1, N) int64.
     """
     if entry.patch is not None and entry.max_patches is not None:
-        return _patches(image, entry.patch, entry.max_patches)
+        return _cut_patches(image, entry.patch, entry.max_patches)
     height, width = entry.size
     picture = Image.fromarray(image)
     if entry.fit == "shortest-side-then-crop":
@@ -42,7 +42,7 @@ def prepared(image: NDArray[np.uint8], entry: ImageEntry) -> dict[str, NDArray[A
     return {"pixel_values": np.ascontiguousarray(scaled_pixels.transpose(2, 0, 1)[None])}
 
 
-def _patches(image: NDArray[np.uint8], side: int, most: int) -> dict[str, NDArray[Any]]:
+def _cut_patches(image: NDArray[np.uint8], side: int, most: int) -> dict[str, NDArray[Any]]:
     """Cut a picture into as many squares as fit.
 
     It keeps its aspect ratio and is normalised by its own mean and deviation.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.cues.contracts import Message
 from teso_deploy.cues.language.constraint import RESERVE_TOKENS, ObjectConstraint
-from teso_deploy.cues.language.conversation import written_out
+from teso_deploy.cues.language.conversation import write_out
 from teso_deploy.cues.language.decoder import Cache, Decoder, open_session
 from teso_deploy.cues.language.generation import generate
 from teso_deploy.cues.model_bundle import TOKENIZER_FILE, ModelEntry
@@ -98,7 +98,7 @@ class LocalReasoner:
         Raises:
             CueSourceError: The conversation is longer than the model's context.
         """
-        ids = self._tokens.ids(written_out(messages, self._chat, self._tokens))
+        ids = self._tokens.ids(write_out(messages, self._chat, self._tokens))
         context = self._entry.decoder.context
         if len(ids) + (RESERVE_TOKENS if constrained else 1) > context:
             raise CueSourceError(
@@ -141,7 +141,7 @@ class LocalReasoner:
         if not self._keeps or (kept and ids[: len(kept)] == kept and len(kept) < len(ids)):
             return
         # Two conversations that differ only in their last turn share exactly the tokens before it.
-        other = self._tokens.ids(written_out([*messages[:-1], Message("user", "…")], self._chat, self._tokens))
+        other = self._tokens.ids(write_out([*messages[:-1], Message("user", "…")], self._chat, self._tokens))
         common = next((k for k, pair in enumerate(zip(ids, other, strict=False)) if pair[0] != pair[1]), 0)
         _, cache = self._step(self._empty, np.array(ids[:common], np.int64)) if common else (None, self._empty)
         self._kept = ids[:common], cache

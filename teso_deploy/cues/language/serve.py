@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from teso_deploy.backends.onnxruntime import available_cores
+from teso_deploy.backends.onnxruntime import count_cores
 from teso_deploy.cues.contracts import Message
 from teso_deploy.cues.language.captioner import LocalCaptioner
 from teso_deploy.cues.language.reasoner import LocalReasoner
@@ -47,7 +47,7 @@ class Models:
         assert entry is not None, "the parent has checked that"
         return LocalReasoner(self._models.folder, entry, identity=self._models.identity(entry), threads=self._threads)
 
-    def answered(self, question: dict[str, Any], content: bytes) -> str:
+    def answer(self, question: dict[str, Any], content: bytes) -> str:
         """Return the answer to a question."""
         if question["do"] == "load":
             _ = self._captioner if question["model"] == "caption" else self._reasoner
@@ -80,7 +80,7 @@ def serve(folder: Path, threads: int, *, questions: BinaryIO, answers: BinaryIO)
         question, content = json.loads(questions.read(length)), questions.read(extra)
         try:
             models = models or Models(folder, threads)
-            answer = {"text": models.answered(question, content)}
+            answer = {"text": models.answer(question, content)}
         except TesoError as error:
             answer = {"error": str(error)}
         text = json.dumps(answer).encode()
@@ -94,7 +94,7 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # text that a library prints must not be read as an answer
-    serve(folder, threads or available_cores(), questions=sys.stdin.buffer, answers=answers)
+    serve(folder, threads or count_cores(), questions=sys.stdin.buffer, answers=answers)
 
 
 if __name__ == "__main__":

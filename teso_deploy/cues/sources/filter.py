@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from teso_deploy.cues.contracts import CueAnswer, CueMoment, CueSource
 from teso_deploy.cues.sources.parts import SourceParts
-from teso_deploy.cues.table import variants
+from teso_deploy.cues.table import list_variants
 
 
 class FilterSource:
@@ -29,7 +29,7 @@ class FilterSource:
         answer = self._inner.ask(moment)
         if answer is None:
             return None
-        named = {variant for name in answer.names for variant in variants(name)}
+        named = {variant for name in answer.names for variant in list_variants(name)}
         names = tuple(label for label in moment.predicted if label in named)
         return replace(answer, names=names, confidences=(), source="filter")
 

@@ -12,7 +12,7 @@ from teso_deploy.cues.contracts import Captioner, CueMoment, CueSource, Reasoner
 from teso_deploy.cues.kept import KeptAnswers
 from teso_deploy.cues.model_bundle import CueModels
 from teso_deploy.cues.process import ModelProcess
-from teso_deploy.cues.prompts import DEFAULT_PROMPT, Prompt, captioner_prompt
+from teso_deploy.cues.prompts import DEFAULT_PROMPT, Prompt, read_captioner_prompt
 from teso_deploy.cues.server_models import ServerCaptioner, ServerReasoner
 from teso_deploy.cues.sources.registry import OPTIONS, SOURCES, Input, list_sources_taking, load_factory
 from teso_deploy.cues.tracks import CueFile, CueTrack
@@ -126,9 +126,9 @@ class SourceParts:
         Raises :class:`CueError`, naming the source, if there is neither.
         """
         if self._models is not None and self._models.manifest.captioner is not None:
-            return self._open_process(self._models).captioner(captioner_prompt())
+            return self._open_process(self._models).captioner(read_captioner_prompt())
         if self.options.server is not None:
-            return ServerCaptioner(self.open_server(source), captioner_prompt(), frames=self.options.frames)
+            return ServerCaptioner(self.open_server(source), read_captioner_prompt(), frames=self.options.frames)
         raise CueError(
             f"the source {source} needs a captioner: give --models, a folder of `teso-deploy export-cues` with one, or "
             "--server, a server whose model takes pictures"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from teso_deploy.cues.answers import read_answer
-from teso_deploy.cues.caption_words import mentions
+from teso_deploy.cues.caption_words import is_mentioned
 from teso_deploy.cues.contracts import Captioner, CueAnswer, CueMoment, Reasoner
 from teso_deploy.cues.prompts import Prompt
 from teso_deploy.cues.sources.parts import describe
@@ -48,13 +48,13 @@ class ReasonedSource:
                 "another model or prompt"
             )
         surest = dict(zip(read.sounding, read.confidences, strict=False))
-        names = tuple(name for name in read.sounding if mentions(caption, name))
+        names = tuple(name for name in read.sounding if is_mentioned(caption, name))
         return CueAnswer(
             names,
             self.name,
             moment.frame.pts_seconds,
             tuple(surest[name] for name in names) if surest else (),
-            objects=tuple(name for name in read.objects if mentions(caption, name)),
+            objects=tuple(name for name in read.objects if is_mentioned(caption, name)),
             ungrounded=tuple(name for name in read.sounding if name not in names),
             caption=caption,
             reasoning=reasoning,

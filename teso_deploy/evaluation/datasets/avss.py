@@ -20,7 +20,7 @@ from PIL import Image
 from teso_deploy.errors import DataError, InputNotFoundError
 from teso_deploy.evaluation.datasets.contracts import SUBSETS, DataLayout, MaskKind, Place
 from teso_deploy.evaluation.datasets.pictures import open_picture
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 
 #: Values of an index mask: the background and 70 classes.
 CLASSES = 71
@@ -33,7 +33,7 @@ def list_avss_classes() -> tuple[str, ...]:
 
     Raises :class:`InputNotFoundError` if the installation lacks ``export/vocabulary/avss70.txt``.
     """
-    path = shipped_path("export/vocabulary/avss70.txt")
+    path = find_shipped_path("export/vocabulary/avss70.txt")
     if not path.is_file():
         raise InputNotFoundError(f"no word list {path}: install the package again")
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -50,7 +50,7 @@ _SUBJECT_SHARE = 0.005
 SLICE_SAMPLES = SAMPLE_RATE_HZ // 50
 
 
-def word_of(label: str) -> str:
+def get_word(label: str) -> str:
     """Return the word that people use for a label: ``euphonium_tuba`` → ``tuba``."""
     return _WORDS.get(label, label.replace("_", " "))
 
@@ -137,10 +137,10 @@ def _read_picture(path: Path, max_side: int) -> Image.Image:
     if not mask_path.is_file():
         raise DataError(f"{path} has neither an alpha channel nor {mask_path.name} beside it: add the mask")
     image.putalpha(_read_image(mask_path, "L"))
-    return _smaller(image, max_side)
+    return _shrink(image, max_side)
 
 
-def _smaller(image: Image.Image, max_side: int) -> Image.Image:
+def _shrink(image: Image.Image, max_side: int) -> Image.Image:
     """Return an RGBA picture with no side longer than ``max_side``. It keeps the colours outside of the subject."""
     scale = min(1.0, max_side / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -156,7 +156,7 @@ def _cut_to_subject(image: Image.Image) -> Image.Image | None:
     return image.crop(box) if box and min(box[2] - box[0], box[3] - box[1]) >= 8 else None
 
 
-def _calibration_sounds(rows: Sequence[dict[str, str]]) -> set[str]:
+def _choose_calibration_sounds(rows: Sequence[dict[str, str]]) -> set[str]:
     """Choose the training sounds that are reserved for calibration.
 
     They are spread evenly by name over the sounds of each label that has enough.
@@ -173,7 +173,7 @@ def _calibration_sounds(rows: Sequence[dict[str, str]]) -> set[str]:
     return chosen
 
 
-def _scene_of(index: Path, entry: Any) -> tuple[Image.Image, NDArray[np.int64], dict[str, list[int]]]:
+def _read_scene(index: Path, entry: Any) -> tuple[Image.Image, NDArray[np.int64], dict[str, list[int]]]:
     """Read an entry of the index: the photograph, the segment number of each pixel, and the segments of each word."""
     photograph = _read_image(index.with_name(entry["image"]), "RGB")
     colours = np.asarray(_read_image(index.with_name(entry["panoptic"]), "RGB")).astype(np.int64)
@@ -187,7 +187,7 @@ def _scene_of(index: Path, entry: Any) -> tuple[Image.Image, NDArray[np.int64], 
     return photograph, colours @ (1, 256, 65536), segments
 
 
-def _natural_scenes(folder: Path, words: Collection[str], max_side: int) -> Iterator[tuple[str, Image.Image]]:
+def _yield_natural_scenes(folder: Path, words: Collection[str], max_side: int) -> Iterator[tuple[str, Image.Image]]:
     """Yield natural scenes in COCO's panoptic format: a word, and the RGBA scene.
 
     The alpha channel marks all segments of the word. Each scene is cut around this subject, with a margin of
@@ -201,7 +201,7 @@ def _natural_scenes(folder: Path, words: Collection[str], max_side: int) -> Iter
     if not isinstance(entries, list):
         raise DataError(f"{index} has no list of images: restore it, or remove the folder")
     for entry in entries:
-        photograph, numbers, segments = _readable(partial(_scene_of, entry=entry), index)
+        photograph, numbers, segments = _read(partial(_read_scene, entry=entry), index)
         for word in sorted(segments.keys() & set(words)):
             mask = np.isin(numbers, segments[word])
             if mask.mean() < _SUBJECT_SHARE:
@@ -216,10 +216,10 @@ def _natural_scenes(folder: Path, words: Collection[str], max_side: int) -> Iter
                     min(scene.width, int(columns[-1] + margin)), min(scene.height, int(rows[-1] + margin)),
                 )
             )  # fmt: skip
-            yield word, _smaller(scene, max_side)
+            yield word, _shrink(scene, max_side)
 
 
-def _rows(folder: Path) -> list[dict[str, str]]:
+def _read_rows(folder: Path) -> list[dict[str, str]]:
     if not folder.is_dir():
         raise InputNotFoundError(f"no folder {folder}: give the media folder by --data or TESO_AVS_DATA")
     table = folder / "split.csv"
@@ -237,10 +237,10 @@ def _rows(folder: Path) -> list[dict[str, str]]:
 
 def label_words(folder: Path) -> list[str]:
     """List the labels of a media folder, as words."""
-    return sorted({word_of(row["label"]) for row in _rows(folder) if row["kind"] in ("picture", "sound")})
+    return sorted({get_word(row["label"]) for row in _read_rows(folder) if row["kind"] in ("picture", "sound")})
 
 
-def _readable(read: Callable[[Path], Read], path: Path) -> Read:
+def _read(read: Callable[[Path], Read], path: Path) -> Read:
     """Read a file with ``read``. Raises :class:`DataError`, with the file's name, if it is damaged."""
     try:
         with warnings.catch_warnings():
@@ -267,8 +267,8 @@ def read_library(folder: Path, split: Split, *, hold_out: Collection[str] = (), 
         DataError: The folder has another layout, or a file is missing or damaged.
     """
     library = MediaLibrary(split, {}, {}, {}, [], {})
-    rows = _rows(folder)
-    calibration = _calibration_sounds(rows)
+    rows = _read_rows(folder)
+    calibration = _choose_calibration_sounds(rows)
     for row in rows:
         name, kind = row["file"], row["kind"]
         if row["split"] != ("test" if split == "test" else "train") or name in hold_out:
@@ -280,17 +280,17 @@ def read_library(folder: Path, split: Split, *, hold_out: Collection[str] = (), 
             raise DataError(
                 f"{folder}: split.csv names {to_one_line(name)}, which is not there: restore it or remove the row"
             )
-        word = word_of(row["label"])
+        word = get_word(row["label"])
         if kind == "sound":
-            recording = _readable(read_recording, path)
+            recording = _read(read_recording, path)
             if recording.heard.any():
                 library.sounds.setdefault(word, []).append(recording)
         elif kind == "background":
-            background = _readable(lambda path: _read_image(path, "RGB"), path)
+            background = _read(lambda path: _read_image(path, "RGB"), path)
             background.thumbnail((max_side * 2, max_side * 2), Image.Resampling.BILINEAR)
             library.backgrounds.append(background)
         elif kind == "picture":
-            image = _readable(lambda path: _read_picture(path, max_side), path)
+            image = _read(lambda path: _read_picture(path, max_side), path)
             if (cut := _cut_to_subject(image)) is None:
                 continue
             pictures = library.pictures.setdefault(word, [])
@@ -300,7 +300,7 @@ def read_library(folder: Path, split: Split, *, hold_out: Collection[str] = (), 
             if path.suffix.lower() in (".jpg", ".jpeg"):  # a photograph, which also shows its surroundings
                 library.whole.setdefault(word, []).append(image)
     if split == "train":
-        for word, scene in _natural_scenes(folder, library.pictures, max_side):
+        for word, scene in _yield_natural_scenes(folder, library.pictures, max_side):
             library.whole.setdefault(word, []).append(scene)
     if not (library.pictures and library.sounds and library.backgrounds):
         raise DataError(

@@ -287,7 +287,7 @@ class ComposedScenes:
         for row in self.rows:
             for seed in self.seeds:
                 last = self.trials(Sample("", row, seed, self.scenes - 1))[0]
-                cues.of_scene(last.scene, digest_scene(self.library, last))
+                cues.get_scene_track(last.scene, digest_scene(self.library, last))
 
     def describe_group(self, group: str) -> str:
         """Describe the scenes of a row."""
@@ -326,8 +326,8 @@ def make_predictor(
     def predict(trial: SceneTrial) -> Prediction:
         offered: Offered = None
         if isinstance(cues, CueFile):
-            answer = cues.of_scene(trial.scene, digest_scene(library, trial)).at(0.0)
-            offered = None if answer is None else pipeline.cue_names.of_answer(answer)
+            answer = cues.get_scene_track(trial.scene, digest_scene(library, trial)).at(0.0)
+            offered = None if answer is None else pipeline.cue_names.look_up_answer(answer)
         elif cues == AUTO:
             offered = AUTO
         elif cues == "visible":

@@ -35,5 +35,5 @@ class Foundation(Protocol):
             Class probabilities (B, C, h, w).
         """
 
-    def memory_names(self, recipe: Recipe) -> tuple[str, ...]:
+    def list_memory_names(self, recipe: Recipe) -> tuple[str, ...]:
         """List the names of the memory's tensors in exported graphs, in the order of ``graphs.flatten_memory``."""

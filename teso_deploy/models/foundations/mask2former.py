@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from teso_deploy.models.decoder import DecoderMemory, MaskedDecoder, Memory, segmentation_scores
+from teso_deploy.models.decoder import DecoderMemory, MaskedDecoder, Memory, compute_scores
 from teso_deploy.models.foundations.contracts import Foundation
 from teso_deploy.models.pixel_decoder import LEVELS, PixelDecoder
 from teso_deploy.models.swin import Swin
@@ -43,9 +43,9 @@ class _Mask2Former:
 
     def score_classes(self, recipe: Recipe, decoder: nn.Module, *, queries: Tensor, memory: Memory | Tensor) -> Tensor:
         class_logits, mask_logits = decoder(queries, memory)
-        return segmentation_scores(class_logits, mask_logits, recipe.head)
+        return compute_scores(class_logits, mask_logits, recipe.head)
 
-    def memory_names(self, recipe: Recipe) -> tuple[str, ...]:
+    def list_memory_names(self, recipe: Recipe) -> tuple[str, ...]:
         layers = range(recipe.decoder.layers)
         return (
             "mask_features",

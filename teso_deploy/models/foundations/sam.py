@@ -26,7 +26,7 @@ class _Sam:
         # SAM has no classes. Its answer is the mask of one mask token.
         return torch.sigmoid(decoder(queries, memory)[:, recipe.sam.mask_token, None])
 
-    def memory_names(self, recipe: Recipe) -> tuple[str, ...]:
+    def list_memory_names(self, recipe: Recipe) -> tuple[str, ...]:
         return ("image_embeddings",)
 
 

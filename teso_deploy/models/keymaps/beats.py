@@ -21,7 +21,7 @@ def _join_weight_norm(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (direction * (magnitude / direction.norm(dim=(0, 1), keepdim=True)),)
 
 
-def beats_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
+def list_beats_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
     """The rules of the whole encoder."""
     yield from layer("patch_embedding", "patch", bias=False)
     yield from layer("layer_norm", "patch_norm")
@@ -59,6 +59,6 @@ BEATS = Format(
     name="BEATs",
     part="audio",
     recognises=_recognises,
-    rules=beats_rules,
+    rules=list_beats_rules,
     ignored=lambda key: _OF_NO_USE.search(key) is not None,
 )

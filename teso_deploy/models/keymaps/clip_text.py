@@ -51,7 +51,7 @@ def _split_packed(recipe: Recipe, source: str) -> Iterator[Rule]:
             yield split(f"{source.format(i)}.in_proj_{kind}", targets)
 
 
-def hugging_face_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
+def list_hugging_face_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
     """``CLIPTextModelWithProjection``, or the text half of ``CLIPModel``."""
     source = "text_model."
     yield copy_tensor(f"{source}embeddings.token_embedding.weight", "token_embedding.weight")
@@ -106,7 +106,7 @@ def _with_imagebind_eps(tensors: Tensors) -> Tensors:
     return tensors[0].squeeze(0), torch.tensor(IMAGEBIND_EPS)
 
 
-def imagebind_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
+def list_imagebind_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
     """The text parts of ImageBind: OpenCLIP's tower with another ε and a learned scale."""
     before, trunk, head = "modality_preprocessors.text", "modality_trunks.text", "modality_heads.text"
     yield copy_tensor(f"{before}.token_embedding.weight", "token_embedding.weight")
@@ -166,9 +166,9 @@ HUGGING_FACE_CLIP = Format(
     name="Hugging Face CLIP (text)",
     part="text",
     recognises=lambda keys: "text_model.embeddings.token_embedding.weight" in keys,
-    rules=hugging_face_rules,
+    rules=list_hugging_face_rules,
     ignored=lambda key: _HUGGING_FACE_OTHERS.search(key) is not None,
-    sized=_make_size_reader(hugging_face_rules),
+    sized=_make_size_reader(list_hugging_face_rules),
 )
 OPEN_CLIP = Format(
     name="OpenCLIP (text)",
@@ -182,8 +182,8 @@ IMAGEBIND = Format(
     name="ImageBind (text)",
     part="text",
     recognises=lambda keys: "modality_preprocessors.text.token_embedding.weight" in keys,
-    rules=imagebind_rules,
+    rules=list_imagebind_rules,
     ignored=lambda key: _IMAGEBIND_OTHERS.search(key) is not None,
-    sized=_make_size_reader(imagebind_rules),
+    sized=_make_size_reader(list_imagebind_rules),
 )
 CLIP_TEXT_FORMATS: tuple[Format, ...] = (HUGGING_FACE_CLIP, OPEN_CLIP, IMAGEBIND)

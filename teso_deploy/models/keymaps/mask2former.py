@@ -42,7 +42,7 @@ def _swin_block(recipe: Recipe, of_5: bool) -> Iterator[Rule]:
     yield from layer(("output.dense", "mlp.fc2")[of_5], "mlp.outer")
 
 
-def swin_rules(recipe: Recipe, of_5: bool) -> Iterator[Rule]:
+def list_swin_rules(recipe: Recipe, of_5: bool) -> Iterator[Rule]:
     """The rules of the backbone → ``visual_encoder.swin``."""
     source, target = (BACKBONE_5 if of_5 else BACKBONE), "visual_encoder.swin."
     yield from layer(f"{source}embeddings.patch_embeddings.projection", f"{target}patch")
@@ -66,7 +66,7 @@ def _convolution(source: str, target: str, *, bias: bool) -> Iterator[Rule]:
     yield from layer(f"{source}.1", f"{target}.1")
 
 
-def pixel_decoder_rules(recipe: Recipe) -> Iterator[Rule]:
+def list_pixel_decoder_rules(recipe: Recipe) -> Iterator[Rule]:
     """The rules of the pixel decoder → ``visual_encoder.pixel_decoder``."""
     source, target = PIXEL_DECODER, "visual_encoder.pixel_decoder."
     yield copy_tensor(f"{source}level_embed", f"{target}level_embedding")
@@ -90,7 +90,7 @@ def pixel_decoder_rules(recipe: Recipe) -> Iterator[Rule]:
     yield from layer(f"{source}mask_projection", f"{target}mask_projection")
 
 
-def decoder_rules(recipe: Recipe) -> Iterator[Rule]:
+def list_decoder_rules(recipe: Recipe) -> Iterator[Rule]:
     """The rules of the transformer decoder → ``decoder``, and of its picture part → ``visual_encoder.memory``."""
     source, target, memory = f"{TRANSFORMER}decoder.", "decoder.", "visual_encoder.memory."
     yield copy_tensor(f"{TRANSFORMER}queries_features.weight", "fusion.queries")
@@ -119,11 +119,11 @@ def decoder_rules(recipe: Recipe) -> Iterator[Rule]:
         yield from layer(f"{source}mask_predictor.mask_embedder.{i}.0", f"{target}mask_embedding.{2 * i}")
 
 
-def mask2former_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
+def list_mask2former_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
     """The rules of the whole foundation."""
-    yield from swin_rules(recipe, any(key.startswith(BACKBONE_5) for key in tensors))
-    yield from pixel_decoder_rules(recipe)
-    yield from decoder_rules(recipe)
+    yield from list_swin_rules(recipe, any(key.startswith(BACKBONE_5) for key in tensors))
+    yield from list_pixel_decoder_rules(recipe)
+    yield from list_decoder_rules(recipe)
     yield from layer("class_predictor", "decoder.classifier")
 
 
@@ -184,7 +184,7 @@ MASK2FORMER = Format(
     name="Hugging Face Mask2Former (Swin)",
     part="visual",
     recognises=_recognises,
-    rules=mask2former_rules,
+    rules=list_mask2former_rules,
     ignored=lambda key: _OF_NO_USE.search(key) is not None,
     sized=adapt_sizes,
     replaceable=("decoder.classifier.weight", "decoder.classifier.bias"),

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from teso_deploy.models.keymaps.mask2former import MASK2FORMER, PIXEL_DECODER, TRANSFORMER, mask2former_rules
+from teso_deploy.models.keymaps.mask2former import MASK2FORMER, PIXEL_DECODER, TRANSFORMER, list_mask2former_rules
 from teso_deploy.models.keymaps.rules import Format, Rule, add_prefix, copy_tensor, layer
 from teso_deploy.recipe import Recipe
 
@@ -29,17 +29,17 @@ def _attention(source: str, target: str) -> Iterator[Rule]:
     yield copy_tensor(f"{source}.beta_source_pool", f"{target}.pool_share")
 
 
-def _first_and_last(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _keep_first_and_last(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Keep the first class and "no object", the only classes of the foundation that the release uses."""
     return (torch.stack((tensors[0][0], tensors[0][-1])),)
 
 
-def segpref_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
+def list_segpref_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
     """The rules of foundation, adapters after MSDA, both projections and both attentions, without the audio encoder."""
     of_the_foundation = {key.removeprefix(FOUNDATION): value for key, value in tensors.items()}
-    for rule in add_prefix(mask2former_rules(recipe, of_the_foundation), source=FOUNDATION):
+    for rule in add_prefix(list_mask2former_rules(recipe, of_the_foundation), source=FOUNDATION):
         if rule.targets[0].startswith("decoder.classifier."):
-            yield Rule(rule.sources, rule.targets, _first_and_last)
+            yield Rule(rule.sources, rule.targets, _keep_first_and_last)
         else:
             yield rule
     for i in range(recipe.pixel_decoder.layers):
@@ -80,7 +80,7 @@ SEGPREF = Format(
     name="the authors' release (SegPref)",
     part="model",
     recognises=_recognises,
-    rules=segpref_rules,
+    rules=list_segpref_rules,
     ignored=_is_ignored,
     sized=_adapt_sizes,
 )

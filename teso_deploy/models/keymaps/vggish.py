@@ -14,7 +14,7 @@ CONVOLUTIONS = (0, 3, 6, 8, 11, 13)
 LINEAR = (0, 2, 4)
 
 
-def vggish_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
+def list_vggish_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
     """The rules of all layers. VGGish with batch norm exists only here, so no such file fits it."""
     for i in CONVOLUTIONS:
         yield from layer(f"features.{i}", f"features.{i}")
@@ -30,7 +30,7 @@ VGGISH = Format(
     name="torchvggish",
     part="audio",
     recognises=_recognises,
-    rules=vggish_rules,
+    rules=list_vggish_rules,
     # PCA and quantisation, which audio-visual segmentation does not use.
     ignored=lambda key: key.startswith("pproc."),
 )

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from teso_deploy.backends.cuda.device import KernelArgument
-from teso_deploy.resources import shipped_path
+from teso_deploy.resources import find_shipped_path
 from tests.support.sharing import made_once, shared_folder
 
 HERE = Path(__file__).parent
@@ -37,7 +37,7 @@ def build_runner(folder: Path, kernels: Path | None = None) -> Path:
         pytest.skip("there is no g++, which compiles the kernels for the host")
 
     def compile_to(runner: Path) -> None:
-        include = kernels or shipped_path("engines/kernels")
+        include = kernels or find_shipped_path("engines/kernels")
         command = [compiler, *FLAGS, f"-I{include}", str(HERE / "runner.cpp"), "-o", str(runner)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
