@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 import signal
+import sys
 import wave
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,6 +91,13 @@ TINY = {
     "head": {"kind": "semantic", "classes": ["dog", "cow", "car"], "threshold": 0.5},
     "tagger": {"words": ["car", "cow", "dog"]},
 }
+
+
+@pytest.fixture(autouse=True)
+def seeded_torch() -> None:
+    """Begin each test with the same generator of PyTorch: what it draws must not depend on the tests before it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -121,12 +121,17 @@ def load_captioner(source: Path, class_name: str, what: str, **settings: Any) ->
     import transformers
 
     find_weight_files(source)  # refuses weights that are pointers of Git LFS
-    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    processors, kind = transformers.AutoImageProcessor, getattr(transformers, class_name)
+    processors, kind, name = transformers.AutoImageProcessor, getattr(transformers, class_name), str(source)
     try:
-        tokenizer = call_quietly(transformers.AutoTokenizer.from_pretrained, str(source), **safe)
-        processor = call_quietly(processors.from_pretrained, str(source), use_fast=False, **safe)
-        model = call_quietly(kind.from_pretrained, str(source), dtype="float32", **settings, **safe).eval()
+        tokenizer = call_quietly(
+            transformers.AutoTokenizer.from_pretrained, name, local_files_only=True, trust_remote_code=False
+        )
+        processor = call_quietly(
+            processors.from_pretrained, name, use_fast=False, local_files_only=True, trust_remote_code=False
+        )
+        model = call_quietly(
+            kind.from_pretrained, name, dtype="float32", local_files_only=True, trust_remote_code=False, **settings
+        ).eval()
     except Exception as error:  # transformers raises errors of many types
         raise refuse_unreadable(source, what, error) from error
     return model, tokenizer, processor

@@ -62,7 +62,7 @@ def clean_sentence(sentence: str) -> str:
     The result has composed characters, straight quotes, no HTML entities, single blanks and lower case. CLIP's own
     tokenizer calls ``ftfy``, which also repairs text in a wrong encoding and ligatures; this function does not.
 
-    >>> cleaned("The  dog’s BARK &amp; bite ")
+    >>> clean_sentence("The  dog’s BARK &amp; bite ")
     "the dog's bark & bite"
     """
     composed = html.unescape(html.unescape(unicodedata.normalize("NFC", sentence))).translate(_STRAIGHT_QUOTES)

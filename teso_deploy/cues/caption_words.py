@@ -65,7 +65,7 @@ def _yield_phrases(words: Sequence[str], longest: int = 4) -> Iterator[str]:
 def is_mentioned(caption: str, name: str) -> bool:
     """Return whether a caption contains a name or the noun that it ends in, also as plural or synonym.
 
-    >>> mentions("A man plays drums.", "drum kit"), mentions("A man plays drums.", "dog")
+    >>> is_mentioned("A man plays drums.", "drum kit"), is_mentioned("A man plays drums.", "dog")
     (True, False)
     """
     spoken = {variant for phrase in _yield_phrases(split_words(caption)) for variant in list_variants(phrase)}

@@ -40,7 +40,7 @@ def make_singular(name: str) -> str:
 
     In a phrase, the last word becomes singular, and so does the word before each "of".
 
-    >>> [singular(name) for name in ("church bells", "glass", "flocks of geese")]
+    >>> [make_singular(name) for name in ("church bells", "glass", "flocks of geese")]
     ['church bell', 'glass', 'flock of goose']
     """
     head, of, rest = name.partition(" of ")

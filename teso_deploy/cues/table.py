@@ -27,7 +27,7 @@ SYNONYMS = {
 def list_variants(word: str) -> list[str]:
     """List the spellings under which a table may have a word: in lower case, in the singular, and their synonyms.
 
-    >>> variants("Hens")
+    >>> list_variants("Hens")
     ['hens', 'hen', 'chicken']
     """
     word = " ".join(word.lower().replace("_", " ").split())

@@ -44,7 +44,7 @@ def read_cue_file(path: Path) -> CueFile:
 def split_words(text: str) -> list[str]:
     """Split the words of a list with commas, or of a category's name.
 
-    >>> words_in("guitar,old_man,")
+    >>> split_words("guitar,old_man,")
     ['guitar', 'old man']
     """
     words = (" ".join(word.lower().replace("_", " ").split()) for word in text.split(","))

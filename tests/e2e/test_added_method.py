@@ -161,5 +161,5 @@ def test_a_seed_gives_the_same_weights(recipe: Path) -> None:
 
 
 def test_a_recipe_with_an_unknown_method_lists_those_that_there_are() -> None:
-    with pytest.raises(RecipeError, match="name one of teso"):
+    with pytest.raises(RecipeError, match="choose one of teso"):
         parse_recipe('name = "a"\nmethod = "whistle"')

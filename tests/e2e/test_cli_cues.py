@@ -230,7 +230,6 @@ def test_several_videos(clip: Path, bold: Path, tmp_path: Path) -> None:
         (("--source", "openai", "--server", "http://127.0.0.1:9"), "can't be reached"),
         (("--source", "manual"), "--cues-file"),
         (("--source", "tagger", "--server", "http://127.0.0.1:9"), "--server is not used"),
-        (("--source", "tagger", "--timeout", "inf"), "an answer may take"),
         (("--source", "llm", "--models", "nowhere"), "no cue models nowhere"),
         (("--source", "tagger", "--bundle", "nowhere"), "no bundle nowhere"),
     ],
@@ -242,6 +241,11 @@ def test_bad_input_is_one_sentence(clip: Path, tmp_path: Path, arguments: tuple[
     assert "pass-word" not in sentence
     assert out.read_text() == "what was there before"
     assert [name for name in names_in(tmp_path) if not name.startswith("cache")] == ["cues.json"]
+
+
+def test_a_timeout_has_an_end(clip: Path, tmp_path: Path) -> None:
+    done = teso("cues", clip, "--out", tmp_path / "cues.json", "--source", "tagger", "--timeout", "inf")
+    assert done.code == 2 and "less than or equal to 86400" in done.err and names_in(tmp_path) == []
 
 
 def test_what_can_not_be_read(clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def is_safe(name: str, call: ast.Call) -> bool:
 def test_every_loader_is_told_to_run_no_code_and_to_download_nothing() -> None:
     paths = [*(ROOT / "teso_deploy").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
     found = [(path, *call) for path in paths for call in calls_of_loaders(path)]
-    assert len(found) >= 9, "the calls that there are"
+    assert len(found) >= 6, "the calls that there are"
     assert [f"{path}:{line}" for path, line, name, call in found if not is_safe(name, call)] == []
 
 
