@@ -320,20 +320,20 @@ def find_chat_texts(tokenizer: Any, tokens: Tokens) -> ChatEntry:
 
     in_parts = _takes_parts(tokenizer)
 
-    def rendered(*messages: tuple[str, str], answer: bool = False) -> str:
+    def render(*messages: tuple[str, str], answer: bool = False) -> str:
         turns = _make_turns(messages, in_parts)
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer))
 
     system, user, assistant, again = zip(("system", "user", "assistant", "user"), marks, strict=True)
     try:
         try:
-            before, to_user, to_assistant, to_again, _ = _split_between(rendered(system, user, assistant, again), marks)
+            before, to_user, to_assistant, to_again, _ = _split_between(render(system, user, assistant, again), marks)
             before_system: str | None = before
         except Exception:  # a template that refuses a system turn raises any error
             before_system, to_user = None, ""
-            _, to_assistant, to_again, _ = _split_between(rendered(user, assistant, again), marks[1:])
-        before_user, _ = _split_between(rendered(user), marks[1:2])
-        _, to_answer = _split_between(rendered(user, answer=True), marks[1:2])
+            _, to_assistant, to_again, _ = _split_between(render(user, assistant, again), marks[1:])
+        before_user, _ = _split_between(render(user), marks[1:2])
+        _, to_answer = _split_between(render(user, answer=True), marks[1:2])
     except Exception as error:
         raise CheckpointError(
             f"its chat template can't be used ({take_first_line(error)}): export the model with another template"

@@ -148,7 +148,7 @@ class Forms:
             ranked |= {(name, p): e for p, e in measure_sensitivities(files[name], frames, ranges[name]).items()}
         order = sorted(ranked, key=lambda product: -ranked[product])
 
-        def quantized(key: str, leave_out: Collection[tuple[str, str]], symmetric: bool) -> ir.Model:
+        def make_quantized(key: str, leave_out: Collection[tuple[str, str]], symmetric: bool) -> ir.Model:
             model, name = self._get_canonical(key), key.partition("@")[0]
             of = ranges[name], {product for graph, product in leave_out if graph == name}
             of = of if key == name else carry_over(*of, measured=self._get_canonical(name), other=model)
@@ -160,7 +160,7 @@ class Forms:
             for name in stages:
                 trial = self.folder / f"{name}.trial.onnx"
                 try:
-                    ir.save(quantized(name, leave_out, symmetric), trial)
+                    ir.save(make_quantized(name, leave_out, symmetric), trial)
                     engines[name] = OnnxRuntimeEngine(trial)
                 finally:
                     trial.unlink(missing_ok=True)
@@ -190,7 +190,7 @@ class Forms:
                         self._copy_unchanged(key) if is_standard else self._write_for_onnxruntime(key, "fp32")
                     )
                     continue
-                model = quantized(key, left_out, symmetric)
+                model = make_quantized(key, left_out, symmetric)
                 entries[key] = self._save(
                     convert_to_plugin_nodes(model) if symmetric else derive_form(model),
                     key,

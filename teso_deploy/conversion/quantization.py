@@ -255,7 +255,7 @@ def _quantize_convolution(
     quantized: NDArray[np.int8],
     scales: NDArray[np.float32],
     step: np.float32 | None,
-    rounded: Callable[[ir.Value], ir.Value],
+    round_to_int8: Callable[[ir.Value], ir.Value],
 ) -> None:
     """Quantise a convolution's weights (K, N), its bias and its output.
 
@@ -272,7 +272,7 @@ def _quantize_convolution(
             2, edit.add(node, "DequantizeLinear", [sums, edit.constant(units)], attributes={"axis": 0})[0]
         )
     users = list(node.outputs[0].uses())
-    result = rounded(node.outputs[0])
+    result = round_to_int8(node.outputs[0])
     for user, position in users:
         user.replace_input_with(position, result)
 
@@ -297,7 +297,7 @@ def quantize(
     edit, placing, count = Rewriter(model), _list_placing(model), 0
     pairs: dict[str, ir.Value] = {}
 
-    def rounded(value: ir.Value, node: ir.Node) -> ir.Value:
+    def round_to_int8(value: ir.Value, node: ir.Node) -> ir.Value:
         of = ranges[str(value.name)]
         scale, zero = (edit.constant(np.asarray(x)) for x in (of.symmetric() if symmetric else of.scale_and_zero()))
         integers = edit.add(node, "QuantizeLinear", [value, scale, zero])[0]
@@ -313,13 +313,18 @@ def quantize(
             )
         name = str(taken.name)
         if name not in pairs:
-            pairs[name] = rounded(taken, node)
+            pairs[name] = round_to_int8(taken, node)
         node.replace_input_with(0, pairs[name])
         quantized, scales = quantize_weights(weights)
         if node.op_type == "Conv":
             step = None if symmetric else ranges[name].scale_and_zero()[0]
             _quantize_convolution(
-                edit, node, quantized=quantized, scales=scales, step=step, rounded=partial(rounded, node=node)
+                edit,
+                node,
+                quantized=quantized,
+                scales=scales,
+                step=step,
+                round_to_int8=partial(round_to_int8, node=node),
             )
             count += 1
             continue

@@ -25,7 +25,7 @@ from teso_deploy.backends.registry import list_gpu_backends
 from teso_deploy.backends.tensorrt.bindings import load_library
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
-from teso_deploy.backends.tensorrt.factory import cached_path, make_engine_factory
+from teso_deploy.backends.tensorrt.factory import make_cache_path, make_engine_factory
 from teso_deploy.backends.tensorrt.making import find_source, make_engine
 from teso_deploy.backends.tensorrt.profiles import load_profile
 from teso_deploy.backends.tensorrt.sidecar import get_sidecar_path, name_architecture, read_engine
@@ -255,7 +255,7 @@ def test_what_does_not_fit_never_reaches_the_library(
     cache, source = EngineCache(tmp_path), find_source(tensorrt.bundle, "fusion", tensorrt.precision)
     factory = make_engine_factory(library, gpu, tensorrt.precision, cache=cache)
     factory(tensorrt.bundle, "fusion")
-    spoil(cached_path(cache, library, source, settings=load_profile(), device=gpu))
+    spoil(make_cache_path(cache, library, source, settings=load_profile(), device=gpu))
 
     def never(*arguments: Any) -> None:
         raise AssertionError("the library was asked")

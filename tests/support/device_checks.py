@@ -26,7 +26,7 @@ N = 1000
 
 def _floats(device: Device) -> NDArray[Any]:
     """Return page-locked [0, 1, … N - 1]."""
-    array = device.pinned((N,), np.float32)
+    array = device.allocate_pinned((N,), np.float32)
     array[:] = np.arange(N)
     return array
 
@@ -60,7 +60,7 @@ def an_index_too_high_is_refused(device: Device) -> None:
 
 def copies_go_there_and_back(device: Device) -> None:
     stream = device.stream()
-    source, target = _floats(device), device.pinned((N,), np.float32)
+    source, target = _floats(device), device.allocate_pinned((N,), np.float32)
     first, second = device.allocate(source.nbytes), device.allocate(source.nbytes)
     device.copy_in(first.pointer, source, stream)
     device.copy_on(second.pointer, first.pointer, nbytes=source.nbytes, stream=stream)
@@ -118,14 +118,14 @@ def pinned_arrays_live_as_long_as_their_views(device: Device) -> None:
     for other in others:
         other[:] = -1
     assert np.array_equal(tail, np.arange(N - 10, N))
-    assert device.pinned((), np.float64).shape == () and device.pinned((0, 3), np.uint8).size == 0
-    grid = device.pinned((2, 3), np.float16)
+    assert device.allocate_pinned((), np.float64).shape == () and device.allocate_pinned((0, 3), np.uint8).size == 0
+    grid = device.allocate_pinned((2, 3), np.float16)
     assert grid.flags.c_contiguous and grid.flags.writeable and grid.dtype == np.float16
 
 
 def events_order_and_time_streams(device: Device) -> None:
     first, second = device.stream(), device.stream()
-    source, target = _floats(device), device.pinned((N,), np.float32)
+    source, target = _floats(device), device.allocate_pinned((N,), np.float32)
     memory = device.allocate(source.nbytes)
     begin = first.record(is_timed=True)
     device.copy_in(memory.pointer, source, first)
@@ -140,7 +140,7 @@ def events_order_and_time_streams(device: Device) -> None:
 
 def streams_are_ordered_by_their_handles(device: Device) -> None:
     first, second = device.stream(), device.stream()
-    source, target = _floats(device), device.pinned((N,), np.float32)
+    source, target = _floats(device), device.allocate_pinned((N,), np.float32)
     memory = device.allocate(source.nbytes)
     device.copy_in(memory.pointer, source, first)
     device.order_streams(first.handle, second.handle)
@@ -179,7 +179,7 @@ def launches_that_cannot_be_are_refused(device: Device) -> None:
 
 def graphs_run_what_was_recorded(device: Device) -> None:
     stream, module = device.stream(), device.module(PTX)
-    source, target = _floats(device), device.pinned((N,), np.float32)
+    source, target = _floats(device), device.allocate_pinned((N,), np.float32)
     target[:] = -1
     first, second = device.allocate(source.nbytes), device.allocate(source.nbytes)
     with stream.capture() as graph:
@@ -227,7 +227,7 @@ def memory_may_be_freed_in_a_capture(device: Device) -> None:
     with stream.capture() as graph:
         device.copy_in(memory.pointer, source, stream)
         garbage.close()
-        device.pinned((3,), np.float32)
+        device.allocate_pinned((3,), np.float32)
     graph.launch(stream)
     stream.synchronize()
     assert np.array_equal(_read(device, memory), source)

@@ -138,7 +138,7 @@ class FakeDevice:
             raise DeviceMemoryError(f"no {nbytes} bytes")
         return self.host.allocate(nbytes) if self.host is not None else PlainMemory(self, nbytes)
 
-    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    def allocate_pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Return an array whose content is overwritten after its release, as if another owner had the memory."""
         block = np.zeros(max(1, math.prod(shape)) * np.dtype(dtype).itemsize, np.uint8)
         array = np.frombuffer(block.data, dtype, math.prod(shape)).reshape(shape)

@@ -165,7 +165,7 @@ def main(library: CudaLibrary) -> None:
         pass
     globals()["kept"] = (
         device.allocate(8),
-        device.pinned((8,), np.uint8),
+        device.allocate_pinned((8,), np.uint8),
         stream,
         stream.record(),
         graph,

@@ -19,7 +19,7 @@ from teso_deploy.backends.tensorrt import cache, factory, loading
 from teso_deploy.backends.tensorrt.bindings import TensorRTLibrary, adopt
 from teso_deploy.backends.tensorrt.cache import EngineCache
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
-from teso_deploy.backends.tensorrt.factory import cached_path, make_engine_factory
+from teso_deploy.backends.tensorrt.factory import make_cache_path, make_engine_factory
 from teso_deploy.backends.tensorrt.making import find_source
 from teso_deploy.backends.tensorrt.profiles import BuildProfile, load_profile
 from teso_deploy.backends.tensorrt.sidecar import check_fits, get_sidecar_path, read_engine, read_sidecar, write_engine
@@ -60,7 +60,7 @@ class Machine:
         return cast(TensorRTEngine, make_engine_factory(self.library, self.device, **options)(bundle, graph))
 
     def path(self, bundle: Bundle, settings: BuildProfile = PROFILE) -> Path:
-        return cached_path(
+        return make_cache_path(
             self.cache, self.library, find_source(bundle, "fusion", "fp32"), settings=settings, device=self.device
         )
 

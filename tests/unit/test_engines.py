@@ -19,7 +19,7 @@ from teso_deploy.backends.tensorrt.bindings import TensorRTLibrary, adopt
 from teso_deploy.backends.tensorrt.builder import build_engine, compute_shares
 from teso_deploy.backends.tensorrt.cache import EngineCache, compute_content_key
 from teso_deploy.backends.tensorrt.engine import TensorRTEngine
-from teso_deploy.backends.tensorrt.factory import cached_path, make_engine_factory
+from teso_deploy.backends.tensorrt.factory import make_cache_path, make_engine_factory
 from teso_deploy.backends.tensorrt.inspection import read_shares
 from teso_deploy.backends.tensorrt.making import check_architectures, find_source, make_engine
 from teso_deploy.backends.tensorrt.profiles import Batch, BuildProfile, list_profiles, load_profile
@@ -72,7 +72,7 @@ class Machine:
         return cast(TensorRTEngine, factory(bundle, graph))
 
     def path(self, bundle: Bundle, graph: str = "fusion") -> Path:
-        return cached_path(
+        return make_cache_path(
             self.cache, self.library, find_source(bundle, graph, "fp32"), settings=PROFILE, device=self.device
         )
 
@@ -103,9 +103,9 @@ def test_what_an_engine_depends_on_is_its_name(machine: Machine, bundle: Bundle)
     machine.state.version = "11.5.0.1"
     paths.add(machine.path(bundle))
     source = find_source(bundle, "fusion", "fp16")
-    paths.add(cached_path(machine.cache, machine.library, source, settings=PROFILE, device=machine.device))
+    paths.add(make_cache_path(machine.cache, machine.library, source, settings=PROFILE, device=machine.device))
     other = PROFILE.model_copy(update={"workspace_mib": 64})
-    paths.add(cached_path(machine.cache, machine.library, source, settings=other, device=machine.device))
+    paths.add(make_cache_path(machine.cache, machine.library, source, settings=other, device=machine.device))
     assert len(paths) == 6
     assert compute_content_key({"a": 1, "b": 2}) == compute_content_key({"b": 2, "a": 1})
 

@@ -70,24 +70,24 @@ def choose_architecture(compute_capability: tuple[int, int], supported: list[int
 def _compile(nvrtc: Any, source: bytes, architecture: str) -> bytes:
     """Compile to a cubin for ``sm_…``, to PTX for ``compute_…``."""
 
-    def checked(answer: tuple[Any, ...]) -> Any:
+    def check_answer(answer: tuple[Any, ...]) -> Any:
         if answer[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise DeviceError(f"NVRTC failed ({answer[0].name}): {write_install_command('cuda', '--force-reinstall')}")
         return answer[1] if len(answer) > 1 else None
 
-    program = checked(nvrtc.nvrtcCreateProgram(source, b"kernels.cu", 0, [], []))
+    program = check_answer(nvrtc.nvrtcCreateProgram(source, b"kernels.cu", 0, [], []))
     try:
         options = [f"--gpu-architecture={architecture}".encode(), *(option.encode() for option in OPTIONS)]
         (result,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
         if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            log = bytearray(checked(nvrtc.nvrtcGetProgramLogSize(program)))
-            checked(nvrtc.nvrtcGetProgramLog(program, log))
+            log = bytearray(check_answer(nvrtc.nvrtcGetProgramLogSize(program)))
+            check_answer(nvrtc.nvrtcGetProgramLog(program, log))
             text = log.rstrip(b"\0").decode(errors="replace").strip()
             raise DeviceError(f"NVRTC can't compile the CUDA kernels for {architecture} ({result.name}): {text}")
         is_cubin = architecture.startswith("sm_")
-        size = checked((nvrtc.nvrtcGetCUBINSize if is_cubin else nvrtc.nvrtcGetPTXSize)(program))
+        size = check_answer((nvrtc.nvrtcGetCUBINSize if is_cubin else nvrtc.nvrtcGetPTXSize)(program))
         code = bytearray(size)
-        checked((nvrtc.nvrtcGetCUBIN if is_cubin else nvrtc.nvrtcGetPTX)(program, code))
+        check_answer((nvrtc.nvrtcGetCUBIN if is_cubin else nvrtc.nvrtcGetPTX)(program, code))
         return bytes(code)
     finally:
         nvrtc.nvrtcDestroyProgram(program)

@@ -140,7 +140,7 @@ class Device(Protocol):
             DeviceMemoryError: The memory does not suffice; the message says how much is free.
         """
 
-    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    def allocate_pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Allocate an array (C order) in page-locked host memory, so that copies run in parallel with the host."""
 
     def stream(self) -> Stream:

@@ -69,7 +69,7 @@ class DeviceTensor:
     def numpy(self) -> NDArray[Any]:
         """Copy it to page-locked host memory and return a view of that; each call overwrites the view."""
         if self._host is None or self._stream is None:
-            self._host = self.device.pinned(self.shape, self.dtype)
+            self._host = self.device.allocate_pinned(self.shape, self.dtype)
             self._stream = self.device.stream()
         self.wait_ready(self._stream)
         self.device.copy_out(self._host, self.pointer, self._stream)
@@ -106,7 +106,7 @@ class HostInput:
 
     def __init__(self, device: Device, shape: tuple[int, ...], dtype: DTypeLike, *, stream: Stream) -> None:
         self.tensor = DeviceTensor(device, shape, dtype)
-        self._staging = device.pinned(shape, dtype)
+        self._staging = device.allocate_pinned(shape, dtype)
         self._stream = stream
         weakref.finalize(self, _release, [self._staging], self.tensor._uses)  # a copy from it may still run
 

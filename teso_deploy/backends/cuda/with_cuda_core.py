@@ -237,8 +237,8 @@ class CudaCoreDevice:
             self._current.check((code,))
         return _Memory(self._current, int(pointer), nbytes, release=self._driver.cuMemFree)
 
-    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """Allocate an array in page-locked host memory; see :meth:`Device.pinned`."""
+    def allocate_pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """Allocate an array in page-locked host memory; see :meth:`Device.allocate_pinned`."""
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         with self._current:
             code, pointer = self._driver.cuMemAllocHost(max(1, nbytes))

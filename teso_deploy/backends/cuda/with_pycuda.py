@@ -247,8 +247,8 @@ class PycudaDevice:
                 ) from error
             return _Memory(self._current, allocation, int(allocation), nbytes=nbytes)
 
-    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """Allocate an array in page-locked host memory; see :meth:`Device.pinned`."""
+    def allocate_pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """Allocate an array in page-locked host memory; see :meth:`Device.allocate_pinned`."""
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         with self._current:
             try:

@@ -36,7 +36,7 @@ Found = TypeVar("Found")
 _Kept = tuple[Path, str | None]
 
 
-def shipped_engines(
+def find_shipped_engines(
     bundle: Bundle, library: TensorRTLibrary, graph: str, *, precision: Precision, capability: tuple[int, int]
 ) -> list[str]:
     """List a bundle's engines that may run on a GPU: first those of its generation, then those for several.
@@ -63,7 +63,7 @@ def shipped_engines(
     ]
 
 
-def cached_path(
+def make_cache_path(
     store: EngineCache,
     library: TensorRTLibrary,
     source: GraphSource,
@@ -162,11 +162,11 @@ def make_engine_factory(
             use: Loads an engine from its file, or raises :class:`TesoError`.
         """
         files = (
-            shipped_engines(bundle, library, source.graph, precision=precision, capability=capability)
+            find_shipped_engines(bundle, library, source.graph, precision=precision, capability=capability)
             if settings is None
             else []
         )
-        cached = cached_path(store, library, source, settings=wanted, device=device)
+        cached = make_cache_path(store, library, source, settings=wanted, device=device)
         # Try the cache first: its engine is for exactly this GPU, and may have been built because the bundle's did not
         # fit.
         there: list[_Kept] = [(cached, None)] if store.has(cached) else []
@@ -185,7 +185,7 @@ def make_engine_factory(
         check_fits(read_sidecar(kept[0]), library, capability=capability, gpu=device.name, graph_sha256=source.sha256)
         return True
 
-    def opened(bundle: Bundle, source: GraphSource, kept: _Kept) -> TensorRTEngine:
+    def open_kept(bundle: Bundle, source: GraphSource, kept: _Kept) -> TensorRTEngine:
         path, sha256 = kept
         content, sidecar = read_engine(path, sha256)
         check_fits(sidecar, library, capability=capability, gpu=device.name, graph_sha256=source.sha256)
@@ -206,8 +206,8 @@ def make_engine_factory(
                     f"--backend {library.target} builds it"
                 )
 
-    def built(bundle: Bundle, source: GraphSource) -> TensorRTEngine:
-        path = cached_path(store, library, source, settings=wanted, device=device)
+    def build_kept(bundle: Bundle, source: GraphSource) -> TensorRTEngine:
+        path = make_cache_path(store, library, source, settings=wanted, device=device)
         target = _choose_architecture(library, device)
         with store.lock(path, lambda: on_progress(f"{source.graph}: waiting for another process that builds it")):
             if rebuild or not store.has(path):
@@ -226,16 +226,16 @@ def make_engine_factory(
                 )
                 store.prune()
         rebuilt.add(path)
-        return opened(bundle, source, (path, None))
+        return open_kept(bundle, source, (path, None))
 
     def make(bundle: Bundle, graph: str) -> TensorRTEngine:
         wanted.check_stages(bundle.program)
         source = find_source(bundle, graph, precision)
         if not may_build:
             check_complete(bundle)
-        elif rebuild and cached_path(store, library, source, settings=wanted, device=device) not in rebuilt:
-            return built(bundle, source)
-        return existing(bundle, source, opened) or built(bundle, source)
+        elif rebuild and make_cache_path(store, library, source, settings=wanted, device=device) not in rebuilt:
+            return build_kept(bundle, source)
+        return existing(bundle, source, open_kept) or build_kept(bundle, source)
 
     return make
 
