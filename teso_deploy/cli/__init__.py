@@ -52,6 +52,7 @@ COMMANDS = {
     "live": ("live", "live"),
     "cues": ("cues", "cues"),
     "eval": ("eval", "evaluate"),
+    "score": ("score", "score"),
     "train": ("train", "train"),
     "calibrate": ("calibrate", "calibrate"),
 }

@@ -21,7 +21,7 @@ from teso_deploy.evaluation.metrics import (
 )
 from teso_deploy.evaluation.metrics.binary import THRESHOLDS, apply_sigmoid
 
-CASES = 400
+CASES = 1000
 
 
 def make_case(rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

@@ -120,7 +120,13 @@ def score_batch(logits: ArrayLike, truth: ArrayLike, *, protocol: str = "avsbenc
 
 
 def score_probabilities(probabilities: ArrayLike, truth: ArrayLike, *, protocol: str = "avsbench") -> BatchScore:
-    """Score one batch of probabilities (N, H, W) in [0, 1]; see :func:`score_batch`."""
+    """Score one batch of probabilities, as :func:`score_batch` scores logits.
+
+    Args:
+        probabilities: (N, H, W) in [0, 1].
+        truth: (N, H, W), nonzero where something sounds.
+        protocol: A name of ``BINARY_DEFINITIONS``. Default: ``avsbench``.
+    """
     scores = BinaryScores(find_definition(protocol))
     scores.add(probabilities, truth)
     values = scores.values()
@@ -216,7 +222,16 @@ def _compute_frame_ious(counts: _Counts) -> NDArray[np.float64]:
 def compute_f_curve(
     hits: NDArray[np.int64], found: NDArray[np.int64], truth: NDArray[np.int64] | np.int64
 ) -> NDArray[np.float64]:
-    """F-score at each threshold, from counts of pixels: true ones found, all found, all true."""
+    """Compute the F-score at each threshold.
+
+    Args:
+        hits: (..., 255), how many true pixels are found at each threshold.
+        found: (..., 255), how many pixels are found.
+        truth: How many pixels are true, broadcast against ``hits``.
+
+    Returns:
+        (..., 255) in [0, 1], 0 where nothing true is found.
+    """
     precision, recall = hits / (found + _F_EPSILON), hits / (truth + _F_EPSILON)
     below = BETA_SQUARED * precision + recall
     return np.divide((1 + BETA_SQUARED) * precision * recall, below, out=np.zeros_like(below), where=below > 0)
