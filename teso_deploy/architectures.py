@@ -17,7 +17,7 @@ class MethodEntry:
 
     Attributes:
         method: "module:object" of a :class:`~teso_deploy.models.methods.Method`.
-        title: As messages name it.
+        title: Its name in messages.
     """
 
     method: str
@@ -31,7 +31,7 @@ class AudioEncoderEntry:
     Attributes:
         factory: "module:function". The function takes a recipe and returns a module that turns the waveform (B, 15600)
             into F_A (B, d_A).
-        title: As messages name it.
+        title: Its name in messages.
         table: The recipe's table with its parameters. Its ``dim`` is the width of F_A, and ``audio.dim`` must agree.
             Empty: the parameters are in the table ``audio``.
         formats: The kinds of checkpoints that give its weights, each "module:object".
@@ -49,7 +49,7 @@ class FoundationEntry:
 
     Attributes:
         foundation: "module:object" of a :class:`~teso_deploy.models.foundations.contracts.Foundation`.
-        title: As messages name it.
+        title: Its name in messages.
         tables: The recipe's tables with its parameters.
         has_classes: Whether it predicts classes. Without them a recipe needs a binary head and has no tagger.
         square_table: The table whose ``patch`` must divide the picture's side, if the foundation takes square pictures

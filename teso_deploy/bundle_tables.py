@@ -27,7 +27,7 @@ Threshold = Annotated[float, Field(gt=0, lt=1)]
 
 
 def make_sized_name(graph: str, size: tuple[int, int]) -> str:
-    """Return a graph's name in the manifest at any bucket but the first: ``decoder@288x512``."""
+    """Return the manifest's name of a graph for the second or a later bucket: ``decoder@288x512``."""
     return f"{graph}@{size[0]}x{size[1]}"
 
 

@@ -25,7 +25,7 @@ def check_installed(what: str, modules: Sequence[str], extra: str) -> None:
     """Refuse what needs packages that are not installed. Nothing is imported.
 
     Args:
-        what: What needs them, as the message begins: "the source nouns".
+        what: The thing that needs the packages, as the first words of the message: "the source nouns".
         modules: The modules that it imports.
         extra: The extra of this package that installs them.
 

@@ -361,7 +361,7 @@ def write_whole(path: Path, content: bytes, *, shown: Path | None = None) -> Non
     Args:
         path: The file.
         content: All of it.
-        shown: What an error names, such as the folder that the user gave. Default: ``path``.
+        shown: The path that errors name, such as the user's folder. Default: ``path``.
 
     Raises:
         OutputError: The file can't be written.

@@ -33,7 +33,7 @@ _PANEL = re.compile(
     r"/(?P<kind>(?:live|movie|series|timeshift)/)?(?!streaming/)[^/]+/[^/]+/(?:\d+(?:\.\w+)?|(?(kind)\d+/.*|(?!)))$",
     re.IGNORECASE,
 )
-#: Letters that are words: LIVE, Live, live, liveStream.
+#: A part of an address with this form is a word, not a secret: LIVE, Live, live, liveStream.
 _WORDS = re.compile(r"(?:[A-Z]{1,8}|[A-Z]?[a-z]{1,16}){1,3}")
 _LEAST_RANDOM, _MOST_DIGITS, _MOST_WORD = 8, 14, 24
 #: A shorter secret is replaced only between the same characters as in the address.
@@ -103,7 +103,7 @@ def _find_secrets(url: str, depth: int = 2) -> _Found:
 
 
 def _yield_forms(url: str, found: _Found) -> Iterator[tuple[str, str]]:
-    """Yield (text in a message, its replacement), longest first."""
+    """Yield the texts to replace in messages, longest first, each with its replacement."""
     bare, bare_shown = url.split("://", 1)[-1], found.shown.split("://", 1)[-1]
     host = urlsplit(url).netloc.rpartition("@")[2]
     tail, tail_shown = bare[bare.find(host) :], bare_shown.split("@", 1)[-1]

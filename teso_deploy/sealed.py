@@ -89,7 +89,7 @@ class Kind:
         schema_version: The version of the manifest that this package writes.
         keys: Keys that distinguish its manifest from other JSON.
         command: The command that writes such a folder.
-        again: What a message advises if the folder is damaged.
+        again: The advice in messages if the folder is damaged.
         former_manifest: The name that earlier versions gave the manifest's file; it is still read.
         oldest_schema_version: The oldest version that is still read. Default: only ``schema_version``.
     """

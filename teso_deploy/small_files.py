@@ -44,7 +44,7 @@ def read_text(
 
     Args:
         path: The file. Links are followed.
-        what: What the file should be, with its article, for messages: ``"a prompt's TOML file"``.
+        what: The expected kind of file, with its article, for messages: ``"a prompt's TOML file"``.
         limit_bytes: A larger file is refused before it is read. Default: 64 MiB.
         error: The class to raise for a file that exists and can't be used. Default: InputNotFoundError.
 
@@ -72,7 +72,7 @@ def read_bytes(
 
     Args:
         path: The file. Links are followed.
-        what: What the file should be, for messages.
+        what: The expected kind of file, for messages.
         limit_bytes: A larger file is refused before it is read.
         error: The class to raise for a file that exists and can't be used.
     """

@@ -97,7 +97,8 @@ def _clear(path: Path) -> None:
             return
         if path.suffix == ".aside":
             for name in os.listdir(path):
-                if not os.path.lexists(path.parent / name):  # its process died between the two steps
+                if not os.path.lexists(path.parent / name):
+                    # The process died after it moved this aside and before it put the new one in its place.
                     os.rename(path / name, path.parent / name)
         shutil.rmtree(path)
     finally:

@@ -59,7 +59,7 @@ def to_one_line(text: object, limit: int = LIMIT) -> str:
     >>> to_one_line("Traceback:\\n    line 1", limit=12)
     'Traceback: …'
     """
-    # Cut a text of megabytes first: the rest would be cleaned in vain.
+    # Cut a text of megabytes first: cleaning the rest would be wasted work.
     line = " ".join(to_printable(str(text)[: 20 * limit]).split())
     return line if len(line) <= limit else line[: limit - len(_MORE)] + _MORE
 

@@ -27,9 +27,9 @@ class Operators(Protocol):
 
     @property
     def compares_frames(self) -> bool:
-        """Whether a repeated frame is recognised by the frame itself instead of its resized copy.
+        """Whether to compare frames, not their resized copies, to find out if a frame repeats the last one.
 
-        True if the resized copy is made on a device and never reaches the host.
+        True if the resized copy is made on a device: it never reaches the host, which compares.
         """
 
     def image(self, frame: NDArray[np.uint8], fitted: ImageSize, bucket: ImageSize) -> NDArray[np.float32] | Tensor:

@@ -22,7 +22,7 @@ Ranges = list[tuple[int, int]]
 
 
 def list_writable_memory() -> Ranges:
-    """List the process's memory without files and stacks, in order of address; empty without /proc."""
+    """List the process's memory except files and stacks, in order of address. The list is empty without /proc."""
     try:
         lines = MAPS.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Find which libraries for GPUs are installed, and which of them can be loaded.
+"""Find the installed libraries for GPUs, and check whether each can be loaded.
 
 Each installed library is loaded in a separate process: TensorRT and ONNX Runtime may need two versions of the same
 shared library, and a broken library may crash the process.
@@ -36,7 +36,7 @@ session = library.InferenceSession({IDENTITY!r}, providers=["CUDAExecutionProvid
 if "CUDAExecutionProvider" not in session.get_providers():
     raise SystemExit(1)
 """
-#: Defines how the programs answer, even if they fail later. Output of the libraries is on other lines.
+#: A function by which the programs print their answer, even if they fail later. The libraries print other lines.
 PREAMBLE = """
 import json
 def report(version=None, cuda=None):
@@ -113,7 +113,7 @@ class Found:
 
     @property
     def loads(self) -> bool:
-        """Whether it can be used."""
+        """Whether the library can be used."""
         return self.problem is None
 
 

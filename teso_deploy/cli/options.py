@@ -5,7 +5,7 @@ A command names dataclasses among its parameters, and :func:`with_options` gives
     @with_options
     def demo(*, engine: Annotated[EngineOptions, adapt(only=("threads",))], json_out: JsonOption = None) -> None: ...
 
-The command receives instances. What they refuse is reported with the names of the command line.
+The command receives instances of the dataclasses. If one refuses a value, the error names the command-line option.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CONTEXT = "context"
 
 
 class Given(frozenset[str]):
-    """The names of what the command line gave: parameters of the command, and fields as ``parameter.field``."""
+    """Names of the options on the command line: parameters of the command, and fields as ``parameter.field``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ def _find_group(name: str, hint: Any) -> _Group | None:
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command function an option for each field of the dataclasses among its parameters.
 
-    A parameter of type :class:`Given` receives the names of what the command line gave.
+    A parameter of type :class:`Given` receives the names of the options that are on the command line.
 
     Raises:
         TypeError: two options have the same name.

@@ -37,7 +37,7 @@ class Ours:
         self, bundle: Bundle, size: tuple[int, int], *, precision: Precision, threads: int, clip: Path
     ) -> None:
         self._bundle, self._size = bundle, size
-        # Each stage has its own pipeline, so that none finds what another has kept; the engines are shared.
+        # Each stage has its own pipeline: otherwise it could reuse results of another stage. All share the engines.
         form = bundle.form_for((TARGET,), precision)
         self._engine: Callable[[Bundle, str], Engine] = cache(make_onnxruntime_factory(threads, form))
         with VideoSource(clip) as source:

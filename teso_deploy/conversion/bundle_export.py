@@ -59,7 +59,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """The written bundle, its parity with PyTorch, and our weight names that no checkpoint contains."""
+    """The written bundle, its parity with PyTorch, and the names of the model's weights that no checkpoint contains."""
 
     bundle: Bundle
     parity: VerifyReport

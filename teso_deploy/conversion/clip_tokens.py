@@ -94,7 +94,7 @@ def clip_token_rows(sentences: Sequence[str], recipe: ClipTextRecipe, folder: Pa
     rows = np.zeros((len(sentences), recipe.context), dtype=np.int64)
     for row, sentence in zip(rows, sentences, strict=True):
         ids = encode(clean_sentence(sentence))
-        # CLIP would read such a token as the end of the text.
+        # Ids from ``start`` on mark start and end of the text. CLIP would stop reading at such an id.
         if any(token >= start for token in ids):
             raise CueError(f"CLIP's vocabulary can't spell {sentence!r}: use ordinary text only")
         ids = [start, *ids[: recipe.context - 2], end]

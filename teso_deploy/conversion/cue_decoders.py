@@ -84,7 +84,7 @@ def refuse_unreadable(source: Path, what: str, error: BaseException) -> Checkpoi
 
     Args:
         source: The model's folder or file.
-        what: What it was read as, for the message.
+        what: The kind of model that was expected, for the message.
         error: The error of transformers.
 
     Returns:
@@ -103,7 +103,7 @@ def check_architecture(model_type: str, allowed: Sequence[str], what: str) -> No
     Args:
         model_type: The architecture.
         allowed: The architectures that can be exported.
-        what: What the model is, for the message.
+        what: The kind of model, for the message.
 
     Raises:
         CheckpointError: The architecture is not among the allowed ones.

@@ -71,7 +71,7 @@ def split_gemms(graph: onnx.GraphProto) -> None:
 def save_graph(model: onnx.ModelProto, path: Path) -> None:
     """Write a graph to one file and its weights to another in the same folder."""
     data = f"{path.name}.data"
-    (path.parent / data).unlink(missing_ok=True)  # the library would append
+    (path.parent / data).unlink(missing_ok=True)  # the library would append to an existing file
     onnx.save_model(model, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=data)
     if (path.parent / data).is_file():
         (path.parent / data).chmod(path.stat().st_mode)  # the library makes it readable by its owner only

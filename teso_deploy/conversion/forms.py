@@ -74,8 +74,8 @@ def check_space(weights_bytes: int, out: Path, *, sizes: int, precisions: Sequen
 class Forms:
     """Writes the forms of a staged bundle's graphs.
 
-    ``frames`` gives the external tensors, batch 1, of the first bucket. ``is_trained``: an untrained model has
-    meaningless masks, so none of its layers is excluded from int8 because of them.
+    ``frames`` returns the external tensors, batch 1, of the first bucket. ``is_trained``: if False, the masks mean
+    nothing, so the agreement of masks does not decide which layers stay out of int8.
     """
 
     folder: Path
@@ -91,7 +91,8 @@ class Forms:
     def write(self, precision: Precision) -> dict[str, dict[str, FormEntry]]:
         """Write the forms of one precision and return name of the form → graph → entry.
 
-        Raises :class:`PrecisionError` if a graph can't be computed in it, as read back from its file.
+        Each graph is read back from its file. Raises :class:`PrecisionError` if a graph can't be computed in this
+        precision.
         """
         if precision == "fp32":
             return {f"{ONNXRUNTIME}-fp32": {key: self._write_for_onnxruntime(key, "fp32") for key in self.graphs}}

@@ -87,7 +87,7 @@ class Range:
         return scale, np.uint8(np.clip(round(-self.low / float(scale)), 0, 255))
 
     def symmetric(self) -> tuple[np.float32, np.int8]:
-        """Scale and zero point of int8 with zero at 0, as TensorRT requires. A range of one sign loses a bit."""
+        """Return scale and zero point of int8. TensorRT requires zero point 0, so a range of one sign loses a bit."""
         return np.float32(max(-self.low, self.high, 127e-12) / 127), np.int8(0)
 
 

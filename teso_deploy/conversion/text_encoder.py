@@ -50,7 +50,7 @@ class TextGraph:
 
 
 def find_text_graph(recipe: Recipe, tower: WeightSource | None) -> TextGraph:
-    """Return the encoder of a recipe's cues, before anything is written.
+    """Return the text encoder for a recipe's cues. Nothing is written.
 
     Args:
         recipe: The recipe.

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-#: Of a longer answer only both ends are read: rambling must not cost time, and the final answer stands last.
+#: If an answer is longer, only its two ends are read: long answers must not cost time, and the final answer comes last.
 MAX_CHARACTERS = 20_000
 #: A list with more names than this is rambling.
 MAX_NAMES = 32

@@ -29,7 +29,7 @@ class AskingOptions:
 
     Attributes:
         every_seconds: Ask again after this much of a stream's time; None: only at a new scene or sound.
-        budget_per_minute: The most questions a minute, about all streams together.
+        budget_per_minute: The highest number of questions per minute, counted over all streams.
         ttl_seconds: Older cues are replaced by the fallback; None: never.
         on_scene: Whether a new scene is a reason to ask.
         on_sound: Whether a new kind of sound is a reason to ask.

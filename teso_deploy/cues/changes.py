@@ -25,7 +25,7 @@ SCENE_PICTURES, SETTLED_DISTANCE = 3, 0.2
 #: Windows of sound with at least this cosine distance are of two kinds. In one recording, 1 % of consecutive windows
 #: have a distance above 0.2. In recordings of two kinds, 5 % have one below 0.46.
 SOUND_DISTANCE = 0.4
-#: How many windows a new kind must last.
+#: A new kind of sound counts if it lasts for this many windows.
 SOUND_WINDOWS = 3
 #: A window with a lower RMS level is silent, whatever the encoder computes for it.
 SILENCE_DBFS = -50.0

@@ -18,7 +18,7 @@ from typing import Any
 from teso_deploy.errors import CueSourceError
 from teso_deploy.text import to_one_line
 
-#: The reader ignores the rest of an answer that is longer: what matters was said by then.
+#: The reader ignores the rest of a longer answer: the important part comes before.
 MAX_ANSWER_CHARACTERS, MAX_BODY_BYTES = 20_000, 2_000_000
 #: The fields that hold a model's thoughts: vLLM and DeepSeek, Ollama and OpenRouter, Ollama's own protocol.
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")

@@ -39,7 +39,7 @@ class Chosen:
 
     @property
     def needs_track(self) -> bool:
-        """Whether it reads a file of cues, which are cues of videos."""
+        """Whether the source reads a file of cues. Such a file gives the cues of videos, by time."""
         return bool(self.tracks)
 
     @property
@@ -49,7 +49,7 @@ class Chosen:
 
     @property
     def looks_at_model(self) -> bool:
-        """Whether it needs the segmentation model."""
+        """Whether the source needs outputs of the segmentation model."""
         return self.needs_tags or self.needs_masks
 
     @property
@@ -95,7 +95,7 @@ def choose_source(spec: str, options: SourceOptions, bundle: Bundle) -> Chosen:
 
     Args:
         spec: One source, or several with commas between them: the first that answers.
-        options: What the user gave the sources.
+        options: The user's options for the sources.
         bundle: The segmentation model's bundle.
 
     Raises:

@@ -44,8 +44,8 @@ class CueAnswer:
         confidences: One for each name (0 to 1); empty if the source does not give any.
         objects: Everything that is visible.
         ungrounded: Names that were answered, but left out because the caption does not have them.
-        caption: What the captioner wrote.
-        reasoning: What the reasoner wrote.
+        caption: The captioner's text.
+        reasoning: The reasoner's text.
     """
 
     names: tuple[str, ...]

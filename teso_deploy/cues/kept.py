@@ -36,7 +36,7 @@ class KeptAnswers:
 
     @property
     def identity(self) -> str:
-        """The source's identity. That of a server may change with the first answer, when its model is known."""
+        """The source's identity. A server's identity may change with its first answer, which names its model."""
         return self._source.identity
 
     def ask(self, moment: CueMoment) -> CueAnswer | None:

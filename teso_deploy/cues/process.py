@@ -46,7 +46,7 @@ class ModelProcess:
         threads: How many threads the models use; None: all cores.
         in_background: If True, the process runs only when no other process wants the CPU, so that frames come first.
         timeout_seconds: The limit for a question; a process that takes longer is ended.
-        command: What is started; None: our worker.
+        command: The command that starts the process; None: the command of our worker.
     """
 
     def __init__(

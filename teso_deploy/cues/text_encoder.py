@@ -57,7 +57,7 @@ class TextEncoder:
     def embed(self, word: str) -> NDArray[np.float32]:
         """Embed a word (d_T,) in the bundle's template. Raises :class:`MissingExtraError`, :class:`BundleError`."""
         cue = self._bundle.manifest.cue
-        assert cue is not None  # this bundle has an encoder
+        assert cue is not None  # a bundle with a text encoder takes cues
         sentence = cue.template.replace("{cue}", word)
         path = self._folder / f"{hashlib.sha256(f'{self._identity}:{sentence}'.encode()).hexdigest()}.f32"
         kept = read_vouched(path)

@@ -16,7 +16,7 @@ class TimedCues:
     Cues that a person wrote (``manual``, ``released``) hold for all of their span and do not age.
 
     Args:
-        names: What looks words up.
+        names: Looks words up.
         track: The answers by time.
         ttl_seconds: How old an answer may become before the model falls back; None: any age.
     """

@@ -21,9 +21,9 @@ class Sample:
 
     Attributes:
         name: Unique in the data set; files of cues know it by this name.
-        group: What is scored together and reported in one line: a kind of scene, a subset.
-        seed: Of a sample that is made at random; the scores of a group are averaged over its seeds.
-        content: What the protocol needs to make the trials.
+        group: The samples of a group are scored together, and reported in one line: a kind of scene, a subset.
+        seed: The random seed, if the sample is made at random. The scores of a group are averaged over its seeds.
+        content: Data from which the protocol makes the trials.
     """
 
     name: str
@@ -123,7 +123,7 @@ class EvaluationProtocol(Protocol[TrialType]):
         """How many samples there are, for a progress bar."""
 
     def samples(self) -> Iterator[Sample]:
-        """All samples. Those of one group and seed follow one another."""
+        """All samples. Samples of the same group and seed come one after another."""
 
     def trials(self, sample: Sample) -> Iterable[TrialType]:
         """Read or make the trials of a sample."""

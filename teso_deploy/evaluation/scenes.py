@@ -120,7 +120,10 @@ def _cut_photograph(
 
 
 def _choose_offset(rng: np.random.Generator, slack: int) -> int:
-    """Choose where a subject starts along one side. A small part may stick out. A larger subject fills the frame."""
+    """Choose where a subject starts along one side of the frame. A small part of it may be outside of the frame.
+
+    A subject that is larger than the frame fills it.
+    """
     return int(rng.uniform(-0.15, 1.15) * slack if slack > 0 else rng.uniform(0, 1) * slack)
 
 

@@ -104,11 +104,11 @@ class StreamState(Generic[P, E]):
         encode_turn: Turn of its last encode; turns are counted over all streams, and a smaller one is longer ago.
         decode_turn: The same for decodes.
         heard_until: End of the last audio window; None: no sound.
-        heard_segment: The segment of the picture that this window was used with.
+        heard_segment: The segment of the picture that the last audio window was used with.
         cues_version: Number of changes of the cues.
         cues_used: The version of the cues that the last decode used.
         pending_since: When ``pending`` was encoded, in monotonic seconds.
-        vain_waits: Number of pictures that waited for the first sound in vain.
+        vain_waits: Number of pictures that waited too long for the stream's first sound, and were decoded without it.
         due: With ``fps``, the stream time from which the next picture is taken.
         drops: Cause → number of frames that were dropped.
     """

@@ -86,7 +86,7 @@ class Pace:
         known = self._tracks.get(track) or next(iter(self._tracks.values()), None)
         expected, offset = known or (stamp_seconds or 0.0, now_seconds - (stamp_seconds or 0.0))
         stamp = expected if stamp_seconds is None else stamp_seconds
-        # Each track leaps separately: the remaining packets of the other one still have the old stamps.
+        # Detect a leap for each track separately: the other track's next packets may still have the old stamps.
         leapt = track in self._tracks and not -BACK_SECONDS <= stamp - expected <= AHEAD_SECONDS
         if leapt or abs(stamp + offset - now_seconds) > AHEAD_SECONDS:
             offset = now_seconds - stamp

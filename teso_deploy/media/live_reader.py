@@ -34,7 +34,8 @@ from teso_deploy.media.source_health import LiveInfo, SourceHealth, State
 JOIN_SECONDS = 2.0
 #: A separate sound source is read for this long before its time of recording is known.
 SETTLE_SECONDS = 0.5
-#: Its sound is at most this far ahead of a picture that waits for its reader, so that the ring holds what is needed.
+#: If pictures wait for their reader, a separate sound source is read at most this far ahead of the last picture. So the
+#: ring still holds the picture's sound.
 AHEAD_OF_PICTURE_SECONDS = 10.0
 #: The least time that a pausing source has before it counts as broken.
 LEAST_TIMEOUT_SECONDS = 0.2

@@ -29,7 +29,7 @@ def describe_masks(classes: Sequence[str], source: str, bundle: str) -> dict[str
 
     Args:
         classes: Names of the labels from 1.
-        source: What was segmented, without credentials.
+        source: The file or stream that was segmented, without credentials.
         bundle: Name of the bundle.
     """
     colors = make_palette()

@@ -22,7 +22,8 @@ LOUDEST = 1.5
 _LOUDEST_CHANNEL = 4.0
 #: For a planar frame with this many planes, PyAV reads beyond the end of its list.
 _MOST_PLANES = 8
-#: Channels cancel each other if the power of their mean is below this share of what a single channel would leave.
+#: Channels cancel each other if the power of their mean is below this share of the power that the mean would have if
+#: only one channel had sound.
 _CANCELLED_SHARE = 0.01
 #: If the mean power of a channel is below this (-80 dBFS), the sound is silent anyway.
 _SILENT_POWER = 1e-8

@@ -27,7 +27,7 @@ def open_on_gpu(path: Path) -> InputContainer:
     """Open a file so that its video is decoded on the GPU if the GPU can; :func:`check_on_gpu` verifies that.
 
     Raises:
-        DeviceError: The GPU can't be used for decoding, and why.
+        DeviceError: The GPU can't be used for decoding. The message says why.
     """
     if ON_GPU not in hwdevices_available():
         raise DeviceError("this PyAV was built without CUDA: pip install --force-reinstall --only-binary av av")

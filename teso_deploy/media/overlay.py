@@ -43,7 +43,7 @@ def save_mask(path: Path, labels: NDArray[np.uint8], *, shown: Path | None = Non
     Args:
         path: The PNG.
         labels: (H, W) uint8.
-        shown: What an error names. Default: ``path``.
+        shown: The path that errors name. Default: ``path``.
 
     Raises:
         OutputError: The PNG can't be written.
@@ -110,7 +110,7 @@ class Overlay:
         for label in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[1:]) + 1:
             whole = labels == label
             rows, columns = (np.flatnonzero(whole.any(axis)) for axis in (1, 0))
-            # One pixel more on each side, since the outline needs the neighbours.
+            # Add one pixel on each side: the outline depends on the neighbours of the mask's pixels.
             box = tuple(slice(max(int(along[0]) - 1, 0), int(along[-1]) + 2) for along in (rows, columns))
             mask, part = whole[box], image[box]
             tinted = part * np.float32(1 - _FILL) + colors[label] * np.float32(_FILL)
@@ -191,7 +191,7 @@ class Overlay:
     ) -> None:
         """Draw accepted cues bright, rejected ones faint and struck out, in rows as wide as the picture."""
         cues = segmentation.cues
-        if cues is None:  # a method without text
+        if cues is None:  # the model's method takes no cues
             return
         # Without a gate every cue is accepted.
         gate = np.ones(len(cues.valid), np.float32) if segmentation.cue_gate is None else segmentation.cue_gate

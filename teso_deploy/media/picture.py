@@ -46,7 +46,7 @@ class Turn(NamedTuple):
         return cls(False, a < 0, d < 0)
 
     def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Turn a picture (H, W, 3)."""
+        """Return a picture (H, W, 3) in this orientation."""
         if self.is_transposed:
             image = image.transpose(1, 0, 2)
         return np.ascontiguousarray(image[:: -1 if self.is_upside_down else 1, :: -1 if self.is_mirrored else 1])

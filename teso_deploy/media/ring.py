@@ -89,7 +89,7 @@ class AudioRing:
             self._gaps.popleft()
 
     def _read(self, first: int, last: int) -> NDArray[np.float32]:
-        """Return [first, last), with zeros where nothing is kept."""
+        """Return the samples from ``first`` to before ``last``. Samples that are not kept are zeros."""
         found = np.zeros(max(last - first, 0), np.float32)
         if self._start is None:
             return found
@@ -99,7 +99,7 @@ class AudioRing:
         return found
 
     def read(self, from_seconds: float, to_seconds: float) -> NDArray[np.float32]:
-        """Return the samples between two times, with zeros where none exist."""
+        """Return the samples between two times. Samples that do not exist are zeros."""
         with self._grown:
             return self._read(round(from_seconds * SAMPLE_RATE_HZ), round(to_seconds * SAMPLE_RATE_HZ))
 

@@ -10,7 +10,7 @@ State = Literal["opening", "running", "reconnecting", "ended", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class LiveInfo:
-    """Properties of a source at its first frame. ``delay_frames``: held back by its decoder."""
+    """Properties of a source at its first frame. ``delay_frames``: frames that the decoder holds back."""
 
     kind: str
     width: int

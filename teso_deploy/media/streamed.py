@@ -19,7 +19,7 @@ Chunk = tuple[int, NDArray[np.float32]]
 KEPT_SECONDS = 60.0
 #: Positions that are read alternately: the windows of the frames, the sound of the written video, and a spare one.
 MOST_CURSORS = 3
-#: The size of a read, and of what a cursor takes from the decoder at once.
+#: The number of samples in one read, and the number that a cursor takes from the decoder at once.
 _BLOCK_SAMPLES = 10 * SAMPLE_RATE_HZ
 #: An envelope has blocks of 10 ms. Blocks become longer when there would be more than this many.
 _ENVELOPE_SAMPLES = SAMPLE_RATE_HZ // 100

@@ -94,7 +94,7 @@ def recognise_checkpoint(path: Path, part: str | None = None, averaging: Averagi
 
     Args:
         path: Any path that :func:`weight_files.read_weights` accepts.
-        part: The part it must give a model. Default: any.
+        part: The part of a model that the weights must be for. Default: any.
         averaging: Which set of weights to take if the file has both trained and averaged ones.
 
     Raises:
@@ -225,7 +225,7 @@ def _build_whole(source: WeightSource, recipe: Recipe) -> Model:
 
 
 def _adapt_recipe(source: WeightSource, recipe: Recipe) -> Recipe:
-    """Return the recipe with the file's sizes. Raises :class:`CheckpointError` if they do not make a model."""
+    """Return the recipe with the sizes of the file's tensors. Raises :class:`CheckpointError` if no model has them."""
     assert source.format is not None
     try:
         return Recipe.model_validate(source.format.sized(recipe, source.tensors).model_dump(by_alias=True))

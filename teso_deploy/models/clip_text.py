@@ -15,7 +15,7 @@ from teso_deploy.recipe import ClipTextRecipe
 
 #: The ε of the norms in OpenCLIP and Hugging Face; ImageBind's is 1e-6.
 NORM_EPS = 1e-5
-#: ImageBind clamps its learned scale to this.
+#: ImageBind limits its learned factor of the output to this.
 LARGEST_SCALE = 100.0
 
 

@@ -127,5 +127,5 @@ def compute_sine_positions(height: int, width: int, dim: int, *, device: torch.d
 
 
 def group_norm(dim: int) -> nn.GroupNorm:
-    """GroupNorm with Mask2Former's 32 groups, or with the most that divide a narrower width."""
+    """GroupNorm with Mask2Former's 32 groups; gcd(32, ``dim``) groups for a width that 32 does not divide."""
     return nn.GroupNorm(math.gcd(32, dim), dim)

@@ -77,7 +77,7 @@ class TwoWayLayer(nn.Module):
         Returns:
             Tokens and image, in the same shapes.
         """
-        if self.is_first:  # here the tokens are their own positions, which must not be added again
+        if self.is_first:  # the first layer's tokens are the positions themselves: do not add them twice
             tokens = self.self_attention(tokens, tokens, tokens)
         else:
             placed = tokens + token_positions

@@ -64,7 +64,7 @@ class Found:
 
     @property
     def part(self) -> Part | None:
-        """The part that it gives a model; None if nothing is recognised."""
+        """The part of a model that these weights are for; None if no format recognises them."""
         return self.format.part if self.format else "model" if self.is_own else None
 
     def __str__(self) -> str:
@@ -114,7 +114,7 @@ def _is_of_use(key: str, tensor: StoredTensor) -> bool:
 
 
 def _yield_sets(place: tuple[str, ...], tensors: Stored) -> Iterator[Found]:
-    """Yield the sets of weights of one mapping: the prefixes below which a format recognises the keys."""
+    """Yield the sets of weights in one mapping: keys with a common prefix, if a format recognises the rest of them."""
     tensors = _remove_wrappers(tensors)
     everywhere = _is_averaged(place) or "n_averaged" in tensors
     kept = {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[2] not in _COUNTERS}
@@ -157,7 +157,8 @@ def choose_weights(content: Any, averaging: Averaging | None = None, part: str |
     Args:
         content: Mappings with :class:`StoredTensor` in them.
         averaging: Which set to take if the file has both trained and averaged weights.
-        part: The part they should give a model. A set for another part is taken only if it is the only one.
+        part: The part of a model that the weights should be for. A set for another part is taken only if there is no
+            other set.
 
     Raises:
         CheckpointError: No weights, trained and averaged weights without a choice, or several sets. Print the text

@@ -25,8 +25,8 @@ class StoredTensor:
     Args:
         shape: Its shape.
         dtype: Its data type.
-        read: Reads it.
-        trouble: Why it can't be read, such as "is sparse"; empty if it can.
+        read: A function that reads it from the file.
+        trouble: The reason why it can't be read, such as "is sparse"; empty if it can be read.
     """
 
     shape: tuple[int, ...]

@@ -20,7 +20,7 @@ class Tagger(nn.Module):
         self.classifier = nn.Conv2d(dim, words + 1, 1)
 
     def logits(self, mask_features: Tensor) -> Tensor:
-        """(B, D, h, w) → (B, 1 + K, h, w), the first being "none of them"."""
+        """(B, D, h, w) → (B, 1 + K, h, w). Channel 0 stands for "none of the K words"."""
         return self.classifier(mask_features)
 
     def forward(self, mask_features: Tensor) -> Tensor:

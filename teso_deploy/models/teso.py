@@ -40,7 +40,7 @@ class Teso(Model):
         self.audio_encoder = make_audio_encoder(recipe)
         self.fusion = fusion(recipe.audio.dim, recipe.text, recipe.fusion, queries=queries, query_dim=dim)
         self.decoder = self.foundation.make_decoder(recipe)
-        # One choice of the recipe for all adapters, set here instead of passed through every layer.
+        # All adapters use the same setting of the recipe. Setting it afterwards avoids passing it through every layer.
         for module in self.modules():
             if isinstance(module, Adapter):
                 module.residual = recipe.adapter_residual
@@ -69,7 +69,7 @@ def build(recipe: Recipe, seed: int | None = None) -> Teso:
 
 
 def require_teso(model: Model) -> Teso:
-    """Return a model of TeSO. Raises :class:`RecipeError` for one of another method."""
+    """Return the model if its method is TeSO, otherwise raise :class:`RecipeError`."""
     if not isinstance(model, Teso):
         raise RecipeError(
             f"recipe {model.recipe.name} is of the method {model.recipe.method}, and only TeSO can be trained here"

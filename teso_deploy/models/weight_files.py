@@ -71,7 +71,7 @@ def read_weights(path: Path, averaging: Averaging | None = None, part: str | Non
     Args:
         path: A file, a shard, an index, a Hugging Face folder, or a model's folder in the Hugging Face cache.
         averaging: Which set to take if a file has both trained and averaged weights.
-        part: The part they should give a model, if a file has several parts.
+        part: The part of a model that the weights should be for, if a file has several parts.
 
     Raises:
         InputNotFoundError: The path does not exist.

@@ -47,8 +47,8 @@ def check_engine_building(backends: Collection[str], profile: str | None, rebuil
 
     Args:
         backends: names of the backends that will run.
-        profile: as in :class:`EngineOptions`.
-        rebuild_engines: as in :class:`EngineOptions`.
+        profile: see :class:`EngineOptions`.
+        rebuild_engines: see :class:`EngineOptions`.
 
     Raises:
         OptionError: one of the two is given, and none of the backends builds engines.

@@ -79,7 +79,7 @@ class History:
         return seconds != self._seconds and any(value is not self.newest for value in self.values)
 
     def add(self, seconds: float, value: NDArray[Any]) -> None:
-        """Begin a moment with a value, which is kept without a copy."""
+        """Begin a moment with a value. The value itself is kept, without a copy."""
         self._values.append(value)
         self._seconds = seconds
 
@@ -110,7 +110,7 @@ class KeptGraph:
 
         Args:
             version: The new version of the outputs.
-            of: The versions of the inputs.
+            of: The versions of the inputs that the outputs are made from.
             feeds: The inputs by name.
         """
         self.of = None  # a run that fails may leave some outputs new and some old

@@ -31,8 +31,8 @@ from teso_deploy.pipeline.preprocess import choose_nearest_size, compute_fitted_
 from teso_deploy.program import MASKS, Stage, run_program
 from teso_deploy.types import AudioWindow, Cues, Frame, ImageSize
 
-#: Given instead of cues: the words of the bundle's tagger, new for each frame. Given instead of a size: the nearest
-#: size of each frame.
+#: Instead of cues, this stands for the words that the bundle's tagger finds in each frame. Instead of a size, it stands
+#: for the bucket that is nearest to each frame's size.
 AUTO: Literal["auto"] = "auto"
 
 

@@ -97,7 +97,7 @@ class Stream:
             return audio.reshape(-1).copy()
 
     def encode(self, frame: Frame | NDArray[np.uint8]) -> Encoded:
-        """Run the half of :meth:`segment` that depends only on the picture; another thread may run :meth:`decode`.
+        """Run the part of :meth:`segment` that depends only on the picture; another thread may run :meth:`decode`.
 
         Two pictures are kept in turn. A picture stays valid until encoding begins for the second picture after it, so
         that the last one can be decoded again while the next is encoded.
@@ -106,7 +106,7 @@ class Stream:
             return self._stages.encode(self._kept, frame, is_ahead=True)
 
     def decode(self, encoded: Encoded, sound: AudioWindow | NDArray[np.float32], cues: Offered = None) -> Segmentation:
-        """Run the other half of :meth:`segment` on an encoded picture.
+        """Run the part of :meth:`segment` after :meth:`encode`.
 
         Args:
             encoded: The picture, from :meth:`encode`.

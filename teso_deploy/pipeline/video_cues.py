@@ -138,7 +138,7 @@ class Unanswered:
 
     Attributes:
         count: Number of pictures without an answer, of all videos.
-        reason: What the source said about the last one.
+        reason: The source's message about the last such picture.
     """
 
     count: int = 0

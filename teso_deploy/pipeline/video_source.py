@@ -21,7 +21,7 @@ Mode = Literal["file", "paper"]
 #: Where the sound comes from; ``none``: the file has no sound that can be decoded, and silence is used.
 SoundName = Literal["own", "mute", "noise", "other file", "none"]
 
-#: Time within each second at which the AVS data sets take its frame.
+#: The AVS data sets have one frame per second of video. They take it at this time within the second.
 PAPER_MOMENT_SECONDS = 0.9375
 NOISE_SEED = 0
 
@@ -71,7 +71,7 @@ class VideoSource:
         track: The sound.
         sound: Where the sound comes from.
         sound_note: What is wrong with the sound, in words; None: nothing.
-        sound_counts: What was counted while the sound was decoded.
+        sound_counts: Defects that were counted while the sound was decoded.
 
     Raises:
         InputNotFoundError: One of the files does not exist.

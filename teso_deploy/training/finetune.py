@@ -1,4 +1,6 @@
-"""Training on videos: the foundation is frozen; its adapters and all new parts learn, each at its rate (section 4.1).
+"""Training on videos, as in section 4.1 of the paper.
+
+The foundation is frozen. Its adapters and all new parts learn, each at its own rate.
 
 It runs in one process or several, on the CPU or on GPUs: `accelerate` distributes the frames and combines the
 gradients. An interrupted run continues from its last saved step.
@@ -82,7 +84,7 @@ class FineTuning:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         on_gpu = self.accelerator.device.type == "cuda"
-        # On a CPU, half precision is slower and its memory saving is not needed.
+        # On a CPU, half precision is slower, and there is enough memory without it.
         self.train = recipe.train.model_copy(update={"mixed_precision": recipe.train.mixed_precision and on_gpu})
         self.model = require_teso(built.model)
         adapters, new = list_learnable(self.model, built.random)

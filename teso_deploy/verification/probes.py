@@ -90,7 +90,7 @@ def take_inputs(tensors: Arrays, names: Sequence[str]) -> dict[str, NDArray[Any]
 
 
 class SpreadEngine:
-    """An engine whose inputs may mix batches of one with larger batches."""
+    """An engine that repeats inputs of batch 1 if other inputs have a larger batch."""
 
     def __init__(self, engine: Runs) -> None:
         self._engine = engine

@@ -50,8 +50,8 @@ Against = Literal["pytorch", "canonical", "batch 2", "batch 3"]
 class Check:
     """One comparison. ``graph``: its key in the manifest, or ``frame`` (``frame@288x512``).
 
-    If ``against`` is "batch N", N pictures with their sounds in one batch are compared with the canonical graphs, which
-    run them one by one.
+    If ``against`` is "batch N", the form runs N pictures with their sounds in one batch. Its results are compared with
+    those of the canonical graphs, which run the pictures one by one.
     """
 
     form: str

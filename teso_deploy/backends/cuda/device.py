@@ -23,14 +23,14 @@ class Memory(Protocol):
 
     @property
     def pointer(self) -> int:
-        """Its address on the device."""
+        """The address of the block on the device."""
 
     @property
     def nbytes(self) -> int:
-        """Its size in bytes."""
+        """The size of the block in bytes."""
 
     def close(self) -> None:
-        """Free it; a second call does nothing. No queued work may still use it."""
+        """Free the block; a second call does nothing. No queued work may still use the block."""
 
 
 class Event(Protocol):
@@ -54,7 +54,7 @@ class Stream(Protocol):
         """Wait on the host until everything that was queued has run."""
 
     def record(self, is_timed: bool = False) -> Event:
-        """Record an event after the work that was queued so far."""
+        """Record an event that happens when all work that is queued now has run."""
 
     def wait_for(self, event: Event) -> None:
         """Make work that is queued after the call run after ``event``; the host does not wait."""

@@ -20,7 +20,7 @@ TILE = (8, 32)
 MAX_BLOCKS = 65_535
 #: A label is one byte, and 0 is the background.
 MAX_CLASSES = 255
-#: As in Pillow, for 8-bit pictures.
+#: Pillow has the same value for 8-bit pictures.
 WEIGHT_BITS = 22
 COLOUR_BITS = 16
 
@@ -272,7 +272,7 @@ def plan_preprocess(
     _check_positive(fitted=min(fitted))
     if fitted[0] > bucket[0] or fitted[1] > bucket[1]:
         raise ValueError(f"a picture of {fitted} does not fit into a bucket of {bucket}")
-    # As in pipeline/preprocess.py, so that the results are equal.
+    # Compute these exactly as pipeline/preprocess.py does, so that the results are equal.
     scale = 1 / np.asarray(std, np.float32)
     shift = np.asarray(mean, np.float32) * scale
     given: tuple[KernelArgument, ...]

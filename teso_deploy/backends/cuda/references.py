@@ -1,4 +1,4 @@
-"""What our kernels compute, in plain NumPy and independent of them, and the bytes that they have to move at least."""
+"""The results of our kernels, computed independently in plain NumPy, and the fewest bytes that each must move."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def count_preprocess_bytes(
     dtype: DTypeLike = np.float32,
     is_nv12: bool = False,
 ) -> int:
-    """Count the bytes that preprocessing has to move at least: it reads each source byte and writes each value once.
+    """Count the fewest bytes that preprocessing can move: it reads each source byte and writes each value once.
 
     Args:
         size: Size (height, width) of the pictures.

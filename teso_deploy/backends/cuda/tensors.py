@@ -48,7 +48,7 @@ class DeviceTensor:
 
     @property
     def pointer(self) -> int:
-        """Its address on the device, which never changes."""
+        """The address of the tensor on the device, which never changes."""
         return self._memory.pointer
 
     def wait_ready(self, stream: Stream) -> None:

@@ -49,7 +49,7 @@ class Messages:
 
 @dataclass(frozen=True)
 class TensorRTLibrary:
-    """One of the two libraries, loaded.
+    """A loaded library: TensorRT or TensorRT-RTX.
 
     Attributes:
         target: Its name.

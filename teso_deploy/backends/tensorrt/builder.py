@@ -19,7 +19,8 @@ Progress = Callable[[str], None]
 Msda = Literal["plugin", "function"]
 #: TensorRT's names of floating-point types → ours.
 FLOAT_TYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "FP8": "fp8", "INT8": "int8"}
-#: The share of a graph's products that must have the requested type. The log-mel's and the offsets' stay in fp32.
+#: The share of a graph's products that must have the requested type. Products of the log-mel and of the offsets of
+#: attention stay in fp32.
 LEAST_PRODUCTS = 0.5
 #: Name and version of TensorRT's plugin for nodes of deformable attention.
 MSDA_PLUGIN = ("MultiscaleDeformableAttnPlugin_TRT", "2")
@@ -145,10 +146,10 @@ def check_precision(shares: Mapping[str, float], asked: Precision, *, least: flo
     Int8 is not checked: it comes from the Q/DQ pairs of the graph, which were counted when it was exported.
 
     Args:
-        shares: Share of each type, as it was read back.
+        shares: Type → its share.
         asked: The requested precision.
         least: The least share (0 … 1) that must have this precision.
-        what: What was read, for the message.
+        what: The subject of the message, such as "the engine of decoder".
 
     Raises:
         EngineError: The share is smaller.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MOST_SHAPES = 4
 #: The number of combinations of input addresses that are remembered for each shape.
 MOST_GRAPHS = 16
-#: Addresses of the inputs of a run. A CUDA graph is valid as long as they stay the same.
+#: Addresses of the inputs of a run. A CUDA graph is valid until one of them changes.
 _Addresses = tuple[int, ...]
 #: An input on the host, in one of our tensors, or in another library's memory on this GPU.
 _Given = NDArray[Any] | DeviceTensor | DeviceArray
@@ -84,7 +84,7 @@ class TensorRTSlot:
         return self._now.graphs
 
     def _take_input(self, name: str, value: NDArray[Any] | Tensor | Any) -> _Given:
-        """Take an input without copying it. Work that is queued after the call sees its content."""
+        """Take an input without copying it. Its content is complete for all work that is queued after the call."""
         dtype = self._owner.dtypes[name]
         if isinstance(value, DeviceTensor):
             if value.dtype != dtype:

@@ -79,7 +79,7 @@ def explain_memory(device: Device, sidecar: Sidecar, what: str) -> DeviceMemoryE
     Args:
         device: The GPU.
         sidecar: The engine's sidecar.
-        what: What the engine failed to do, as the predicate of the message.
+        what: The predicate of the message, such as "does not fit".
 
     Returns:
         The error.

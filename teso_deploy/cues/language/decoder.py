@@ -26,7 +26,7 @@ def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     All users of a graph share it. Raises :class:`BundleError` for a file that is not a graph.
     """
     key = (path.resolve(), threads, path.stat().st_mtime_ns if path.is_file() else 0)
-    if (session := _OPEN.get(key)) is not None:  # a LLaVA captions and reasons with the same graph
+    if (session := _OPEN.get(key)) is not None:  # a LLaVA model uses one graph to caption and to reason
         return session
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -63,7 +63,7 @@ class Decoder:
         self._inputs = self._shapes.keys()
         self._given = "inputs_embeds" if "inputs_embeds" in self._inputs else "input_ids"
         self._outputs = [value.name for value in self._session.get_outputs() if value.name.startswith(_PRESENT)]
-        # Only the ones that it returns. The keys and values of a picture are inputs that never change.
+        # Only keys and values that the graph also returns. Those of a picture are inputs that never change.
         self._pasts = [_PAST + name.removeprefix(_PRESENT) for name in self._outputs]
         if not self._pasts or not self._inputs >= set(self._pasts):
             raise BundleError(f"{path} takes no keys and values: export the cue models again")

@@ -44,7 +44,10 @@ class AnswerStats:
 
 
 class LocalReasoner:
-    """An exported decoder. It computes all turns but the last once, as long as they do not change.
+    """An exported decoder.
+
+    It keeps the keys and values of all turns except the last. It computes them again only if one of these turns
+    changes.
 
     Args:
         folder: The folder of the manifest.

@@ -39,5 +39,5 @@ class FilterSource:
 
 
 def make_filter(parts: SourceParts, inner: CueSource) -> CueSource:
-    """Make the source around another one."""
+    """Make a filter around another source."""
     return FilterSource(inner)

@@ -9,7 +9,7 @@ from teso_deploy.types import CueSourceName
 
 
 class TrackSource:
-    """The cues of a track by the time of the picture. The caller sets ``track`` for each video."""
+    """A source that reads the cues of the picture's time from a track. The caller sets ``track`` for each video."""
 
     def __init__(self, track: CueTrack, name: CueSourceName = "manual") -> None:
         self.name, self.track = name, track

@@ -16,9 +16,9 @@ class NounSource:
     """The nouns of a caption, those of the model's classes first.
 
     Args:
-        captioner: What describes the picture.
+        captioner: The model that describes the picture.
         known: Words that have an embedding; other nouns are not looked for.
-        classes: What the model can segment.
+        classes: The classes that the model can segment.
     """
 
     name = "nouns"

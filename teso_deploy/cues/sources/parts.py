@@ -66,7 +66,7 @@ class SourceParts:
     """The input of the factories of one chain's sources, which share a process and a server.
 
     Attributes:
-        options: What the user gave.
+        options: The user's options.
         bundle: The segmentation model's bundle.
         kept: The sources whose answers are kept on disk.
         followers: The sources that read a track; a factory adds its source here.

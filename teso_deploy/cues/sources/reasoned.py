@@ -16,16 +16,16 @@ SHOWN_CHARACTERS = 120
 
 
 class ReasonedSource:
-    """The paper's source: a captioner describes the picture, a language model says what in it sounds.
+    """The paper's source: a captioner describes the picture, a language model names the things in it that sound.
 
     Names that the caption does not have are left out and listed in the answer as ungrounded. So a picture, or a text
     in it, can make a model say anything, but can't make it offer a cue.
 
     Args:
         name: The name in the registry, ``llm`` or ``openai``.
-        captioner: What describes the picture.
+        captioner: The model that describes the picture.
         reasoner: The language model.
-        prompt: What the language model is asked.
+        prompt: The prompt for the language model.
     """
 
     def __init__(self, name: CueSourceName, *, captioner: Captioner, reasoner: Reasoner, prompt: Prompt) -> None:

@@ -11,12 +11,12 @@ from typing import Any, Literal
 from teso_deploy.errors import CueError
 from teso_deploy.named_objects import check_installed, load_object
 
-#: What a source may need, and a user gives with an option.
+#: The inputs that a source may need. The user gives them with options.
 Input = Literal["cues_file", "models", "server"]
-#: What a source may look at beside the picture: what the segmentation model itself finds in it.
+#: The outputs of the segmentation model for the picture that a source may read.
 Finding = Literal["tags", "masks"]
 
-#: How a user gives an input.
+#: Input → the option that gives it.
 OPTIONS: dict[Input, str] = {"cues_file": "--cues-file", "models": "--models", "server": "--server"}
 
 
@@ -28,9 +28,9 @@ class SourceEntry:
         factory: "module:function". The function takes a :class:`~teso_deploy.cues.sources.parts.SourceParts` and
             returns a :class:`~teso_deploy.cues.contracts.CueSource`; one that wraps another source takes that one as
             its second argument.
-        summary: What the source names, in one line.
-        inputs: What it may be given. An option that no source of a chain takes is refused.
-        looks_at: What it needs to know of the picture from the segmentation model.
+        summary: One line that says what the source names.
+        inputs: The inputs that it may get. An option that no source of a chain takes is refused.
+        looks_at: The outputs of the segmentation model that it needs.
         modules: Modules of other packages that it imports.
         extra: The extra of this package that installs those modules.
         wraps: True if it is named together with another source, as in ``filter:nouns``.

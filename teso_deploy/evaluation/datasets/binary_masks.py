@@ -16,7 +16,7 @@ def find_data(root: Path, *, outer: str, inner: str, table: str) -> Path | None:
     """Find the folder with the data.
 
     Args:
-        root: What a user named: an archive's root, its collection, or the folder itself.
+        root: The folder that the user named: the archive's root, the collection in it, or the data's own folder.
         outer: The collection's name, ``Single-source``.
         inner: The folder's name, ``s4_data``.
         table: The table's name.

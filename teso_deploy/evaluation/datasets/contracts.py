@@ -86,7 +86,7 @@ class DataLayout:
 
     Attributes:
         name: The layout's name for ``--layout``.
-        mark: What distinguishes a folder in this layout from others, as a message says it.
+        mark: The files that show this layout, in words, for messages.
         columns: Columns that its table must have.
         find_folder: Root → the folder with the data; None if the root is not in this layout.
         find_table: Root, that folder → its table. Raises :class:`DataError` if there is none.

@@ -45,7 +45,7 @@ _HEARD_RANGE_DB = 30.0
 _CALIBRATED_LABEL_SOUNDS, _CALIBRATION_SHARE = 5, 8
 #: COCO's names → our words for the same things.
 _COCO_WORDS = {"cell phone": "phone", "motorcycle": "motorbike"}
-#: An object that covers a smaller share of a natural scene is not its subject.
+#: Objects that cover a smaller share of a natural scene than this are too small to be cut out of it.
 _SUBJECT_SHARE = 0.005
 SLICE_SAMPLES = SAMPLE_RATE_HZ // 50
 
@@ -90,7 +90,7 @@ class MediaLibrary:
     def draw_picture(self, rng: np.random.Generator, word: str) -> Image.Image:
         """Draw one of a word's pictures. Each collection is equally likely.
 
-        A large collection may be all of one kind (thirty dalmatians). The few pictures of another one count as much.
+        So a large collection that shows only one kind of thing (thirty dalmatians) does not dominate a word.
         """
         collections = list(self.collections[word].values())
         numbers = collections[rng.integers(len(collections))]

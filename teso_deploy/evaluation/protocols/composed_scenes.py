@@ -1,7 +1,7 @@
 """The protocol ``composed-scenes``: whether a model follows the sound in scenes that are composed of held-out media.
 
 Every scene of every row depends only on ``(row, seed, number)``. The cues are the names of everything visible, as a
-perfect captioner gives them. So only the sound shows which of them sounds.
+perfect captioner gives them. So only the sound shows which cue sounds.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class SceneIou:
         }
 
     def class_values(self) -> dict[str, dict[str, float]]:
-        """The mean of each word that sounded."""
+        """Word → the mean over the trials in which it sounded."""
         return {"miou": {word: float(np.mean(ious)) for word, ious in sorted(self._by_word.items())}}
 
 

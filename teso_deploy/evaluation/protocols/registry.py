@@ -23,7 +23,7 @@ class ProtocolEntry:
     Attributes:
         factory: "module:object". The object is called with the data set's folder and a :class:`ProtocolOptions`, and
             returns an :class:`OpenProtocol`.
-        summary: What is measured, in one line.
+        summary: One line that says what is measured.
         data: The data set that it needs, in a user's words.
         cue_ways: The ways to choose cues that ``--cues`` may name; the first is the default.
         modules: Modules of other packages that it imports.
@@ -115,7 +115,7 @@ def open_protocol(name: str, folder: Path, options: ProtocolOptions) -> OpenProt
     Args:
         name: Its name in the registry.
         folder: The data set.
-        options: What the user gave.
+        options: The user's options.
 
     Raises:
         InputNotFoundError: An unknown name, or no such folder.

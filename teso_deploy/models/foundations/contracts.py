@@ -1,4 +1,4 @@
-"""The parts that a visual foundation gives a model."""
+"""The parts of a model that its visual foundation defines."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from teso_deploy.models.keymaps.rules import Format, Rule, copy_tensor, layer, r
 from teso_deploy.recipe import Recipe
 
 _TABLE = "encoder.layers.0.self_attn.relative_attention_bias.weight"
-#: The layers share one table, which the file repeats. A fine-tuned model also has a head.
+#: Keys that are not read: all layers share one table of positions, but the file has a copy for each. A fine-tuned model
+#: also has a head.
 _OF_NO_USE = re.compile(r"^encoder\.layers\.[1-9]\d*\.self_attn\.relative_attention_bias\.weight$|^predictor\.")
 
 
