@@ -170,7 +170,7 @@ class Bundle:
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
-        """The buckets (height, width); the model was trained at the first."""
+        """The buckets (height, width). The first is the size at which the model was trained."""
         return self.manifest.preprocessing.sizes
 
     def form_for(self, targets: Sequence[str], precision: Precision) -> str | None:

@@ -15,7 +15,8 @@ from teso_deploy.types import WINDOW_SAMPLES, Precision
 SCHEMA_VERSION, OLDEST_SCHEMA_VERSION = 2, 1
 #: Labels are uint8, and 0 is the background.
 MOST_CLASSES = 255
-#: Far above the numbers of any model, but small enough to allocate memory by them.
+#: Upper bounds for a manifest: far above the values of any model, but small enough that arrays of these sizes fit into
+#: memory.
 MOST_SIDE, MOST_CUES, MOST_NUMBERS = 8192, 1024, 65_536
 #: The target of forms that use standard operators, for TensorRT and all other readers of ONNX.
 STANDARD = "onnx"
@@ -202,7 +203,7 @@ class BundleManifest(Table):
             raise ValueError(f"program: no graph gives {MASKS}")
 
     def _check_shapes(self, size: tuple[int, int]) -> None:
-        """Check that the sides after the batch agree with the other fields."""
+        """Check that the shapes of the tensors, except the batch, agree with the manifest's other fields."""
         frames, windows = self.program.past_frames, self.program.past_windows
         said: dict[str, tuple[tuple[int, ...], str]] = {
             "image": ((3, *size), "preprocessing.sizes"),

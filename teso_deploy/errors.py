@@ -78,7 +78,7 @@ class DeviceMemoryError(DeviceError, MemoryError):
 
 
 class EngineError(TesoError, ValueError):
-    """An engine can't be built or must not be loaded: for another GPU or version, changed, or without a sidecar."""
+    """An engine can't be built, or must not be loaded: for example, it is for another GPU, or has no sidecar."""
 
 
 class CheckFailedError(TesoError, AssertionError):

@@ -25,7 +25,7 @@ def hub_snapshot(folder: Path) -> Path:
         name = read_text(folder / "refs" / "main", "a revision", limit_bytes=1000, error=TesoError).strip()
         if name.isalnum() and os.path.isdir(snapshots / name):
             return snapshots / name
-    except TesoError:  # a download of one revision by its hash creates no reference
+    except TesoError:  # after a download by a commit's hash, there is no file "main"
         pass
     try:
         there = [entry for entry in snapshots.iterdir() if entry.is_dir()]

@@ -335,7 +335,7 @@ def _digest_of(path: Path) -> Path:
 
 
 def read_vouched(path: Path) -> bytes | None:
-    """Read a file of :func:`write_vouched`. Return None if it is missing or its content was changed."""
+    """Read a file that :func:`write_vouched` wrote. Return None if it is missing or was changed."""
     try:
         content, digest = path.read_bytes(), _digest_of(path).read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError):

@@ -167,13 +167,15 @@ def group_inputs(tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
 
 
 def select_inputs(program: Program, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Select the external tensors that a program takes, with the past that it looks at (:func:`repeat_past`)."""
+    """Select the external tensors that a program takes, and add past moments if it takes them (:func:`repeat_past`)."""
     taken = [name for source in get_args(ExternalInput) if program.takes(source) for name in EXTERNAL_TENSORS[source]]
     return repeat_past(program, {name: tensors[name] for name in taken})
 
 
 def repeat_past(program: Program, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Give pictures and audio windows the axis of a program that looks at the past, as at the beginning of a stream.
+    """Add the axis of past moments to pictures and audio windows, if a program takes past moments.
+
+    The past is that at the beginning of a stream: copies of the current moment.
 
     Args:
         program: The program.

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
-#: Installed alone and pinned: a looser range, or an extra alone, brings gigabytes of CUDA packages.
+#: Torch is installed first and with this exact version. Otherwise pip would also install gigabytes of CUDA packages.
 TORCH = "torch==2.13.0"
-#: Extras that need torch, directly or not.
+#: Extras that need torch, or need a package that needs torch.
 TORCH_EXTRAS = ("export", "train", "cues", "bench")
 _LOWER_BOUND = re.compile(r"([A-Za-z0-9][\w.-]*)\s*(?:\[[^\]]*\])?\s*(?:[<=~!][^;]*?)?>=\s*([0-9][0-9.]*)")
 

@@ -24,7 +24,7 @@ from teso_deploy.text import is_name, to_one_line
 M = TypeVar("M", bound=BaseModel)
 
 
-#: Far above the size of real manifests, which have tens of kilobytes.
+#: A limit far above the size of real manifests, which have tens of kilobytes.
 MANIFEST_BYTES = 16 << 20
 
 

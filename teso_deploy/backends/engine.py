@@ -52,11 +52,11 @@ class Engine(Protocol):
 
     @property
     def precision(self) -> str:
-        """The precision of most of its tensors: ``fp32``."""
+        """The precision of most tensors of the engine: ``fp32``."""
 
     @property
     def form(self) -> str | None:
-        """Name in the manifest of the form that it runs; None for the canonical graph."""
+        """The manifest's name of the form that the engine runs; None for the canonical graph."""
 
     @property
     def is_asynchronous(self) -> bool:

@@ -14,7 +14,7 @@ from teso_deploy.errors import MissingExtraError
 from teso_deploy.requirements import write_install_command
 from teso_deploy.types import Precision
 
-#: Given instead of a backend's name, it chooses the first backend that can run the bundle without building an engine.
+#: In place of a backend's name, this chooses the first backend that can run the bundle without building an engine.
 AUTO = "auto"
 #: The backend of the base install.
 DEFAULT = "cpu"

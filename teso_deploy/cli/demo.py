@@ -48,7 +48,7 @@ def _add_caption(picture: Picture, text: str) -> Picture:
 
 
 def choose_sheet_moments(spans: Spans, visible: list[str]) -> list[tuple[float, str]]:
-    """List the middle of each span and the sounds at that time, in order of time. Of close ones the first counts."""
+    """List the middle of each span and the sounds at that time, in order. Omit a middle close to the previous one."""
     moments: list[tuple[float, str]] = []
     for middle in sorted((start + end) / 2 for pairs in spans.values() for start, end in pairs):
         if not moments or middle - moments[-1][0] >= SAME_MOMENT_SECONDS:

@@ -20,7 +20,7 @@ from teso_deploy.latency import percentiles_ms
 from teso_deploy.outputs import as_json, make_folder, open_staged_file, write_text
 
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "numpy", "av", "pillow")
-#: With a higher load at the start, other work has slowed some turns.
+#: If the load at the start was higher, other work has slowed some turns.
 NOISY_LOAD_PER_CORE = 0.5
 
 

@@ -68,7 +68,7 @@ def export_once(settings: dict[str, Any]) -> Path:
         try:
             os.replace(staged, folder)
         except OSError:
-            if not folder.is_dir():  # unless another run has just created the same folder
+            if not folder.is_dir():  # if it exists, another run has just created it
                 raise
         return folder
     finally:

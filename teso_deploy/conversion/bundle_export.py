@@ -186,7 +186,7 @@ def export_bundle(
         averaging: Which weights to take from files with both trained and averaged ones. Default: refuse such files.
 
     Returns:
-        The bundle, its parity with PyTorch, and our weight names that no checkpoint contains.
+        The bundle, its parity with PyTorch, and the names of the model's weights that no checkpoint contains.
 
     Raises:
         CheckpointError: A checkpoint can't be read, or weights are missing.

@@ -24,7 +24,7 @@ from teso_deploy.conversion.weights import WeightsFile, save_with_weights
 from teso_deploy.models.methods import GraphSpec
 
 OPSET = 20
-#: Folding a larger constant would make the file larger than the graph that computes it.
+#: Larger constants are not folded: in the file they would take more space than the nodes that compute them.
 LARGEST_FOLDED_ELEMENTS = 16_384
 
 
@@ -135,7 +135,7 @@ def export_graph(
         arguments: Example inputs with a batch of at least 2. With 1, the exporter would make the batch constant.
         path: The file.
         metadata: Metadata of the file.
-        weights: The file beside it for the weights. Default: the weights are inside the graph.
+        weights: A separate file in the same folder, for the weights. Default: the weights are inside the graph's file.
 
     Returns:
         The graph's entry in the manifest.

@@ -128,7 +128,7 @@ def fuse_deformable_attention(edit: Rewriter) -> None:
 
 
 def _find_only_user(value: ir.Value, op_type: str) -> ir.Node | None:
-    """Return the node that uses ``value`` first, if it is the only user and has this operator."""
+    """Return the only node that uses ``value``, if it has this operator and ``value`` is its first input."""
     uses = tuple(value.uses())
     if len(uses) != 1 or value.is_graph_output():
         return None
@@ -137,7 +137,7 @@ def _find_only_user(value: ir.Value, op_type: str) -> ir.Node | None:
 
 
 def _undo_permutation(value: ir.Value | None, *perm: int) -> ir.Value | None:
-    """Return the value of which ``value`` is a transposition with this permutation."""
+    """Return the input of the Transpose node that made ``value``, if its permutation is ``perm``."""
     node = find_producer(value, "Transpose")
     return node.inputs[0] if node is not None and tuple(node.attributes["perm"].as_ints()) == perm else None
 
@@ -159,7 +159,7 @@ def _split_scale(query: ir.Value) -> tuple[ir.Value, float]:
 
 
 def _peel(edit: Rewriter, softmax: ir.Node) -> tuple[ir.Node, ir.Value | None, int] | None:
-    """Return (product of queries and keys, the value added to it, windows to be treated as heads).
+    """Return the product of queries and keys, the value that is added to it, and how many windows become heads.
 
     Swin adds the position bias (heads, S, S) and, in shifted blocks, the mask (1, windows, 1, S, S) of each window.
     With windows as heads, one table serves every picture of the batch.

@@ -63,7 +63,7 @@ def plan_export(recipe: Recipe) -> dict[str, GraphPlan]:
     """
     with META:
         model = build_model(recipe)
-    # The context does not apply to tables that come from NumPy.
+    # ``with META`` has no effect on tables that are made from NumPy arrays.
     model = model.to(META)
     method = find_method(recipe)
     modules = method.graph_modules(model)

@@ -63,7 +63,7 @@ def infer_types(model: ir.Model) -> ir.Model:
 
 
 def _collect_upstream(value: ir.Value | None, kept: set[ir.Node], through_products: bool = False) -> None:
-    """Collect all nodes that compute a float, back to the nearest products or to the graph's inputs."""
+    """Collect the nodes that compute a floating-point value, back to the nearest products or to the graph's inputs."""
     node = value.producer() if value is not None else None
     if value is None or node is None or node in kept or value.dtype != ir.DataType.FLOAT:
         return
@@ -85,7 +85,7 @@ def _collect_placing(model: ir.Model) -> set[ir.Node]:
         elif node.domain == DOMAIN:  # its floats have one type, and 11 bits can't place a sample
             placing.add(node)
             _collect_upstream(node.inputs[3], placing)
-    for node in model.graph:  # the weights of the neighbours: computed from nothing else
+    for node in model.graph:  # nodes that depend only on these compute the neighbours' weights
         if node.op_type in _ELEMENTWISE and node.outputs[0].dtype == ir.DataType.FLOAT:
             makers = [v.producer() for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT]
             computed = [maker for maker in makers if maker is not None and maker.op_type not in ("Cast", "Constant")]

@@ -29,7 +29,7 @@ from teso_deploy.errors import PrecisionError
 
 #: Quantising a product with fewer weights saves no time.
 LEAST_WEIGHTS = 256
-#: A convolution with fewer channels reads pixels.
+#: Convolutions with fewer input channels, such as the first one, which reads the picture, are not quantised.
 LEAST_CHANNELS = 32
 #: Number of tensors that are observed in one run. Each is held in memory completely.
 OBSERVED_AT_ONCE = 48

@@ -40,7 +40,7 @@ def _find_chain(sink: ir.Value) -> tuple[list[ir.Node], ir.Value] | None:
 
 
 def _move(nodes: list[ir.Node], source: ir.Value, places: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    """Apply the chain to ``places``. Return None if it depends on more than constants."""
+    """Apply the chain of nodes to ``places``. Return None if this needs a value that is not constant."""
     values: dict[ir.Value | None, NDArray[np.int64]] = {source: places}
     for node in nodes:
         taken, constants = values[node.inputs[0]], [get_constant(value) for value in node.inputs[1:]]

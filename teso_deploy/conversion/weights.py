@@ -29,7 +29,8 @@ class WeightsFile:
         return self.path.name if self._places else None
 
     def _place(self, content: bytes, dtype: str) -> int:
-        # The key contains the type: TensorRT fails if zeros in half and half as many zeros in fp32 share one place.
+        # The key contains the type: n zeros in fp16 have the same bytes as n / 2 zeros in fp32, and TensorRT fails if
+        # two types share one place.
         key = hashlib.sha256(content).digest(), dtype
         if key not in self._places:
             with self.path.open("ab") as file:

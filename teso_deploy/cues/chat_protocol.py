@@ -258,7 +258,10 @@ def _parse(text: str) -> Any:
 
 
 def _find_message(content: Any) -> tuple[Mapping[str, Any], str | None] | None:
-    """Return the message in an object, or a part of it, and why the answer ends there. None: not an answer."""
+    """Return the message, or the part of a message, in an object, and the reason if the answer ends with it.
+
+    Return None if the object does not belong to an answer.
+    """
     if not isinstance(content, dict):
         return None
     choices = content.get("choices")

@@ -38,12 +38,12 @@ class CueAnswer:
     """The answer of a source.
 
     Attributes:
-        names: What may sound in the picture, the surest first. Empty: nothing sounds.
+        names: Things in the picture that may sound, the surest first. Empty: nothing sounds.
         source: The source's name in the registry.
         of_seconds: The time of the picture.
         confidences: One for each name (0 to 1); empty if the source does not give any.
         objects: Everything that is visible.
-        ungrounded: Names that were answered, but left out because the caption does not have them.
+        ungrounded: Names in the model's answer that were omitted because the caption does not have them.
         caption: The captioner's text.
         reasoning: The reasoner's text.
     """

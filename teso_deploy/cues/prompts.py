@@ -137,13 +137,13 @@ class Prompt:
 
     @property
     def identity(self) -> str:
-        """The name, and a hash of the whole text."""
+        """The prompt's name, and a hash of its whole text."""
         content = json.dumps([self.fixed, self._file.user, self.reasons])
         return f"{self.name}:{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
     @property
     def fixed(self) -> list[Message]:
-        """The messages that precede every caption."""
+        """The first messages of every conversation, which are sent before the caption."""
         messages = [Message("system", self._file.system)]
         for shot in self.shots:
             messages += [

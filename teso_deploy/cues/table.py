@@ -71,7 +71,10 @@ class CueTable:
 
     @classmethod
     def open(cls, bundle: Bundle) -> CueTable:
-        """Open the bundle's table. A bundle without a table knows no words. Raises :class:`BundleError` if damaged."""
+        """Open the bundle's table. A bundle without a table knows no words.
+
+        Raises :class:`BundleError` if the table is damaged.
+        """
         cue = bundle.manifest.cue
         if cue is None:  # the method has no cues
             return cls((), np.zeros((0, 0), np.float32), max_cues=0)

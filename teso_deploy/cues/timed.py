@@ -1,4 +1,4 @@
-"""The cues of a track by the time of a frame, as the fusion takes them."""
+"""The cues of a track for the time of a frame, in the form that the fusion takes."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def _degrade(rng: np.random.Generator, image: Image.Image) -> Image.Image:
 def _cut_photograph(
     rng: np.random.Generator, photograph: Image.Image, size: tuple[int, int]
 ) -> tuple[Image.Image, NDArray[np.uint8]]:
-    """Cut a photograph at random around most of its subject, and keep its surroundings."""
+    """Cut out a random part of a photograph, with most of its subject and the surroundings."""
     height, width = size
     keep = rng.uniform(0.75, 1.0, 2)
     crop_w, crop_h = photograph.width * keep[0], photograph.height * keep[1]

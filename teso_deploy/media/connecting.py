@@ -67,7 +67,7 @@ def explain_failure(
 ) -> TesoError:
     """Describe an error of opening or reading an address, without its credentials.
 
-    FFmpeg reports silence differently by protocol: as a timeout, or as invalid data.
+    If an address sends nothing, FFmpeg reports a timeout or invalid data, depending on the protocol.
 
     Args:
         address: The address that failed.

@@ -21,10 +21,11 @@ from teso_deploy.media.picture import Look, Presenter
 from teso_deploy.media.ring import AudioRing
 
 Corrupt = Literal["keep", "drop"]
-#: Packets that may wait for a decoder: a few seconds. With more, the decoder of a live stream has failed.
+#: The number of packets that may wait for a decoder, a few seconds. If more wait, the decoder of a live stream has
+#: failed.
 MOST_PACKETS = 256
-#: Where no packet may be lost, a decoder holds back this much of its stream. With less, sound that was sent slightly
-#: after its picture could not arrive; with more, it would be older than what the ring of sound still holds.
+#: If no packet may be lost, a decoder holds back this much of its stream. If it held back less, sound that was sent
+#: slightly after its picture could not arrive in time. If more, the ring would no longer hold the picture's sound.
 LOSSLESS_SECONDS = 2.0
 #: At least this many packets are held back, however long they last.
 LEAST_LOSSLESS_PACKETS = 8

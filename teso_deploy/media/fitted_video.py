@@ -46,7 +46,7 @@ class FittedVideo:
         self._writer.write(image, shown_at_seconds)
 
     def hold_until(self, end_seconds: float) -> None:
-        """Show the last picture, and play the sound, until a time in seconds when the video is finished."""
+        """Set the time in seconds until which the finished video shows the last picture and plays the sound."""
         self._end_seconds = end_seconds
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Reading a stream as it arrives: one thread takes packets, each decoder has a thread, and none delays another.
 
-Times are seconds on one clock from the stream's beginning, by PTS. Where the stamps leap, and after a reconnect, that
+Times are seconds on one clock from the stream's beginning, by PTS. If the stamps leap, and after a reconnect, that
 clock continues, and sound and picture leap together.
 """
 

@@ -78,7 +78,7 @@ class Overlay:
     Args:
         classes: Names of the labels from 1.
         track: The sound that the model hears. None: the strip stays empty.
-        duration_seconds: Of the file, which the strip shows.
+        duration_seconds: Duration of the file, for the strip with the sound.
     """
 
     def __init__(self, classes: Sequence[str], track: Sound | None, duration_seconds: float) -> None:

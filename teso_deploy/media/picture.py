@@ -137,7 +137,7 @@ def _scale(width: int, height: int, aspect: Fraction) -> tuple[int, int]:
     return scaled if math.prod(scaled) <= MOST_PIXELS else (width, height)
 
 
-#: Can be constructed from a frame, although its type hints do not include that.
+#: PyAV's class. It can be constructed from a frame, although its type hints do not say so.
 _SideData: Any = SideDataContainer
 
 

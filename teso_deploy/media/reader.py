@@ -48,8 +48,8 @@ class MediaInfo:
 
     Attributes:
         path: The file.
-        width: Of the picture as it is shown: upright, in square pixels.
-        height: Of the same picture.
+        width: Width of the picture as it is shown: upright, in square pixels.
+        height: Height of the same picture.
         fps: Mean frame rate; 0 if unknown.
         duration_seconds: 0 if unknown.
         has_audio: Whether it has an audio track.
@@ -66,7 +66,7 @@ class MediaInfo:
 class VideoReader:
     """Iterates over the frames of a file; a context manager.
 
-    Damage is counted in ``corrupt_packets`` and ``corrupt_frames``. Where the clock leaps, a new ``segment`` starts,
+    Damage is counted in ``corrupt_packets`` and ``corrupt_frames``. If the clock leaps, a new ``segment`` starts,
     whose times continue where the previous one ended. ``end_seconds`` is the end of the last decoded frame.
     ``decoder`` is "nvdec" or "software", and ``decoder_note`` says why it is not the requested one, else None.
     Both give the same frames.
@@ -235,7 +235,7 @@ class VideoReader:
         self._check_whole()
 
     def _check_whole(self) -> None:
-        """Raise :class:`MediaError` if the file was cut off, by the ends of picture and sound and by its index."""
+        """Raise :class:`MediaError` if the ends of picture and sound, or the index, show that the file was cut off."""
         if self._container.format.name in ESTIMATED_FORMATS:
             return
         tracks = [self._stream, *list_audio_candidates(self._container, str(self.path), video=self._stream)[:1]]

@@ -27,7 +27,7 @@ _ENVELOPE_BLOCKS = 1 << 17
 
 
 class Envelope:
-    """The peaks of a track of any length, in half a megabyte."""
+    """The peaks of a track. They take half a megabyte, however long the track is."""
 
     def __init__(self) -> None:
         self._block = _ENVELOPE_SAMPLES
@@ -104,7 +104,7 @@ class _Cursor:
 
 
 class StreamedTrack(SoundTrack):
-    """A track that is decoded where it is read. Any thread may read. Reading on is cheap, going far back is not.
+    """A track that is decoded as it is needed. Any thread may read. Reading forwards is fast, going far back is slow.
 
     Args:
         open_chunks: Returns the chunks of the track from its start, the same ones each time.

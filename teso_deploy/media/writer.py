@@ -85,8 +85,8 @@ class VideoWriter:
 
     Args:
         path: The video. It appears under this name when the block ends without an error; otherwise nothing is left.
-        width: Of the pictures, in pixels. If it is odd, the video is a pixel wider.
-        height: Of the pictures, in pixels. If it is odd, the video is a pixel higher.
+        width: Width of the pictures, in pixels. If it is odd, the video is a pixel wider.
+        height: Height of the pictures, in pixels. If it is odd, the video is a pixel higher.
         fps: Frames per second that are expected; how long the last one lasts.
         sound: What the model hears, as the sound track. Default: None, no sound track.
         is_growing: For streams: the file exists from the first picture on, which is its time 0, and consists of pieces

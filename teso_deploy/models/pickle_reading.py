@@ -178,7 +178,7 @@ class PickleReader:
 
 _Step = Callable[[PickleReader, Any], None]
 _CONSTANTS: dict[str, Any] = {"MARK": _MARK, "NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-# The steps access private members of their reader.
+# The steps may use private members of ``self``, which is the reader.
 _STEPS: dict[str, _Step] = {
     "POP": lambda self, _: self._pop(1).clear(),
     "POP_MARK": lambda self, _: self._to_mark().clear(),

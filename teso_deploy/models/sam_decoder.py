@@ -49,7 +49,7 @@ class NarrowAttention(nn.Module):
 class TwoWayLayer(nn.Module):
     """Self-attention of tokens, tokens to picture, MLP, picture to tokens; all post-norm.
 
-    The ε of the norms is that of Hugging Face; Meta's code has 1e-5 here.
+    The ε of the norms is that of Hugging Face's code; Meta's code uses 1e-5.
     """
 
     def __init__(self, recipe: SamRecipe, is_first: bool, adapter: bool) -> None:
@@ -121,7 +121,7 @@ class SamMaskDecoder(nn.Module):
         """Position embedding of each cell of the picture, (h·w, d)."""
         place = (torch.arange(self.side, device=self.frequencies.device, dtype=torch.float32) + 0.5) / self.side
         along = (2 * place - 1)[:, None]
-        # x uses the first row of the frequencies, y the second; the sum equals the product with both.
+        # x uses the first row of the frequencies, y the second; the sum equals the product with the whole matrix.
         angle = (along * self.frequencies[1])[:, None] + (along * self.frequencies[0])[None]
         angle = 2 * math.pi * angle.flatten(0, 1)
         return torch.cat((angle.sin(), angle.cos()), dim=1)

@@ -108,7 +108,7 @@ def _refuse(trouble: str) -> StoredTensor:
 
 
 def _make_array(shape: Any, described: Any, content: Any, *, fortran: bool) -> Any:
-    """Return a NumPy array from the parts of its pickle, or a placeholder for one without numbers."""
+    """Return a NumPy array from the parts of its pickle, or a placeholder if its elements are not numbers."""
     if not isinstance(described, Placeholder) or not isinstance(content, bytes | bytearray | str):
         return Placeholder("numpy.ndarray")
     kind = described.arguments[0]

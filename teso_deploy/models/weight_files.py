@@ -160,7 +160,8 @@ _DTYPES = {
 def _load(found: Found, size: int) -> dict[str, Tensor]:
     """Read the tensors of a set, floats as float32. Raises :class:`CheckpointError` for unusable tensors.
 
-    ``size``: bytes of the files. A tensor that repeats few numbers may claim more memory than any machine has.
+    ``size``: bytes of the files. It limits the tensors: one that repeats few stored numbers may claim more memory than
+    any machine has.
     """
     is_ignored = found.format.ignored if found.format else (lambda key: False)
     wanted = {key: tensor for key, tensor in found.tensors.items() if not is_ignored(key)}
@@ -170,7 +171,7 @@ def _load(found: Found, size: int) -> dict[str, Tensor]:
     for key, stored in found.tensors.items():
         name = to_one_line(key)
         if key not in wanted:
-            # Not needed: only its name is used, and masks of minus infinity are valid.
+            # Do not read this tensor. Only its name is used, and its values may be minus infinity (masks).
             tensors[key] = torch.empty(0)
             continue
         if stored.trouble:

@@ -44,7 +44,7 @@ class WeightFiles:
 
     @property
     def folder(self) -> Path:
-        """The folder of the files, and of other files that belong to them."""
+        """The folder of the weight files. It may have other files of the checkpoint, such as its vocabulary."""
         return self.files[0][0].parent
 
 

@@ -55,7 +55,7 @@ class History:
     """The values of an external input in one stream: of the current moment, and of ``past`` moments before it.
 
     A value begins a new moment if its time or its content differs from the last one's. So a second look at the same
-    frame does not move the history, and silence that goes on does.
+    frame does not move the history, and continued silence does.
     """
 
     def __init__(self, past: int) -> None:

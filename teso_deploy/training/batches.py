@@ -27,7 +27,7 @@ MAX_OBJECTS = 4
 STRIDE = 4
 
 
-#: A word is replaced by one of this many nearest names, drawn by exp(cosine / temperature).
+#: A word is replaced by one of this many nearest names, with probabilities proportional to exp(cosine / temperature).
 _STAND_INS, _STAND_IN_TEMPERATURE = 5, 0.06
 
 

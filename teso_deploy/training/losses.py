@@ -56,7 +56,7 @@ def compute_info_nce(latents: Tensor, temperature: float) -> Tensor:
 
 
 class TrainingHeads(nn.Module):
-    """Heads that exist only in training: tags of the sound (from F_A), and the features of the teachers.
+    """Heads that exist only in training. They predict tags of the sound from F_A, and the features of the teachers.
 
     ``picture_dims``, ``sound_dims``: channels of the teachers' features; empty without a teacher.
     """

@@ -21,7 +21,7 @@ def save_state(state: dict[str, Any], path: Path) -> None:
 
 
 def load_state(path: Path, device: torch.device, names: tuple[str, ...]) -> dict[str, Any]:
-    """Read a state of :func:`save_state`.
+    """Read a state that :func:`save_state` wrote.
 
     Args:
         path: The file.

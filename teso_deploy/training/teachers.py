@@ -133,7 +133,7 @@ class Teachers:
 
     @property
     def channels(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Channels of the picture's and of the sound's features; empty without a teacher."""
+        """Channels of the teachers' features, for the picture and for the sound; empty without a teacher."""
         return (self.picture.channels if self.picture else (), self.sound.channels if self.sound else ())
 
     def answer(self, lesson: Learnt) -> Learnt:

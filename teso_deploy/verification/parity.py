@@ -74,7 +74,7 @@ MEASURED_ONLY = Thresholds(0.0, 0.0, 0.0, float("inf"))
 
 @dataclass(frozen=True, slots=True)
 class GraphParity:
-    """The agreement of two runs of a graph. Of several tensors, the worst counts.
+    """The agreement of two runs of a graph. If there are several tensors, the worst one counts.
 
     Only graphs that compute masks have mask figures. ``scale`` is the largest value of the tensor with the largest
     error, at least 1, and ``tensor`` its name.

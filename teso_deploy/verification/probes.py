@@ -16,7 +16,7 @@ from teso_deploy.program import EXTERNAL_TENSORS, MASKS, Program, group_inputs, 
 from teso_deploy.types import ImageSize
 from teso_deploy.verification.parity import Arrays
 
-#: The rows of the reference's sounds, cues and masks. Tensors that depend only on the picture have one row.
+#: Names of the rows in the reference's sounds, cues and masks. Tensors that depend only on the picture have one row.
 ROWS = ("own", "muted", "other", "no cue")
 #: The rows that are combined with the pictures of a batch.
 BATCH_ROWS = (0, 2, 3)
@@ -81,7 +81,7 @@ def _expect(tensor: TensorSpec, rows: int) -> Expected:
 
 
 def take_inputs(tensors: Arrays, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Select the tensors of a graph's inputs. Those of one picture are repeated for each of several sounds."""
+    """Select the tensors of a graph's inputs. If there are several sounds, tensors of one picture are repeated."""
     count = max(len(tensors[name]) for name in names)
     return {
         name: tensors[name] if len(tensors[name]) == count else np.repeat(tensors[name], count, axis=0)

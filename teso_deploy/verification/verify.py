@@ -37,9 +37,9 @@ from teso_deploy.verification.probes import Engines, Observed
 
 #: The form that every bundle has. All other forms are derived from it.
 CANONICAL = "canonical"
-#: Given instead of a graph's name: the whole program, from picture and sound to masks.
+#: In place of a graph's name, this stands for the whole program, from picture and sound to masks.
 WHOLE = "frame"
-#: Precisions that can't run here, and why.
+#: Precisions that can't be checked on the CPU → the reason.
 CANNOT_RUN: Mapping[str, str] = {
     "bf16": "ONNX Runtime has no bfloat16 operators on the CPU; check it on a GPU with --backend and --precision bf16"
 }

@@ -1,7 +1,9 @@
 """DLPack capsules by ctypes: share memory with another library without a copy.
 
 A capsule holds a C struct that describes an array and has a ``deleter``. The consumer renames the capsule and, when it
-has finished with the array, calls the deleter once, from any thread. A capsule that was never consumed calls it itself.
+has finished with the array, calls the deleter once, from any thread. If nothing consumes the capsule, it calls the
+deleter itself when it is freed.
+
 Both versions are supported: DLPack 1.0 (``dltensor_versioned``) and the one before it (``dltensor``).
 """
 

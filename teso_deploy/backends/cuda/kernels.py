@@ -80,7 +80,7 @@ def load_kernels(device: Device, fatbin: Path | None = None, cache: Path | None 
 
 
 class _Tables:
-    """Small tables on the device, each under the sizes that it was computed for. They are kept until :meth:`close`."""
+    """Small tables on the device. A table depends only on sizes and shares, and is kept until :meth:`close`."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -213,7 +213,7 @@ class Postprocess(_Operator):
 
         Args:
             scores: Class scores (B, C, h, w) on the device.
-            labels: Where the labels (B, height, width) go.
+            labels: The labels (B, height, width) that are written.
             stream: The stream that runs it.
             shares: Shares of the scores' height and width, from the top left, that show the picture. Default: all.
         """

@@ -17,7 +17,7 @@ from teso_deploy.backends.cuda.device import Stream
 from teso_deploy.backends.cuda.refusals import make_no_driver_error
 from teso_deploy.errors import DeviceError
 
-#: Of the driver's three modes, only in this one does a capture survive if Python frees device memory meanwhile.
+#: The driver has three modes of capture. Only in this one may Python free device memory during a capture.
 _CAPTURE_MODE_RELAXED = 2
 _EVENT_DISABLE_TIMING = 2
 

@@ -66,7 +66,7 @@ def convert_nv12_to_rgb(
         y, uv = (y - 16) * 255 / 219, uv * 255 / 224
     r = y + 2 * (1 - red) * uv[..., 1]
     b = y + 2 * (1 - blue) * uv[..., 0]
-    # Luma is the weighted sum of the three.
+    # Luma is the weighted sum of red, green and blue.
     g = (y - red * r - blue * b) / (1 - red - blue)
     return np.stack((r, g, b), axis=-1)
 

@@ -35,7 +35,7 @@ class EngineCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder if folder is not None else cache_folder("engines")
-        with suppress(OSError):  # a bundle may bring all engines; a build fails when it takes the lock
+        with suppress(OSError):  # builds raise the error later; engines of a bundle need no folder
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def path(self, graph: str, key: str) -> Path:

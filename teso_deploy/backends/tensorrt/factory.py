@@ -241,9 +241,9 @@ def make_engine_factory(
 
 
 def _choose_architecture(library: TensorRTLibrary, device: Device) -> str | None:
-    """Choose the generation to build for.
+    """Choose the GPU generation to build engines for.
 
-    None means a portable engine, or a library that builds for this GPU only.
+    Return None for a portable engine, and for a library that can build only for this GPU.
     """
     here, there = name_architecture(device.compute_capability), library.architectures()
     if library.is_portable and here not in there and not runs_portable(device.compute_capability):

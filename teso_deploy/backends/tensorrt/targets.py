@@ -34,8 +34,8 @@ TARGETS: dict[Target, EngineTarget] = {
     "tensorrt-rtx": EngineTarget(first_version=(1, 4), end_version=(2, 0), is_portable=True),
 }
 
-#: Given instead of a GPU generation such as ``sm89``: an engine of TensorRT-RTX for every GPU of :func:`runs_portable`,
-#: and one of TensorRT for Ampere and later.
+#: In place of a GPU generation such as ``sm89``, these stand for an engine of TensorRT-RTX for every GPU of
+#: :func:`runs_portable`, and for an engine of TensorRT for Ampere and later.
 PORTABLE, AMPERE_PLUS = "portable", "ampere-plus"
 #: Compute capabilities that NVIDIA lists for TensorRT-RTX, besides all from :data:`RTX_FROM` on. Its documents list no
 #: data-centre GPU after Ampere (9.0, 10.0).

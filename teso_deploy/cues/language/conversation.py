@@ -27,7 +27,7 @@ def write_out(messages: Sequence[Message], chat: ChatEntry, tokens: Tokens) -> s
         raise CueSourceError("a conversation goes user, assistant, user: give the turns in this order")
     if len(turns) % 2 == 0:
         raise CueSourceError("a conversation that is to be answered ends with a user's turn: add the question")
-    if system is not None and chat.before_system is None:  # before the user's text
+    if system is not None and chat.before_system is None:  # this format has no system turns
         turns[0] = Message("user", f"{system}\n\n{turns[0].content}")
         system = None
     text = chat.before_user if system is None else f"{chat.before_system}{system}{chat.system_to_user}"

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from teso_deploy.cues.language.decoder import Cache
 
-#: A model that repeats a period of at most this length for this many tokens will not say anything else.
+#: If the last ``LOOP_TOKENS`` tokens repeat a sequence of fewer than ``LOOP_PERIOD`` tokens, the model will not stop
+#: repeating it.
 LOOP_TOKENS, LOOP_PERIOD = 96, 33
 
 Step = Callable[[Cache, NDArray[np.int64]], tuple[NDArray[np.float32], Cache]]

@@ -29,7 +29,7 @@ LOOK_SECONDS = 1.0
 
 
 class Models:
-    """The models of a folder, each loaded at its first question."""
+    """The models of a folder. A model is loaded when it gets its first question."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         # The parent has checked the files. Hashing their gigabytes again is not needed.

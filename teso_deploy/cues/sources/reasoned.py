@@ -18,7 +18,7 @@ SHOWN_CHARACTERS = 120
 class ReasonedSource:
     """The paper's source: a captioner describes the picture, a language model names the things in it that sound.
 
-    Names that the caption does not have are left out and listed in the answer as ungrounded. So a picture, or a text
+    Names that the caption does not have are omitted, and listed in the answer as ungrounded. So a picture, or a text
     in it, can make a model say anything, but can't make it offer a cue.
 
     Args:

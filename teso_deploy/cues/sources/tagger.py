@@ -1,4 +1,4 @@
-"""The source ``tagger``: what the bundle's own tagger sees."""
+"""The source ``tagger``: the words that the bundle's own tagger finds in the picture."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 def open_picture(path: Path) -> Iterator[Image.Image]:
     """Open a picture for a block.
 
-    Raises :class:`InputNotFoundError` if it is missing, :class:`DataError` if damaged.
+    Raises :class:`InputNotFoundError` if it is missing, :class:`DataError` if it is damaged.
     """
     if not path.is_file():
         raise InputNotFoundError(f"no picture {path}: the data set changed after it was read")

@@ -135,7 +135,7 @@ def _choose_rows(table: Path, layout: DataLayout, *, split: Split, subsets: Sequ
 
 
 def _find_pictures(folder: Path, uid: str) -> dict[int, Path]:
-    """Find the pictures of a folder by number. Of two with the same number, the one whose suffix comes first counts."""
+    """Find the pictures of a folder by number. If two have the same number, take the one whose suffix comes first."""
     if not folder.is_dir():
         return {}
     name = re.compile(rf"(?:{re.escape(uid)}(?:\.mp4)?_)?(\d+)")

@@ -157,7 +157,8 @@ def _make_size_reader(rules: Rules) -> Callable[[Recipe, Mapping[str, Tensor]], 
     return read_sizes
 
 
-#: The number of a layer, for all formats. It is anchored, because layers for pictures have the same names.
+#: Finds the number of a layer in keys of all formats. It matches only at the beginning of a key, because further inside
+#: the layers for pictures have the same names.
 _LAYER = re.compile(
     r"^(?:text_model\.encoder\.layers|(?:text\.)?transformer\.resblocks|modality_trunks\.text\.blocks)\.(\d+)\."
 )
