@@ -133,7 +133,7 @@ def _walk(data: Buffer) -> Iterator[ExternalData]:
 
 
 def external_data(path: Path) -> set[ExternalData]:
-    """Return all places outside of a graph's own file that its tensors name. Raises :class:`BundleError`."""
+    """Return all places outside of a graph's own file where its tensors are stored. Raises :class:`BundleError`."""
     try:
         with path.open("rb") as file:
             if not path.stat().st_size:

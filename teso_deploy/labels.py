@@ -14,7 +14,10 @@ Taps = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]
 
 @functools.lru_cache(maxsize=32)
 def _compute_taps(source: int, target: int, share: float) -> Taps:
-    """Compute the bilinear taps of an axis: half-pixel centres, clamped edges. ``share`` of it holds the picture."""
+    """Compute the bilinear taps of an axis, with half-pixel centres and clamped edges.
+
+    ``share``: the part of the axis that shows the picture.
+    """
     place = (np.arange(target) + 0.5) * (source * share / target) - 0.5
     last = math.ceil(source * share) - 1
     place = place.clip(0, last)
@@ -32,7 +35,7 @@ def _mix(scores: NDArray[np.float32], rows: Taps, columns: Taps) -> NDArray[np.f
 
 
 def _find_reached(taps: Taps, hit: NDArray[np.bool_]) -> slice:
-    """Return the range of positions on an axis that use a tap at or above the threshold."""
+    """Return the range of positions on an axis that are interpolated from a score at or above the threshold."""
     places = np.flatnonzero(hit[taps[0]] | hit[taps[1]])
     return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
 

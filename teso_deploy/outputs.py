@@ -308,7 +308,7 @@ def open_staged_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def finish_file(file: BinaryIO, place: Path) -> None:
-    """Rename a staged file to its final name once it is on disk completely. Raises OSError."""
+    """Rename a staged file to its final name after all of its content is on disk. Raises OSError."""
     file.flush()
     os.fsync(file.fileno())
     with suppress(OSError):  # keep the mode of the file that is replaced

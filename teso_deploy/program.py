@@ -140,7 +140,7 @@ TESO = Program(
     stages=(
         Stage(name="visual_encoder", inputs=("image",), sized=True, quantizable=True),
         Stage(name="audio_encoder", inputs=("audio_window",), quantizable=True),
-        # It stays in floating point: it is small, and its cue gate decides which cues take part.
+        # This stage stays in floating point: it is small, and its cue gate decides which cues take part.
         Stage(name="fusion", inputs=("audio_encoder", "cues")),
         Stage(name="decoder", inputs=("fusion", "visual_encoder"), sized=True, quantizable=True),
     )

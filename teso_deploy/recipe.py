@@ -138,9 +138,9 @@ class Calibration(Table):
     """Thresholds that were chosen after training, and the model's results with them on the calibration scenes.
 
     ``open_rate``: share of sounding cues that are accepted. ``false_alarm_rate``: share of the audio windows in which a
-    cue is accepted although nothing visible sounds; the higher share of noise and off-screen sounds. ``miou``: of the
-    rows in which something sounds. ``tag_f2``: of the visible words, None without a tagger. ``scenes``: number of
-    scenes of each row, made from ``seed``.
+    cue is accepted although nothing visible sounds. It is the higher one of the shares for noise and for off-screen
+    sounds. ``miou``: mean IoU in the rows in which something sounds. ``tag_f2``: F2 of the visible words; None
+    without a tagger. ``scenes``: number of scenes of each row, made from ``seed``.
     """
 
     gate_threshold: float

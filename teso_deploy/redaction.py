@@ -78,7 +78,7 @@ class RedactedUrl:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The secrets of a URL. ``beside``: the short texts in which a secret of one or two letters is replaced too."""
+    """The secrets of a URL. ``beside``: short secrets, with the characters before and after them in the URL."""
 
     shown: str
     secrets: set[str]

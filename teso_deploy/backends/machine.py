@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: Where Linux's kernel module publishes its version; the second also exists in containers.
+#: Files in which the driver's kernel module publishes its version. The second one also exists in containers.
 VERSION_FILES = (Path("/sys/module/nvidia/version"), Path("/proc/driver/nvidia/version"))
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 #: Libraries of the driver → what does not work without them.
@@ -51,7 +51,7 @@ class Driver:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The driver and the GPUs. ``problem`` says in one sentence why one is missing although it should exist."""
+    """The driver and the GPUs. ``problem``: why the driver or a GPU is missing that should exist, in one sentence."""
 
     driver: Driver | None = None
     gpus: tuple[Gpu, ...] = ()

@@ -187,7 +187,8 @@ def probe_libraries() -> dict[str, Found]:
     versions = {
         name: next(filter(None, map(version_of, library.packages)), None) for name, library in LIBRARIES.items()
     }
-    # ONNX Runtime for the CPU has the same module. NVRTC may be installed with CUDA itself, and has no module.
+    # Find onnxruntime-gpu by its package only: ONNX Runtime for the CPU has the same module. NVRTC may be installed
+    # with CUDA itself, and has no module.
     there = [
         name
         for name, library in LIBRARIES.items()

@@ -15,7 +15,7 @@ class ExtensionPoint:
 
     Attributes:
         registry: "module:object" of the mapping of names to entries.
-        title: As tables name it.
+        title: Its name in tables.
         extra: The extra that entries need if they do not say so themselves. Default: none.
         modules: The modules of that extra that they need.
     """

@@ -59,7 +59,7 @@ class _Output:
 
     Attributes:
         entry: The sink that writes it.
-        target: The path that was given.
+        target: The path that the user gave.
         places: The path for each input, or the only one.
     """
 

@@ -17,7 +17,7 @@ from teso_deploy.conversion.rewriting import Rewriter, find_producer, get_consta
 
 
 def _find_bias(value: ir.Value | None) -> tuple[ir.Value, NDArray[np.float32], ir.Node] | None:
-    """Return (the value without its bias, the bias (N,), the addition) if a value is such a sum."""
+    """Return the value without its bias, the bias (N,) and the addition's node. Return None if no bias is added."""
     node = find_producer(value, "Add")
     bias = get_constant(node.inputs[1]) if node is not None else None
     if node is None or bias is None or bias.ndim != 1 or node.inputs[0] is None:

@@ -214,7 +214,7 @@ def read_licence(source: Path) -> str:
 
 
 def write_tokenizer(tokenizer: Any, out: Path) -> None:
-    """Write ``tokenizer.json`` of a fast tokenizer. Raises :class:`CheckpointError` for another tokenizer."""
+    """Write ``tokenizer.json``. Raises :class:`CheckpointError` if the tokenizer is not a fast one."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise CheckpointError("its tokenizer has no fast version: save the model with a fast tokenizer")
@@ -245,7 +245,7 @@ def keep_last_logits(path: Path) -> None:
     logits = next(value for value in model.graph.outputs if value.name == "logits")
     node = logits.producer()
     following = [logits]
-    while node is not None and node.op_type in _ELEMENTWISE:  # caps, scales, biases
+    while node is not None and node.op_type in _ELEMENTWISE:  # limits, scales and biases after the product
         varying = [value for value in node.inputs if value is not None and not _is_constant(value)]
         if len(varying) != 1:
             return

@@ -38,7 +38,7 @@ from teso_deploy.verification.parity import compare_masks
 
 #: The size that a form's own weights add to a bundle, as a share of the canonical weights.
 BYTES_SHARE: Mapping[Precision, float] = {"fp32": 0.05, "fp16": 0.55, "bf16": 0.55, "int8": 0.35}
-#: The size of a bucket without weights: its tables, and the encoder's outputs in the reference.
+#: The size that a bucket adds to a bundle, without weights: its tables, and the encoder's outputs in the reference.
 BUCKET_BYTES = 100_000_000
 #: Desired and least agreement of a trained model's int8 masks with fp32 on the calibration frames.
 INT8_IOU, LEAST_INT8_IOU = 0.995, 0.98

@@ -11,13 +11,13 @@ from teso_deploy.conversion.rewriting import Rewriter, find_producer, get_consta
 
 #: Rows whose length is a multiple of this many bytes use the same sets of an L1 cache and evict each other.
 ALIASED_BYTES = 4096
-#: Columns of zeros that avoid this: one cache line.
+#: Columns of zeros that are added to such rows, so that they do not evict each other: one cache line.
 PAD_COLUMNS = 16
-#: A larger layer has left the caches before the second product reads it.
+#: If a hidden layer is larger, it is no longer in the caches when the second product reads it.
 LARGEST_LAYER_BYTES = 16 << 20
-#: The size of a part of such a layer.
+#: A larger hidden layer is computed in parts of this size.
 PART_BYTES = 5 << 20
-#: Activations with f(0) = 0, which keep the padding zero.
+#: Activations with f(0) = 0: the added columns stay zero.
 _ZERO_KEEPING = {"Gelu", "Relu"}
 
 

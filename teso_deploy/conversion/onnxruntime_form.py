@@ -143,7 +143,7 @@ def _undo_permutation(value: ir.Value | None, *perm: int) -> ir.Value | None:
 
 
 def _find_tokens(heads: ir.Value | None) -> ir.Value | None:
-    """Return the (B, S, d) from which (B, heads, S, d_head) was split."""
+    """Return the tensor (B, S, d) that was split into the heads (B, heads, S, d_head)."""
     reshape = find_producer(_undo_permutation(heads, 0, 2, 1, 3), "Reshape")
     tokens = reshape.inputs[0] if reshape is not None else None
     return tokens if tokens is not None and tokens.shape is not None and len(tokens.shape) == 3 else None

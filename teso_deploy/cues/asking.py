@@ -110,7 +110,7 @@ class Allowance:
         self.failures, self._not_before = 0, 0.0
 
     def note_failure(self, now: float, retry_after_seconds: float | None) -> None:
-        """Note a failure. The source may say after how long it may be asked again."""
+        """Note a failure. ``retry_after_seconds``: the pause that the source requests, if any."""
         pause = pause_seconds(self.failures, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
         self.failures += 1
         self._not_before = now + max(pause, retry_after_seconds or 0.0)

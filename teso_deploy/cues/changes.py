@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 #: The grid of cells (rows, columns) whose mean grey is compared, and the pixels (rows, columns) that are sampled per
 #: cell.
 _CELLS, _SAMPLES = (12, 16), (4, 4)
-#: Grey levels squared. Noise and faint contrasts are small next to this (the second constant of SSIM).
+#: A variance in squared grey levels: the second constant of SSIM. Noise and faint contrasts have smaller variances.
 _FAINT_VARIANCE = (0.03 * 255) ** 2
 #: Pictures with at least this distance (:meth:`_Look.distance`) are of two scenes. 1.3 % of pairs of unrelated
-#: photographs are below it. So is a picture next to itself, panned by a tenth or half as bright again.
+#: photographs are below it. So are pairs of a picture and the same picture, panned by a tenth or 1.5 times as bright.
 SCENE_DISTANCE = 0.9
-#: How many pictures a new scene must last, and the largest distance between them. A picture settles after a dissolve or
-#: a pan.
+#: A new scene counts if it lasts for this many pictures with at most this distance between them. After a dissolve or a
+#: pan, it takes some pictures until the distances are that small.
 SCENE_PICTURES, SETTLED_DISTANCE = 3, 0.2
 
 #: Windows of sound with at least this cosine distance are of two kinds. In one recording, 1 % of consecutive windows
@@ -31,7 +31,7 @@ SOUND_WINDOWS = 3
 SILENCE_DBFS = -50.0
 #: How many of the latest kinds of sound are remembered.
 KNOWN_SOUNDS = 8
-#: The weight of a new window in the running mean of its kind.
+#: The weight of a new window in the running mean of the features of its kind of sound.
 _SHARE = 0.1
 
 

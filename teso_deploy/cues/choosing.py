@@ -17,16 +17,16 @@ from teso_deploy.errors import CueError
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A source, and what it looks at beside the picture.
+    """A source, and the inputs that it needs besides the picture.
 
     Attributes:
         source: A source, or a chain of several.
-        needs_tags: True if it looks at what the bundle's tagger finds.
-        needs_masks: True if it looks at the classes that the model shows.
-        frames: How many pictures it is shown at a time.
-        tracks: Its parts whose answers are those of a video's track.
+        needs_tags: True if the source reads the words that the bundle's tagger finds.
+        needs_masks: True if the source reads the classes in the model's masks.
+        frames: Number of pictures that the source gets with each question.
+        tracks: The sources in it that read their answers from the cue track of a video.
         cue_file: The file that these tracks come from.
-        kept: Its parts whose answers are kept on disk.
+        kept: The sources in it whose answers are kept on disk.
     """
 
     source: CueSource

@@ -43,9 +43,8 @@ class KeptAnswers:
         """The kept answer with this picture's time, or the source's answer. Raises what the source raises."""
         if not self._is_fresh and (stored := read_vouched(self._path(moment))) is not None:
             kept = json.loads(stored)
-            if (
-                kept is not None
-            ):  # earlier versions also wrote "null" for a server's answer that they did not understand
+            # Earlier versions also wrote "null" for a server's answer that they did not understand.
+            if kept is not None:
                 self.found += 1
                 if not kept:
                     return None

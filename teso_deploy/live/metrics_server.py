@@ -45,7 +45,7 @@ _INDEX = b"""<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8"><title>teso-deploy</title>
 <ul><li><a href="/metrics">/metrics</a>: Prometheus<li><a href="/health">/health</a>: JSON</ul></html>
 """
-#: Status, content, content type.
+#: A response: status, content, content type.
 _Answer = tuple[int, bytes, str]
 
 

@@ -16,7 +16,8 @@ from teso_deploy.sinks.delivery import Cause
 
 #: The scheduler does not wait for sound that is later than this, but pads the audio window with zeros.
 LATE_SOUND_SECONDS = 1.0
-#: Only this many pictures wait for the first sound of a source. Later pictures wait only after sound has arrived.
+#: The number of pictures that wait for the first sound of a source. After these, pictures wait for sound only once the
+#: source has sent some.
 MOST_VAIN_WAITS = 3
 #: A hop counts as reached from this long before it, because of rounding.
 _NEAR_SECONDS = 1e-6

@@ -37,7 +37,7 @@ SETTLE_SECONDS = 0.5
 #: If pictures wait for their reader, a separate sound source is read at most this far ahead of the last picture. So the
 #: ring still holds the picture's sound.
 AHEAD_OF_PICTURE_SECONDS = 10.0
-#: The least time that a pausing source has before it counts as broken.
+#: The lowest timeout in seconds. With less, a source that merely pauses would count as broken.
 LEAST_TIMEOUT_SECONDS = 0.2
 
 

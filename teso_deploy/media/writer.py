@@ -222,7 +222,7 @@ class VideoWriter:
             self._sent_samples = last
 
     def hold_until(self, end_seconds: float) -> None:
-        """Show the last picture, and play the sound, until a time in seconds when the file is finished."""
+        """Set the time in seconds until which the finished file shows the last picture and plays the sound."""
         self._end_seconds = end_seconds
 
     def _finish(self) -> None:

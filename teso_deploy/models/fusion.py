@@ -90,7 +90,7 @@ class MeanPrompt(nn.Module):
 
 
 class Pmqs(nn.Module):
-    """Prompts the mask queries with the cues that are alive (eqs. 5-6). Without one, it is the identity."""
+    """Prompts the mask queries with the cues that are alive (eqs. 5-6). Without alive cues they do not change."""
 
     def __init__(self, dim: int, recipe: FusionRecipe) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ from teso_deploy.text import to_one_line
 #: Which set of weights: the average that training kept, or the trained weights.
 Averaging = Literal["ema", "raw"]
 Stored = dict[str, StoredTensor]
-#: Usual containers of weights, most preferred first. Used if no format recognises the keys.
+#: Usual names of the containers of weights, the best first. They are used if no format recognises the keys.
 _USUAL = (
     "state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params", "generator", "student",
 )  # fmt: skip
@@ -199,7 +199,7 @@ def _get_identity(found: Found) -> tuple[tuple[str, int], ...]:
 
 
 def _choose_usual(content: Any, places: list[tuple[tuple[str, ...], Stored]]) -> Found:
-    """Return the usual place, or the one with most tensors. For files that no format recognises."""
+    """Choose weights in a file that no format recognises: those at the usual place, or else the most tensors."""
     if not places:
         raise CheckpointError(_describe_objects(content))
 
@@ -207,7 +207,7 @@ def _choose_usual(content: Any, places: list[tuple[tuple[str, ...], Stored]]) ->
         place, tensors = of
         return (_USUAL.index(place[-1]) if place and place[-1] in _USUAL else len(_USUAL), -len(tensors))
 
-    # A single tensor is a loss. For averages, only the trained weights are considered here.
+    # A mapping with a single tensor holds a loss, not weights. For averages, only the trained weights are considered.
     several = [one for one in places if len(one[1]) > 1] or places
     place, tensors = min(several, key=rank)
     return Found(place, _remove_common(_remove_wrappers(tensors)))

@@ -132,7 +132,7 @@ def _make_array(shape: Any, described: Any, content: Any, *, fortran: bool) -> A
 
 
 class Array(Placeholder):
-    """A NumPy array whose numbers follow as its state."""
+    """A NumPy array. A pickle gives its numbers later, as its state."""
 
     __slots__ = ()
 

@@ -178,7 +178,7 @@ def _load(found: Found, size: int) -> dict[str, Tensor]:
             raise CheckpointError(f"can't be used: {name} {stored.trouble}; {_SAVE}, dense and in float32")
         try:
             tensor = stored.read()
-        except Exception as error:  # random bytes again, when the numbers are read
+        except Exception as error:  # damage may show only when the numbers are read
             raise CheckpointError(f"is damaged ({name} can't be read): copy it again") from error
         if tensor.is_complex():
             raise CheckpointError(f"can't be used: {name} has complex numbers; give a checkpoint that fits the recipe")

@@ -45,9 +45,9 @@ def make_control_inputs(reference: Arrays) -> dict[str, NDArray[Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """The result of one sound for one form and one picture size: its share of labelled pixels, and the model's.
+    """The result of one sound for one form and one picture size: the labelled pixels of the form and of the model.
 
-    For a sound that the reference has no masks of, ``model_rate`` and ``mask_iou`` are None.
+    If the reference has no masks for the sound, ``model_rate`` and ``mask_iou`` are None.
     """
 
     form: str

@@ -66,7 +66,7 @@ def _python(name: str, result: Any, *parameters: Any) -> Any:
 
 
 _new_capsule = _python("PyCapsule_New", ctypes.py_object, c_void_p, c_char_p, c_void_p)
-# By address, because the capsule of a destructor has no references left and must not get new ones.
+# These take the capsule's address: in its destructor, a capsule has no references left and must not get new ones.
 _is_valid = _python("PyCapsule_IsValid", ctypes.c_int, c_void_p, c_char_p)
 _pointer_in = _python("PyCapsule_GetPointer", c_void_p, c_void_p, c_char_p)
 _rename = _python("PyCapsule_SetName", ctypes.c_int, c_void_p, c_char_p)

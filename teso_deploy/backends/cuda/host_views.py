@@ -35,5 +35,5 @@ def make_host_view(
     nbytes = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
     if nbytes == 0:
         return np.empty(shape, kind)
-    # Through bytes, so that types that are not NumPy's own (bfloat16) work too.
+    # Go through bytes: this also works for types that are not NumPy's own (bfloat16).
     return np.asarray(_Block(pointer, nbytes, is_readonly=is_readonly, owner=owner)).view(kind).reshape(shape)

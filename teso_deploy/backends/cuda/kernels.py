@@ -135,7 +135,7 @@ class _Operator:
 
 
 class Preprocess(_Operator):
-    """Turn pictures into the encoder's input, bit for bit as ``resized`` and ``normalised`` do on the CPU.
+    """Turn pictures into the encoder's input, bit for bit as :mod:`teso_deploy.pipeline.preprocess` does on the CPU.
 
     Args:
         device: The GPU.

@@ -97,7 +97,7 @@ class CapturedGraph:
         self._executable: int | None = None
 
     def launch(self, stream: Stream) -> None:
-        """Queue it. Raises :class:`DeviceError` inside the block that records it."""
+        """Queue the graph's work. Raises :class:`DeviceError` inside the block that records the graph."""
         if self._executable is None:
             raise DeviceError(
                 "the recording of this CUDA graph is not finished: launch it after the block that records it"

@@ -163,7 +163,7 @@ def count_postprocess_bytes(
     dtype: DTypeLike = np.float32,
     shares: tuple[float, float] = (1.0, 1.0),
 ) -> int:
-    """Count the bytes that postprocessing has to move at least: it reads each score and writes each label once.
+    """Count the fewest bytes that postprocessing can move: it reads each score and writes each label once.
 
     Args:
         shape: Shape (B, C, h, w) of the scores.

@@ -15,7 +15,7 @@ _WORDS |= {"int8": "int8", "fp8": "fp8", "e4m3": "fp8"}
 _WORDS |= dict.fromkeys(("int4", "int32", "int64", "uint8", "bool", "fp4", "e8m0"), "")
 #: Keys under which a tensor's type may be found, in lower case, the most reliable first.
 _KEYS = ("datatype", "data type", "type", "format/datatype", "format")
-#: The share of the layers' outputs that must have a type, so that their shares can stand for the engine.
+#: The types of the layers' outputs describe the engine only if at least this share of the outputs has a known type.
 LEAST_TYPED = 0.5
 
 

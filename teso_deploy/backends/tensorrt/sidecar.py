@@ -42,7 +42,7 @@ REBUILD = "build it again (--rebuild-engines, or `teso-deploy export`)"
 
 
 def _check_target(name: str) -> Target:
-    """Refuse a library that this package does not know (ValueError, which pydantic reports)."""
+    """Raise ValueError, which pydantic reports, for a library that this package does not know."""
     if name not in TARGETS:
         raise ValueError(f"{name!r} is not one of {', '.join(TARGETS)}")
     return name
@@ -122,9 +122,8 @@ def write_engine(path: Path, content: bytes, sidecar: Sidecar) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open_staged_file(path) as staged:
             staged.write(content)
-            get_sidecar_path(path).unlink(
-                missing_ok=True
-            )  # it belongs to an older engine and must not be read with the new one
+            # An existing sidecar belongs to an older engine, and must not be read with the new one.
+            get_sidecar_path(path).unlink(missing_ok=True)
         with open_staged_file(get_sidecar_path(path)) as staged:
             staged.write(sidecar.model_dump_json(indent=1).encode() + b"\n")
     except OutputError:

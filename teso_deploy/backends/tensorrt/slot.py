@@ -66,11 +66,10 @@ class TensorRTSlot:
         self._owner, self._device = owner, owner.device
         self._activations = owner.activations()
         self._compute, self._copies = self._device.stream(), self._device.stream()
-        self._kept: OrderedDict[tuple[tuple[int, ...], ...], _Shaped] = (
-            OrderedDict()
-        )  # in order of use, the last used one at the end
+        # In order of use: the shapes of the last run are at the end.
+        self._kept: OrderedDict[tuple[tuple[int, ...], ...], _Shaped] = OrderedDict()
         self._borrowed: list[DeviceArray] = []
-        #: Why no CUDA graph is used although the profile asks for them.
+        #: The reason why no CUDA graph is used, if the profile asks for CUDA graphs.
         self.note: str | None = None
         weakref.finalize(self, _finish, self._copies, self._compute)  # before contexts, graphs and buffers are freed
 

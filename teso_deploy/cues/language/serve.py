@@ -89,7 +89,7 @@ def serve(folder: Path, threads: int, *, questions: BinaryIO, answers: BinaryIO)
 
 
 def main() -> None:
-    """Run the process, see the module."""
+    """Run the process that the module's docstring describes."""
     folder, threads = Path(sys.argv[1]), int(sys.argv[2])
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "wb")

@@ -1,4 +1,4 @@
-"""The source ``filter:SOURCE``, the paper's baseline (table 6)."""
+"""The source ``filter:SOURCE``, the paper's baseline (table 6): predicted classes that SOURCE names too."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class NounSource:
         return f"nouns:{self._captioner.identity}:{self._words}"
 
     def ask(self, moment: CueMoment) -> CueAnswer | None:
-        """Nouns of the caption; None if it has none that is known."""
+        """Known nouns of the caption; None if it has none."""
         caption = describe(self._captioner, moment)
         names = tuple(find_nouns(caption, self._known, self._classes))
         if not names:

@@ -93,7 +93,7 @@ SOURCES: dict[str, SourceEntry] = {
         wraps=True,
     ),
 }
-#: Where cues come from that no source gave: the model's own cue, and padding alone.
+#: Names for cues that come from no source: the model's own cue, and padding alone.
 WITHOUT_SOURCE = ("fallback", "none")
 
 

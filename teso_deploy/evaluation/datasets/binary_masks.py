@@ -66,7 +66,7 @@ def read_binary_mask(path: Path, kind: MaskKind, layout: str) -> NDArray[np.uint
     if kind == "semantic":
         raise DataError(f"{path}: {layout} has binary masks, only avss has classes")
     with open_picture(path) as image:
-        # Judge a picture with a palette by its colours. Which index is black depends on the palette.
+        # If the picture has a palette, compare its colours: the index of black differs between palettes.
         pixels = np.asarray(image if image.mode in ("1", "L", "I", "I;16", "F") else image.convert("RGB"))
         foreground = pixels > 0
         return np.array(foreground.any(axis=2) if foreground.ndim == 3 else foreground, np.uint8)

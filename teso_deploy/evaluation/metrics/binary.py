@@ -267,5 +267,5 @@ def _count_thresholds(
     bins = len(THRESHOLDS) + 1
     found = np.bincount(reached, minlength=bins)
     hits = np.bincount(reached[true.ravel()], minlength=bins)
-    # A pixel that reaches k thresholds is found at the first k.
+    # A pixel that reaches k thresholds is at or above the first k of them.
     return hits[::-1].cumsum()[::-1][1:], found[::-1].cumsum()[::-1][1:]

@@ -55,7 +55,7 @@ class FslaScores:
         self._right[count] += np.all(np.array(ious)[:, None] > ALPHAS, axis=0) if ious else 1
 
     def values(self) -> dict[str, float | None]:
-        """The accuracies by name; None for a kind that no frame is of."""
+        """The accuracies by name; None for a kind of frame that did not occur."""
         kinds = {
             f"fsla_{count}": float(np.mean(self._right[count] / frames)) if frames else None
             for count, frames in self._frames.items()

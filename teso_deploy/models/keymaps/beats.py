@@ -27,7 +27,7 @@ def list_beats_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[
     yield from layer("patch_embedding", "patch", bias=False)
     yield from layer("layer_norm", "patch_norm")
     yield from layer("post_extract_proj", "project")
-    # The same two tensors, by PyTorch's names before 2.0 and by today's.
+    # The same two tensors have other names in PyTorch before 2.0 than today.
     new = "encoder.pos_conv.0.parametrizations.weight.original"
     parts = (f"{new}0", f"{new}1") if f"{new}0" in tensors else tuple(f"encoder.pos_conv.0.weight_{x}" for x in "gv")
     yield Rule(parts, ("positions.weight",), _join_weight_norm)

@@ -95,8 +95,8 @@ class Format:
         recognises: Whether the file's keys, without a common prefix, are of this format.
         rules: Returns the rules for a recipe and the file's tensors, whose names depend on the release.
         ignored: Whether a key is known and not needed.
-        replaceable: Our keys that may differ in shape from the file's and then start new, like an adapter: the head
-            of a foundation for other classes.
+        replaceable: Our keys whose tensors may have other shapes in the file, such as a head for other classes. Such
+            weights are not read, and begin with new values as an adapter does.
         sized: Returns the recipe with the file's sizes, if they can be read from it. A whole model is built with
             them; for a part they explain why it does not fit.
     """

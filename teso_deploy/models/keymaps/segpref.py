@@ -30,7 +30,7 @@ def _attention(source: str, target: str) -> Iterator[Rule]:
 
 
 def _keep_first_and_last(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Keep the first class and "no object", the only classes of the foundation that the release uses."""
+    """Keep the first class and "no object". The released model uses no other class of its foundation."""
     return (torch.stack((tensors[0][0], tensors[0][-1])),)
 
 
