@@ -11,7 +11,7 @@ from teso_deploy.recipe_tables import Scale, Table, Text
 from teso_deploy.sealed import FileEntry
 from teso_deploy.types import WINDOW_SAMPLES, Precision
 
-#: Schema 1 has no ``program``; its bundles have TeSO's program.
+#: In schema 1 the manifest has no ``program``: such bundles have TeSO's program.
 SCHEMA_VERSION, OLDEST_SCHEMA_VERSION = 2, 1
 #: Labels are uint8, and 0 is the background.
 MOST_CLASSES = 255

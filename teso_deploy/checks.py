@@ -57,7 +57,7 @@ def check_image(image: NDArray[np.uint8]) -> None:
 
 
 def _hint_at_samples(samples: NDArray[Any]) -> str:
-    """Return what to do with an array that is not mono float32 sound, judged by its shape and values."""
+    """Return advice for an array that is not mono float32 sound. The advice depends on its shape and values."""
     if samples.ndim == 2 and 1 in samples.shape:
         return "leave out the dimension of one channel: samples.reshape(-1)"
     if samples.ndim == 2:

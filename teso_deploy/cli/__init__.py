@@ -59,13 +59,13 @@ COMMANDS = {
 
 
 class _Command(TyperCommand):
-    """A command that names the other commands which have an option that it lacks."""
+    """A command whose error for an unknown option names the commands that have this option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
-            # By its name: the class is click's, or that of a copy of click in typer.
+            # Compare by name: the class is from click, or from typer's own copy of click.
             if type(error).__name__ == "NoSuchOption":
                 flag = str(getattr(error, "option_name", ""))
                 if others := _find_commands_with(flag):

@@ -30,7 +30,10 @@ SECONDS = 20.0
 
 
 def _choose_precisions(bundle: Bundle, requested: list[str]) -> list[Precision]:
-    """The requested precisions; if there are none, all that ONNX Runtime has a form of. Raises :class:`BundleError`."""
+    """Return the requested precisions. Default: all for which the bundle has a form for ONNX Runtime.
+
+    Raises :class:`BundleError` if a requested precision has no form.
+    """
     if requested:
         wanted = list(dict.fromkeys(parse_precision(text) for text in requested))
         for precision in wanted:

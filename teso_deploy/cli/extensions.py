@@ -74,7 +74,7 @@ def _describe_entry(entry: Any, point: ExtensionPoint, is_installed: Callable[[s
 
 
 def write_row(entries: Mapping[str, Mapping[str, Any]]) -> str:
-    """Write the entries of an extension point in one line, each absent one with the extra to install."""
+    """Write the entries of an extension point in one line. Entries that are not installed name their extra."""
     return ", ".join(
         name if entry["installed"] else f"{name} (needs the extra {entry['extra']})" for name, entry in entries.items()
     )

@@ -24,9 +24,9 @@ from teso_deploy.verification.parity import compare_masks
 from teso_deploy.verification.probes import observe, read_reference
 
 FRAMES, SOUNDS, CUES, PREPARED = 12, 40, 8, 4
-#: Windows a hop apart, so that each is another sound.
+#: Time between two audio windows: a hop, so that each window has another sound.
 HOP_SECONDS = 0.24
-#: Stages of a stream: everything again, and what a new sound or new cues cost on the same picture.
+#: Timed stages of a stream: a new frame, and a new sound or new cues for the same picture.
 STREAM = ("frame", "new-sound", "new-cues")
 
 
@@ -99,7 +99,7 @@ class Ours:
         return {name: self._engine(bundle, bundle.graph_at(name, self._size)) for name in bundle.program.names}
 
     def mask_iou(self) -> float:
-        """Agreement with the masks that PyTorch found, all graphs in a row; of the worst frame."""
+        """Return the IoU with PyTorch's masks in the worst frame. Each graph gets the outputs of the one before it."""
         reference = read_reference(self._bundle, self._size)
         masks = observe(self._bundle.program, self._engines(), reference).masks
         return compare_masks(masks, reference[MASKS], self._bundle.manifest.postprocessing.threshold)[0]

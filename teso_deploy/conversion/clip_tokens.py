@@ -36,7 +36,7 @@ Encode = Callable[[str], list[int]]
 
 
 def find_vocabulary_folder(beside: Path | None) -> Path | None:
-    """Return the folder ``beside``, or that of the file ``beside``, if it contains a vocabulary; otherwise None."""
+    """Return the folder ``beside``, or the folder of the file ``beside``. None if it has no vocabulary."""
     if beside is None:
         return None
     folder = beside if beside.is_dir() else beside.parent

@@ -103,7 +103,7 @@ class Forms:
     def standard(self, precision: Literal["fp32", "fp16", "bf16"]) -> dict[str, dict[str, FormEntry]]:
         """Write the form of standard operators.
 
-        Its deformable attention is the node that TensorRT has a plugin for.
+        In this form, deformable attention is the node that TensorRT has a plugin for.
         """
         name = f"{STANDARD}-{precision}"
         entries = {}

@@ -80,7 +80,7 @@ class Chosen:
 
 
 def split_chain(spec: str) -> list[list[str]]:
-    """The sources of a chain, each by its names in the registry, outermost first.
+    """Split the name of a chain into sources, and a source into its names in the registry, the outermost first.
 
     Raises :class:`CueError` for an unknown name, :class:`MissingExtraError` for a package that is not installed.
     """

@@ -22,7 +22,7 @@ MOST_ASPECT = 8
 #: AVColorSpace to the matrices that FFmpeg's converter knows. Constant-luminance BT.2020 is read as non-constant.
 _MATRICES = {number: number for number in (1, 4, 5, 6, 7, 9)} | {10: 9}
 _BT709, _BT601 = 1, 6
-#: A value of AVColorRange.
+#: AVCOL_RANGE_JPEG of FFmpeg's AVColorRange.
 _FULL_RANGE = 2
 
 

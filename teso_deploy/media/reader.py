@@ -184,7 +184,7 @@ class VideoReader:
         while True:
             try:
                 packet = next(packets, None)
-            except BROKEN_OFF:  # at the end it is decided how much is missing
+            except BROKEN_OFF:  # _check_whole finds out how much is missing
                 self.corrupt_packets += 1
                 packet = None
             if packet is None:

@@ -98,7 +98,7 @@ def _make_view(given: tuple[Any, ...], dtype: torch.dtype | None = None) -> Stor
 
 
 def _make_typed_view(_name: str, given: tuple[Any, ...]) -> StoredTensor:
-    """Return a view that names its data type, for types without a storage class (float8)."""
+    """Return a view whose pickle names the data type, because types such as float8 have no storage class."""
     *view, _requires_grad, _hooks, dtype = given[:7]
     return _make_view(tuple(view), find_dtype(dtype))
 

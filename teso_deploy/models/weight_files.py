@@ -22,7 +22,8 @@ from teso_deploy.models.weight_folders import WeightFiles, find_weight_files
 from teso_deploy.text import to_one_line
 
 _SAVE = "save the model's state_dict as safetensors"
-#: Tied weights are stored once but counted twice, so tensors may exceed the file by this factor.
+#: Tensors may have this many times the bytes of the file: weights that two layers share are stored once, but counted
+#: twice.
 _MOST_TIMES_THE_FILE = 4
 
 

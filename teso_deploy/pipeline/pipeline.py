@@ -159,7 +159,7 @@ class Pipeline:
 
     @property
     def form(self) -> str | None:
-        """Name in the manifest of the form that runs; None for the canonical graphs."""
+        """The manifest's name of the form that runs; None for the canonical graphs."""
         return self._first_engine.form
 
     @property

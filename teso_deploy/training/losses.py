@@ -164,7 +164,7 @@ def mask_losses(
     cells = mask_logits.shape[2] * mask_logits.shape[3]
     logits, targets = mask_logits.flatten(2), batch.masks.flatten(2)
     if train.loss_points < cells:
-        # Random cells, the same for all rows of a step.
+        # Compare at random cells, which are the same for all rows of a step.
         points = torch.randperm(cells, generator=generator)[: train.loss_points].to(logits.device)
         logits, targets = logits[:, :, points], targets[:, :, points]
     targets = targets.repeat(states, 1, 1)

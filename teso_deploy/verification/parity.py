@@ -51,7 +51,7 @@ class Limits:
 
     @property
     def chain(self) -> Thresholds:
-        """Thresholds for masks against the canonical graphs', if each graph gets the outputs of the one before it.
+        """Thresholds for comparing masks with the canonical graphs' if each graph gets the outputs of the one before.
 
         A pixel at the edge of the masked attention may flip, so the limit of the largest error is the one for PyTorch.
         """

@@ -23,11 +23,11 @@ BATCH_ROWS = (0, 2, 3)
 
 
 class Runs(Protocol):
-    """The part of an engine's interface that is used here, so that PyTorch can run the graphs too."""
+    """The part of an engine's interface that comparisons need. PyTorch's modules can offer it too."""
 
     @property
     def precision(self) -> str:
-        """The precision that it computes in."""
+        """The precision in which the graph is computed."""
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ class _ManagedVersioned(ctypes.Structure):
 
 
 def _python(name: str, result: Any, *parameters: Any) -> Any:
-    # Our own prototype, because the functions of ctypes.pythonapi are shared by the whole process.
+    # Make a separate function object: those of ctypes.pythonapi are shared by the whole process.
     return ctypes.PYFUNCTYPE(result, *parameters)((name, ctypes.pythonapi))
 
 

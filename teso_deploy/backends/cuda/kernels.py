@@ -74,7 +74,7 @@ def load_kernels(device: Device, fatbin: Path | None = None, cache: Path | None 
         code = _read_fatbin(packaged)
         try:
             return device.module(code)
-        except DeviceError:  # it has no code for this architecture
+        except DeviceError:  # the file has no code for this architecture
             pass
     return device.module(compile_kernels(device.compute_capability, cache))
 

@@ -180,7 +180,7 @@ def is_rows_first(source: tuple[int, int], target: tuple[int, int], pillow: str 
 
 @functools.lru_cache(maxsize=64)
 def mask_taps(source: int, target: int, share: float) -> NDArray[np.int32]:
-    """Compute bilinear taps along one axis of the class scores, as ``pipeline/postprocess.py`` does.
+    """Compute bilinear taps along one axis of the class scores, as :mod:`teso_deploy.labels` does.
 
     Args:
         source: Length of the scores along the axis.

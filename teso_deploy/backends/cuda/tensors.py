@@ -15,7 +15,7 @@ from teso_deploy.backends.cuda.arrays import DeviceArray
 from teso_deploy.backends.cuda.device import Device, Event, Memory, Stream
 from teso_deploy.errors import DeviceError
 
-#: The key of a tensor's writer among its users.
+#: The key under which a tensor keeps its writer. The other keys are readers.
 _WRITER = object()
 
 

@@ -32,7 +32,7 @@ from teso_deploy.types import Precision
 #: Part of every key of the cache. Increase it when :mod:`builder` builds another engine from the same graph.
 BUILD_REVISION = 1
 Found = TypeVar("Found")
-#: The file of an engine, and its hash in the manifest; None for an engine of the cache.
+#: The file of an engine, and the hash that the manifest has for it (None for an engine of the cache).
 _Kept = tuple[Path, str | None]
 
 

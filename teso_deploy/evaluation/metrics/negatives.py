@@ -74,7 +74,7 @@ class PositiveIous:
         self._frames += len(masks)
 
     def values(self) -> dict[str, float | None]:
-        """The area; None without a frame."""
+        """The area under the curve; None if no frame was added."""
         return {"auc": _integrate(self._at_least / self._frames) if self._frames else None}
 
 

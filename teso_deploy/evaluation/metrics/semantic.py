@@ -69,7 +69,7 @@ class SemanticScores:
         self._frames += 1
 
     def values(self) -> dict[str, float | None]:
-        """The scores by name; None without a frame."""
+        """The scores by name; None if no frame was added."""
         ious, f_scores = self.class_ious(), self.class_f_scores()
         occurs = self._frames_with > 0
         values = {

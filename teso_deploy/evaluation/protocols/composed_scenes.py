@@ -188,7 +188,7 @@ class BlankRate:
         return {"blank_rate": self._mean.value}
 
     def class_values(self) -> dict[str, dict[str, float]]:
-        """None: frames are counted, not classes."""
+        """Nothing: this metric counts frames, and has no values per class."""
         return {}
 
 

@@ -15,7 +15,7 @@ LINEAR = (0, 2, 4)
 
 
 def list_vggish_rules(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Iterator[Rule]:
-    """The rules of all layers. VGGish with batch norm exists only here, so no such file fits it."""
+    """The rules of all layers. Only this package has a VGGish with batch norm, so files in this format do not fit."""
     for i in CONVOLUTIONS:
         yield from layer(f"features.{i}", f"features.{i}")
     for i in LINEAR:
@@ -31,6 +31,6 @@ VGGISH = Format(
     part="audio",
     recognises=_recognises,
     rules=list_vggish_rules,
-    # PCA and quantisation, which audio-visual segmentation does not use.
+    # Weights of PCA and quantisation, which audio-visual segmentation does not use.
     ignored=lambda key: key.startswith("pproc."),
 )
