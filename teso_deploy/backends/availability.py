@@ -18,7 +18,7 @@ DRIVER_OF_CUDA = {12: 525, 13: 580}
 OUR_CUDA = 13
 #: CUDA 13 and TensorRT run on no older GPU.
 OLDEST_CAPABILITY = (7, 5)
-#: ONNX Runtime's TensorRT provider is linked to libnvinfer.so.10.
+#: The version of TensorRT that ONNX Runtime's TensorRT provider needs: it is linked to libnvinfer.so.10.
 TENSORRT_OF_ONNXRUNTIME = 10
 
 

@@ -27,7 +27,8 @@ PACKAGE, PACKAGE_MODULE = "instant-clip-tokenizer", "instant_clip_tokenizer"
 PACKAGE_VOCABULARY = 49408
 TOKENIZER_FILE, VOCABULARY_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
 START, END = "<|startoftext|>", "<|endoftext|>"
-#: Contractions, runs of letters, single digits, runs of anything else (``clip/simple_tokenizer.py``).
+#: How CLIP splits a text: into contractions, runs of letters, single digits, and runs of anything else
+#: (``clip/simple_tokenizer.py``).
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _STRAIGHT_QUOTES = str.maketrans("ʼ‘’‚‛“”„‟", "'''''\"\"\"\"")
 

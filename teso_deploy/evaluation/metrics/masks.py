@@ -49,5 +49,5 @@ class Mean:
 
     @property
     def value(self) -> float | None:
-        """The mean; None of no numbers."""
+        """The mean; None if there are no numbers."""
         return float(self._sum / self.count) if self.count else None

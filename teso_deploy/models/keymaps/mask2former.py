@@ -18,7 +18,7 @@ from teso_deploy.recipe import Recipe
 BACKBONE = "model.pixel_level_module.encoder."
 PIXEL_DECODER = "model.pixel_level_module.decoder."
 TRANSFORMER = "model.transformer_module."
-#: In 5.x the backbone is nested one level deeper.
+#: In transformers 5.x the backbone is nested one level deeper.
 BACKBONE_5 = BACKBONE + "swin."
 #: Computed tables, the loss, and a last norm that this backbone never calls because it has other norms.
 _OF_NO_USE = re.compile(r"relative_position_index$|^criterion\.|^model\.pixel_level_module\.encoder\.swin\.layernorm\.")
