@@ -105,7 +105,7 @@ def _entries(data: Buffer, at: int, end: int) -> ExternalData | None:
         try:
             if key == _LOCATION:
                 if location not in (None, value.decode()):
-                    raise _Malformed  # two locations: readers would choose differently
+                    raise _Malformed  # with two locations, readers could choose different ones
                 location = value.decode()
             elif (said := key.decode()) in numbers:
                 if not value.isdigit() or len(value) > _MOST_DIGITS:

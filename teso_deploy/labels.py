@@ -29,7 +29,7 @@ def _compute_taps(source: int, target: int, share: float) -> Taps:
 def _mix(scores: NDArray[np.float32], rows: Taps, columns: Taps) -> NDArray[np.float32]:
     top, bottom, down = rows
     left, right, along = columns
-    # Columns first, because there are fewer rows before the upsampling.
+    # Interpolate along the columns first, because there are fewer rows before the upsampling.
     wide = scores[:, left] + (scores[:, right] - scores[:, left]) * along
     return wide[top] + (wide[bottom] - wide[top]) * down[:, None]
 

@@ -69,7 +69,7 @@ __all__ = [
 ]
 
 
-#: Larger than any recipe: the shipped ones have 2 KB, and a vocabulary of classes adds about 10 KB.
+#: The size limit of a recipe. The shipped ones have 2 KB, and a vocabulary of classes adds about 10 KB.
 MOST_BYTES = 4 << 20
 MOST_EXTENDED = 32
 

@@ -23,7 +23,7 @@ _HARMLESS = {
     "multicast", "profile", "quality", "bitrate", "format", "video", "audio", "compression", "camera", "track", "lang",
     "timeout", "buffer_size", "fifo_size", "pkt_size", "overrun_nonfatal", "listen", "ttl", "reuse", "api-version",
 }  # fmt: skip
-#: In a path also the user name, which cameras write before the password.
+#: In a path, the user name is harmless too. Cameras have it before the password.
 _HARMLESS_IN_PATHS = _HARMLESS | {"user"}
 #: Values that are too short to be a secret.
 _SWITCH = re.compile(r"\d{1,2}|true|false|yes|no|on|off|tcp|udp", re.IGNORECASE)

@@ -16,7 +16,7 @@ from typing import Any
 from teso_deploy.errors import InputNotFoundError, TesoError
 from teso_deploy.text import to_one_line
 
-#: Larger than any word list or cue file so far.
+#: The size limit of a file in bytes, larger than any word list or cue file so far.
 LIMIT_BYTES = 64 * 2**20
 #: Start of the file that a clone without Git LFS has in place of each large file.
 LFS_POINTER = b"version https://git-lfs"

@@ -111,7 +111,7 @@ class OnnxRuntimeCudaSlot:
             DeviceMemoryError: The GPU's memory does not suffice.
             DeviceError: The GPU failed.
         """
-        before, self._shapes = self._shapes, {}  # after a run that fails the next one starts from nothing
+        before, self._shapes = self._shapes, {}  # if this run fails, the next one starts from nothing
         try:
             shapes = {name: self._bind(name, feeds[name]) for name in self._inputs}
             if shapes != before:
@@ -163,7 +163,7 @@ class OnnxRuntimeCudaEngine:
         DeviceMemoryError: The GPU's memory does not suffice.
     """
 
-    #: A slot waits for its run.
+    #: Running a slot waits until the outputs are complete.
     is_asynchronous = False
 
     def __init__(

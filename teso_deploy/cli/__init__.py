@@ -79,7 +79,7 @@ def _find_commands_with(flag: str) -> str:
     """The commands that have an option of this name, for a message."""
     found = []
     for name in COMMANDS:
-        with suppress(ImportError):  # of a command that can't be loaded here
+        with suppress(ImportError):  # a package of that command is not installed
             parameters = _LazyCommands().get_command(None, name).params
             if any(flag in (*one.opts, *one.secondary_opts) for one in parameters):
                 found.append(f"`{name}`")

@@ -148,7 +148,7 @@ def end_by_signals(runner: LiveRunner) -> Iterator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
-    if before[signal.SIGHUP] is signal.SIG_IGN:  # nohup
+    if before[signal.SIGHUP] is signal.SIG_IGN:  # started with nohup
         del before[signal.SIGHUP]
 
     def end(number: int, frame: FrameType | None) -> None:

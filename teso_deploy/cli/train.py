@@ -180,7 +180,7 @@ def _check_apart(read: list[Path | None], data: Path, out: Path) -> None:
     """Refuse a folder in which training would overwrite its inputs. Raises :class:`OutputError`."""
     from teso_deploy.training.loop import CURVES, LOG, STATE, WEIGHTS
 
-    # then these files belong to this run, even if they are in the folder of the data
+    # In a resumed run the files are its own, even if they are in the folder of the data.
     is_resumed = os.path.isfile(out / STATE)
     check_apart([*read, None if is_resumed else data], [out / name for name in (STATE, WEIGHTS, LOG, CURVES)])
 

@@ -178,7 +178,7 @@ def describe_image_processor(processor: Any) -> ImageEntry:
 
 
 def check_pictures(processor: Any, entry: ImageEntry) -> None:
-    """Raise :class:`CheckpointError` if an image processor does not prepare a picture as we will."""
+    """Raise :class:`CheckpointError` if an image processor prepares a picture differently from this package."""
     for size in ((61, 97), (97, 61)):
         image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
         theirs = call_quietly(processor, Image.fromarray(image), return_tensors="np")

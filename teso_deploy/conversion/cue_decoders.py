@@ -184,7 +184,7 @@ def _load(source: Path) -> tuple[Any, Any, str]:
 
         try:
             model = load("sdpa")
-        except ValueError:  # GPT-J, BLOOM and others have only the other kind of tokenizer
+        except ValueError:  # GPT-J, BLOOM and others have only one kind of tokenizer
             model = load("eager")
     except Exception as error:  # transformers and its readers raise errors of many types
         raise refuse_unreadable(source, "a language model", error) from error
@@ -329,7 +329,7 @@ def find_chat_texts(tokenizer: Any, tokens: Tokens) -> ChatEntry:
         try:
             before, to_user, to_assistant, to_again, _ = _split_between(render(system, user, assistant, again), marks)
             before_system: str | None = before
-        except Exception:  # a template that refuses a system turn raises any error
+        except Exception:  # a template that refuses a system turn may raise any error
             before_system, to_user = None, ""
             _, to_assistant, to_again, _ = _split_between(render(user, assistant, again), marks[1:])
         before_user, _ = _split_between(render(user), marks[1:2])
@@ -373,7 +373,7 @@ def _takes_parts(tokenizer: Any) -> bool:
     """Whether a template takes a turn as a list of typed parts, as those of vision-language models do."""
     try:
         return "MARK" not in tokenizer.apply_chat_template(_make_turns([("user", "MARK")], False), tokenize=False)
-    except Exception:  # a template that does not raises any error
+    except Exception:  # a template that takes no parts may raise any error
         return True
 
 

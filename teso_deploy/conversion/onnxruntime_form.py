@@ -28,7 +28,7 @@ from teso_deploy.conversion.rewriting import Rewriter, find_producer, get_consta
 #: Opset 23 introduced Attention. From opset 20 to 23 the operators in our graphs did not change.
 OPSET = 23
 MICROSOFT = "com.microsoft"
-#: A longer side of the query grid would lose the last bits of the offsets.
+#: The longest side of the query grid. If a side were longer, the offsets would lose their last bits.
 LONGEST_GRID_SIDE = 512
 
 

@@ -38,7 +38,8 @@ _FP32_OPERATORS = {
     *("Exp", "Log", "Sqrt", "Pow", "Reciprocal", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"),
     *("Sigmoid", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Floor", "Range", "Resize", "TopK"),
 }
-#: Operators that decide. All floats that lead to them stay in fp32, back to the products that computed them.
+#: Operators whose result depends on a threshold. All floating-point values that lead to them stay in fp32, back to the
+#: products that computed them.
 _DECIDING = {"Sigmoid", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"}
 _DECIDING_OUTPUTS = {"cue_gate", "masks"}
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Abs", "Neg", "Clip", "Unsqueeze", "Reshape", "Transpose", "Gather"}

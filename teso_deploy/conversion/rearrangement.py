@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from teso_deploy.conversion.rewriting import Rewriter, get_constant, get_sizes
 
 _MOVING = {"Reshape", "Transpose", "Slice", "Concat"}
-#: A chain without these is kept: a transposition of whole blocks is as fast as a gather.
+#: A chain of nodes without these operators is kept: it transposes whole blocks, which is as fast as a gather.
 _ROLLING = {"Concat"}
 
 

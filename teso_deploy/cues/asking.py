@@ -72,7 +72,7 @@ class Wish:
         elif is_new_sound and self.options.on_sound:
             self.reason = "sound"
         elif self.options.every_seconds is not None and not 0 <= pts_seconds - last < self.options.every_seconds:
-            self.reason = "interval"  # also if the stream's time jumped back
+            self.reason = "interval"  # also the reason if the stream's time jumped back
 
     def note_question(self, pts_seconds: float) -> None:
         """Note a question about the picture of this time."""

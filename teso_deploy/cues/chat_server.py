@@ -37,7 +37,7 @@ KEY_VARIABLE = "TESO_CUES_API_KEY"
 #: Local servers accept a placeholder as key ("none", "ollama"). Answers may contain such a word, so shorter keys are
 #: not redacted.
 LEAST_KEY = 8
-#: A server that asks for a longer pause than this (``Retry-After``) is mistaken.
+#: Longer pauses that a server requests (``Retry-After``) are a mistake, and are cut to this.
 LONGEST_WAIT_SECONDS = 86_400.0
 #: The tokens that are added when a model used up its limit by thinking and is asked again.
 THINKING_TOKENS = 4000

@@ -26,7 +26,7 @@ from teso_deploy.text import to_one_line
 MAX_PROMPT_BYTES = 1_000_000
 DEFAULT_PROMPT = "few-shot-cot"
 _SHOTS, _CAPTIONER = "shots", "captioner"
-#: A longer caption is cut. By then it has described the picture.
+#: A longer caption is cut: its beginning has described the picture.
 MAX_CAPTION_CHARACTERS = 4000
 _BRACKETS = str.maketrans({"<": "(", ">": ")", "[": "(", "]": ")", "{": "(", "}": ")", "|": " ", "#": " ", "`": "'"})
 _ROLES = re.compile(r"\b(system|user|assistant|human|instruction|response|answer|ai)\s*(?:[:：]\s*)+", re.IGNORECASE)

@@ -24,7 +24,7 @@ from teso_deploy.types import ImageSize
 #: The name of the protocol with the 71 classes of AVSBench-semantic.
 SEMANTIC = "avss"
 PROTOCOLS = (*BINARY_DEFINITIONS, SEMANTIC)
-#: What the numbers of a .npy file are.
+#: The meaning of the numbers in a .npy file.
 Values = Literal["logits", "probabilities"]
 _SUFFIXES = (".npy", ".png")
 _FRAME_NUMBER = re.compile(r"(.+?)[_-]?\d+")

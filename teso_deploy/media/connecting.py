@@ -19,7 +19,7 @@ from teso_deploy.media.address import Address, open_options
 from teso_deploy.media.container import METADATA_ERRORS, SIZE_LIMIT, open_container
 from teso_deploy.media.tracks import choose_video_track, list_audio_candidates
 
-#: Repeating the request would not help: access was refused, or the resource does not exist.
+#: After these errors, repeating the request would not help: access was refused, or the resource does not exist.
 REFUSED = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError, av.error.HTTPNotFoundError)
 
 

@@ -12,7 +12,7 @@ import av
 from teso_deploy.media.picture import Look, to_rgb
 from teso_deploy.types import Frame
 
-#: Decoded frames that may wait where none may be lost.
+#: The number of decoded frames that may wait if no frame may be lost.
 MOST_FRAMES = 4
 
 
@@ -59,7 +59,7 @@ class Counts:
     format_changes: int = 0
     reconnects: int = 0
     drops: Counter[str] = field(default_factory=Counter)
-    #: Packets that the video decoder holds back before it returns a frame.
+    #: The number of packets that the video decoder holds back before it returns a frame.
     delay_frames: int = 0
     latest_video_seconds: float | None = None
 

@@ -31,8 +31,8 @@ from teso_deploy.media.picture import Presenter, to_rgb
 from teso_deploy.media.tracks import choose_video_track, list_audio_candidates
 from teso_deploy.types import Frame
 
-#: Both decode on the GPU if possible, otherwise in software. They differ in how the caller treats ``decoder_note``:
-#: a note is a warning for "nvdec", and information for "auto".
+#: Both values decode on the GPU if possible, otherwise in software. They differ in how the caller treats
+#: ``decoder_note``: a note is a warning for "nvdec", and information for "auto".
 Hardware = Literal["auto", "nvdec"]
 #: A file that ends this long before its announced end was cut off.
 CUT_OFF_SECONDS, CUT_OFF_SHARE = 1.0, 0.05

@@ -24,7 +24,7 @@ from teso_deploy.types import SAMPLE_RATE_HZ
 
 _TICKS_PER_SECOND = 90_000
 _CHUNK_SAMPLES = 4096
-#: The same numbers name matrix, primaries and transfer function.
+#: FFmpeg uses the same number of a standard for its matrix, its primaries and its transfer function.
 _BT709, _SMPTE170M = 1, 6
 _LIMITED_RANGE = 1
 #: Length of the pieces of a growing file. If its process is killed, the file lacks the piece that was not finished.

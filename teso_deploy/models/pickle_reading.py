@@ -14,7 +14,8 @@ from typing import IO, Any
 from teso_deploy.errors import CheckpointError
 from teso_deploy.text import to_one_line
 
-#: A file of weights has fewer steps: 1,000 tensors take about 30,000. A step may take 60 times its bytes of memory.
+#: The most steps of a pickle. Files of weights have fewer: 1,000 tensors take about 30,000. A step may take 60 times
+#: its bytes of memory.
 MOST_STEPS = 5_000_000
 _MARK = object()
 #: Modules and functions that a checkpoint never needs. Nothing runs here, but the next program may be less careful.

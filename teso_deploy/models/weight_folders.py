@@ -20,7 +20,7 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetenso
 _INDEX_ENDING = ".index.json"
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".pkl", ".tar")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{1,6})-of-(?P<count>\d{1,6})(?P<suffix>\.\w+)")
-#: An index of a model of 100,000 tensors has 10 MB.
+#: The size limit of an index in bytes. An index of 100,000 tensors has 10 MB.
 _LARGEST_INDEX = 64 << 20
 #: Files that show that a folder has another kind of weights, and what to do.
 _OTHERS = (

@@ -14,7 +14,7 @@ from teso_deploy.types import Precision
 
 #: (height, width), "auto", or None: the bundle's first size.
 SizeChoice = tuple[int, int] | Literal["auto"] | None
-#: Python refuses to turn a text of thousands of digits into a number, so the digits are counted.
+#: The pattern limits the number of digits, because Python refuses to convert thousands of digits to a number.
 _SIZE = re.compile(r"(\d{1,9})(?:x(\d{0,9}))?", re.ASCII | re.IGNORECASE)
 
 
@@ -61,7 +61,8 @@ def check_engine_building(backends: Collection[str], profile: str | None, rebuil
         )
 
 
-#: Each graph has its own threads: with 100,000 the engines took 10 GB and a run did not begin.
+#: The most threads that a user may request. Each graph has its own threads: with 100,000, the engines took 10 GB and a
+#: run did not begin.
 MOST_THREADS = 1024
 
 

@@ -33,7 +33,7 @@ from teso_deploy.training.videos import VideoBatches
 
 #: The foundation's part of the fusion: its learned mask queries are frozen too.
 _HELD = ("fusion.queries",)
-#: Always new, because the classes that sound are not the foundation's classes.
+#: Parameters that always start from new values: the classes that sound are not the foundation's classes.
 _NEW = ("fusion.", "decoder.classifier.")
 
 

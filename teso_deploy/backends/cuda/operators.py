@@ -60,7 +60,7 @@ class DeviceOperators:
         if isinstance(masks, DeviceTensor):
             masks.wait_ready(self._stream)
             pointer, shape, dtype = masks.pointer, masks.shape, masks.dtype
-        else:  # an OrtValue, complete when its run returns; masks are float32 in every precision
+        else:  # an OrtValue: complete when its run returns, and float32 in every precision
             pointer, shape, dtype = masks.data_ptr(), tuple(masks.shape()), np.dtype(np.float32)  # type: ignore[attr-defined]
         scores = Scores(pointer, (shape[0], shape[1], shape[2], shape[3]), dtype)
         self._postprocess(scores, Labels(self._labels.pointer, size), self._stream, shares=shares)

@@ -118,7 +118,7 @@ def compute_labels(
         (B, height, width) uint8: 1 + argmax where the maximum ≥ threshold, else 0.
     """
     mixed = scores.astype(np.float32)
-    # Columns first: because of rounding, rows first would give another result.
+    # Resize the columns first: because of rounding, the other order would give another result.
     for axis in (3, 2):
         cells, share, length = scores.shape[axis], shares[axis - 2], size[axis - 2]
         last = math.ceil(cells * share) - 1

@@ -193,7 +193,7 @@ def _configure(
         config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
         if settings.timing_cache:
             cache = config.create_timing_cache(timing_cache or b"")
-            if not config.set_timing_cache(cache, False):  # of another version or GPU
+            if not config.set_timing_cache(cache, False):  # the cache is of another version or GPU
                 config.set_timing_cache(config.create_timing_cache(b""), False)
     batch = settings.batch_of(graph)
     profile = builder.create_optimization_profile()

@@ -104,7 +104,6 @@ class EngineCache:
             total += size
             if now - used_at > UNUSED_SECONDS or total > MOST_BYTES:
                 with suppress(OSError):
-                    get_sidecar_path(path).unlink(
-                        missing_ok=True
-                    )  # first, so that no process takes the engine any more
+                    # Delete the sidecar first: then no process takes the engine any more.
+                    get_sidecar_path(path).unlink(missing_ok=True)
                     path.unlink(missing_ok=True)

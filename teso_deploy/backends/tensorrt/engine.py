@@ -42,7 +42,7 @@ class TensorRTEngine:
         DeviceMemoryError: The GPU's memory does not suffice.
     """
 
-    #: A slot queues its run on the device's stream.
+    #: Running a slot only queues work on the device's stream.
     is_asynchronous = True
 
     def __init__(

@@ -41,7 +41,8 @@ PORTABLE, AMPERE_PLUS = "portable", "ampere-plus"
 #: data-centre GPU after Ampere (9.0, 10.0).
 RTX_CAPABILITIES: tuple[Numbers, ...] = ((7, 5), (8, 0), (8, 6), (8, 9))
 RTX_FROM: Numbers = (12, 0)
-#: Of these, the generations that can't run portable engines, only engines built for exactly that generation.
+#: GPUs with these compute capabilities run no portable engines, only engines that were built for exactly their
+#: generation.
 NOT_PORTABLE: tuple[Numbers, ...] = ((7, 5),)
 
 

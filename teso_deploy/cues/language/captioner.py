@@ -63,7 +63,7 @@ class LocalCaptioner:
         shown = prepare_picture(image, self._image)
         hidden = self._graphs["encoder"].run(["last_hidden_state"], shown)[0]
         start = np.array(self._entry.decoder.start, np.int64)
-        # Everything that a decoder takes at its first word. Some graphs only use the shape.
+        # These are all inputs that a decoder may take at its first word. Some graphs only use the shape.
         given = {"encoder_hidden_states": hidden, "input_ids": start[None], "attention_mask": np.ones_like(start[None])}
         if "attention_mask" in shown:
             given["encoder_attention_mask"] = shown["attention_mask"]

@@ -17,7 +17,7 @@ from teso_deploy.errors import DataError
 from teso_deploy.evaluation.metrics.masks import Mean
 from teso_deploy.types import ImageSize
 
-#: β² of every F-score of the field.
+#: β² of the F-score in all published programs.
 BETA_SQUARED = 0.3
 _IOU_EPSILON, _F_EPSILON = 1e-7, 1e-20
 

@@ -15,9 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from teso_deploy.errors import DataError
 from teso_deploy.types import BLANK_PIXEL_RATE
 
-#: n: nothing sounds, s: one class, m: several.
+#: The kinds of frames: in n nothing sounds, in s one class, in m several.
 SourceCount = Literal["n", "s", "m"]
-#: As the published program computes them, so that ties fall to the same side.
+#: The thresholds are computed as in the published program: other roundings would decide ties differently.
 ALPHAS = np.arange(0.05, 0.99, 0.05)
 
 
