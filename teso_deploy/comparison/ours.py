@@ -75,7 +75,7 @@ class Ours:
         scores = merge_tensors(found)[MASKS].numpy()[0].copy()
 
         def alone(stage: Stage) -> Callable[[int], object]:
-            """A stage by itself: on other pictures and sounds where it takes them, else on the first one's tensors."""
+            """Return a call of one stage. Its pictures and sounds change from call to call, its other inputs do not."""
             fixed = {name: tensor for source in stage.inputs for name, tensor in found[source].items()}
             pictures = given_pictures if "image" in stage.inputs else [{}]
             windows = given_windows if "audio_window" in stage.inputs else [{}]

@@ -184,7 +184,7 @@ def _load(source: Path) -> tuple[Any, Any, str]:
 
         try:
             model = load("sdpa")
-        except ValueError:  # GPT-J, BLOOM and others have only one kind of tokenizer
+        except ValueError:  # GPT-J, BLOOM and others have only eager attention
             model = load("eager")
     except Exception as error:  # transformers and its readers raise errors of many types
         raise refuse_unreadable(source, "a language model", error) from error

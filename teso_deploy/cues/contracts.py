@@ -117,6 +117,6 @@ class Reasoner(Protocol):
     def identity(self) -> str: ...
 
     def answer(self, messages: Sequence[Message]) -> str:
-        """Continue a conversation, whose last message alone differs by call. Raises :class:`CueSourceError`."""
+        """Continue a conversation. Only its last message differs between calls. Raises :class:`CueSourceError`."""
 
     def close(self) -> None: ...

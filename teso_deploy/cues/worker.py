@@ -37,7 +37,7 @@ class _Watched:
         self._earlier: deque[Frame] = deque(maxlen=max(0, frames - 1))
 
     def collect(self, frame: Frame, is_new_scene: bool) -> tuple[Frame, ...]:
-        """The earlier pictures of this one's scene. The picture is kept for the next call."""
+        """Return the earlier pictures of this picture's scene, and keep the picture for the next call."""
         if is_new_scene or (self._earlier and frame.pts_seconds < self._earlier[-1].pts_seconds):
             self._earlier.clear()
         before = tuple(self._earlier)

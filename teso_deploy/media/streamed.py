@@ -1,4 +1,4 @@
-"""Sound of any length in little memory. It is decoded or generated again where it is read."""
+"""Sound of any length in little memory. It is decoded or generated again when it is read."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class WeightSource:
 
     @property
     def part(self) -> Part:
-        """The part of a model that it gives."""
+        """The part of a model that the checkpoint contains."""
         return self.format.part if self.format else "model"
 
 

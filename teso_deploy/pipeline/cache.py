@@ -65,7 +65,7 @@ class History:
 
     @property
     def values(self) -> tuple[NDArray[Any], ...]:
-        """The values, the newest last. The first value of a stream takes the place of those before it."""
+        """The values, the newest last. At the start, the first value also stands for the moments before it."""
         values = tuple(self._values)
         return values[:1] * (self._length - len(values)) + values
 

@@ -87,7 +87,7 @@ def run_file(
 
 def _describe_input(source: VideoSource, stream: Stream) -> InputFacts:
     def find_end() -> float:
-        """Show the last picture for as long as the file does, or until its own sound ends."""
+        """Return the time until which the last picture is shown: the later end of the file's picture and own sound."""
         if source.mode != "file":
             return 0.0
         sound_end = source.track.end_seconds if source.sound == "own" else 0.0

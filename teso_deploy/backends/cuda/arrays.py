@@ -81,7 +81,7 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Version 3. Missing (AttributeError) for host memory and for types that NumPy does not have."""
+        """Version 3 of the interface. AttributeError for host memory and for types that NumPy does not have."""
         if self.device is None or self.dtype.kind == "V":
             raise AttributeError("__cuda_array_interface__")
         return {

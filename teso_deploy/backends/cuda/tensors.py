@@ -57,7 +57,7 @@ class DeviceTensor:
             stream.wait_for(self.ready)
 
     def read_until(self, reader: Hashable, event: Event) -> None:
-        """Note that ``reader`` has finished with it after ``event``."""
+        """Note that ``reader`` has finished with the tensor after ``event``."""
         self._uses[reader] = event
 
     def wait_unread(self, stream: Stream) -> None:
@@ -67,7 +67,7 @@ class DeviceTensor:
                 stream.wait_for(event)
 
     def numpy(self) -> NDArray[Any]:
-        """Copy it to page-locked host memory and return a view of that; each call overwrites the view."""
+        """Copy the content to page-locked host memory and return a view; each call overwrites the last view."""
         if self._host is None or self._stream is None:
             self._host = self.device.allocate_pinned(self.shape, self.dtype)
             self._stream = self.device.stream()

@@ -56,7 +56,7 @@ class SourceOptions:
 
 
 class FollowsVideo(Protocol):
-    """A source whose answers are those of a track, which the caller sets for each video."""
+    """A source that reads its answers from a track, which the caller sets for each video."""
 
     track: CueTrack
 
@@ -135,7 +135,7 @@ class SourceParts:
         )
 
     def make_exported_reasoner(self, source: str) -> Reasoner:
-        """The language model of the exported models. Raises :class:`CueError`, naming the source, without one."""
+        """The language model of the exported models. Raises :class:`CueError`, naming the source, if there is none."""
         if self._models is None or self._models.manifest.reasoner is None:
             raise CueError(
                 f"the source {source} needs a reasoner: give --models, a folder of `teso-deploy export-cues` with one"
@@ -143,7 +143,7 @@ class SourceParts:
         return self._open_process(self._models).reasoner(reasons=self.prompt.reasons)
 
     def make_served_reasoner(self, source: str) -> Reasoner:
-        """The language model of the server. Raises :class:`CueSourceError`, naming the source, without a server."""
+        """The language model of the server. Raises :class:`CueSourceError`, naming the source, if none is given."""
         return ServerReasoner(self.open_server(source), reasons=self.prompt.reasons)
 
     def _open_process(self, models: CueModels) -> ModelProcess:

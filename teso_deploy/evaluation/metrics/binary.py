@@ -189,7 +189,7 @@ class BinaryScores:
         self._found += counts.found.sum(axis=0)
 
     def values(self) -> dict[str, float | None]:
-        """The scores by name; None without a batch."""
+        """The scores by name; None if no batch was added."""
         published = self._micro_values() if self.definition.is_micro else (self._miou.value, self._f_score.value)
         unbiased = float(self._curve.max() / self._curve_frames) if self._curve_frames else None
         return {

@@ -45,7 +45,7 @@ class NegativeScores:
         self._at_most += (shares[:, None] <= LEVELS).sum(axis=0)
 
     def values(self) -> dict[str, float | None]:
-        """The measures by name; None without a frame."""
+        """The measures by name; None if no frame was added."""
         frames = self._share.count
         return {
             "fpr": self._share.value,

@@ -214,7 +214,7 @@ class FollowsRate:
         return {"follows_rate": self._mean.value}
 
     def class_values(self) -> dict[str, dict[str, float]]:
-        """None: scenes are counted, not classes."""
+        """Nothing: this metric counts scenes, and has no values per class."""
         return {}
 
 

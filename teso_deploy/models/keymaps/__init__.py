@@ -1,4 +1,4 @@
-"""Key maps for checkpoints of other projects: which of their keys is which of ours, one module per format."""
+"""Key maps for checkpoints of other projects: their keys and ours, with one module per format."""
 
 from __future__ import annotations
 
