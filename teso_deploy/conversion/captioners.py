@@ -194,8 +194,8 @@ def check_pictures(processor: Any, entry: ImageEntry) -> None:
 def keep_outputs(graph: Path, out: Path) -> None:
     """Reduce a first decoder to the part that computes keys and values of the picture.
 
-    Its outputs get the names of the other decoder's inputs. Their shapes depend on the length of a batch, which the
-    graph reads from ``input_ids``.
+    Its outputs get the names of the other decoder's inputs. The shapes of the outputs depend on the batch, whose size
+    the graph reads from ``input_ids``.
     """
     model = ir.load(graph)
     kept = [value for value in model.graph.outputs if ".encoder." in str(value.name)]

@@ -133,7 +133,7 @@ def _find_shards(path: Path, shard: re.Match[str]) -> WeightFiles:
 
 
 def _read_index(path: Path) -> WeightFiles:
-    """Return the shards that an index names. All of them are beside it."""
+    """Return the shards that an index names. All of them are in its folder."""
     text = read_text(path, "an index of shards", limit_bytes=_LARGEST_INDEX, error=CheckpointError)
     content = parse_json(text, path, error=CheckpointError)
     promised = content.get("weight_map") if isinstance(content, dict) else None

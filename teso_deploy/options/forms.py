@@ -1,4 +1,4 @@
-"""The forms of its graphs that a bundle gets, and its engines."""
+"""Which forms of its graphs, and which engines, a bundle contains."""
 
 from __future__ import annotations
 

@@ -222,7 +222,7 @@ class TensorRTSlot:
                     f"{self._owner.name} can't read {name} at {pointer:#x} "
                     f"({self._owner.library.messages.first_error}): copy it into separate memory"
                 )
-        if addresses not in now.seen:  # lazy initialisation must not be recorded
+        if addresses not in now.seen:  # a first run may initialise things, which must not be recorded
             self._execute()
             if len(now.seen) >= MOST_GRAPHS:  # the inputs have other addresses each time
                 self._compute.synchronize()
