@@ -87,8 +87,8 @@ def markdown(report: dict[str, Any]) -> str:
         grouped.setdefault((row["bundle"], row["graph"], row["precision"]), {})[row["architecture"]] = row
     for (bundle, graph, precision), cells in grouped.items():
         half = next(iter(cells.values()))["half_share"]
-        told = [f"{cells[name]['seconds']:.1f}, {cells[name]['megabytes']:.1f}" for name in names]
-        lines.append(f"| {bundle} | {graph} | {precision} | {half:.0%} | {' | '.join(told)} |")
+        figures = [f"{cells[name]['seconds']:.1f}, {cells[name]['megabytes']:.1f}" for name in names]
+        lines.append(f"| {bundle} | {graph} | {precision} | {half:.0%} | {' | '.join(figures)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -154,7 +154,7 @@ def failures_of(measured: Measured, size: ImageSize, batch: int) -> list[dict[st
 
 def environment(device: Device, bundle: Bundle) -> dict[str, Any]:
     """Describe the environment of the measurement."""
-    told = asked_nvml(
+    queried = asked_nvml(
         {
             "driver": lambda nvml, gpu: nvml.nvmlSystemGetDriverVersion(),
             "sm_clock_mhz": lambda nvml, gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),
@@ -169,7 +169,7 @@ def environment(device: Device, bundle: Bundle) -> dict[str, Any]:
         "gpu_memory_total_mb": round(device.memory_info()[1] / 1e6),
         "cuda_of_driver": ".".join(map(str, device.driver_version)),
     }
-    return gpu | told | environment_of(count_cores(), bundle, LIBRARIES)
+    return gpu | queried | environment_of(count_cores(), bundle, LIBRARIES)
 
 
 def with_half(bundle: Bundle, precisions: Sequence[Precision], folder: Path) -> Bundle:

@@ -102,8 +102,8 @@ def page(title: str, report: dict[str, Any]) -> str:
     alone = {key: value for key, value in report.items() if isinstance(value, str | int | float)}
     for key in ("schema_version", "bound_by"):
         alone.pop(key, None)
-    told = {"bound_by": "", **report, "environment": {**alone, **report.get("environment", {})}}
-    lines = [markdown(title, told)]
+    shared = {"bound_by": "", **report, "environment": {**alone, **report.get("environment", {})}}
+    lines = [markdown(title, shared)]
     if report.get("failures"):
         rows = [[one["name"], one["size"], one["batch"], one["reason"]] for one in report["failures"]]
         lines += _table(("did not run", "size", "batch", "why"), rows)

@@ -178,24 +178,24 @@ def measure(pipeline: Pipeline, path: Path, *, seconds: float, video: Path | Non
         began = time.monotonic()
         runner.run()
         lasted = time.monotonic() - began
-    told = accounting.snapshot()["streams"]
+    reported = accounting.snapshot()["streams"]
     reacted = [reactions(one, seconds) for one in found]
     onsets, ends = ([value for one in reacted for value in one[kind]] for kind in (0, 1))
     drops: Counter[str] = Counter()
-    for stream in told:
+    for stream in reported:
         drops.update(stream["drops"])
     # Masks of random weights do not start and end with the sound.
     reacted_ms = prefixed("onset", percentiles(onsets)) | prefixed("end", percentiles(ends)) | {"onsets": len(onsets)}
     many = "" if streams == 1 else f", {streams} streams"
     return {
         "name": f"live{many}" if video is None else f"live{many}, with the annotated video",
-        "fps": round(min(stream["frames"] for stream in told) / lasted, 2),
-        **prefixed("staleness", worst([stream["staleness_ms"] for stream in told])),
-        **prefixed("frame", worst([stream["latency_ms"]["frame"] for stream in told])),
-        "redecodes_per_second": round(min(stream["redecodes"]["sound"] for stream in told) / lasted, 2),
+        "fps": round(min(stream["frames"] for stream in reported) / lasted, 2),
+        **prefixed("staleness", worst([stream["staleness_ms"] for stream in reported])),
+        **prefixed("frame", worst([stream["latency_ms"]["frame"] for stream in reported])),
+        "redecodes_per_second": round(min(stream["redecodes"]["sound"] for stream in reported) / lasted, 2),
         **(reacted_ms if pipeline.bundle.manifest.trained else {}),
         "drops": dict(drops),
-        "audio_gap_seconds": max(stream["audio"]["gap_seconds"] for stream in told),
+        "audio_gap_seconds": max(stream["audio"]["gap_seconds"] for stream in reported),
         "seconds": round(lasted, 1),
     }
 

@@ -113,7 +113,7 @@ def _choose(request: BackendRequest) -> Backend:
 def _is_worth_trying(entry: BackendEntry, request: BackendRequest) -> bool:
     """Whether a backend is installed, or the bundle contains engines for it.
 
-    Only in this case the user is told that the backend can't run.
+    Only then does the message say that the backend can't run.
     """
     brought = {engine.target for engine in request.bundle.manifest.engines if engine.precision == request.precision}
     return entry.name in brought or not find_absent(entry)

@@ -97,8 +97,8 @@ def test_an_entry_whose_extra_is_missing_is_refused_in_one_sentence(
 @pytest.mark.parametrize("command", ["run", "eval"])
 def test_a_backend_that_does_not_exist(command: str, tmp_path: Path) -> None:
     done = teso(command, tmp_path, "--backend", "tpu")
-    told = " ".join(done.err.replace("│", " ").split())
-    assert done.code == 2 and f"'tpu' is not one of {', '.join(map(repr, list_backends()))}" in told
+    output = " ".join(done.err.replace("│", " ").split())
+    assert done.code == 2 and f"'tpu' is not one of {', '.join(map(repr, list_backends()))}" in output
 
 
 def test_the_entries() -> None:

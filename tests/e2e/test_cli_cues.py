@@ -162,8 +162,8 @@ def test_a_source_beside_a_live_run(clip: Path, bold: Path, tmp_path: Path) -> N
     )
     assert code == 0, err
     report = json.loads(out)
-    told = report["cue_source"]
-    assert told["source"] == "openai,tagger" and told["asked"]["start"] == 1 and told["answered"] >= 2
+    counts = report["cue_source"]
+    assert counts["source"] == "openai,tagger" and counts["asked"]["start"] == 1 and counts["answered"] >= 2
     assert report["streams"][0]["cues"]["source"] == "tagger" and report["streams"][0]["redecodes"]["cues"] >= 1
     with chat_server(saying("A dog beside a car."), saying(ANSWER)) as server:
         code, out, err = teso(

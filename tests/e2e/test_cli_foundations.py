@@ -195,6 +195,8 @@ def test_a_dry_run_makes_no_weights_and_no_files(tmp_path: Path, monkeypatch: py
 def test_a_dry_run_foretells_the_export(tiny_recipe: Recipe, tiny_bundle: Path, tmp_path: Path) -> None:
     done = teso("export", written(tiny_recipe, tmp_path / "tiny.toml"), "--dry-run", "--json", "-")
     assert done.code == 0, done.err
-    told = json.loads(done.out)["graphs"]
+    by_graph = json.loads(done.out)["graphs"]
     for name, graph in Bundle.open(tiny_bundle).manifest.graphs.items():
-        assert told[name]["parameters"] == graph.parameters and told[name]["multiply_adds"] == graph.multiply_adds
+        assert (
+            by_graph[name]["parameters"] == graph.parameters and by_graph[name]["multiply_adds"] == graph.multiply_adds
+        )

@@ -49,10 +49,10 @@ def started(*arguments: object) -> subprocess.Popen[bytes]:
 
 def ended(process: subprocess.Popen[bytes], timeout_seconds: float = 300.0) -> tuple[int, str]:
     try:
-        _, told = process.communicate(timeout=timeout_seconds)
+        _, message = process.communicate(timeout=timeout_seconds)
     finally:
         process.kill()
-    return process.returncode, told.decode()
+    return process.returncode, message.decode()
 
 
 def wait_until(process: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
@@ -95,8 +95,8 @@ def test_a_camera_becomes_masks_events_and_a_video(clip: Path, tmp_path: Path) -
     with serving(rtsp(Sender(clip, CLIP_SECONDS, loop=True), credentials="me:secret"), port):
         wait_until(process, lambda: bool(names_of(read_lines()[:count]) & names_of(read_lines()[count + 5 :])))
         process.send_signal(signal.SIGINT)
-        code, told = ended(process)
-    assert code == 0 and "secret" not in told, told
+        code, message = ended(process)
+    assert code == 0 and "secret" not in message, message
     report = report_of(tmp_path / "r.json")
     (stream,) = report["streams"]
     assert (
@@ -138,8 +138,8 @@ def test_signals_finish_files_and_print_the_summary(clip: Path, tmp_path: Path, 
         )  # fmt: skip
         wait_until(process, lambda: count_frames(port) > 5)
         process.send_signal(number)
-        code, told = ended(process)
-    assert code == 0 and "frames" in told
+        code, message = ended(process)
+    assert code == 0 and "frames" in message
     assert report_of(tmp_path / "r.json")["streams"][0]["frames"] > 1
     with av.open(str(tmp_path / "out.mp4")) as video:
         assert sum(1 for _ in video.decode(video=0)) > 1
@@ -164,10 +164,10 @@ def test_a_recording_that_is_piped_is_recognised(clip: Path) -> None:
     with clip.open("rb") as file:
         opened = subprocess.run(command, stdin=file, capture_output=True, check=False)
     for done in (piped, opened):
-        (stream,), told = json.loads(done.stdout)["streams"], done.stderr.decode()
+        (stream,), message = json.loads(done.stdout)["streams"], done.stderr.decode()
         dropped = stream["drops"]["superseded"] + stream["drops"].get("stale", 0)
-        assert done.returncode == 0 and f"so {dropped} of {stream['frames_decoded']} frames were dropped" in told
-        assert "add --mode file to segment every frame" in told and told.count("--mode file") == 1
+        assert done.returncode == 0 and f"so {dropped} of {stream['frames_decoded']} frames were dropped" in message
+        assert "add --mode file to segment every frame" in message and message.count("--mode file") == 1
 
 
 @pytest.mark.parametrize(
@@ -200,9 +200,9 @@ def test_bad_input_is_a_sentence(clip: Path, tmp_path: Path) -> None:
             (["rtsp://h/x", "--metrics", "x"], "give :PORT"),
             ([tmp_path / "none.mp4", "--mode", "live"], "no file"),
         ]
-        for arguments, told in cases:
+        for arguments, message in cases:
             code, text = ended(started(*arguments))
-            assert code == 2 and told in text and "Traceback" not in text, (arguments, text)
+            assert code == 2 and message in text and "Traceback" not in text, (arguments, text)
 
 
 def test_a_sink_that_failed_shows_in_the_exit_code() -> None:

@@ -193,7 +193,7 @@ def test_a_ramble_is_cut() -> None:
     assert isinstance(text, str) and len(text) == MAX_ANSWER_CHARACTERS
 
 
-def test_nobody_there() -> None:
+def test_no_server_is_there() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

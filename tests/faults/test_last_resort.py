@@ -39,7 +39,7 @@ def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch, *options: s
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "expected"),
     [
         (KeyError("size"), "KeyError: 'size'"),
         (RuntimeError("a\n  b\x1b[31mc"), "RuntimeError: a bc"),
@@ -51,11 +51,11 @@ def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch, *options: s
         (UnicodeEncodeError("utf-8", "caf\udce9", 3, 4, "surrogates not allowed"), "UnicodeEncodeError"),
     ],
 )
-def test_an_unforeseen_error_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, told: str) -> None:
+def test_an_unforeseen_error_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, expected: str) -> None:
     monkeypatch.setenv("TESO_CUES_API_KEY", "sk-secret-12345")
     code, text = fail_with(error, monkeypatch)
     assert code == 1 and text.count("\n") == 1 and text.startswith("teso-deploy: ") and len(text) <= 300
-    assert told in text and "report" in text and "--traceback" in text and "secret" not in text
+    assert expected in text and "report" in text and "--traceback" in text and "secret" not in text
     assert text.strip().isprintable()
 
 
@@ -81,7 +81,7 @@ def test_traceback_shows_where_it_came_from(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "expected"),
     [
         (MemoryError(), 1, "not enough memory"),
         (PermissionError(errno.EACCES, "Permission denied", "/locked/x"), 2, "/locked/x: Permission denied: change"),
@@ -93,10 +93,10 @@ def test_traceback_shows_where_it_came_from(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_what_the_user_can_mend_says_how(
-    monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, told: str
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, expected: str
 ) -> None:
     found, text = fail_with(error, monkeypatch)
-    assert found == code and told in text and "Traceback" not in text
+    assert found == code and expected in text and "Traceback" not in text
 
 
 def test_a_thread_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,8 +180,8 @@ def test_signals_leave_nothing_half_written(tmp_path: Path, number: signal.Signa
             time.sleep(0.02)
         assert len(names_in(tmp_path)) > 4, "staged"
         process.send_signal(number)
-        _, told = process.communicate(timeout=120)
-    assert process.returncode == 128 + number and b"Traceback" not in told
+        _, expected = process.communicate(timeout=120)
+    assert process.returncode == 128 + number and b"Traceback" not in expected
     assert names_in(tmp_path) == ["out.mp4"] and (tmp_path / "out.mp4").read_text() == "the last good one"
 
 

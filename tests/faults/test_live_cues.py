@@ -27,7 +27,7 @@ from tests.support.segmentations import read_cues
 from tests.unit.test_cue_worker import Scripted
 from tests.unit.test_live_runner import Camera, Enough, has_frames
 
-DOG = CueAnswer(("dog", "a thing that nobody knows"), "llm")
+DOG = CueAnswer(("dog", "an unknown thing"), "llm")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_frames_come_while_a_source_hangs(pipeline: Pipeline) -> None:
     began = time.monotonic()
     with nothing_left("teso-encode"):
         found, snapshot = ran(pipeline, Scripted(DOG, hold=hold), has_frames(20))
-    assert time.monotonic() - began < 30, "its end waits for nobody either"
+    assert time.monotonic() - began < 30, "its end does not wait for the source either"
     hold.set()
     assert has_frames(20)(found) and set(sources_of(found)) == {"fallback"}
     assert snapshot["cue_source"]["asking_seconds"] > 0.1

@@ -80,7 +80,7 @@ def test_who_is_sent_away_behind_a_break_does_not_ask_again(clip: Path, status: 
             assert reader.ended and reader.health().state == "failed"
             asked = second.clients
             time.sleep(0.5)
-            assert second.clients == asked <= 2, "PyAV's FFmpeg may ask a second time with the password, nobody else"
+            assert second.clients == asked <= 2, "only PyAV's FFmpeg may ask a second time, with the password"
     assert isinstance(reader.error, InputNotFoundError if status == 404 else MediaError)
     assert "pass-word" not in str(reader.error)
 

@@ -68,13 +68,13 @@ def _failure(draw: random.Random) -> bytes:
     reasons: tuple[Any, ...] = (
         f"no such key: Bearer {CANARY_KEY}", "x" * 90_000, "\x1b[31mred\n\nteso-deploy: fine", {"a": []},
     )  # fmt: skip
-    told = draw.choice(reasons)
+    reason = draw.choice(reasons)
     status = draw.choice(
         ("400 Bad", "401 No", "403 No", "404 No", "429 Slow", "500 Oh", "503 Busy", "302 Found", "204 Empty")
     )
     retry = draw.choice(("1e999", "-5", "nan", "Wed, 21 Oct 2015 07:28:00 GMT", "x", "0", "9" * 400))
     headers = (f"Retry-After: {retry}", f"Location: http://127.0.0.1:1/{CANARY_KEY}")
-    return write_answer(status, mutate_json(draw, {"error": {"message": told, "type": "x", "code": 3}}), headers)
+    return write_answer(status, mutate_json(draw, {"error": {"message": reason, "type": "x", "code": 3}}), headers)
 
 
 def _server(shop: Workshop) -> str:

@@ -28,13 +28,13 @@ _Snapshot = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A broken rule. ``told``: a description."""
+    """A broken rule. ``detail``: a description."""
 
     rule: str
-    told: str
+    detail: str
 
     def __str__(self) -> str:
-        return f"{self.rule}: {self.told}"
+        return f"{self.rule}: {self.detail}"
 
 
 def take_snapshot(folder: Path) -> _Snapshot:
@@ -77,8 +77,8 @@ def judge(case: Case, ended: Ended, folder: Path, before: _Snapshot, stdout: byt
 
 def _judge_end(case: Case, ended: Ended) -> list[Finding]:
     if ended.stopped is not None:
-        told = f"{ended.seconds:.1f} s of processor time, {ended.memory_bytes >> 20} MiB"
-        return [Finding(ended.stopped, told)]
+        detail = f"{ended.seconds:.1f} s of processor time, {ended.memory_bytes >> 20} MiB"
+        return [Finding(ended.stopped, detail)]
     found = []
     if ended.signal is not None:
         found.append(Finding("signal", f"ended by signal {ended.signal}"))
@@ -127,12 +127,12 @@ def _judge_files(case: Case, ended: Ended, before: _Snapshot, after: _Snapshot) 
     allowed = case.outputs if ended.code == 0 else case.may_remain
     for name in sorted(changed):
         top, _, rest = name.partition("/")
-        told = "gone" if name not in after else "new" if name not in before else "other"
+        detail = "gone" if name not in after else "new" if name not in before else "other"
         if top == INPUTS:
-            found.append(Finding("input changed", f"{rest}: {told}"))
+            found.append(Finding("input changed", f"{rest}: {detail}"))
         elif top in (WORK, TEMPORARY) or (top == OUTPUTS and not _is_within(rest, allowed)):
-            found.append(Finding("left behind", f"{name!a}: {told}"))
-        elif top == HOME and told == "new" and re.search(r"(^|/)\.(?!cache$)[^/]*$", rest):
+            found.append(Finding("left behind", f"{name!a}: {detail}"))
+        elif top == HOME and detail == "new" and re.search(r"(^|/)\.(?!cache$)[^/]*$", rest):
             found.append(Finding("left behind", f"{name!a}: hidden in the cache"))
     if ended.code == 0:
         # A live run may end before its first picture arrives.

@@ -287,14 +287,14 @@ def test_a_packet_that_looked_like_a_new_stream_is_no_fault(clip: Path) -> None:
 def test_who_waits_for_frames_learns_that_none_will_come(clip: Path) -> None:
     def fail() -> None:
         if threading.current_thread().name == "teso-video" and reader.health().frames_decoded > 3:
-            raise RuntimeError("the one who is told of frames")
+            raise RuntimeError("the listener failed")
 
     reader = reader_of(clip, lossless=True)
     reader.on_frame = fail
     with reader:
         reader.start()
         assert len(all_of(reader)) < 50
-    assert reader.health().state == "failed" and "the one who is told" in str(reader.error)
+    assert reader.health().state == "failed" and "the listener failed" in str(reader.error)
 
 
 def test_an_end_is_an_end_though_a_decoder_is_slow(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def test_masks_are_written_and_replaced(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("open_folder", ["staged", "live"])
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [
         (["000001.png"], "older version"),
         (["000001.png", "notes.txt"], "notes.txt"),
@@ -68,15 +68,15 @@ def test_masks_are_written_and_replaced(tmp_path: Path, monkeypatch: pytest.Monk
     ],
 )
 def test_a_folder_of_the_user_is_refused_and_kept(
-    tmp_path: Path, names: list[str], told: str, open_folder: str
+    tmp_path: Path, names: list[str], message: str, open_folder: str
 ) -> None:
     for name in names:
         (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "mine" / name).write_text("mine")
     before = names_in(tmp_path)
-    with pytest.raises(OutputError, match=told):
+    with pytest.raises(OutputError, match=message):
         check_mask_folder(tmp_path / "mine")
-    with pytest.raises(OutputError, match=told):
+    with pytest.raises(OutputError, match=message):
         write_masks(tmp_path / "mine", 0) if open_folder == "staged" else open_mask_folder(tmp_path / "mine", MASKS)
     assert names_in(tmp_path) == before
 

@@ -160,7 +160,7 @@ def test_on_the_gpu_frames_are_the_same(clip: Path, gpu: Gpu) -> None:
     assert gpu.downloads == ["yuv420p"] * 24
 
 
-def test_frames_that_nobody_looks_at_stay_there(clip: Path, gpu: Gpu) -> None:
+def test_frames_that_are_not_read_stay_on_the_gpu(clip: Path, gpu: Gpu) -> None:
     same(clip, hardware="auto", every_nth=6)
     assert len(gpu.downloads) == 4
 

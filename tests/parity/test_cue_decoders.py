@@ -167,11 +167,11 @@ def test_few_bits_are_what_they_say(models: Callable[[str], Model], precision: W
         np.testing.assert_allclose(ours.step(ours.empty(), ids)[0], expected, atol=1e-4)
     else:  # inputs are rounded to eight bits too, unless an attribute of the graph forbids it
         assert np.corrcoef(ours.step(ours.empty(), ids)[0], expected)[0, 1] > 0.99
-        told = onnx.load(str(path))
-        for attribute in (a for node in told.graph.node for a in node.attribute if a.name == "accuracy_level"):
+        altered = onnx.load(str(path))
+        for attribute in (a for node in altered.graph.node for a in node.attribute if a.name == "accuracy_level"):
             attribute.i = 1
-        onnx.save(told, str(tmp_path / "told.onnx"))
-        floats = Decoder(tmp_path / "told.onnx", entry, 1)
+        onnx.save(altered, str(tmp_path / "altered.onnx"))
+        floats = Decoder(tmp_path / "altered.onnx", entry, 1)
         np.testing.assert_allclose(floats.step(floats.empty(), ids)[0], expected, atol=1e-4)
     likeness = np.corrcoef(expected, exact)[0, 1]
     assert {"int8": 0.99, "int4": 0.7}[precision] < likeness < 0.99999

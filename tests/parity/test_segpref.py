@@ -142,7 +142,7 @@ def test_the_released_network(released: Released, files: list[tuple[str | None, 
 def test_sizes_are_read_from_the_file(files: list[tuple[str | None, Path]]) -> None:
     shipped = load_recipe("segpref")
     small = segpref_recipe()
-    told = small.model_copy(
+    changed = small.model_copy(
         update={
             "swin": shipped.swin.model_copy(update={"embed_dim": 96}),
             "fusion": shipped.fusion,
@@ -150,7 +150,7 @@ def test_sizes_are_read_from_the_file(files: list[tuple[str | None, Path]]) -> N
             "text": shipped.text,
         }
     )
-    built = assemble(told, files)
+    built = assemble(changed, files)
     assert built.model.recipe.swin == small.swin and built.model.recipe.decoder == small.decoder
     assert built.model.recipe.fusion.dim == 48 and built.model.recipe.text.dim == 24
 

@@ -70,7 +70,7 @@ def test_every_form_passes_at_every_size(full_bundle: Path) -> None:
     }  # fmt: skip
     control = content["audio_control"]["onnxruntime-fp32"]
     assert set(control) == {"own", "other", "muted", "noise -40 dBFS", "noise -25 dBFS", "noise -10 dBFS"}
-    assert not any(heard["must_be_blank"] for heard in control.values()), "an untrained model owes nobody a blank mask"
+    assert not any(heard["must_be_blank"] for heard in control.values()), "an untrained model need not be blank"
 
 
 def test_a_changed_weight_is_found_and_its_node_named(full_bundle: Path, tmp_path: Path) -> None:
@@ -105,8 +105,8 @@ def test_a_form_that_ignores_the_sound_fails_the_control(tmp_path: Path) -> None
     shipped = find_shipped_path("engines/bundles/teso-nano")
     bundle = changed(shipped, tmp_path / "deaf", "audio_encoder.onnxruntime-fp32.onnx", factor=0.0)
     report = report_of(bundle, "onnxruntime-fp32")
-    told = [failure for failure in report.failures if failure.startswith("audio control (onnxruntime-fp32): own")]
-    assert told and "reacts to sound in another way than the model" in told[0]
+    reasons = [failure for failure in report.failures if failure.startswith("audio control (onnxruntime-fp32): own")]
+    assert reasons and "reacts to sound in another way than the model" in reasons[0]
     assert not any("(canonical)" in failure for failure in report.failures)
 
 

@@ -78,7 +78,7 @@ class FakeStream:
 
     def run_until(self, position: int) -> None:
         if self.recording is not None:
-            raise DeviceError("nobody may wait for a stream that is being recorded")
+            raise DeviceError("a stream that is being recorded can't be waited for")
         while self.done < position:
             self.done += 1
             self.queued[self.done - 1]()

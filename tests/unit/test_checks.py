@@ -107,7 +107,7 @@ def test_what_sound_is_told_mends_it(pipeline: Pipeline, make: Callable[[Any], A
 
 
 @pytest.mark.parametrize(
-    ("samples", "told"),
+    ("samples", "reason"),
     [
         ((TONE * 32767).round(), "whole numbers.* integers of 16 bits by 32768"),
         ((TONE * 2147483647).round(), "whole numbers.* integers of 32 bits by 2147483648"),
@@ -122,10 +122,10 @@ def test_what_sound_is_told_mends_it(pipeline: Pipeline, make: Callable[[Any], A
     ],
     ids=["int16", "int32", "int8", "float16 scale", "loud", "NaN", "infinity"],
 )
-def test_samples_that_are_not_sound(pipeline: Pipeline, samples: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_samples_that_are_not_sound(pipeline: Pipeline, samples: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
         pipeline.segment(picture(0), samples.astype(np.float32))
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=reason):
         AudioWindow(samples.astype(np.float32))
 
 
@@ -138,7 +138,7 @@ def test_loud_sound_is_sound(pipeline: Pipeline) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "told"),
+    ("count", "reason"),
     [
         (42_998, r"0\.975 s at 44\.1 kHz: resample it to 16 kHz"),
         (46_800, r"0\.975 s at 48 kHz: resample it to 16 kHz"),
@@ -149,6 +149,6 @@ def test_loud_sound_is_sound(pipeline: Pipeline) -> None:
         (15_000, r"np\.pad\(samples, \(0, 600\)\)"),
     ],
 )
-def test_windows_of_another_length(pipeline: Pipeline, count: int, told: str) -> None:
-    with pytest.raises(ValueError, match=rf"15600 samples .*got {count}: .*{told}"):
+def test_windows_of_another_length(pipeline: Pipeline, count: int, reason: str) -> None:
+    with pytest.raises(ValueError, match=rf"15600 samples .*got {count}: .*{reason}"):
         pipeline.segment(picture(0), np.zeros(count, np.float32))

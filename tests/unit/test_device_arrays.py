@@ -78,7 +78,7 @@ def test_memory_lives_until_the_last_taker_lets_go(take: Any) -> None:
 
 
 @pytest.mark.parametrize("version", [None, (0, 8), (1, 0), (1, 3), (2, 0)])
-def test_a_capsule_nobody_takes_frees_for_itself(version: tuple[int, int] | None) -> None:
+def test_a_capsule_that_is_not_taken_frees_its_memory(version: tuple[int, int] | None) -> None:
     owner = Owner()
     freed = owner.freed
     capsule = _shared(owner).__dlpack__(max_version=version)

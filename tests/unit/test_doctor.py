@@ -218,8 +218,8 @@ def test_a_bare_machine_with_a_gpu_gets_one_command_for_it(fake: Fake) -> None:
 def test_a_gpu_that_tensorrt_rtx_does_not_know_is_told(fake: Fake) -> None:
     fake.installed(ALL, NO_CPU_PACKAGE)
     fake.gpu(nvml(H200, driver="580.65.06", cuda=13000))
-    told = examine()["backends"]["tensorrt-rtx"]
-    assert not told["ok"] and "compute capability 9.0" in told["detail"] and "8.9, 12.0 and later" in told["detail"]
+    backend = examine()["backends"]["tensorrt-rtx"]
+    assert not backend["ok"] and "compute capability 9.0" in backend["detail"] and "8.9, 12.0 and later" in backend["detail"]
 
 
 def test_a_backend_that_needs_a_part_of_an_extra_leaves_the_extra_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

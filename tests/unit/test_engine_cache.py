@@ -325,7 +325,7 @@ def test_a_pipe_in_place_of_a_sidecar(tmp_path: Path) -> None:
         read_sidecar(tmp_path / "x.engine")
 
 
-def test_what_nobody_uses_is_dropped(machine: Machine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unused_engine_is_dropped(machine: Machine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, long_ago = machine.cache.folder, time.time() - cache.UNUSED_SECONDS - 60
     machine.engine(bundle)
     machine.engine(bundle, "audio_encoder")

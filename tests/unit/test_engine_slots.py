@@ -275,7 +275,7 @@ def test_each_reason_against_an_engine_is_a_sentence(rtx: Machine, bits: int, ki
 # ------------------------------------------------------------------------------------------------ the inspector
 
 
-def told(*outputs: dict[str, str], key: str = "Outputs", **more: Any) -> str:
+def describe_layer(*outputs: dict[str, str], key: str = "Outputs", **more: Any) -> str:
     layers = [{"Name": f"conv{i}", "LayerType": "gemm", key: [one]} for i, one in enumerate(outputs)]
     return json.dumps({"Layers": [*layers, *([more] if more else [])]})
 
@@ -286,16 +286,19 @@ HALF, UNSAID = {"Format/Datatype": "Half"}, {"Format/Datatype": "N/A due to dyna
 @pytest.mark.parametrize(
     ("text", "shares"),
     [
-        (told(HALF, {"Format/Datatype": "Row major linear FP32 format (kLINEAR)"}), {"fp16": 0.5, "fp32": 0.5}),
-        (told(HALF, {"format/datatype": "Half"}, key="outputs"), {"fp16": 1.0}),
-        (told({"DataType": "BFloat16", "Format": "Row major linear"}, {"Datatype": "BF16"}), {"bf16": 1.0}),
-        (told({"DataType": "FP8"}, {"Data Type": "Int8"}), {"fp8": 0.5, "int8": 0.5}),
-        (told(UNSAID, UNSAID), {}),
-        (told(UNSAID, UNSAID, UNSAID, {"Format/Datatype": "Float"}), {}),
-        (told(HALF, HALF, HALF, UNSAID), {"fp16": 1.0}),
-        (told({"Datatype": "Float"}, Name="{ForeignNode[a...b]}", LayerType="Myelin", Outputs=[]), {}),
-        (told({"Datatype": "Float"}, Name="{ForeignNode[a...b]}", Outputs=[HALF]), {}),
-        (told({"Datatype": "Int64"}), {}),
+        (
+            describe_layer(HALF, {"Format/Datatype": "Row major linear FP32 format (kLINEAR)"}),
+            {"fp16": 0.5, "fp32": 0.5},
+        ),
+        (describe_layer(HALF, {"format/datatype": "Half"}, key="outputs"), {"fp16": 1.0}),
+        (describe_layer({"DataType": "BFloat16", "Format": "Row major linear"}, {"Datatype": "BF16"}), {"bf16": 1.0}),
+        (describe_layer({"DataType": "FP8"}, {"Data Type": "Int8"}), {"fp8": 0.5, "int8": 0.5}),
+        (describe_layer(UNSAID, UNSAID), {}),
+        (describe_layer(UNSAID, UNSAID, UNSAID, {"Format/Datatype": "Float"}), {}),
+        (describe_layer(HALF, HALF, HALF, UNSAID), {"fp16": 1.0}),
+        (describe_layer({"Datatype": "Float"}, Name="{ForeignNode[a...b]}", LayerType="Myelin", Outputs=[]), {}),
+        (describe_layer({"Datatype": "Float"}, Name="{ForeignNode[a...b]}", Outputs=[HALF]), {}),
+        (describe_layer({"Datatype": "Int64"}), {}),
         ('{"Layers": null}', {}),
         ("[]", {}),
         ("no JSON", {}),
@@ -306,7 +309,7 @@ def test_shares_are_only_told_where_they_stand_for_the_engine(text: str, shares:
 
 
 def test_an_engine_that_hides_its_types_is_not_refused(machine: Machine) -> None:
-    machine.state.inspected = told(
+    machine.state.inspected = describe_layer(
         {"Datatype": "Int32"}, Name="{ForeignNode[a...b]}", LayerType="Myelin", Outputs=[HALF]
     )
     sidecar = machine.engine().sidecar

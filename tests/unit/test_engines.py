@@ -274,11 +274,11 @@ def test_two_processes_build_an_engine_once(machine: Machine, bundle: Bundle) ->
     with path.with_suffix(".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # as another process would
 
-        def told(stage: str) -> None:
+        def note_stage(stage: str) -> None:
             if "another process" in stage:
                 waited.set()
 
-        thread = threading.Thread(target=lambda: machine.engine(bundle, on_progress=told))
+        thread = threading.Thread(target=lambda: machine.engine(bundle, on_progress=note_stage))
         thread.start()
         assert waited.wait(120) and machine.state.builds == 0
         fcntl.flock(file, fcntl.LOCK_UN)

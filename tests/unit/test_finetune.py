@@ -105,7 +105,7 @@ def test_layouts_without_classes_say_less(tmp_path: Path, words: dict[str, NDArr
     assert batch.cue_sounds[0, 0] == 1 and batch.cue_valid.sum() == 1
     ms3 = read_dataset(tmp_path / "two", "ms3", "train")
     batch = VideoBatches(recipe, ms3, layout="ms3", embeddings=words).make([0], rng)
-    assert not batch.cue_valid.any(), "nobody says what is to be seen"
+    assert not batch.cue_valid.any(), "no cue is given"
 
 
 def test_the_released_cue_files(avss: Path, tmp_path: Path, words: dict[str, NDArray[np.float32]]) -> None:

@@ -196,7 +196,7 @@ def test_several_streams_are_served_alike(pipeline: Pipeline, slow_encoder: None
     assert [stream["frames"] for stream in snapshot["streams"]] == counts
 
 
-def test_what_fails_takes_nobody_along(pipeline: Pipeline) -> None:
+def test_a_stream_that_fails_leaves_the_others_running(pipeline: Pipeline) -> None:
     def broken(delivery: Delivery) -> None:
         raise RuntimeError("the disk is on fire")
 
@@ -207,8 +207,8 @@ def test_what_fails_takes_nobody_along(pipeline: Pipeline) -> None:
     found, runner, snapshot = ran(pipeline, cameras, enough=is_enough, sinks=[CallbackSink(broken, "broken")])
     assert is_enough(found)
     assert max((one.frame.pts_seconds for one in found if one.stream == 1), default=0.0) <= 0.5
-    told = sorted(str(error) for error in runner.errors())
-    assert len(told) == 2 and "on fire" in told[0] and "torn off" in told[1]
+    messages = sorted(str(error) for error in runner.errors())
+    assert len(messages) == 2 and "on fire" in messages[0] and "torn off" in messages[1]
     assert isinstance(runner.errors()[1], OutputError) and snapshot["sinks"]["broken"]["error"]
 
 

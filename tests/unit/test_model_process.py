@@ -46,35 +46,35 @@ CHILD = textwrap.dedent("""
         if question["do"] == "load":
             say({"text": ""})
             continue
-        told = question["messages"][-1][1] if question["do"] == "answer" else question["prompt"]
-        if told == "crash":
+        request = question["messages"][-1][1] if question["do"] == "answer" else question["prompt"]
+        if request == "crash":
             print("Traceback: the weights are gone", file=sys.stderr, flush=True)
             os._exit(7)
-        elif told == "hang":
+        elif request == "hang":
             time.sleep(60)
-        elif told == "garbage":
+        elif request == "garbage":
             sys.stdout.buffer.write(b"Loading checkpoint shards: 100%")
             sys.stdout.buffer.flush()
             time.sleep(60)
-        elif told == "no json":
+        elif request == "no json":
             sys.stdout.buffer.write(head.pack(3, 0) + b"xyz")
             sys.stdout.buffer.flush()
-        elif told == "half":
+        elif request == "half":
             sys.stdout.buffer.write(head.pack(100, 0) + b"{")
             sys.stdout.buffer.flush()
             os._exit(0)
-        elif told == "error":
+        elif request == "error":
             say({"error": "the prompt is too long: shorten it"})
-        elif told == "noise":
+        elif request == "noise":
             sys.stderr.write("x" * 300_000 + "\\n")
             sys.stderr.flush()
             say({"text": "quiet again"})
-        elif told == "environment":
+        elif request == "environment":
             say({"text": " ".join(os.environ)})
-        elif told == "who":
+        elif request == "who":
             say({"text": str(os.getpid())})
         else:
-            say({"text": f"{told} {len(content)} {question.get('shape')}"})
+            say({"text": f"{request} {len(content)} {question.get('shape')}"})
 """)
 
 
@@ -107,7 +107,7 @@ def moment(size: tuple[int, int] = (40, 60)) -> CueMoment:
     return CueMoment(Frame(photograph(*size), pts_seconds=2.0))
 
 
-def told(process: ModelProcess, text: str) -> str:
+def ask(process: ModelProcess, text: str) -> str:
     return process.reasoner(reasons=True).answer([Message("system", "x"), Message("user", text)])
 
 
@@ -131,7 +131,7 @@ def test_no_key_is_in_its_environment(models: CueModels, command: list[str], mon
         monkeypatch.setenv(name, "sk-secret")
     process = ModelProcess(models, command=command)
     try:
-        names = told(process, "environment").split()
+        names = ask(process, "environment").split()
     finally:
         process.close()
     assert "PATH" in names and "ORT_DISABLE_TELEMETRY" in names
@@ -171,11 +171,11 @@ def test_questions_and_answers(models: CueModels, command: list[str]) -> None:
     process = ModelProcess(models, command=command)
     big = CueMoment(Frame(np.zeros((700, 900, 3), np.uint8), pts_seconds=0.0))
     assert process.captioner("What?").caption(big) == f"What? {700 * 900 * 3} [700, 900, 3]"
-    assert told(process, "ein Hündchen 🐕").startswith("ein Hündchen 🐕 0")
-    assert told(process, "who") == told(process, "who"), "one process"
+    assert ask(process, "ein Hündchen 🐕").startswith("ein Hündchen 🐕 0")
+    assert ask(process, "who") == ask(process, "who"), "one process"
     with pytest.raises(CueSourceError, match="too long"):
-        told(process, "error")
-    assert told(process, "noise") == "quiet again"
+        ask(process, "error")
+    assert ask(process, "noise") == "quiet again"
     process.close()
 
 
@@ -184,7 +184,7 @@ def test_it_is_started_when_it_is_asked(models: CueModels, command: list[str]) -
     assert process._process is None
     process.close()
     with pytest.raises(CueSourceError, match="was ended"):
-        told(process, "who")
+        ask(process, "who")
 
 
 @pytest.mark.parametrize("fault", ["crash", "half", "no json", "hang", "garbage"])
@@ -193,16 +193,16 @@ def test_a_fault_ends_it_and_the_next_question_starts_it_again(
 ) -> None:
     process = ModelProcess(models, command=command, timeout_seconds=60)
     with nothing_left():
-        first = told(process, "who")  # a process in the background may start slowly: it is not timed
+        first = ask(process, "who")  # a process in the background may start slowly: it is not timed
         process._timeout_seconds = 0.6 if fault == "hang" else 60
-        error, seconds = timed(lambda: told(process, fault))
+        error, seconds = timed(lambda: ask(process, fault))
         assert isinstance(error, CueSourceError) and seconds < 30, error
         if fault == "crash":
             assert "code 7" in str(error) and "the weights are gone" in str(error)
         if fault == "hang":
             assert "no answer in 0.6 s" in str(error)
         process._timeout_seconds = 60
-        second = told(process, "who")
+        second = ask(process, "who")
         assert second != first
         wait_for_end(int(first))
         process.close()
@@ -215,28 +215,28 @@ def test_it_is_not_started_again_and_again(
     monkeypatch.setattr(module, "FIRST_PAUSE_SECONDS", 60.0)
     process = ModelProcess(models, command=command)
     for _ in range(2):
-        assert "code 7" in str(timed(lambda: told(process, "crash"))[0])
-    error, _ = timed(lambda: told(process, "crash"))
+        assert "code 7" in str(timed(lambda: ask(process, "crash"))[0])
+    error, _ = timed(lambda: ask(process, "crash"))
     assert isinstance(error, CueSourceError) and "started again" in str(error)
     assert error.retry_after_seconds is not None and 0 < error.retry_after_seconds <= 60
     process._not_before = time.monotonic()  # the pause is over
-    assert told(process, "fine").startswith("fine")
-    assert "code 7" in str(timed(lambda: told(process, "crash"))[0]), "it has recovered: no pause after the first"
+    assert ask(process, "fine").startswith("fine")
+    assert "code 7" in str(timed(lambda: ask(process, "crash"))[0]), "it has recovered: no pause after the first"
     process.close()
 
 
 def test_closing_ends_a_question_under_way(models: CueModels, command: list[str]) -> None:
     process = ModelProcess(models, command=command, timeout_seconds=120)
     with nothing_left():
-        assert told(process, "fine").startswith("fine")  # its start, which may be slow, is not timed
+        assert ask(process, "fine").startswith("fine")  # its start, which may be slow, is not timed
         threading.Timer(0.3, process.close).start()
-        error, seconds = timed(lambda: told(process, "hang"))
+        error, seconds = timed(lambda: ask(process, "hang"))
         assert isinstance(error, CueSourceError) and "was ended" in str(error) and seconds < 20
         process.close()
 
 
 def test_a_command_that_is_not_there(models: CueModels) -> None:
-    error, _ = timed(lambda: told(ModelProcess(models, command=["/no/such/python"]), "x"))
+    error, _ = timed(lambda: ask(ModelProcess(models, command=["/no/such/python"]), "x"))
     assert isinstance(error, CueSourceError) and "can't be started" in str(error)
 
 
@@ -271,7 +271,7 @@ def test_many_files_may_be_open_and_the_folder_is_not_searched(
     files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
     process, real = ModelProcess(models, command=command), ModelProcess(models)
     try:
-        assert told(process, "fine").startswith("fine")
+        assert ask(process, "fine").startswith("fine")
         assert process._process is not None and process._process.stdout is not None
         assert process._process.stdout.fileno() > 1024
         assert isinstance(real.captioner("x").caption(moment()), str)
@@ -289,10 +289,10 @@ def test_loading_has_a_limit_of_its_own(models: CueModels, command: list[str], m
         path.read_text().replace('if question["do"] == "load":', 'if question["do"] == "load":\n        time.sleep(6)')
     )
     process = ModelProcess(models, command=command, timeout_seconds=5)
-    assert told(process, "fine").startswith("fine"), "that it is loaded does not count"
+    assert ask(process, "fine").startswith("fine"), "that it is loaded does not count"
     process.close()
     monkeypatch.setattr(module, "LOAD_SECONDS", 0.3)
     process = ModelProcess(models, command=command)
     for _ in range(2):
-        assert "not loaded in 0.3 s" in str(timed(lambda: told(process, "fine"))[0])
+        assert "not loaded in 0.3 s" in str(timed(lambda: ask(process, "fine"))[0])
     process.close()

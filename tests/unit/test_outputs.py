@@ -117,11 +117,11 @@ def test_names_that_can_t_be_written(here: Path) -> None:
         "\ud800": "name of a file", "folder": "is a folder", "movie.mp4/x": "no folder",
     }  # fmt: skip
     before = names_in(here)
-    for name, told in cases.items():
-        with pytest.raises(OutputError, match=told):
+    for name, message in cases.items():
+        with pytest.raises(OutputError, match=message):
             check_file(here / name)
-        with pytest.raises(OutputError, match=told):
-            check_apart([], [here / name]) if "name" in told else write_text(here / name, "x")
+        with pytest.raises(OutputError, match=message):
+            check_apart([], [here / name]) if "name" in message else write_text(here / name, "x")
     with pytest.raises(OutputError, match="it is a file"):
         check_folder(here / "movie.mp4")
     assert names_in(here) == before

@@ -35,7 +35,7 @@ def find_shipped() -> set[str]:
     content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     names = set()
     for source, target in content["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"].items():
-        assert target == f"teso_deploy/_shipped/{source}", "shipped_path finds a file by its path in a checkout"
+        assert target == f"teso_deploy/_shipped/{source}", "find_shipped_path finds a file by its path in a checkout"
         path = ROOT / source
         assert path.exists(), f"pyproject.toml ships {source}, which does not exist"
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
@@ -52,7 +52,7 @@ def find_package_files() -> set[str]:
 
 
 def find_paths() -> Iterator[tuple[str, str]]:
-    """Yield the module and the path of each call of ``shipped_path`` with a literal."""
+    """Yield the module and the path of each call of ``find_shipped_path`` with a literal."""
     for module in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "find_shipped_path":

@@ -70,12 +70,12 @@ def test_no_message_shows_a_secret(template: str, secret: str) -> None:
     redacted = RedactedUrl.parse(url)
     bare = url.split("://", 1)[1]
     others = f"{template.format(secret)!r}; {template.format(quote(secret))}"
-    told = redacted.clean(f"can't open '{url}' ({bare}), {bare.rpartition('@')[2]}: {others}")
+    cleaned = redacted.clean(f"can't open '{url}' ({bare}), {bare.rpartition('@')[2]}: {others}")
     for form in (secret, quote(secret, safe=""), quote(secret), quote(secret, safe="").lower()):
         for before, after in ((":", "@"), ("//", "@"), ("p=", "")):
-            assert f"{before}{form}{after}" not in told, told
-        assert len(form) < 3 or form not in told, told
-    assert told.startswith(f"can't open '{redacted.shown}'")
+            assert f"{before}{form}{after}" not in cleaned, cleaned
+        assert len(form) < 3 or form not in cleaned, cleaned
+    assert cleaned.startswith(f"can't open '{redacted.shown}'")
 
 
 def test_messages_of_others_become_one_line() -> None:

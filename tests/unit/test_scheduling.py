@@ -152,7 +152,7 @@ def test_no_stream_starves(count: int, encode_seconds: float) -> None:
         assert set(turns[start : start + 2 * count - 1]) == set(range(count))
 
 
-def test_live_the_newest_wins_and_nobody_is_staler_than_the_budget_and_a_run() -> None:
+def test_live_the_newest_wins_and_no_frame_is_staler_than_the_budget_and_a_run() -> None:
     feed = FakeFeed([(i / 30, i / 30) for i in range(1, 300)])
     _, done, _ = simulate([feed], LiveOptions(), 1.3, 0.02)
     frames = [one for one in done if one.cause == "frame"]

@@ -32,7 +32,7 @@ from teso_deploy.sinks.video import AnnotatedVideoSink
 from tests.support.deliveries import CAMERA, CLASSES, describe_run, make_delivery
 
 
-def test_a_slow_sink_holds_nobody_up_and_loses_the_oldest() -> None:
+def test_a_slow_sink_delays_no_other_and_loses_the_oldest() -> None:
     taken: list[int] = []
     may_go_on = threading.Event()
 

@@ -112,7 +112,7 @@ def test_only_the_training_side_knows_heavy_libraries(name: str, path: Path) -> 
         assert not {module.split(".")[0] for module in find_imports(path, at_load=True)} & heavy
 
 
-def test_nobody_imports_what_runs_in_a_process_of_its_own() -> None:
+def test_no_module_imports_what_runs_in_its_own_process() -> None:
     workers = {f"teso_deploy.{name}" for name in WORKERS}
     assert not any(find_imports(path) & workers for _, path in ALL)
 
