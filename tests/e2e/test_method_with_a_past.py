@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import helper
 
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine, make_onnxruntime_factory
 from teso_deploy.bundle import KIND, REFERENCE, Bundle, BundleManifest, Postprocessing, Preprocessing, write_manifest
@@ -18,9 +17,9 @@ from teso_deploy.program import Program, Stage, repeat_past
 from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Frame
 from teso_deploy.verification.probes import ROWS, run_whole
 from teso_deploy.verification.verify import verify_bundle
-from tests.e2e.test_method_without_cues import describe_graph
 from tests.support.clips import make_clip
 from tests.support.commands import refused, teso
+from tests.support.made_up_graphs import describe_graph, list_loudness_nodes, save_graph
 
 SIZE = (64, 96)
 PROGRAM = Program(
@@ -31,23 +30,6 @@ PROGRAM = Program(
     past_frames=1,
     past_windows=2,
 )
-FLOAT = TensorProto.FLOAT
-
-
-def save(path: Path, nodes: list[onnx.NodeProto], tensors: list[onnx.ValueInfoProto], output: list[str | int]) -> None:
-    constants = [
-        helper.make_tensor("first", TensorProto.INT64, [], [0]),
-        helper.make_tensor("second", TensorProto.INT64, [], [1]),
-        helper.make_tensor("channel", TensorProto.INT64, [1], [1]),
-        helper.make_tensor("sides", TensorProto.INT64, [2], [1, 2]),
-        helper.make_tensor("shape", TensorProto.INT64, [4], [-1, 1, 1, 1]),
-        helper.make_tensor("threshold", FLOAT, [1], [0.4]),
-        helper.make_tensor("steepness", FLOAT, [1], [20.0]),
-    ]
-    used = {name for node in nodes for name in node.input}
-    outputs = [helper.make_tensor_value_info(nodes[-1].output[0], FLOAT, output)]
-    graph = helper.make_graph(nodes, path.stem, tensors, outputs, [c for c in constants if c.name in used])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
 
 
 def write_encoder(path: Path) -> None:
@@ -59,26 +41,19 @@ def write_encoder(path: Path) -> None:
         helper.make_node("AveragePool", ["difference"], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
         helper.make_node("ReduceMean", ["pooled", "channel"], ["change"], keepdims=1),
     ]
-    save(path, nodes, [helper.make_tensor_value_info("image", FLOAT, ["B", 2, 3, *SIZE])], ["B", 1, 16, 24])
+    save_graph(path, nodes, {"image": ("B", 2, 3, *SIZE)}, ["B", 1, 16, 24])
 
 
 def write_decoder(path: Path) -> None:
     """Write a graph: the class where the picture became brighter, if one of the last three windows was loud."""
     nodes = [
-        helper.make_node("Abs", ["waveform"], ["level"]),
-        helper.make_node("ReduceMax", ["level", "sides"], ["peak"], keepdims=1),
-        helper.make_node("Greater", ["peak", "threshold"], ["is_loud"]),
-        helper.make_node("Cast", ["is_loud"], ["loud"], to=FLOAT),
-        helper.make_node("Reshape", ["loud", "shape"], ["gain"]),
+        *list_loudness_nodes([1, 2]),
         helper.make_node("Mul", ["change", "steepness"], ["logits"]),
         helper.make_node("Tanh", ["logits"], ["scores"]),
         helper.make_node("Mul", ["scores", "gain"], ["masks"]),
     ]
-    tensors = [
-        helper.make_tensor_value_info("change", FLOAT, ["B", 1, 16, 24]),
-        helper.make_tensor_value_info("waveform", FLOAT, ["B", 3, WINDOW_SAMPLES]),
-    ]
-    save(path, nodes, tensors, ["B", 1, 16, 24])
+    inputs = {"change": ["B", 1, 16, 24], "waveform": ["B", 3, WINDOW_SAMPLES]}
+    save_graph(path, nodes, inputs, ["B", 1, 16, 24])
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import helper
 
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine, make_onnxruntime_factory
 from teso_deploy.bundle import (
@@ -17,10 +16,8 @@ from teso_deploy.bundle import (
     REFERENCE,
     Bundle,
     BundleManifest,
-    GraphEntry,
     Postprocessing,
     Preprocessing,
-    TensorSpec,
     write_manifest,
 )
 from teso_deploy.errors import CueError
@@ -34,6 +31,7 @@ from teso_deploy.verification.probes import ROWS, run_whole
 from teso_deploy.verification.verify import verify_bundle
 from tests.support.clips import make_clip
 from tests.support.commands import refused, teso
+from tests.support.made_up_graphs import describe_graph, list_loudness_nodes, save_graph
 
 SIZE = (64, 96)
 CLASSES = ("bright", "dark")
@@ -43,7 +41,6 @@ PROGRAM = Program(
         Stage(name="decoder", inputs=("encoder", "audio_window"), sized=True),
     )
 )
-FLOAT = TensorProto.FLOAT
 
 
 def write_encoder(path: Path) -> None:
@@ -52,57 +49,21 @@ def write_encoder(path: Path) -> None:
         helper.make_node("AveragePool", ["image"], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
         helper.make_node("ReduceMean", ["pooled", "channel"], ["features"], keepdims=1),
     ]
-    inputs = [helper.make_tensor_value_info("image", FLOAT, ["B", 3, *SIZE])]
-    outputs = [helper.make_tensor_value_info("features", FLOAT, ["B", 1, 16, 24])]
-    channel = helper.make_tensor("channel", TensorProto.INT64, [1], [1])
-    graph = helper.make_graph(nodes, "encoder", inputs, outputs, [channel])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    save_graph(path, nodes, {"image": ("B", 3, *SIZE)}, ["B", 1, 16, 24])
 
 
 def write_decoder(path: Path) -> None:
     """Write a graph: the first class where the picture is bright, the second in the dark, none without sound."""
     nodes = [
-        helper.make_node("Abs", ["waveform"], ["level"]),
-        helper.make_node("ReduceMax", ["level", "one"], ["peak"], keepdims=1),
-        helper.make_node("Greater", ["peak", "threshold"], ["is_loud"]),
-        helper.make_node("Cast", ["is_loud"], ["loud"], to=FLOAT),
-        helper.make_node("Reshape", ["loud", "shape"], ["gain"]),
+        *list_loudness_nodes([1]),
         helper.make_node("Mul", ["features", "steepness"], ["logits"]),
         helper.make_node("Neg", ["logits"], ["opposite"]),
         helper.make_node("Concat", ["logits", "opposite"], ["both"], axis=1),
         helper.make_node("Sigmoid", ["both"], ["scores"]),
         helper.make_node("Mul", ["scores", "gain"], ["masks"]),
     ]
-    inputs = [
-        helper.make_tensor_value_info("features", FLOAT, ["B", 1, 16, 24]),
-        helper.make_tensor_value_info("waveform", FLOAT, ["B", WINDOW_SAMPLES]),
-    ]
-    outputs = [helper.make_tensor_value_info("masks", FLOAT, ["B", 2, 16, 24])]
-    constants = [
-        helper.make_tensor("one", TensorProto.INT64, [1], [1]),
-        helper.make_tensor("shape", TensorProto.INT64, [4], [-1, 1, 1, 1]),
-        helper.make_tensor("threshold", FLOAT, [1], [0.4]),
-        helper.make_tensor("steepness", FLOAT, [1], [20.0]),
-    ]
-    graph = helper.make_graph(nodes, "decoder", inputs, outputs, constants)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
-
-
-def describe_graph(path: Path) -> GraphEntry:
-    model = onnx.load(path)
-
-    def describe(value: onnx.ValueInfoProto) -> TensorSpec:
-        sides = tuple(side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim)
-        return TensorSpec(name=value.name, dtype="float", shape=sides)
-
-    return GraphEntry(
-        file=path.name,
-        inputs=tuple(map(describe, model.graph.input)),
-        outputs=tuple(map(describe, model.graph.output)),
-        parameters=0,
-        multiply_adds=0,
-        nodes=len(model.graph.node),
-    )
+    inputs = {"features": ["B", 1, 16, 24], "waveform": ["B", WINDOW_SAMPLES]}
+    save_graph(path, nodes, inputs, ["B", 2, 16, 24])
 
 
 def write_reference(folder: Path) -> None:

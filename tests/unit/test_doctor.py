@@ -219,7 +219,11 @@ def test_a_gpu_that_tensorrt_rtx_does_not_know_is_told(fake: Fake) -> None:
     fake.installed(ALL, NO_CPU_PACKAGE)
     fake.gpu(nvml(H200, driver="580.65.06", cuda=13000))
     backend = examine()["backends"]["tensorrt-rtx"]
-    assert not backend["ok"] and "compute capability 9.0" in backend["detail"] and "8.9, 12.0 and later" in backend["detail"]
+    assert (
+        not backend["ok"]
+        and "compute capability 9.0" in backend["detail"]
+        and "8.9, 12.0 and later" in backend["detail"]
+    )
 
 
 def test_a_backend_that_needs_a_part_of_an_extra_leaves_the_extra_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

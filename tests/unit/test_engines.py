@@ -22,7 +22,7 @@ from teso_deploy.backends.tensorrt.engine import TensorRTEngine
 from teso_deploy.backends.tensorrt.factory import make_cache_path, make_engine_factory
 from teso_deploy.backends.tensorrt.inspection import read_shares
 from teso_deploy.backends.tensorrt.making import check_architectures, find_source, make_engine
-from teso_deploy.backends.tensorrt.profiles import Batch, BuildProfile, list_profiles, load_profile
+from teso_deploy.backends.tensorrt.profiles import load_profile
 from teso_deploy.backends.tensorrt.sidecar import check_fits, get_sidecar_path, read_engine, read_sidecar
 from teso_deploy.backends.tensorrt.targets import Target
 from teso_deploy.bundle import Bundle, write_manifest
@@ -36,7 +36,6 @@ from teso_deploy.errors import (
     MissingExtraError,
 )
 from teso_deploy.outputs import read_vouched, write_vouched
-from teso_deploy.program import TESO, Program, Stage
 from teso_deploy.verification.engine_check import check_against_onnxruntime
 from tests.support.fake_gpu import FakeDevice
 from tests.support.fake_tensorrt import Fake, fake_tensorrt
@@ -410,44 +409,6 @@ def test_the_plugin_is_taken_where_it_is_registered_and_missed_where_it_is_not(
     machine.state.plugins = [("MultiscaleDeformableAttnPlugin_TRT", "1")]
     with pytest.raises(EngineError, match="needs TensorRT's plugin library"):
         machine.engine(bundle, "visual_encoder", "fp16")
-
-
-def test_every_shipped_profile_is_one() -> None:
-    assert {"live", "throughput"} <= set(list_profiles())
-    for name in list_profiles():
-        profile = load_profile(name)
-        assert profile.name == name and profile.summary
-    assert load_profile("throughput").batch_of("decoder@288x512").max == 32
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("summary = ", "is not TOML"),
-        ("a = " + "[" * 50_000, "nested too deeply"),
-        ("batch = {}", "summary: Field required"),
-        ('summary = "x"\nworkspce_mib = 1', "workspce_mib: Extra inputs"),
-        ('summary = "x"\n[batch]\nmin = 4', "min <= opt <= max does not hold"),
-    ],
-)
-def test_a_profile_that_can_not_be_meant(tmp_path: Path, text: str, says: str) -> None:
-    path = tmp_path / "mine.toml"
-    path.write_text(text)
-    with pytest.raises(EngineError, match=says):
-        load_profile(str(path))
-
-
-def test_a_profile_that_is_not_there() -> None:
-    with pytest.raises(InputNotFoundError, match="one of fast-build, live, throughput"):
-        load_profile("fastest")
-
-
-def test_single_graphs_may_have_batches_of_their_own() -> None:
-    profile = BuildProfile(name="x", summary="x", batches={"decoder": Batch(opt=4, max=16)})
-    assert profile.batch_of("decoder@64x96").max == 16 and profile.batch_of("fusion").max == 1
-    profile.check_stages(TESO)
-    with pytest.raises(EngineError, match="batches of decoder, which is not a stage of this bundle: name one of only"):
-        profile.check_stages(Program(stages=(Stage(name="only", inputs=("image",)),)))
 
 
 def test_a_precision_without_graphs(machine: Machine, tiny_bundle: Path) -> None:
