@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from teso_deploy.bundle import GraphEntry, TensorSpec
 
-Sides = Sequence[int | str]
+#: Lengths, or names of lengths that may vary.
+Sides = Sequence[Any]
 
 
 def save_graph(path: Path, nodes: Sequence[onnx.NodeProto], inputs: Mapping[str, Sides], output: Sides) -> None:
