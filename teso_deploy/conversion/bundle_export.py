@@ -123,7 +123,7 @@ def _write_graphs(
     The buckets of a graph share its weights.
     """
     recipe, method = model.recipe, find_method(model.recipe)
-    specs, modules = method.graph_specs(recipe), method.graph_modules(model)
+    specs, modules = method.list_graph_specs(recipe), method.get_graph_modules(model)
     graphs: dict[str, GraphEntry] = {}
     for size in recipe.image.sizes:
         is_first = size == recipe.image.sizes[0]

@@ -66,7 +66,7 @@ def plan_export(recipe: Recipe) -> dict[str, GraphPlan]:
     # ``with META`` has no effect on tables that are made from NumPy arrays.
     model = model.to(META)
     method = find_method(recipe)
-    modules = method.graph_modules(model)
+    modules = method.get_graph_modules(model)
     plans = {
         name: _plan(modules[name], given)
         for name, given in make_example_arguments(model, recipe.image.sizes[0], META).items()

@@ -43,12 +43,12 @@ class PyTorchEngine:
 def wrap_modules(model: Model) -> dict[str, ModuleEngine]:
     """Wrap every graph of a model as an engine for PyTorch's tensors."""
     method = find_method(model.recipe)
-    modules = method.graph_modules(model)
-    return {name: ModuleEngine(modules[name], spec) for name, spec in method.graph_specs(model.recipe).items()}
+    modules = method.get_graph_modules(model)
+    return {name: ModuleEngine(modules[name], spec) for name, spec in method.list_graph_specs(model.recipe).items()}
 
 
 def make_pytorch_engines(model: Model) -> dict[str, PyTorchEngine]:
     """Wrap every graph of a model as an engine for arrays."""
     method = find_method(model.recipe)
-    modules = method.graph_modules(model)
-    return {name: PyTorchEngine(modules[name], spec) for name, spec in method.graph_specs(model.recipe).items()}
+    modules = method.get_graph_modules(model)
+    return {name: PyTorchEngine(modules[name], spec) for name, spec in method.list_graph_specs(model.recipe).items()}

@@ -106,7 +106,7 @@ def make_reference_arrays(
     given = inputs(first)
     arrays = given | compute_reference_outputs(model, given)
     method = find_method(model.recipe)
-    specs, program = method.graph_specs(model.recipe), method.program
+    specs, program = method.list_graph_specs(model.recipe), method.program
     of_the_picture = [
         name for stage in program.names if "image" in program.dependencies(stage) for name in specs[stage].outputs
     ]
@@ -138,7 +138,7 @@ def make_example_arguments(
     if "image" in given:
         given["image"] = given["image"].expand(2, *given["image"].shape[1:]).clone()
     method = find_method(model.recipe)
-    program, specs = method.program, method.graph_specs(model.recipe)
+    program, specs = method.program, method.list_graph_specs(model.recipe)
     # Skip stages whose outputs no other stage uses.
     taken = {source for stage in program.stages for source in stage.inputs}
     stages = [stage for stage in program.stages if stage.name in taken]

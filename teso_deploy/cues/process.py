@@ -98,7 +98,7 @@ class ModelProcess:
             self._is_closed = True
             process = self._process
         if process is not None:
-            _end(process, CLOSE_SECONDS)
+            _kill(process, CLOSE_SECONDS)
 
     def _exchange(
         self, process: subprocess.Popen[bytes], question: Mapping[str, Any], content: bytes, *, limit_seconds: float
@@ -179,7 +179,7 @@ class ModelProcess:
 
     def _end(self, process: subprocess.Popen[bytes], too_slow: str = "") -> CueSourceError:
         """End a process that is of no use any more, and make the error that says why."""
-        _end(process, EXIT_CODE_SECONDS)
+        _kill(process, EXIT_CODE_SECONDS)
         if self._is_closed:
             return CueSourceError("the models' process was ended")
         self._failures += 1
@@ -209,7 +209,7 @@ def _can_answer(process: subprocess.Popen[bytes]) -> bool:
     return process.stdin is not None and not process.stdin.closed and process.poll() is None
 
 
-def _end(process: subprocess.Popen[bytes], limit_seconds: float) -> None:
+def _kill(process: subprocess.Popen[bytes], limit_seconds: float) -> None:
     """Kill a process and close its pipes."""
     with suppress(OSError):
         process.kill()

@@ -98,10 +98,10 @@ class _TesoMethod:
     def build(self, recipe: Recipe) -> Teso:
         return Teso(recipe)
 
-    def graph_specs(self, recipe: Recipe) -> dict[str, GraphSpec]:
+    def list_graph_specs(self, recipe: Recipe) -> dict[str, GraphSpec]:
         return list_graph_specs(recipe)
 
-    def graph_modules(self, model: Model) -> dict[str, nn.Module]:
+    def get_graph_modules(self, model: Model) -> dict[str, nn.Module]:
         return make_graph_modules(require_teso(model))
 
 

@@ -40,10 +40,10 @@ class Method(Protocol):
     def build(self, recipe: Recipe) -> Model:
         """Build the model of a recipe."""
 
-    def graph_specs(self, recipe: Recipe) -> dict[str, GraphSpec]:
+    def list_graph_specs(self, recipe: Recipe) -> dict[str, GraphSpec]:
         """Name the inputs and outputs of each stage's graph, in the order in which the stages run."""
 
-    def graph_modules(self, model: Model) -> dict[str, nn.Module]:
+    def get_graph_modules(self, model: Model) -> dict[str, nn.Module]:
         """Return the module of each stage. It takes and returns plain tensors in the order of the graph's names."""
 
 

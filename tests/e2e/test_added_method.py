@@ -80,14 +80,14 @@ class Method:
     def build(self, recipe):
         return Listener(recipe)
 
-    def graph_specs(self, recipe):
+    def list_graph_specs(self, recipe):
         return {
             "eye": GraphSpec(("image",), ("near", "far")),
             "ear": GraphSpec(("waveform",), ("loudness",)),
             "decoder": GraphSpec(("loudness", "near", "far"), ("masks",)),
         }
 
-    def graph_modules(self, model):
+    def get_graph_modules(self, model):
         return {"eye": model.eye, "ear": model.ear, "decoder": model.decoder}
 
 
