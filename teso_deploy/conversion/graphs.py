@@ -63,10 +63,10 @@ def _describe_tensor(value: onnx.ValueInfoProto) -> TensorSpec:
     return TensorSpec(name=value.name, dtype=dtype, shape=shape)
 
 
-def multiply_adds(module: nn.Module, arguments: Sequence[Tensor]) -> int:
+def count_multiply_adds(module: nn.Module, arguments: Sequence[Tensor]) -> int:
     """Count the multiply-adds of convolutions and matrix products for one item of the batch."""
     counter = FlopCounterMode(display=False)
-    with counter:  # its module tracker requires gradients
+    with counter:  # not under torch.no_grad: the counter finds the modules by hooks on gradients
         module(*arguments)
     return int(counter.get_total_flops() // 2 // len(arguments[0]))
 
@@ -162,6 +162,6 @@ def export_graph(
         inputs=tuple(map(_describe_tensor, model.graph.input)),
         outputs=tuple(map(_describe_tensor, model.graph.output)),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
-        multiply_adds=multiply_adds(module, arguments),
+        multiply_adds=count_multiply_adds(module, arguments),
         nodes=len(model.graph.node),
     )

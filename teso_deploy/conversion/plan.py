@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from teso_deploy.conversion.graphs import multiply_adds
+from teso_deploy.conversion.graphs import count_multiply_adds
 from teso_deploy.conversion.reference import make_example_arguments
 from teso_deploy.errors import RecipeError
 from teso_deploy.models.clip_text import ClipText
@@ -31,7 +31,7 @@ def _plan(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> GraphPlan:
     tensors = [*module.parameters(), *module.buffers()]
     return GraphPlan(
         parameters=sum(parameter.numel() for parameter in module.parameters()),
-        multiply_adds=multiply_adds(module, arguments),
+        multiply_adds=count_multiply_adds(module, arguments),
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
     )
 

@@ -207,7 +207,7 @@ def _choose_usual(content: Any, places: list[tuple[tuple[str, ...], Stored]]) ->
         place, tensors = of
         return (_USUAL.index(place[-1]) if place and place[-1] in _USUAL else len(_USUAL), -len(tensors))
 
-    # A mapping with a single tensor holds a loss, not weights. For averages, only the trained weights are considered.
+    # A mapping with a single tensor holds a loss, not weights. The option --weights has no effect on such a file.
     several = [one for one in places if len(one[1]) > 1] or places
     place, tensors = min(several, key=rank)
     return Found(place, _remove_common(_remove_wrappers(tensors)))
