@@ -1,4 +1,4 @@
-"""Turn class scores at stride 4 into labels of the frame's size."""
+"""Turn class scores at stride 4 into labels or scores of the frame's size."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Taps = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]
 
 
 @functools.lru_cache(maxsize=32)
-def _compute_taps(source: int, target: int, share: float) -> Taps:
+def _compute_taps(extent: float, target: int) -> Taps:
     """Compute the bilinear taps of an axis, with half-pixel centres and clamped edges.
 
-    ``share``: the part of the axis that shows the picture.
+    ``extent``: how many of the scores show the picture. The last one may do so in part.
     """
-    place = (np.arange(target) + 0.5) * (source * share / target) - 0.5
-    last = math.ceil(source * share) - 1
+    place = (np.arange(target) + 0.5) * (extent / target) - 0.5
+    last = math.ceil(extent) - 1
     place = place.clip(0, last)
     lower = np.floor(place).astype(np.intp)
     upper = np.minimum(lower + 1, last)
@@ -44,6 +44,44 @@ def _cut_taps(taps: Taps, places: slice) -> Taps:
     return taps[0][places], taps[1][places], taps[2][places]
 
 
+def cut_padding(
+    scores: NDArray[np.float32], shares: tuple[float, float]
+) -> tuple[NDArray[np.float32], tuple[float, float]]:
+    """Cut class scores (C, h, w) to those that show the picture.
+
+    Args:
+        scores: (C, h, w) float32.
+        shares: The shares of the scores' height and width, from the top and the left, that show the picture.
+
+    Returns:
+        A view of the scores, and how many of its rows and columns show the picture. The last row and column may do so
+        in part: 33.75 of 34 rows.
+    """
+    extent = scores.shape[1] * shares[0], scores.shape[2] * shares[1]
+    return scores[:, : math.ceil(extent[0]), : math.ceil(extent[1])], extent
+
+
+def resize_scores(
+    scores: NDArray[np.float32], size: tuple[int, int], *, extent: tuple[float, float] | None = None
+) -> NDArray[np.float32]:
+    """Upsample class scores as :func:`labels_of` does, without a threshold.
+
+    Args:
+        scores: (C, h, w) float32.
+        size: (height, width) of the result.
+        extent: How many rows and columns of the scores show the picture. Default: all.
+
+    Returns:
+        (C, height, width) float32.
+    """
+    rows_shown, columns_shown = extent or scores.shape[1:]
+    rows, columns = _compute_taps(float(rows_shown), size[0]), _compute_taps(float(columns_shown), size[1])
+    large = np.empty((len(scores), *size), np.float32)
+    for index, score in enumerate(scores):
+        large[index] = _mix(score, rows, columns)
+    return large
+
+
 def labels_of(
     scores: NDArray[np.float32],
     size: tuple[int, int],
@@ -66,8 +104,8 @@ def labels_of(
     Returns:
         (height, width) uint8.
     """
-    rows = _compute_taps(scores.shape[1], size[0], shares[0])
-    columns = _compute_taps(scores.shape[2], size[1], shares[1])
+    rows = _compute_taps(scores.shape[1] * shares[0], size[0])
+    columns = _compute_taps(scores.shape[2] * shares[1], size[1])
     labels = np.zeros(size, np.uint8)
     best = np.full(size, -np.inf, np.float32)
     for index, score in enumerate(scores):

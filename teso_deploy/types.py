@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teso_deploy.checks import check_image, check_samples, describe
+from teso_deploy.labels import resize_scores
 
 SAMPLE_RATE_HZ = 16_000
 #: One VGGish patch: 96 frames of 400 samples, hop 160 (0.975 s).
@@ -120,6 +121,10 @@ class Segmentation(_Printed):
         cue_gate: (N_T,) float32, ξ of the paper: a cue is masked if its value is ≤ 0. None for a method without text.
         cues: The cues that were offered. None for a method without text.
         stamps: Stage → monotonic seconds at which it ended, in the order of the pipeline.
+        scores: (C, h, w) float32, the mask probabilities of the classes at stride 4, without padding. They may exceed 1
+            as ``class_scores`` do. None for a segmentation that was made without them.
+        score_extent: How many rows and columns of ``scores`` show the frame. The last ones may do so in part. None
+            means all.
     """
 
     labels: NDArray[np.uint8]
@@ -131,10 +136,38 @@ class Segmentation(_Printed):
     audio_start_seconds: float = 0.0
     audio_is_silent: bool = False
     stamps: Mapping[str, float] = field(default_factory=dict)
+    scores: NDArray[np.float32] | None = None
+    score_extent: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.labels.ndim != 2 or self.labels.dtype != np.uint8:
             raise ValueError(f"labels must be (H, W) uint8, got {describe(self.labels)}")
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """Probability (C, H, W) float32 of each class at each pixel of the frame, in [0, 1].
+
+        It is computed again at each access. Raises what :meth:`resize_probabilities` raises.
+        """
+        return self.resize_probabilities((self.labels.shape[0], self.labels.shape[1]))
+
+    def resize_probabilities(self, size: ImageSize) -> NDArray[np.float32]:
+        """Return the probabilities of the classes at another size, interpolated once, from stride 4.
+
+        Args:
+            size: Height and width of the result.
+
+        Returns:
+            (C, height, width) float32 in [0, 1]. At the frame's size and the bundle's threshold they have the labels
+            of ``labels``, unless several classes exceed 1 before they are clipped.
+
+        Raises:
+            ValueError: The segmentation was made without scores.
+        """
+        if self.scores is None:
+            raise ValueError("this segmentation has no scores: make it with a pipeline, or give scores=")
+        large = resize_scores(self.scores, size, extent=self.score_extent)
+        return large.clip(0, 1, out=large)
 
     @property
     def positive_pixel_rate(self) -> float:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.checks import check_window_length
 from teso_deploy.errors import CueError
+from teso_deploy.labels import cut_padding
 from teso_deploy.pipeline.cache import Encoded, Kept
 from teso_deploy.pipeline.stage_runs import AUTO, find_masks, find_tensor
 from teso_deploy.program import CUE_GATE, TAGS
@@ -155,6 +156,7 @@ class Stream:
         if decoder.is_asynchronous:  # a run has only queued its work, and its stamp is the time of queueing
             stamps = {"started": stamps["started"], "segmented": stamps["labelled"]}
         gate = find_tensor(sources, CUE_GATE)
+        shown, extent = cut_padding(scores, shares)
         return Segmentation(
             labels,
             scores.reshape(len(scores), -1).max(axis=1),
@@ -165,4 +167,6 @@ class Stream:
             audio_start_seconds=sound.start_seconds,
             audio_is_silent=sound.is_silent,
             stamps=stamps,
+            scores=shown.astype(np.float32),  # a copy: the next run overwrites the buffer
+            score_extent=extent,
         )

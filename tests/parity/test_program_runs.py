@@ -23,6 +23,7 @@ def test_the_shipped_masks_are_those_of_the_whole_program_bit_for_bit() -> None:
     clip = find_shipped_path("export/demo/clip.mp4")
     words = json.loads(Path(clip.with_suffix(".json")).read_text(encoding="utf-8"))["visible"]
     pipeline = Pipeline.load(threads=1)
+    results = []
     manifest, size = pipeline.bundle.manifest, pipeline.bundle.sizes[0]
     threshold = manifest.postprocessing.threshold
     engines, operators = {name: pipeline.engine(name) for name in pipeline.program.names}, HostOperators(manifest)
@@ -42,9 +43,16 @@ def test_the_shipped_masks_are_those_of_the_whole_program_bit_for_bit() -> None:
             inputs |= {"cues": cues.embeddings[None], "cue_valid": cues.valid[None]}
             tensors = merge_tensors(run_program(pipeline.program, engines, group_inputs(inputs)))
             scores = tensors[MASKS][0]
+            results.append((found, scores))
             np.testing.assert_array_equal(found.class_scores, scores.reshape(len(scores), -1).max(axis=1))
             np.testing.assert_array_equal(found.cue_gate, tensors[CUE_GATE][0])
             np.testing.assert_array_equal(
                 found.labels, labels_of(scores, image.shape[:2], threshold=threshold, shares=shares)
             )
     assert pipeline.runs["visual_encoder"] == len(moments) < pipeline.runs["decoder"]
+    for found, scores in results:  # each has its own scores, although the runs after it used the same buffer
+        np.testing.assert_array_equal(found.scores, scores)
+        best = found.probabilities.max(axis=0)
+        expected = np.where(best >= threshold, 1 + found.probabilities.argmax(axis=0), 0)
+        np.testing.assert_array_equal(found.labels, expected)
+    assert any(found.labels.any() for found, _ in results)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from teso_deploy.labels import labels_of
+from teso_deploy.labels import cut_padding, labels_of
 from teso_deploy.pipeline.preprocess import choose_nearest_size, compute_fitted_size, normalise_picture, resize_picture
+from teso_deploy.types import Segmentation
 
 
 def at(score: NDArray[np.float64], y: float, x: float) -> float:
@@ -124,3 +127,56 @@ def test_labels_of_a_padded_picture_lie_on_the_picture(shape: tuple[int, int]) -
     labels = labels_of(scores, shape, threshold=0.5, shares=(height / 64, width / 64))
     assert labels.shape == shape
     assert (labels[: shape[0] // 2 - 4] == 1).all() and (labels[shape[0] // 2 + 4 :, : shape[1] - 4] == 0).all()
+
+
+def make_segmentation(scores: NDArray[np.float32], shape: tuple[int, int], shares: tuple[float, float]) -> Segmentation:
+    labels = labels_of(scores, shape, threshold=0.5, shares=shares)
+    shown, extent = cut_padding(scores, shares)
+    return Segmentation(labels, scores.max(axis=(1, 2)), scores=shown.copy(), score_extent=extent)
+
+
+@pytest.mark.parametrize("size", [(40, 56), (37, 23), (7, 5), (1, 1)])
+def test_probabilities_are_the_definition_s(size: tuple[int, int]) -> None:
+    scores = np.random.default_rng(1).random((3, 10, 14), dtype=np.float32)
+    found = Segmentation(np.zeros(size, np.uint8), np.ones(3, np.float32), scores=scores)
+    assert found.probabilities.dtype == np.float32
+    np.testing.assert_allclose(found.probabilities, upsampled(scores, size), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (80, 60), (33, 80), (31, 47)])
+def test_labels_are_probabilities_after_the_threshold(shape: tuple[int, int]) -> None:
+    """Also where the last row of scores is partly padding: 33 / 80 of 64 pixels are 6.5 scores."""
+    height, width = compute_fitted_size(np.zeros((*shape, 3), np.uint8), (64, 64), "pad")
+    scores = np.random.default_rng(2).random((3, 16, 16), dtype=np.float32)
+    found = make_segmentation(scores, shape, (height / 64, width / 64))
+    probabilities = found.probabilities
+    best = probabilities.max(axis=0)
+    assert probabilities.shape == (3, *shape) and found.labels.any() and not found.labels.all()
+    np.testing.assert_array_equal(found.labels, np.where(best >= 0.5, 1 + probabilities.argmax(axis=0), 0))
+
+
+def test_probabilities_have_no_padding() -> None:
+    scores = np.zeros((1, 16, 16), np.float32)
+    scores[:, 9:] = 1  # the picture ends in the ninth row
+    found = make_segmentation(scores, (34, 64), (34 / 64, 1.0))
+    assert found.scores is not None and found.scores.shape == (1, 9, 16)
+    assert not found.probabilities.any() and not found.resize_probabilities((68, 10)).any()
+
+
+def test_scores_that_exceed_1_are_clipped() -> None:
+    scores = np.array([[[-0.1, 1.7]]], np.float32)
+    found = Segmentation(np.zeros((1, 2), np.uint8), np.ones(1, np.float32), scores=scores)
+    np.testing.assert_array_equal(found.probabilities, [[[0, 1]]])
+    assert found.scores is not None and found.scores.max() > 1.5
+
+
+def test_a_segmentation_without_scores_says_so() -> None:
+    found = Segmentation(np.zeros((1, 2), np.uint8), np.ones(1, np.float32))
+    with pytest.raises(ValueError, match="no scores"):
+        _ = found.probabilities
+
+
+def test_a_pickled_segmentation_keeps_its_scores() -> None:
+    found = make_segmentation(np.random.default_rng(3).random((2, 4, 4), dtype=np.float32), (9, 16), (9 / 16, 1.0))
+    copy = pickle.loads(pickle.dumps(found))
+    np.testing.assert_array_equal(copy.probabilities, found.probabilities)
