@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -318,6 +319,43 @@ def test_the_number_of_broken_videos_is_told(copies: dict[str, Path]) -> None:
     with pytest.raises(DataError, match=r"audio\.wav does not exist; 1 more of 2 videos"):
         read_dataset(copies["avss"], None, "test")
     assert len(read_dataset(copies["avss"], None, "val")) == 2, "other splits are not looked at"
+
+
+@pytest.mark.parametrize("layout", ["s4", "ms3", "avss"])
+def test_bad_videos_are_reported_and_skipped_on_request(copies: dict[str, Path], layout: Layout) -> None:
+    root = copies[layout]
+    first, second = read_dataset(root, None, "test")
+    mask = first.masks[2]
+    assert mask is not None
+
+    def skipped() -> list[str]:
+        problems: list[str] = []
+        assert read_dataset(root, None, "test", on_problem=problems.append) == [second]
+        with pytest.raises(DataError, match=f"^{re.escape(problems[0])}: restore the files"):
+            read_dataset(root, None, "test")
+        return problems
+
+    whole = mask.read_bytes()
+    Image.new("L", (30, 32)).save(mask)
+    assert skipped() == [f"{mask} has 30 × 32 pixels, but its frame has 32 × 32"]
+    mask.unlink()
+    assert len(found := skipped()) == 1 and found[0].startswith(f"{mask.parent} has 4 of 5 masks, ")
+    mask.write_bytes(whole)
+    assert read_dataset(root, None, "test", on_problem=pytest.fail) == [first, second]
+    first.audio.unlink()
+    assert skipped() == [f"{first.audio} does not exist"]
+    second.audio.unlink()
+    with pytest.raises(DataError, match=r"does not exist; 1 more of 2 videos"):
+        read_dataset(root, None, "test", on_problem=pytest.fail)
+
+
+def test_a_row_of_an_unknown_subset_is_skipped_on_request(copies: dict[str, Path]) -> None:
+    table = copies["avss"] / "metadata.csv"
+    table.write_text(table.read_text().replace(",test,v1m", ",test,v9", 1))
+    problems: list[str] = []
+    samples = read_dataset(copies["avss"], None, "test", on_problem=problems.append)
+    assert [sample.uid for sample in samples] == ["test-1_0_5000"]
+    assert problems == [f"{table}: test-0_0_5000 has the label 'v9', not v1s, v1m, v2"]
 
 
 def test_training_videos_of_v1s_need_only_their_first_mask(copies: dict[str, Path]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -47,7 +47,12 @@ def detect_layout(root: Path) -> Layout:
 
 
 def read_dataset(
-    root: Path, layout: Layout | None, split: Split, *, subsets: Sequence[str] = SUBSETS
+    root: Path,
+    layout: Layout | None,
+    split: Split,
+    *,
+    subsets: Sequence[str] = SUBSETS,
+    on_problem: Callable[[str], None] | None = None,
 ) -> list[VideoSample]:
     """Find every video of a split. No picture is decoded.
 
@@ -59,6 +64,8 @@ def read_dataset(
         layout: Its layout; None: :func:`detect_layout`.
         split: ``train``, ``val`` or ``test``.
         subsets: The subsets of avss to read. The other layouts have only one. Default: all.
+        on_problem: Called with a sentence for each row that can't be read, which is then skipped. Default: such a row
+            is an error.
 
     Returns:
         The videos, in the order of the data set's table (scores per batch depend on it).
@@ -66,8 +73,8 @@ def read_dataset(
     Raises:
         InputNotFoundError: The folder does not exist.
         DataError: The layout differs, the table is missing or lacks a column, or the split is empty. Or the frames,
-            masks or sound of a row are missing or do not fit. The message names the first such row and counts the
-            others.
+            masks or sound of a row are missing or do not fit, and ``on_problem`` is None. The message names the first
+            such row and counts the others. Or all rows were skipped.
     """
     _check_root(root)
     if unknown := [subset for subset in subsets if subset not in SUBSETS]:
@@ -80,20 +87,22 @@ def read_dataset(
     if folder is None:
         raise DataError(f"{root} does not have the layout {name}: it should have {known.mark}")
     table = known.find_table(root, folder)
-    rows = _choose_rows(table, known, split=split, subsets=subsets)
+    rows, problems = _choose_rows(table, known, split=split, subsets=subsets)
     samples: list[VideoSample] = []
-    problems: list[str] = []
     for row in rows:
         place = known.place_row(folder, row)
         try:
             if not place.uid:
-                raise DataError("a row has no name")
+                raise DataError(f"{table}: a row has no name")
             samples.append(_read_sample(place, split))
         except DataError as error:
             problems.append(str(error))
     if problems:
-        more = f"; {len(problems) - 1} more of {len(rows)} videos are incomplete" if len(problems) > 1 else ""
-        raise DataError(f"{problems[0]}{more}: restore the files, or remove the rows from {table}")
+        if on_problem is None or not samples:
+            more = f"; {len(problems) - 1} more of {len(rows)} videos can't be used" if len(problems) > 1 else ""
+            raise DataError(f"{problems[0]}{more}: restore the files, or remove the rows from {table}")
+        for problem in problems:
+            on_problem(problem)
     return samples
 
 
@@ -117,13 +126,19 @@ def _check_root(root: Path) -> None:
         raise InputNotFoundError(f"no folder {root}: give the folder of an audio-visual segmentation data set")
 
 
-def _choose_rows(table: Path, layout: DataLayout, *, split: Split, subsets: Sequence[str]) -> list[dict[str, str]]:
-    """Return the table's rows of a split and some subsets. Raises :class:`DataError` if there are none."""
+def _choose_rows(
+    table: Path, layout: DataLayout, *, split: Split, subsets: Sequence[str]
+) -> tuple[list[dict[str, str]], list[str]]:
+    """Return the table's rows of a split and some subsets, and a sentence for each row whose subset is unknown.
+
+    Raises :class:`DataError` if there are none.
+    """
     rows = read_table(table, layout.columns)
+    problems: list[str] = []
     if column := layout.subset_column:
         for row in rows:
             if row[column] not in SUBSETS:
-                raise DataError(f"{table}: {row['uid']} has the label {row[column]!r}, not {', '.join(SUBSETS)}")
+                problems.append(f"{table}: {row['uid']} has the label {row[column]!r}, not {', '.join(SUBSETS)}")
         rows = [row for row in rows if row[column] in subsets]
     chosen = [row for row in rows if row["split"] == split]
     if not chosen:
@@ -131,7 +146,7 @@ def _choose_rows(table: Path, layout: DataLayout, *, split: Split, subsets: Sequ
         others = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items())) or "none at all"
         of = f" of {', '.join(subsets)}" if layout.subset_column else ""
         raise DataError(f"{table} has no video{of} in the split {split}; it has {others}")
-    return chosen
+    return chosen, problems
 
 
 def _find_pictures(folder: Path, uid: str) -> dict[int, Path]:
