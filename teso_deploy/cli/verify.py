@@ -21,8 +21,8 @@ from teso_deploy.cli.options import JsonOption, adapt, with_options
 from teso_deploy.cli.reports import as_markup, check_json, list_shown, say, toml_file, write_json
 from teso_deploy.cli.values import parse_checkpoint, parse_precision, parse_size
 from teso_deploy.errors import BundleError, CheckFailedError
+from teso_deploy.evaluation.contact_sheet import SheetRow, draw_difference, draw_labels, save_sheet
 from teso_deploy.labels import labels_of
-from teso_deploy.media.contact_sheet import draw_difference, draw_labels, save_sheet
 from teso_deploy.options.engine import BuildOptions, EngineOptions, check_engine_building
 from teso_deploy.options.weights import WeightOptions
 from teso_deploy.outputs import check_apart, check_file
@@ -147,9 +147,13 @@ def _save_contact_sheet(path: Path, bundle: Bundle, rows: Sequence[Compared]) ->
         picture = np.clip(image, 0, 255).astype(np.uint8)
         found, expected = (labels_of(scores, row.size, threshold=threshold) for scores in (row.found, row.expected))
         caption = f"{row.form}, {row.size[0]}x{row.size[1]}, {row.row}: mask IoU {row.mask_iou:.4f}"
-        caption += "   (picture, model, form, difference)"
-        overlays = [draw_labels(picture, expected), draw_labels(picture, found)]
-        lines.append((caption, [picture, *overlays, draw_difference(picture, found, expected)]))
+        pictures = [
+            ("picture", picture),
+            ("model", draw_labels(picture, expected)),
+            ("form", draw_labels(picture, found)),
+            ("difference", draw_difference(picture, found, expected)),
+        ]
+        lines.append(SheetRow(caption, pictures))
     save_sheet(path, lines)
 
 

@@ -17,7 +17,7 @@ from teso_deploy.outputs import write_whole
 from teso_deploy.types import Frame, Segmentation
 
 Color = tuple[int, int, int]
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _DARK: Color = (18, 20, 24)
 _WAVE: Color = (92, 104, 122)
 _HEARD: Color = (120, 220, 160)
@@ -56,7 +56,8 @@ def save_mask(path: Path, labels: NDArray[np.uint8], *, shown: Path | None = Non
 
 
 @functools.lru_cache(maxsize=8)
-def _load_font(size: int) -> _Font:
+def load_font(size: int) -> Font:
+    """Return Pillow's own font at a size in pixels."""
     return ImageFont.load_default(size)
 
 
@@ -70,6 +71,35 @@ def _outline(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
         inner[:, 1:] &= outer[:, :-1]
         inner[:, :-1] &= outer[:, 1:]
     return mask & ~inner
+
+
+def tint_masks(image: NDArray[np.uint8], labels: NDArray[np.uint8], scale: float) -> list[tuple[int, int, int]]:
+    """Tint the masks on a picture in place.
+
+    Args:
+        image: (H, W, 3) uint8, which is changed.
+        labels: (H, W) uint8.
+        scale: Width of the outlines, for 1.5 pixels.
+
+    Returns:
+        (label, x, y) of where the name of each label goes.
+    """
+    places = []
+    colors = make_palette()
+    for label in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[1:]) + 1:
+        whole = labels == label
+        rows, columns = (np.flatnonzero(whole.any(axis)) for axis in (1, 0))
+        # Add one pixel on each side: the outline depends on the neighbours of the mask's pixels.
+        box = tuple(slice(max(int(along[0]) - 1, 0), int(along[-1]) + 2) for along in (rows, columns))
+        mask, part = whole[box], image[box]
+        tinted = part * np.float32(1 - _FILL) + colors[label] * np.float32(_FILL)
+        np.copyto(part, tinted.astype(np.uint8), where=mask[..., None])
+        part[_outline(mask, max(1, round(1.5 * scale)))] = colors[label]
+        per_column = mask.sum(axis=0).cumsum()
+        if per_column[-1] >= 0.0005 * labels.size:
+            middle = box[1].start + int(np.searchsorted(per_column, per_column[-1] / 2))
+            places.append((int(label), middle, int(rows[0])))
+    return places
 
 
 class Overlay:
@@ -102,38 +132,18 @@ class Overlay:
             strip[rows <= reach[None]] = _WAVE
         return strip
 
-    @staticmethod
-    def _draw_masks(image: NDArray[np.uint8], labels: NDArray[np.uint8], scale: float) -> list[tuple[int, int, int]]:
-        """Tint the masks in place, and return (label, x, y) of where each name goes."""
-        places = []
-        colors = make_palette()
-        for label in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[1:]) + 1:
-            whole = labels == label
-            rows, columns = (np.flatnonzero(whole.any(axis)) for axis in (1, 0))
-            # Add one pixel on each side: the outline depends on the neighbours of the mask's pixels.
-            box = tuple(slice(max(int(along[0]) - 1, 0), int(along[-1]) + 2) for along in (rows, columns))
-            mask, part = whole[box], image[box]
-            tinted = part * np.float32(1 - _FILL) + colors[label] * np.float32(_FILL)
-            np.copyto(part, tinted.astype(np.uint8), where=mask[..., None])
-            part[_outline(mask, max(1, round(1.5 * scale)))] = colors[label]
-            per_column = mask.sum(axis=0).cumsum()
-            if per_column[-1] >= 0.0005 * labels.size:
-                middle = box[1].start + int(np.searchsorted(per_column, per_column[-1] / 2))
-                places.append((int(label), middle, int(rows[0])))
-        return places
-
     def draw(self, frame: Frame, segmentation: Segmentation) -> NDArray[np.uint8]:
         """Return the frame with masks, names and cues, and the strip of sound below it: (H', W, 3) uint8."""
         image = frame.image.copy()
         height, width = image.shape[:2]
         scale = max(min(height, width) / 360, 0.5)
-        places = self._draw_masks(image, segmentation.labels, scale)
+        places = tint_masks(image, segmentation.labels, scale)
         strip_height = round(44 * scale)
         strip = self._strip(width, strip_height).copy()
         self._mark_window(strip, segmentation)
         canvas = Image.fromarray(np.concatenate((image, strip)))
         pen = ImageDraw.Draw(canvas, "RGBA")
-        font = _load_font(max(9, round(15 * scale)))
+        font = load_font(max(9, round(15 * scale)))
         for label, x, top in places:
             red, green, blue = make_palette()[label].tolist()
             name = self.classes[label - 1]
@@ -170,7 +180,7 @@ class Overlay:
         text: str,
         place: tuple[int, int],
         *,
-        font: _Font,
+        font: Font,
         color: Color,
         width: int,
         scale: float,
@@ -187,7 +197,7 @@ class Overlay:
 
     @staticmethod
     def _draw_cues(
-        pen: ImageDraw.ImageDraw, segmentation: Segmentation, *, font: _Font, width: int, scale: float
+        pen: ImageDraw.ImageDraw, segmentation: Segmentation, *, font: Font, width: int, scale: float
     ) -> None:
         """Draw accepted cues bright, rejected ones faint and struck out, in rows as wide as the picture."""
         cues = segmentation.cues
