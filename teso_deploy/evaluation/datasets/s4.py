@@ -17,6 +17,32 @@ from teso_deploy.evaluation.datasets import binary_masks
 from teso_deploy.evaluation.datasets.contracts import DataLayout, Place
 
 TABLE = "s4_meta_data.csv"
+#: Category → the class that the same videos have in AVSBench-semantic.
+CATEGORY_WORDS = {
+    "ambulance_siren": "emergency car",
+    "baby_laughter": "baby",
+    "cap_gun_shooting": "gun",
+    "cat_meowing": "cat",
+    "chainsawing_trees": "saw",
+    "coyote_howling": "wolf",
+    "dog_barking": "dog",
+    "driving_buses": "bus",
+    "female_singing": "woman",
+    "helicopter": "helicopter",
+    "horse_clip-clop": "horse",
+    "lawn_mowing": "mower",
+    "lions_roaring": "lion",
+    "male_speech": "man",
+    "mynah_bird_singing": "bird",
+    "playing_acoustic_guitar": "guitar",
+    "playing_glockenspiel": "marimba",
+    "playing_piano": "piano",
+    "playing_tabla": "tabla",
+    "playing_ukulele": "ukulele",
+    "playing_violin": "violin",
+    "race_car": "car",
+    "typing_on_computer_keyboard": "keyboard",
+}
 
 
 def _place_row(folder: Path, row: Mapping[str, str]) -> Place:
