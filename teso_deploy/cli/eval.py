@@ -2,68 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from teso_deploy.bundle import Bundle, find_bundle_folder
 from teso_deploy.cli.loading import check_tagger, load_pipeline
 from teso_deploy.cli.options import BundleOption, Given, adapt, refuse_given, with_options
-from teso_deploy.cli.reports import as_markup, check_json, toml_file, write_json
-from teso_deploy.cues.tracks import read_cue_file
+from teso_deploy.cli.reports import as_markup, check_json, progress_bar, say, toml_file, write_json
+from teso_deploy.cues.tracks import CueFile, read_cue_file
 from teso_deploy.errors import RecipeError
 from teso_deploy.evaluation.contracts import Sample, Score
+from teso_deploy.evaluation.evaluation_run import run_evaluation, share_cores
+from teso_deploy.evaluation.protocols.choice import choose_protocol
 from teso_deploy.evaluation.protocols.registry import (
     DEFAULT_PROTOCOL,
     PROTOCOLS,
     OpenProtocol,
+    ProtocolEntry,
     ProtocolOptions,
     find_protocol,
     open_protocol,
 )
-from teso_deploy.evaluation.report import format_figures, format_markdown, make_report
-from teso_deploy.evaluation.scoring import score_protocol
+from teso_deploy.evaluation.report import format_figures, format_markdown
+from teso_deploy.options.clips import ClipOptions
 from teso_deploy.options.engine import EngineOptions
 from teso_deploy.options.scenes import SceneOptions
-from teso_deploy.outputs import check_apart, check_file, show_path, write_text
+from teso_deploy.outputs import check_apart, check_file, write_text
 from teso_deploy.pipeline.pipeline import AUTO
 
-_PROTOCOL_HELP = "; ".join(f"{name}: {entry.summary}. Data: {entry.data}" for name, entry in PROTOCOLS.items())
-
-_CUES_HELP = "; ".join(f"{name}: {', '.join(entry.cue_ways)}" for name, entry in PROTOCOLS.items())
+#: How many numbers fit beside each other in a terminal of 80 columns.
+_COLUMNS = 8
+_PROTOCOL_HELP = "; ".join(f"{name}: {entry.summary}" for name, entry in PROTOCOLS.items())
 
 
 @with_options
 def evaluate(
-    dataset: Annotated[Path, typer.Argument(envvar="TESO_AVS_DATA", help="Folder of the protocol's data.")],
+    dataset: Annotated[
+        Path,
+        typer.Argument(
+            envvar="TESO_AVS_DATA", help="Folder of a data set of clips with masks, or of media for composed scenes."
+        ),
+    ],
     *,
     bundle: BundleOption = None,
-    protocol: Annotated[str, typer.Option(help=f"{_PROTOCOL_HELP}.")] = DEFAULT_PROTOCOL,
-    layout: Annotated[str, typer.Option(hidden=True)] = "scenes",
+    protocol: Annotated[
+        str | None,
+        typer.Option(help=f"Default: avss for data with classes, avsbench for binary masks. {_PROTOCOL_HELP}."),
+    ] = None,
+    clips: ClipOptions,
     scenes: SceneOptions,
     cues: Annotated[
         str | None,
         typer.Option(
-            help="visible: names of all that is visible; auto: the bundle's tagger; none: the fallback cue; wrong: "
-            f"names of other things. The first is the default of {_CUES_HELP}."
+            help="auto: the bundle's tagger; none: the fallback cue; of clips labels: the words of the clip's labels; "
+            "of composed scenes visible: names of all that is visible, wrong: names of other things. Default: visible, "
+            "auto for clips, none for a method without text."
         ),
     ] = None,
     cues_file: Annotated[
         Path | None,
         typer.Option(
-            help="In place of --cues: the file that `teso-deploy cues` wrote for this folder, or a file of words."
+            help="In place of --cues: the file that `teso-deploy cues` wrote for this folder, the released cues of a "
+            "data set, or a file of words."
         ),
     ] = None,
     engine: Annotated[
         EngineOptions,
         adapt(omit=("size", "still_threshold"), helps={"backend": "Backend that runs the graphs, as for `run`."}),
     ],
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Clips that are scored at the same time. Default: one for each core of the CPU."),
+    ] = None,
+    skip_bad: Annotated[
+        bool,
+        typer.Option("--skip-bad", help="Skip and count clips that can't be read, and classes that the data lacks."),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the report, the table and the scores of each clip. A run that was interrupted continues."
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the results of other settings in the folder of --out.")
+    ] = False,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the scores to a file, or - for stdout.")
     ] = None,
@@ -71,59 +100,96 @@ def evaluate(
     given: Given,
 ) -> None:
     """Score a bundle by an evaluation protocol."""
-    if layout != "scenes":
-        raise RecipeError(f"unknown layout {layout!r}: choose the task with --protocol")
-    entry = find_protocol(protocol)
-    if not entry.makes_samples:
-        makers = " and ".join(name for name, other in PROTOCOLS.items() if other.makes_samples)
-        refuse_given(given, [f"scenes.{one.name}" for one in fields(SceneOptions)], f"for {makers}")
-    ways = entry.cue_ways
-    if cues not in (None, *ways):
-        raise RecipeError(f"unknown --cues {cues!r}: name one of {', '.join(ways)}")
-    cues = cues or ways[0]
-    if cues_file is not None and cues != ways[0]:
-        raise typer.BadParameter("--cues and --cues-file exclude each other: give one")
-    offered = cues if cues_file is None else read_cue_file(cues_file)
+    name = protocol or choose_protocol(dataset, clips.layout)
+    entry = find_protocol(name)
+    _refuse_other_options(name, entry, given)
     check_json(json_out)
     if markdown is not None:
         check_file(markdown)
-    check_apart([dataset, cues_file, toml_file(engine.profile), find_bundle_folder(bundle)], [json_out, markdown])
-    opened = Bundle.open(bundle)
-    if cues == AUTO:
-        check_tagger(opened)
-    asked = open_protocol(
-        protocol, dataset, ProtocolOptions(tuple(opened.classes), scenes.scenes, scenes.seed, scenes.seeds)
+    check_apart(
+        [dataset, cues_file, toml_file(engine.profile), find_bundle_folder(bundle)], [json_out, markdown], [out]
     )
+    opened = Bundle.open(bundle)
+    offered = _choose_cues(entry, opened, cues=cues, cues_file=cues_file)
     console = Console(stderr=True)
+    asked = open_protocol(
+        name,
+        dataset,
+        ProtocolOptions(
+            tuple(opened.classes),
+            scenes.scenes,
+            scenes.seed,
+            scenes.seeds,
+            clips=clips,
+            skip_bad=skip_bad,
+            on_problem=lambda sentence: say(console, f"skipped: {sentence}"),
+        ),
+    )
+    jobs, engine = share_cores(engine, jobs)
     pipeline = load_pipeline(console, opened, engine)
-    with Progress(console=console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task(asked.data, total=asked.count_samples())
 
         def advance(sample: Sample) -> None:
             bar.advance(task)
 
-        found = score_protocol(asked, asked.make_predictor(pipeline, offered), advance)
-    model = {
-        "bundle": pipeline.bundle.manifest.name,
-        "weights_sha256": pipeline.bundle.manifest.provenance.get("weights_sha256"),
-        "cues": cues if cues_file is None else show_path(cues_file),
-        "precision": pipeline.precision,
-        "backend": pipeline.backend,
-    }
-    report = make_report(asked, found, model)
-    write_json(json_out, report)
+        result = run_evaluation(
+            pipeline,
+            asked,
+            offered,
+            jobs=jobs,
+            skip_bad=skip_bad,
+            folder=out,
+            overwrite=overwrite,
+            on_sample=advance,
+        )
+    for sentence in [*asked.notes, *(f"skipped: {problem}" for problem in result.report["skipped"])]:
+        say(console, sentence)
+    write_json(json_out, result.report)
     if markdown is not None:
-        write_text(markdown, format_markdown(asked, found))
-    rows = f"{scenes.scenes} scenes a row, {scenes.seeds} seeds from {scenes.seed}"
-    title = f"{report['bundle']}, {rows if entry.makes_samples else asked.data}, cues: {report['cues']}"
-    console.print(_make_table(title, asked, found))
+        write_text(markdown, format_markdown(asked, result.scores))
+    title = f"{result.report['bundle']}, {asked.data}, cues: {result.report['cues']}"
+    for table in _make_tables(title, asked, result.scores):
+        console.print(table)
 
 
-def _make_table(title: str, protocol: OpenProtocol, scores: Sequence[Score]) -> Table:
-    table = Table(title=as_markup(title))
-    table.add_column("row")
-    for heading in protocol.figures.values():
-        table.add_column(heading, justify="right")
-    for score in scores:
-        table.add_row(f"{score.group}: {protocol.describe_group(score.group)}", *format_figures(protocol, score))
-    return table
+def _refuse_other_options(name: str, entry: ProtocolEntry, given: Given) -> None:
+    """Refuse options that are for another kind of protocol."""
+    kinds = {True: ("scenes", SceneOptions), False: ("clips", ClipOptions)}
+    group, options = kinds[not entry.makes_samples]
+    others = " and ".join(other for other, known in PROTOCOLS.items() if known.makes_samples != entry.makes_samples)
+    names = [f"{group}.{one.name}" for one in fields(options)]
+    allowed = ("clips.layout",) if name == DEFAULT_PROTOCOL else ()  # older versions took `--layout scenes`
+    refuse_given(given, [option for option in names if option not in allowed], f"for {others}")
+
+
+def _choose_cues(entry: ProtocolEntry, bundle: Bundle, *, cues: str | None, cues_file: Path | None) -> str | CueFile:
+    """Return the way to choose cues, or their file. Raises :class:`RecipeError` for a way that the protocol lacks."""
+    ways = entry.cue_ways
+    if cues not in (None, *ways):
+        raise RecipeError(f"unknown --cues {cues!r}: name one of {', '.join(ways)}")
+    if cues_file is not None:
+        if cues not in (None, ways[0]):
+            raise typer.BadParameter("--cues and --cues-file exclude each other: give one")
+        return read_cue_file(cues_file)
+    takes_text = bundle.manifest.cue is not None
+    chosen = cues or (ways[0] if takes_text else "none")
+    if chosen == AUTO:
+        check_tagger(bundle)
+    if not takes_text and chosen != "none":
+        raise RecipeError(f"bundle {bundle.manifest.name} takes no cues: omit --cues")
+    return chosen
+
+
+def _make_tables(title: str, protocol: OpenProtocol, scores: list[Score]) -> Iterator[Table]:
+    """Make tables that fit a terminal, of the numbers that any row has."""
+    shown = [name for name in protocol.figures if any(score.values.get(name) is not None for score in scores)]
+    for first in range(0, len(shown), _COLUMNS):
+        names = shown[first : first + _COLUMNS]
+        table = Table(title=as_markup(title) if first == 0 else None)
+        table.add_column("row")
+        for name in names:
+            table.add_column(protocol.figures[name], justify="right")
+        for score in scores:
+            table.add_row(as_markup(protocol.describe_row(score)), *format_figures(names, score))
+        yield table

@@ -14,6 +14,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from teso_deploy.types import Cues
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -35,8 +37,12 @@ class Sample:
 class Trial(Protocol):
     """One question to the model. Each protocol adds its ground truth in a class of its kind.
 
-    ``image`` is (H, W, 3) uint8 RGB, ``samples`` (15600,) float32 in [-1, 1] at 16 kHz.
+    ``image`` is (H, W, 3) uint8 RGB, ``samples`` (15600,) float32 in [-1, 1] at 16 kHz. Trials with the same
+    ``condition`` are scored together, apart from the others; it is "" if the protocol has no conditions.
     """
+
+    @property
+    def condition(self) -> str: ...
 
     @property
     def image(self) -> NDArray[np.uint8]: ...
@@ -53,10 +59,14 @@ class Prediction:
         labels: (H, W) uint8 at the picture's size: 0 is background, k the k-th class.
         probabilities: (C, h, w) float32, for metrics that choose their threshold themselves; None if the protocol has
             no such metric.
+        cues: The cues that were offered; None if the protocol does not look at them, or the method takes no text.
+        cue_gate: (N_T,) float32, ξ of the paper; None likewise.
     """
 
     labels: NDArray[np.uint8]
     probabilities: NDArray[np.float32] | None = None
+    cues: Cues | None = None
+    cue_gate: NDArray[np.float32] | None = None
 
 
 TrialType = TypeVar("TrialType", bound=Trial)
@@ -89,7 +99,7 @@ class Metric(Protocol[AnyTrial]):
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The scores of one group.
+    """The scores of one group in one condition.
 
     Attributes:
         group: See :class:`Sample`.
@@ -98,6 +108,8 @@ class Score:
         class_values: Number → class → value.
         seeds: The seeds that were averaged.
         spread: Number → standard deviation over the seeds; only if there are several.
+        condition: The condition of the trials; "" if the protocol has none.
+        frames: How many trials there were, for each seed.
     """
 
     group: str
@@ -106,6 +118,8 @@ class Score:
     class_values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     spread: Mapping[str, float] = field(default_factory=dict)
+    condition: str = ""
+    frames: int = 0
 
 
 class EvaluationProtocol(Protocol[TrialType]):
@@ -128,5 +142,5 @@ class EvaluationProtocol(Protocol[TrialType]):
     def trials(self, sample: Sample) -> Iterable[TrialType]:
         """Read or make the trials of a sample."""
 
-    def metrics(self, group: str) -> Sequence[Metric[TrialType]]:
-        """New metrics for a group."""
+    def metrics(self, group: str, condition: str) -> Sequence[Metric[TrialType]]:
+        """New metrics for a condition of a group."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from teso_deploy.evaluation.contracts import Score
@@ -18,18 +18,19 @@ def make_report(protocol: OpenProtocol, scores: Sequence[Score], model: Mapping[
         model: The tested model, and how it ran.
     """
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "protocol": protocol.name,
         "data": protocol.data,
+        **protocol.details,
         **model,
         "rows": [protocol.report_score(score) for score in scores],
     }
 
 
-def format_figures(protocol: OpenProtocol, score: Score) -> list[str]:
+def format_figures(names: Iterable[str], score: Score) -> list[str]:
     """Format the numbers of a score, each with its spread. A number without a meaning is a dash."""
     cells = []
-    for name in protocol.figures:
+    for name in names:
         value, spread = score.values.get(name), score.spread.get(name)
         cells.append("–" if value is None else f"{value:.3f}" + ("" if spread is None else f" ± {spread:.3f}"))
     return cells
@@ -43,15 +44,15 @@ def format_markdown(protocol: OpenProtocol, scores: Sequence[Score]) -> str:
     ]
     for score in scores:
         count = f"{len(score.seeds)} × {score.samples}" if len(score.seeds) > 1 else str(score.samples)
-        cells = " | ".join(format_figures(protocol, score))
-        lines.append(f"| {score.group}: {protocol.describe_group(score.group)} | {count} | {cells} |")
+        cells = " | ".join(format_figures(protocol.figures, score))
+        lines.append(f"| {protocol.describe_row(score)} | {count} | {cells} |")
     for name in dict.fromkeys(name for score in scores for name in score.class_values):
         lines += _format_classes(protocol.figures.get(name, name), name, scores)
     return "\n".join(lines) + "\n"
 
 
 def _format_classes(title: str, name: str, scores: Sequence[Score]) -> list[str]:
-    shown = {score.group: by_class for score in scores if (by_class := score.class_values.get(name))}
+    shown = {score.condition or score.group: by_class for score in scores if (by_class := score.class_values.get(name))}
     lines = ["", f"| {title} of | {' | '.join(shown)} |", "|---|" + "---|" * len(shown)]
     for label in sorted({label for by_class in shown.values() for label in by_class}):
         values = (by_class.get(label) for by_class in shown.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -170,3 +171,17 @@ class Stream:
             scores=shown.astype(np.float32),  # a copy: the next run overwrites the buffer
             score_extent=extent,
         )
+
+
+class ThreadStreams:
+    """One stream of a pipeline for each thread that asks, so that threads run in parallel."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline, self._local = pipeline, threading.local()
+
+    def get(self) -> Stream:
+        """Return the stream of the calling thread."""
+        if not hasattr(self._local, "stream"):
+            self._local.stream = self._pipeline.open_stream()
+        stream: Stream = self._local.stream
+        return stream

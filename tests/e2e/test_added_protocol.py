@@ -20,6 +20,7 @@ from PIL import Image
 
 from teso_deploy.evaluation.contracts import Prediction, Sample
 from teso_deploy.evaluation.metrics import Mean, is_blank
+from teso_deploy.evaluation.protocols.registry import OpenProtocol
 from teso_deploy.types import WINDOW_SAMPLES
 
 
@@ -27,6 +28,7 @@ from teso_deploy.types import WINDOW_SAMPLES
 class Still:
     image: np.ndarray
     samples: np.ndarray
+    condition: str = ""
 
 
 class Blank:
@@ -45,7 +47,7 @@ class Blank:
         return {}
 
 
-class Stills:
+class Stills(OpenProtocol):
     """Every PNG of a folder, in silence."""
 
     name, samples_per_batch = "stills", 2
@@ -53,7 +55,10 @@ class Stills:
 
     def __init__(self, folder, options):
         self.files = sorted(folder.glob("*.png"))
-        self.data = f"{len(self.files)} pictures"
+
+    @property
+    def data(self):
+        return f"{len(self.files)} pictures"
 
     def count_samples(self):
         return len(self.files)
@@ -65,17 +70,14 @@ class Stills:
     def trials(self, sample):
         yield Still(np.array(Image.open(sample.content).convert("RGB")), np.zeros(WINDOW_SAMPLES, np.float32))
 
-    def metrics(self, group):
+    def metrics(self, group, condition):
         return [Blank()]
 
     def make_predictor(self, pipeline, cues):
         return lambda trial: Prediction(pipeline.segment(trial.image, trial.samples, None).labels)
 
-    def describe_group(self, group):
-        return "pictures in silence"
-
-    def report_score(self, score):
-        return {"group": score.group, "pictures": score.samples, **score.values}
+    def describe_row(self, score):
+        return "stills: pictures in silence"
 '''
 
 
@@ -100,7 +102,7 @@ def test_an_added_protocol_is_scored_and_reported(stills: str, tiny_bundle: Path
     report = json.loads(done.out)
     assert report["protocol"] == stills and report["data"] == "3 pictures"
     (row,) = report["rows"]
-    assert row["pictures"] == 3 and 0 <= row["blank"] <= 1
+    assert row["samples"] == 3 and 0 <= row["values"]["blank"] <= 1
     assert table.read_text().splitlines()[2].startswith("| stills: pictures in silence | 3 | ")
     refused(*common, "--cues", "wrong", names="unknown --cues 'wrong': name one of none")
     lost = teso(*common, "--scenes", 5, "--seeds", 2)
@@ -110,7 +112,7 @@ def test_an_added_protocol_is_scored_and_reported(stills: str, tiny_bundle: Path
 
 def test_an_unknown_protocol_names_those_that_there_are(stills: str, tiny_bundle: Path, tmp_path: Path) -> None:
     arguments = ("eval", tmp_path, "--bundle", tiny_bundle, "--protocol", "perfect")
-    refused(*arguments, names="there is no protocol 'perfect': name one of composed-scenes, stills")
+    refused(*arguments, names="there is no protocol 'perfect': name one of composed-scenes, avsbench, ")
 
 
 def test_a_protocol_whose_package_is_missing_names_the_extra(

@@ -125,9 +125,8 @@ def test_cues_are_checked_before_engines_are_built(tiny_bundle: Path, tmp_path: 
     shutil.copytree(tiny_bundle, without)
     write_manifest(without, Bundle.open(without).manifest.model_copy(update={"tagger": None}))
     refused(*common, without, "--cues", "auto", names="has no tagger")
-    refused(
-        "eval", "export/demo", "--bundle", without, "--backend", "tensorrt-rtx", "--cues", "auto", names="no tagger"
-    )
+    scenes = ("eval", "export/demo", "--protocol", "composed-scenes")
+    refused(*scenes, "--bundle", without, "--backend", "tensorrt-rtx", "--cues", "auto", names="no tagger")
 
 
 @pytest.fixture

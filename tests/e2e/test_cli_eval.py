@@ -32,7 +32,7 @@ def test_bad_input_is_one_sentence(media_folder: Path, tiny_bundle: Path, tmp_pa
     for arguments, name in (
         ((tmp_path / "no",), "no"),
         ((media_folder, "--cues", "perfect"), "'perfect'"),
-        ((media_folder, "--layout", "s4"), "'s4'"),
+        ((media_folder, "--layout", "s4"), "layout s4"),
     ):
         code, out, err = teso("eval", *arguments, "--bundle", tiny_bundle)
         assert code == 2 and out == "" and name in err and "Traceback" not in err

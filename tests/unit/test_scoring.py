@@ -22,6 +22,7 @@ class Square:
     image: NDArray[np.uint8]
     samples: NDArray[np.float32]
     truth: NDArray[np.uint8]
+    condition: str = ""
 
 
 class PixelsByClass:
@@ -90,7 +91,7 @@ class Squares:
             truth[: 4 if sample.group == "large" else 2] = k
             yield Square(np.zeros((8, 8, 3), np.uint8), np.zeros(15_600, np.float32), truth)
 
-    def metrics(self, group: str) -> Sequence[Metric[Square]]:
+    def metrics(self, group: str, condition: str) -> Sequence[Metric[Square]]:
         self.made = [PixelsByClass(3), BestOfBatch()]
         return self.made
 

@@ -90,4 +90,5 @@ LAYOUT = DataLayout(
     _place_row,
     _read_mask,
     subset_column="label",
+    protocol="avss",
 )

@@ -93,6 +93,7 @@ class DataLayout:
         place_row: That folder, a row of the table → where its files are.
         read_mask: File, kind → mask (H, W) uint8. Raises :class:`DataError`.
         subset_column: The column with the subset; empty if the data set has one subset only.
+        protocol: The evaluation protocol that is published for the data set.
     """
 
     name: str
@@ -103,3 +104,4 @@ class DataLayout:
     place_row: Callable[[Path, Mapping[str, str]], Place]
     read_mask: Callable[[Path, MaskKind], NDArray[np.uint8]]
     subset_column: str = ""
+    protocol: str = "avsbench"

@@ -47,6 +47,8 @@ _CALIBRATED_LABEL_SOUNDS, _CALIBRATION_SHARE = 5, 8
 _COCO_WORDS = {"cell phone": "phone", "motorcycle": "motorbike"}
 #: Objects that cover a smaller share of a natural scene than this are too small to be cut out of it.
 _SUBJECT_SHARE = 0.005
+#: The table that says what is train and what is test.
+SPLIT_TABLE = "split.csv"
 SLICE_SAMPLES = SAMPLE_RATE_HZ // 50
 
 
@@ -222,7 +224,7 @@ def _yield_natural_scenes(folder: Path, words: Collection[str], max_side: int) -
 def _read_rows(folder: Path) -> list[dict[str, str]]:
     if not folder.is_dir():
         raise InputNotFoundError(f"no folder {folder}: give the media folder by --data or TESO_AVS_DATA")
-    table = folder / "split.csv"
+    table = folder / SPLIT_TABLE
     if not table.is_file():
         raise DataError(f"{folder} has no split.csv: see export/demo/README.md for the layout of a media folder")
     text = read_text(table, "the table of a media folder", error=DataError)

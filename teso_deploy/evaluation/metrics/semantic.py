@@ -99,3 +99,12 @@ class SemanticScores:
             "miou": {names[k]: float(self.class_ious()[k]) for k in occurring},
             "f_score": {names[k]: float(self.class_f_scores()[k]) for k in occurring},
         }
+
+    def class_sums(self, names: Sequence[str]) -> dict[str, dict[str, tuple[float, int]]]:
+        """Return the sums that :meth:`name_classes` divides, and how many frames each is over."""
+        occurring = [int(k) for k in np.flatnonzero(self._frames_with)]
+        sums = {"class_ious": self._iou_sums, "class_f_scores": self._f_sums}
+        return {
+            name: {names[k]: (float(of_class[k]), int(self._frames_with[k])) for k in occurring}
+            for name, of_class in sums.items()
+        }

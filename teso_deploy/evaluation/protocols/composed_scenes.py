@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ from teso_deploy.errors import DataError
 from teso_deploy.evaluation.contracts import Answered, Metric, Prediction, Sample, Score
 from teso_deploy.evaluation.datasets.media_folder import MediaLibrary, read_library
 from teso_deploy.evaluation.metrics import Mean, compute_iou, is_blank
-from teso_deploy.evaluation.protocols.registry import DEFAULT_PROTOCOL, ProtocolOptions
+from teso_deploy.evaluation.protocols.registry import DEFAULT_PROTOCOL, OpenProtocol, ProtocolOptions
 from teso_deploy.evaluation.scenes import Picture, compose_picture, compose_sound
 from teso_deploy.pipeline.pipeline import AUTO, Offered, Pipeline
+from teso_deploy.pipeline.stream import ThreadStreams
 from teso_deploy.types import WINDOW_SAMPLES, ImageSize
 
 #: Row → description of its scenes.
@@ -55,6 +57,11 @@ class SceneTrial:
     samples: NDArray[np.float32]
     heard: tuple[str, ...]
     scene: str = ""
+
+    @property
+    def condition(self) -> str:
+        """ "": each row has one kind of sound."""
+        return ""
 
     @property
     def image(self) -> NDArray[np.uint8]:
@@ -219,7 +226,7 @@ class FollowsRate:
 
 
 @dataclass
-class ComposedScenes:
+class ComposedScenes(OpenProtocol):
     """The protocol on a library.
 
     Attributes:
@@ -267,7 +274,7 @@ class ComposedScenes:
             self.library, self.words, sample.group, seed=sample.seed, number=sample.content, size=self.size
         )
 
-    def metrics(self, group: str) -> list[Metric[SceneTrial]]:
+    def metrics(self, group: str, condition: str) -> list[Metric[SceneTrial]]:
         """Return IoU and blank frames; for swapped sounds also whether the masks follow."""
         metrics: list[Metric[SceneTrial]] = [SceneIou(self.classes), BlankRate()]
         return [*metrics, FollowsRate()] if group == "swapped" else metrics
@@ -289,9 +296,14 @@ class ComposedScenes:
                 last = self.trials(Sample("", row, seed, self.scenes - 1))[0]
                 cues.get_scene_track(last.scene, digest_scene(self.library, last))
 
-    def describe_group(self, group: str) -> str:
-        """Describe the scenes of a row."""
-        return SCENE_ROWS[group]
+    @property
+    def details(self) -> dict[str, Any]:
+        """What is scored, for the report."""
+        return {"scenes": self.scenes, "seeds": list(self.seeds), "rows": list(self.rows), "size": list(self.size)}
+
+    def describe_row(self, score: Score) -> str:
+        """Name a row and describe its scenes."""
+        return f"{score.group}: {SCENE_ROWS[score.group]}"
 
     def report_score(self, score: Score) -> dict[str, Any]:
         """Return a row of the report."""
@@ -321,7 +333,7 @@ def make_predictor(
         Trial → prediction. It raises :class:`CueError` for a scene that the file lacks.
     """
     known = set(pipeline.cue_table.names)
-    rng = np.random.default_rng(seed)
+    streams = ThreadStreams(pipeline)
 
     def predict(trial: SceneTrial) -> Prediction:
         offered: Offered = None
@@ -334,8 +346,10 @@ def make_predictor(
             offered = [name for name in trial.visible if name in known]
         elif cues == "wrong":
             others = sorted((set(library.pictures) & known) - set(trial.visible))
+            # The choice depends on the scene alone, so that neither the order of scenes nor threads change it.
+            rng = np.random.default_rng((seed, zlib.crc32(trial.scene.encode())))
             offered = [str(name) for name in rng.choice(others, min(len(trial.visible), len(others)), replace=False)]
-        return Prediction(pipeline.segment(trial.image, trial.samples, offered).labels)
+        return Prediction(streams.get().segment(trial.image, trial.samples, offered).labels)
 
     return predict
 

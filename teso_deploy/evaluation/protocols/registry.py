@@ -5,14 +5,15 @@ The command line, its help texts and the messages all read this table.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from teso_deploy.errors import InputNotFoundError
-from teso_deploy.evaluation.contracts import EvaluationProtocol, Prediction, Score
+from teso_deploy.evaluation.contracts import Answered, EvaluationProtocol, Prediction, Sample, Score
 from teso_deploy.named_objects import check_installed, load_object
+from teso_deploy.options.clips import ClipOptions
 from teso_deploy.pipeline.pipeline import AUTO, Pipeline
 
 
@@ -49,26 +50,41 @@ class ProtocolOptions:
         samples: How many samples each group has. Only for a protocol that makes its samples itself.
         seed: The first seed of such a protocol.
         seeds: How many seeds, from ``seed`` on.
+        clips: Which clips are scored, and with which sounds. Only for a protocol on a data set of clips.
+        hop_seconds: The time from one window of a clip's sound to the next.
+        skip_bad: Whether samples that can't be read are skipped.
+        on_problem: Called with a sentence about each sample that is skipped when the data set is opened.
     """
 
     classes: tuple[str, ...]
     samples: int = 300
     seed: int = 0
     seeds: int = 1
+    clips: ClipOptions = field(default_factory=ClipOptions)
+    hop_seconds: float = 1.0
+    skip_bad: bool = False
+    on_problem: Callable[[str], None] = lambda sentence: None
 
 
 class OpenProtocol(EvaluationProtocol[Any], Protocol):
-    """A protocol on a data set that was opened, as the command line uses it.
+    """A protocol on a data set that was opened, as the command line uses it. A class of its kind may derive from it.
 
     Attributes:
         figures: Number → its heading in tables, in order.
+        notes: What differs from what was requested, in sentences.
     """
 
     figures: dict[str, str]
+    notes: Sequence[str] = ()
 
     @property
     def data(self) -> str:
         """A description of the opened data, in one line."""
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What is scored, for the report. Equal details mean the same trials."""
+        return {}
 
     def make_predictor(self, pipeline: Pipeline, cues: Any) -> Callable[[Any], Prediction]:
         """Make a model under test with cues of one way, or of a :class:`~teso_deploy.cues.tracks.CueFile`.
@@ -76,15 +92,44 @@ class OpenProtocol(EvaluationProtocol[Any], Protocol):
         A file of cues is checked at once, not after an hour of scoring. Raises :class:`CueError`.
         """
 
-    def describe_group(self, group: str) -> str:
-        """Describe a group in a few words."""
+    def describe_sample(self, sample: Sample, answers: Mapping[str, Answered[Any]]) -> Sequence[Mapping[str, Any]]:
+        """Return the scores of a sample alone, one line for each condition, ready for JSON."""
+        lines = []
+        for condition, answered in answers.items():
+            metrics = self.metrics(sample.group, condition)
+            for metric in metrics:
+                metric.add([answered])
+            values = {name: value for metric in metrics for name, value in metric.values().items()}
+            line = {"clip": sample.name, "group": sample.group, "seed": sample.seed, "condition": condition}
+            lines.append({**line, "frames": len(answered), "values": values})
+        return lines
+
+    def complete(self, scores: Sequence[Score]) -> list[Score]:
+        """Add the numbers that compare scores with each other."""
+        return list(scores)
+
+    def describe_row(self, score: Score) -> str:
+        """Return the heading of a score's row."""
+        return f"{score.group} {score.condition}".strip()
 
     def report_score(self, score: Score) -> dict[str, Any]:
         """Return a score, ready for JSON."""
+        return {
+            "row": f"{score.group} {score.condition}".strip(),
+            "group": score.group,
+            "condition": score.condition,
+            "samples": score.samples,
+            "frames": score.frames,
+            "values": dict(score.values),
+            "class_values": {name: dict(by_class) for name, by_class in score.class_values.items()},
+            "seeds": list(score.seeds),
+            "spread": dict(score.spread),
+        }
 
 
 _HERE = "teso_deploy.evaluation.protocols"
 DEFAULT_PROTOCOL = "composed-scenes"
+_CLIPS = "a data set of clips"
 PROTOCOLS: dict[str, ProtocolEntry] = {
     DEFAULT_PROTOCOL: ProtocolEntry(
         f"{_HERE}.composed_scenes:open_composed_scenes",
@@ -93,6 +138,16 @@ PROTOCOLS: dict[str, ProtocolEntry] = {
         ("visible", AUTO, "none", "wrong"),
         makes_samples=True,
     ),
+    **{
+        name: ProtocolEntry(f"{_HERE}.clips:open_{name.replace('-', '_')}", summary, _CLIPS, ("auto", "labels", "none"))
+        for name, summary in {
+            "avsbench": "binary masks as AVSBench scores them, at 224 × 224",
+            "gewu": "binary masks as GAVS, Ref-AVS and TeSO score them, at 256 × 256 and in batches of 4 clips",
+            "combo": "binary masks as COMBO scores them",
+            "dataset-micro": "binary masks, with the pixels of all clips added up",
+            "avss": "masks of the 71 classes of AVSBench-semantic",
+        }.items()
+    },
 }
 
 
