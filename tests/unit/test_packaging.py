@@ -22,6 +22,7 @@ NEEDED = (
     "teso_deploy/py.typed",
     "teso_deploy/cues/prompts/shots.toml",
     "teso_deploy/_shipped/export/recipes/teso-nano.toml",
+    "teso_deploy/_shipped/export/tables/4.toml",
     "teso_deploy/_shipped/export/vocabulary/nouns.txt",
     "teso_deploy/_shipped/export/demo/clip.mp4",
     "teso_deploy/_shipped/engines/bundles/teso-nano/bundle.json",

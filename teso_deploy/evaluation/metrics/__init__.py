@@ -10,6 +10,7 @@ from teso_deploy.evaluation.metrics.binary import (
     BinaryScores,
     score_batch,
 )
+from teso_deploy.evaluation.metrics.cue_precision import CuePrecision, compute_average_precision
 from teso_deploy.evaluation.metrics.localisation import FslaScores
 from teso_deploy.evaluation.metrics.masks import Mean, compute_iou, is_blank
 from teso_deploy.evaluation.metrics.negatives import NegativeScores, PositiveIous, combine_auc
@@ -20,12 +21,14 @@ __all__ = [
     "BatchScore",
     "BinaryDefinition",
     "BinaryScores",
+    "CuePrecision",
     "FslaScores",
     "Mean",
     "NegativeScores",
     "PositiveIous",
     "SemanticScores",
     "combine_auc",
+    "compute_average_precision",
     "compute_iou",
     "is_blank",
     "score_batch",
