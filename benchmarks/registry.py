@@ -41,6 +41,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "what a slow source of cues costs the frames of a camera",
         quick=("--seconds", "5", "--turns", "1"),
     ),
+    "composed-data": Benchmark(
+        "benchmarks.composed_data:main",
+        "nothing: it writes data sets in the layouts of AVSBench, for evaluations that can be repeated",
+        needs=("media",),
+        required="--out FOLDER",
+        quick=("--clips", "3"),
+    ),
     "precisions": Benchmark(
         "benchmarks.precisions:main",
         "scores of fp32 and int8 on composed scenes",

@@ -221,7 +221,7 @@ def make_coloured_noise(rng: np.random.Generator, exponent: float) -> NDArray[np
     return (noise / noise.std()).astype(np.float32)
 
 
-def _measure_rms(samples: NDArray[np.float32]) -> float:
+def measure_rms(samples: NDArray[np.float32]) -> float:
     """Return the RMS of the audible part: the samples above a hundredth of the peak."""
     loud = samples[np.abs(samples) > 0.01 * (np.abs(samples).max() + 1e-9)]
     return float(np.sqrt((loud.astype(np.float64) ** 2).mean())) if len(loud) else 0.0
@@ -281,9 +281,9 @@ def compose_sound(
             part = _resample(rng, part) if rng.random() < 0.5 else part
             part = _equalise(rng, part) if rng.random() < 0.7 else part
             part = _reverberate(rng, part) if rng.random() < 0.3 else part
-        mix += part * np.float32(level * 10 ** (rng.uniform(-4, 4) / 20) / (_measure_rms(part) + 1e-6))
+        mix += part * np.float32(level * 10 ** (rng.uniform(-4, 4) / 20) / (measure_rms(part) + 1e-6))
     if noise_snr_db is not None:
-        loudness = _measure_rms(mix) if words else level
+        loudness = measure_rms(mix) if words else level
         mix += make_coloured_noise(rng, float(rng.choice([0.0, 1.0, 2.0]))) * np.float32(
             loudness * 10 ** (-noise_snr_db / 20)
         )

@@ -14,7 +14,16 @@ from benchmarks.registry import BENCHMARKS
 from tests.support.imports import ROOT, find_file
 
 #: Modules of ``benchmarks`` that are not a benchmark themselves.
-HELPERS = {"__init__", "__main__", "registry", "results_files", "gpu_contenders", "gpu_report", "gpu_torch"}
+HELPERS = {
+    "__init__",
+    "__main__",
+    "registry",
+    "results_files",
+    "composed_clips",
+    "gpu_contenders",
+    "gpu_report",
+    "gpu_torch",
+}
 
 
 def test_every_script_is_in_the_registry() -> None:

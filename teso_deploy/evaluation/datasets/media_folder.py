@@ -175,8 +175,11 @@ def _choose_calibration_sounds(rows: Sequence[dict[str, str]]) -> set[str]:
     return chosen
 
 
-def _read_scene(index: Path, entry: Any) -> tuple[Image.Image, NDArray[np.int64], dict[str, list[int]]]:
-    """Read an entry of the index: the photograph, the segment number of each pixel, and the segments of each word."""
+def read_natural_scene(index: Path, entry: Any) -> tuple[Image.Image, NDArray[np.int64], dict[str, list[int]]]:
+    """Read an entry of an index of natural scenes.
+
+    Returns the photograph, the number of the segment of each pixel (H, W), and the numbers of each word.
+    """
     photograph = _read_image(index.with_name(entry["image"]), "RGB")
     colours = np.asarray(_read_image(index.with_name(entry["panoptic"]), "RGB")).astype(np.int64)
     segments: dict[str, list[int]] = {}
@@ -203,7 +206,7 @@ def _yield_natural_scenes(folder: Path, words: Collection[str], max_side: int) -
     if not isinstance(entries, list):
         raise DataError(f"{index} has no list of images: restore it, or remove the folder")
     for entry in entries:
-        photograph, numbers, segments = _read(partial(_read_scene, entry=entry), index)
+        photograph, numbers, segments = _read(partial(read_natural_scene, entry=entry), index)
         for word in sorted(segments.keys() & set(words)):
             mask = np.isin(numbers, segments[word])
             if mask.mean() < _SUBJECT_SHARE:
