@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,12 +75,39 @@ def resize_scores(
     Returns:
         (C, height, width) float32.
     """
+    large = np.empty((len(scores), *size), np.float32)
+    for index, score in enumerate(_resize_each(scores, size, extent)):
+        large[index] = score
+    return large
+
+
+def resize_highest(
+    scores: NDArray[np.float32], size: tuple[int, int], *, extent: tuple[float, float] | None = None
+) -> NDArray[np.float32]:
+    """Return the highest of the class scores that :func:`resize_scores` returns, with one class at a time in memory.
+
+    Args:
+        scores: (C, h, w) float32.
+        size: (height, width) of the result.
+        extent: How many rows and columns of the scores show the picture. Default: all.
+
+    Returns:
+        (height, width) float32.
+    """
+    each = _resize_each(scores, size, extent)
+    highest = next(each).copy()
+    for score in each:
+        np.maximum(highest, score, out=highest)
+    return highest
+
+
+def _resize_each(
+    scores: NDArray[np.float32], size: tuple[int, int], extent: tuple[float, float] | None
+) -> Iterator[NDArray[np.float32]]:
     rows_shown, columns_shown = extent or scores.shape[1:]
     rows, columns = _compute_taps(float(rows_shown), size[0]), _compute_taps(float(columns_shown), size[1])
-    large = np.empty((len(scores), *size), np.float32)
-    for index, score in enumerate(scores):
-        large[index] = _mix(score, rows, columns)
-    return large
+    for score in scores:
+        yield _mix(score, rows, columns)
 
 
 def labels_of(

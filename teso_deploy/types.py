@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teso_deploy.checks import check_image, check_samples, describe
-from teso_deploy.labels import resize_scores
+from teso_deploy.labels import resize_highest, resize_scores
 
 SAMPLE_RATE_HZ = 16_000
 #: One VGGish patch: 96 frames of 400 samples, hop 160 (0.975 s).
@@ -164,10 +164,24 @@ class Segmentation(_Printed):
         Raises:
             ValueError: The segmentation was made without scores.
         """
+        large = resize_scores(self._get_scores(), size, extent=self.score_extent)
+        return large.clip(0, 1, out=large)
+
+    @property
+    def sounding_probability(self) -> NDArray[np.float32]:
+        """Probability (H, W) float32 that a pixel of the frame sounds: the highest of its classes, in [0, 1].
+
+        It takes less memory than ``probabilities``. It is computed again at each access. Raises what
+        :meth:`resize_probabilities` raises.
+        """
+        size = self.labels.shape[0], self.labels.shape[1]
+        highest = resize_highest(self._get_scores(), size, extent=self.score_extent)
+        return highest.clip(0, 1, out=highest)
+
+    def _get_scores(self) -> NDArray[np.float32]:
         if self.scores is None:
             raise ValueError("this segmentation has no scores: make it with a pipeline, or give scores=")
-        large = resize_scores(self.scores, size, extent=self.score_extent)
-        return large.clip(0, 1, out=large)
+        return self.scores
 
     @property
     def positive_pixel_rate(self) -> float:

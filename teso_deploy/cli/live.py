@@ -400,9 +400,10 @@ def live(
     outputs: Annotated[
         OutputOptions,
         adapt(
+            omit=("heatmaps",),
             helps={
                 "out": "Annotated video, .mp4 with the sound that the model heard. It can be played while it grows.",
-            }
+            },
         ),
     ],
     bundle: BundleOption = None,

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from teso_deploy.errors import OutputError
-from teso_deploy.media.overlay import load_font, make_palette, tint_masks
+from teso_deploy.media.overlay import fit_text, load_font, make_palette, tint_masks
 from teso_deploy.outputs import check_file, open_staged_file
-from teso_deploy.text import to_printable
 
 Picture = NDArray[np.uint8]
 #: File ending → Pillow's name of the format.
@@ -142,21 +141,11 @@ def _line(size: int) -> int:
     return round(size * 1.4)
 
 
-def _fit_text(text: str, size: int, width: int) -> str:
-    """Cut a text so that it is at most this wide."""
-    text, font = to_printable(text), load_font(size)
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
-
-
 def _write(
     pen: ImageDraw.ImageDraw, text: str, place: tuple[int, int], *, size: int, width: int, color: object = _TEXT
 ) -> int:
     """Write one line, and return where the next one begins."""
-    pen.text(place, _fit_text(text, size, width), color, load_font(size))  # type: ignore[arg-type]
+    pen.text(place, fit_text(text, size, width), color, load_font(size))  # type: ignore[arg-type]
     return place[1] + _line(size)
 
 
@@ -172,7 +161,7 @@ def _place_legend(legend: Mapping[int, str], width: int) -> list[tuple[int, int,
     """Return (x, y, label, name) of each entry, in lines as wide as the sheet."""
     places, x, y, font = [], _GAP, 0, load_font(_HEADING)
     for label, name in legend.items():
-        text = _fit_text(name, _HEADING, width - _HEADING - 3 * _GAP)
+        text = fit_text(name, _HEADING, width - _HEADING - 3 * _GAP)
         wide = _HEADING + 3 * _GAP + round(font.getlength(text))
         if x > _GAP and x + wide > width:
             x, y = _GAP, y + _line(_HEADING)

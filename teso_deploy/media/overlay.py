@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from teso_deploy.media.audio import WINDOW_SECONDS, Sound
 from teso_deploy.outputs import write_whole
+from teso_deploy.text import to_printable
 from teso_deploy.types import Frame, Segmentation
 
 Color = tuple[int, int, int]
@@ -61,7 +62,23 @@ def load_font(size: int) -> Font:
     return ImageFont.load_default(size)
 
 
-def _outline(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
+def fit_text(text: str, size: int, width: int) -> str:
+    """Return a text as one printable line that is cut where it would be too wide.
+
+    Args:
+        text: The text, of any origin.
+        size: Font size in pixels.
+        width: The most pixels that the line may take.
+    """
+    text, font = to_printable(text), load_font(size)
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def find_outline(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
     """Return the outermost pixels of a mask. A mask that touches the border of the picture has no outline there."""
     inner = mask
     for _ in range(pixels):
@@ -94,7 +111,7 @@ def tint_masks(image: NDArray[np.uint8], labels: NDArray[np.uint8], scale: float
         mask, part = whole[box], image[box]
         tinted = part * np.float32(1 - _FILL) + colors[label] * np.float32(_FILL)
         np.copyto(part, tinted.astype(np.uint8), where=mask[..., None])
-        part[_outline(mask, max(1, round(1.5 * scale)))] = colors[label]
+        part[find_outline(mask, max(1, round(1.5 * scale)))] = colors[label]
         per_column = mask.sum(axis=0).cumsum()
         if per_column[-1] >= 0.0005 * labels.size:
             middle = box[1].start + int(np.searchsorted(per_column, per_column[-1] / 2))

@@ -16,6 +16,7 @@ class OutputOptions(Options):
     Attributes:
         out: annotated video, .mp4, with the sound that was heard; a folder for several files.
         masks: folder of PNGs with class ids, or a ``.jsonl`` file of COCO run lengths.
+        heatmaps: folder of heat maps, of files only: the probability of what sounds, with and without cues and sound.
         events: JSON lines with onset, end and confidence of what sounds.
         json_out: the report as JSON: a file, or ``-`` for standard output.
     """
@@ -27,6 +28,11 @@ class OutputOptions(Options):
         None,
         "Folder for {index:06d}.png: 8-bit class ids with a palette, 0 = background; or a .jsonl file of COCO run "
         "lengths.",
+    )
+    heatmaps: Path | None = option(
+        None,
+        "Folder for the probability of what sounds, before the threshold, with and without cues and sound: a .png for "
+        "each, and a .npz of their arrays. For files.",
     )
     events: Path | None = option(None, "Onset, end and confidence of each sounding object, as JSON lines.")
     json_out: Path | None = option(None, "Write the report to a file, or - for stdout.", flag="--json")

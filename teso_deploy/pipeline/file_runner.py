@@ -10,6 +10,7 @@ from teso_deploy.cues.timed import TimedCues
 from teso_deploy.media.audio import WINDOW_SECONDS
 from teso_deploy.outputs import show_path
 from teso_deploy.pipeline.pipeline import Offered, Pipeline, Stream
+from teso_deploy.pipeline.variants import VariantRunner
 from teso_deploy.pipeline.video_source import Moment, VideoSource
 from teso_deploy.sinks.contracts import RunFacts, Sink
 from teso_deploy.sinks.delivery import Delivery, InputFacts
@@ -61,10 +62,16 @@ def run_file(
     """
     cues_at, stream = pipeline.cues_by_time(cues), pipeline.open_stream()
     facts = _describe_input(source, stream)
-    frames = 0
+    frames, has_sound = 0, source.sound not in ("none", "mute")
+    runner = VariantRunner(stream, has_sound=has_sound) if any(sink.wants_variants for sink in sinks) else None
     for moment, asked in _time_moments(source):
-        found = stream.segment(moment.frame, moment.sound, cues_at(moment.frame.pts_seconds))
-        end_seconds = found.audio_start_seconds + WINDOW_SECONDS if source.sound not in ("none", "mute") else None
+        offered = cues_at(moment.frame.pts_seconds)
+        found, variants = (
+            (stream.segment(moment.frame, moment.sound, offered), {})
+            if runner is None
+            else runner.segment(moment.frame, moment.sound, offered)
+        )
+        end_seconds = found.audio_start_seconds + WINDOW_SECONDS if has_sound else None
         inside = dict(found.stamps)
         delivery = Delivery(
             stream=number,
@@ -76,6 +83,7 @@ def run_file(
             staleness_seconds=0.0,
             audio_end_seconds=end_seconds,
             stamps={"asked": asked, "decoded": inside.pop("started"), **inside},
+            variants=variants,
         )
         for sink in sinks:
             sink.append(delivery)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import ClassVar, Literal, Protocol, Self
 
 from teso_deploy.sinks.delivery import Delivery
 
@@ -37,9 +37,11 @@ class Sink(Protocol):
 
     Attributes:
         name: Display name, without credentials.
+        wants_variants: Whether deliveries need ``variants``. Only runs of files make them.
     """
 
     name: str
+    wants_variants: ClassVar[bool] = False
 
     def append(self, delivery: Delivery) -> None:
         """Take one result; those of an input come in order. Raise :class:`TesoError` if the sink can't take more."""

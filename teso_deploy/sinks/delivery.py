@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from teso_deploy.media.audio import Sound
@@ -63,6 +63,8 @@ class Delivery:
         stamps: Stage → monotonic seconds, in order. Those of streams are :data:`STAGES`; for a new sound or new cues
             they begin when the sound or cues were taken. Those of files end before "delivered", because a report counts
             the time of the other sinks.
+        variants: Segmentations of the frame with and without its cues and its sound, by the names in
+            :data:`teso_deploy.media.heat_map.VARIANTS`. Empty unless a sink wants them.
     """
 
     stream: int
@@ -74,6 +76,7 @@ class Delivery:
     staleness_seconds: float
     audio_end_seconds: float | None
     stamps: Mapping[str, float]
+    variants: Mapping[str, Segmentation] = field(default_factory=dict)
 
     @property
     def at_seconds(self) -> float:

@@ -79,6 +79,16 @@ SINKS = {
             suffixes=(".jsonl",),
         ),
         SinkEntry(
+            name="heat-map-folder",
+            subject=f"{_HERE}.heat_map_folder:HeatMapFolderSink",
+            summary="probability of what sounds, with and without cues and sound: pictures and arrays in a folder",
+            option="--heatmaps",
+            writes="folder",
+            kinds=("files",),
+            takes_many=False,
+            check=f"{_HERE}.heat_map_folder:check_heat_map_folder",
+        ),
+        SinkEntry(
             name="events",
             subject=f"{_HERE}.events:EventSink",
             summary="onset, end and confidence of each sounding object, as JSON lines",

@@ -13,6 +13,7 @@ from onnx import helper
 from teso_deploy.backends.onnxruntime import OnnxRuntimeEngine, make_onnxruntime_factory
 from teso_deploy.bundle import KIND, REFERENCE, Bundle, BundleManifest, Postprocessing, Preprocessing, write_manifest
 from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.pipeline.variants import VariantRunner
 from teso_deploy.program import Program, Stage, repeat_past
 from teso_deploy.types import WINDOW_SAMPLES, AudioWindow, Frame
 from teso_deploy.verification.probes import ROWS, run_whole
@@ -175,3 +176,16 @@ def test_a_past_that_the_graphs_do_not_have_is_refused(
     (other / KIND.manifest).write_text(json.dumps(content), encoding="utf-8")
     clip = make_clip(tmp_path / "clip.mp4", seconds=0.5)
     refused("run", clip, "--bundle", other, "--out", tmp_path / "o.mp4", names=says)
+
+
+def test_muted_variants_do_not_enter_the_past(pipeline: Pipeline) -> None:
+    """A sound that ended counts for two more windows, and the silence of the muted variants is not one of them."""
+    plain, stream = pipeline.open_stream(), pipeline.open_stream()
+    runner = VariantRunner(stream)
+    muted = []
+    for i, (level, loudness) in enumerate([(0, 0.5), (255, 0.0), (0, 0.0), (255, 0.0), (0, 0.0), (255, 0.0)]):
+        found, variants = runner.segment(frame(level, i), sound(loudness, i))
+        expected = plain.segment(frame(level, i), sound(loudness, i))
+        np.testing.assert_array_equal(found.scores, expected.scores)
+        muted.append(variants["muted"].is_blank)
+    assert all(muted) and plain.runs == stream.runs

@@ -30,7 +30,7 @@ from teso_deploy.types import WINDOW_SAMPLES, Frame
 from teso_deploy.verification.probes import ROWS, run_whole
 from teso_deploy.verification.verify import verify_bundle
 from tests.support.clips import make_clip
-from tests.support.commands import refused, teso
+from tests.support.commands import names_in, refused, teso
 from tests.support.made_up_graphs import describe_graph, list_loudness_nodes, save_graph
 
 SIZE = (64, 96)
@@ -219,3 +219,13 @@ def test_a_stage_that_no_graph_serves(folder: Path, tmp_path: Path) -> None:
     (other / KIND.manifest).write_text(json.dumps(content), encoding="utf-8")
     clip = make_clip(tmp_path / "clip.mp4", seconds=1.0)
     refused("run", clip, "--bundle", other, "--out", tmp_path / "o.mp4", names="serves the stage eye")
+
+
+def test_heat_maps_have_no_variants_with_cues(folder: Path, tmp_path: Path) -> None:
+    clip, heat = make_clip(tmp_path / "clip.mp4", seconds=2.0, fps=1), tmp_path / "heat"
+    done = teso("run", clip, "--bundle", folder, "--heatmaps", heat, "--noise-dbfs", -10, "--threads", 1)
+    assert done.code == 0, done.err
+    endings = ("-muted.png", "-sound.png", ".npz")
+    assert names_in(heat) == [*(f"00000{i}{ending}" for i in range(2) for ending in endings), "heatmaps.json"]
+    with np.load(heat / "000001.npz") as arrays:
+        assert arrays["sound"].max() > 0.5 and not arrays["muted"].any()

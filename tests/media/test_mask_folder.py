@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from teso_deploy.errors import OutputError
-from teso_deploy.media import mask_folder
+from teso_deploy.media import numbered_folder
 from teso_deploy.media.mask_folder import (
     MARKER,
     check_mask_folder,
@@ -128,7 +128,7 @@ def test_a_mount_point_is_written_into(tmp_path: Path, monkeypatch: pytest.Monke
 
     if is_known:
         monkeypatch.setattr(os.path, "ismount", lambda path: path == folder)
-    monkeypatch.setattr(mask_folder, "put_in_place", busy)
+    monkeypatch.setattr(numbered_folder, "put_in_place", busy)
     write_masks(folder, 1, 3)
     assert names_in(tmp_path) == ["masks", "masks/000001.png", "masks/000003.png", f"masks/{MARKER}"]
     assert (folder / "000001.png").read_text() == "mask 1 of 2" and os.stat(folder).st_ino == identity

@@ -141,7 +141,7 @@ def test_every_option_of_the_registry_is_a_field() -> None:
     assert {entry.option for entry in SINKS.values()} - {None} < {spell_flag(one) for one in fields(OutputOptions)}
 
 
-TARGETS: dict[str, Any] = {"mask-folder": "masks", "callback": print}
+TARGETS: dict[str, Any] = {"mask-folder": "masks", "heat-map-folder": "heat", "callback": print}
 
 
 def name_target(name: str) -> Any:
@@ -149,8 +149,7 @@ def name_target(name: str) -> Any:
     return TARGETS.get(name, name + (find_sink(name).suffixes or (".txt",))[0])
 
 
-@pytest.mark.parametrize("kind", ["files", "streams"])
-@pytest.mark.parametrize("name", SINKS)
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, entry in SINKS.items() for kind in entry.kinds])
 def test_every_entry_opens_and_takes_results(name: str, kind: InputKind, tmp_path: Path) -> None:
     entry = find_sink(name)
     assert entry.extra is None or entry.modules, "an extra is known to be installed by its modules"
