@@ -30,6 +30,7 @@ from teso_deploy.evaluation.protocols.registry import (
     open_protocol,
 )
 from teso_deploy.evaluation.report import format_figures, format_markdown
+from teso_deploy.evaluation.results_folder import check_results_folder
 from teso_deploy.options.clips import ClipOptions
 from teso_deploy.options.engine import EngineOptions
 from teso_deploy.options.scenes import SceneOptions
@@ -109,6 +110,8 @@ def evaluate(
     check_apart(
         [dataset, cues_file, toml_file(engine.profile), find_bundle_folder(bundle)], [json_out, markdown], [out]
     )
+    if out is not None:
+        check_results_folder(out)
     opened = Bundle.open(bundle)
     offered = _choose_cues(entry, opened, cues=cues, cues_file=cues_file)
     console = Console(stderr=True)
@@ -122,7 +125,6 @@ def evaluate(
             scenes.seeds,
             clips=clips,
             skip_bad=skip_bad,
-            on_problem=lambda sentence: say(console, f"skipped: {sentence}"),
         ),
     )
     jobs, engine = share_cores(engine, jobs)

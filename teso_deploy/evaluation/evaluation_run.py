@@ -117,7 +117,7 @@ def run_evaluation(
             resume=resume,
         )
         scores = protocol.complete(scores)
-        report = make_report(protocol, scores, {**model, "skipped": collector.problems})
+        report = make_report(protocol, scores, {**model, "skipped": [*protocol.problems, *collector.problems]})
         if results is not None:
             results.write(TABLE, format_markdown(protocol, scores))
             results.write(REPORT, as_json(report))

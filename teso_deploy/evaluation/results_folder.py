@@ -63,12 +63,8 @@ class ResultsFolder(ScoringObserver[Any]):
     def _read_found(self, overwrite: bool) -> dict[str, Any]:
         """Return the state that is there; empty if there is none."""
         clear_leftovers(self.path)
-        names = {entry.name for entry in os.scandir(self.path) if not is_staged(entry.name)}
-        if not names:
-            return {}
+        check_results_folder(self.path)
         found = _read(self.path / STATE)
-        if not found and not names <= {LINES}:
-            raise OutputError(f"{self.path} has files that are not of an evaluation: name an empty folder")
         if not found or found["settings_sha256"] == self._key:
             return found
         if not overwrite:
@@ -130,6 +126,17 @@ class ResultsFolder(ScoringObserver[Any]):
     def write(self, name: str, text: str) -> None:
         """Write a file of the folder whole. Raises :class:`OutputError`."""
         write_whole(self.path / name, text.encode(), shown=self.path)
+
+
+def check_results_folder(path: Path) -> None:
+    """Refuse a folder that holds anything but results of an evaluation, before work starts.
+
+    Raises :class:`OutputError`. A folder that does not exist is new.
+    """
+    check_folder(path)
+    names = {name for name in os.listdir(path) if not is_staged(name)} if path.is_dir() else set()
+    if not names <= {LINES} and not _read(path / STATE):
+        raise OutputError(f"{path} has files that are not of an evaluation: name an empty folder")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -63,7 +63,6 @@ class ClipProtocol(OpenProtocol):
         definition: How binary masks are scored; None: the masks have the classes of AVSS.
         clips: The clips, in the order of the data set's table.
         layout: Their layout.
-        root: Their folder, for reports.
         options: The user's options.
 
     Attributes:
@@ -77,10 +76,9 @@ class ClipProtocol(OpenProtocol):
         clips: Sequence[VideoSample],
         *,
         layout: Layout,
-        root: Path,
         options: ProtocolOptions,
     ) -> None:
-        self._definition, self._clips, self._layout, self._root = definition, clips, layout, root
+        self._definition, self._clips, self._layout = definition, clips, layout
         self._options = options
         self.name = "avss" if definition is None else definition.name
         self.samples_per_batch = 1 if definition is None else definition.videos_per_batch
@@ -279,16 +277,19 @@ def _spread(clips: Sequence[VideoSample], count: int | None) -> Sequence[VideoSa
 def _open_clips(definition: BinaryDefinition | None, root: Path, options: ProtocolOptions) -> ClipProtocol:
     chosen = options.clips
     layout = _find_layout(chosen.layout) or detect_layout(root)
+    problems: list[str] = []
     clips = read_dataset(
         root,
         layout,
         chosen.split,  # type: ignore[arg-type]
         subsets=chosen.subset or SUBSETS,
-        on_problem=options.on_problem if options.skip_bad else None,
+        on_problem=problems.append if options.skip_bad else None,
     )
     if definition is None:  # refuse binary masks now, not at the first clip
         load_mask(next(mask for mask in clips[0].masks if mask is not None), layout, "semantic")
-    return ClipProtocol(definition, clips, layout=layout, root=root, options=options)
+    protocol = ClipProtocol(definition, clips, layout=layout, options=options)
+    protocol.problems = problems
+    return protocol
 
 
 def _find_layout(name: str | None) -> Layout | None:

@@ -53,7 +53,6 @@ class ProtocolOptions:
         clips: Which clips are scored, and with which sounds. Only for a protocol on a data set of clips.
         hop_seconds: The time from one window of a clip's sound to the next.
         skip_bad: Whether samples that can't be read are skipped.
-        on_problem: Called with a sentence about each sample that is skipped when the data set is opened.
     """
 
     classes: tuple[str, ...]
@@ -63,7 +62,6 @@ class ProtocolOptions:
     clips: ClipOptions = field(default_factory=ClipOptions)
     hop_seconds: float = 1.0
     skip_bad: bool = False
-    on_problem: Callable[[str], None] = lambda sentence: None
 
 
 class OpenProtocol(EvaluationProtocol[Any], Protocol):
@@ -72,10 +70,12 @@ class OpenProtocol(EvaluationProtocol[Any], Protocol):
     Attributes:
         figures: Number → its heading in tables, in order.
         notes: What differs from what was requested, in sentences.
+        problems: Why samples were skipped when the data set was opened, in sentences.
     """
 
     figures: dict[str, str]
     notes: Sequence[str] = ()
+    problems: Sequence[str] = ()
 
     @property
     def data(self) -> str:
