@@ -79,6 +79,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         required="--start CHECKPOINT --work FOLDER",
         quick=("--steps", "2", "--scenes", "2", "--seeds", "1"),
     ),
+    "infonce": Benchmark(
+        "benchmarks.infonce:main",
+        "scores with InfoNCE and without it, over several trainings",
+        needs=("media", "train"),
+        required="--work FOLDER",
+        quick=("--steps", "2", "--seeds", "1", "--scenes", "1", "--scene-seeds", "1"),
+    ),
     "photographs": Benchmark(
         "benchmarks.photographs:main",
         "scores on natural photographs with their own recordings",

@@ -23,6 +23,7 @@ HELPERS = {
     "gpu_contenders",
     "gpu_report",
     "gpu_torch",
+    "shipped_weights",
 }
 
 
