@@ -17,6 +17,7 @@ from teso_deploy.cli.options import BundleOption, Given, adapt, refuse_given, wi
 from teso_deploy.cli.reports import as_markup, check_json, progress_bar, say, toml_file, write_json
 from teso_deploy.cues.tracks import CueFile, read_cue_file
 from teso_deploy.errors import RecipeError
+from teso_deploy.evaluation.contact_sheet import check_sheet_file
 from teso_deploy.evaluation.contracts import Sample, Score
 from teso_deploy.evaluation.evaluation_run import run_evaluation, share_cores
 from teso_deploy.evaluation.protocols.choice import choose_protocol
@@ -31,6 +32,7 @@ from teso_deploy.evaluation.protocols.registry import (
 )
 from teso_deploy.evaluation.report import format_figures, format_markdown
 from teso_deploy.evaluation.results_folder import check_results_folder
+from teso_deploy.evaluation.worst_clips import WorstClips, draw_worst_clips
 from teso_deploy.options.clips import ClipOptions
 from teso_deploy.options.engine import EngineOptions
 from teso_deploy.options.scenes import SceneOptions
@@ -98,6 +100,12 @@ def evaluate(
         Path | None, typer.Option("--json", help="Write the scores to a file, or - for stdout.")
     ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table to a file.")] = None,
+    worst: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the worst clips as a picture: truth, prediction, prediction when muted."
+        ),
+    ] = None,
     given: Given,
 ) -> None:
     """Score a bundle by an evaluation protocol."""
@@ -107,8 +115,10 @@ def evaluate(
     check_json(json_out)
     if markdown is not None:
         check_file(markdown)
+    if worst is not None:
+        check_sheet_file(worst)
     check_apart(
-        [dataset, cues_file, toml_file(engine.profile), find_bundle_folder(bundle)], [json_out, markdown], [out]
+        [dataset, cues_file, toml_file(engine.profile), find_bundle_folder(bundle)], [json_out, markdown, worst], [out]
     )
     if out is not None:
         check_results_folder(out)
@@ -129,6 +139,7 @@ def evaluate(
     )
     jobs, engine = share_cores(engine, jobs)
     pipeline = load_pipeline(console, opened, engine)
+    worst_clips = WorstClips()
     with progress_bar(console) as bar:
         task = bar.add_task(asked.data, total=asked.count_samples())
 
@@ -144,6 +155,7 @@ def evaluate(
             folder=out,
             overwrite=overwrite,
             on_sample=advance,
+            on_line=None if worst is None else worst_clips.add_line,
         )
     for sentence in [*asked.notes, *(f"skipped: {problem}" for problem in result.report["skipped"])]:
         say(console, sentence)
@@ -151,6 +163,8 @@ def evaluate(
     if markdown is not None:
         write_text(markdown, format_markdown(asked, result.scores))
     title = f"{result.report['bundle']}, {asked.data}, cues: {result.report['cues']}"
+    if worst is not None:
+        draw_worst_clips(asked, asked.make_predictor(pipeline, offered), worst_clips, worst, title=title)
     for table in _make_tables(title, asked, result.scores):
         console.print(table)
 
@@ -162,6 +176,8 @@ def _refuse_other_options(name: str, entry: ProtocolEntry, given: Given) -> None
     others = " and ".join(other for other, known in PROTOCOLS.items() if known.makes_samples != entry.makes_samples)
     names = [f"{group}.{one.name}" for one in fields(options)]
     allowed = ("clips.layout",) if name == DEFAULT_PROTOCOL else ()  # older versions took `--layout scenes`
+    if entry.makes_samples:
+        names.append("worst")
     refuse_given(given, [option for option in names if option not in allowed], f"for {others}")
 
 

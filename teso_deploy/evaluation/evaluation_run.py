@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from teso_deploy.evaluation.contracts import Sample, Score
 from teso_deploy.evaluation.protocols.registry import OpenProtocol
 from teso_deploy.evaluation.report import format_markdown, make_report
 from teso_deploy.evaluation.results_folder import REPORT, TABLE, ResultsFolder
-from teso_deploy.evaluation.scoring import SampleResult, ScoringObserver, score_protocol
+from teso_deploy.evaluation.scoring import Progress, SampleResult, ScoringObserver, score_protocol
 from teso_deploy.options.engine import EngineOptions
 from teso_deploy.outputs import as_json, show_path
 from teso_deploy.pipeline.pipeline import Pipeline
@@ -75,7 +76,7 @@ def run_evaluation(
     folder: Path | None = None,
     overwrite: bool = False,
     on_sample: Callable[[Sample], None] = lambda sample: None,
-    observers: Sequence[ScoringObserver[Any]] = (),
+    on_line: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> EvaluationResult:
     """Score a pipeline by a protocol.
 
@@ -89,7 +90,8 @@ def run_evaluation(
             interrupted continues there. Default: nowhere.
         overwrite: If True, the results of other settings in ``folder`` are replaced. Default: False.
         on_sample: Called after each sample, and at once for each that was done before. Default: nothing.
-        observers: See the results of the samples that are run now. Default: none.
+        on_line: Called with the scores of each sample in each condition, as they are written to ``folder``. Default:
+            nothing.
 
     Returns:
         The scores and the report.
@@ -103,16 +105,19 @@ def run_evaluation(
     model = describe_model(pipeline, cues)
     with _open_folder(pipeline, protocol, cues, folder=folder, overwrite=overwrite) as results:
         resume = None if results is None else results.read_progress()
-        collector = _Collector([*observers, *([] if results is None else [results])], resume.problems if resume else ())
-        for sample, _ in zip(protocol.samples(), range(resume.samples if resume else 0), strict=False):
+        collector = _Collector(results, on_line, resume.problems if resume else ())
+        for sample in islice(protocol.samples(), resume.samples if resume else 0):
             on_sample(sample)
+        if on_line is not None and results is not None and resume is not None:
+            for line in results.read_lines():
+                on_line(line)
         scores = score_protocol(
             protocol,
             predict,
             on_sample,
             jobs=jobs,
             skip_bad=skip_bad,
-            describe=protocol.describe_sample if collector.observers else None,
+            describe=None if folder is None and on_line is None else protocol.describe_sample,
             observer=collector,
             resume=resume,
         )
@@ -145,19 +150,23 @@ def _open_folder(
 class _Collector(ScoringObserver[Any]):
     """Passes on what it sees, and keeps the sentences about skipped samples."""
 
-    def __init__(self, observers: Sequence[ScoringObserver[Any]], problems: Sequence[str]) -> None:
-        self.observers, self.problems = observers, list(problems)
+    def __init__(
+        self,
+        results: ResultsFolder | None,
+        on_line: Callable[[Mapping[str, Any]], None] | None,
+        problems: Sequence[str],
+    ) -> None:
+        self._results, self._on_line, self.problems = results or ScoringObserver[Any](), on_line, list(problems)
 
     def see_sample(self, result: SampleResult[Any]) -> None:
         if result.problem:
             self.problems.append(result.problem)
-        for observer in self.observers:
-            observer.see_sample(result)
+        for line in result.lines if self._on_line is not None else ():
+            self._on_line(line)  # type: ignore[misc]
+        self._results.see_sample(result)
 
-    def see_batch(self, get_progress: Callable[[], Any]) -> None:
-        for observer in self.observers:
-            observer.see_batch(get_progress)
+    def see_batch(self, get_progress: Callable[[], Progress]) -> None:
+        self._results.see_batch(get_progress)
 
-    def see_end(self, get_progress: Callable[[], Any]) -> None:
-        for observer in self.observers:
-            observer.see_end(get_progress)
+    def see_end(self, get_progress: Callable[[], Progress]) -> None:
+        self._results.see_end(get_progress)

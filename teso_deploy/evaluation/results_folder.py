@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -94,6 +94,11 @@ class ResultsFolder(ScoringObserver[Any]):
         with explain_errors(self.path), open(self.path / LINES, "ab") as lines:
             lines.truncate(self._found["line_bytes"])
         return Progress.from_dict(self._found["progress"])
+
+    def read_lines(self) -> Iterator[dict[str, Any]]:
+        """Yield the scores of the samples that were done before, see :meth:`read_progress`."""
+        with explain_errors(self.path), open(self.path / LINES, "rb") as lines:
+            yield from map(json.loads, lines)
 
     def see_sample(self, result: SampleResult[Any]) -> None:
         """Write the lines of a sample."""

@@ -218,3 +218,14 @@ def test_silence_is_not_a_damaged_sound(damaged: Path, tiny_bundle: Path) -> Non
         file.setframerate(16_000)
         file.writeframes(bytes(160_000))
     assert evaluate(damaged, tiny_bundle)["skipped"] == []
+
+
+def test_the_worst_clips_as_a_picture(avss: Path, media_folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    sheet, out = tmp_path / "worst.png", tmp_path / "out"
+    evaluate(avss, tiny_bundle, "--out", out, "--clips", 4)
+    evaluate(avss, tiny_bundle, "--out", out, "--clips", 4, "--worst", sheet)  # all scores are read from the folder
+    with Image.open(sheet) as image:
+        assert image.height > 4 * 200 and image.width > 4 * 200
+    refused("eval", avss, "--bundle", tiny_bundle, *COMMON, "--worst", tmp_path / "worst.gif", names=".png or .jpg")
+    done = teso("eval", media_folder, "--bundle", tiny_bundle, "--worst", sheet)
+    assert done.code == 2 and "--worst is for avsbench" in " ".join(done.err.split())
