@@ -102,9 +102,7 @@ def evaluate(
     markdown: Annotated[Path | None, typer.Option(help="Write the table to a file.")] = None,
     worst: Annotated[
         Path | None,
-        typer.Option(
-            help="Write the worst clips as a picture: truth, prediction, prediction when muted."
-        ),
+        typer.Option(help="Write the worst clips as a picture: truth, prediction, prediction when muted."),
     ] = None,
     given: Given,
 ) -> None:
