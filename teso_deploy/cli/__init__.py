@@ -53,6 +53,7 @@ COMMANDS = {
     "cues": ("cues", "cues"),
     "eval": ("eval", "evaluate"),
     "score": ("score", "score"),
+    "figure": ("figure", "figure"),
     "train": ("train", "train"),
     "calibrate": ("calibrate", "calibrate"),
 }

@@ -34,6 +34,20 @@ def parse_checkpoint(text: str) -> tuple[str | None, Path]:
     return part or None, Path(name)
 
 
+def parse_bundle(text: str) -> tuple[str | None, Path]:
+    """Split a bundle's name from its folder: ``NAME=FOLDER`` → (NAME, FOLDER), ``FOLDER`` → (None, FOLDER).
+
+    Raises :class:`typer.BadParameter` if the name or the folder is empty.
+    """
+    name, separator, folder = text.partition("=")
+    if not separator or os.path.lexists(text):
+        return None, Path(text)
+    if not name or not folder:
+        shown = to_one_line(repr(text), 80)
+        raise typer.BadParameter(f"{shown} lacks a name or a folder: give NAME=FOLDER", param_hint="--bundle")
+    return name, Path(folder)
+
+
 def parse_size(text: str) -> ImageSize:
     """Parse ``288x512`` → (288, 512), height first, or ``384`` → (384, 384). Raises :class:`typer.BadParameter`."""
     parts = text.lower().split("x")

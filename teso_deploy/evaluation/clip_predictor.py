@@ -15,7 +15,7 @@ from teso_deploy.evaluation.clip_trials import ClipTrial
 from teso_deploy.evaluation.contracts import Prediction
 from teso_deploy.evaluation.datasets.contracts import VideoSample
 from teso_deploy.pipeline.pipeline import AUTO, Offered, Pipeline, Stream
-from teso_deploy.types import AudioWindow, Frame, ImageSize
+from teso_deploy.types import AudioWindow, Frame, ImageSize, Segmentation
 
 #: How cues are chosen for a clip: by the bundle's tagger, the words of the clip's labels, or none at all.
 ClipCueWay = Literal["auto", "labels", "none"]
@@ -50,14 +50,18 @@ class ClipPredictor:
 
     def __call__(self, trial: ClipTrial) -> Prediction:
         """Answer a trial. Raises :class:`CueError` for cues that the bundle does not know."""
-        segmentation = self._get_stream(trial).segment(
+        segmentation = self.segment(trial)
+        labels = segmentation.labels if self._classes is None else self._classes[segmentation.labels]
+        probabilities = None if self._size is None else segmentation.resize_probabilities(self._size)
+        return Prediction(labels, probabilities, segmentation.cues, segmentation.cue_gate)
+
+    def segment(self, trial: ClipTrial) -> Segmentation:
+        """Segment a trial, with the bundle's own classes. Raises :class:`CueError` as a call does."""
+        return self._get_stream(trial).segment(
             Frame(trial.image, trial.pts_seconds, trial.frame),
             AudioWindow(trial.samples, trial.start_seconds, is_silent=not np.any(trial.samples)),
             self._choose_cues(trial),
         )
-        labels = segmentation.labels if self._classes is None else self._classes[segmentation.labels]
-        probabilities = None if self._size is None else segmentation.resize_probabilities(self._size)
-        return Prediction(labels, probabilities, segmentation.cues, segmentation.cue_gate)
 
     def _choose_cues(self, trial: ClipTrial) -> Offered:
         if isinstance(self._cues, CueFile):

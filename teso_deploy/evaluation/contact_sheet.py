@@ -17,6 +17,8 @@ from teso_deploy.outputs import check_file, open_staged_file
 Picture = NDArray[np.uint8]
 #: File ending → Pillow's name of the format.
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+#: A sheet that would be this many times as high as it is wide gets its rows in blocks side by side.
+_HIGHEST, _BETWEEN = 1.7, 18
 #: JPEG stores sizes in 16 bits. Larger PNGs take more memory than a viewer has.
 MOST_PIXELS = 65_000
 #: Pictures are scaled to this height, panoramas to this width.
@@ -58,6 +60,11 @@ def draw_difference(picture: Picture, labels: NDArray[np.uint8], expected: NDArr
     return np.where((labels != expected)[..., None], _DIFFERENT, (picture // 3))
 
 
+def fit_picture(picture: Picture) -> Picture:
+    """Scale a picture (H, W, 3) to the size that it has in a sheet, so that many take little memory."""
+    return np.asarray(_scale(picture))
+
+
 def check_sheet_file(path: Path) -> None:
     """Raise :class:`OutputError` if a sheet can't be written to this file."""
     if path.suffix.lower() not in FORMATS:
@@ -66,11 +73,17 @@ def check_sheet_file(path: Path) -> None:
 
 
 def save_sheet(
-    path: Path, rows: Sequence[SheetRow], *, title: str = "", legend: Mapping[int, str] | None = None
+    path: Path,
+    rows: Sequence[SheetRow],
+    *,
+    title: str = "",
+    legend: Mapping[int, str] | None = None,
+    footer: Picture | None = None,
 ) -> None:
     """Write rows of labelled pictures as one picture.
 
-    The headings stand at the top if all rows have the same, otherwise above each row. Text that is too long for its
+    Many rows stand in blocks side by side. The headings stand at the top if all rows have the same, otherwise above
+    each row. Text that is too long for its
     place is cut.
 
     Args:
@@ -78,6 +91,7 @@ def save_sheet(
         rows: The rows, at least one, each with at least one picture.
         title: A line above everything. Default: none.
         legend: Label → its name, which are listed below with the label's colour. Default: none.
+        footer: A picture below everything, such as a scale. Default: none.
 
     Raises:
         OutputError: The file can't be written, or there are too many rows or columns for a picture.
@@ -86,46 +100,120 @@ def save_sheet(
     check_sheet_file(path)
     if not rows or not all(row.pictures for row in rows):
         raise ValueError("a sheet needs at least one row, and each row at least one picture")
-    sheet = _draw_sheet(path, rows, title, legend=legend or {})
+    sheet = _draw_sheet(path, rows, title, legend=legend or {}, footer=footer)
     with open_staged_file(path) as staged:
         sheet.save(staged, FORMATS[path.suffix.lower()], quality=92)
 
 
-def _draw_sheet(path: Path, rows: Sequence[SheetRow], title: str, *, legend: Mapping[int, str]) -> Image.Image:
-    scaled = [[_scale(picture) for _, picture in row.pictures] for row in rows]
-    headings = [[heading for heading, _ in row.pictures] for row in rows]
-    columns = max(map(len, scaled))
-    widths = [max(line[i].width for line in scaled if i < len(line)) for i in range(columns)]
-    width = sum(widths) + _GAP * (columns + 1)
-    are_shared = len(rows) > 1 and all(line == headings[0] for line in headings)
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Rows whose pictures have their final size, and the measures of a sheet of them.
+
+    ``widths``: of the columns. ``heights``: of the rows, with title, headings and gap. ``headings``: those of all rows;
+    None if they differ.
+    """
+
+    rows: list[tuple[str, list[str], list[Image.Image]]]
+    widths: list[int]
+    heights: list[int]
+    headings: list[str] | None
+
+    @classmethod
+    def measure(cls, rows: Sequence[SheetRow]) -> _Table:
+        """Scale the pictures."""
+        scaled = [
+            (row.title, [text for text, _ in row.pictures], [_scale(picture) for _, picture in row.pictures])
+            for row in rows
+        ]
+        headings = scaled[0][1] if len(rows) > 1 and all(texts == scaled[0][1] for _, texts, _ in scaled) else None
+        columns = max(len(images) for *_, images in scaled)
+        widths = [max(images[i].width for *_, images in scaled if i < len(images)) for i in range(columns)]
+        above = 0 if headings else _line(_HEADING)
+        heights = [
+            (_line(_CAPTION) if title else 0) + above + max(image.height for image in images) + _GAP
+            for title, _, images in scaled
+        ]
+        return cls(scaled, widths, heights, headings)
+
+    @property
+    def width(self) -> int:
+        """Width of a block of rows, with the gap after it."""
+        return sum(self.widths) + _GAP * len(self.widths)
+
+    def split(self) -> list[range]:
+        """Split the rows into blocks that stand side by side, so that the sheet is not much higher than wide."""
+        blocks = [range(len(self.rows))]
+        for count in range(1, len(self.rows) + 1):
+            size = -(-len(self.rows) // count)
+            blocks = [range(first, min(first + size, len(self.rows))) for first in range(0, len(self.rows), size)]
+            if self.measure_height(blocks) <= _HIGHEST * self.width * len(blocks):
+                break
+        return blocks
+
+    def measure_height(self, blocks: Sequence[range]) -> int:
+        """Return the height of the highest block."""
+        above = _line(_HEADING) if self.headings else 0
+        return above + max(sum(self.heights[number] for number in block) for block in blocks)
+
+    def draw(self, sheet: Image.Image, block: range, place: tuple[int, int]) -> None:
+        """Draw a block of rows.
+
+        Args:
+            sheet: The sheet, which is changed.
+            block: Numbers of the rows.
+            place: Left upper corner of the block, (x, y).
+        """
+        pen, (left, top), width = ImageDraw.Draw(sheet), place, self.width - _GAP
+        if self.headings:
+            self._write_headings(pen, self.headings, place)
+            top += _line(_HEADING)
+        for number in block:
+            title, texts, images = self.rows[number]
+            end = top + self.heights[number]
+            if title:
+                top = _write(pen, title, (left, top), size=_CAPTION, width=width)
+            if not self.headings:
+                self._write_headings(pen, texts, (left, top))
+                top += _line(_HEADING)
+            x = left
+            for image, column in zip(images, self.widths, strict=False):
+                sheet.paste(image, (x, top))
+                x += column + _GAP
+            top = end
+
+    def _write_headings(self, pen: ImageDraw.ImageDraw, texts: Sequence[str], place: tuple[int, int]) -> None:
+        left, top = place
+        for text, width in zip(texts, self.widths, strict=False):
+            _write(pen, text, (left, top), size=_HEADING, width=width, color=_FAINT)
+            left += width + _GAP
+
+
+def _draw_sheet(
+    path: Path, rows: Sequence[SheetRow], title: str, *, legend: Mapping[int, str], footer: Picture | None
+) -> Image.Image:
+    table = _Table.measure(rows)
+    blocks = table.split()
+    between = _BETWEEN * (len(blocks) - 1)
+    width = max(_GAP + table.width * len(blocks) + between, _GAP * 2 + (footer.shape[1] if footer is not None else 0))
     names = _place_legend(legend, width)
-    height = _GAP + (_line(_TITLE) if title else 0) + (_line(_HEADING) if are_shared else 0)
-    for row, line in zip(rows, scaled, strict=True):
-        height += (_line(_CAPTION) if row.title else 0) + (0 if are_shared else _line(_HEADING))
-        height += max(image.height for image in line) + _GAP
-    height += names[-1][1] + _line(_HEADING) if names else 0
+    top = _GAP + (_line(_TITLE) if title else 0)
+    below = top + table.measure_height(blocks)
+    height = below + (names[-1][1] + _line(_HEADING) if names else 0)
+    height += len(footer) + _GAP if footer is not None else 0
     if max(width, height) > MOST_PIXELS:
         raise OutputError(f"{path} would be {width} × {height} pixels large: ask for fewer rows or columns")
     sheet = Image.new("RGB", (width, height), _DARK)
     pen = ImageDraw.Draw(sheet)
-    top = _GAP
     if title:
-        top = _write(pen, title, (_GAP, top), size=_TITLE, width=width - 2 * _GAP)
-    if are_shared:
-        top = _write_headings(pen, headings[0], widths, top=top)
-    for row, line, texts in zip(rows, scaled, headings, strict=True):
-        if row.title:
-            top = _write(pen, row.title, (_GAP, top), size=_CAPTION, width=width - 2 * _GAP)
-        if not are_shared:
-            top = _write_headings(pen, texts, widths, top=top)
-        left = _GAP
-        for image, column in zip(line, widths, strict=False):
-            sheet.paste(image, (left, top))
-            left += column + _GAP
-        top += max(image.height for image in line) + _GAP
+        _write(pen, title, (_GAP, _GAP), size=_TITLE, width=width - 2 * _GAP)
+    for number, block in enumerate(blocks):
+        table.draw(sheet, block, (_GAP + number * (table.width + _BETWEEN), top))
     for x, y, label, name in names:
-        pen.rectangle((x, top + y + 3, x + _HEADING, top + y + 3 + _HEADING), tuple(make_palette()[label].tolist()))
-        pen.text((x + _HEADING + _GAP, top + y), name, _TEXT, load_font(_HEADING))
+        box = (x, below + y + 3, x + _HEADING, below + y + 3 + _HEADING)
+        pen.rectangle(box, tuple(make_palette()[label].tolist()))
+        pen.text((x + _HEADING + _GAP, below + y), name, _TEXT, load_font(_HEADING))
+    if footer is not None:
+        sheet.paste(Image.fromarray(footer), (_GAP, height - len(footer) - _GAP))
     return sheet
 
 
@@ -147,14 +235,6 @@ def _write(
     """Write one line, and return where the next one begins."""
     pen.text(place, fit_text(text, size, width), color, load_font(size))  # type: ignore[arg-type]
     return place[1] + _line(size)
-
-
-def _write_headings(pen: ImageDraw.ImageDraw, texts: Sequence[str], widths: Sequence[int], *, top: int) -> int:
-    left = _GAP
-    for text, width in zip(texts, widths, strict=False):
-        _write(pen, text, (left, top), size=_HEADING, width=width, color=_FAINT)
-        left += width + _GAP
-    return top + _line(_HEADING)
 
 
 def _place_legend(legend: Mapping[int, str], width: int) -> list[tuple[int, int, int, str]]:

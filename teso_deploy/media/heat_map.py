@@ -92,7 +92,20 @@ def draw_heat_map(
 def add_scale(picture: Picture, text: str) -> Picture:
     """Add a strip below a picture (H, W, 3): what it shows, and the scale of the colours from 0 to 1."""
     height, width = picture.shape[:2]
-    size = max(11, round(min(height, width) / 22))
+    return np.concatenate((picture, draw_scale(text, width, size=max(11, round(min(height, width) / 22)))))
+
+
+def draw_scale(text: str, width: int, *, size: int) -> Picture:
+    """Draw a text, and to the right of it the scale of the colours from 0 to 1.
+
+    Args:
+        text: What the colours show. It is cut where it would be too wide.
+        width: In pixels.
+        size: Font size, in pixels.
+
+    Returns:
+        (H, width, 3) uint8.
+    """
     font, gap = load_font(size), max(3, size // 3)
     bar = min(max(4 * size, 64), max(width // 3, 1))
     digits = round(font.getlength("0")) + gap
@@ -105,7 +118,7 @@ def add_scale(picture: Picture, text: str) -> Picture:
     made = np.array(strip)
     ramp = color_probabilities(np.linspace(0, 1, bar, dtype=np.float32)[None])
     made[gap : gap + size, max(left, 0) : max(left, 0) + bar] = ramp
-    return np.concatenate((picture, made))
+    return made
 
 
 def describe_variant(name: str, found: Segmentation) -> str:
