@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ HEIGHT_PIXELS, WIDTH_PIXELS = 200, 360
 _GAP = 6
 _TITLE, _CAPTION, _HEADING = 20, 15, 14
 _DARK, _TEXT, _FAINT = (18, 20, 24), (235, 238, 242), (170, 178, 190)
+_ORANGE = 5  # the number of this colour in the palette
 _DIFFERENT = np.array((255, 40, 40), np.uint8)
 
 
@@ -47,6 +49,11 @@ def draw_labels(picture: Picture, labels: NDArray[np.uint8]) -> Picture:
     image = picture.copy()
     tint_masks(image, labels, max(min(labels.shape) / 200, 0.5))
     return image
+
+
+def draw_mask(picture: Picture, mask: NDArray[Any]) -> Picture:
+    """Draw what is not 0 in a mask (H, W) on a picture (H, W, 3), in an orange that few pictures have."""
+    return draw_labels(picture, np.where(mask > 0, np.uint8(_ORANGE), np.uint8(0)))
 
 
 def draw_difference(picture: Picture, labels: NDArray[np.uint8], expected: NDArray[np.uint8]) -> Picture:

@@ -13,7 +13,7 @@ from teso_deploy.errors import DataError
 from teso_deploy.evaluation.clip_predictor import ClipCueWay, ClipPredictor, check_clip_cues, match_classes
 from teso_deploy.evaluation.clip_trials import ClipReader, ClipTrial
 from teso_deploy.evaluation.conditions import Partners
-from teso_deploy.evaluation.contact_sheet import Picture, SheetRow, draw_labels, fit_picture
+from teso_deploy.evaluation.contact_sheet import Picture, SheetRow, draw_labels, draw_mask, fit_picture
 from teso_deploy.evaluation.datasets.avss import list_avss_classes
 from teso_deploy.evaluation.datasets.contracts import VideoSample
 from teso_deploy.evaluation.datasets.reading import load_mask
@@ -25,8 +25,6 @@ from teso_deploy.media.heat_map import draw_heat_map
 from teso_deploy.pipeline.pipeline import Pipeline
 
 _Value = TypeVar("_Value")
-#: Masks without classes have the colour of this label, an orange that few pictures have.
-_ONE_COLOR = 5
 
 
 def choose_clips(clips: Sequence[VideoSample], count: int) -> list[VideoSample]:
@@ -206,7 +204,7 @@ class FigureMaker:
 
     def _draw_masks(self, image: Picture, labels: Picture) -> Picture:
         if self.figure.kind == "binary":
-            labels = np.where(labels > 0, np.uint8(_ONE_COLOR), np.uint8(0))
+            return fit_picture(draw_mask(image, labels))
         self._labels |= set(np.unique(labels).tolist()) - {0}
         return fit_picture(draw_labels(image, labels))
 
@@ -224,8 +222,6 @@ class FigureMaker:
 
     def make_legend(self) -> dict[int, str]:
         """Return the classes that are drawn anywhere, by their numbers; empty if masks have one colour."""
-        if self.figure.kind == "binary":
-            return {}
         names = list_avss_classes()
         return {label: names[label - 1] for label in sorted(self._labels)}
 

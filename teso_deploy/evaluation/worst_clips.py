@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from teso_deploy.evaluation.clip_trials import ClipTrial
 from teso_deploy.evaluation.conditions import NORMAL
-from teso_deploy.evaluation.contact_sheet import SheetRow, draw_labels, save_sheet
+from teso_deploy.evaluation.contact_sheet import SheetRow, draw_mask, save_sheet
 from teso_deploy.evaluation.contracts import Prediction, Predictor
 from teso_deploy.evaluation.metrics import compute_iou
 from teso_deploy.evaluation.protocols.registry import OpenProtocol
@@ -68,17 +67,13 @@ def draw_worst_clips(
         silent = replace(trial, samples=np.zeros_like(trial.samples), condition="muted", is_negative=True)
         pictures = {
             "picture": trial.image,
-            "truth": _draw(trial, trial.truth),
-            "prediction": _draw(trial, prediction.labels),
-            "muted": _draw(trial, predict(silent).labels),
+            "truth": draw_mask(trial.image, trial.truth),
+            "prediction": draw_mask(trial.image, prediction.labels),
+            "muted": draw_mask(trial.image, predict(silent).labels),
         }
         words = f" ({', '.join(trial.words)})" if trial.words else ""
         rows.append(SheetRow(f"{name}{words}, second {trial.frame}: mIoU of the clip {miou:.3f}", [*pictures.items()]))
     save_sheet(path, rows, title=title)
-
-
-def _draw(trial: ClipTrial, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return draw_labels(trial.image, (labels > 0).astype(np.uint8))
 
 
 def _measure(answer: tuple[ClipTrial, Prediction]) -> float:

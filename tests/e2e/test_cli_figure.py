@@ -94,6 +94,12 @@ def test_what_is_refused(data: Path, tmp_path: Path) -> None:
     assert not names_in(tmp_path) and not inside.exists()
 
 
+def test_classes_of_binary_masks(tmp_path: Path) -> None:
+    data = write_s4(tmp_path / "data", videos=1)
+    reason = "figure B7 shows classes, which s4 does not have: name one of 4, B6, J8, J9"
+    refused("figure", "B7", "--data", data, "--out", tmp_path / "f.png", names=reason)
+
+
 def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
     data = write_avss(tmp_path / "data", videos=1)
     picture = next((data / "v1m").glob("test-*/frames/2.jpg"))

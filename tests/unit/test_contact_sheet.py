@@ -16,6 +16,7 @@ from teso_deploy.evaluation.contact_sheet import (
     SheetRow,
     draw_difference,
     draw_labels,
+    draw_mask,
     save_sheet,
 )
 from teso_deploy.media.overlay import make_palette
@@ -118,5 +119,6 @@ def test_labels_and_differences() -> None:
     assert (picture == 100).all(), "the picture itself is not changed"
     np.testing.assert_array_equal((drawn != 100).any(axis=2), labels > 0)
     np.testing.assert_array_equal(drawn[10, 10], make_palette()[3])
+    np.testing.assert_array_equal((draw_mask(picture, labels) != 100).any(axis=2), labels > 0)
     difference = draw_difference(picture, labels, np.zeros_like(labels))
     np.testing.assert_array_equal((difference == (255, 40, 40)).all(axis=2), labels > 0)
