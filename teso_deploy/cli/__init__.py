@@ -54,6 +54,7 @@ COMMANDS = {
     "eval": ("eval", "evaluate"),
     "score": ("score", "score"),
     "figure": ("figure", "figure"),
+    "table": ("table", "table"),
     "train": ("train", "train"),
     "calibrate": ("calibrate", "calibrate"),
 }

@@ -13,6 +13,7 @@ from teso_deploy.evaluation.contracts import Answered, Prediction
 from teso_deploy.evaluation.metrics import (
     BinaryDefinition,
     BinaryScores,
+    CuePrecision,
     FslaScores,
     Mean,
     NegativeScores,
@@ -146,6 +147,27 @@ class FrameAccuracy(_NoClasses):
     def values(self) -> dict[str, float | None]:
         """The accuracies of the kinds of frames that occur."""
         return {name: value for name, value in self._scores.values().items() if value is not None}
+
+
+class CueNames(_NoClasses):
+    """``cue_precision`` and ``masked_cue_precision``: whether the cues name what sounds (REC#1 and REC#2).
+
+    Frames of clips without words, and answers without cues, are omitted.
+    """
+
+    def __init__(self) -> None:
+        self._scores = CuePrecision()
+
+    def add(self, batch: Batch) -> None:
+        """Add a batch of clips."""
+        for trial, prediction in _list_answers(batch):
+            if prediction.cues is not None and prediction.cue_gate is not None:
+                gates = prediction.cue_gate[prediction.cues.valid]
+                self._scores.add(prediction.cues.names, gates, trial.words)
+
+    def values(self) -> dict[str, float | None]:
+        """The measures."""
+        return self._scores.values()
 
 
 class FalseMasks(_NoClasses):

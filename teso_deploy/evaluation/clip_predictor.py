@@ -50,17 +50,27 @@ class ClipPredictor:
 
     def __call__(self, trial: ClipTrial) -> Prediction:
         """Answer a trial. Raises :class:`CueError` for cues that the bundle does not know."""
-        segmentation = self.segment(trial)
+        return self.make_prediction(self.segment(trial))
+
+    def segment(self, trial: ClipTrial) -> Segmentation:
+        """Segment a trial, with the bundle's own classes. Raises :class:`CueError` as a call does."""
+        return self._run(trial, self._choose_cues(trial))
+
+    def segment_without_cues(self, trial: ClipTrial) -> Segmentation:
+        """Segment a trial, and offer no cue."""
+        return self._run(trial, None)
+
+    def make_prediction(self, segmentation: Segmentation) -> Prediction:
+        """Return what metrics need of a segmentation, with the numbers of the data set's classes."""
         labels = segmentation.labels if self._classes is None else self._classes[segmentation.labels]
         probabilities = None if self._size is None else segmentation.resize_probabilities(self._size)
         return Prediction(labels, probabilities, segmentation.cues, segmentation.cue_gate)
 
-    def segment(self, trial: ClipTrial) -> Segmentation:
-        """Segment a trial, with the bundle's own classes. Raises :class:`CueError` as a call does."""
+    def _run(self, trial: ClipTrial, cues: Offered) -> Segmentation:
         return self._get_stream(trial).segment(
             Frame(trial.image, trial.pts_seconds, trial.frame),
             AudioWindow(trial.samples, trial.start_seconds, is_silent=not np.any(trial.samples)),
-            self._choose_cues(trial),
+            cues,
         )
 
     def _choose_cues(self, trial: ClipTrial) -> Offered:

@@ -7,9 +7,10 @@ is blank. They are *negative*. The other conditions keep the clip's own truth.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ KIND_SUMMARIES: dict[ConditionKind, str] = {
     "shifted": "the clip's own sound, moved by half of the clip",
     "swapped": "the sound of any other clip",
 }
+_NOISE = re.compile(r"noise (?P<level>-?\d{1,4}(?:\.\d{1,3})?) (?P<unit>dBFS|dBW|dB SNR)")
 _NEGATIVE: tuple[ConditionKind, ...] = ("muted", "noise", "off-screen", "off-screen same kind")
 _OF_PARTNERS: tuple[ConditionKind, ...] = ("off-screen", "off-screen same kind", "swapped")
 
@@ -121,6 +123,29 @@ def list_conditions(
     plain = PLAIN_KINDS if "all" in names else ("normal", *names)
     chosen = [Condition(kind) for kind in PLAIN_KINDS if kind in plain]
     return tuple(dict.fromkeys([*chosen[:2], *noises, *chosen[2:]]))
+
+
+def parse_conditions(names: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    """Return the arguments of :class:`~teso_deploy.options.clips.ClipOptions` for conditions with these names.
+
+    Raises :class:`DataError` if there is no such condition.
+
+    >>> parse_conditions(["normal", "muted", "noise 10 dBW"])
+    {'condition': ('muted',), 'noise_dbfs': (), 'noise_dbw': (10.0,), 'noise_snr': ()}
+    """
+    found: dict[str, list[Any]] = {"condition": [], "noise_dbfs": [], "noise_dbw": [], "noise_snr": []}
+    units = {"dBFS": "noise_dbfs", "dBW": "noise_dbw", "dB SNR": "noise_snr"}
+    for name in names:
+        if match := _NOISE.fullmatch(name):
+            found[units[match["unit"]]].append(float(match["level"]))
+        elif name in PLAIN_KINDS:
+            found["condition"] += [name] if name != NORMAL.name else []
+        else:
+            raise DataError(
+                f"there is no condition {name!r}: name one of {', '.join(PLAIN_KINDS)}, or noise as 'noise 10 dBW', "
+                "'noise -25 dBFS' or 'noise 10 dB SNR'"
+            )
+    return {option: tuple(values) for option, values in found.items()}
 
 
 def make_windows(

@@ -145,6 +145,8 @@ def test_what_the_paper_says_of_teso_is_quoted() -> None:
         (("above = 0.3", 'than_column = "none"'), "a claim: column 'none' is not in this table"),
         (('heading = "F drop"', 'heading = "\\u001b[31m"'), "characters that can't be printed"),
         (('condition = "muted"', 'protocol = "mine"'), "there is no protocol 'mine'"),
+        (('condition = "muted"', 'condition = "loud"'), "columns.1.condition: there is no condition 'loud'"),
+        (('condition = "muted"', 'protocol = "composed-scenes"'), "there is no protocol 'composed-scenes' for clips"),
     ],
 )
 def test_bad_tables_get_a_sentence(change: tuple[str, str], complaint: str) -> None:
@@ -222,6 +224,12 @@ def test_better_may_be_lower(better: str, verdict: str) -> None:
     assert judge(table, measured("old", miou=0.7), measured("new", miou=0.6))[0].verdict == verdict
 
 
+def test_a_claim_without_a_row_is_about_each_measured_row(table: TableDefinition) -> None:
+    rows = (measured("ours", drop=0.4), measured("new", drop=0.2))
+    found = judge(table, *rows, ours="ours")
+    assert [(one.row, one.verdict) for one in found[1:]] == [("New", "does not hold"), ("Ours", "holds")]
+
+
 def test_claims_about_ours_and_columns() -> None:
     table = read(SMALL.replace('row = "new"\nthan_row = "old"', 'row = "ours"\nthan_column = "drop"'))
     row = measured("new", miou=0.5, drop=2.0)
@@ -234,7 +242,7 @@ def test_claims_about_ours_and_columns() -> None:
 
 def test_markdown(table: TableDefinition) -> None:
     rows = fill(table, measured("new", miou=0.6))
-    page = write_markdown(make_grid(table, rows), judge_claims(table, rows), {"data": "a_b"})
+    page = write_markdown(make_grid(table, rows), judge_claims(table, rows), ["data: a_b"])
     lines = page.splitlines()
     assert lines[0] == "# A small table"
     assert "| Method | Encoder | V1M mIoU (%) ↑ | V1M F drop ↑ |" in lines
@@ -275,7 +283,7 @@ def test_shipped_tables_in_every_format(name: str) -> None:
     table = load_table(name)
     grid = make_grid(table, fill_rows(table, ()))
     assert not [c for c in write_latex(grid, name) if ord(c) > 127]
-    assert "†" in write_markdown(grid, (), {})
+    assert "†" in write_markdown(grid, (), ())
     assert len(write_csv(table, fill_rows(table, ())).splitlines()) == 1 + len(table.rows)
     picture = draw_table(grid)
     assert picture.convert("L").getextrema() == (22, 255) and picture.width > 300
@@ -288,7 +296,7 @@ def test_pictures_grow_with_the_table(table: TableDefinition) -> None:
 
 
 def test_report(table: TableDefinition) -> None:
-    report: dict[str, Any] = make_report("mine", table, fill(table, measured("new", miou=0.6)), {"split": "test"})
+    report: dict[str, Any] = make_report("mine", table, fill(table, measured("new", miou=0.6)), run={"split": "test"})
     new = report["rows"][1]
     assert report["table"] == "mine" and report["split"] == "test" and len(report["columns"]) == 2
     assert new["cells"]["miou"] == {"measured": 60.0, "quoted": 66.02, "reason": None}

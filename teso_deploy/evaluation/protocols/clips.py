@@ -18,6 +18,7 @@ from teso_deploy.cues.tracks import CueFile
 from teso_deploy.errors import DataError
 from teso_deploy.evaluation.clip_metrics import (
     BinaryMasks,
+    CueNames,
     FalseMasks,
     FrameAccuracy,
     SemanticMasks,
@@ -33,6 +34,7 @@ from teso_deploy.evaluation.datasets.contracts import SUBSETS, VideoSample
 from teso_deploy.evaluation.datasets.reading import detect_layout, load_mask, read_dataset
 from teso_deploy.evaluation.datasets.registry import LAYOUTS, Layout
 from teso_deploy.evaluation.datasets.words import class_words, find_broad_class
+from teso_deploy.evaluation.filtering_predictor import FilteringPredictor
 from teso_deploy.evaluation.metrics import BINARY_DEFINITIONS, BinaryDefinition, combine_auc
 from teso_deploy.evaluation.protocols.registry import OpenProtocol, ProtocolOptions
 from teso_deploy.pipeline.pipeline import Pipeline
@@ -145,6 +147,7 @@ class ClipProtocol(OpenProtocol):
             "split": self._options.clips.split,
             "clips": len(self._scored),
             "hop_seconds": self._options.hop_seconds,
+            **({"filters_by_cues": True} if self._options.filters_by_cues else {}),
             "conditions": {condition.name: condition.summary for condition in self.conditions},
             "fingerprint": self.fingerprint,
             "notes": list(self.notes),
@@ -177,12 +180,14 @@ class ClipProtocol(OpenProtocol):
         """Return the published numbers, and those that belong to the condition."""
         threshold = None if self._definition is None else self._definition.threshold
         is_negative = next(one.is_negative for one in self.conditions if one.name == condition)
-        masks: Metric[ClipTrial] = FalseMasks(threshold) if is_negative else TrueMasks(threshold)
+        masks: list[Metric[ClipTrial]] = [FalseMasks(threshold) if is_negative else TrueMasks(threshold)]
+        if condition == NORMAL.name and any(self._words.values()):
+            masks.append(CueNames())
         if self._definition is not None:
             words = sorted({word for words in self._words.values() for word in words})
             unbiased = self._options.clips.unbiased
-            return [BinaryMasks(self._definition, unbiased=unbiased), WordIous(self._definition, words), masks]
-        return [self._make_semantic(), masks, FrameAccuracy()]
+            return [BinaryMasks(self._definition, unbiased=unbiased), WordIous(self._definition, words), *masks]
+        return [self._make_semantic(), *masks, FrameAccuracy()]
 
     def _make_semantic(self) -> SemanticMasks:
         chosen = self._options.clips
@@ -198,8 +203,9 @@ class ClipProtocol(OpenProtocol):
             check_clip_cues(cues, self._scored, pipeline)
         else:
             cues = check_cue_way(cues)
+        make = FilteringPredictor if self._options.filters_by_cues else ClipPredictor
         if self._definition is not None:
-            return ClipPredictor(pipeline, cues, size=self._definition.size)
+            return make(pipeline, cues, size=self._definition.size)
         name = pipeline.bundle.manifest.name
         numbers, lost = match_classes(
             pipeline.classes,
@@ -210,7 +216,7 @@ class ClipProtocol(OpenProtocol):
         )
         if lost:
             self.notes.append(f"{name}'s classes {', '.join(lost)} are scored as background")
-        return ClipPredictor(pipeline, cues, classes=numbers)
+        return make(pipeline, cues, classes=numbers)
 
     def describe_sample(self, sample: Sample, answers: Mapping[str, Answered[ClipTrial]]) -> list[dict[str, Any]]:
         """Return the scores of a clip alone, with its words and the sums over its frames by class."""

@@ -52,6 +52,8 @@ class ProtocolOptions:
         seeds: How many seeds, from ``seed`` on.
         clips: Which clips are scored, and with which sounds. Only for a protocol on a data set of clips.
         hop_seconds: The time from one window of a clip's sound to the next.
+        filters_by_cues: Whether cues are not offered, but keep the masks whose class is among them. Only for a
+            protocol on a data set of clips.
         skip_bad: Whether samples that can't be read are skipped.
     """
 
@@ -61,6 +63,7 @@ class ProtocolOptions:
     seeds: int = 1
     clips: ClipOptions = field(default_factory=ClipOptions)
     hop_seconds: float = 1.0
+    filters_by_cues: bool = False
     skip_bad: bool = False
 
 

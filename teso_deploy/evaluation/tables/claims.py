@@ -41,23 +41,21 @@ def judge_claims(table: TableDefinition, rows: Sequence[FilledRow], ours: str | 
         One judgement for each claim and row that it is about; at least one for each claim.
     """
     by_key = {row.key: row for row in rows}
-    if ours in by_key:
-        by_key[OURS] = by_key[ours]
+    named = {**by_key, OURS: by_key[ours]} if ours in by_key else by_key
     columns = {column.key: column for column in table.columns}
-    return [one for claim in table.claims for one in _judge_claim(claim, columns, by_key)]
+    judgements = []
+    for claim in table.claims:
+        others = [row for row in rows if row.described and row.key != claim.than_row]
+        judged = others if claim.row is None else [named[claim.row]] if claim.row in named else []
+        judgements += [_judge_row(claim, row, columns=columns, rows=named) for row in judged]
+        if not judged:
+            judgements.append(Judgement(claim.says, "can't be judged", "nothing was measured for it"))
+    return judgements
 
 
-def _judge_claim(claim: Claim, columns: Mapping[str, Column], rows: Mapping[str, FilledRow]) -> list[Judgement]:
-    if claim.row is not None:
-        judged = [rows[claim.row]] if claim.row in rows else []
-    else:
-        judged = [row for key, row in rows.items() if key not in (OURS, claim.than_row) and row.described]
-    if not judged:
-        return [Judgement(claim.says, "can't be judged", "nothing was measured for it")]
-    return [_judge_row(claim, columns, rows, row) for row in judged]
-
-
-def _judge_row(claim: Claim, columns: Mapping[str, Column], rows: Mapping[str, FilledRow], row: FilledRow) -> Judgement:
+def _judge_row(
+    claim: Claim, row: FilledRow, *, columns: Mapping[str, Column], rows: Mapping[str, FilledRow]
+) -> Judgement:
     column = columns[claim.column]
 
     def show(number: float) -> str:
@@ -77,6 +75,7 @@ def _judge_row(claim: Claim, columns: Mapping[str, Column], rows: Mapping[str, F
         if other_row is None or other is None:
             return Judgement(claim.says, "can't be judged", "what it is compared with was not measured", row.name)
         holds = found > other if column.better == "higher" else found < other
-        against = other_row.name if claim.than_row is not None else columns[other_column].heading
+        compared = columns[other_column]
+        against = f"{compared.group} {compared.heading}".strip() if claim.than_row is None else other_row.name
         details = f"it is {show(found)}, {against} has {show(other)}"
     return Judgement(claim.says, "holds" if holds else "does not hold", details, row.name)

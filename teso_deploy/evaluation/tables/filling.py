@@ -114,7 +114,9 @@ def _fill_cell(column: Column, row: Row, measured: MeasuredRow | None) -> Cell:
     )
 
 
-def make_report(name: str, table: TableDefinition, rows: Sequence[FilledRow], run: Mapping[str, Any]) -> dict[str, Any]:
+def make_report(
+    name: str, table: TableDefinition, rows: Sequence[FilledRow], *, run: Mapping[str, Any]
+) -> dict[str, Any]:
     """Make the table's report, ready for JSON. Numbers have the unit of their column.
 
     Args:

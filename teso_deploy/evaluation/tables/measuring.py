@@ -10,7 +10,7 @@ from teso_deploy.errors import CueError, DataError, TesoError
 from teso_deploy.evaluation.datasets.registry import LAYOUTS, Layout, load_layout
 from teso_deploy.evaluation.tables.filling import MeasuredRow
 from teso_deploy.evaluation.tables.planning import PlannedRow
-from teso_deploy.evaluation.tables.schema import Column, DataSetKey, TableDefinition
+from teso_deploy.evaluation.tables.schema import DataSetKey, TableDefinition
 from teso_deploy.outputs import show_path
 
 #: Condition → the name of a number → its value; None if there was nothing to measure.
@@ -132,6 +132,7 @@ def measure_rows(
     table: TableDefinition,
     rows: Sequence[PlannedRow],
     sources: Mapping[DataSetKey, DataSource],
+    *,
     measure: Measure,
 ) -> list[MeasuredRow]:
     """Measure all rows. What a bundle can't do on a data set is a reason in its cells.
@@ -157,7 +158,7 @@ def measure_rows(
                     done[request] = measure(request)
                 except (CueError, DataError) as error:
                     done[request] = error
-        measured.append(_collect_row(table, row, sources, done))
+        measured.append(_collect_row(table, row, sources, done=done))
     errors = [one for one in done.values() if isinstance(one, TesoError)]
     if errors and len(errors) == len(done):
         raise errors[0]
@@ -168,6 +169,7 @@ def _collect_row(
     table: TableDefinition,
     row: PlannedRow,
     sources: Mapping[DataSetKey, DataSource],
+    *,
     done: Mapping[MeasureRequest, Measurement | TesoError],
 ) -> MeasuredRow:
     results = {(one.dataset, one.protocol): done[one] for one in list_requests(table, row, sources)}
@@ -181,20 +183,11 @@ def _collect_row(
             reasons[column.key] = lacking
         elif isinstance(result, TesoError):
             reasons[column.key] = str(result)
-        elif (value := _find_value(result, column)) is None:
-            reasons[column.key] = f"nothing to measure for {column.value} with the sound {column.condition!r}"
+        elif (value := result.get(column.condition, {}).get(column.value)) is None:
+            reasons[column.key] = f"{column.protocol} gives no {column.value} here for the sound {column.condition!r}"
         else:
             values[column.key] = value
     return MeasuredRow(row.key, row.name, describe_row(row), values, reasons)
-
-
-def _find_value(result: Measurement, column: Column) -> float | None:
-    """Return a column's number. Raises :class:`DataError` if its protocol has no number of this name."""
-    found = result.get(column.condition, {})
-    if column.value not in found and result and not any(column.value in values for values in result.values()):
-        known = ", ".join(dict.fromkeys(name for values in result.values() for name in values))
-        raise DataError(f"{column.protocol} has no number {column.value!r} (column {column.key}): name one of {known}")
-    return found.get(column.value)
 
 
 def describe_row(row: PlannedRow) -> str:

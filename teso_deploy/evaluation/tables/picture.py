@@ -78,11 +78,11 @@ class _Sheet:
         self.top += _TITLE_SIZE + 2 * _SPACE
 
     def draw_rule(self, thickness: int) -> None:
-        self._draw_line(self.top, thickness, self.spans[0].left, self.spans[-1].right)
+        self._draw_line(self.top, thickness, _Span(self.spans[0].left, self.spans[-1].right))
         self.top += _SPACE
 
-    def _draw_line(self, top: float, thickness: int, left: float, right: float) -> None:
-        self.pen.line((left, top, right, top), fill=_TEXT, width=thickness)
+    def _draw_line(self, top: float, thickness: int, span: _Span) -> None:
+        self.pen.line((span.left, top, span.right, top), fill=_TEXT, width=thickness)
 
     def write_groups(self, groups: Sequence[tuple[str, int]]) -> None:
         first = self.text_columns
@@ -90,7 +90,7 @@ class _Sheet:
             left, right = self.spans[first].left, self.spans[first + count - 1].right
             if name:
                 self.pen.text(((left + right) / 2, self.top), name, _TEXT, _font(_SIZE), anchor="ma")
-                self._draw_line(self.top + _LINE_HEIGHT - 8, _THIN, left, right)
+                self._draw_line(self.top + _LINE_HEIGHT - 8, _THIN, _Span(left, right))
             first += count
         self.top += _LINE_HEIGHT
 

@@ -59,7 +59,7 @@ class _Plan:
     rows: dict[str, PlannedRow] = field(default_factory=dict)
 
     def add(
-        self, key: str, name: str, bundles: Mapping[DataSetKey | None, GivenBundle], cues: str | Path | None = None
+        self, key: str, name: str, bundles: Mapping[DataSetKey | None, GivenBundle], *, cues: str | Path | None = None
     ) -> None:
         if key in self.rows:
             raise DataError(f"two bundles or files of cues are for the row {name!r}: name one of them differently")
@@ -104,11 +104,11 @@ def plan_rows(
         by_dataset = {one.dataset: one for one in mine}
         if len(by_dataset) < len(mine):
             raise DataError(f"two bundles are for the row {name!r}: name one of them differently")
-        plan.add(*_find_row(table, name), by_dataset, files.pop(name, None))
+        plan.add(*_find_row(table, name), by_dataset, cues=files.pop(name, None))
     for name, file in files.items():
         if not plain:
             raise DataError(f"the cues of {name} have no bundle: give one without a name, or {name}=FOLDER")
-        plan.add(*_find_row(table, name), {None: plain[0]}, file)
+        plan.add(*_find_row(table, name), {None: plain[0]}, cues=file)
     if plain:
         bundle = plain[0]
         for row in table.rows:

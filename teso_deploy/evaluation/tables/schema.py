@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from teso_deploy.errors import DataError
-from teso_deploy.evaluation.prediction_files import PROTOCOLS
+from teso_deploy.evaluation.conditions import parse_conditions
+from teso_deploy.evaluation.protocols.registry import PROTOCOLS
 from teso_deploy.recipe_tables import Table, Text
 from teso_deploy.resources import find_shipped_path
 from teso_deploy.small_files import parse_toml, read_text
@@ -29,8 +30,14 @@ _WHAT = "a table's TOML file"
 
 
 def _check_protocol(name: str) -> str:
-    if name not in PROTOCOLS:
-        raise ValueError(f"there is no protocol {name!r}: name one of {', '.join(PROTOCOLS)}")
+    known = [protocol for protocol, entry in PROTOCOLS.items() if not entry.makes_samples]
+    if name not in known:
+        raise ValueError(f"there is no protocol {name!r} for clips: name one of {', '.join(known)}")
+    return name
+
+
+def _check_condition(name: str) -> str:
+    parse_conditions([name])
     return name
 
 
@@ -67,7 +74,7 @@ class Column(Table):
     group: Text = ""
     dataset: DataSetKey
     protocol: Annotated[str, AfterValidator(_check_protocol)] = "avsbench"
-    condition: Text = "normal"
+    condition: Annotated[Text, AfterValidator(_check_condition)] = "normal"
     value: Key = "miou"
     shown: Literal["percent", "fraction"] = "percent"
     decimals: Annotated[int, Field(ge=0, le=9)] = 2

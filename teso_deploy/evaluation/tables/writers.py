@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from teso_deploy.evaluation.tables.claims import Judgement
 from teso_deploy.evaluation.tables.filling import FilledRow
@@ -24,13 +24,13 @@ _LATEX = {
 _SPECIAL = re.compile("|".join(re.escape(one) for one in _LATEX))
 
 
-def write_markdown(grid: Grid, judgements: Sequence[Judgement], facts: Mapping[str, str]) -> str:
+def write_markdown(grid: Grid, judgements: Sequence[Judgement], facts: Sequence[str]) -> str:
     """Write a page: the table, its notes, what became of its claims, and how it was measured.
 
     Args:
         grid: The table.
         judgements: The claims; none are written if it is empty.
-        facts: What the numbers hold for, by name.
+        facts: What the numbers hold for; none are written if it is empty.
     """
     headings = list(grid.headings[: grid.text_columns])
     numbers = iter(grid.headings[grid.text_columns :])
@@ -47,7 +47,7 @@ def write_markdown(grid: Grid, judgements: Sequence[Judgement], facts: Mapping[s
         lines += [_make_line([_escape(one) for one in (j.says, j.row, j.verdict, j.details)]) for j in judgements]
     if facts:
         lines += ["", "## How was it measured?", ""]
-        lines += [f"- {_escape(name)}: {_escape(value)}" for name, value in facts.items()]
+        lines += [f"- {_escape(fact)}" for fact in facts]
     return "\n".join(lines) + "\n"
 
 
