@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from teso_deploy.program import EXTERNAL_TENSORS, MASKS, TESO, Program
 from teso_deploy.recipe_tables import Scale, Table, Text
 from teso_deploy.sealed import FileEntry
-from teso_deploy.types import WINDOW_SAMPLES, Precision
+from teso_deploy.types import WINDOW_SAMPLES, Framing, Precision
 
 #: In schema 1 the manifest has no ``program``: such bundles have TeSO's program.
 SCHEMA_VERSION, OLDEST_SCHEMA_VERSION = 2, 1
@@ -92,6 +92,12 @@ class Preprocessing(Table):
     color: Literal["rgb"] = "rgb"
 
 
+class AudioEntry(Table):
+    """Which sound the frames of a clip get, one a second: see :data:`teso_deploy.types.Framing`."""
+
+    framing: Framing = "per_second"
+
+
 class Postprocessing(Table):
     """How ``masks`` become labels: bilinear to the picture's size, then 1 + argmax where the maximum ≥ threshold."""
 
@@ -153,6 +159,7 @@ class BundleManifest(Table):
     forms: dict[Text, dict[Text, FormEntry]] = Field(default_factory=dict)
     engines: tuple[EngineEntry, ...] = ()
     preprocessing: Preprocessing
+    audio: AudioEntry = AudioEntry()
     postprocessing: Postprocessing
     classes: Annotated[tuple[Text, ...], Field(min_length=1, max_length=MOST_CLASSES)]
     cue: CueEntry | None = None

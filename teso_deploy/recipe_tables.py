@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from teso_deploy.architectures import check_audio_encoder
 from teso_deploy.text import is_name
+from teso_deploy.types import Framing
 
 AdapterPlace = Literal["swin", "msda", "cross_attention", "self_attention", "sam_encoder", "sam_decoder"]
 FusionPart = Literal["sedam", "pmqs", "dynamic_mask", "text", "audio"]
@@ -141,7 +142,9 @@ class AudioRecipe(Table):
 
     VGGish's fields are the widths of its six convolutions and of its hidden layers, and two switches. ``last_relu``:
     the AVSBench family keeps the last ReLU, the TeSO family omits it. ``batch_norm``: after every convolution and
-    hidden layer. VGGish itself has none, but a model trained from scratch learns far faster with it.
+    hidden layer. VGGish itself has none, but a model trained from scratch learns far faster with it. ``framing``: which
+    sound the frames of a clip get, one a second (:data:`teso_deploy.types.Framing`), in training, in evaluation and in
+    ``run --mode paper``.
     """
 
     encoder: Annotated[str, AfterValidator(check_audio_encoder)] = "vggish"
@@ -150,6 +153,7 @@ class AudioRecipe(Table):
     dim: Positive = 128
     last_relu: bool = False
     batch_norm: bool = False
+    framing: Framing = "per_second"
 
 
 class ClipTextRecipe(Table):

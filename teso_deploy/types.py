@@ -24,8 +24,20 @@ ImageSize = tuple[int, int]
 #: The numeric precision in which a form of a graph is computed.
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+#: Where the sound of a clip's frame k is taken in the public data sets: ``per_second``: from k seconds on;
+#: ``contiguous``: from k · 0.96 s on, one VGGish example after the other, as AVSBench prepared its sound.
+Framing = Literal["per_second", "contiguous"]
 #: Where cues came from: a source of :mod:`teso_deploy.cues.sources.registry`, "fallback" or "none".
 CueSourceName = str
+
+
+def get_hop_seconds(framing: Framing) -> float:
+    """Return the time between the starts of two neighbouring windows of a clip.
+
+    >>> get_hop_seconds("per_second"), get_hop_seconds("contiguous")
+    (1.0, 0.96)
+    """
+    return 0.96 if framing == "contiguous" else 1.0
 
 
 class _Printed:

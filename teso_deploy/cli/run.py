@@ -40,7 +40,7 @@ from teso_deploy.sinks.report import ReportSink
 
 #: Options that have an effect only for streams, or only for files.
 _OF_STREAMS = (*(f"streams.{one.name}" for one in fields(StreamOptions)), "cues.budget_per_minute")
-_OF_FILES = ("sound.noise_dbfs", "sound.sound_from", "frames.decoder", "outputs.heatmaps")
+_OF_FILES = ("sound.noise_dbfs", "sound.sound_from", "frames.framing", "frames.decoder", "outputs.heatmaps")
 
 
 def _check_inputs(inputs: Sequence[Path], sound: SoundOptions) -> None:
@@ -160,6 +160,8 @@ def run(
     """
     if mode == "paper" and frames.fps is not None:
         raise OptionError("{mode} paper looks at one frame a second: omit {fps}")
+    if mode not in ("paper", "live") and frames.framing is not None:
+        raise OptionError("{framing} is for {mode} paper: in the other modes each window is centred on its frame")
     addresses = parse_inputs(inputs)
     paths = [address.path for address in addresses if address.path is not None]
     if mode == "live" or len(paths) < len(addresses):
@@ -219,6 +221,7 @@ def run_files(
     for output in listed:
         if output.is_split:
             make_folder(output.target)
+    framing = frames.framing or opened.manifest.audio.framing
     hardware = _choose_hardware(frames.decoder, pipeline.backend)
     facts = describe_file_run(pipeline, [show_path(path) for path in paths])
     report_sink = ReportSink(None, facts)
@@ -230,7 +233,9 @@ def run_files(
         ]
         for number, path in enumerate(paths):
             offered = run_cues.of_file(console, pipeline, path, sound=sound)
-            source = VideoSource(path, mode=mode, fps=frames.fps, hardware=hardware, **sound.as_keywords())
+            source = VideoSource(
+                path, mode=mode, framing=framing, fps=frames.fps, hardware=hardware, **sound.as_keywords()
+            )
             if source.reader.decoder_note:
                 say(console, f"{path.name} is decoded in software: {source.reader.decoder_note}")
             own_facts = replace(facts, inputs=facts.inputs[number : number + 1])

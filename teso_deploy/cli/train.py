@@ -18,6 +18,7 @@ from teso_deploy.cli.options import Given, adapt, refuse_given, with_options
 from teso_deploy.cli.reports import say, toml_file
 from teso_deploy.cli.values import parse_checkpoint
 from teso_deploy.errors import DataError, MissingExtraError
+from teso_deploy.evaluation.datasets.registry import LAYOUTS
 from teso_deploy.options.training import TrainingOptions
 from teso_deploy.options.weights import StartOptions
 from teso_deploy.outputs import check_apart
@@ -30,7 +31,13 @@ if TYPE_CHECKING:
     from teso_deploy.training.loop import Progress as TrainingProgress
 
 #: Options that have an effect only for training on videos, or only for training on scenes.
-_OF_VIDEOS = ("training.layout", "training.cues_file", "weights.checkpoint", "weights.random_weights")
+_OF_VIDEOS = (
+    "training.layout",
+    "training.cues_file",
+    "training.framing",
+    "weights.checkpoint",
+    "weights.random_weights",
+)
 _OF_SCENES = ("weights.start", "training.workers")
 
 
@@ -213,11 +220,16 @@ def train(
     else:
         refuse_given(given, _OF_VIDEOS, f"for training on videos, but {chosen.name} trains on scenes")
     check_extra("accelerate" if on_videos else None)
-    if training.layout not in (None, "s4", "ms3", "avss"):
-        raise typer.BadParameter(f"unknown layout {training.layout!r}: choose s4, ms3 or avss", param_hint="--layout")
+    if training.layout not in (None, *LAYOUTS):
+        raise typer.BadParameter(
+            f"unknown layout {training.layout!r}: choose one of {', '.join(LAYOUTS)}", param_hint="--layout"
+        )
     if weights.averaging and not (weights.checkpoint if on_videos else weights.start):
         needed = "--checkpoint" if on_videos else "--start"
         raise typer.BadParameter(f"needs {needed}, from which it chooses weights", param_hint="--weights")
+    if training.framing is not None:  # part of the recipe, so that the exported bundle has it too
+        audio = chosen.audio.model_copy(update={"framing": training.framing})
+        chosen = chosen.model_copy(update={"audio": audio})
     out = out or cache_folder("train") / chosen.name
     files = [path for _, path in map(parse_checkpoint, weights.checkpoint)]
     _check_apart([weights.start, training.cues_file, toml_file(recipe), *files], data, out)

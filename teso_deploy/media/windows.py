@@ -134,14 +134,18 @@ class SoundTrack(ABC):
             hops = round(hops) if kind == "centred" else math.floor(hops + 1e-6)
             snapped = hops * hop_seconds if hop_seconds else at_seconds
             start = snapped - (WINDOW_SECONDS / 2 if kind == "centred" else WINDOW_SECONDS)
+        return self.window_from(start)
+
+    def window_from(self, start_seconds: float) -> AudioWindow:
+        """Return the 0.975 s of sound from a time in seconds on. Outside of the track there are zeros."""
         last = self._last
-        if last is not None and last.start_seconds == start:
+        if last is not None and last.start_seconds == start_seconds:
             return last
-        first = round((start - self.start_seconds) * SAMPLE_RATE_HZ)
+        first = round((start_seconds - self.start_seconds) * SAMPLE_RATE_HZ)
         samples = self._read(first, first + WINDOW_SAMPLES)
-        gap = self._unrecorded(start, start + WINDOW_SECONDS)
+        gap = self._unrecorded(start_seconds, start_seconds + WINDOW_SECONDS)
         silent = float(np.abs(samples).max()) < SILENT_PEAK
-        found = AudioWindow(samples, start, gap if gap > 1 / SAMPLE_RATE_HZ else 0.0, silent)
+        found = AudioWindow(samples, start_seconds, gap if gap > 1 / SAMPLE_RATE_HZ else 0.0, silent)
         self._last = found
         return found
 

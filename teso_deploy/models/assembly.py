@@ -218,8 +218,9 @@ def fit_tensors(
 
 
 def _build_whole(source: WeightSource, recipe: Recipe) -> Model:
-    """Build a model from a checkpoint of this package, with its calibrated thresholds."""
-    model = build_model(checkpoints.apply_calibration(recipe, source.path))
+    """Build a model from a checkpoint of this package, with its calibrated thresholds and its framing of the sound."""
+    recipe = checkpoints.apply_framing(checkpoints.apply_calibration(recipe, source.path), source.path)
+    model = build_model(recipe)
     checkpoints.fill(model, source.tensors, path=source.path)
     return model
 

@@ -84,6 +84,15 @@ def apply_calibration(recipe: Recipe, path: Path) -> Recipe:
         raise CheckpointError(f"{path}: its calibration can't be read; run teso-deploy calibrate again") from error
 
 
+def apply_framing(recipe: Recipe, path: Path) -> Recipe:
+    """Return the recipe with the framing of the sound that a checkpoint was trained with, if the file says."""
+    try:
+        trained = Recipe.model_validate_json(read_metadata(path).get("recipe", ""))
+    except ValueError:
+        return recipe
+    return recipe.model_copy(update={"audio": recipe.audio.model_copy(update={"framing": trained.audio.framing})})
+
+
 def load(model: nn.Module, path: Path, *, parts: Sequence[str] = (), averaging: Averaging | None = None) -> KeyReport:
     """Load a checkpoint of this package into a model. Every key must fit.
 

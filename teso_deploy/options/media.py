@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from teso_deploy.options.fields import OptionError, Options, option
+from teso_deploy.types import Framing
 
 DecoderName = Literal["auto", "software", "nvdec"]
 
@@ -51,15 +52,22 @@ class SoundOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class FrameOptions(Options):
-    """Which frames are looked at, and what decodes them.
+    """Which frames are looked at, with which sound, and what decodes them.
 
     Attributes:
         fps: frames a second to look at. Default: all.
+        framing: for mode ``paper``: the window of second k begins at k seconds (``per_second``) or at k · 0.96 s
+            (``contiguous``). Default: as the bundle says.
         decoder: what decodes the video of a file: ``software``, ``nvdec`` (an NVIDIA GPU), or ``auto``: the GPU if the
             backend runs there, otherwise software. Default: ``auto``.
     """
 
     fps: float | None = option(None, "Segment only this many frames per second.", minimum=0.001)
+    framing: Framing | None = option(
+        None,
+        "For --mode paper: the window of second k begins at k s (per_second) or at k x 0.96 s (contiguous). "
+        "Default: as the bundle says.",
+    )
     decoder: DecoderName = option(
         "auto",
         "Decoder of a file's video. nvdec: on an NVIDIA GPU; auto: nvdec if the backend runs on the GPU, otherwise "

@@ -26,7 +26,7 @@ from teso_deploy.pipeline.operators import HostOperators
 from teso_deploy.pipeline.stage_runs import AUTO, StageRunner
 from teso_deploy.pipeline.stream import Offered, Stream
 from teso_deploy.pipeline.video_source import Mode, VideoSource
-from teso_deploy.types import AudioWindow, Cues, Frame, ImageSize, Segmentation
+from teso_deploy.types import AudioWindow, Cues, Frame, Framing, ImageSize, Segmentation
 
 __all__ = ["AUTO", "Offered", "Pipeline", "Stream"]
 
@@ -245,6 +245,7 @@ class Pipeline:
         cues: Offered | TimedCues = None,
         *,
         mode: Mode = "file",
+        framing: Framing | None = None,
         mute: bool = False,
         noise_dbfs: float | None = None,
         sound_from: str | Path | None = None,
@@ -258,6 +259,8 @@ class Pipeline:
             path: The file.
             cues: The cues of each frame, as :meth:`segment` takes them, or by time. Default: none.
             mode: "file" for all frames, "paper" for one frame per second. Default: "file".
+            framing: Where the windows of mode "paper" begin: second k at k seconds ("per_second") or at k · 0.96 s
+                ("contiguous"). Default: as the bundle says.
             mute: Use silence. Default: False.
             noise_dbfs: Use white noise of this level (RMS, in dBFS). Default: no noise.
             sound_from: Use the sound of this file. Default: the file's own.
@@ -278,6 +281,7 @@ class Pipeline:
         with VideoSource(
             path,
             mode=mode,
+            framing=framing or self.bundle.manifest.audio.framing,
             mute=mute,
             noise_dbfs=noise_dbfs,
             sound_from=sound_from,

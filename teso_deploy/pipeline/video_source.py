@@ -1,7 +1,8 @@
 """Choose the frames of a file to segment, and the audio window of each.
 
 ``file``: every frame (or ``fps`` frames per second), with the window centred on it.
-``paper``: one frame per second, at k + 0.9375 s, with the sound of that second, as the AVS data sets cut their clips.
+``paper``: one frame per second, at k + 0.9375 s, as the AVS data sets cut their clips. Its window begins at k seconds,
+or at k · 0.96 s if the framing is ``contiguous``. The framing has no effect in mode ``file``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from teso_deploy.errors import MediaError
 from teso_deploy.media.audio import HELD_SECONDS, AudioTrack, SoundTrack, StreamedTrack, find_sound, make_no_sound_error
 from teso_deploy.media.mono import SoundCounts
 from teso_deploy.media.reader import Hardware, VideoReader
-from teso_deploy.types import AudioWindow, Frame
+from teso_deploy.types import AudioWindow, Frame, Framing, get_hop_seconds
 
 Mode = Literal["file", "paper"]
 #: Where the sound comes from; ``none``: the file has no sound that can be decoded, and silence is used.
@@ -58,6 +59,7 @@ class VideoSource:
     Args:
         path: The file.
         mode: Which frames are taken, see above. Default: "file".
+        framing: Where the windows of mode "paper" begin, see above. Default: "per_second".
         mute: Use silence. Default: False.
         noise_dbfs: Use white noise of this level (RMS, in dBFS). Default: no noise.
         sound_from: Use the sound of this file. Default: none.
@@ -84,6 +86,7 @@ class VideoSource:
         path: str | Path,
         *,
         mode: Mode = "file",
+        framing: Framing = "per_second",
         mute: bool = False,
         noise_dbfs: float | None = None,
         sound_from: str | Path | None = None,
@@ -111,7 +114,10 @@ class VideoSource:
             raise
         own_fps = self.info.fps or 25.0
         self.shown_fps = 1.0 if mode == "paper" else min(fps, own_fps) if fps else own_fps
-        self.window_kind: Literal["centred", "second"] = "second" if mode == "paper" else "centred"
+        self._hop_seconds = get_hop_seconds(framing)
+        self.window_kind: Literal["centred", "second", "contiguous"] = "centred"
+        if mode == "paper":
+            self.window_kind = "contiguous" if framing == "contiguous" else "second"
 
     def _open_sound(
         self,
@@ -161,4 +167,4 @@ class VideoSource:
 
     def _take_one_a_second(self) -> Iterator[Moment]:
         for second, frame in choose_one_a_second(self.reader, 1 / (self.info.fps or 25.0)):
-            yield Moment(frame, self.track.window(second + PAPER_MOMENT_SECONDS, "second"), float(second))
+            yield Moment(frame, self.track.window_from(second * self._hop_seconds), float(second))

@@ -28,7 +28,7 @@ from teso_deploy.training.batches import Batch
 from teso_deploy.training.curves import draw_curves
 from teso_deploy.training.loop import CURVES, LOG, STATE, WEIGHTS, Progress, compute_batch_scores, compute_learning_rate
 from teso_deploy.training.losses import TrainingHeads, compute_training_losses
-from teso_deploy.training.states import load_state, read_log, save_state
+from teso_deploy.training.states import is_of_recipe, load_state, read_log, save_state
 from teso_deploy.training.videos import VideoBatches
 
 #: The foundation's part of the fusion: its learned mask queries are frozen too.
@@ -163,7 +163,7 @@ class FineTuning:
             return
         named = self.model.state_dict()
         state = {
-            "recipe": self.recipe.model_dump_json(),
+            "recipe": self.recipe.model_dump_json(by_alias=True),
             "step": self.step,
             "learning": {name: named[name] for name in self.learning},
             "optimizer": self.optimizer.state_dict(),
@@ -182,7 +182,7 @@ class FineTuning:
         if not path.is_file():
             return False
         state = load_state(path, self.accelerator.device, ("recipe", "step", "optimizer"))
-        if state["recipe"] != self.recipe.model_dump_json() or list(state.get("learning", ())) != self.learning:
+        if not is_of_recipe(state["recipe"], self.recipe) or list(state.get("learning", ())) != self.learning:
             raise CheckpointError(
                 f"{path} was trained with another recipe or from other checkpoints: give another --out, or remove the "
                 "folder to start again"

@@ -23,7 +23,7 @@ from teso_deploy.recipe import Recipe, TrainPhase, TrainRecipe
 from teso_deploy.training.batches import Batch, Lesson, SceneBatches
 from teso_deploy.training.curves import draw_curves
 from teso_deploy.training.losses import TrainingHeads, compute_encoder_losses, compute_training_losses
-from teso_deploy.training.states import load_state, read_log, save_state
+from teso_deploy.training.states import is_of_recipe, load_state, read_log, save_state
 from teso_deploy.training.teachers import Teachers, load_teachers
 
 STATE, WEIGHTS, LOG, CURVES = "state.pt", "model.safetensors", "log.jsonl", "curves.png"
@@ -171,7 +171,7 @@ class Trainer:
 
     def _state(self) -> dict[str, object]:
         return {
-            "recipe": self.recipe.model_dump_json(),
+            "recipe": self.recipe.model_dump_json(by_alias=True),
             "step": self.step,
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
@@ -194,7 +194,7 @@ class Trainer:
         if not path.is_file():
             return False
         state = load_state(path, self.device, ("recipe", "step", "model", "heads", "optimizer", "average"))
-        if state["recipe"] != self.recipe.model_dump_json():
+        if not is_of_recipe(state["recipe"], self.recipe):
             raise CheckpointError(
                 f"{path} was trained with another recipe: give another --out, or remove the folder to start again"
             )

@@ -11,6 +11,7 @@ import torch
 from teso_deploy.errors import CheckpointError
 from teso_deploy.models.file_kinds import identify
 from teso_deploy.outputs import open_staged_file
+from teso_deploy.recipe import Recipe
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
@@ -44,6 +45,21 @@ def load_state(path: Path, device: torch.device, names: tuple[str, ...]) -> dict
             f"{path} is damaged or not the state of a run: remove it to begin again, or give another --out"
         ) from error
     return state
+
+
+def is_of_recipe(text: str, recipe: Recipe) -> bool:
+    """Whether the recipe in a state, as JSON, is this recipe.
+
+    A state of an older version lacks newer fields. They count as their defaults, which keep the meaning of a recipe.
+    """
+    try:
+        tables = json.loads(text)
+        train = tables["train"]
+        if "class_" in train:  # older versions wrote the field's name in Python
+            train["class"] = train.pop("class_")
+        return Recipe.model_validate(tables).model_dump_json() == recipe.model_dump_json()
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 def read_log(path: Path, step: int) -> list[dict[str, float]]:

@@ -21,6 +21,7 @@ from teso_deploy.pipeline.preprocess import normalise_picture, resize_picture
 from teso_deploy.recipe import Recipe
 from teso_deploy.small_files import parse_json, read_text
 from teso_deploy.training.batches import STRIDE, Batch, compute_coverage
+from teso_deploy.types import get_hop_seconds
 
 #: uid or vid → frame ("f0" …) → words; the format of the authors' released cues.
 CueFile = Mapping[str, Mapping[str, str]]
@@ -87,7 +88,7 @@ class VideoBatches:
     ) -> None:
         assert recipe.train is not None
         self.recipe, self.train, self.layout, self.embeddings = recipe, recipe.train, layout, embeddings
-        self.cue_file = cue_file
+        self.cue_file, self.hop_seconds = cue_file, get_hop_seconds(recipe.audio.framing)
         self.frames = [(sample, k) for sample in samples for k, mask in enumerate(sample.masks) if mask is not None]
         self._semantic = lru_cache(maxsize=4096)(self._read_names)
 
@@ -180,7 +181,7 @@ class VideoBatches:
         for row, (sample, frame) in enumerate(chosen):
             picture = resize_picture(load_frame(sample.frames[frame]), size)
             images.append(torch.from_numpy(normalise_picture(picture, mean=recipe.image.mean, std=recipe.image.std)))
-            waves.append(torch.from_numpy(read_second(sample.audio, frame)))
+            waves.append(torch.from_numpy(read_second(sample.audio, frame, self.hop_seconds)))
             for place, (index, covered) in enumerate(targets[row]):
                 classes[row, place] = index
                 masks[row, place] = torch.from_numpy(covered)

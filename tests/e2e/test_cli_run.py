@@ -143,6 +143,19 @@ def test_paper_mode_takes_one_frame_a_second(clip: Path, tiny_bundle: Path, tmp_
     assert streams(out)["video"] == pytest.approx(2.0, abs=0.1)
 
 
+def test_contiguous_windows_begin_at_multiples_of_096(clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "masks.jsonl"
+    paper = ("--bundle", tiny_bundle, "--mode", "paper", "--masks", lines)
+    ends = []
+    for framing, window in (((), "second"), (("--framing", "contiguous"), "contiguous")):
+        assert report_of(clip, *paper, *framing)["audio"]["window"] == window
+        ends.append([json.loads(line)["audio_end_seconds"] for line in lines.read_text().splitlines()])
+    assert ends == [pytest.approx([0.975, 1.975]), pytest.approx([0.975, 1.935])]
+    refused = teso("run", clip, "--bundle", tiny_bundle, "--framing", "contiguous", "--masks", lines)
+    assert refused.code == 2 and "--framing is for --mode paper" in refused.err
+    assert teso("run", clip, "--mode", "live", "--framing", "contiguous", "--masks", lines).code == 2
+
+
 def test_fps_looks_at_fewer_frames(clip: Path, tiny_bundle: Path) -> None:
     assert report_of(clip, "--bundle", tiny_bundle, "--fps", 4)["frames"] == 8
 

@@ -147,6 +147,14 @@ def test_windows_are_right_to_the_sample(kind: WindowKind, at: float, start: flo
     assert window.gap_seconds == 0 and not window.is_silent
 
 
+def test_a_window_from_a_time_is_right_to_the_sample() -> None:
+    track = ramp(5)
+    for second in range(4):
+        window = track.window_from(second * 0.96)
+        assert places(window.samples) == list(range(second * 15_360, second * 15_360 + WINDOW_SAMPLES))
+        assert track.window_from(second * 0.96) is window
+
+
 def test_a_causal_window_never_hears_what_is_to_come() -> None:
     track = ramp(5)
     for at in np.linspace(1, 4, 301).tolist():

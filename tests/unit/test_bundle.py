@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +145,8 @@ def test_a_file_and_a_place_below_a_file_are_refused(tmp_path: Path) -> None:
         KIND.check_target(file)
     with pytest.raises(OutputError):
         KIND.check_target(file / "below")
+
+
+def test_a_bundle_of_before_has_windows_of_one_second() -> None:
+    assert "audio" not in json.loads((Bundle.open().folder / "bundle.json").read_text())
+    assert Bundle.open().manifest.audio.framing == "per_second"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.errors import CheckpointError, DataError, InputNotFoundError, RecipeError
 from teso_deploy.evaluation.datasets.reading import load_mask, read_dataset
+from teso_deploy.evaluation.datasets.sounds import read_second
 from teso_deploy.labels import labels_of
 from teso_deploy.models import weight_files
 from teso_deploy.models.assembly import Assembly, assemble
@@ -106,6 +107,15 @@ def test_layouts_without_classes_say_less(tmp_path: Path, words: dict[str, NDArr
     ms3 = read_dataset(tmp_path / "two", "ms3", "train")
     batch = VideoBatches(recipe, ms3, layout="ms3", embeddings=words).make([0], rng)
     assert not batch.cue_valid.any(), "no cue is given"
+
+
+def test_the_framing_of_the_recipe_cuts_the_sound(avss: Path, words: dict[str, NDArray[np.float32]]) -> None:
+    recipe = recipe_of()
+    contiguous = recipe.model_copy(update={"audio": recipe.audio.model_copy(update={"framing": "contiguous"})})
+    sample = read_dataset(avss, "avss", "train")[0]
+    for each, hop in ((recipe, 1.0), (contiguous, 0.96)):
+        batch = batches_of(each, avss, words).make([3], np.random.default_rng(0))
+        assert np.array_equal(batch.waveform[0].numpy(), read_second(sample.audio, 3, hop))
 
 
 def test_the_released_cue_files(avss: Path, tmp_path: Path, words: dict[str, NDArray[np.float32]]) -> None:

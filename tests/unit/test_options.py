@@ -87,6 +87,7 @@ def test_every_field_is_documented_and_has_a_help_text(kind: type[Options]) -> N
         (SoundOptions(noise_dbfs=-30, video_track=1), "--noise-dbfs -30 --video-track 1"),
         (SoundOptions(sound_from=Path("a.wav"), audio_track=2), "--sound-from a.wav --audio-track 2"),
         (FrameOptions(fps=4, decoder="nvdec"), "--fps 4 --decoder nvdec"),
+        (FrameOptions(framing="contiguous"), "--framing contiguous"),
         (
             StreamOptions(
                 audio="rtsp://h/a", timeout_seconds=3, staleness_seconds=1, corrupt="drop", reconnect=False, seconds=5,
@@ -121,8 +122,10 @@ def test_every_field_is_documented_and_has_a_help_text(kind: type[Options]) -> N
             "--profile live --text-encoder --licence MIT",
         ),
         (
-            TrainingOptions(layout="s4", cues_file=Path("c"), device="cuda", workers=2, save_every_steps=5),
-            "--layout s4 --cues-file c --device cuda --workers 2 --save-every-steps 5",
+            TrainingOptions(
+                layout="s4", cues_file=Path("c"), framing="contiguous", device="cuda", workers=2, save_every_steps=5
+            ),
+            "--layout s4 --cues-file c --framing contiguous --device cuda --workers 2 --save-every-steps 5",
         ),
         (SceneOptions(scenes=5, seed=3, seeds=2), "--scenes 5 --seed 3 --seeds 2"),
     ],

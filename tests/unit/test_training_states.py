@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from teso_deploy.errors import CheckpointError
-from teso_deploy.training.states import load_state, read_log, save_state
+from teso_deploy.recipe import Recipe, load_recipe
+from teso_deploy.training.states import is_of_recipe, load_state, read_log, save_state
 
 CPU = torch.device("cpu")
 
@@ -35,6 +37,24 @@ def test_what_is_no_state_is_refused_and_stays(kind: str, tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match=r"truncated|Git LFS|empty|not the state of a run"):
         load_state(path, CPU, ("step",))
     assert path.read_bytes() == before
+
+
+def test_a_state_of_an_older_version_is_of_its_recipe(tiny_recipe: Recipe) -> None:
+    recipe = Recipe.model_validate({**tiny_recipe.model_dump(by_alias=True), "train": {"class": 3.0}})
+    text = recipe.model_dump_json(by_alias=True)
+    assert is_of_recipe(text, recipe) and not is_of_recipe(text, tiny_recipe)
+    older = json.loads(recipe.model_dump_json())  # as it was written before: "class_", and without newer fields
+    assert "class_" in older["train"]
+    del older["audio"]["framing"]
+    assert is_of_recipe(json.dumps(older), recipe)
+    contiguous = recipe.audio.model_copy(update={"framing": "contiguous"})
+    assert not is_of_recipe(json.dumps(older), recipe.model_copy(update={"audio": contiguous}))
+    # The shipped recipes changed the temperature. A training from before is not continued with the new one.
+    paper = load_recipe("teso-m2f-swin-b")
+    assert paper.train is not None
+    before = paper.model_copy(update={"train": paper.train.model_copy(update={"info_nce_temperature": 0.1})})
+    assert not is_of_recipe(before.model_dump_json(), paper)
+    assert not any(is_of_recipe(text, paper) for text in ("", "{}", "[]", '{"name": "x", "train": null}'))
 
 
 def test_a_log_with_half_a_line_is_read(tmp_path: Path) -> None:

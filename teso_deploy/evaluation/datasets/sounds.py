@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from teso_deploy.media.audio import WINDOW_SECONDS, read_audio
+from teso_deploy.media.audio import read_audio
 
 
 def read_windows(sample_audio: Path, count: int, hop_seconds: float = 1.0) -> NDArray[np.float32]:
@@ -27,9 +27,7 @@ def read_windows(sample_audio: Path, count: int, hop_seconds: float = 1.0) -> ND
         MediaError: It has no sound that can be decoded.
     """
     track = read_audio(sample_audio)
-    # A causal window ends at the requested time.
-    ends = (number * hop_seconds + WINDOW_SECONDS for number in range(count))
-    return np.stack([track.window(end, "causal", hop_seconds=0.0).samples for end in ends])
+    return np.stack([track.window_from(number * hop_seconds).samples for number in range(count)])
 
 
 def read_second(sample_audio: Path, index: int, hop_seconds: float = 1.0) -> NDArray[np.float32]:
@@ -46,4 +44,4 @@ def read_second(sample_audio: Path, index: int, hop_seconds: float = 1.0) -> NDA
     if index < 0:
         raise ValueError(f"index must not be negative, got {index}")
     track = read_audio(sample_audio)
-    return track.window(index * hop_seconds + WINDOW_SECONDS, "causal", hop_seconds=0.0).samples
+    return track.window_from(index * hop_seconds).samples
