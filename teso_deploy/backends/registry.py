@@ -102,6 +102,14 @@ BACKENDS: dict[str, BackendEntry] = {
             builds_engines=True,
             automatic_rank=1,
         ),
+        BackendEntry(
+            name="pytorch",
+            summary="PyTorch, to compare with",
+            factory="teso_deploy.conversion.pytorch_backend:load_pytorch",
+            extra="export",
+            modules=("torch", "onnx", "safetensors"),
+            precisions=("fp32",),
+        ),
     )
 }
 
