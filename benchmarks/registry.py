@@ -105,6 +105,12 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         required="MEDIA",
         quick=("--scenes", "1"),
     ),
+    "tables": Benchmark(
+        "benchmarks.tables:main",
+        "the paper's tables on data sets of clips, and which of its claims hold there",
+        required="--data FOLDER",
+        quick=("--limit", "1"),
+    ),
     "captioners": Benchmark(
         "benchmarks.captioners:main",
         "milliseconds of captioners of real size",

@@ -20,7 +20,7 @@ from teso_deploy.evaluation.contracts import Sample
 from teso_deploy.evaluation.evaluation_run import share_cores
 from teso_deploy.evaluation.tables.evaluating import BundleEvaluator, EvaluationSettings
 from teso_deploy.evaluation.tables.grid import Grid
-from teso_deploy.evaluation.tables.measuring import find_data_sets, measure_rows
+from teso_deploy.evaluation.tables.measuring import Measured, find_data_sets, measure_rows
 from teso_deploy.evaluation.tables.planning import GivenBundle, find_ours, plan_rows, split_name
 from teso_deploy.evaluation.tables.result import TableResult, finish_table, list_outputs
 from teso_deploy.evaluation.tables.schema import DataSetKey, find_table, list_shipped_tables, load_table
@@ -115,9 +115,8 @@ def table(
             load=lambda opened: Pipeline.load(opened, engine, on_note=lambda note: say(console, note)),
             begin=lambda what, count: _add_task(bar, what, count),
         )
-        measured = measure_rows(definition, rows, sources, measure=evaluate) if sources else []
-    ours = find_ours(definition, given)
-    result = finish_table(stem, definition, measured, ours=ours, evaluations=evaluate.reports)
+        measured = measure_rows(definition, rows, sources, measure=evaluate) if sources else Measured()
+    result = finish_table(stem, definition, measured, ours=find_ours(definition, given))
     if out is not None:
         result.write(out)
     write_json(json_out, result.make_report())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -190,16 +191,18 @@ class Recorder:
         self.requests.append(request)
         if isinstance(self.result, Exception) and request.dataset.startswith(self.only_for):
             raise self.result
-        return self.result if not isinstance(self.result, Exception) else {"normal": {"miou": 0.5}}
+        return self.result if not isinstance(self.result, Exception) else Measurement({"normal": {"miou": 0.5}})
 
 
-RESULT: Measurement = {"normal": {"miou": 0.5}, "muted": {"miou": 0.1}}
+RESULT = Measurement({"normal": {"miou": 0.5}, "muted": {"miou": 0.1}}, {"clips": 3})
 
 
 def test_sounds_are_measured_together_and_equal_requests_once(table: TableDefinition) -> None:
     recorder = Recorder(RESULT)
     rows = [PlannedRow(key, key, {None: give("small")}, "auto") for key in ("one", "two")]
-    first, second = measure_rows(table, rows, SOURCES, measure=recorder)
+    measured = measure_rows(table, rows, SOURCES, measure=recorder)
+    first, second = measured.rows
+    assert measured.reports == [{"clips": 3}, {"clips": 3}]
     assert [(one.dataset, one.conditions) for one in recorder.requests] == [
         ("v1m", ("normal", "muted")),
         ("v1s", ("normal",)),
@@ -210,21 +213,30 @@ def test_sounds_are_measured_together_and_equal_requests_once(table: TableDefini
 
 def test_what_can_not_be_measured_has_a_reason(table: TableDefinition) -> None:
     rows = [PlannedRow("one", "one", {"v1m": give("small")}, "auto")]
-    (row,) = measure_rows(table, rows, SOURCES, measure=Recorder({"normal": {"miou": None}}))
+    (row,) = measure_rows(table, rows, SOURCES, measure=Recorder(Measurement({"normal": {"miou": None}}))).rows
     assert row.values == {} and row.reasons == {
         "miou": "avsbench gives no miou here for the sound 'normal'",
         "muted": "avsbench gives no miou here for the sound 'muted'",
         "s": "no bundle for v1s",
     }
-    (row,) = measure_rows(
-        table, [PlannedRow("one", "one", {None: give("small")}, "auto")], {}, measure=Recorder(RESULT)
-    )
+    everywhere = [PlannedRow("one", "one", {None: give("small")}, "auto")]
+    (row,) = measure_rows(table, everywhere, {}, measure=Recorder(RESULT)).rows
     assert row.reasons["s"] == "no folder of --data has v1s"
+
+
+def test_a_request_is_part_of_one_with_more_sounds() -> None:
+    request = MeasureRequest(
+        Path("b"), "auto", False, source=SOURCES["v1m"], dataset="v1m", protocol="avsbench", conditions=("normal",)
+    )
+    more = replace(request, conditions=("normal", "muted"), dataset="v2")
+    assert request.is_part_of(more) and request.is_part_of(request) and not more.is_part_of(request)
+    assert not request.is_part_of(replace(more, filters=True))
+    assert not request.is_part_of(replace(more, source=SOURCES["v1s"]))
 
 
 def test_one_failed_data_set_does_not_lose_the_others(table: TableDefinition) -> None:
     rows = [PlannedRow("one", "one", {None: give("small")}, "auto")]
-    (row,) = measure_rows(table, rows, SOURCES, measure=Recorder(DataError("a mask is damaged"), only_for="v1s"))
+    (row,) = measure_rows(table, rows, SOURCES, measure=Recorder(DataError("a mask is damaged"), only_for="v1s")).rows
     assert row.values == {"miou": 0.5} and row.reasons["s"] == "a mask is damaged"
     with pytest.raises(CueError, match="no tagger"):
         measure_rows(table, rows, SOURCES, measure=Recorder(CueError("no tagger")))

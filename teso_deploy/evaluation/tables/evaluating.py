@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from teso_deploy.bundle import Bundle
 from teso_deploy.cues.tracks import CueFile, read_cue_file
@@ -41,23 +40,32 @@ class EvaluationSettings:
 
 @dataclass
 class BundleEvaluator:
-    """Measures a bundle on a data set. It is called with a request and keeps one bundle loaded.
+    """Measures a bundle on a data set. It is called with a request, and keeps one bundle loaded and all results.
 
     Attributes:
         settings: How evaluations are made.
         load: Loads an opened bundle.
         begin: Called with the description of an evaluation and its number of clips; returns what is called after each.
-        reports: What is known of each evaluation that was made.
     """
 
     settings: EvaluationSettings
     load: Callable[[Bundle], Pipeline]
     begin: Callable[[str, int], Callable[[Sample], None]]
-    reports: list[Mapping[str, Any]] = field(default_factory=list)
+    _done: dict[MeasureRequest, Measurement] = field(default_factory=dict)
     _loaded: tuple[Path, Pipeline] | None = None
 
     def __call__(self, request: MeasureRequest) -> Measurement:
-        """Evaluate. Raises what :func:`run_evaluation` raises."""
+        """Evaluate, or return the result of a request that contains this one.
+
+        Raises what :func:`run_evaluation` raises.
+        """
+        known = next((one for one in self._done if request.is_part_of(one)), request)
+        if known not in self._done:
+            self._done[known] = self._evaluate(known)
+        found = self._done[known]
+        return Measurement(found.values, {**found.report, "dataset": request.dataset})
+
+    def _evaluate(self, request: MeasureRequest) -> Measurement:
         pipeline, sounds = self._load(request.bundle), parse_conditions(request.conditions)
         options = ProtocolOptions(
             pipeline.classes,
@@ -87,9 +95,9 @@ class BundleEvaluator:
             overwrite=True,
             on_sample=self.begin(f"{bundle} on {request.dataset}", protocol.count_samples()),
         )
-        about = {key: value for key, value in result.report.items() if key != "rows"}
-        self.reports.append({"dataset": request.dataset, **about, "notes": list(protocol.notes)})
-        return {score.condition: score.values for score in result.scores}
+        report = {key: value for key, value in result.report.items() if key != "rows"}
+        report["notes"] = list(protocol.notes)
+        return Measurement({score.condition: score.values for score in result.scores}, report)
 
     def _load(self, folder: Path) -> Pipeline:
         if self._loaded is None or self._loaded[0] != folder:

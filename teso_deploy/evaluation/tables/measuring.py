@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from teso_deploy.errors import CueError, DataError, TesoError
 from teso_deploy.evaluation.datasets.registry import LAYOUTS, Layout, load_layout
@@ -12,9 +13,6 @@ from teso_deploy.evaluation.tables.filling import MeasuredRow
 from teso_deploy.evaluation.tables.planning import PlannedRow
 from teso_deploy.evaluation.tables.schema import DataSetKey, TableDefinition
 from teso_deploy.outputs import show_path
-
-#: Condition → the name of a number → its value; None if there was nothing to measure.
-Measurement = Mapping[str, Mapping[str, float | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +51,37 @@ class MeasureRequest:
     dataset: DataSetKey
     protocol: str
     conditions: tuple[str, ...]
+
+    def is_part_of(self, other: MeasureRequest) -> bool:
+        """Whether another request measures all of this one."""
+        mine = replace(self, dataset=other.dataset, conditions=other.conditions)
+        return mine == other and set(self.conditions) <= set(other.conditions)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """The result of a request.
+
+    Attributes:
+        values: Condition → the name of a number → its value; None if there was nothing to measure.
+        report: What is known of the evaluation, ready for JSON.
+    """
+
+    values: Mapping[str, Mapping[str, float | None]]
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The numbers of a table.
+
+    Attributes:
+        rows: The measured rows.
+        reports: What is known of each evaluation, ready for JSON.
+    """
+
+    rows: Sequence[MeasuredRow] = ()
+    reports: Sequence[Mapping[str, Any]] = ()
 
 
 Measure = Callable[[MeasureRequest], Measurement]
@@ -134,7 +163,7 @@ def measure_rows(
     sources: Mapping[DataSetKey, DataSource],
     *,
     measure: Measure,
-) -> list[MeasuredRow]:
+) -> Measured:
     """Measure all rows. What a bundle can't do on a data set is a reason in its cells.
 
     Args:
@@ -144,7 +173,7 @@ def measure_rows(
         measure: Runs a bundle on a data set. The same request is made once.
 
     Returns:
-        The rows with their numbers.
+        The rows with their numbers, and the reports of the evaluations.
 
     Raises:
         TesoError: The first error, if nothing could be measured at all.
@@ -162,7 +191,7 @@ def measure_rows(
     errors = [one for one in done.values() if isinstance(one, TesoError)]
     if errors and len(errors) == len(done):
         raise errors[0]
-    return measured
+    return Measured(measured, [one.report for one in done.values() if isinstance(one, Measurement)])
 
 
 def _collect_row(
@@ -183,7 +212,7 @@ def _collect_row(
             reasons[column.key] = lacking
         elif isinstance(result, TesoError):
             reasons[column.key] = str(result)
-        elif (value := result.get(column.condition, {}).get(column.value)) is None:
+        elif (value := result.values.get(column.condition, {}).get(column.value)) is None:
             reasons[column.key] = f"{column.protocol} gives no {column.value} here for the sound {column.condition!r}"
         else:
             values[column.key] = value

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from teso_deploy.evaluation.tables.claims import Judgement, judge_claims
-from teso_deploy.evaluation.tables.filling import FilledRow, MeasuredRow, fill_rows, make_report
+from teso_deploy.evaluation.tables.filling import FilledRow, fill_rows, make_report
 from teso_deploy.evaluation.tables.grid import Grid, make_grid
+from teso_deploy.evaluation.tables.measuring import Measured
 from teso_deploy.evaluation.tables.picture import save_picture
 from teso_deploy.evaluation.tables.schema import TableDefinition
 from teso_deploy.evaluation.tables.writers import write_csv, write_latex, write_markdown
@@ -57,26 +58,18 @@ class TableResult:
         save_picture(picture, self.grid)
 
 
-def finish_table(
-    name: str,
-    definition: TableDefinition,
-    measured: Sequence[MeasuredRow],
-    *,
-    ours: str | None = None,
-    evaluations: Sequence[Mapping[str, Any]] = (),
-) -> TableResult:
+def finish_table(name: str, definition: TableDefinition, measured: Measured, *, ours: str | None = None) -> TableResult:
     """Put measured numbers into a table, and judge its claims.
 
     Args:
         name: The table's name.
         definition: The table.
-        measured: The measured rows; empty: only quoted numbers are shown.
+        measured: The measured rows; none: only quoted numbers are shown.
         ours: The key of the row that claims call ``ours``. Default: no row is.
-        evaluations: What is known of each evaluation.
     """
-    rows = fill_rows(definition, measured)
-    judgements = judge_claims(definition, rows, ours) if measured else []
-    return TableResult(name, definition, rows, judgements, evaluations)
+    rows = fill_rows(definition, measured.rows)
+    judgements = judge_claims(definition, rows, ours) if measured.rows else []
+    return TableResult(name, definition, rows, judgements, measured.reports)
 
 
 def list_outputs(folder: Path, name: str) -> list[Path]:
