@@ -19,6 +19,7 @@ from teso_deploy.cues.tracks import CueFile, read_cue_file
 from teso_deploy.errors import RecipeError
 from teso_deploy.evaluation.contact_sheet import check_sheet_file
 from teso_deploy.evaluation.contracts import Sample, Score
+from teso_deploy.evaluation.datasets.registry import LAYOUTS
 from teso_deploy.evaluation.evaluation_run import run_evaluation, share_cores
 from teso_deploy.evaluation.protocols.choice import choose_protocol
 from teso_deploy.evaluation.protocols.registry import (
@@ -58,7 +59,14 @@ def evaluate(
         str | None,
         typer.Option(help=f"Default: avss for data with classes, avsbench for binary masks. {_PROTOCOL_HELP}."),
     ] = None,
-    clips: ClipOptions,
+    clips: Annotated[
+        ClipOptions,
+        adapt(
+            helps={
+                "layout": f"Layout of a data set of clips: {', '.join(LAYOUTS)}. Default: it is detected.",
+            }
+        ),
+    ],
     scenes: SceneOptions,
     cues: Annotated[
         str | None,

@@ -209,7 +209,14 @@ def train(
             }
         ),
     ],
-    training: TrainingOptions,
+    training: Annotated[
+        TrainingOptions,
+        adapt(
+            helps={
+                "layout": f"Layout of a data set of videos: {', '.join(LAYOUTS)}. Default: it is detected.",
+            }
+        ),
+    ],
     given: Given,
 ) -> None:
     """Train a recipe on scenes composed from a folder of media, or on videos. An interrupted run is continued."""

@@ -13,7 +13,7 @@ from teso_deploy.evaluation.datasets.contracts import FRAME_OFFSET_SECONDS, Mask
 from teso_deploy.evaluation.datasets.pictures import load_frame
 from teso_deploy.evaluation.datasets.reading import load_mask
 from teso_deploy.evaluation.datasets.registry import Layout
-from teso_deploy.evaluation.datasets.sounds import read_windows
+from teso_deploy.evaluation.datasets.sounds import read_sample_windows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +45,7 @@ class ClipTrial:
     @property
     def pts_seconds(self) -> float:
         """When the frame was taken, in seconds of the clip."""
-        return self.frame + FRAME_OFFSET_SECONDS
+        return self.clip.times[self.frame] if self.clip.times else self.frame + FRAME_OFFSET_SECONDS
 
 
 class ClipReader:
@@ -86,7 +86,7 @@ class ClipReader:
             DataError: A picture or a mask is damaged, or their sizes differ.
             MediaError: A sound can't be decoded.
         """
-        sounds = self._make_sounds(clip)
+        sounds, starts = self._make_sounds(clip), clip.list_window_starts(self._hop_seconds)
         for number, (picture, mask) in enumerate(zip(clip.frames, clip.masks, strict=True)):
             if mask is None:
                 continue
@@ -97,7 +97,7 @@ class ClipReader:
                     number,
                     image,
                     windows[number],
-                    number * self._hop_seconds,
+                    starts[number],
                     condition.name,
                     condition.is_negative,
                     truth,
@@ -106,7 +106,7 @@ class ClipReader:
 
     def _make_sounds(self, clip: VideoSample) -> dict[Condition, NDArray[np.float32]]:
         count = len(clip.frames)
-        own = read_windows(clip.audio, count, self._hop_seconds)
+        own = read_sample_windows(clip, self._hop_seconds)
         sounds = {}
         for condition in self._conditions:
             other = None
@@ -120,5 +120,5 @@ class ClipReader:
 
     def _read_other(self, clip: VideoSample, count: int) -> NDArray[np.float32]:
         """Read the windows of another clip. They are repeated if it has fewer frames."""
-        windows = read_windows(clip.audio, min(count, len(clip.frames)), self._hop_seconds)
+        windows = read_sample_windows(clip, self._hop_seconds)[:count]
         return windows[np.arange(count) % len(windows)]

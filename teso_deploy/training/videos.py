@@ -15,8 +15,8 @@ from teso_deploy.evaluation.datasets.avss import list_avss_classes
 from teso_deploy.evaluation.datasets.contracts import VideoSample
 from teso_deploy.evaluation.datasets.pictures import load_frame
 from teso_deploy.evaluation.datasets.reading import load_mask
-from teso_deploy.evaluation.datasets.registry import Layout
-from teso_deploy.evaluation.datasets.sounds import read_second
+from teso_deploy.evaluation.datasets.registry import Layout, load_layout
+from teso_deploy.evaluation.datasets.sounds import read_sample_windows
 from teso_deploy.pipeline.preprocess import normalise_picture, resize_picture
 from teso_deploy.recipe import Recipe
 from teso_deploy.small_files import parse_json, read_text
@@ -65,7 +65,7 @@ def list_words(samples: Sequence[VideoSample], layout: Layout, cue_file: CueFile
     """
     if cue_file is not None:
         return sorted({word for frames in cue_file.values() for text in frames.values() for word in split_words(text)})
-    if layout == "avss":
+    if load_layout(layout).has_classes:
         return sorted(list_avss_classes())
     return sorted({word for sample in samples for word in split_words(sample.category)})
 
@@ -108,7 +108,7 @@ class VideoBatches:
         if self.cue_file is not None:
             names_by_frame = self.cue_file.get(sample.uid) or self.cue_file.get(sample.vid) or {}
             return split_words(names_by_frame.get(f"f{frame}", ""))
-        if self.layout == "avss":
+        if load_layout(self.layout).has_classes:
             found = [name for path in sample.masks if path is not None for name in self._semantic(path)]
             return list(dict.fromkeys(found))
         return split_words(sample.category)
@@ -122,7 +122,7 @@ class VideoBatches:
             blank: Whether nothing is masked in the frame.
         """
         path = sample.masks[frame]
-        if self.layout == "avss" and path is not None:
+        if load_layout(self.layout).has_classes and path is not None:
             return list(self._semantic(path))
         if blank:
             return []
@@ -181,7 +181,7 @@ class VideoBatches:
         for row, (sample, frame) in enumerate(chosen):
             picture = resize_picture(load_frame(sample.frames[frame]), size)
             images.append(torch.from_numpy(normalise_picture(picture, mean=recipe.image.mean, std=recipe.image.std)))
-            waves.append(torch.from_numpy(read_second(sample.audio, frame, self.hop_seconds)))
+            waves.append(torch.from_numpy(read_sample_windows(sample, self.hop_seconds)[frame]))
             for place, (index, covered) in enumerate(targets[row]):
                 classes[row, place] = index
                 masks[row, place] = torch.from_numpy(covered)

@@ -10,9 +10,8 @@ The layouts are those of AVSBench (after the data loaders and ``preprocess_scrip
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -20,11 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teso_deploy.errors import DataError, InputNotFoundError
-from teso_deploy.evaluation.datasets.contracts import FRAMES, SUBSETS, DataLayout, MaskKind, Place, Split, VideoSample
-from teso_deploy.evaluation.datasets.pictures import read_size, read_table
+from teso_deploy.evaluation.datasets.contracts import SUBSETS, DataLayout, DataRow, MaskKind, Split, VideoSample
 from teso_deploy.evaluation.datasets.registry import LAYOUTS, Layout, load_layout
-
-_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def detect_layout(root: Path) -> Layout:
@@ -34,7 +30,7 @@ def detect_layout(root: Path) -> Layout:
     layout, or several: an archive may hold s4 and ms3.
     """
     _check_root(root)
-    layouts = {name: load_layout(name) for name in LAYOUTS}
+    layouts = {name: layout for name in LAYOUTS if (layout := load_layout(name)).is_detected}
     found = [name for name, layout in layouts.items() if layout.find_folder(root) is not None]
     if not found:
         marks = ", ".join(layout.mark for layout in layouts.values())
@@ -86,21 +82,18 @@ def read_dataset(
     folder = known.find_folder(root)
     if folder is None:
         raise DataError(f"{root} does not have the layout {name}: it should have {known.mark}")
-    table = known.find_table(root, folder)
-    rows, problems = _choose_rows(table, known, split=split, subsets=subsets)
+    rows = _choose_rows(folder, known, known.list_rows(root, folder), split=split, subsets=subsets)
     samples: list[VideoSample] = []
+    problems: list[str] = []
     for row in rows:
-        place = known.place_row(folder, row)
         try:
-            if not place.uid:
-                raise DataError(f"{table}: a row has no name")
-            samples.append(_read_sample(place, split))
+            samples.append(read_video(folder, known, row))
         except DataError as error:
             problems.append(str(error))
     if problems:
         if on_problem is None or not samples:
             more = f"; {len(problems) - 1} more of {len(rows)} videos can't be used" if len(problems) > 1 else ""
-            raise DataError(f"{problems[0]}{more}: restore the files, or remove the rows from {table}")
+            raise DataError(f"{problems[0]}{more}: restore the files, or remove the rows from {rows[0].table}")
         for problem in problems:
             on_problem(problem)
     return samples
@@ -126,67 +119,30 @@ def _check_root(root: Path) -> None:
         raise InputNotFoundError(f"no folder {root}: give the folder of an audio-visual segmentation data set")
 
 
+def read_video(folder: Path, layout: DataLayout, row: DataRow) -> VideoSample:
+    """Find the files of one video. Raises :class:`DataError` if the row, or one of its files, can't be used."""
+    if not row.uid:
+        raise DataError(f"{row.table}: a row has no name")
+    if row.subset not in layout.subsets:
+        label = f"the label {row.subset!r}, not {', '.join(layout.subsets)}"
+        raise DataError(f"{row.table}: {row.uid} has {label}")
+    return layout.read_row(folder, row)
+
+
 def _choose_rows(
-    table: Path, layout: DataLayout, *, split: Split, subsets: Sequence[str]
-) -> tuple[list[dict[str, str]], list[str]]:
-    """Return the table's rows of a split and some subsets, and a sentence for each row whose subset is unknown.
+    folder: Path, layout: DataLayout, rows: Sequence[DataRow], *, split: Split, subsets: Sequence[str]
+) -> list[DataRow]:
+    """Return the rows of a split and some subsets, and all rows whose subset is unknown.
 
     Raises :class:`DataError` if there are none.
     """
-    rows = read_table(table, layout.columns)
-    problems: list[str] = []
-    if column := layout.subset_column:
-        for row in rows:
-            if row[column] not in SUBSETS:
-                problems.append(f"{table}: {row['uid']} has the label {row[column]!r}, not {', '.join(SUBSETS)}")
-        rows = [row for row in rows if row[column] in subsets]
-    chosen = [row for row in rows if row["split"] == split]
-    if not chosen:
-        counts = Counter(row["split"] for row in rows)
+    has_several = len(layout.subsets) > 1
+    rows = [row for row in rows if not has_several or row.subset in subsets or row.subset not in layout.subsets]
+    chosen = [row for row in rows if row.split == split or row.subset not in layout.subsets]
+    if not any(row.split == split for row in chosen):
+        counts = Counter(row.split for row in rows)
         others = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items())) or "none at all"
-        of = f" of {', '.join(subsets)}" if layout.subset_column else ""
-        raise DataError(f"{table} has no video{of} in the split {split}; it has {others}")
-    return chosen, problems
-
-
-def _find_pictures(folder: Path, uid: str) -> dict[int, Path]:
-    """Find the pictures of a folder by number. If two have the same number, take the one whose suffix comes first."""
-    if not folder.is_dir():
-        return {}
-    name = re.compile(rf"(?:{re.escape(uid)}(?:\.mp4)?_)?(\d+)")
-    found: dict[int, Path] = {}
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        match = name.fullmatch(path.stem)
-        if match is None or (suffix := path.suffix.lower()) not in _SUFFIXES:
-            continue
-        number = int(match[1])
-        if number not in found or _SUFFIXES.index(suffix) < _SUFFIXES.index(found[number].suffix.lower()):
-            found[number] = path
-    return found
-
-
-def _check_numbers(folder: Path, what: str, *, found: Collection[int], wanted: Sequence[int], more: bool) -> None:
-    """Check that the pictures have the wanted numbers. ``more``: True if other numbers are allowed too."""
-    missing = [str(number) for number in wanted if number not in found]
-    if missing:
-        has = f"has {len(found)} of {len(wanted)} {what}, {', '.join(missing)} missing" if found else f"has no {what}"
-        raise DataError(f"{folder} {has if folder.is_dir() else 'does not exist'}")
-    if not more and len(found) != len(wanted):
-        raise DataError(f"{folder} has {len(found)} {what} instead of {len(wanted)}")
-
-
-def _read_sample(place: Place, split: Split) -> VideoSample:
-    numbers = range(place.first, place.first + FRAMES[place.subset])
-    is_sparse = place.subset == "v1s" and split == "train"
-    frames, masks = _find_pictures(place.frames, place.uid), _find_pictures(place.masks, place.uid)
-    _check_numbers(place.frames, "frames", found=frames, wanted=numbers, more=False)
-    _check_numbers(place.masks, "masks", found=masks, wanted=numbers[:1] if is_sparse else numbers, more=is_sparse)
-    if not place.audio.is_file():
-        raise DataError(f"{place.audio} does not exist")
-    labels = tuple(masks[number] if number == place.first or not is_sparse else None for number in numbers)
-    shown = tuple(frames[number] for number in numbers)
-    sample = VideoSample(place.uid, place.subset, split, shown, labels, place.audio, place.category, place.vid)
-    for frame, mask in zip(sample.frames, sample.masks, strict=True):
-        if mask is not None and (size := read_size(mask)) != (wanted := read_size(frame)):
-            raise DataError(f"{mask} has {size[0]} × {size[1]} pixels, but its frame has {wanted[0]} × {wanted[1]}")
-    return sample
+        of = f" of {', '.join(subsets)}" if has_several else ""
+        where = rows[0].table if rows else folder
+        raise DataError(f"{where} has no video{of} in the split {split}; it has {others}")
+    return chosen

@@ -10,11 +10,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from teso_deploy.evaluation.datasets import binary_masks
-from teso_deploy.evaluation.datasets.contracts import DataLayout, Place
+from teso_deploy.evaluation.datasets.contracts import DataLayout, DataRow, VideoSample
+from teso_deploy.evaluation.datasets.published import Place, list_table_rows, read_numbered_sample
 
 TABLE = "s4_meta_data.csv"
 #: Category → the class that the same videos have in AVSBench-semantic.
@@ -45,27 +45,39 @@ CATEGORY_WORDS = {
 }
 
 
-def _place_row(folder: Path, row: Mapping[str, str]) -> Place:
-    uid, category = row[""], row["category"]
-    inside = Path(row["split"], category)
-    return Place(
-        uid,
-        uid,
-        "v1s",
-        category,
-        frames=folder / "visual_frames" / inside / uid,
-        masks=folder / "gt_masks" / inside / uid,
-        audio=folder / "audio_wav" / inside / f"{uid}.wav",
+#: Subset, split → how many videos are published.
+PUBLISHED = {("v1s", "train"): 3452, ("v1s", "val"): 740, ("v1s", "test"): 740}
+
+
+def split_category(category: str) -> tuple[str, ...]:
+    """Return the class of AVSS that a category has there, or the category as words if it is unknown."""
+    return (CATEGORY_WORDS.get(category) or category.replace("_", " "),) if category else ()
+
+
+def _read_row(folder: Path, row: DataRow) -> VideoSample:
+    category = row.fields["category"]
+    inside = Path(row.split, category)
+    place = Place(
+        frames=folder / "visual_frames" / inside / row.uid,
+        masks=folder / "gt_masks" / inside / row.uid,
+        audio=folder / "audio_wav" / inside / f"{row.uid}.wav",
         first=1,
+        category=category,
     )
+    return read_numbered_sample(row, place)
 
 
 LAYOUT = DataLayout(
     "s4",
     "Single-source/s4_data/visual_frames",
-    ("category", "split"),
     lambda root: binary_masks.find_data(root, outer="Single-source", inner="s4_data", table=TABLE),
-    lambda root, folder: binary_masks.find_table(root, folder, TABLE),
-    _place_row,
+    lambda root, folder: list_table_rows(
+        binary_masks.find_table(root, folder, TABLE), ("category", "split"), uid="", subset="v1s"
+    ),
+    _read_row,
     lambda path, kind: binary_masks.read_binary_mask(path, kind, "s4"),
+    ("v1s",),
+    split_category,
+    columns=("name", "start", "category", "split"),
+    published=PUBLISHED,
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from teso_deploy.evaluation.datasets.contracts import VideoSample
 from teso_deploy.media.audio import read_audio
 
 
@@ -26,8 +28,26 @@ def read_windows(sample_audio: Path, count: int, hop_seconds: float = 1.0) -> ND
         InputNotFoundError: The file does not exist.
         MediaError: It has no sound that can be decoded.
     """
+    return _read_from(sample_audio, [number * hop_seconds for number in range(count)])
+
+
+def read_sample_windows(sample: VideoSample, hop_seconds: float = 1.0) -> NDArray[np.float32]:
+    """Return the window of each picture of a video, as :func:`read_windows` does.
+
+    Args:
+        sample: The video.
+        hop_seconds: Window k starts at k times this, unless the video says when its pictures are shown. Then a window
+            starts ``FRAME_OFFSET_SECONDS`` before its picture. Default: 1.0.
+
+    Returns:
+        (frames, 15600) float32.
+    """
+    return _read_from(sample.audio, sample.list_window_starts(hop_seconds))
+
+
+def _read_from(sample_audio: Path, starts: Sequence[float]) -> NDArray[np.float32]:
     track = read_audio(sample_audio)
-    return np.stack([track.window_from(number * hop_seconds).samples for number in range(count)])
+    return np.stack([track.window_from(start).samples for start in starts])
 
 
 def read_second(sample_audio: Path, index: int, hop_seconds: float = 1.0) -> NDArray[np.float32]:

@@ -7,9 +7,8 @@ from functools import cache
 from typing import Literal
 
 from teso_deploy.errors import InputNotFoundError
-from teso_deploy.evaluation.datasets.avss import list_avss_classes
 from teso_deploy.evaluation.datasets.contracts import VideoSample
-from teso_deploy.evaluation.datasets.registry import Layout
+from teso_deploy.evaluation.datasets.registry import Layout, load_layout
 from teso_deploy.evaluation.datasets.s4 import CATEGORY_WORDS
 from teso_deploy.resources import find_shipped_path
 
@@ -25,12 +24,6 @@ def _read_broad_classes() -> dict[str, BroadClass]:
         raise InputNotFoundError(f"no word lists {path}: install the package again")
     lists: dict[BroadClass, list[str]] = tomllib.loads(path.read_text(encoding="utf-8"))  # type: ignore[assignment]
     return {word: name for name, words in lists.items() for word in words}
-
-
-@cache
-def _list_classes_by_letters() -> dict[str, str]:
-    """Return the classes without spaces → the classes. The released table has "h orse"."""
-    return {word.replace(" ", ""): word for word in list_avss_classes()}
 
 
 def find_broad_class(word: str) -> BroadClass | None:
@@ -53,15 +46,8 @@ def class_words(sample: VideoSample, layout: Layout) -> tuple[str, ...]:
         layout: The layout of its data set.
 
     Returns:
-        avss: the classes in ``a_obj`` (without what is not a class, as ``background``). s4: the class of AVSS that its
-        category has there (``dog_barking`` → ``dog``), or the category's name as words if it is unknown. ms3: nothing,
-        as it has no labels.
+        avss and v3: the classes in ``a_obj``, without what is not a class, as ``background``. s4: the class of AVSS
+        that its category has there (``dog_barking`` → ``dog``), or the category as words if it is unknown. Folders of
+        clips: the words in ``clips.toml``. ms3: nothing, as it has no labels.
     """
-    if layout == "s4":
-        category = sample.category
-        return (CATEGORY_WORDS.get(category) or category.replace("_", " "),) if category else ()
-    found = (
-        _list_classes_by_letters().get(part.replace("-", "").replace(" ", "").lower())
-        for part in sample.category.split("_")
-    )
-    return tuple(dict.fromkeys(word for word in found if word))
+    return load_layout(layout).split_category(sample.category)

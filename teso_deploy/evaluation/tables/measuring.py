@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from teso_deploy.errors import CueError, DataError, TesoError
-from teso_deploy.evaluation.datasets.registry import LAYOUTS, Layout, load_layout
+from teso_deploy.evaluation.datasets.registry import Layout, load_layout
 from teso_deploy.evaluation.tables.filling import MeasuredRow
 from teso_deploy.evaluation.tables.planning import PlannedRow
 from teso_deploy.evaluation.tables.schema import DataSetKey, TableDefinition
 from teso_deploy.outputs import show_path
 
+#: The layouts of the data sets in the paper's tables.
+_LAYOUTS: tuple[Layout, ...] = ("s4", "ms3", "avss")
 
 @dataclass(frozen=True, slots=True)
 class DataSource:
@@ -95,13 +97,13 @@ def find_data_sets(folders: Sequence[Path]) -> dict[DataSetKey, DataSource]:
     found: dict[DataSetKey, DataSource] = {}
     for folder in folders:
         here: dict[DataSetKey, DataSource] = {}
-        for layout in LAYOUTS:
+        for layout in _LAYOUTS:
             home = load_layout(layout).find_folder(folder)
             if home is not None:
                 for key, source in _list_sources(folder, home, layout).items():
                     here.setdefault(key, source)
         if not here:
-            marks = "; ".join(f"{layout}: {load_layout(layout).mark}" for layout in LAYOUTS)
+            marks = "; ".join(f"{layout}: {load_layout(layout).mark}" for layout in _LAYOUTS)
             raise DataError(f"{folder} has no data set of the tables: name a folder in one of these layouts ({marks})")
         for key, source in here.items():
             found.setdefault(key, source)
