@@ -48,6 +48,7 @@ class Clip:
     """A composed clip.
 
     Attributes:
+        plan: What it was to be.
         shown: The words of all objects.
         sounding: The words that sound, for each second.
         frames: (H, W, 3) uint8 for each second.
@@ -55,6 +56,7 @@ class Clip:
         samples: (seconds × 16000,) float32.
     """
 
+    plan: ClipPlan
     shown: tuple[str, ...]
     sounding: tuple[tuple[str, ...], ...]
     frames: tuple[NDArray[np.uint8], ...]
@@ -67,12 +69,16 @@ class ClipPlan:
     """What a clip must be.
 
     Attributes:
+        name: Its name.
+        subset: The subset of AVSBench that it is like.
         seconds: Its length.
         size: Height and width of its frames.
         words: The words that may sound.
         has_several: Whether several objects sound in turn. Otherwise one does.
     """
 
+    name: str
+    subset: str
     seconds: int
     size: tuple[int, int]
     words: tuple[str, ...]
@@ -129,7 +135,7 @@ def compose_clip(
     able = seen or able
     sounding = _draw_sounding(rng, able if plan.has_several else able[:1], plan)
     frames = tuple(picture.image[box] for box in boxes)
-    return Clip(picture.words, sounding, frames, shown_owners, _compose_track(rng, library, sounding))
+    return Clip(plan, picture.words, sounding, frames, shown_owners, _compose_track(rng, library, sounding))
 
 
 def _count_needed(plan: ClipPlan) -> int:

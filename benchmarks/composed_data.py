@@ -66,8 +66,8 @@ def find_category(word: str) -> str:
     return known or word.replace(" ", "_")
 
 
-def plan_clips(layout: str, library: MediaLibrary, count: int) -> list[tuple[str, ClipPlan]]:
-    """Return the subset and the plan of each clip."""
+def plan_clips(layout: str, library: MediaLibrary, count: int) -> list[ClipPlan]:
+    """Plan the clips of a data set."""
     words = sorted(library.pictures.keys() & library.sounds.keys())
     if layout == "avss":
         words = [word for word in words if find_avss_class(word) is not None]
@@ -75,28 +75,29 @@ def plan_clips(layout: str, library: MediaLibrary, count: int) -> list[tuple[str
     else:
         subsets = [{"s4": "v1s", "ms3": "v1m"}[layout]] * count
     return [
-        (subset, ClipPlan(FRAMES[subset], SIZES[layout], tuple(words), has_several=subset != "v1s"))
-        for subset in subsets
+        ClipPlan(
+            f"{layout}-{number:04d}", subset, FRAMES[subset], SIZES[layout], tuple(words), has_several=subset != "v1s"
+        )
+        for number, subset in enumerate(subsets)
     ]
 
 
 def compose_clips(
     layout: str, library: MediaLibrary, scenes: Sequence[Picture], *, count: int, seed: int
-) -> Iterator[tuple[str, str, Clip]]:
-    """Yield name, subset and content of each clip. The first third of each subset has natural scenes."""
+) -> Iterator[Clip]:
+    """Yield the clips of a data set. The first third of each subset has natural scenes."""
     plans = plan_clips(layout, library, count)
-    sizes, done = Counter(subset for subset, _ in plans), Counter[str]()
-    for number, (subset, plan) in enumerate(plans):
-        place, done[subset] = done[subset], done[subset] + 1
-        natural = choose_natural_scenes(scenes, plan) if place < sizes[subset] * _NATURAL_SHARE else []
-        clip = compose_clip(
+    sizes, done = Counter(plan.subset for plan in plans), Counter[str]()
+    for number, plan in enumerate(plans):
+        place, done[plan.subset] = done[plan.subset], done[plan.subset] + 1
+        natural = choose_natural_scenes(scenes, plan) if place < sizes[plan.subset] * _NATURAL_SHARE else []
+        yield compose_clip(
             np.random.default_rng([seed, list(SIZES).index(layout), number]),
             library,
             plan,
             first=plan.words[place % len(plan.words)],
             scene=natural[place % len(natural)] if natural else None,
         )
-        yield f"{layout}-{number:04d}", subset, clip
 
 
 def _save(pixels: NDArray[np.uint8], path: Path, **options: Any) -> None:
@@ -124,9 +125,9 @@ def _label(clip: Clip, second: int, value_of: Callable[[str], int]) -> NDArray[n
     return np.array(values, np.uint8)[clip.owners[second]]
 
 
-def write_avss_clip(root: Path, name: str, subset: str, clip: Clip) -> dict[str, Any]:
+def write_avss_clip(root: Path, clip: Clip) -> dict[str, Any]:
     """Write a clip of avss, and return its row of the table."""
-    uid, home = f"{name}_0_{len(clip.frames)}000", root / subset
+    uid, home = f"{clip.plan.name}_0_{len(clip.frames)}000", root / clip.plan.subset
     classes = list_avss_classes()
     for second, frame in enumerate(clip.frames):
         _save(frame, home / uid / "frames" / f"{second}.jpg", quality=92)
@@ -134,13 +135,13 @@ def write_avss_clip(root: Path, name: str, subset: str, clip: Clip) -> dict[str,
         _save(mask, home / uid / "labels_semantic" / f"{second}.png")
     _write_sound(clip.samples, home / uid / "audio.wav")
     objects = dict.fromkeys((find_avss_class(word) or "").replace(" ", "-") for word in _list_sounding(clip))
-    row = {"vid": name, "uid": uid, "s_min": 0, "s_sec": 0, "a_obj": "_".join(objects)}
-    return row | {"split": _SPLIT, "label": subset}
+    row = {"vid": clip.plan.name, "uid": uid, "s_min": 0, "s_sec": 0, "a_obj": "_".join(objects)}
+    return row | {"split": _SPLIT, "label": clip.plan.subset}
 
 
-def write_s4_clip(root: Path, name: str, subset: str, clip: Clip) -> dict[str, Any]:
+def write_s4_clip(root: Path, clip: Clip) -> dict[str, Any]:
     """Write a clip of s4, and return its row of the table. See :func:`write_avss_clip`."""
-    uid, data = f"{name}_0_5000", root / "Single-source/s4_data"
+    uid, data = f"{clip.plan.name}_0_5000", root / "Single-source/s4_data"
     category = find_category(_list_sounding(clip)[0])
     for second, frame in enumerate(clip.frames):
         file = Path(_SPLIT, category, uid, f"{uid}_{second + 1}.png")
@@ -150,9 +151,9 @@ def write_s4_clip(root: Path, name: str, subset: str, clip: Clip) -> dict[str, A
     return {"name": uid, "start": 0, "category": category, "split": _SPLIT}
 
 
-def write_ms3_clip(root: Path, name: str, subset: str, clip: Clip) -> dict[str, Any]:
+def write_ms3_clip(root: Path, clip: Clip) -> dict[str, Any]:
     """Write a clip of ms3, and return its row of the table. See :func:`write_avss_clip`."""
-    uid, data = f"{name}_0", root / "Multi-sources/ms3_data"
+    uid, data = f"{clip.plan.name}_0", root / "Multi-sources/ms3_data"
     for second, frame in enumerate(clip.frames):
         _save(frame, data / "visual_frames" / uid / f"{uid}.mp4_{second + 1}.png")
         _save(_label(clip, second, lambda word: 255), data / "gt_masks" / _SPLIT / uid / f"{uid}_{second + 1}.png")
@@ -161,7 +162,7 @@ def write_ms3_clip(root: Path, name: str, subset: str, clip: Clip) -> dict[str, 
 
 
 #: Layout → the function that writes a clip, and the table.
-WRITERS: dict[str, tuple[Callable[[Path, str, str, Clip], dict[str, Any]], str]] = {
+WRITERS: dict[str, tuple[Callable[[Path, Clip], dict[str, Any]], str]] = {
     "avss": (write_avss_clip, "metadata.csv"),
     "s4": (write_s4_clip, f"Single-source/{s4.TABLE}"),
     "ms3": (write_ms3_clip, f"Multi-sources/{ms3.TABLE}"),
@@ -190,8 +191,8 @@ def write_dataset(
     rows, seconds, words = [], Counter[str](), set[str]()
     clips = compose_clips(layout, library, scenes, count=count, seed=seed)
     with create_folder(root.parent) as staged:
-        for name, subset, clip in track(clips, f"composing {layout}", total=count):
-            rows.append(write_clip(staged, name, subset, clip))
+        for clip in track(clips, f"composing {layout}", total=count):
+            rows.append(write_clip(staged, clip))
             words.update(clip.shown)
             seconds["seconds"] += len(clip.frames)
             seconds["blank"] += sum(not heard for heard in clip.sounding)

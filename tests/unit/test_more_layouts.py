@@ -300,7 +300,7 @@ def test_a_video_is_shown_at_the_times_of_its_masks(video_folder: Path) -> None:
     assert detect_layout(video_folder) == "clips"
     (sample,) = read_dataset(video_folder, None, "test")
     assert sample.audio == video_folder / "a.mp4" and sample.times == (0.9375, 2.9375)
-    # The n-th frame begins at n / 12 s, and has the square at 4 + n. Colours have half the resolution: 11 looks like 10.
+    # The n-th frame begins at n / 12 s, and has the square at 4 + n. Colours have half the resolution.
     assert [find_left_edge(path) - 4 for path in sample.frames] == [10, 34]
     assert np.array_equal(read_sample_windows(sample), read_windows(sample.audio, 3)[[0, 2]])
     before = sample.frames[0].stat().st_mtime_ns
