@@ -120,7 +120,16 @@ def _check_root(root: Path) -> None:
 
 
 def read_video(folder: Path, layout: DataLayout, row: DataRow) -> VideoSample:
-    """Find the files of one video. Raises :class:`DataError` if the row, or one of its files, can't be used."""
+    """Find the files of one video.
+
+    Args:
+        folder: The folder with the data.
+        layout: Its layout.
+        row: The video's row.
+
+    Raises:
+        DataError: The row is wrong, or one of its files is missing or does not fit.
+    """
     if not row.uid:
         raise DataError(f"{row.table}: a row has no name")
     if row.subset not in layout.subsets:

@@ -1,7 +1,7 @@
 """AVSBench-Robust (Li et al., 2025): the videos of S4 and MS3 with sounds that do not belong to them.
 
 The truth is blank, as nothing that is seen sounds. The sounds are those that the authors' ``audio_processing.py``
-writes, beside the original sounds or in a folder of their own. FOLDER or folders in it hold both::
+writes, beside the original sounds or in another folder. FOLDER or folders in it hold both::
 
     Single-source/s4_data/…, Multi-sources/ms3_data/…   the original videos, see s4 and ms3
     silent.wav                                          silence

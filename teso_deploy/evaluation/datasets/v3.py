@@ -7,8 +7,8 @@ The data are those of the layout avss. The tables of the authors' ``v3.zip`` are
        v3_{1,3,5}_shot/train.csv, test.csv              without a_obj; all with the same split
     {label}/{uid}/…                                     label: v1m, v2; see avss
 
-With 0 shots ``train`` is what was seen and ``test`` what was not. With more, ``train`` has that many clips of each
-unseen class and ``test`` the other clips of these classes. ``val`` is always what was seen.
+With 0 shots ``train`` has the seen classes and ``test`` the unseen ones. With more, ``train`` has that many clips of
+each unseen class and ``test`` other clips of these classes. ``val`` always has the seen classes.
 """
 
 from __future__ import annotations
