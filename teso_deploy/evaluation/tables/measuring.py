@@ -17,6 +17,7 @@ from teso_deploy.outputs import show_path
 #: The layouts of the data sets in the paper's tables.
 _LAYOUTS: tuple[Layout, ...] = ("s4", "ms3", "avss")
 
+
 @dataclass(frozen=True, slots=True)
 class DataSource:
     """The folder of a data set, and what to take of it.
