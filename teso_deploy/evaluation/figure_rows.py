@@ -23,6 +23,7 @@ from teso_deploy.evaluation.figures import FigureColumn, FigureEntry
 from teso_deploy.evaluation.protocols.clips import SYNONYMS
 from teso_deploy.media.heat_map import draw_heat_map
 from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.types import Framing, get_hop_seconds
 
 _Value = TypeVar("_Value")
 
@@ -101,41 +102,41 @@ class FigureMaker:
         figure: The figure.
         clips: The clips that are shown.
         layout: Their layout.
-        hop_seconds: Window k of a clip starts at k times this. Default: 1.0.
 
     Attributes:
         notes: What is missing in the figure, in sentences.
     """
 
-    def __init__(
-        self, figure: FigureEntry, clips: Sequence[VideoSample], *, layout: Layout, hop_seconds: float = 1.0
-    ) -> None:
+    def __init__(self, figure: FigureEntry, clips: Sequence[VideoSample], *, layout: Layout) -> None:
         self.figure, self.notes = figure, list[str]()
         self._clips, self._layout = clips, layout
         self._words = {clip.uid: class_words(clip, layout) for clip in clips}
-        self._reader = ClipReader(
-            clips,
-            layout=layout,
-            kind=figure.kind,
-            conditions=tuple(dict.fromkeys(column.condition for column in figure.columns)),
-            partners=Partners({}, find_broad_class),
-            words=self._words,
-            hop_seconds=hop_seconds,
-        )
         self._rows = [_Row(clip, choose_frame(clip, layout)) for clip in clips]
         self._labels: set[int] = set()
 
+    def _make_reader(self, framing: Framing) -> ClipReader:
+        return ClipReader(
+            self._clips,
+            layout=self._layout,
+            kind=self.figure.kind,
+            conditions=tuple(dict.fromkeys(column.condition for column in self.figure.columns)),
+            partners=Partners({}, find_broad_class),
+            words=self._words,
+            hop_seconds=get_hop_seconds(framing),
+        )
+
     def add_truth(self) -> None:
         """Add the columns with the pictures and their true masks. Raises what :meth:`ClipReader.read` raises."""
+        reader = self._make_reader("per_second")
         for row in self._rows:
-            trial = next(trial for trial in self._reader.read(row.clip) if trial.frame == row.frame)
+            trial = next(trial for trial in reader.read(row.clip) if trial.frame == row.frame)
             row.pictures.append(("picture", fit_picture(trial.image)))
             row.pictures.append(("truth", self._draw_masks(trial.image, trial.truth)))
 
     def add_bundle(
         self, name: str, pipeline: Pipeline, cues: ClipCueWay | CueFile, *, on_clip: Callable[[], None] = lambda: None
     ) -> None:
-        """Add the columns of a bundle.
+        """Add the columns of a bundle. The sound is cut into windows as in its training.
 
         Args:
             name: The name that is shown.
@@ -157,8 +158,10 @@ class FigureMaker:
         predictors = {True: ClipPredictor(pipeline, cues, classes=numbers)}
         if not all(column.has_cues for column in columns):
             predictors[False] = ClipPredictor(pipeline, "none", classes=numbers)
+        reader = self._make_reader(pipeline.bundle.manifest.audio.framing)
+        looks_back = bool(pipeline.program.past_frames or pipeline.program.past_windows)
         for row in self._rows:
-            for column, trial in self._list_trials(row, columns, looks_back=_looks_back(pipeline)):
+            for column, trial in _list_trials(reader, row, columns, looks_back=looks_back):
                 predict = predictors[column.has_cues]
                 if trial.frame != row.frame:  # a past that the model looks back at
                     predict(trial)
@@ -169,20 +172,6 @@ class FigureMaker:
                     offered = predict(trial).cues
                     row.cues = None if offered is None else offered.names
             on_clip()
-
-    def _list_trials(
-        self, row: _Row, columns: Sequence[FigureColumn], *, looks_back: bool
-    ) -> Iterator[tuple[FigureColumn, ClipTrial]]:
-        """Yield each column with the trial of the row's frame; before it with those of earlier frames, if needed."""
-        trials: dict[tuple[int, str], ClipTrial] = {}
-        for trial in self._reader.read(row.clip):
-            if trial.frame > row.frame:
-                break
-            if trial.frame == row.frame or looks_back:
-                trials[trial.frame, trial.condition] = trial
-        for number in sorted({frame for frame, _ in trials}):
-            for column in columns:
-                yield column, trials[number, column.condition.name]
 
     def _match_classes(self, name: str, pipeline: Pipeline) -> list[int]:
         wanted = list_avss_classes()
@@ -240,5 +229,16 @@ class FigureMaker:
         ]
 
 
-def _looks_back(pipeline: Pipeline) -> bool:
-    return bool(pipeline.program.past_frames or pipeline.program.past_windows)
+def _list_trials(
+    reader: ClipReader, row: _Row, columns: Sequence[FigureColumn], *, looks_back: bool
+) -> Iterator[tuple[FigureColumn, ClipTrial]]:
+    """Yield each column with the trial of the row's frame; before it with those of earlier frames, if needed."""
+    trials: dict[tuple[int, str], ClipTrial] = {}
+    for trial in reader.read(row.clip):
+        if trial.frame > row.frame:
+            break
+        if trial.frame == row.frame or looks_back:
+            trials[trial.frame, trial.condition] = trial
+    for number in sorted({frame for frame, _ in trials}):
+        for column in columns:
+            yield column, trials[number, column.condition.name]

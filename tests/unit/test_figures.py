@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from teso_deploy.bundle import Bundle, write_manifest
 from teso_deploy.errors import DataError, InputNotFoundError
 from teso_deploy.evaluation.contact_sheet import draw_labels, fit_picture
 from teso_deploy.evaluation.datasets.contracts import VideoSample
 from teso_deploy.evaluation.datasets.pictures import load_frame
 from teso_deploy.evaluation.datasets.reading import load_mask, read_dataset
+from teso_deploy.evaluation.datasets.sounds import read_windows
 from teso_deploy.evaluation.figure_rows import FigureMaker, choose_clips, choose_frame, find_clips
 from teso_deploy.evaluation.figures import FIGURES, FigureColumn, FigureEntry, find_figure
 from teso_deploy.media.heat_map import draw_heat_map
-from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.pipeline.pipeline import Pipeline, Stream
+from teso_deploy.types import Framing, Segmentation
 from tests.support.avs_layouts import write_avss, write_ms3
 
 
@@ -117,6 +122,30 @@ def test_a_clip_of_a_layout_without_words(tmp_path: Path, pipeline: Pipeline) ->
     assert list(collect(maker, 0)) == ["ours: with sound", "ours: muted", "ours: noise 10 dBW"]
     with pytest.raises(DataError, match="binary masks"):
         FigureMaker(find_figure("B7"), clips, layout="ms3").add_truth()
+
+
+@pytest.mark.parametrize("framing", ["per_second", "contiguous"])
+def test_the_sound_is_cut_as_in_the_bundle_s_training(
+    framing: Framing, avss: list[VideoSample], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    manifest = Bundle.open(tiny_bundle).manifest
+    audio = manifest.audio.model_copy(update={"framing": framing})
+    write_manifest(tmp_path / "bundle", manifest.model_copy(update={"audio": audio}))
+    heard = []
+
+    class Listening(Stream):
+        def segment(self, frame: Any, sound: Any, cues: Any = None) -> Segmentation:
+            heard.append((sound.start_seconds, sound.samples))
+            return super().segment(frame, sound, cues)
+
+    pipeline = Pipeline.load(tmp_path / "bundle", threads=1)
+    pipeline.open_stream = lambda: Listening(pipeline)  # type: ignore[method-assign]
+    FigureMaker(find_figure("4"), avss[:1], layout="avss").add_bundle("ours", pipeline, "none")
+    start, samples = heard[0]
+    hop = {"per_second": 1.0, "contiguous": 0.96}[framing]
+    assert start == 2 * hop
+    np.testing.assert_array_equal(samples, read_windows(avss[0].audio, 3, hop)[2])
 
 
 def test_a_figure_of_one_s_own(avss: list[VideoSample], pipeline: Pipeline) -> None:

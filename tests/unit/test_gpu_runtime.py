@@ -254,6 +254,7 @@ def test_a_pipeline_on_the_device_gives_the_labels_of_the_cpu(bundle: Bundle, ho
             np.testing.assert_array_equal(left.labels, right.labels)
             np.testing.assert_allclose(left.class_scores, right.class_scores, atol=1e-5)
             assert left.labels.any()
+            np.testing.assert_allclose(left.probabilities, right.probabilities, atol=1e-5)
     assert ours.runs == theirs.runs and ours.encoder_skips == theirs.encoder_skips
     assert ours.backend == "tensorrt" and ours.precision == "fp32"
 
