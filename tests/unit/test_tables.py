@@ -14,7 +14,9 @@ from teso_deploy.errors import DataError, InputNotFoundError
 from teso_deploy.evaluation.tables.claims import Judgement, judge_claims
 from teso_deploy.evaluation.tables.filling import FilledRow, MeasuredRow, fill_rows, make_report
 from teso_deploy.evaluation.tables.grid import make_grid
+from teso_deploy.evaluation.tables.measuring import Measured
 from teso_deploy.evaluation.tables.picture import draw_table
+from teso_deploy.evaluation.tables.result import describe_evaluations, finish_table
 from teso_deploy.evaluation.tables.schema import (
     TableDefinition,
     find_table,
@@ -302,3 +304,22 @@ def test_report(table: TableDefinition) -> None:
     assert new["cells"]["miou"] == {"measured": 60.0, "quoted": 66.02, "reason": None}
     assert new["cells"]["drop"]["reason"] == "no clip of this kind"
     assert new["labels"] == {"Encoder": "BEATs"} and new["measured_with"] == "bundle new, cues auto"
+
+
+def test_a_shipped_table_says_which_one_it_is(table: TableDefinition, tmp_path: Path) -> None:
+    finish_table("4", load_table("4"), Measured()).write(tmp_path / "out")
+    assert (tmp_path / "out/table-4.md").read_text().startswith("# Table 4 of the paper: Obedience to the sound")
+    assert finish_table("small", table, Measured()).grid.title == "A small table"
+
+
+def test_evaluations_are_described_without_the_users_folders() -> None:
+    evaluation = {
+        "dataset": "v1m", "data": "v1m test, 3 clips", "fingerprint": "0123456789abcdef", "protocol": "avsbench",
+        "bundle": "small", "cues": "/home/someone/cues.json", "precision": "fp32", "backend": "cpu",
+        "filters_by_cues": True, "skipped": ["a clip"], "notes": ["one more thing"],
+    }  # fmt: skip
+    (line,) = describe_evaluations([evaluation])
+    assert line == (
+        "v1m: v1m test, 3 clips (fingerprint 0123456789ab), protocol avsbench; bundle small, cues cues.json, which "
+        "filter the masks, fp32 on cpu; 1 clips skipped; one more thing"
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from teso_deploy.bundle import Bundle
 from teso_deploy.cues.tracks import CueFile, read_cue_file
+from teso_deploy.errors import CueError
 from teso_deploy.evaluation.conditions import parse_conditions
 from teso_deploy.evaluation.contracts import Sample
 from teso_deploy.evaluation.evaluation_run import run_evaluation
@@ -121,6 +122,7 @@ def read_cues(pipeline: Pipeline, cues: str | Path) -> str | CueFile:
         return read_cue_file(cues)
     if not pipeline.program.takes("cues"):
         return "none"
-    if cues == AUTO:
-        pipeline.check_tagger()
+    if cues == AUTO and pipeline.bundle.manifest.tagger is None:
+        name = pipeline.bundle.manifest.name
+        raise CueError(f"bundle {name} has no tagger for --cues auto: give --cues labels, --cues none or --cues-file")
     return cues

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from teso_deploy.evaluation.tables.filling import FilledRow, fill_rows, make_rep
 from teso_deploy.evaluation.tables.grid import Grid, make_grid
 from teso_deploy.evaluation.tables.measuring import Measured
 from teso_deploy.evaluation.tables.picture import save_picture
-from teso_deploy.evaluation.tables.schema import TableDefinition
+from teso_deploy.evaluation.tables.schema import TableDefinition, list_shipped_tables
 from teso_deploy.evaluation.tables.writers import write_csv, write_latex, write_markdown
 from teso_deploy.outputs import as_json, make_folder, write_text
 
@@ -39,8 +39,10 @@ class TableResult:
 
     @property
     def grid(self) -> Grid:
-        """The table as text."""
-        return make_grid(self.definition, self.rows)
+        """The table as text. The title of a shipped table says which one of the paper it is."""
+        grid = make_grid(self.definition, self.rows)
+        is_shipped = self.name in list_shipped_tables()
+        return replace(grid, title=f"Table {self.name} of the paper: {grid.title}") if is_shipped else grid
 
     def make_report(self) -> dict[str, Any]:
         """Return the report, ready for JSON."""
