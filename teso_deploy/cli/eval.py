@@ -140,6 +140,7 @@ def evaluate(
             scenes.seed,
             scenes.seeds,
             clips=clips,
+            framing=opened.manifest.audio.framing,
             skip_bad=skip_bad,
         ),
     )

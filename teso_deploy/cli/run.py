@@ -40,7 +40,15 @@ from teso_deploy.sinks.report import ReportSink
 
 #: Options that have an effect only for streams, or only for files.
 _OF_STREAMS = (*(f"streams.{one.name}" for one in fields(StreamOptions)), "cues.budget_per_minute")
-_OF_FILES = ("sound.noise_dbfs", "sound.sound_from", "frames.framing", "frames.decoder", "outputs.heatmaps")
+_OF_FILES = (
+    "sound.noise_dbfs",
+    "sound.noise_dbw",
+    "sound.noise_snr",
+    "sound.sound_from",
+    "frames.framing",
+    "frames.decoder",
+    "outputs.heatmaps",
+)
 
 
 def _check_inputs(inputs: Sequence[Path], sound: SoundOptions) -> None:

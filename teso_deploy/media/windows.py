@@ -178,5 +178,16 @@ class AudioTrack(SoundTrack):
         noise = np.random.default_rng(seed).standard_normal(round(max(duration_seconds, 0) * SAMPLE_RATE_HZ))
         return cls((noise * 10 ** (dbfs / 20)).clip(-1, 1).astype(np.float32))
 
+    def add_noise(self, snr_db: float, seed: int = 0) -> AudioTrack:
+        """Return this sound with white Gaussian noise, clipped at full scale.
+
+        Args:
+            snr_db: How many dB the noise is below the RMS of the whole track.
+            seed: Seed of the noise. Default: 0.
+        """
+        rms = float(np.sqrt(np.mean(self.samples.astype(np.float64) ** 2))) if len(self.samples) else 0.0
+        noise = np.random.default_rng(seed).standard_normal(len(self.samples)) * rms * 10 ** (-snr_db / 20)
+        return AudioTrack((self.samples + noise).clip(-1, 1).astype(np.float32), self.start_seconds, self.gaps)
+
     def _copy(self, low: int, high: int) -> NDArray[np.float32]:
         return self.samples[low:high]

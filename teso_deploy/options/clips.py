@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from teso_deploy.options.fields import Options, option
+from teso_deploy.types import Framing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,8 @@ class ClipOptions(Options):
         noise_dbfs: levels of noise in place of the sound, RMS in dBFS.
         noise_dbw: the same as power in dBW, which may be above 0 and is then clipped.
         noise_snr: ratios in dB of the sound to noise that is added.
+        framing: where the windows of a clip's sound begin, see :data:`teso_deploy.types.Framing`. Default: as the
+            bundle says.
         unbiased: also give the numbers that depend neither on batches nor on blank frames. Default: no.
         mistakes: also give the published numbers "without background" that omit the last class. Default: no.
     """
@@ -41,6 +44,11 @@ class ClipOptions(Options):
     )
     noise_snr: tuple[float, ...] = option(
         (), "Score also with white noise added to the sound, this many dB below it. May be repeated."
+    )
+    framing: Framing | None = option(
+        None,
+        "Windows of the sound: second k begins at k s (per_second) or at k x 0.96 s (contiguous). Default: as the "
+        "bundle says.",
     )
     unbiased: bool = option(False, "Add the numbers that depend neither on batches nor on blank frames.")
     mistakes: bool = option(

@@ -14,11 +14,13 @@ DecoderName = Literal["auto", "software", "nvdec"]
 
 @dataclass(frozen=True, kw_only=True)
 class SoundOptions(Options):
-    """Which tracks are read, and what replaces the sound. At most one of the first three may be given.
+    """Which tracks are read, and what replaces the sound. At most one of the first five may be given.
 
     Attributes:
         mute: silence replaces the sound. Default: no.
         noise_dbfs: white noise of this level (RMS, dBFS, at most 0) replaces the sound.
+        noise_dbw: the same as power in dBW, where amplitude 1 is 1 V at 1 Ω; above 0 it is clipped.
+        noise_snr: white noise is added to the sound of the file, this many dB below it.
         sound_from: the sound of this file replaces the sound.
         video_track: number of the video track, from 0. Default: the one that players choose.
         audio_track: number of the audio track, from 0, in the file that the sound comes from. Default: the one that
@@ -29,6 +31,10 @@ class SoundOptions(Options):
     noise_dbfs: float | None = option(
         None, "Replace the sound by white noise of this level (RMS, dBFS).", maximum=0, unit="dBFS"
     )
+    noise_dbw: float | None = option(
+        None, "Replace the sound by white noise of this power (dBW; amplitude 1 is 0 dBW). Above 0 it is clipped."
+    )
+    noise_snr: float | None = option(None, "Add white noise to the sound, this many dB below it.")
     sound_from: Path | None = option(None, "Replace the sound by that of this file.")
     video_track: int | None = option(
         None,
@@ -44,10 +50,14 @@ class SoundOptions(Options):
 
     def check(self) -> None:
         """Refuse several replacements of the sound, and an audio track whose sound is replaced."""
-        if self.mute + (self.noise_dbfs is not None) + (self.sound_from is not None) > 1:
-            raise OptionError("{mute}, {noise_dbfs} and {sound_from} exclude each other: give one")
-        if self.audio_track is not None and (self.mute or self.noise_dbfs is not None):
-            raise OptionError("{mute} and {noise_dbfs} replace the sound: omit {audio_track}")
+        noises = (self.noise_dbfs, self.noise_dbw)
+        given = self.mute + sum(one is not None for one in (*noises, self.noise_snr, self.sound_from))
+        if given > 1:
+            raise OptionError(
+                "{mute}, {noise_dbfs}, {noise_dbw}, {noise_snr} and {sound_from} exclude each other: give one"
+            )
+        if self.audio_track is not None and (self.mute or noises != (None, None)):
+            raise OptionError("{mute}, {noise_dbfs} and {noise_dbw} replace the sound: omit {audio_track}")
 
 
 @dataclass(frozen=True, kw_only=True)

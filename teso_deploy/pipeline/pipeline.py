@@ -248,6 +248,8 @@ class Pipeline:
         framing: Framing | None = None,
         mute: bool = False,
         noise_dbfs: float | None = None,
+        noise_dbw: float | None = None,
+        noise_snr: float | None = None,
         sound_from: str | Path | None = None,
         fps: float | None = None,
         video_track: int | None = None,
@@ -263,6 +265,8 @@ class Pipeline:
                 ("contiguous"). Default: as the bundle says.
             mute: Use silence. Default: False.
             noise_dbfs: Use white noise of this level (RMS, in dBFS). Default: no noise.
+            noise_dbw: The same as power in dBW; above 0 it is clipped. Default: no noise.
+            noise_snr: Add white noise, this many dB below the sound. Default: no noise.
             sound_from: Use the sound of this file. Default: the file's own.
             fps: Frames per second to take, in mode "file". Default: all.
             video_track: Number of the video track. Default: the track that players take.
@@ -284,6 +288,8 @@ class Pipeline:
             framing=framing or self.bundle.manifest.audio.framing,
             mute=mute,
             noise_dbfs=noise_dbfs,
+            noise_dbw=noise_dbw,
+            noise_snr=noise_snr,
             sound_from=sound_from,
             fps=fps,
             video_track=video_track,

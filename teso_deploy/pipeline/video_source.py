@@ -20,7 +20,7 @@ from teso_deploy.types import AudioWindow, Frame, Framing, get_hop_seconds
 
 Mode = Literal["file", "paper"]
 #: Where the sound comes from; ``none``: the file has no sound that can be decoded, and silence is used.
-SoundName = Literal["own", "mute", "noise", "other file", "none"]
+SoundName = Literal["own", "own and noise", "mute", "noise", "other file", "none"]
 
 #: The AVS data sets have one frame per second of video. They take it at this time within the second.
 PAPER_MOMENT_SECONDS = 0.9375
@@ -54,7 +54,8 @@ def choose_one_a_second(frames: Iterable[Frame], frame_seconds: float) -> Iterat
 class VideoSource:
     """Iterates over the frames of a file, each with its audio window; a context manager.
 
-    ``mute``, ``noise_dbfs`` and ``sound_from`` replace the file's own sound. At most one of them may be given.
+    ``mute``, ``noise_dbfs``, ``noise_dbw`` and ``sound_from`` replace the file's own sound, and ``noise_snr`` adds to
+    it. At most one of them may be given.
 
     Args:
         path: The file.
@@ -62,6 +63,8 @@ class VideoSource:
         framing: Where the windows of mode "paper" begin, see above. Default: "per_second".
         mute: Use silence. Default: False.
         noise_dbfs: Use white noise of this level (RMS, in dBFS). Default: no noise.
+        noise_dbw: The same as power in dBW; above 0 it is clipped. Default: no noise.
+        noise_snr: Add white noise, this many dB below the sound. Default: no noise.
         sound_from: Use the sound of this file. Default: none.
         fps: Frames per second to take, in mode "file". Default: all.
         hardware: See :class:`VideoReader`. Default: decode in software.
@@ -89,14 +92,16 @@ class VideoSource:
         framing: Framing = "per_second",
         mute: bool = False,
         noise_dbfs: float | None = None,
+        noise_dbw: float | None = None,
+        noise_snr: float | None = None,
         sound_from: str | Path | None = None,
         fps: float | None = None,
         hardware: Hardware | None = None,
         video_track: int | None = None,
         audio_track: int | None = None,
     ) -> None:
-        if mute + (noise_dbfs is not None) + (sound_from is not None) > 1:
-            raise ValueError("mute, noise_dbfs and sound_from exclude each other")
+        if mute + sum(one is not None for one in (noise_dbfs, noise_dbw, noise_snr, sound_from)) > 1:
+            raise ValueError("mute, noise_dbfs, noise_dbw, noise_snr and sound_from exclude each other")
         if mode == "paper" and fps is not None:
             raise ValueError("mode 'paper' looks at one frame a second: omit fps")
         self.path, self.mode = Path(path), mode
@@ -106,9 +111,11 @@ class VideoSource:
             self.sound: SoundName = "own"
             self.sound_note: str | None = None
             self.sound_counts = SoundCounts()
-            self.track = self._open_sound(
-                mute, noise_dbfs, sound_from, video_track=video_track, audio_track=audio_track
-            )
+            # Both levels are an RMS against amplitude 1: they differ only in their range.
+            noise_db = noise_dbfs if noise_dbw is None else noise_dbw
+            self.track = self._open_sound(mute, noise_db, sound_from, video_track=video_track, audio_track=audio_track)
+            if noise_snr is not None:
+                self.track = self._add_noise(noise_snr)
         except BaseException:
             self.reader.close()
             raise
@@ -122,7 +129,7 @@ class VideoSource:
     def _open_sound(
         self,
         mute: bool,
-        noise_dbfs: float | None,
+        noise_db: float | None,
         sound_from: str | Path | None,
         *,
         video_track: int | None,
@@ -130,12 +137,12 @@ class VideoSource:
     ) -> SoundTrack:
         duration = self.info.duration_seconds
         is_long = duration > HELD_SECONDS
-        if noise_dbfs is not None:
+        if noise_db is not None:
             if not duration:
                 raise MediaError(f"{self.path} does not say how long it is, so how much noise to make: copy it to MP4")
             self.sound = "noise"
             made = StreamedTrack.white_noise if is_long else AudioTrack.white_noise
-            return made(duration, noise_dbfs, NOISE_SEED)
+            return made(duration, noise_db, NOISE_SEED)
         if not mute:
             self.sound = "own" if sound_from is None else "other file"
             if sound_from is None:
@@ -149,6 +156,16 @@ class VideoSource:
                 raise make_no_sound_error(Path(sound_from), found)
         self.sound = "mute" if mute else "none"
         return (StreamedTrack if is_long else AudioTrack).silence(duration)
+
+    def _add_noise(self, snr_db: float) -> SoundTrack:
+        if not isinstance(self.track, AudioTrack):
+            raise MediaError(
+                f"{self.path} is too long to measure its sound before the run: cut it to {HELD_SECONDS / 60:g} "
+                "minutes, or replace its sound by noise of a level"
+            )
+        if self.sound == "own":
+            self.sound = "own and noise"
+        return self.track.add_noise(snr_db, NOISE_SEED)
 
     def __enter__(self) -> VideoSource:
         return self

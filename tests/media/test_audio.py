@@ -170,3 +170,14 @@ def test_silence_and_noise() -> None:
         assert not noise.window(1.0).is_silent
     assert np.array_equal(AudioTrack.white_noise(1, -20, 3).samples, AudioTrack.white_noise(1, -20, 3).samples)
     assert not np.array_equal(AudioTrack.white_noise(1, -20, 3).samples, AudioTrack.white_noise(1, -20, 4).samples)
+
+
+def test_added_noise_has_its_ratio_to_the_whole_sound() -> None:
+    tone = (0.02 * np.sin(np.arange(48_000) * 0.2)).astype(np.float32)
+    track = AudioTrack(tone, 1.5, [(2.0, 2.5)])
+    noisy = track.add_noise(10)
+    added = noisy.samples - tone
+    assert 10 * np.log10(np.mean(tone**2) / np.mean(added**2)) == pytest.approx(10, abs=0.1)
+    assert noisy.start_seconds == 1.5 and noisy.gaps == track.gaps
+    assert np.abs(track.add_noise(-60).samples).max() == 1
+    assert not AudioTrack(np.zeros(100, np.float32)).add_noise(10).samples.any()

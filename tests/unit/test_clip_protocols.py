@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -151,10 +152,13 @@ def test_all_sounds_of_a_frame_come_one_after_another(avss: Path) -> None:
 
 
 def test_contiguous_windows(avss: Path) -> None:
-    options = ProtocolOptions(CLASSES, clips=ClipOptions(), hop_seconds=0.96)
+    options = ProtocolOptions(CLASSES, framing="contiguous")
     protocol = open_protocol("avsbench", avss, options)
     trials = list(protocol.trials(next(iter(protocol.samples()))))
     assert [trial.start_seconds for trial in trials] == pytest.approx([0, 0.96, 1.92, 2.88, 3.84])
+    chosen = replace(options, clips=ClipOptions(framing="per_second"))
+    trials = list(open_protocol("avsbench", avss, chosen).trials(next(iter(protocol.samples()))))
+    assert [trial.start_seconds for trial in trials] == [0, 1, 2, 3, 4]
 
 
 def test_what_a_data_set_without_labels_can_not_do(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from teso_deploy.evaluation.filtering_predictor import FilteringPredictor
 from teso_deploy.evaluation.metrics import BINARY_DEFINITIONS, BinaryDefinition, combine_auc
 from teso_deploy.evaluation.protocols.registry import OpenProtocol, ProtocolOptions
 from teso_deploy.pipeline.pipeline import Pipeline
+from teso_deploy.types import Framing, get_hop_seconds
 
 #: Word → the class of AVSS for the same thing.
 SYNONYMS = {"chicken": "hen", "drum kit": "drum", "electric guitar": "guitar", "motorbike": "motorcycle"}
@@ -103,7 +104,7 @@ class ClipProtocol(OpenProtocol):
             conditions=self.conditions,
             partners=self._partners,
             words=self._words,
-            hop_seconds=options.hop_seconds,
+            hop_seconds=get_hop_seconds(self.framing),
         )
         self._scored = _spread(clips, chosen.clips)
         self.figures = dict(FIGURES)
@@ -129,6 +130,11 @@ class ClipProtocol(OpenProtocol):
         return tuple(kept)
 
     @property
+    def framing(self) -> Framing:
+        """Where the windows of a clip's sound begin."""
+        return self._options.clips.framing or self._options.framing
+
+    @property
     def group(self) -> str:
         """The name of the clips that are scored together: the subset, or the layout if it has several."""
         subsets = {clip.subset for clip in self._clips}
@@ -146,7 +152,7 @@ class ClipProtocol(OpenProtocol):
             "layout": self._layout,
             "split": self._options.clips.split,
             "clips": len(self._scored),
-            "hop_seconds": self._options.hop_seconds,
+            "framing": self.framing,
             **({"filters_by_cues": True} if self._options.filters_by_cues else {}),
             "conditions": {condition.name: condition.summary for condition in self.conditions},
             "fingerprint": self.fingerprint,

@@ -15,6 +15,7 @@ from teso_deploy.evaluation.contracts import Answered, EvaluationProtocol, Predi
 from teso_deploy.named_objects import check_installed, load_object
 from teso_deploy.options.clips import ClipOptions
 from teso_deploy.pipeline.pipeline import AUTO, Pipeline
+from teso_deploy.types import Framing
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class ProtocolOptions:
         seed: The first seed of such a protocol.
         seeds: How many seeds, from ``seed`` on.
         clips: Which clips are scored, and with which sounds. Only for a protocol on a data set of clips.
-        hop_seconds: The time from one window of a clip's sound to the next.
+        framing: Where the windows of a clip's sound begin, if ``clips`` does not say it.
         filters_by_cues: Whether cues are not offered, but keep the masks whose class is among them. Only for a
             protocol on a data set of clips.
         skip_bad: Whether samples that can't be read are skipped.
@@ -62,7 +63,7 @@ class ProtocolOptions:
     seed: int = 0
     seeds: int = 1
     clips: ClipOptions = field(default_factory=ClipOptions)
-    hop_seconds: float = 1.0
+    framing: Framing = "per_second"
     filters_by_cues: bool = False
     skip_bad: bool = False
 
