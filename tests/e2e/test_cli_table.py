@@ -13,7 +13,7 @@ from PIL import Image
 
 from teso_deploy.evaluation.clip_predictor import ClipPredictor
 from teso_deploy.evaluation.tables.schema import list_shipped_tables
-from tests.support.avs_layouts import write_avss, write_ms3
+from tests.support.avs_layouts import write_avss, write_ms3, write_v3
 from tests.support.commands import names_in, refused, teso
 
 FILES = ["table-4.csv", "table-4.json", "table-4.md", "table-4.png", "table-4.tex"]
@@ -135,6 +135,20 @@ def test_precision_of_the_cues(avss: Path, tiny_bundle: Path, tmp_path: Path) ->
     )
     assert done.code == 0, done.err
     assert "avsbench gives no cue_precision" in json.loads(done.out)["rows"][-1]["cells"]["rec_1"]["reason"]
+
+
+def test_few_examples_have_a_bundle_for_each_number(tiny_bundle: Path, tmp_path: Path) -> None:
+    """The folder has the tables of one example; those of three and five are missing."""
+    done = teso(
+        "table", "H10", "--data", write_v3(tmp_path / "v3"), "--bundle", f"teso@v3-0-shot={tiny_bundle}",
+        "--bundle", f"teso@v3-1-shot={tiny_bundle}", "--cues", "labels", "--json", "-",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    cells = {row["row"]: row["cells"] for row in report["rows"]}["teso"]
+    assert cells["0_shot_miou"]["measured"] is not None and cells["1_shot_f"]["measured"] is not None
+    assert cells["3_shot_miou"]["reason"] == "no bundle for v3-3-shot"
+    assert [one["clips"] for one in report["evaluations"]] == [4, 3]
 
 
 def test_bad_input_is_one_sentence(avss: Path, tiny_bundle: Path, tmp_path: Path) -> None:

@@ -174,3 +174,27 @@ def write_avss(root: Path, videos: int = 2, size: int = 64, subsets: Sequence[st
                 write_wav(home / "audio.wav", [sounding(video, second) for second in range(seconds)])
     (root / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return root
+
+
+def write_v3(root: Path, size: int = 16) -> Path:
+    """Write AVSBench-semantic with the tables of AVS-V3: of the test clips, one is a shot and the others are tested."""
+    write_avss(root, videos=2, size=size, subsets=("v1m", "v2"))
+    head, *lines = (root / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    rows = {line.split(",")[1]: line.split(",") for line in lines}
+
+    def write(name: str, uids: Sequence[str], split: str, *, keeps_objects: bool = True) -> None:
+        written = [head]
+        for uid in uids:
+            vid, _, minute, second, objects, _, label = rows[uid]
+            about = f"{minute},{second},{objects}" if keeps_objects else ",,"
+            written.append(f"{vid},{uid},{about},{split},{label}")
+        (root / "v3" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "v3" / name).write_text("\n".join(written) + "\n", encoding="utf-8")
+
+    write("meta_v3_seen_train.csv", ["train-0_0_5000", "train-1_0_10000"], "seen_train")
+    write("meta_v3_seen_val.csv", ["val-0_0_5000"], "seen_val")
+    unseen = ["test-0_0_5000", "test-1_0_5000", "test-0_0_10000", "test-1_0_10000"]
+    write("meta_v3_unseen.csv", unseen, "unseen")
+    write("v3_1_shot/train.csv", unseen[:1], "v3_1_shot_train", keeps_objects=False)
+    write("v3_1_shot/test.csv", unseen[1:], "v3_1_shot_train", keeps_objects=False)
+    return root

@@ -17,7 +17,7 @@ from teso_deploy.evaluation.datasets.reading import detect_layout, load_mask, re
 from teso_deploy.evaluation.datasets.registry import LAYOUTS, Layout, find_layout, load_layout
 from teso_deploy.evaluation.datasets.sounds import read_sample_windows, read_windows
 from teso_deploy.evaluation.datasets.words import class_words
-from tests.support.avs_layouts import THINGS, write_avss, write_ms3, write_s4, write_wav
+from tests.support.avs_layouts import THINGS, write_ms3, write_s4, write_v3, write_wav
 from tests.support.clips import make_clip
 
 HEAD = "vid,uid,s_min,s_sec,a_obj,split,label"
@@ -35,25 +35,7 @@ def test_every_layout_has_its_name_and_an_entry() -> None:
 @pytest.fixture
 def few_shot_folder(tmp_path: Path) -> Path:
     """Write an avss data set and the tables of v3: of the test clips, one is a shot and one is tested."""
-    root = write_avss(tmp_path / "avss", videos=2, size=16, subsets=("v1m", "v2"))
-    rows = {line.split(",")[1]: line.split(",") for line in (root / "metadata.csv").read_text().splitlines()[1:]}
-
-    def write(name: str, uids: Sequence[str], split: str, keeps_objects: bool = True) -> None:
-        lines = [HEAD]
-        for uid in uids:
-            vid, _, minute, second, objects, _, label = rows[uid]
-            lines.append(f"{vid},{uid},{minute},{second},{objects},{split},{label}" if keeps_objects else
-                         f"{vid},{uid},,,,{split},{label}")  # fmt: skip
-        (root / "v3" / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "v3" / name).write_text("\n".join(lines) + "\n")
-
-    write("meta_v3_seen_train.csv", ["train-0_0_5000", "train-1_0_10000"], "seen_train")
-    write("meta_v3_seen_val.csv", ["val-0_0_5000"], "seen_val")
-    unseen = ["test-0_0_5000", "test-1_0_5000", "test-0_0_10000", "test-1_0_10000"]
-    write("meta_v3_unseen.csv", unseen, "unseen")
-    write("v3_1_shot/train.csv", unseen[:1], "v3_1_shot_train", keeps_objects=False)
-    write("v3_1_shot/test.csv", unseen[1:], "v3_1_shot_train", keeps_objects=False)
-    return root
+    return write_v3(tmp_path / "avss")
 
 
 def list_uids(samples: Sequence[VideoSample]) -> list[str]:

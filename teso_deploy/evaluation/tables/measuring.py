@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from teso_deploy.errors import CueError, DataError, TesoError
 from teso_deploy.evaluation.datasets.registry import Layout, load_layout
 from teso_deploy.evaluation.tables.filling import MeasuredRow
 from teso_deploy.evaluation.tables.planning import PlannedRow
-from teso_deploy.evaluation.tables.schema import DataSetKey, TableDefinition
+from teso_deploy.evaluation.tables.schema import DataSetKey, ShotKey, TableDefinition
 from teso_deploy.outputs import show_path
 
+#: AVS-V3 is read from the same folder for each number of examples. The layouts are named as the data sets.
+SHOT_LAYOUTS: tuple[ShotKey, ...] = get_args(ShotKey)
 #: The layouts of the data sets in the paper's tables.
-_LAYOUTS: tuple[Layout, ...] = ("s4", "ms3", "avss")
+_LAYOUTS: tuple[Layout, ...] = ("s4", "ms3", "avss", *SHOT_LAYOUTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,9 @@ def _list_sources(folder: Path, home: Path, layout: Layout) -> dict[DataSetKey, 
         return {"v1s": DataSource(folder, layout)}
     if layout == "ms3":
         return {"v1m": DataSource(folder, layout)}
+    for shots in SHOT_LAYOUTS:
+        if layout == shots:
+            return {shots: DataSource(folder, layout)}
     sources: dict[DataSetKey, DataSource] = {"avss": DataSource(folder, layout)}
     subsets: tuple[DataSetKey, ...] = ("v1s", "v1m", "v2")
     for subset in subsets:

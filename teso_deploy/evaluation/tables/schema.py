@@ -20,7 +20,8 @@ from teso_deploy.small_files import parse_toml, read_text
 from teso_deploy.text import to_one_line
 
 #: The data sets that a column may be measured on.
-DataSetKey = Literal["v1s", "v1m", "v2", "avss", "avss-binary", "v3-0-shot", "v3-1-shot", "v3-3-shot", "v3-5-shot"]
+ShotKey = Literal["v3-0-shot", "v3-1-shot", "v3-3-shot", "v3-5-shot"]
+DataSetKey = Literal["v1s", "v1m", "v2", "avss", "avss-binary", ShotKey]
 DATA_SET_KEYS: tuple[DataSetKey, ...] = get_args(DataSetKey)
 #: What a source prints where it has no number.
 NOT_REPORTED = "-"
