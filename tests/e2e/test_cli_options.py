@@ -25,8 +25,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def request_of(*arguments: object) -> tuple[LiveRequest, dict[str, Any]]:
     """Return a command line's request for a live run, without running it."""
     with (
-        mock.patch("teso_deploy.cli.live.run_streams") as from_live,
+        # The second module imports the function from the first, so it is patched, and thereby imported, first.
         mock.patch("teso_deploy.cli.run.run_streams") as from_run,
+        mock.patch("teso_deploy.cli.live.run_streams") as from_live,
     ):
         done = teso(*arguments)
         assert done.code == 0, done.err
