@@ -53,6 +53,7 @@ COMMANDS = {
     "cues": ("cues", "cues"),
     "eval": ("eval", "evaluate"),
     "score": ("score", "score"),
+    "compare": ("compare", "compare"),
     "figure": ("figure", "figure"),
     "table": ("table", "table"),
     "train": ("train", "train"),

@@ -168,7 +168,7 @@ def _undo_additions(
 
 
 def _restore_module(
-    module: nn.Module, uses: Sequence[tuple[str, str]], path: Path, positions: Sequence[NDArray[np.float32]]
+    module: nn.Module, uses: Sequence[tuple[str, str]], path: Path, *, positions: Sequence[NDArray[np.float32]]
 ) -> None:
     """Fill a module from its graph.
 
@@ -293,7 +293,7 @@ def restore_model(bundle: Bundle) -> Model:
     for stage, arguments in make_example_arguments(shapes, size, META).items():
         uses = _record_uses(of_shapes[stage], arguments)
         try:
-            _restore_module(modules[stage], uses, bundle.graph_path(bundle.graph_at(stage, size)), positions)
+            _restore_module(modules[stage], uses, bundle.graph_path(bundle.graph_at(stage, size)), positions=positions)
         except ValueError as error:
             raise BundleError(
                 f"{bundle.folder}: weights can't be read back from {stage} ({error}); {_ADVICE}"
