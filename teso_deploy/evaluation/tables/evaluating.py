@@ -80,6 +80,7 @@ class BundleEvaluator:
                 noise_dbw=sounds["noise_dbw"],
                 noise_snr=sounds["noise_snr"],
             ),
+            framing=pipeline.bundle.manifest.audio.framing,
             filters_by_cues=request.filters,
             skip_bad=self.settings.skip_bad,
         )
