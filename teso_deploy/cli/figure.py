@@ -49,7 +49,7 @@ def figure(
     clips: Annotated[
         ClipOptions,
         adapt(
-            only=("layout", "split", "subset", "clips"),
+            only=("layout", "split", "subset", "clips", "framing"),
             helps={
                 "subset": "Subset of avss: v1s, v1m or v2. May be repeated. Default: those of the figure.",
                 "clips": "Show this many clips, spread over the categories. Default: as many as the figure has.",
@@ -96,7 +96,7 @@ def figure(
                 check_tagger(opened)
     layout, samples = _read_clips(data, entry, clips)
     chosen = find_clips(samples, clip) if clip else choose_clips(samples, clips.clips or entry.clips)
-    maker = FigureMaker(entry, chosen, layout=layout)
+    maker = FigureMaker(entry, chosen, layout=layout, framing=clips.framing)
     console = Console(stderr=True)
     _run_bundles(console, maker, bundles, cues=offered, engine=engine, count=len(chosen))
     has_heat_maps = any(column.is_heat_map for column in entry.columns)
@@ -117,6 +117,7 @@ def figure(
             "data": show_path(data),
             "layout": layout,
             "split": clips.split,
+            "framing": clips.framing,
             "cues": way if cues_file is None else show_path(cues_file),
             "bundles": {
                 shown: {

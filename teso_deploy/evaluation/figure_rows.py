@@ -102,14 +102,17 @@ class FigureMaker:
         figure: The figure.
         clips: The clips that are shown.
         layout: Their layout.
+        framing: How the sound is cut into windows. Default: as each bundle says.
 
     Attributes:
         notes: What is missing in the figure, in sentences.
     """
 
-    def __init__(self, figure: FigureEntry, clips: Sequence[VideoSample], *, layout: Layout) -> None:
+    def __init__(
+        self, figure: FigureEntry, clips: Sequence[VideoSample], *, layout: Layout, framing: Framing | None = None
+    ) -> None:
         self.figure, self.notes = figure, list[str]()
-        self._clips, self._layout = clips, layout
+        self._clips, self._layout, self._framing = clips, layout, framing
         self._words = {clip.uid: class_words(clip, layout) for clip in clips}
         self._rows = [_Row(clip, choose_frame(clip, layout)) for clip in clips]
         self._labels: set[int] = set()
@@ -136,7 +139,7 @@ class FigureMaker:
     def add_bundle(
         self, name: str, pipeline: Pipeline, cues: ClipCueWay | CueFile, *, on_clip: Callable[[], None] = lambda: None
     ) -> None:
-        """Add the columns of a bundle. The sound is cut into windows as in its training.
+        """Add the columns of a bundle.
 
         Args:
             name: The name that is shown.
@@ -158,7 +161,7 @@ class FigureMaker:
         predictors = {True: ClipPredictor(pipeline, cues, classes=numbers)}
         if not all(column.has_cues for column in columns):
             predictors[False] = ClipPredictor(pipeline, "none", classes=numbers)
-        reader = self._make_reader(pipeline.bundle.manifest.audio.framing)
+        reader = self._make_reader(self._framing or pipeline.bundle.manifest.audio.framing)
         looks_back = bool(pipeline.program.past_frames or pipeline.program.past_windows)
         for row in self._rows:
             for column, trial in _list_trials(reader, row, columns, looks_back=looks_back):

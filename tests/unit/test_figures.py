@@ -124,9 +124,10 @@ def test_a_clip_of_a_layout_without_words(tmp_path: Path, pipeline: Pipeline) ->
         FigureMaker(find_figure("B7"), clips, layout="ms3").add_truth()
 
 
+@pytest.mark.parametrize("given", [None, "per_second", "contiguous"])
 @pytest.mark.parametrize("framing", ["per_second", "contiguous"])
 def test_the_sound_is_cut_as_in_the_bundle_s_training(
-    framing: Framing, avss: list[VideoSample], tiny_bundle: Path, tmp_path: Path
+    framing: Framing, given: Framing | None, avss: list[VideoSample], tiny_bundle: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tiny_bundle, tmp_path / "bundle")
     manifest = Bundle.open(tiny_bundle).manifest
@@ -141,9 +142,9 @@ def test_the_sound_is_cut_as_in_the_bundle_s_training(
 
     pipeline = Pipeline.load(tmp_path / "bundle", threads=1)
     pipeline.open_stream = lambda: Listening(pipeline)  # type: ignore[method-assign]
-    FigureMaker(find_figure("4"), avss[:1], layout="avss").add_bundle("ours", pipeline, "none")
+    FigureMaker(find_figure("4"), avss[:1], layout="avss", framing=given).add_bundle("ours", pipeline, "none")
     start, samples = heard[0]
-    hop = {"per_second": 1.0, "contiguous": 0.96}[framing]
+    hop = {"per_second": 1.0, "contiguous": 0.96}[given or framing]
     assert start == 2 * hop
     np.testing.assert_array_equal(samples, read_windows(avss[0].audio, 3, hop)[2])
 
