@@ -52,6 +52,7 @@ COMMANDS = {
     "live": ("live", "live"),
     "cues": ("cues", "cues"),
     "eval": ("eval", "evaluate"),
+    "check-data": ("check_data", "check_data"),
     "score": ("score", "score"),
     "compare": ("compare", "compare"),
     "figure": ("figure", "figure"),

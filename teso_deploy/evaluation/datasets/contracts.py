@@ -108,6 +108,7 @@ class DataLayout:
         columns: The columns that its table may have; empty if it has no table.
         published: Subset, split → how many videos are published.
         has_classes: Whether masks have classes.
+        is_negative: Whether every sound belongs to nothing that is seen, so that the truth is blank.
         is_detected: Whether it is found by itself. A layout that reads the folder of another one in its own way must be
             named.
         protocol: The evaluation protocol that is published for the data set.
@@ -124,5 +125,6 @@ class DataLayout:
     columns: tuple[str, ...] = ()
     published: Mapping[tuple[str, str], int] = field(default_factory=dict)
     has_classes: bool = False
+    is_negative: bool = False
     is_detected: bool = True
     protocol: str = "avsbench"

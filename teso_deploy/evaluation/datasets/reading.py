@@ -72,16 +72,11 @@ def read_dataset(
             masks or sound of a row are missing or do not fit, and ``on_problem`` is None. The message names the first
             such row and counts the others. Or all rows were skipped.
     """
-    _check_root(root)
     if unknown := [subset for subset in subsets if subset not in SUBSETS]:
         raise DataError(f"unknown subset {unknown[0]!r}: choose from {', '.join(SUBSETS)}")
     if split not in get_args(Split):
         raise DataError(f"unknown split {split!r}: choose from {', '.join(get_args(Split))}")
-    name = layout or detect_layout(root)
-    known = load_layout(name)
-    folder = known.find_folder(root)
-    if folder is None:
-        raise DataError(f"{root} does not have the layout {name}: it should have {known.mark}")
+    _, known, folder = open_dataset(root, layout)
     rows = _choose_rows(folder, known, known.list_rows(root, folder), split=split, subsets=subsets)
     samples: list[VideoSample] = []
     problems: list[str] = []
@@ -97,6 +92,20 @@ def read_dataset(
         for problem in problems:
             on_problem(problem)
     return samples
+
+
+def open_dataset(root: Path, layout: Layout | None) -> tuple[Layout, DataLayout, Path]:
+    """Return the layout's name, the layout, and the folder with the data.
+
+    Raises what :func:`detect_layout` raises, and :class:`DataError` if the folder is not in this layout.
+    """
+    _check_root(root)
+    name = layout or detect_layout(root)
+    known = load_layout(name)
+    folder = known.find_folder(root)
+    if folder is None:
+        raise DataError(f"{root} does not have the layout {name}: it should have {known.mark}")
+    return name, known, folder
 
 
 def load_mask(path: Path, layout: Layout, kind: MaskKind) -> NDArray[np.uint8]:

@@ -105,6 +105,7 @@ def make_layout(name: str, negative: str) -> DataLayout:
         s4.split_category,
         columns=(*s4.LAYOUT.columns, *ms3.LAYOUT.columns),
         published={**s4.PUBLISHED, **ms3.PUBLISHED},
+        is_negative=True,
         is_detected=False,
     )
 
