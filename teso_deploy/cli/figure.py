@@ -105,7 +105,9 @@ def figure(
         maker.make_rows(),
         title=f"{entry.name}: {entry.title}",
         legend=maker.make_legend(),
-        footer=draw_scale("probability", _SCALE_WIDTH, size=_SCALE_SIZE) if has_heat_maps else None,
+        footer=draw_scale("probability; white lines: the threshold", _SCALE_WIDTH, size=_SCALE_SIZE)
+        if has_heat_maps
+        else None,
     )
     write_json(
         json_out,
