@@ -12,6 +12,7 @@ from rich.table import Table
 from teso_deploy.cli.options import JsonOption
 from teso_deploy.cli.reports import as_markup, check_json, say, write_json
 from teso_deploy.evaluation.compared_results import ComparedResults, compare_results, format_difference
+from teso_deploy.evaluation.control_plot import plot_control
 from teso_deploy.outputs import check_apart, check_file, write_text
 
 #: Numbers that the table shows, and their headings; JSON and Markdown have all.
@@ -34,18 +35,23 @@ def compare(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     json_out: JsonOption = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table of all numbers to a file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw both evaluations as PNG.")] = None,
 ) -> None:
     """Compare two evaluations clip by clip: differences with 95 % confidence intervals."""
     check_json(json_out)
     if markdown is not None:
         check_file(markdown)
-    check_apart([first, second], [json_out, markdown])
+    if plot is not None:
+        check_file(plot, ".png")
+    check_apart([first, second], [json_out, markdown, plot])
     console = Console(stderr=True)
     with console.status("drawing clips"):
         found = compare_results(first, second, resamples=resamples, seed=seed)
     write_json(json_out, found.as_dict())
     if markdown is not None:
         write_text(markdown, found.as_markdown())
+    if plot is not None:
+        plot_control([found.first.report, found.second.report], plot)
     console.print(_make_table(found))
     for which, names in ((first, found.only_first), (second, found.only_second)):
         if names:

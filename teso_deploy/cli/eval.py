@@ -19,6 +19,7 @@ from teso_deploy.cues.tracks import CueFile, read_cue_file
 from teso_deploy.errors import RecipeError
 from teso_deploy.evaluation.contact_sheet import check_sheet_file
 from teso_deploy.evaluation.contracts import Sample, Score
+from teso_deploy.evaluation.control_plot import plot_control
 from teso_deploy.evaluation.datasets.registry import LAYOUTS
 from teso_deploy.evaluation.evaluation_run import run_evaluation, share_cores
 from teso_deploy.evaluation.protocols.choice import choose_protocol
@@ -108,6 +109,7 @@ def evaluate(
         Path | None, typer.Option("--json", help="Write the scores to a file, or - for stdout.")
     ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table to a file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw mIoU, F, blank rate and FPR of each sound as PNG.")] = None,
     worst: Annotated[
         Path | None,
         typer.Option(help="Write the worst clips as a picture: truth, prediction, prediction when muted."),
@@ -121,10 +123,14 @@ def evaluate(
     check_json(json_out)
     if markdown is not None:
         check_file(markdown)
+    if plot is not None:
+        check_file(plot, ".png")
     if worst is not None:
         check_sheet_file(worst)
     check_apart(
-        [dataset, cues_file, toml_file(engine.profile), find_bundle_folder(bundle)], [json_out, markdown, worst], [out]
+        [dataset, cues_file, toml_file(engine.profile), find_bundle_folder(bundle)],
+        [json_out, markdown, plot, worst],
+        [out],
     )
     if out is not None:
         check_results_folder(out)
@@ -169,6 +175,8 @@ def evaluate(
     write_json(json_out, result.report)
     if markdown is not None:
         write_text(markdown, format_markdown(asked, result.scores))
+    if plot is not None:
+        plot_control(result.report, plot)
     title = f"{result.report['bundle']}, {asked.data}, cues: {result.report['cues']}"
     if worst is not None:
         draw_worst_clips(asked, asked.make_predictor(pipeline, offered), worst_clips, worst, title=title)
