@@ -276,6 +276,11 @@ def test_latex_is_balanced_and_escaped(table: TableDefinition) -> None:
     assert set(cells) == {3}
 
 
+def test_a_row_may_start_with_a_bracket(table: TableDefinition) -> None:
+    text = write_latex(make_grid(table, fill(table, MeasuredRow("x", "[a] name", "bundle x"))), "x")
+    assert "\n{}[a] name & " in text
+
+
 def test_latex_of_special_characters() -> None:
     assert escape_latex(r"a_b\c{d}~5%") == r"a\_b\textbackslash{}c\{d\}\textasciitilde{}5\%"
 

@@ -113,7 +113,9 @@ def _write_groups(grid: Grid) -> list[str]:
 
 
 def _make_row(cells: Sequence[str]) -> str:
-    return " & ".join(escape_latex(cell) for cell in cells) + r" \\"
+    row = " & ".join(escape_latex(cell) for cell in cells) + r" \\"
+    # LaTeX would read a bracket at the start of a row as an argument of the command that ended the row above.
+    return "{}" + row if row.startswith("[") else row
 
 
 def escape_latex(text: str) -> str:
