@@ -39,6 +39,7 @@ EXTENSION_POINTS: Mapping[str, ExtensionPoint] = {
     "cue_sources": ExtensionPoint("teso_deploy.cues.sources.registry:SOURCES", "cue sources"),
     "sinks": ExtensionPoint("teso_deploy.sinks.registry:SINKS", "sinks"),
     "protocols": ExtensionPoint("teso_deploy.evaluation.protocols.registry:PROTOCOLS", "evaluation protocols"),
+    "layouts": ExtensionPoint("teso_deploy.evaluation.datasets.registry:LAYOUTS", "layouts of data sets"),
 }
 
 

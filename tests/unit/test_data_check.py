@@ -15,6 +15,7 @@ from PIL import Image
 
 from teso_deploy.errors import DataError, InputNotFoundError
 from teso_deploy.evaluation.datasets.checking import DataCheck, check_dataset
+from teso_deploy.evaluation.datasets.reading import read_dataset
 from tests.support.avs_layouts import write_avss, write_ms3, write_s4, write_wav
 from tests.support.commands import refused, teso
 
@@ -82,6 +83,18 @@ def shorten(path: Path) -> None:
 def test_what_is_wrong(root: Path, damage: Callable[[Path], None], kind: str, text: str) -> None:
     damage(root / CLIP)
     assert text in check_one(root, "wrong", kind)
+
+
+def test_all_files_of_a_clip_are_named(root: Path) -> None:
+    for name in ("frames/3.jpg", "labels_semantic/1.png", "audio.wav"):
+        (root / CLIP / name).unlink()
+    for number in (0, 2):
+        Image.new("L", (16, 32)).save(root / "v1m/test-1_0_5000/labels_semantic" / f"{number}.png")
+    found = list_findings(check_dataset(root))
+    assert [clip for _, kind, clip, _ in found if kind == "files"] == ["test-0_0_5000"] * 3 + ["test-1_0_5000"] * 2
+    assert ["3 missing" in found[0][3], "1 missing" in found[1][3], "audio.wav" in found[2][3]] == [True] * 3
+    with pytest.raises(DataError, match=r"3 missing, and 2 more of its files can't be used; 1 more of 2 videos"):
+        read_dataset(root, None, "test")
 
 
 @pytest.mark.parametrize("name", ["frames/1.jpg", "labels_semantic/1.png"])

@@ -19,6 +19,7 @@ from teso_deploy.evaluation.datasets.sounds import read_sample_windows, read_win
 from teso_deploy.evaluation.datasets.words import class_words
 from tests.support.avs_layouts import THINGS, write_ms3, write_s4, write_v3, write_wav
 from tests.support.clips import make_clip
+from tests.support.imports import ROOT
 
 HEAD = "vid,uid,s_min,s_sec,a_obj,split,label"
 
@@ -27,6 +28,11 @@ def test_every_layout_has_its_name_and_an_entry() -> None:
     assert [load_layout(name).name for name in LAYOUTS] == list(LAYOUTS)
     assert find_layout("v3-1-shot") == "v3-1-shot" and find_layout("v3-2-shot") is None
     assert [name for name in LAYOUTS if load_layout(name).is_detected] == ["s4", "ms3", "avss", "clips"]
+
+
+def test_every_layout_is_documented() -> None:
+    page = (ROOT / "docs/reference/inputs.md").read_text(encoding="utf-8")
+    assert [name for name in LAYOUTS if f"`{name}`" not in page] == []
 
 
 # --- AVS-V3

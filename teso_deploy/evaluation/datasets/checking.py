@@ -18,6 +18,7 @@ from teso_deploy.errors import DataError, TesoError
 from teso_deploy.evaluation.datasets.avss import list_avss_classes
 from teso_deploy.evaluation.datasets.contracts import DataLayout, DataRow, Split, VideoSample
 from teso_deploy.evaluation.datasets.pictures import load_frame, open_picture
+from teso_deploy.evaluation.datasets.published import VideoFilesError
 from teso_deploy.evaluation.datasets.reading import open_dataset, read_video
 from teso_deploy.evaluation.datasets.registry import Layout
 from teso_deploy.media.audio import find_sound
@@ -168,7 +169,8 @@ def _check_clip(folder: Path, layout: DataLayout, row: DataRow) -> _Clip:
     try:
         sample = read_video(folder, layout, row)
     except (TesoError, OSError) as error:
-        clip.add("wrong", "files", str(error))
+        for text in error.problems if isinstance(error, VideoFilesError) else (str(error),):
+            clip.add("wrong", "files", text)
         return clip
     _check_pictures(clip, sample)
     _check_masks(clip, sample, layout)

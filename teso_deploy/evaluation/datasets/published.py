@@ -14,6 +14,18 @@ from teso_deploy.evaluation.datasets.pictures import read_size, read_table
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
+class VideoFilesError(DataError):
+    """Files of a video are missing or do not fit.
+
+    ``problems`` has a sentence for each. The message is the first one, and counts the others.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        more = f", and {len(problems) - 1} more of its files can't be used" if len(problems) > 1 else ""
+        super().__init__(problems[0] + more)
+        self.problems = tuple(problems)
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """The places of the files of a row.
@@ -68,14 +80,25 @@ def _find_pictures(folder: Path, uid: str) -> dict[int, Path]:
     return found
 
 
-def _check_numbers(folder: Path, what: str, *, found: Collection[int], wanted: Sequence[int], more: bool) -> None:
-    """Check that the pictures have the wanted numbers. ``more``: True if other numbers are allowed too."""
+def _describe_numbers(
+    folder: Path, what: str, *, found: Collection[int], wanted: Sequence[int], more: bool
+) -> str | None:
+    """Return a sentence if the pictures do not have the wanted numbers.
+
+    Args:
+        folder: The folder of the pictures.
+        what: What they are.
+        found: Their numbers.
+        wanted: The numbers that they must have.
+        more: Whether other numbers are allowed too.
+    """
     missing = [str(number) for number in wanted if number not in found]
     if missing:
         has = f"has {len(found)} of {len(wanted)} {what}, {', '.join(missing)} missing" if found else f"has no {what}"
-        raise DataError(f"{folder} {has if folder.is_dir() else 'does not exist'}")
+        return f"{folder} {has if folder.is_dir() else 'does not exist'}"
     if not more and len(found) != len(wanted):
-        raise DataError(f"{folder} has {len(found)} {what} instead of {len(wanted)}")
+        return f"{folder} has {len(found)} {what} instead of {len(wanted)}"
+    return None
 
 
 def read_numbered_sample(row: DataRow, place: Place) -> VideoSample:
@@ -84,16 +107,20 @@ def read_numbered_sample(row: DataRow, place: Place) -> VideoSample:
     Of ``v1s`` only the first frame has a mask in the split ``train``.
 
     Raises:
-        DataError: A file is missing, or a mask differs from its frame in size.
+        VideoFilesError: A file is missing, or a mask differs from its frame in size.
     """
     numbers = range(place.first, place.first + FRAMES[row.subset])
     is_sparse = row.subset == "v1s" and row.split == "train"
     frames, masks = _find_pictures(place.frames, row.uid), _find_pictures(place.masks, row.uid)
-    _check_numbers(place.frames, "frames", found=frames, wanted=numbers, more=False)
-    _check_numbers(place.masks, "masks", found=masks, wanted=numbers[:1] if is_sparse else numbers, more=is_sparse)
-    if not place.audio.is_file():
-        raise DataError(f"{place.audio} does not exist")
-    labels = tuple(masks[number] if number == place.first or not is_sparse else None for number in numbers)
+    labelled = numbers[:1] if is_sparse else numbers
+    problems = [
+        _describe_numbers(place.frames, "frames", found=frames, wanted=numbers, more=False),
+        _describe_numbers(place.masks, "masks", found=masks, wanted=labelled, more=is_sparse),
+        None if place.audio.is_file() else f"{place.audio} does not exist",
+    ]
+    if found := [problem for problem in problems if problem is not None]:
+        raise VideoFilesError(found)
+    labels = tuple(masks[number] if number in labelled else None for number in numbers)
     shown = tuple(frames[number] for number in numbers)
     vid = place.vid or row.uid
     sample = VideoSample(row.uid, row.subset, row.split, shown, labels, place.audio, place.category, vid)
@@ -102,7 +129,13 @@ def read_numbered_sample(row: DataRow, place: Place) -> VideoSample:
 
 
 def check_sizes(sample: VideoSample) -> None:
-    """Raise :class:`DataError` if a mask differs from its frame in size, or a header can't be read."""
+    """Raise :class:`VideoFilesError` if masks differ from their frames in size, or headers can't be read."""
+    problems = []
     for frame, mask in zip(sample.frames, sample.masks, strict=True):
-        if mask is not None and (size := read_size(mask)) != (wanted := read_size(frame)):
-            raise DataError(f"{mask} has {size[0]} × {size[1]} pixels, but its frame has {wanted[0]} × {wanted[1]}")
+        try:
+            if mask is not None and (size := read_size(mask)) != (wanted := read_size(frame)):
+                problems.append(f"{mask} has {size[0]} × {size[1]} pixels, but its frame has {wanted[0]} × {wanted[1]}")
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise VideoFilesError(problems)
