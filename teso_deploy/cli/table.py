@@ -165,7 +165,7 @@ def _print_result(console: Console, result: TableResult) -> None:
     grid = result.grid
     for number, columns in enumerate(_split_columns(grid, console.width)):
         console.print(_make_part(grid, columns, title=as_markup(grid.title) if number == 0 else None))
-    for note in grid.notes:
+    for note in (*grid.notes, *result.definition.usage):
         say(console, note)
     for one in result.judgements:
         say(console, f"{one.verdict}: {one.says} ({', '.join(filter(None, (one.row, one.details)))})")

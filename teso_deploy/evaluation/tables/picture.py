@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,8 @@ _SIZE, _NOTE_SIZE, _TITLE_SIZE = 30, 23, 36
 _MARGIN, _GAP, _SPACE = 48, 44, 14
 _LINE_HEIGHT, _NOTE_HEIGHT = 50, 33
 _THICK, _THIN = 4, 2
+#: Notes below a narrow table still need room.
+_LEAST_WIDTH = 1000
 #: Characters that Pillow's own font lacks.
 _REPLACED = str.maketrans({"†": "*", "‡": "**", "–": "-", "−": "-", "↑": "", "↓": "", "×": "x", "ξ": "xi", "→": "->"})
 
@@ -33,7 +34,7 @@ def draw_table(grid: Grid) -> Image.Image:
     """Draw a table in the manner of printed ones: lines above, below and under the headings."""
     plain = _simplify_grid(grid)
     spans = _measure_columns(plain)
-    width = max(spans[-1].right - _MARGIN, _font(_TITLE_SIZE).getlength(plain.title))
+    width = max(spans[-1].right - _MARGIN, _font(_TITLE_SIZE).getlength(plain.title), _LEAST_WIDTH)
     notes = _wrap_notes(plain.notes, width)
     lines = 1 + _has_groups(plain) + len(plain.rows)
     spaces = 5 + len(plain.rules)
@@ -122,8 +123,18 @@ def _measure_columns(grid: Grid) -> list[_Span]:
 
 
 def _wrap_notes(notes: Sequence[str], width: float) -> list[str]:
-    characters = max(40, int(width / _font(_NOTE_SIZE).getlength("n")))
-    return [line for note in notes for line in textwrap.wrap(note, characters)]
+    """Break notes into lines of at most ``width`` pixels. A longer word has a line to itself, and is cut off."""
+    lines: list[str] = []
+    for note in notes:
+        line = ""
+        for word in note.split():
+            longer = f"{line} {word}".lstrip()
+            if line and _font(_NOTE_SIZE).getlength(longer) > width:
+                lines.append(line)
+                longer = word
+            line = longer
+        lines.append(line)
+    return lines
 
 
 def _has_groups(grid: Grid) -> bool:

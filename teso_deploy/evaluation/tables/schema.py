@@ -153,6 +153,7 @@ class TableDefinition(Table):
         labels: The headings of its columns of text.
         sources: Key → where numbers are from.
         notes: Remarks that are shown below it.
+        usage: How its rows are measured, for people at a terminal. It is not part of the written table.
         columns: Its measurements.
         rows: Its methods.
         claims: Statements that are checked on measured numbers.
@@ -163,6 +164,7 @@ class TableDefinition(Table):
     labels: tuple[Text, ...] = ()
     sources: dict[Key, Text] = Field(default_factory=dict)
     notes: tuple[Text, ...] = ()
+    usage: tuple[Text, ...] = ()
     columns: Annotated[tuple[Column, ...], Field(min_length=1, max_length=64)]
     rows: Annotated[tuple[Row, ...], Field(max_length=256)] = ()
     claims: tuple[Claim, ...] = ()
