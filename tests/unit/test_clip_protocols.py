@@ -21,7 +21,7 @@ from teso_deploy.evaluation.protocols.clips import compute_drop
 from teso_deploy.evaluation.protocols.registry import OpenProtocol, ProtocolOptions, open_protocol
 from teso_deploy.evaluation.scoring import score_protocol
 from teso_deploy.options.clips import ClipOptions
-from tests.support.avs_layouts import THINGS, write_avss, write_ms3, write_s4
+from tests.support.avs_layouts import THINGS, write_avss, write_ms3, write_s4, write_wav
 
 CLASSES = ("dog", "car", "piano")
 
@@ -94,6 +94,16 @@ def test_a_deaf_model_is_found_out(tmp_path: Path) -> None:
     f_auc = scores["normal"].values["f_auc"]
     hearing = score_all(open_clips("avsbench", root, condition=("all",)))["normal"].values["f_auc"]
     assert f_auc is not None and hearing is not None and hearing > f_auc > 0
+
+
+def test_sounds_of_avsbench_robust_measure_false_masks(tmp_path: Path) -> None:
+    root = write_s4(tmp_path, videos=3)
+    write_wav(root / "silent.wav", [()] * 5)
+    hearing, deaf = (score_all(open_clips("avsbench", root, layout="robust-silence"), hears=h) for h in (True, False))
+    silent, labelled = hearing["normal"].values, deaf["normal"].values
+    assert silent["miou"] == pytest.approx(1) and silent["fpr"] == 0 and silent["auc_n"] == 1
+    assert labelled["fpr"] is not None and labelled["fpr"] > 0.05 and labelled["auc_n"] != 1
+    assert labelled["miou"] == pytest.approx(1 - labelled["fpr"], abs=1e-3), "the truth is blank"
 
 
 def test_avss_scores_classes(avss: Path) -> None:

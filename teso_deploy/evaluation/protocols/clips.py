@@ -32,7 +32,7 @@ from teso_deploy.evaluation.contracts import Answered, Metric, Sample, Score
 from teso_deploy.evaluation.datasets.avss import list_avss_classes
 from teso_deploy.evaluation.datasets.contracts import SUBSETS, VideoSample
 from teso_deploy.evaluation.datasets.reading import detect_layout, load_mask, read_dataset
-from teso_deploy.evaluation.datasets.registry import LAYOUTS, Layout
+from teso_deploy.evaluation.datasets.registry import LAYOUTS, Layout, load_layout
 from teso_deploy.evaluation.datasets.words import class_words, find_broad_class
 from teso_deploy.evaluation.filtering_predictor import FilteringPredictor
 from teso_deploy.evaluation.metrics import BINARY_DEFINITIONS, BinaryDefinition, combine_auc
@@ -185,7 +185,9 @@ class ClipProtocol(OpenProtocol):
     def metrics(self, group: str, condition: str) -> list[Metric[ClipTrial]]:
         """Return the published numbers, and those that belong to the condition."""
         threshold = None if self._definition is None else self._definition.threshold
-        is_negative = next(one.is_negative for one in self.conditions if one.name == condition)
+        is_negative = load_layout(self._layout).is_negative or next(
+            one.is_negative for one in self.conditions if one.name == condition
+        )
         masks: list[Metric[ClipTrial]] = [FalseMasks(threshold) if is_negative else TrueMasks(threshold)]
         if condition == NORMAL.name and any(self._words.values()):
             masks.append(CueNames())
