@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from teso_deploy.errors import DataError, InputNotFoundError
+from teso_deploy.evaluation.datasets import checking
 from teso_deploy.evaluation.datasets.checking import DataCheck, check_dataset
+from teso_deploy.evaluation.datasets.contracts import DataLayout, DataRow
 from teso_deploy.evaluation.datasets.reading import read_dataset
 from tests.support.avs_layouts import write_avss, write_ms3, write_s4, write_wav
 from tests.support.commands import refused, teso
@@ -64,6 +67,24 @@ def test_a_data_set_that_is_whole(root: Path) -> None:
     ]  # fmt: skip
     assert [found.text for found in check.findings][2] == "v1m has 2 clips in test; 64 are published"
     assert [count.split for count in check_dataset(root, "avss", "val").counts] == ["val"]
+
+
+def test_an_interrupt_ends_the_check(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+    check = checking._check_clip
+
+    def check_slowly(folder: Path, layout: DataLayout, row: DataRow) -> object:
+        begun.append(row.uid)
+        time.sleep(0.2)
+        return check(folder, layout, row)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checking, "_check_clip", check_slowly)
+    with pytest.raises(KeyboardInterrupt):
+        check_dataset(written, on_clip=interrupt, threads=1)
+    assert 1 <= len(begun) <= 2
 
 
 def shorten(path: Path) -> None:

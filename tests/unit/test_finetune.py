@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from teso_deploy.errors import CheckpointError, DataError, InputNotFoundError, RecipeError
 from teso_deploy.evaluation.datasets.reading import load_mask, read_dataset
@@ -107,6 +109,25 @@ def test_layouts_without_classes_say_less(tmp_path: Path, words: dict[str, NDArr
     ms3 = read_dataset(tmp_path / "two", "ms3", "train")
     batch = VideoBatches(recipe, ms3, layout="ms3", embeddings=words).make([0], rng)
     assert not batch.cue_valid.any(), "no cue is given"
+
+
+def test_clips_are_heard_at_their_times(tmp_path: Path, words: dict[str, NDArray[np.float32]]) -> None:
+    source = read_dataset(write_avss(tmp_path / "avss", videos=1), "avss", "train")[0]
+    clip = tmp_path / "mine/train/a"
+    (clip / "masks").mkdir(parents=True)
+    shutil.copytree(source.frames[0].parent, clip / "frames")
+    shutil.copy(source.audio, clip / "audio.wav")
+    for number in (1, 3):
+        Image.new("L", (64, 64), 255 * (number == 1)).save(clip / "masks" / f"{number}.png")
+    settings = 'words = ["dog", "car"]\ntimes = [0, 1, 2, 3.4375, 4]'
+    (tmp_path / "mine/clips.toml").write_text(f"[clips.a]\n{settings}\n")
+    samples = read_dataset(tmp_path / "mine", "clips", "train")
+    assert list_words(samples, "clips") == ["car", "dog"]
+    recipe = recipe_of("binary", extra_cue_rate=0.0, missed_cue_rate=0.0)
+    batch = VideoBatches(recipe, samples, layout="clips", embeddings=words).make([0, 1], np.random.default_rng(0))
+    assert batch.classes.flatten().tolist() == [0, -1] and batch.cue_sounds[:, :2].tolist() == [[1, 1], [0, 0]]
+    # The window of picture 3 starts 0.9375 s before it, at 2.5 s.
+    assert np.array_equal(batch.waveform[1].numpy(), read_second(clip / "audio.wav", 5, 0.5))
 
 
 def test_the_framing_of_the_recipe_cuts_the_sound(avss: Path, words: dict[str, NDArray[np.float32]]) -> None:

@@ -134,12 +134,16 @@ def check_dataset(
     bad: dict[Severity, Counter[tuple[str, str]]] = {"wrong": Counter(), "odd": Counter()}
     duplicates = _DuplicateFinder()
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        for clip in pool.map(lambda row: _check_clip(folder, known, row), rows):
-            clip.findings += duplicates.add(clip)
-            for severity in {finding.severity for finding in clip.findings}:
-                bad[severity][clip.row.subset, clip.row.split] += 1
-            findings += clip.findings
-            on_clip()
+        try:
+            for clip in pool.map(lambda row: _check_clip(folder, known, row), rows):
+                clip.findings += duplicates.add(clip)
+                for severity in {finding.severity for finding in clip.findings}:
+                    bad[severity][clip.row.subset, clip.row.split] += 1
+                findings += clip.findings
+                on_clip()
+        except BaseException:  # an interrupt: do not check the others first
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     counts = _count_splits(known, rows, bad)
     findings += _check_counts(counts)
     return DataCheck(name, counts, tuple(findings))
