@@ -36,12 +36,12 @@ _Named = tuple[str, DataSetKey | None, Path]
 def table(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[TABLE]", help="A shipped table, or a .toml file. Default: list the shipped ones."),
+        typer.Argument(metavar="TABLE", help="A shipped table, or a .toml file. Default: list the shipped ones."),
     ] = None,
     *,
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder of a data set (S4, MS3, AVSBench-semantic). May be repeated."),
+        typer.Option(metavar="FOLDER", help="Folder of a data set (S4, MS3, AVSBench-semantic). May be repeated."),
     ] = None,
     bundle: Annotated[
         list[str] | None,
