@@ -313,6 +313,15 @@ def test_videos_that_are_not_whole(copies: dict[str, Path], layout: Layout) -> N
     assert read_dataset(root, None, "test") == before
 
 
+def test_a_name_that_no_file_can_have(copies: dict[str, Path]) -> None:
+    table = copies["avss"] / "metadata.csv"
+    table.write_text(table.read_text().replace("test-0_0_5000", "x" * 300))
+    with pytest.raises(DataError, match=r"the files of x+ can't be looked up \(File name too long\)"):
+        read_dataset(copies["avss"], None, "test")
+    problems: list[str] = []
+    assert len(read_dataset(copies["avss"], None, "test", on_problem=problems.append)) == len(problems) == 1
+
+
 def test_the_number_of_broken_videos_is_told(copies: dict[str, Path]) -> None:
     for sample in read_dataset(copies["avss"], None, "test"):
         sample.audio.unlink()

@@ -48,6 +48,8 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _SOUNDS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac")
 _VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v")
 _MASK_ENDINGS = (".masks", "_masks")
+#: A day: a later time is a mistake.
+_MOST_SECONDS = 86_400.0
 #: Keys of ``clips.toml``, and of one clip in it.
 _KEYS, _CLIP_KEYS = {"frames_per_second", "clips"}, {"frames_per_second", "times", "words"}
 
@@ -111,10 +113,10 @@ def _read_settings(path: Path) -> Mapping[str, Any]:
                 f"{path}: {place} has the unknown key {min(unknown)}: it may have {', '.join(sorted(keys))}"
             )
         rate, times, words = (table.get(key) for key in ("frames_per_second", "times", "words"))
-        if rate is not None and not (isinstance(rate, int | float) and rate > 0):
+        if rate is not None and not (_is_seconds(rate) and rate > 0):
             raise DataError(f"{path}: frames_per_second of {place} must be a number above 0")
-        if times is not None and not (isinstance(times, list) and all(isinstance(time, int | float) for time in times)):
-            raise DataError(f"{path}: times of {place} must be a list of seconds")
+        if times is not None and not (isinstance(times, list) and all(map(_is_seconds, times))):
+            raise DataError(f"{path}: times of {place} must be a list of seconds, none below 0")
         if words is not None and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
             raise DataError(f"{path}: words of {place} must be a list of words")
 
@@ -125,6 +127,10 @@ def _read_settings(path: Path) -> Mapping[str, Any]:
     for name, clip in clips.items():
         check(f"clip {name}", clip, _CLIP_KEYS)
     return content
+
+
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST_SECONDS
 
 
 def _sort_key(name: str) -> tuple[tuple[int, int | str], ...]:

@@ -18,7 +18,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from teso_deploy.errors import DataError, InputNotFoundError
+from teso_deploy.errors import DataError, InputNotFoundError, TesoError
 from teso_deploy.evaluation.datasets.contracts import SUBSETS, DataLayout, DataRow, MaskKind, Split, VideoSample
 from teso_deploy.evaluation.datasets.registry import LAYOUTS, Layout, load_layout
 
@@ -144,7 +144,12 @@ def read_video(folder: Path, layout: DataLayout, row: DataRow) -> VideoSample:
     if row.subset not in layout.subsets:
         label = f"the label {row.subset!r}, not {', '.join(layout.subsets)}"
         raise DataError(f"{row.table}: {row.uid} has {label}")
-    return layout.read_row(folder, row)
+    try:
+        return layout.read_row(folder, row)
+    except OSError as error:  # a name that is too long, a folder without permission
+        if isinstance(error, TesoError):
+            raise
+        raise DataError(f"{row.table}: the files of {row.uid} can't be looked up ({error.strerror})") from error
 
 
 def _choose_rows(
