@@ -115,7 +115,7 @@ class ClipReader:
                 if partner is None:
                     continue
                 other = self._read_other(self._clips[partner], count)
-            sounds[condition] = make_windows(condition, clip.uid, own, other)
+            sounds[condition] = make_windows(condition, clip.uid, own, other=other)
         return sounds
 
     def _read_other(self, clip: VideoSample, count: int) -> NDArray[np.float32]:

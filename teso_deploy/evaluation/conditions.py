@@ -149,7 +149,7 @@ def parse_conditions(names: Sequence[str]) -> dict[str, tuple[Any, ...]]:
 
 
 def make_windows(
-    condition: Condition, uid: str, own: NDArray[np.float32], other: NDArray[np.float32] | None = None
+    condition: Condition, uid: str, own: NDArray[np.float32], *, other: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
     """Make the windows of a clip in a condition. Noise depends only on the clip's name and the condition.
 
