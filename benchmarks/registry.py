@@ -105,6 +105,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         required="MEDIA",
         quick=("--scenes", "1"),
     ),
+    "evaluation": Benchmark(
+        "benchmarks.evaluation:main",
+        "seconds and memory of eval on data sets, a killed run that continues, PyTorch beside ONNX Runtime",
+        needs=("export",),
+        required="--data FOLDER",
+        quick=("--clips", "4"),
+    ),
     "tables": Benchmark(
         "benchmarks.tables:main",
         "the paper's tables on data sets of clips, and which of its claims hold there",

@@ -186,7 +186,10 @@ class Segmentation(_Printed):
         It takes less memory than ``probabilities``. It is computed again at each access. Raises what
         :meth:`resize_probabilities` raises.
         """
-        size = self.labels.shape[0], self.labels.shape[1]
+        return self.resize_sounding_probability((self.labels.shape[0], self.labels.shape[1]))
+
+    def resize_sounding_probability(self, size: ImageSize) -> NDArray[np.float32]:
+        """Return ``sounding_probability`` at another height and width, interpolated once, from stride 4."""
         highest = resize_highest(self._get_scores(), size, extent=self.score_extent)
         return highest.clip(0, 1, out=highest)
 

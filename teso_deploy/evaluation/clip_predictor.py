@@ -28,7 +28,7 @@ class ClipPredictor:
     Args:
         pipeline: The bundle.
         cues: One of ``CLIP_CUE_WAYS``, or a file of cues. A method without text is offered none.
-        size: Height and width of the probabilities that are returned; None: none are returned.
+        size: Height and width of the probability that anything sounds, (1, h, w), which is returned; None: none is.
         classes: For each class of the bundle, its number in the data set, 0 for one that is not scored; None: labels
             keep the bundle's numbers.
     """
@@ -63,7 +63,8 @@ class ClipPredictor:
     def make_prediction(self, segmentation: Segmentation) -> Prediction:
         """Return what metrics need of a segmentation, with the numbers of the data set's classes."""
         labels = segmentation.labels if self._classes is None else self._classes[segmentation.labels]
-        probabilities = None if self._size is None else segmentation.resize_probabilities(self._size)
+        # Of all classes together: a clip's answers wait for their batch, and 27 classes would take 5 MB each.
+        probabilities = None if self._size is None else segmentation.resize_sounding_probability(self._size)[None]
         return Prediction(labels, probabilities, segmentation.cues, segmentation.cue_gate)
 
     def _run(self, trial: ClipTrial, cues: Offered) -> Segmentation:

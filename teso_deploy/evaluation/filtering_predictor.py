@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -41,7 +42,10 @@ class FilteringPredictor(ClipPredictor):
         guided, free = self.segment(trial), self.segment_without_cues(trial)
         names = () if guided.cues is None else guided.cues.names
         kept = np.array([find_word(word, names) is not None for word in self._pipeline.classes])
-        found = self.make_prediction(free)
-        labels = np.where(np.append(False, kept)[free.labels], found.labels, 0).astype(np.uint8)
-        probabilities = None if found.probabilities is None else found.probabilities * kept[:, None, None]
-        return Prediction(labels, probabilities, guided.cues, guided.cue_gate)
+        assert free.scores is not None
+        filtered = replace(
+            free,
+            labels=np.where(np.append(False, kept)[free.labels], free.labels, 0).astype(np.uint8),
+            scores=free.scores * kept[:, None, None].astype(np.float32),
+        )
+        return replace(self.make_prediction(filtered), cues=guided.cues, cue_gate=guided.cue_gate)
