@@ -120,6 +120,7 @@ class TextEncoderEntry(Table):
 class CueEntry(Table):
     """The cues of the model: their number, embedding and table.
 
+    ``words``: whether repeated words share a slot, see :class:`~teso_deploy.recipe_tables.TextRecipe`.
     ``encoder``: embeds words that are not in the table, if the bundle contains one.
     """
 
@@ -127,6 +128,7 @@ class CueEntry(Table):
     max_cues: Annotated[int, Field(ge=1, le=MOST_CUES)]
     dim: Annotated[int, Field(ge=1, le=MOST_NUMBERS)]
     padding: Literal["zeros+mask", "none-embedding"] = "zeros+mask"
+    words: Literal["distinct", "raw"] = "distinct"
     table: Text | None = None
     encoder: TextEncoderEntry | None = None
 

@@ -177,7 +177,8 @@ class TextRecipe(Table):
     """Cues: their text encoder, the width of an embedding, their maximum number (N_T), and the sentence around a word.
 
     ``padding`` of slots without a cue: zeros that are masked (the paper), or the embedding of the word "None", which
-    counts as a cue (the released code).
+    counts as a cue (the released code). ``words``: ``distinct`` words, each in the table's spelling and in one slot; or
+    ``raw``, as the released code takes them: a slot for every word as it is written, also for a repeated one.
     """
 
     encoder: Literal["minilm", "clip"] = "minilm"
@@ -185,6 +186,7 @@ class TextRecipe(Table):
     max_cues: Annotated[int, Field(gt=0, le=256)] = 4
     template: Text = "This is a {cue}."
     padding: Literal["zeros+mask", "none-embedding"] = "zeros+mask"
+    words: Literal["distinct", "raw"] = "distinct"
 
 
 class FusionRecipe(Table):
@@ -282,12 +284,15 @@ class VideoPhase(Table):
 
 
 class TrainRecipe(Table):
-    """How a model is trained, on composed scenes or on ``videos``; loss weights as in section 5 of the paper.
+    """How a model is trained, on composed scenes or on ``videos``; loss weights as in section 3.5 of the paper.
 
     ``blank_sounds_per_scene``: number of a scene's sounds that belong to nothing visible. ``encoder_rate``: the
     learning rate of the encoders in the phases after their own, as a multiple of the other parts' rate.
     ``stand_in_rate``: how often a word with one picture is shown by a picture of a similar word; with more pictures,
-    this happens more rarely.
+    this happens more rarely. ``info_nce_temperature``: 1 is the paper's, which has none. The default is that of
+    recipes from before this field was understood; it switches the term off. ``cue_gate``, ``no_cue_rate``,
+    ``missed_cue_rate`` and ``extra_cue_rate`` are ours: weight of the loss on ξ, and how often all cues are dropped,
+    one is missing, or one is added.
     """
 
     seed: int = 0

@@ -149,6 +149,7 @@ def _write_cues(folder: Path, recipe: Recipe, *, words: Sequence[str], embedding
         max_cues=recipe.text.max_cues,
         dim=recipe.text.dim,
         padding=recipe.text.padding,
+        words=recipe.text.words,
         table=CUE_TABLE,
     )
 

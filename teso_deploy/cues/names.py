@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from teso_deploy.bundle import Bundle
 from teso_deploy.cues.contracts import CueAnswer
 from teso_deploy.cues.singulars import make_singular
-from teso_deploy.cues.table import CueTable
+from teso_deploy.cues.table import CueTable, spell_plainly
 from teso_deploy.cues.text_encoder import TextEncoder
 from teso_deploy.types import Cues
 
@@ -30,46 +30,43 @@ class CueNames:
         return cls(CueTable.open(bundle), TextEncoder.open(bundle))
 
     def look_up_words(self, words: Sequence[str]) -> Cues:
-        """Return the cues of the first N_T different words that a person typed; without words :meth:`CueTable.none`.
+        """Return the cues of the first N_T words that a person typed; without words :meth:`CueTable.none`.
 
         Raises :class:`CueError`, with the closest words, if the table lacks a word and the bundle has no encoder.
         Raises what :meth:`TextEncoder.embed` raises.
         """
         if self._encoder is None:
             return self._table.lookup(words)
-        found: dict[str, NDArray[np.float32]] = {}
-        for word in words:
-            if word.strip() and len(found) < self._table.max_cues:
-                found.setdefault(*(self._find_in_table(word) or self._encode(word, self._encoder)))
-        return self._table.fill(found, "manual")
+        encoder = self._encoder
+        embedded = (self._find_in_table(word) or self._encode(word, encoder) for word in words if word.strip())
+        return self._table.fill(embedded, "manual")
 
     def look_up_answer(self, answer: CueAnswer) -> Cues:
         """Return the cues of the N_T most certain names of an answer, or of the first ones if it has no confidences.
 
         Without an encoder, a name that the table lacks is replaced by the noun that it ends in ("red fire truck", "fire
-        truck", "truck"), or omitted. Names with the same replacement share one slot, with the highest confidence.
-        Raises what :meth:`TextEncoder.embed` raises.
+        truck", "truck"), or omitted. Names with the same replacement share one slot, with the highest confidence,
+        unless the table keeps repeats. Raises what :meth:`TextEncoder.embed` raises.
         """
         names = answer.names
         if answer.confidences:
             names = tuple(names[k] for k in np.argsort(-np.array(answer.confidences), kind="stable"))
-        found: dict[str, NDArray[np.float32]] = {}
-        for name in names:
-            if len(found) == self._table.max_cues:
-                break
-            named = self._find_in_table(name)
-            if named is None and name.strip():
-                named = self._find_by_its_end(name) if self._encoder is None else self._encode(name, self._encoder)
-            if named is not None:
-                found.setdefault(*named)
-        return self._table.fill(found, answer.source)
+        named = (self._find(name) for name in names if name.strip())
+        return self._table.fill((each for each in named if each is not None), answer.source)
+
+    def _find(self, name: str) -> _Named | None:
+        if (named := self._find_in_table(name)) is not None:
+            return named
+        return self._find_by_its_end(name) if self._encoder is None else self._encode(name, self._encoder)
 
     def _find_in_table(self, word: str) -> _Named | None:
         name = self._table.find(word)
+        if self._table.keeps_repeats and self._encoder is not None and name != spell_plainly(word):
+            return None  # the encoder embeds the word as it is written
         return None if name is None else (name, self._table.get_embedding(name))
 
     def _encode(self, word: str, encoder: TextEncoder) -> _Named:
-        name = make_singular(" ".join(word.lower().replace("_", " ").split()))
+        name = spell_plainly(word) if self._table.keeps_repeats else make_singular(spell_plainly(word))
         return name, encoder.embed(name)
 
     def _find_by_its_end(self, name: str) -> _Named | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,13 +24,18 @@ SYNONYMS = {
 }  # fmt: skip
 
 
+def spell_plainly(word: str) -> str:
+    """Return a word in lower case, with single spaces."""
+    return " ".join(word.lower().replace("_", " ").split())
+
+
 def list_variants(word: str) -> list[str]:
     """List the spellings under which a table may have a word: in lower case, in the singular, and their synonyms.
 
     >>> list_variants("Hens")
     ['hens', 'hen', 'chicken']
     """
-    word = " ".join(word.lower().replace("_", " ").split())
+    word = spell_plainly(word)
     found = list(dict.fromkeys((word, make_singular(word))))
     return found + [SYNONYMS[name] for name in found if name in SYNONYMS]
 
@@ -54,14 +59,20 @@ class CueTable:
     """Words (K) and their embeddings (K, d_T) float32, from which cues of N_T slots are made.
 
     ``pads``: True if slots without a cue hold the embedding of the word "none" and count as valid, as in the released
-    code.
+    code. ``keeps_repeats``: True if a repeated word takes several slots, as there. The default for both is False.
     """
 
     def __init__(
-        self, names: Sequence[str], embeddings: NDArray[np.float32], *, max_cues: int, pads: bool = False
+        self,
+        names: Sequence[str],
+        embeddings: NDArray[np.float32],
+        *,
+        max_cues: int,
+        pads: bool = False,
+        keeps_repeats: bool = False,
     ) -> None:
         self.names = tuple(names)
-        self.max_cues = max_cues
+        self.max_cues, self.keeps_repeats = max_cues, keeps_repeats
         self._embeddings = embeddings
         self._row = {name: row for row, name in enumerate(self.names)}
         self._plural = {make_singular(name): name for name in self.names}
@@ -90,8 +101,13 @@ class CueTable:
         words = _read_words(names, f"{bundle.folder}: {cue.table}")
         if not np.isfinite(embeddings).all():
             raise BundleError(f"{bundle.folder}: {cue.table} has numbers that are not finite; export the bundle again")
-        pads = cue.padding == "none-embedding"
-        return cls(words, embeddings.astype(np.float32), max_cues=cue.max_cues, pads=pads)
+        return cls(
+            words,
+            embeddings.astype(np.float32),
+            max_cues=cue.max_cues,
+            pads=cue.padding == "none-embedding",
+            keeps_repeats=cue.words == "raw",
+        )
 
     def find(self, word: str) -> str | None:
         """Return the table's spelling of a word, found by singular, plural or synonym; None if it lacks the word."""
@@ -119,19 +135,27 @@ class CueTable:
         return row
 
     def lookup(self, words: Sequence[str]) -> Cues:
-        """Return the cues of the first N_T different words; without words :meth:`none`.
+        """Return the cues of the first N_T words; without words :meth:`none`.
 
         Raises :class:`CueError` for a word that the table lacks.
         """
-        names = dict.fromkeys(self.require(word) for word in words if word.strip())
-        return self.fill({name: self.get_embedding(name) for name in names}, "manual")
+        names = [self.require(word) for word in words if word.strip()]
+        return self.fill(((name, self.get_embedding(name)) for name in names), "manual")
 
-    def fill(self, embedded: Mapping[str, NDArray[np.float32]], source: CueSourceName) -> Cues:
-        """Return the cues of the first N_T names with their embeddings (d_T,); without names :meth:`none`."""
-        names, cues = tuple(embedded)[: self.max_cues], self.none()
-        for slot, name in enumerate(names):
-            cues.embeddings[slot] = embedded[name]
-            cues.valid[slot] = True
+    def fill(self, embedded: Iterable[tuple[str, NDArray[np.float32]]], source: CueSourceName) -> Cues:
+        """Return the cues of the first N_T names with their embeddings (d_T,); without names :meth:`none`.
+
+        A repeated name is omitted, unless the table keeps repeats. Names beyond N_T are not read.
+        """
+        cues, found = self.none(), list[str]()
+        for name, embedding in embedded:
+            if self.keeps_repeats or name not in found:
+                cues.embeddings[len(found)] = embedding
+                cues.valid[len(found)] = True
+                found.append(name)
+            if len(found) == self.max_cues:
+                break  # before the next name is embedded
+        names = tuple(found)
         return Cues(names, cues.embeddings, cues.valid, source=source) if names else cues
 
     def select_tags(self, tags: NDArray[np.float32], tagger: TaggerEntry) -> Cues:

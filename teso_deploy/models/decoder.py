@@ -163,7 +163,7 @@ class MaskedDecoder(nn.Module):
 
 
 def compute_scores(class_logits: Tensor, mask_logits: Tensor, head: HeadRecipe) -> Tensor:
-    """Compute eq. 7: softmax(class) without "no object" times sigmoid(mask), (B, C, h, w) in 0 … Q.
+    """Compute eq. 7 (section 3.4): softmax(class) without "no object" times sigmoid(mask), (B, C, h, w) in 0 … Q.
 
     ``binary`` is the same with C = 1. ``raw`` masks are summed as logits, and the sigmoid follows the resizes. Both
     steps are linear, so the sum may be taken first, at the small size.

@@ -1,8 +1,14 @@
-"""SeDAM and PMQS: how sound and cues are combined, and how they prompt the mask queries (eqs. 1-6).
+"""SeDAM and PMQS: how sound and cues are combined, and how they prompt the mask queries (sections 3.2 and 3.3).
 
-Where the paper gives no details, the choices are ours. The latents are an MLP of F_A scaled by learned vectors: one
-repeated vector, as in the released code, makes the attention a no-op. Text and audio are projected to one width
-first. A learned fallback cue is used when no cue is offered, because sound reaches the masks only through the cues.
+Where the paper gives no details, the choices are ours (``docs/explanation/paper.md`` has them all):
+
+- The latents are an MLP of F_A, with a LayerNorm at its end, scaled by learned vectors. One repeated vector, as in the
+  released code, makes the attention a no-op.
+- Text and audio are projected to one width first.
+- SeDAM is pre-norm, without a norm on its keys and without positions. All layers but the last have a feed-forward
+  network.
+- PMQS is pre-norm, with a feed-forward network in every layer.
+- A learned fallback cue is used when no cue is offered, because sound reaches the masks only through the cues.
 
 Ablations (``fusion.without``). The paper does not say what replaces a part; ours:
 ``sedam``: a cue's prompt is its projection plus the mean of the latents, and every offered cue is alive.
@@ -20,7 +26,7 @@ from teso_deploy.recipe import FusionRecipe, TextRecipe
 
 
 class AudioLatents(nn.Module):
-    """F_A (B, d_A) → N_L latents a_i = MLP(F_A) ⊙ e_i, (B, N_L, d)."""
+    """F_A (B, d_A) → N_L latents a_i = MLP(F_A) ⊙ e_i, (B, N_L, d) (section 3.2; the form is ours)."""
 
     def __init__(self, audio_dim: int, recipe: FusionRecipe) -> None:
         super().__init__()
@@ -34,7 +40,7 @@ class AudioLatents(nn.Module):
 
 
 class Sedam(nn.Module):
-    """Crossmodal layers from the cues to the audio latents, and the dynamic mask of the cues."""
+    """Crossmodal layers from the cues to the audio latents, and the dynamic mask of the cues (section 3.2)."""
 
     def __init__(self, text_dim: int, output_dim: int, recipe: FusionRecipe) -> None:
         super().__init__()
@@ -90,7 +96,10 @@ class MeanPrompt(nn.Module):
 
 
 class Pmqs(nn.Module):
-    """Prompts the mask queries with the cues that are alive (eqs. 5-6). Without alive cues they do not change."""
+    """Prompts the mask queries with the cues that are alive (section 3.3, eqs. 5-6).
+
+    Without alive cues they do not change.
+    """
 
     def __init__(self, dim: int, recipe: FusionRecipe) -> None:
         super().__init__()

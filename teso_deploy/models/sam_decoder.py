@@ -1,7 +1,8 @@
 """SAM's mask decoder (Kirillov et al., 2023, figure 14), with its mask tokens as TeSO's queries.
 
-SAM's own prompts, points and boxes, are not used: the mask tokens after PMQS are the prompt. The head that predicts
-IoUs is not built. Its token stays, because the other tokens attend to it.
+The paper reports TeSO with SAM (table J11) but not its wiring, which is ours. SAM's own prompts, points and boxes, are
+not used: the mask tokens after PMQS are the prompt. The head that predicts IoUs is not built. Its token stays, because
+the other tokens attend to it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The whole TeSO model, built from a recipe."""
+"""The whole TeSO model (section 3 of the paper), built from a recipe."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Training on videos, as in section 4.1 of the paper.
 
-The foundation is frozen. Its adapters and all new parts learn, each at its own rate.
+The foundation is frozen. Its adapters and all new parts learn, each at its own rate. The paper gives 1e-4 for "visual"
+adapters; here all adapters have it, those of the decoder's masked attention too (ours).
 
 It runs in one process or several, on the CPU or on GPUs: `accelerate` distributes the frames and combines the
 gradients. An interrupted run continues from its last saved step.
@@ -24,7 +25,7 @@ from teso_deploy.models import checkpoints
 from teso_deploy.models.assembly import Assembly
 from teso_deploy.models.teso import Teso, require_teso
 from teso_deploy.recipe import Recipe, TrainRecipe
-from teso_deploy.training.batches import Batch
+from teso_deploy.training.batches import STRIDE, Batch
 from teso_deploy.training.curves import draw_curves
 from teso_deploy.training.loop import CURVES, LOG, STATE, WEIGHTS, Progress, compute_batch_scores, compute_learning_rate
 from teso_deploy.training.losses import TrainingHeads, compute_training_losses
@@ -64,7 +65,7 @@ class _Losses(nn.Module):
         super().__init__()
         self.model, self.heads, self.train_recipe = model, heads, train
 
-    def forward(self, batch: Batch, seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def forward(self, batch: Batch, seed: int) -> tuple[dict[str, Tensor], Tensor]:
         generator = torch.Generator().manual_seed(seed)
         return compute_training_losses(self.model, self.heads, batch, train=self.train_recipe, generator=generator)
 
@@ -150,11 +151,11 @@ class FineTuning:
         batch = self.batch(self.step, part)
         seed = (self.train.seed * 1_000_003 + self.step) * 101 + part
         with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.losses):
-            losses, class_logits, mask_logits = self.losses(batch, seed)
+            losses, scores = self.losses(batch, seed)
             total = torch.stack(list(losses.values())).sum()
             self.accelerator.backward(total / self.phase.accumulation_steps)
         values = {name: value.item() for name, value in losses.items()} | {"total": total.item()}
-        return values | compute_batch_scores(self.recipe, class_logits, mask_logits, batch=batch)
+        return values | compute_batch_scores(self.recipe, scores, batch)
 
     def save(self) -> None:
         """Write the state and the weights. Only the first of several processes writes."""
@@ -203,9 +204,14 @@ def check_trainable(recipe: Recipe) -> None:
     """Raise :class:`RecipeError` for a recipe that can't be trained on videos."""
     if recipe.train is None or recipe.train.videos is None:
         raise RecipeError(f"recipe {recipe.name} says nothing about training on videos: add [train.videos]")
-    if recipe.foundation != "mask2former" or recipe.fusion.kind != "teso":
+    if recipe.fusion.kind != "teso":
         raise RecipeError(
-            f"recipe {recipe.name} can be exported, but not trained here: only Mask2Former with the paper's fusion can"
+            f"recipe {recipe.name} can be exported, but not trained here: only models with the paper's fusion can"
+        )
+    if recipe.foundation == "sam" and recipe.sam.patch != 4 * STRIDE:
+        raise RecipeError(
+            f"recipe {recipe.name} can't be trained: its masks have a stride of {recipe.sam.patch / 4:g} pixels, and "
+            f"the targets {STRIDE}; set sam.patch = {4 * STRIDE}"
         )
 
 

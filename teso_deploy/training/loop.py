@@ -17,7 +17,6 @@ from torch.optim.swa_utils import AveragedModel
 from teso_deploy.errors import CheckpointError, RecipeError
 from teso_deploy.evaluation.datasets.media_folder import read_library
 from teso_deploy.models import build, checkpoints
-from teso_deploy.models.decoder import compute_scores
 from teso_deploy.models.state_dicts import Averaging
 from teso_deploy.recipe import Recipe, TrainPhase, TrainRecipe
 from teso_deploy.training.batches import Batch, Lesson, SceneBatches
@@ -111,21 +110,17 @@ def make_optimizer(
 
 
 @torch.no_grad()
-def compute_batch_scores(
-    recipe: Recipe, class_logits: Tensor, mask_logits: Tensor, *, batch: Batch
-) -> dict[str, float]:
+def compute_batch_scores(recipe: Recipe, scores: Tensor, batch: Batch) -> dict[str, float]:
     """Compute the IoU over rows in which something sounds, and the share of blank rows with blank masks.
 
     Args:
         recipe: The recipe.
-        class_logits: Class logits of the last layer.
-        mask_logits: Mask logits of the last layer.
+        scores: Class probabilities (N, C, h, w).
         batch: The batch.
 
     Returns:
         Name of the score → value.
     """
-    scores = compute_scores(class_logits, mask_logits, recipe.head)
     best, label = scores.max(dim=1)
     label = torch.where(best >= recipe.head.threshold, label, -1)
     truth = torch.full_like(label, -1)
@@ -264,10 +259,8 @@ class Trainer:
         )
         self.model.train()
         generator = torch.Generator().manual_seed(self.train.seed * 1_000_003 + step)
-        losses, class_logits, mask_logits = compute_training_losses(
-            self.model, self.heads, batch, train=self.train, generator=generator
-        )
-        return self._update(losses, rate) | compute_batch_scores(self.recipe, class_logits, mask_logits, batch=batch)
+        losses, scores = compute_training_losses(self.model, self.heads, batch, train=self.train, generator=generator)
+        return self._update(losses, rate) | compute_batch_scores(self.recipe, scores, batch)
 
     def _update(self, losses: dict[str, Tensor], rate: float) -> dict[str, float]:
         """Update the weights that the losses reach, and the average. Skip a step that is not finite."""

@@ -1,4 +1,6 @@
-"""The losses: L = 5 BCE + 5 dice + 2 class + InfoNCE (paper, section 3.5), and auxiliary terms of this project.
+"""The losses: L = 5 BCE + 5 dice + 2 class + InfoNCE (section 3.5, eq. 10), and auxiliary terms of this project.
+
+Masks are compared at cells of stride 4. Mask2Former interpolates at points, more of them at uncertain places.
 
 One auxiliary term is the BCE on ξ ("does this cue sound?"), because the hard cue mask gives a rejected cue no gradient.
 The others replace the paper's pre-trained foundations: tags of the sound, a dense map of all visible objects (for the
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from teso_deploy.models.decoder import Memory
+from teso_deploy.models.foundations.contracts import Decoded
 from teso_deploy.models.teso import Teso
 from teso_deploy.recipe import Recipe, TrainRecipe
 from teso_deploy.training.batches import Batch, Lesson
@@ -48,7 +51,11 @@ def match(cost: Tensor, present: Tensor) -> Tensor:
 
 
 def compute_info_nce(latents: Tensor, temperature: float) -> Tensor:
-    """Compute eq. 10 over the latents (B, N_L, d): each is its own positive, all others are negatives."""
+    """Compute eq. 10 over the latents (B, N_L, d): each is its own positive (ours), all others are negatives.
+
+    The paper has no temperature, so 1. With 0.1 the term is 0.0003 at the start of a training instead of 0.72: cosine
+    similarities of 0 are then far below the 1 of the positive, and nothing is left to learn.
+    """
     unit = F.normalize(latents, dim=-1)
     similarity = unit @ unit.transpose(1, 2) / temperature
     target = torch.arange(similarity.shape[1], device=similarity.device).expand(similarity.shape[:2])
@@ -101,7 +108,7 @@ def compute_audio_tag_loss(heads: TrainingHeads, audio: Tensor, tags: Tensor) ->
 
 def compute_encoder_losses(
     model: Teso, heads: TrainingHeads, lesson: Lesson, *, train: TrainRecipe
-) -> tuple[dict[str, Tensor], Memory, Tensor]:
+) -> tuple[dict[str, Tensor], Memory | Tensor, Tensor]:
     """Compute the loss of each encoder separately: from labels, and from a teacher's features if it has a teacher.
 
     Args:
@@ -114,20 +121,18 @@ def compute_encoder_losses(
         The weighted terms, and the outputs of the encoders: the decoder's memory and F_A.
     """
     losses = {}
-    visual = model.visual_encoder
     with torch.autocast(lesson.image.device.type, torch.bfloat16, enabled=train.mixed_precision):
-        maps = visual.swin(lesson.image)
-        mask_features, levels = visual.pixel_decoder(maps)
-        memory = visual.memory(mask_features, levels)
+        encoded = model.foundation.encode(model.visual_encoder, lesson.image)
         audio = model.audio_encoder(lesson.waveform)
-    if train.dense_tags and visual.tagger is not None:
+    tagger = getattr(model.visual_encoder, "tagger", None)
+    if train.dense_tags and tagger is not None and encoded.mask_features is not None:
         losses["dense_tags"] = train.dense_tags * F.cross_entropy(
-            visual.tagger.logits(mask_features.float()), lesson.dense_tags
+            tagger.logits(encoded.mask_features.float()), lesson.dense_tags
         )
     if train.audio_tags:
         losses["audio_tags"] = train.audio_tags * compute_audio_tag_loss(heads, audio.float(), lesson.audio_tags)
     if train.picture_teacher is not None and lesson.picture_features:
-        one, two, three, four = (x.float() for x in maps)
+        one, two, three, four = (x.float() for x in encoded.maps)
         stages = (one, two, torch.cat((three, F.interpolate(four, size=three.shape[2:], mode="nearest")), dim=1))
         terms = [
             compute_imitation(F.adaptive_avg_pool2d(head(stage), (target.shape[2], target.shape[3])), target)
@@ -140,7 +145,23 @@ def compute_encoder_losses(
             for head, target in zip(heads.sound, lesson.sound_features, strict=True)
         ]
         losses["sound_teacher"] = train.sound_teacher.weight * torch.stack(terms).mean()
-    return losses, memory, audio
+    return losses, encoded.memory, audio
+
+
+def choose_cells(logits: Tensor, targets: Tensor, count: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Choose the cells at which masks are compared: all, or random ones, the same for all rows of a step.
+
+    Args:
+        logits: (N, Q, cells).
+        targets: (N, T, cells).
+        count: The most cells.
+        generator: Draws them.
+    """
+    cells = logits.shape[2]
+    if count >= cells:
+        return logits, targets
+    points = torch.randperm(cells, generator=generator)[:count].to(logits.device)
+    return logits[:, :, points], targets[:, :, points]
 
 
 def mask_losses(
@@ -161,12 +182,8 @@ def mask_losses(
     states = len(class_logits) // len(batch.classes)
     classes = batch.classes.repeat(states, 1)
     present = classes >= 0
-    cells = mask_logits.shape[2] * mask_logits.shape[3]
     logits, targets = mask_logits.flatten(2), batch.masks.flatten(2)
-    if train.loss_points < cells:
-        # Compare at random cells, which are the same for all rows of a step.
-        points = torch.randperm(cells, generator=generator)[: train.loss_points].to(logits.device)
-        logits, targets = logits[:, :, points], targets[:, :, points]
+    logits, targets = choose_cells(logits, targets, train.loss_points, generator=generator)
     targets = targets.repeat(states, 1, 1)
     bce, dice = compute_pairwise_bce(logits, targets), compute_pairwise_dice(logits, targets)
     shares = class_logits.softmax(-1)
@@ -188,10 +205,39 @@ def mask_losses(
     }
 
 
+def compute_single_mask_losses(
+    mask_logits: Tensor, batch: Batch, *, train: TrainRecipe, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Compute the losses of the one mask of a foundation without classes, such as SAM.
+
+    Its target is all that sounds. Where nothing sounds, the target is a blank mask, because there is no class "no
+    object" that could say so.
+
+    Args:
+        mask_logits: (N, 1, h, w).
+        batch: The batch.
+        train: The recipe's settings.
+        generator: Draws the cells of the mask losses.
+    """
+    present = (batch.classes >= 0).to(batch.masks.dtype)[..., None, None]
+    targets = (batch.masks * present).amax(dim=1).flatten(1)[:, None]
+    logits = mask_logits.flatten(2)
+    logits, targets = choose_cells(logits, targets, train.loss_points, generator=generator)
+    return {
+        "bce": train.bce * compute_pairwise_bce(logits, targets).mean(),
+        "dice": train.dice * compute_pairwise_dice(logits, targets).mean(),
+    }
+
+
+def _repeat(memory: Memory | Tensor, times: int) -> Memory | Tensor:
+    """Repeat each picture's memory ``times`` times in a row."""
+    return memory.repeat(times) if isinstance(memory, Memory) else memory.repeat_interleave(times, dim=0)
+
+
 def compute_training_losses(
     model: Teso, heads: TrainingHeads, batch: Batch, *, train: TrainRecipe, generator: torch.Generator
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Compute every weighted term of a batch, and the last class and mask logits for the log.
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Compute every weighted term of a batch, and the class probabilities of the last state for the log.
 
     Args:
         model: The model.
@@ -201,22 +247,26 @@ def compute_training_losses(
         generator: Draws the cells of the mask losses.
 
     Returns:
-        The terms by name, the class logits and the mask logits.
+        The terms by name, and the probabilities (N, C, h, w) without gradient.
     """
     sounds = len(batch.waveform) // len(batch.image)
     terms, memory, audio = compute_encoder_losses(model, heads, batch, train=train)
     with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=train.mixed_precision):
         queries, gate, latents = model.fusion.fuse(audio, batch.cues, batch.cue_valid)
-        repeated = memory.repeat(sounds)
-        states = torch.cat(model.decoder.refine(queries, repeated))
-        class_logits = model.decoder.classifier(model.decoder.norm(states)).float()
-        count = len(states) // len(queries)
-        masks = [model.decoder.mask_logits(part, repeated.mask_features).float() for part in states.chunk(count)]
-    losses = terms | mask_losses(class_logits, torch.cat(masks), batch, train=train, generator=generator)
+        decoded = model.foundation.decode_states(
+            model.recipe, model.decoder, queries=queries, memory=_repeat(memory, sounds)
+        )
+    if decoded.class_logits is None:
+        losses = terms | compute_single_mask_losses(decoded.mask_logits, batch, train=train, generator=generator)
+    else:
+        losses = terms | mask_losses(decoded.class_logits, decoded.mask_logits, batch, train=train, generator=generator)
     losses["info_nce"] = train.info_nce * compute_info_nce(latents.float(), train.info_nce_temperature)
     offered = batch.cue_sounds >= 0
     if offered.any():  # without any cue, the mean would be NaN
         losses["cue_gate"] = train.cue_gate * F.binary_cross_entropy_with_logits(
             gate.float()[offered], batch.cue_sounds[offered]
         )
-    return losses, class_logits.chunk(count)[-1], masks[-1]
+    count = len(batch.classes)
+    classes = None if decoded.class_logits is None else decoded.class_logits.detach()[-count:]
+    last = Decoded(decoded.mask_logits.detach()[-count:], classes)
+    return losses, model.foundation.score_logits(model.recipe, last)

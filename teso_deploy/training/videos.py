@@ -17,7 +17,7 @@ from teso_deploy.evaluation.datasets.pictures import load_frame
 from teso_deploy.evaluation.datasets.reading import load_mask
 from teso_deploy.evaluation.datasets.registry import Layout, load_layout
 from teso_deploy.evaluation.datasets.sounds import read_sample_windows
-from teso_deploy.pipeline.preprocess import normalise_picture, resize_picture
+from teso_deploy.pipeline.preprocess import compute_fitted_size, normalise_picture, resize_picture
 from teso_deploy.recipe import Recipe
 from teso_deploy.small_files import parse_json, read_text
 from teso_deploy.training.batches import STRIDE, Batch, compute_coverage
@@ -148,7 +148,8 @@ class VideoBatches:
                 if name not in self.recipe.head.classes:
                     raise DataError(f"{path} shows {name!r}, which is not a class of recipe {self.recipe.name}: add it")
                 parts[self.recipe.head.classes.index(name)] = mask == value
-        return [(index, compute_coverage(_fill(part, size))) for index, part in parts.items()]
+        fit = self.recipe.image.fit
+        return [(index, compute_coverage(_fill(part, size, fit))) for index, part in parts.items()]
 
     def _cues(
         self, sample: VideoSample, frame: int, *, blank: bool, rng: np.random.Generator
@@ -179,8 +180,10 @@ class VideoBatches:
         sounds = torch.full((count, slots), -1.0)
         images, waves = [], []
         for row, (sample, frame) in enumerate(chosen):
-            picture = resize_picture(load_frame(sample.frames[frame]), size)
-            images.append(torch.from_numpy(normalise_picture(picture, mean=recipe.image.mean, std=recipe.image.std)))
+            picture = load_frame(sample.frames[frame])
+            picture = resize_picture(picture, compute_fitted_size(picture, size, recipe.image.fit))
+            mean, std = recipe.image.mean, recipe.image.std
+            images.append(torch.from_numpy(normalise_picture(picture, mean=mean, std=std, bucket=size)))
             waves.append(torch.from_numpy(read_sample_windows(sample, self.hop_seconds)[frame]))
             for place, (index, covered) in enumerate(targets[row]):
                 classes[row, place] = index
@@ -205,7 +208,16 @@ class VideoBatches:
         )
 
 
-def _fill(part: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return a part as 0 … 255 at the size of the picture."""
+def _fill(part: NDArray[np.bool_], size: tuple[int, int], fit: str) -> NDArray[np.uint8]:
+    """Return a part (H, W) as 0 … 255 at the size of the encoder's input, fitted as the picture is.
+
+    Args:
+        part: Where the part is.
+        size: (height, width) of the encoder's input.
+        fit: See :func:`compute_fitted_size`.
+    """
     grey = part.astype(np.uint8)[..., None].repeat(3, axis=2) * np.uint8(255)
-    return resize_picture(grey, size)[..., 0]
+    fitted = resize_picture(grey, compute_fitted_size(grey, size, fit))[..., 0]
+    filled = np.zeros(size, np.uint8)
+    filled[: fitted.shape[0], : fitted.shape[1]] = fitted
+    return filled

@@ -138,12 +138,35 @@ def test_training_on_videos_ends_in_a_bundle(text: Path, vggish: Path, clip: Pat
     write_avss(tmp_path / "data", videos=2, size=64)
     train = ("train", toml, "--data", tmp_path / "data", "--out", tmp_path / "run", "--layout", "avss")
     parts = ("--checkpoint", tmp_path / "mask2former", "--checkpoint", vggish, "--checkpoint", text)
+    assert teso(*train[:-1], "s5").code == 2, "the layouts are those of the registry"
     refusal = teso(*train, *parts)
     assert refusal.code == 2 and "--random-weights SEED" in refusal.err
     done = teso(*train, *parts, "--random-weights", 0)
     assert done.code == 0, done.err
     weights = tmp_path / "run/model.safetensors"
     report = exported(recipe, tmp_path / "b", "--checkpoint", weights, "--checkpoint", text)
+    assert report["trained"] and report["random_keys"] == []
+    assert masks_of(clip, tmp_path / "b", tmp_path / "masks", "--cues", "dog,car")
+
+
+def test_training_of_sam_ends_in_a_bundle(text: Path, vggish: Path, clip: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(
+        foundation="sam",
+        sam=SAM | {"layers": 2, "patch": 16},
+        image={"sizes": [[64, 64]], "fit": "pad"},
+        adapters=("sam_encoder", "sam_decoder"),
+        clip_text=CLIP_TEXT,
+        train={"videos": {"epochs": 1, "frames_per_batch": 2}},
+    )
+    hugging_face_sam(recipe).save_pretrained(tmp_path / "sam")
+    toml = written(recipe, tmp_path / "mine.toml")
+    write_avss(tmp_path / "data", videos=2, size=64)
+    parts = ("--checkpoint", tmp_path / "sam", "--checkpoint", vggish, "--checkpoint", text, "--random-weights", 0)
+    done = teso("train", toml, "--data", tmp_path / "data", "--out", tmp_path / "run", "--layout", "avss", *parts)
+    assert done.code == 0, done.err
+    assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 5, "ten frames, two in a step"
+    options = ("--checkpoint", tmp_path / "run/model.safetensors", "--checkpoint", text)
+    report = exported(recipe, tmp_path / "b", *options)
     assert report["trained"] and report["random_keys"] == []
     assert masks_of(clip, tmp_path / "b", tmp_path / "masks", "--cues", "dog,car")
 

@@ -115,3 +115,12 @@ def test_a_table_may_pad_with_the_word_none() -> None:
     np.testing.assert_array_equal(nothing.embeddings, vectors[[1, 1, 1]])
     with pytest.raises(BundleError, match="no 'none' to pad with"):
         CueTable(("dog",), vectors[:1], max_cues=3, pads=True)
+
+
+def test_a_table_that_keeps_repeats_gives_each_its_slot() -> None:
+    vectors = np.eye(3, dtype=np.float32)
+    table = CueTable(("man", "none", "dog"), vectors, max_cues=4, pads=True, keeps_repeats=True)
+    cues = table.lookup(["man", "man"])
+    assert cues.names == ("man", "man") and cues.valid.all(), "two slots, and two of padding"
+    np.testing.assert_array_equal(cues.embeddings, vectors[[0, 0, 1, 1]])
+    assert table.lookup(["dog", "man", "dog", "man", "dog"]).names == ("dog", "man", "dog", "man")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,21 @@ from tests.support.avs_layouts import write_avss, write_ms3, write_s4
 CLASSES = ("dog", "car", "piano")
 VIDEOS = {"epochs": 2, "frames_per_batch": 2, "accumulation_steps": 2, "adapter_learning_rate": 1e-3}
 TRAIN = {"learning_rate": 3e-3, "warmup_steps": 5, "gradient_clip": 1.0, "no_cue_rate": 0.0, "videos": VIDEOS}
+
+
+SAM = {
+    "embed_dim": 32, "layers": 2, "heads": 2, "mlp_dim": 40, "patch": 16, "window": 3, "global_layers": (1,), "dim": 16,
+    "decoder_heads": 2, "decoder_mlp_dim": 24, "mask_tokens": 3,
+}  # fmt: skip
+
+
+def sam_recipe(**train: Any) -> Recipe:
+    """Return the small recipe with SAM in place of Mask2Former."""
+    foundation = {"foundation": "sam", "sam": SAM, "adapters": ("sam_encoder", "sam_decoder")}
+    image = {"sizes": [[64, 64]], "fit": "pad"}
+    return Recipe.model_validate(
+        {**recipe_of("binary", **train).model_dump(by_alias=True), **foundation, "image": image}
+    )
 
 
 def recipe_of(kind: str = "semantic", **train: Any) -> Recipe:
@@ -261,12 +277,74 @@ def test_a_broken_run_goes_on_to_the_same_weights(
         train_on_videos(whole(other), batches_of(other, avss, words), tmp_path / "b")
 
 
+def test_sam_learns_its_adapters_and_the_fusion(
+    avss: Path, words: dict[str, NDArray[np.float32]], tmp_path: Path
+) -> None:
+    recipe = sam_recipe(videos={**VIDEOS, "epochs": 15, "frames_per_batch": 10, "accumulation_steps": 1})
+    built = whole(recipe)
+    before = {key: value.clone() for key, value in built.model.state_dict().items()}
+    totals: list[float] = []
+    train_on_videos(
+        built, batches_of(recipe, avss, words), tmp_path, on_progress=lambda p: totals.append(p.values["total"])
+    )
+    moved = {key for key, value in built.model.state_dict().items() if not torch.equal(before[key], value)}
+    adapters, new = list_learnable(built.model, built.random)
+    assert moved <= {*adapters, *new} and "fusion.queries" not in moved
+    for part in ("visual_encoder.", "decoder.layers.", "decoder.final_attention."):
+        assert any(key.startswith(part) for key in moved), part
+    # The padding and the blank frames count too: the one mask must be blank where nothing sounds.
+    assert len(totals) == 15 and np.mean(totals[-3:]) < np.mean(totals[:3]) - 0.02
+
+
+def test_sam_goes_on_from_a_state(avss: Path, words: dict[str, NDArray[np.float32]], tmp_path: Path) -> None:
+    recipe = sam_recipe()
+
+    def stop(progress: Any) -> None:
+        if progress.step == 3:
+            raise KeyboardInterrupt
+
+    straight = train_on_videos(whole(recipe), batches_of(recipe, avss, words), tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        train_on_videos(
+            whole(recipe), batches_of(recipe, avss, words), tmp_path / "b", on_progress=stop, save_every_steps=2
+        )
+    again = train_on_videos(whole(recipe), batches_of(recipe, avss, words), tmp_path / "b")
+    one, other = weight_files.read(straight)[0], weight_files.read(again)[0]
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_picture_that_is_padded_keeps_its_shape(
+    avss: Path, words: dict[str, NDArray[np.float32]], tmp_path: Path
+) -> None:
+    sample = read_dataset(avss, "avss", "train")[0]
+    wide = []
+    for name, path in (("frame", sample.frames[0]), ("mask", sample.masks[0])):
+        assert path is not None
+        with Image.open(path) as picture:
+            resized = picture.resize((128, 64), Image.Resampling.NEAREST)
+        wide.append(tmp_path / f"{name}.png")
+        resized.save(wide[-1])
+    clip = replace(sample, frames=(wide[0],), masks=(wide[1],))
+    padded, stretched = (
+        VideoBatches(recipe, [clip], layout="avss", embeddings=words).make([0], np.random.default_rng(0))
+        for recipe in (sam_recipe(), recipe_of("binary"))
+    )
+    # 128 × 64 becomes 64 × 32 above 32 rows of padding: a mask of half the height at the top.
+    assert not padded.image[0, :, 32:].any() and not padded.masks[0, 0, 8:].any()
+    squeezed = stretched.masks[0, 0].unflatten(0, (8, 2)).mean(1)
+    assert torch.allclose(padded.masks[0, 0, :8], squeezed, atol=0.2) and padded.masks.sum() > 1
+
+
 def test_what_can_t_be_trained_is_said(avss: Path, words: dict[str, NDArray[np.float32]], tmp_path: Path) -> None:
     plain = Recipe.model_validate({**TINY, "tagger": {}, "train": {}})
     with pytest.raises(RecipeError, match=r"add \[train\.videos\]"):
         FineTuning(whole(plain), batches_of(plain, avss, words), tmp_path, device="cpu")
     released = load_recipe("segpref")
     small = recipe_of().model_copy(update={"fusion": released.fusion})
+    fine = sam_recipe()
+    fine = fine.model_copy(update={"sam": fine.sam.model_copy(update={"patch": 8})})
+    with pytest.raises(RecipeError, match=r"set sam\.patch = 16"):
+        FineTuning(whole(fine), batches_of(fine, avss, words), tmp_path, device="cpu")
     with pytest.raises(RecipeError, match="can be exported, but not trained here"):
         FineTuning(Assembly(build(small), {}, ()), batches_of(small, avss, words), tmp_path, device="cpu")
 

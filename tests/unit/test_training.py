@@ -268,7 +268,7 @@ def test_training_learns(
     optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=3e-3)
     totals = []
     for step in range(30):
-        losses, _, _ = compute_training_losses(
+        losses, _ = compute_training_losses(
             model, heads, batch, train=train, generator=torch.Generator().manual_seed(step)
         )
         total = torch.stack(list(losses.values())).sum()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from teso_deploy.models.decoder import DecoderMemory, MaskedDecoder, Memory, compute_scores
-from teso_deploy.models.foundations.contracts import Foundation
+from teso_deploy.models.foundations.contracts import Decoded, Encoded, Foundation
 from teso_deploy.models.pixel_decoder import LEVELS, PixelDecoder
 from teso_deploy.models.swin import Swin
 from teso_deploy.models.tagger import Tagger
@@ -23,9 +24,14 @@ class VisualEncoder(nn.Module):
         words = len(recipe.tagger.words)
         self.tagger = Tagger(recipe.pixel_decoder.mask_dim, words) if words else None
 
+    def encode(self, image: Tensor) -> tuple[list[Tensor], Tensor, Memory]:
+        """Return the backbone's maps, the mask features and the memory."""
+        maps = self.swin(image)
+        mask_features, levels = self.pixel_decoder(maps)
+        return maps, mask_features, self.memory(mask_features, levels)
+
     def forward(self, image: Tensor) -> Memory:
-        mask_features, maps = self.pixel_decoder(self.swin(image))
-        return self.memory(mask_features, maps)
+        return self.encode(image)[2]
 
 
 class _Mask2Former:
@@ -40,6 +46,21 @@ class _Mask2Former:
         return MaskedDecoder(
             pixel.dim, pixel.mask_dim, recipe=recipe.decoder, classes=classes, adapters=recipe.adapters
         )
+
+    def encode(self, encoder: nn.Module, image: Tensor) -> Encoded:
+        assert isinstance(encoder, VisualEncoder)
+        maps, mask_features, memory = encoder.encode(image)
+        return Encoded(memory, tuple(maps), mask_features)
+
+    def decode_states(self, recipe: Recipe, decoder: nn.Module, *, queries: Tensor, memory: Memory | Tensor) -> Decoded:
+        assert isinstance(decoder, MaskedDecoder) and isinstance(memory, Memory)
+        states = decoder.refine(queries, memory)
+        masks = [decoder.mask_logits(state, memory.mask_features).float() for state in states]
+        return Decoded(torch.cat(masks), decoder.classifier(decoder.norm(torch.cat(states))).float())
+
+    def score_logits(self, recipe: Recipe, decoded: Decoded) -> Tensor:
+        assert decoded.class_logits is not None
+        return compute_scores(decoded.class_logits, decoded.mask_logits, recipe.head)
 
     def score_classes(self, recipe: Recipe, decoder: nn.Module, *, queries: Tensor, memory: Memory | Tensor) -> Tensor:
         class_logits, mask_logits = decoder(queries, memory)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from teso_deploy.models.decoder import Memory
-from teso_deploy.models.foundations.contracts import Foundation
+from teso_deploy.models.foundations.contracts import Decoded, Encoded, Foundation
 from teso_deploy.models.sam import SamVisualEncoder
 from teso_deploy.models.sam_decoder import SamMaskDecoder
 from teso_deploy.recipe import Recipe
@@ -22,8 +22,17 @@ class _Sam:
     def make_decoder(self, recipe: Recipe) -> nn.Module:
         return SamMaskDecoder(recipe.sam, recipe.image.sizes[0][0], recipe.adapters)
 
-    def score_classes(self, recipe: Recipe, decoder: nn.Module, *, queries: Tensor, memory: Memory | Tensor) -> Tensor:
+    def encode(self, encoder: nn.Module, image: Tensor) -> Encoded:
+        return Encoded(encoder(image))
+
+    def decode_states(self, recipe: Recipe, decoder: nn.Module, *, queries: Tensor, memory: Memory | Tensor) -> Decoded:
         # SAM has no classes. Its answer is the mask of one mask token.
+        return Decoded(decoder(queries, memory)[:, recipe.sam.mask_token, None].float())
+
+    def score_logits(self, recipe: Recipe, decoded: Decoded) -> Tensor:
+        return torch.sigmoid(decoded.mask_logits)
+
+    def score_classes(self, recipe: Recipe, decoder: nn.Module, *, queries: Tensor, memory: Memory | Tensor) -> Tensor:
         return torch.sigmoid(decoder(queries, memory)[:, recipe.sam.mask_token, None])
 
     def list_memory_names(self, recipe: Recipe) -> tuple[str, ...]:
