@@ -157,7 +157,7 @@ def make_windows(
         condition: The condition.
         uid: The clip's name.
         own: (frames, 15600), the windows of the clip's sound.
-        other: Those of its partner, for conditions that need one.
+        other: Those of its partner, for conditions that need one. Default: none.
 
     Returns:
         (frames, 15600) float32 in [-1, 1].
