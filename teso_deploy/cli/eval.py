@@ -179,7 +179,7 @@ def evaluate(
         plot_control(result.report, plot)
     title = f"{result.report['bundle']}, {asked.data}, cues: {result.report['cues']}"
     if worst is not None:
-        draw_worst_clips(asked, asked.make_predictor(pipeline, offered), worst_clips, worst, title=title)
+        draw_worst_clips(asked, asked.make_predictor(pipeline, offered), worst_clips, path=worst, title=title)
     for table in _make_tables(title, asked, result.scores):
         console.print(table)
 

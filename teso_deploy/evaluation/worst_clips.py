@@ -44,7 +44,7 @@ class WorstClips:
 
 
 def draw_worst_clips(
-    protocol: OpenProtocol, predict: Predictor[ClipTrial], worst: WorstClips, path: Path, *, title: str = ""
+    protocol: OpenProtocol, predict: Predictor[ClipTrial], worst: WorstClips, *, path: Path, title: str = ""
 ) -> None:
     """Write a contact sheet with the worst frame of each clip.
 
