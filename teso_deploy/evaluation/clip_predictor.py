@@ -150,8 +150,7 @@ def match_classes(
         )
     if lost and not skip_bad:
         raise DataError(
-            f"{bundle} has {len(lost)} classes that the data set lacks ({', '.join(lost)}): --skip-bad scores them as "
-            "background"
+            f"{bundle} has classes that the data set lacks ({', '.join(lost)}): --skip-bad scores them as background"
         )
     return found, lost
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from teso_deploy.options.fields import Options, option
+from teso_deploy.options.media import HIGHEST_NOISE_DB, LOWEST_NOISE_DB
 from teso_deploy.types import Framing
 
 
@@ -18,7 +19,7 @@ class ClipOptions(Options):
         subset: subsets of avss. Default: all.
         clips: only this many clips, spread over the data set. Default: all.
         condition: kinds of sound besides the clip's own, or ``all``. Default: only its own.
-        noise_dbfs: levels of noise in place of the sound, RMS in dBFS.
+        noise_dbfs: levels of noise in place of the sound, RMS in dBFS, at most 0.
         noise_dbw: the same as power in dBW, which may be above 0 and is then clipped.
         noise_snr: ratios in dB of the sound to noise that is added.
         framing: where the windows of a clip's sound begin, see :data:`teso_deploy.types.Framing`. Default: as the
@@ -37,13 +38,25 @@ class ClipOptions(Options):
         "all. May be repeated. Default: only their own.",
     )
     noise_dbfs: tuple[float, ...] = option(
-        (), "Score also with white noise of this level (RMS, dBFS) in place of the sound. May be repeated."
+        (),
+        "Score also with white noise of this level (RMS, dBFS) in place of the sound. May be repeated.",
+        minimum=LOWEST_NOISE_DB,
+        maximum=0,
+        unit="dBFS",
     )
     noise_dbw: tuple[float, ...] = option(
-        (), "The same by its power in dBW (amplitude 1 is 0 dBW); above 0 it is clipped. May be repeated."
+        (),
+        "The same by its power in dBW (amplitude 1 is 0 dBW); above 0 it is clipped. May be repeated.",
+        minimum=LOWEST_NOISE_DB,
+        maximum=HIGHEST_NOISE_DB,
+        unit="dBW",
     )
     noise_snr: tuple[float, ...] = option(
-        (), "Score also with white noise added to the sound, this many dB below it. May be repeated."
+        (),
+        "Score also with white noise added to the sound, this many dB below it. May be repeated.",
+        minimum=LOWEST_NOISE_DB,
+        maximum=HIGHEST_NOISE_DB,
+        unit="dB",
     )
     framing: Framing | None = option(
         None,

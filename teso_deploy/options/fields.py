@@ -101,13 +101,14 @@ class Options:
             if value is None or (described.minimum is None and described.maximum is None):
                 continue
             low, high = described.minimum, described.maximum
-            # This form also refuses NaN.
-            if not ((low is None or value >= low) and (high is None or value <= high)):
-                bounds = " ".join(
-                    f"{word} {bound:g}" for word, bound in (("from", low), ("to", high)) if bound is not None
-                )
-                unit = f"{described.unit} " if described.unit else "a value "
-                raise OptionError(f"{{{one.name}}} is {{value}}: give {unit}{bounds}", value=value)
+            for number in value if isinstance(value, tuple) else (value,):
+                # This form also refuses NaN.
+                if not ((low is None or number >= low) and (high is None or number <= high)):
+                    bounds = " ".join(
+                        f"{word} {bound:g}" for word, bound in (("from", low), ("to", high)) if bound is not None
+                    )
+                    unit = f"{described.unit} " if described.unit else "a value "
+                    raise OptionError(f"{{{one.name}}} is {{value}}: give {unit}{bounds}", value=number)
         self.check()
 
     def check(self) -> None:

@@ -10,6 +10,8 @@ from teso_deploy.options.fields import OptionError, Options, option
 from teso_deploy.types import Framing
 
 DecoderName = Literal["auto", "software", "nvdec"]
+#: Noise of the lowest level is below the last bit of a 24-bit file. At the highest one all samples are clipped.
+LOWEST_NOISE_DB, HIGHEST_NOISE_DB = -200.0, 200.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +31,26 @@ class SoundOptions(Options):
 
     mute: bool = option(False, "Replace the sound by silence.")
     noise_dbfs: float | None = option(
-        None, "Replace the sound by white noise of this level (RMS, dBFS).", maximum=0, unit="dBFS"
+        None,
+        "Replace the sound by white noise of this level (RMS, dBFS).",
+        minimum=LOWEST_NOISE_DB,
+        maximum=0,
+        unit="dBFS",
     )
     noise_dbw: float | None = option(
-        None, "Replace the sound by white noise of this power (dBW; amplitude 1 is 0 dBW). Above 0 it is clipped."
+        None,
+        "Replace the sound by white noise of this power (dBW; amplitude 1 is 0 dBW). Above 0 it is clipped.",
+        minimum=LOWEST_NOISE_DB,
+        maximum=HIGHEST_NOISE_DB,
+        unit="dBW",
     )
-    noise_snr: float | None = option(None, "Add white noise to the sound, this many dB below it.")
+    noise_snr: float | None = option(
+        None,
+        "Add white noise to the sound, this many dB below it.",
+        minimum=LOWEST_NOISE_DB,
+        maximum=HIGHEST_NOISE_DB,
+        unit="dB",
+    )
     sound_from: Path | None = option(None, "Replace the sound by that of this file.")
     video_track: int | None = option(
         None,

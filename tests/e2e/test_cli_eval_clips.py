@@ -179,9 +179,23 @@ def test_wrong_tables_and_splits(damaged: Path, tiny_bundle: Path) -> None:
     refused(*arguments, names="must have the columns uid,a_obj,split,label")
 
 
+@pytest.mark.parametrize(
+    ("option", "level", "said"),
+    [
+        ("--noise-dbfs", 10, "is 10.0: give dBFS from -200 to 0"),
+        ("--noise-dbw", "nan", "is nan: give dBW from -200 to 200"),
+        ("--noise-snr", "inf", "is inf: give dB from -200 to 200"),
+    ],
+)
+def test_levels_that_are_out_of_range(avss: Path, tiny_bundle: Path, option: str, level: object, said: str) -> None:
+    """The second value of an option that may be repeated is checked like the first."""
+    done = teso("eval", avss, "--bundle", tiny_bundle, option, -20, option, level)
+    assert done.code == 2 and f"{option} {said}" in " ".join(done.err.split())
+
+
 def test_a_bundle_with_other_classes(damaged: Path, tiny_bundle: Path) -> None:
     arguments = ("eval", damaged, "--bundle", tiny_bundle, "--cues", "none", "--protocol", "avss")
-    refused(*arguments, names="tiny has 1 classes that the data set lacks (cow): --skip-bad scores them as background")
+    refused(*arguments, names="tiny has classes that the data set lacks (cow): --skip-bad scores them as background")
     done = teso(*arguments, "--skip-bad", "--json", "-")
     assert done.code == 0 and json.loads(done.out)["notes"] == ["tiny's classes cow are scored as background"]
 
