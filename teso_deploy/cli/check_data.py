@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from teso_deploy.cli.reports import as_markup, check_json, progress_bar, say, write_json
-from teso_deploy.errors import DataError
+from teso_deploy.errors import CheckFailedError, DataError
 from teso_deploy.evaluation.datasets.checking import DataCheck, check_dataset
 from teso_deploy.evaluation.datasets.contracts import Split
 from teso_deploy.evaluation.datasets.registry import LAYOUTS, find_layout
@@ -64,8 +64,9 @@ def check_data(
     }
     write_json(json_out, report)
     console.print(_make_table(check))
-    if not check.is_whole:
-        raise typer.Exit(1)
+    if check.wrong:
+        things = "1 thing is" if check.wrong == 1 else f"{check.wrong} things are"
+        raise CheckFailedError(f"{things} wrong in {folder}: restore the files, or evaluate with --skip-bad")
 
 
 def _make_table(check: DataCheck) -> Table:

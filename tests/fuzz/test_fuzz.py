@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.cases import Case
+from tests.fuzz.dataset_targets import write_dataset
 from tests.fuzz.harness import Fuzzer
 from tests.fuzz.seeds import Seeds
 from tests.fuzz.targets import TARGETS
@@ -56,6 +57,10 @@ def test_right_inputs_are_taken(fuzzer: Fuzzer) -> None:
         str(shop.out("report.json")),
     ]
     assert_good(fuzzer, shop.folder, Case(arguments, "data", report, frozenset({0})))
+    for kind in ("avss", "clips"):
+        shop = fuzzer.make_workshop(kind)
+        arguments = ["check-data", write_dataset(shop, kind), "--json", str(shop.out("report.json"))]
+        assert_good(fuzzer, shop.folder, Case(arguments, kind, report, frozenset({0})))
 
 
 def assert_good(fuzzer: Fuzzer, folder: Path, case: Case) -> None:

@@ -49,7 +49,7 @@ def check_one(root: Path, severity: str, kind: str) -> str:
     check = check_dataset(root)
     ((found_severity, found_kind, clip, text),) = list_findings(check)
     assert (found_severity, found_kind, clip) == (severity, kind, "test-0_0_5000")
-    assert check.is_whole == (severity == "odd")
+    assert check.wrong == (severity == "wrong")
     assert {(count.split, count.wrong, count.odd) for count in check.counts} == {
         ("train", 0, 0), ("val", 0, 0), ("test", int(severity == "wrong"), int(severity == "odd")),
     }  # fmt: skip
@@ -60,7 +60,7 @@ def test_a_data_set_that_is_whole(root: Path) -> None:
     started: list[int] = []
     done: list[int] = []
     check = check_dataset(root, on_start=started.append, on_clip=lambda: done.append(1), threads=3)
-    assert list_findings(check) == [] and check.is_whole and check.layout == "avss"
+    assert list_findings(check) == [] and check.wrong == 0 and check.layout == "avss"
     assert started == [6] and len(done) == 6
     assert [(count.subset, count.split, count.clips, count.published) for count in check.counts] == [
         ("v1m", "train", 2, 296), ("v1m", "val", 2, 64), ("v1m", "test", 2, 64),
@@ -252,6 +252,8 @@ def test_the_command(root: Path, tmp_path: Path) -> None:
         "text": f"{root / CLIP / 'audio.wav'} does not exist",
     }  # fmt: skip
     assert "wrong: " in done.err and "does not exist" in done.err
+    last = done.err.strip().splitlines()[-1]
+    assert last.startswith(f"teso-deploy: 1 thing is wrong in {root}: restore the files")
 
 
 @pytest.mark.parametrize(("arguments", "text"), [

@@ -80,9 +80,9 @@ class DataCheck:
     findings: tuple[Finding, ...]
 
     @property
-    def is_whole(self) -> bool:
-        """Whether nothing is wrong. Something may be odd."""
-        return not any(finding.severity == "wrong" for finding in self.findings)
+    def wrong(self) -> int:
+        """How many findings are wrong. The others are odd."""
+        return sum(finding.severity == "wrong" for finding in self.findings)
 
 
 @dataclass(slots=True)
