@@ -16,16 +16,17 @@ from PIL import Image
 
 from teso_deploy.errors import CheckpointError, DataError, InputNotFoundError, RecipeError
 from teso_deploy.evaluation.datasets.reading import load_mask, read_dataset
+from teso_deploy.evaluation.datasets.registry import Layout
 from teso_deploy.evaluation.datasets.sounds import read_second
 from teso_deploy.labels import labels_of
-from teso_deploy.models import weight_files
+from teso_deploy.models import checkpoints, weight_files
 from teso_deploy.models.assembly import Assembly, assemble
 from teso_deploy.models.teso import build
 from teso_deploy.recipe import Recipe, load_recipe
 from teso_deploy.training.finetune import FineTuning, is_adapter, list_learnable, train_on_videos
 from teso_deploy.training.videos import VideoBatches, list_words, read_cue_file, split_words
 from tests.conftest import TINY
-from tests.support.avs_layouts import write_avss, write_ms3, write_s4
+from tests.support.avs_layouts import write_avss, write_ms3, write_s4, write_v3
 
 CLASSES = ("dog", "car", "piano")
 VIDEOS = {"epochs": 2, "frames_per_batch": 2, "accumulation_steps": 2, "adapter_learning_rate": 1e-3}
@@ -153,6 +154,14 @@ def test_the_framing_of_the_recipe_cuts_the_sound(avss: Path, words: dict[str, N
     for each, hop in ((recipe, 1.0), (contiguous, 0.96)):
         batch = batches_of(each, avss, words).make([3], np.random.default_rng(0))
         assert np.array_equal(batch.waveform[0].numpy(), read_second(sample.audio, 3, hop))
+
+
+def test_a_checkpoint_keeps_its_framing(tmp_path: Path) -> None:
+    recipe, path = recipe_of(), tmp_path / "m.safetensors"
+    trained = recipe.model_copy(update={"audio": recipe.audio.model_copy(update={"framing": "contiguous"})})
+    for metadata, framing in (({"recipe": trained.model_dump_json(by_alias=True)}, "contiguous"), (None, "per_second")):
+        checkpoints.save(build(recipe, 0), path, metadata)
+        assert assemble(recipe, [(None, path)]).model.recipe.audio.framing == framing
 
 
 def test_the_released_cue_files(avss: Path, tmp_path: Path, words: dict[str, NDArray[np.float32]]) -> None:
@@ -333,6 +342,23 @@ def test_a_picture_that_is_padded_keeps_its_shape(
     assert not padded.image[0, :, 32:].any() and not padded.masks[0, 0, 8:].any()
     squeezed = stretched.masks[0, 0].unflatten(0, (8, 2)).mean(1)
     assert torch.allclose(padded.masks[0, 0, :8], squeezed, atol=0.2) and padded.masks.sum() > 1
+
+
+def test_a_few_shots_follow_the_seen_classes(words: dict[str, NDArray[np.float32]], tmp_path: Path) -> None:
+    write_v3(tmp_path / "v3", size=64)
+    recipe = recipe_of()
+    weights = None
+    layouts: tuple[Layout, Layout] = ("v3-0-shot", "v3-1-shot")
+    for layout, steps in zip(layouts, (8, 4), strict=True):
+        samples = read_dataset(tmp_path / "v3", layout, "train")
+        batches = VideoBatches(recipe, samples, layout=layout, embeddings=words)
+        built = whole(recipe) if weights is None else assemble(recipe, [(None, weights)])
+        start = built.model.state_dict()["fusion.fallback_cue"].clone()
+        if weights is not None:
+            assert torch.equal(start, weight_files.read(weights)[0]["fusion.fallback_cue"])
+        weights = train_on_videos(built, batches, tmp_path / layout)
+        lines = (tmp_path / layout / "log.jsonl").read_text().splitlines()
+        assert len(lines) == steps, "five frames of v1m and ten of v2; five of the shot: four in a step, twice"
 
 
 def test_what_can_t_be_trained_is_said(avss: Path, words: dict[str, NDArray[np.float32]], tmp_path: Path) -> None:
