@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from teso_deploy.bundle import Bundle, find_bundle_folder
-from teso_deploy.cli.loading import check_tagger, load_pipeline
+from teso_deploy.cli.loading import check_tagger, load_pipeline, open_checkpoint, wrap_checkpoint
 from teso_deploy.cli.options import BundleOption, Given, adapt, refuse_given, with_options
 from teso_deploy.cli.reports import as_markup, check_json, progress_bar, say, toml_file, write_json
+from teso_deploy.cli.values import parse_checkpoint
 from teso_deploy.cues.tracks import CueFile, read_cue_file
 from teso_deploy.errors import RecipeError
 from teso_deploy.evaluation.contact_sheet import check_sheet_file
@@ -38,6 +39,7 @@ from teso_deploy.evaluation.worst_clips import WorstClips, draw_worst_clips
 from teso_deploy.options.clips import ClipOptions
 from teso_deploy.options.engine import EngineOptions
 from teso_deploy.options.scenes import SceneOptions
+from teso_deploy.options.weights import WeightOptions
 from teso_deploy.outputs import check_apart, check_file, write_text
 from teso_deploy.pipeline.pipeline import AUTO
 
@@ -56,6 +58,22 @@ def evaluate(
     ],
     *,
     bundle: BundleOption = None,
+    weights: Annotated[
+        WeightOptions,
+        adapt(
+            helps={
+                "checkpoint": "Score a checkpoint by PyTorch, without an export: a file of `train`, or one of visual=, "
+                "audio=, text= and model= (may be repeated)."
+            }
+        ),
+    ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Recipe of the checkpoint. Default: that of --bundle, whose cue table is then used, or the one that "
+            "the checkpoint names."
+        ),
+    ] = None,
     protocol: Annotated[
         str | None,
         typer.Option(help=f"Default: avss for data with classes, avsbench for binary masks. {_PROTOCOL_HELP}."),
@@ -116,7 +134,9 @@ def evaluate(
     ] = None,
     given: Given,
 ) -> None:
-    """Score a bundle by an evaluation protocol."""
+    """Score a bundle or a checkpoint by an evaluation protocol."""
+    is_checkpoint = bool(weights.checkpoint) or weights.random_weights is not None
+    _refuse_other_engines(given, recipe, is_checkpoint=is_checkpoint)
     name = protocol or choose_protocol(dataset, clips.layout)
     entry = find_protocol(name)
     _refuse_other_options(name, entry, given)
@@ -128,15 +148,19 @@ def evaluate(
     if worst is not None:
         check_sheet_file(worst)
     check_apart(
-        [dataset, cues_file, toml_file(engine.profile), find_bundle_folder(bundle)],
+        [dataset, cues_file, toml_file(engine.profile), toml_file(recipe), find_bundle_folder(bundle)]
+        + [parse_checkpoint(text)[1] for text in weights.checkpoint],
         [json_out, markdown, plot, worst],
         [out],
     )
     if out is not None:
         check_results_folder(out)
-    opened = Bundle.open(bundle)
-    offered = _choose_cues(entry, opened, cues=cues, cues_file=cues_file)
     console = Console(stderr=True)
+    checkpoint = None
+    if is_checkpoint:
+        checkpoint = open_checkpoint(console, weights, recipe=recipe, bundle=bundle)
+    opened = checkpoint.bundle if checkpoint is not None else Bundle.open(bundle)
+    offered = _choose_cues(entry, opened, cues=cues, cues_file=cues_file)
     asked = open_protocol(
         name,
         dataset,
@@ -151,7 +175,9 @@ def evaluate(
         ),
     )
     jobs, engine = share_cores(engine, jobs)
-    pipeline = load_pipeline(console, opened, engine)
+    pipeline = (
+        load_pipeline(console, opened, engine) if checkpoint is None else wrap_checkpoint(checkpoint, engine.threads)
+    )
     worst_clips = WorstClips()
     with progress_bar(console) as bar:
         task = bar.add_task(asked.data, total=asked.count_samples())
@@ -182,6 +208,17 @@ def evaluate(
         draw_worst_clips(asked, asked.make_predictor(pipeline, offered), worst_clips, path=worst, title=title)
     for table in _make_tables(title, asked, result.scores):
         console.print(table)
+
+
+def _refuse_other_engines(given: Given, recipe: str | None, *, is_checkpoint: bool) -> None:
+    """Refuse options that do not go together with a checkpoint, or without one."""
+    if recipe is not None and not is_checkpoint:
+        raise typer.BadParameter("needs --checkpoint", param_hint="--recipe")
+    if recipe is not None and "bundle" in given:
+        raise typer.BadParameter("--recipe and --bundle exclude each other: give one", param_hint="--recipe")
+    if is_checkpoint:
+        names = ("backend", "precision", "profile", "rebuild_engines")
+        refuse_given(given, [f"engine.{name}" for name in names], "for bundles, and PyTorch runs a checkpoint")
 
 
 def _refuse_other_options(name: str, entry: ProtocolEntry, given: Given) -> None:

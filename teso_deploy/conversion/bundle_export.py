@@ -141,7 +141,7 @@ def _write_graphs(
     return graphs
 
 
-def _write_cues(folder: Path, recipe: Recipe, *, words: Sequence[str], embeddings: NDArray[np.float32]) -> CueEntry:
+def write_cues(folder: Path, recipe: Recipe, *, words: Sequence[str], embeddings: NDArray[np.float32]) -> CueEntry:
     """Write the cue table and return its entry in the manifest."""
     np.savez_compressed(folder / CUE_TABLE, names=np.array(words), embeddings=embeddings.astype(np.float16))
     return CueEntry(
@@ -225,7 +225,7 @@ def export_bundle(
     with KIND.staging(out) as folder:
         weights = {name: WeightsFile(folder / f"{name}.weights") for name in program.names}
         graphs = _write_graphs(model, weights, metadata=metadata, report=on_progress)
-        cue = _write_cues(folder, recipe, words=words, embeddings=embeddings) if takes_cues else None
+        cue = write_cues(folder, recipe, words=words, embeddings=embeddings) if takes_cues else None
         if cue is not None and encoder is not None:
             on_progress("text encoder")
             written = write_text_encoder(folder, encoder, recipe, table=table, metadata=versions)

@@ -95,6 +95,12 @@ def wrap_model(model: Model, *, device: torch.device | None = None) -> Callable[
     return make_engine
 
 
+def set_threads(threads: int | None) -> None:
+    """Set the number of threads that PyTorch uses in this process. None: keep what it chose."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 def load_pytorch(request: BackendRequest) -> Backend:
     """Load the backend: the modules of a bundle's recipe, with the weights of its canonical graphs.
 
@@ -102,8 +108,7 @@ def load_pytorch(request: BackendRequest) -> Backend:
 
     Raises :class:`BundleError` if the weights can't be read back.
     """
-    if request.threads is not None:
-        torch.set_num_threads(request.threads)
+    set_threads(request.threads)
     request.on_progress("reading the weights of the graphs")
     engines = wrap_model(restore_model(request.bundle))
     return Backend(engines)
