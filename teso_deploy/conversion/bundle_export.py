@@ -142,7 +142,17 @@ def _write_graphs(
 
 
 def write_cues(folder: Path, recipe: Recipe, *, words: Sequence[str], embeddings: NDArray[np.float32]) -> CueEntry:
-    """Write the cue table and return its entry in the manifest."""
+    """Write a cue table.
+
+    Args:
+        folder: The bundle's folder.
+        recipe: The recipe, for the number of cues and their template.
+        words: The words.
+        embeddings: (K, d_T), stored as float16.
+
+    Returns:
+        The entry in the manifest.
+    """
     np.savez_compressed(folder / CUE_TABLE, names=np.array(words), embeddings=embeddings.astype(np.float16))
     return CueEntry(
         template=recipe.text.template,
