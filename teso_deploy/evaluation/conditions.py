@@ -201,6 +201,8 @@ class Partners:
 
     def choose(self, condition: Condition, uid: str) -> str | None:
         """Return the partner of a clip; None if no clip of the data set fits."""
+        if condition.kind != "swapped" and not self._words[uid]:
+            return None
         seed = hashlib.sha256(f"{uid}\n{condition.kind}".encode()).digest()[:8]
         start = int.from_bytes(seed, "big") % len(self._uids)
         for step in range(len(self._uids)):
@@ -213,7 +215,7 @@ class Partners:
         if kind == "swapped":
             return True
         here, there = self._words[uid], self._words[other]
-        if not here or not there or here & there:
+        if not there or here & there:
             return False
         if kind == "off-screen":
             return not self._kinds[uid] & self._kinds[other]

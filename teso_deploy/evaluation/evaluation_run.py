@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from teso_deploy._version import __version__
 from teso_deploy.backends.registry import BACKENDS, DEFAULT
 from teso_deploy.cues.tracks import CueFile
 from teso_deploy.evaluation.contracts import Sample, Score
@@ -135,6 +136,7 @@ def _open_folder(
     if folder is None:
         return nullcontext()
     settings: Mapping[str, Any] = {
+        "version": __version__,  # another one may define a number differently
         "protocol": protocol.name,
         "data": protocol.data,
         "details": protocol.details,

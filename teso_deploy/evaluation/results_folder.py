@@ -61,16 +61,19 @@ class ResultsFolder(ScoringObserver[Any]):
             pass
 
     def _read_found(self, overwrite: bool) -> dict[str, Any]:
-        """Return the state that is there; empty if there is none."""
+        """Return the state that is there; empty if there is none, or if it counts lines that were removed since."""
         clear_leftovers(self.path)
         check_results_folder(self.path)
         found = _read(self.path / STATE)
-        if not found or found["settings_sha256"] == self._key:
-            return found
+        if not found:
+            return {}
+        if found["settings_sha256"] == self._key:
+            lines = self.path / LINES
+            return found if lines.is_file() and lines.stat().st_size >= found["line_bytes"] else {}
         if not overwrite:
             raise OutputError(
-                f"{self.path} has results of other settings, data or weights: name another folder, or replace them "
-                "with --overwrite"
+                f"{self.path} has results of other settings, data, weights or version: name another folder, or replace "
+                "them with --overwrite"
             )
         with explain_errors(self.path):
             for name in (STATE, REPORT, TABLE, LINES):

@@ -123,7 +123,7 @@ def score_protocol(
 
     Raises:
         DataError: A sample can't be read, and ``skip_bad`` is False. :class:`MediaError` and
-            :class:`InputNotFoundError` likewise.
+            :class:`InputNotFoundError` likewise. Or all samples were skipped.
     """
     scoring, observer = _Scoring(protocol, resume or Progress()), observer or ScoringObserver()
 
@@ -143,6 +143,8 @@ def score_protocol(
             observer.see_batch(scoring.get_progress)
         on_sample(result.sample)
     scores = scoring.finish()
+    if not scores and scoring.problems:
+        raise DataError(f"none of the {len(scoring.problems)} samples can be read; the first: {scoring.problems[0]}")
     observer.see_end(scoring.get_progress)
     return scores
 
@@ -190,7 +192,7 @@ class _Scoring(Generic[TrialType]):
 
     def __init__(self, protocol: EvaluationProtocol[TrialType], resume: Progress) -> None:
         self._protocol, self.samples, self._group = protocol, resume.samples, resume.group
-        self._scores, self._problems = list(resume.scores), list(resume.problems)
+        self._scores, self.problems = list(resume.scores), list(resume.problems)
         self._metrics: dict[str, Sequence[Metric[TrialType]]] = {}
         self._counts = {name: (samples, frames) for name, (samples, frames) in resume.counts.items()}
         self._batch: list[AnswersByCondition[TrialType]] = []
@@ -207,7 +209,7 @@ class _Scoring(Generic[TrialType]):
             self._group = key
         self.samples += 1
         if result.problem:
-            self._problems.append(result.problem)
+            self.problems.append(result.problem)
         else:
             self._batch.append(result.answers)
         if len(self._batch) == self._protocol.samples_per_batch:
@@ -217,7 +219,7 @@ class _Scoring(Generic[TrialType]):
     def get_progress(self) -> Progress:
         """Return the state. The last batch must be complete."""
         states = {name: [dump_state(metric) for metric in metrics] for name, metrics in self._metrics.items()}
-        return Progress(self.samples, self._group, dict(self._counts), states, self._scores, self._problems)
+        return Progress(self.samples, self._group, dict(self._counts), states, self._scores, self.problems)
 
     def finish(self) -> list[Score]:
         """Return the scores, averaged over the seeds of each group."""

@@ -103,12 +103,21 @@ def test_a_finished_run_is_not_run_again(avss: Path, tiny_bundle: Path, tmp_path
     assert evaluate(avss, tiny_bundle, "--out", tmp_path / "out", "--jobs", 2) == whole
 
 
+def test_a_run_whose_lines_were_removed_begins_again(avss: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    whole = evaluate(avss, tiny_bundle, "--out", out)
+    lines = (out / "clips.jsonl").read_bytes()
+    (out / "clips.jsonl").write_bytes(lines[:100])
+    assert evaluate(avss, tiny_bundle, "--out", out) == whole
+    assert (out / "clips.jsonl").read_bytes() == lines
+
+
 def test_results_of_other_settings_are_kept(avss: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     evaluate(avss, tiny_bundle, "--out", out)
     before = (out / "report.json").read_bytes()
     common = ("eval", avss, "--bundle", tiny_bundle, *COMMON, "--out", out, "--clips", 2)
-    refused(*common, names="has results of other settings, data or weights")
+    refused(*common, names="has results of other settings, data, weights or version")
     assert (out / "report.json").read_bytes() == before
     assert teso(*common, "--overwrite").code == 0
     assert json.loads((out / "report.json").read_text())["clips"] == 2
@@ -163,6 +172,23 @@ def test_a_damaged_clip_is_named_or_skipped(damaged: Path, tiny_bundle: Path, da
     assert report["rows"][0]["samples"] == 5
     assert [problem for problem in report["skipped"] if "test-1_0_5000" in problem], report["skipped"]
     assert "skipped: " in done.err and "test-1_0_5000" in said
+
+
+def test_a_damaged_first_mask_is_skipped(damaged: Path, tiny_bundle: Path) -> None:
+    path = damaged / "v1m/test-0_0_5000/labels_semantic/0.png"
+    Image.open(path).convert("RGB").save(path)
+    arguments = ("eval", damaged, "--bundle", tiny_bundle, "--cues", "none", "--protocol", "avss", "--skip-bad")
+    report = json.loads(teso(*arguments, "--json", "-").out)
+    assert report["rows"][0]["samples"] == 5 and "test-0_0_5000" in report["skipped"][0]
+
+
+def test_data_without_a_readable_clip_is_refused(damaged: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    for path in damaged.glob("v1m/test-*/audio.wav"):
+        path.write_bytes(b"RIFF")
+    out = tmp_path / "out"
+    arguments = ("eval", damaged, "--bundle", tiny_bundle, *COMMON, "--skip-bad", "--out", out)
+    refused(*arguments, names="none of the 6 samples can be read; the first: ")
+    assert "report.json" not in names_in(out)
 
 
 def test_wrong_tables_and_splits(damaged: Path, tiny_bundle: Path) -> None:

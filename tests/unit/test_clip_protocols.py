@@ -184,6 +184,26 @@ def test_what_a_data_set_without_labels_can_not_do(tmp_path: Path) -> None:
         open_clips("avss", root)
 
 
+def test_a_sound_that_only_some_clips_have_a_partner_for(tmp_path: Path) -> None:
+    root = write_avss(tmp_path, videos=3)  # dog and car, car and piano, piano and dog: the last becomes a dog
+    table = root / "metadata.csv"
+    table.write_text(table.read_text().replace(",piano_dog,", ",dog,"))
+    protocol = open_clips("avsbench", root, condition=("off-screen",))
+    assert [note.split(":")[0] for note in protocol.notes] == [
+        "only 2 of 3 clips have a partner for the condition 'off-screen'"
+    ]
+    assert score_all(protocol)["off-screen"].samples == 2
+
+
+def test_the_fingerprint_covers_the_sounds_of_all_clips(tmp_path: Path) -> None:
+    root = write_avss(tmp_path, videos=4)
+    before = open_clips("avsbench", root, clips=1).details["fingerprint"]
+    (scored,) = open_clips("avsbench", root, clips=1).samples()
+    other = next(path for path in sorted(root.glob("v1m/test-*/audio.wav")) if path != scored.content.audio)
+    other.write_bytes(other.read_bytes()[:-2000])
+    assert open_clips("avsbench", root, clips=1).details["fingerprint"] != before
+
+
 def test_a_few_clips_are_spread_over_the_data_set(avss: Path) -> None:
     every = [sample.name for sample in open_clips("avsbench", avss).samples()]
     assert [sample.name for sample in open_clips("avsbench", avss, clips=3).samples()] == every[::2]

@@ -153,7 +153,7 @@ def test_values_are_the_same_from_python_and_from_the_command_line(options: Opti
          "omit --audio-track"),
         (SoundOptions, {"mute": True, "audio_track": 1}, "--mute --audio-track 1", "omit audio_track",
          "omit --audio-track"),
-        (SoundOptions, {"noise_dbfs": 1}, "--noise-dbfs 1", "give dBFS to 0", "--noise-dbfs"),
+        (SoundOptions, {"noise_dbfs": 1}, "--noise-dbfs 1", "give dBFS from -200 to 0", "--noise-dbfs"),
         (CueOptions, {"cues": "dog", "source": "tagger"}, "--cues dog --cue-source tagger",
          "cues excludes cues_file and source", "--cues excludes --cues-file and --cue-source: give one"),
         (CueOptions, {"server": "http://h"}, "--server http://h", "add source", "add --cue-source"),

@@ -89,6 +89,7 @@ class ClipProtocol(OpenProtocol):
         self._words = {clip.uid: tuple(class_words(clip, layout)) for clip in clips}
         self._partners = Partners(self._words, find_broad_class)
         chosen = options.clips
+        self._scored = _spread(clips, chosen.clips)
         self.conditions = self._keep_possible(
             list_conditions(
                 chosen.condition,
@@ -106,7 +107,6 @@ class ClipProtocol(OpenProtocol):
             words=self._words,
             hop_seconds=get_hop_seconds(self.framing),
         )
-        self._scored = _spread(clips, chosen.clips)
         self.figures = dict(FIGURES)
         if definition is None:
             self.figures |= _SEMANTIC_FIGURES
@@ -116,11 +116,23 @@ class ClipProtocol(OpenProtocol):
             self.figures |= _MISTAKEN_FIGURES
 
     def _keep_possible(self, conditions: Sequence[Condition]) -> tuple[Condition, ...]:
-        """Remove conditions that no clip has a partner for. Raises :class:`DataError` if the user named one."""
+        """Remove conditions that no clip has a partner for. Raises :class:`DataError` if the user named one.
+
+        A condition that only some clips have a partner for is kept, and a note says so.
+        """
         kept = []
         for condition in conditions:
-            if not condition.needs_partner or any(self._partners.choose(condition, uid) for uid in self._words):
+            clips = self._scored if condition.needs_partner else ()
+            found = sum(self._partners.choose(condition, clip.uid) is not None for clip in clips)
+            if found == len(clips):
                 kept.append(condition)
+                continue
+            if found:
+                kept.append(condition)
+                self.notes.append(
+                    f"only {found} of {len(clips)} clips have a partner for the condition {condition.name!r}: its "
+                    "drops compare them with the normal sound of all clips"
+                )
                 continue
             has_words = any(self._words.values())
             why = "no clip has a partner" if has_words else f"{self._layout} does not say what sounds in a clip"
@@ -161,11 +173,11 @@ class ClipProtocol(OpenProtocol):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the clips' names and of the sizes of their files."""
+        """A hash of the clips' names and categories, and of the sizes of their files."""
         digest = hashlib.sha256()
-        for clip in self._scored:
+        for clip in self._clips:  # also those that are not scored: their sounds may replace those of others
             files = [*clip.frames, *(mask for mask in clip.masks if mask is not None), clip.audio]
-            digest.update(f"{clip.uid} {[path.stat().st_size for path in files]}\n".encode())
+            digest.update(f"{clip.uid} {clip.category} {[path.stat().st_size for path in files]}\n".encode())
         return digest.hexdigest()
 
     def count_samples(self) -> int:
@@ -299,7 +311,7 @@ def _open_clips(definition: BinaryDefinition | None, root: Path, options: Protoc
         subsets=chosen.subset or SUBSETS,
         on_problem=problems.append if options.skip_bad else None,
     )
-    if definition is None:  # refuse binary masks now, not at the first clip
+    if definition is None and not options.skip_bad:  # refuse binary masks now, not at the first clip
         load_mask(next(mask for mask in clips[0].masks if mask is not None), layout, "semantic")
     protocol = ClipProtocol(definition, clips, layout=layout, options=options)
     protocol.problems = problems
