@@ -20,10 +20,9 @@ from teso_deploy.evaluation.clip_predictor import CLIP_CUE_WAYS, ClipCueWay, che
 from teso_deploy.evaluation.contact_sheet import check_sheet_file, save_sheet
 from teso_deploy.evaluation.datasets.contracts import VideoSample
 from teso_deploy.evaluation.datasets.reading import detect_layout, read_dataset
-from teso_deploy.evaluation.datasets.registry import LAYOUTS, Layout, load_layout
+from teso_deploy.evaluation.datasets.registry import Layout, find_layout, load_layout
 from teso_deploy.evaluation.figure_rows import FigureMaker, choose_clips, find_clips
 from teso_deploy.evaluation.figures import FIGURES, FigureEntry, find_figure
-from teso_deploy.evaluation.prediction_files import SEMANTIC
 from teso_deploy.media.heat_map import draw_scale
 from teso_deploy.options.clips import ClipOptions
 from teso_deploy.options.engine import EngineOptions
@@ -151,11 +150,8 @@ def _open_bundles(given: Sequence[tuple[str | None, Path]]) -> dict[str, Bundle]
 
 def _read_clips(data: Path, entry: FigureEntry, options: ClipOptions) -> tuple[Layout, list[VideoSample]]:
     """Read the clips that a figure may show. Raises what :func:`read_dataset` raises."""
-    layout = next((known for known in LAYOUTS if known == options.layout), None)
-    if options.layout is not None and layout is None:
-        raise DataError(f"there is no layout {options.layout!r}: name one of {', '.join(LAYOUTS)}")
-    layout = layout or detect_layout(data)
-    if entry.kind == "semantic" and load_layout(layout).protocol != SEMANTIC:
+    layout = detect_layout(data) if options.layout is None else find_layout(options.layout)
+    if entry.kind == "semantic" and not load_layout(layout).has_classes:
         others = ", ".join(other.name for other in FIGURES.values() if other.kind == "binary")
         raise DataError(f"figure {entry.name} shows classes, which {layout} does not have: name one of {others}")
     subsets = options.subset or entry.subsets

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from teso_deploy.errors import DataError
 from teso_deploy.evaluation.datasets.contracts import DataLayout
 from teso_deploy.named_objects import load_object
 
@@ -50,6 +51,9 @@ def load_layout(name: Layout) -> DataLayout:
     return layout
 
 
-def find_layout(name: str) -> Layout | None:
-    """Return the layout of this name; None if there is none."""
-    return next((layout for layout in LAYOUTS if layout == name), None)
+def find_layout(name: str) -> Layout:
+    """Return the layout of this name. Raises :class:`DataError` if there is none."""
+    for layout in LAYOUTS:
+        if layout == name:
+            return layout
+    raise DataError(f"there is no layout {name!r}: name one of {', '.join(LAYOUTS)}")

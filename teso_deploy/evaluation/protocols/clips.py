@@ -32,7 +32,7 @@ from teso_deploy.evaluation.contracts import Answered, Metric, Sample, Score
 from teso_deploy.evaluation.datasets.avss import list_avss_classes
 from teso_deploy.evaluation.datasets.contracts import SUBSETS, VideoSample
 from teso_deploy.evaluation.datasets.reading import detect_layout, load_mask, read_dataset
-from teso_deploy.evaluation.datasets.registry import LAYOUTS, Layout, load_layout
+from teso_deploy.evaluation.datasets.registry import Layout, find_layout, load_layout
 from teso_deploy.evaluation.datasets.words import class_words, find_broad_class
 from teso_deploy.evaluation.filtering_predictor import FilteringPredictor
 from teso_deploy.evaluation.metrics import BINARY_DEFINITIONS, BinaryDefinition, combine_auc
@@ -302,7 +302,7 @@ def _spread(clips: Sequence[VideoSample], count: int | None) -> Sequence[VideoSa
 
 def _open_clips(definition: BinaryDefinition | None, root: Path, options: ProtocolOptions) -> ClipProtocol:
     chosen = options.clips
-    layout = _find_layout(chosen.layout) or detect_layout(root)
+    layout = detect_layout(root) if chosen.layout is None else find_layout(chosen.layout)
     problems: list[str] = []
     clips = read_dataset(
         root,
@@ -316,15 +316,6 @@ def _open_clips(definition: BinaryDefinition | None, root: Path, options: Protoc
     protocol = ClipProtocol(definition, clips, layout=layout, options=options)
     protocol.problems = problems
     return protocol
-
-
-def _find_layout(name: str | None) -> Layout | None:
-    for layout in LAYOUTS:
-        if name == layout:
-            return layout
-    if name is not None:
-        raise DataError(f"there is no layout {name!r}: name one of {', '.join(LAYOUTS)}")
-    return None
 
 
 def _make_opener(definition: BinaryDefinition | None) -> Callable[[Path, ProtocolOptions], ClipProtocol]:
