@@ -18,8 +18,8 @@ from teso_deploy.evaluation.stored_results import ClipScore
 #: Numbers in the counts of one chunk of resamples: 8 MB.
 _MOST_COUNTS = 1_000_000
 _QUANTILES = (0.025, 0.975)
-#: Numbers that are defined for a batch of frames, here a clip. Others are means over frames.
-_PER_CLIP = frozenset({"f_score", "s"})
+#: Numbers that a protocol averages over batches, here clips. Others are means over frames.
+_PER_CLIP = frozenset({"miou", "f_score", "s"})
 Array = NDArray[np.float64]
 
 
