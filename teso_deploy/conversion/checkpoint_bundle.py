@@ -41,6 +41,7 @@ from teso_deploy.models.assembly import Assembly, assemble
 from teso_deploy.models.checkpoints import read_recipe
 from teso_deploy.models.methods import Model, build_model, find_method
 from teso_deploy.models.state_dicts import Averaging
+from teso_deploy.models.weight_files import read_metadata
 from teso_deploy.recipe import Recipe
 from teso_deploy.resources import cache_folder
 
@@ -105,6 +106,7 @@ def open_checkpoint(
 def _read_only_recipe(files: Sequence[tuple[str | None, Path]]) -> Recipe:
     """Return the recipe that a file of `train` names. Raises :class:`CheckpointError`."""
     if len(files) == 1 and files[0][0] in (None, "model"):
+        read_metadata(files[0][1])  # a file that can't be read is another mistake
         try:
             return read_recipe(files[0][1])
         except CheckpointError as error:

@@ -123,4 +123,7 @@ def test_bad_combinations_are_refused(avss: Path, checkpoint: Path, tiny_bundle:
     fails("--checkpoint", checkpoint, "--recipe", "teso-m2f-swin-t", names="does not fit the recipe")
     save(build_model(Bundle.open(tiny_bundle).recipe, 0), tmp_path / "nameless.safetensors")
     fails("--checkpoint", tmp_path / "nameless.safetensors", names="name the recipe with --recipe")
+    (tmp_path / "damaged.safetensors").write_bytes(b"damaged")
+    damaged = teso("eval", avss, "--checkpoint", tmp_path / "damaged.safetensors", *OPTIONS)
+    assert damaged.code == 2 and "--recipe" not in damaged.err
     fails("--checkpoint", checkpoint, "--json", checkpoint, names="is also an input")
