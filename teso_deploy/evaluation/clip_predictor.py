@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from teso_deploy.cues.contracts import CueAnswer
 from teso_deploy.cues.timed import TimedCues
 from teso_deploy.cues.tracks import CueFile, CueTrack
 from teso_deploy.errors import CueError, DataError
@@ -15,7 +16,7 @@ from teso_deploy.evaluation.clip_trials import ClipTrial
 from teso_deploy.evaluation.contracts import Prediction
 from teso_deploy.evaluation.datasets.contracts import VideoSample
 from teso_deploy.pipeline.pipeline import AUTO, Offered, Pipeline, Stream
-from teso_deploy.types import AudioWindow, Frame, ImageSize, Segmentation
+from teso_deploy.types import AudioWindow, Cues, Frame, ImageSize, Segmentation
 
 #: How cues are chosen for a clip: by the bundle's tagger, the words of the clip's labels, or none at all.
 ClipCueWay = Literal["auto", "labels", "none"]
@@ -43,7 +44,7 @@ class ClipPredictor:
     ) -> None:
         self._pipeline, self._size = pipeline, size
         self._cues: ClipCueWay | CueFile = cues if pipeline.program.takes("cues") else "none"
-        self._known = set(pipeline.cue_table.names) if self._cues == "labels" else set()
+        self._cues_by_words: dict[tuple[str, ...], Cues] = {}
         self._classes = None if classes is None else np.array([0, *classes], np.uint8)
         self._looks_back = bool(pipeline.program.past_frames or pipeline.program.past_windows)
         self._local = threading.local()
@@ -79,7 +80,9 @@ class ClipPredictor:
             track = get_clip_track(self._cues, trial.clip)
             return TimedCues(self._pipeline.cue_names, track).at(trial.pts_seconds)
         if self._cues == "labels":
-            return [word for word in trial.words if word in self._known]
+            if trial.words not in self._cues_by_words:
+                self._cues_by_words[trial.words] = look_up_labels(self._pipeline, trial.words)
+            return self._cues_by_words[trial.words]
         return AUTO if self._cues == "auto" else None
 
     def _get_stream(self, trial: ClipTrial) -> Stream:
@@ -95,6 +98,15 @@ class ClipPredictor:
             streams = {**(streams if is_same_clip else {}), key: self._pipeline.open_stream()}
             self._local.streams = streams
         return streams[key]
+
+
+def look_up_labels(pipeline: Pipeline, words: Sequence[str]) -> Cues:
+    """Return the cues for the words of a clip's labels.
+
+    Without a text encoder in the bundle, a word that its table lacks is replaced by the noun that it ends in
+    ("emergency car", "car"), or omitted.
+    """
+    return pipeline.cue_names.look_up_answer(CueAnswer(tuple(words), "manual"))
 
 
 def get_clip_track(cues: CueFile, clip: VideoSample) -> CueTrack:

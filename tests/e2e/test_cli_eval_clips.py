@@ -17,7 +17,7 @@ from teso_deploy.evaluation import results_folder
 from teso_deploy.evaluation.clip_predictor import ClipPredictor
 from teso_deploy.evaluation.clip_trials import ClipTrial
 from teso_deploy.evaluation.contracts import Prediction
-from tests.support.avs_layouts import write_avss, write_s4
+from tests.support.avs_layouts import write_avss, write_ms3, write_s4
 from tests.support.commands import names_in, refused, teso
 
 COMMON = ("--cues", "labels", "--protocol", "avsbench", "--condition", "muted", "--noise-snr", 10)
@@ -249,6 +249,15 @@ def test_cues_of_a_file(avss: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     del released["test-3"]
     cues.write_text(json.dumps(released))
     refused(*arguments, "--protocol", "avsbench", names="but not of 'test-3_0_5000'")
+
+
+def test_labels_as_cues(damaged: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    table = damaged / "metadata.csv"
+    table.write_text(table.read_text().replace("dog_car", "sorna_emergency-car"))
+    report = evaluate(damaged, tiny_bundle)
+    assert report["notes"] == ["tiny has no embedding for the labels sorna, which are not offered as cues"]
+    arguments = ("eval", write_ms3(tmp_path), "--bundle", tiny_bundle, "--cues", "labels")
+    refused(*arguments, names="ms3 does not say what sounds in a clip: give --cues auto or --cues-file")
 
 
 def test_silence_is_not_a_damaged_sound(damaged: Path, tiny_bundle: Path) -> None:

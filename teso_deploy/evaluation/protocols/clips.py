@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from teso_deploy.cues.tracks import CueFile
-from teso_deploy.errors import DataError
+from teso_deploy.errors import CueError, DataError
 from teso_deploy.evaluation.clip_metrics import (
     BinaryMasks,
     CueNames,
@@ -25,7 +25,13 @@ from teso_deploy.evaluation.clip_metrics import (
     TrueMasks,
     WordIous,
 )
-from teso_deploy.evaluation.clip_predictor import ClipPredictor, check_clip_cues, check_cue_way, match_classes
+from teso_deploy.evaluation.clip_predictor import (
+    ClipPredictor,
+    check_clip_cues,
+    check_cue_way,
+    look_up_labels,
+    match_classes,
+)
 from teso_deploy.evaluation.clip_trials import ClipReader, ClipTrial
 from teso_deploy.evaluation.conditions import NORMAL, Condition, Partners, list_conditions
 from teso_deploy.evaluation.contracts import Answered, Metric, Sample, Score
@@ -216,13 +222,15 @@ class ClipProtocol(OpenProtocol):
     def make_predictor(self, pipeline: Pipeline, cues: str | CueFile) -> ClipPredictor:
         """Make a model under test, with cues chosen in one of the registry's ``cue_ways`` or read from a file.
 
-        Raises :class:`CueError` for words without an embedding and for clips that the file lacks, :class:`DataError`
-        if the bundle has other classes than the data set.
+        Raises :class:`CueError` for words without an embedding, for clips that the file lacks, and for labels as cues
+        if the data set has none. Raises :class:`DataError` if the bundle has other classes than the data set.
         """
         if isinstance(cues, CueFile):
             check_clip_cues(cues, self._scored, pipeline)
         else:
             cues = check_cue_way(cues)
+            if cues == "labels" and pipeline.program.takes("cues"):
+                self._check_labels(pipeline)
         make = FilteringPredictor if self._options.filters_by_cues else ClipPredictor
         if self._definition is not None:
             return make(pipeline, cues, size=self._definition.size)
@@ -237,6 +245,17 @@ class ClipProtocol(OpenProtocol):
         if lost:
             self.notes.append(f"{name}'s classes {', '.join(lost)} are scored as background")
         return make(pipeline, cues, classes=numbers)
+
+    def _check_labels(self, pipeline: Pipeline) -> None:
+        """Note labels that can't be cues. Raises :class:`CueError` if the data set has no labels."""
+        words = sorted({word for clip in self._scored for word in self._words[clip.uid]})
+        if not words:
+            raise CueError(f"{self._layout} does not say what sounds in a clip: give --cues auto or --cues-file")
+        if lost := [word for word in words if not look_up_labels(pipeline, [word]).names]:
+            name = pipeline.bundle.manifest.name
+            self.notes.append(
+                f"{name} has no embedding for the labels {', '.join(lost)}, which are not offered as cues"
+            )
 
     def describe_sample(self, sample: Sample, answers: Mapping[str, Answered[ClipTrial]]) -> list[dict[str, Any]]:
         """Return the scores of a clip alone, with its words and the sums over its frames by class."""
