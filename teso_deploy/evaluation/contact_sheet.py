@@ -90,8 +90,7 @@ def save_sheet(
     """Write rows of labelled pictures as one picture.
 
     Many rows stand in blocks side by side. The headings stand at the top if all rows have the same, otherwise above
-    each row. Text that is too long for its
-    place is cut.
+    each row. Text that is too long for its place is cut.
 
     Args:
         path: A .png, .jpg or .jpeg file.
@@ -135,9 +134,9 @@ class _Table:
         headings = scaled[0][1] if len(rows) > 1 and all(texts == scaled[0][1] for _, texts, _ in scaled) else None
         columns = max(len(images) for *_, images in scaled)
         widths = [max(images[i].width for *_, images in scaled if i < len(images)) for i in range(columns)]
-        above = 0 if headings else _line(_HEADING)
+        above = 0 if headings else _get_line_height(_HEADING)
         heights = [
-            (_line(_CAPTION) if title else 0) + above + max(image.height for image in images) + _GAP
+            (_get_line_height(_CAPTION) if title else 0) + above + max(image.height for image in images) + _GAP
             for title, _, images in scaled
         ]
         return cls(scaled, widths, heights, headings)
@@ -159,7 +158,7 @@ class _Table:
 
     def measure_height(self, blocks: Sequence[range]) -> int:
         """Return the height of the highest block."""
-        above = _line(_HEADING) if self.headings else 0
+        above = _get_line_height(_HEADING) if self.headings else 0
         return above + max(sum(self.heights[number] for number in block) for block in blocks)
 
     def draw(self, sheet: Image.Image, block: range, place: tuple[int, int]) -> None:
@@ -173,7 +172,7 @@ class _Table:
         pen, (left, top), width = ImageDraw.Draw(sheet), place, self.width - _GAP
         if self.headings:
             self._write_headings(pen, self.headings, place)
-            top += _line(_HEADING)
+            top += _get_line_height(_HEADING)
         for number in block:
             title, texts, images = self.rows[number]
             end = top + self.heights[number]
@@ -181,7 +180,7 @@ class _Table:
                 top = _write(pen, title, (left, top), size=_CAPTION, width=width)
             if not self.headings:
                 self._write_headings(pen, texts, (left, top))
-                top += _line(_HEADING)
+                top += _get_line_height(_HEADING)
             x = left
             for image, column in zip(images, self.widths, strict=False):
                 sheet.paste(image, (x, top))
@@ -203,9 +202,9 @@ def _draw_sheet(
     between = _BETWEEN * (len(blocks) - 1)
     width = max(_GAP + table.width * len(blocks) + between, _GAP * 2 + (footer.shape[1] if footer is not None else 0))
     names = _place_legend(legend, width)
-    top = _GAP + (_line(_TITLE) if title else 0)
+    top = _GAP + (_get_line_height(_TITLE) if title else 0)
     below = top + table.measure_height(blocks)
-    height = below + (names[-1][1] + _line(_HEADING) if names else 0)
+    height = below + (names[-1][1] + _get_line_height(_HEADING) if names else 0)
     height += len(footer) + _GAP if footer is not None else 0
     if max(width, height) > MOST_PIXELS:
         raise OutputError(f"{path} would be {width} × {height} pixels large: ask for fewer rows or columns")
@@ -231,7 +230,7 @@ def _scale(picture: Picture) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC)
 
 
-def _line(size: int) -> int:
+def _get_line_height(size: int) -> int:
     """Return the height of a line of text."""
     return round(size * 1.4)
 
@@ -241,7 +240,7 @@ def _write(
 ) -> int:
     """Write one line, and return where the next one begins."""
     pen.text(place, fit_text(text, size, width), color, load_font(size))  # type: ignore[arg-type]
-    return place[1] + _line(size)
+    return place[1] + _get_line_height(size)
 
 
 def _place_legend(legend: Mapping[int, str], width: int) -> list[tuple[int, int, int, str]]:
@@ -251,7 +250,7 @@ def _place_legend(legend: Mapping[int, str], width: int) -> list[tuple[int, int,
         text = fit_text(name, _HEADING, width - _HEADING - 3 * _GAP)
         wide = _HEADING + 3 * _GAP + round(font.getlength(text))
         if x > _GAP and x + wide > width:
-            x, y = _GAP, y + _line(_HEADING)
+            x, y = _GAP, y + _get_line_height(_HEADING)
         places.append((x, y, label, text))
         x += wide
     return places

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from teso_deploy.evaluation.conditions import Partners
 from teso_deploy.evaluation.contact_sheet import Picture, SheetRow, draw_labels, draw_mask, fit_picture
 from teso_deploy.evaluation.datasets.avss import list_avss_classes
 from teso_deploy.evaluation.datasets.contracts import VideoSample
-from teso_deploy.evaluation.datasets.reading import load_mask
+from teso_deploy.evaluation.datasets.reading import load_mask, spread_evenly
 from teso_deploy.evaluation.datasets.registry import Layout
 from teso_deploy.evaluation.datasets.words import class_words, find_broad_class
 from teso_deploy.evaluation.figures import FigureColumn, FigureEntry
@@ -24,8 +23,6 @@ from teso_deploy.evaluation.protocols.clips import SYNONYMS
 from teso_deploy.media.heat_map import draw_heat_map
 from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.types import Framing, get_hop_seconds
-
-_Value = TypeVar("_Value")
 
 
 def choose_clips(clips: Sequence[VideoSample], count: int) -> list[VideoSample]:
@@ -54,19 +51,12 @@ def choose_clips(clips: Sequence[VideoSample], count: int) -> list[VideoSample]:
 
 def _choose_of_subset(categories: list[list[int]], count: int) -> list[int]:
     if len(categories) == 1:
-        return _spread(categories[0], count)
+        return spread_evenly(categories[0], count)
     chosen: list[int] = []
     while categories and len(chosen) < count:
-        chosen += [numbers.pop(0) for numbers in _spread(categories, count - len(chosen))]
+        chosen += [numbers.pop(0) for numbers in spread_evenly(categories, count - len(chosen))]
         categories = [numbers for numbers in categories if numbers]
     return chosen
-
-
-def _spread(values: Sequence[_Value], count: int) -> list[_Value]:
-    """Return at most ``count`` values that are evenly spread."""
-    if count >= len(values):
-        return list(values)
-    return [values[k * len(values) // count] for k in range(count)]
 
 
 def find_clips(clips: Sequence[VideoSample], uids: Sequence[str]) -> list[VideoSample]:

@@ -18,7 +18,7 @@ class FigureColumn:
     Attributes:
         heading: What is special about it; empty for the model's masks as they are.
         condition: The sound.
-        has_cues: Whether cues are offered. Columns without are left out for a method without text.
+        has_cues: Whether cues are offered. Columns without cues are omitted for a method without text.
         is_heat_map: Whether it shows the probability of what sounds, instead of masks.
     """
 

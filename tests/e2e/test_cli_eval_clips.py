@@ -128,7 +128,7 @@ def test_a_folder_with_other_files_is_refused(avss: Path, tiny_bundle: Path, tmp
     arguments = ("eval", avss, "--bundle", tiny_bundle, "--out")
     refused(*arguments, tmp_path, names="has files that are not of an evaluation")
     refused(*arguments, avss / "v1m", names="is inside")
-    refused(*arguments, tmp_path / "no" / "out", names="no")
+    refused(*arguments, tmp_path / "no" / "out", names="make it first")
     assert names_in(tmp_path) == ["thesis.tex"]
 
 

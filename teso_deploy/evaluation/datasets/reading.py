@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from teso_deploy.errors import DataError, InputNotFoundError, TesoError
 from teso_deploy.evaluation.datasets.contracts import SUBSETS, DataLayout, DataRow, MaskKind, Split, VideoSample
 from teso_deploy.evaluation.datasets.registry import LAYOUTS, Layout, load_layout
+
+_Value = TypeVar("_Value")
 
 
 def detect_layout(root: Path) -> Layout:
@@ -106,6 +108,13 @@ def open_dataset(root: Path, layout: Layout | None) -> tuple[Layout, DataLayout,
     if folder is None:
         raise DataError(f"{root} does not have the layout {name}: it should have {known.mark}")
     return name, known, folder
+
+
+def spread_evenly(values: Sequence[_Value], count: int | None) -> list[_Value]:
+    """Return at most ``count`` values that are spread evenly over all, in their order; None: all of them."""
+    if count is None or count >= len(values):
+        return list(values)
+    return [values[k * len(values) // count] for k in range(count)]
 
 
 def load_mask(path: Path, layout: Layout, kind: MaskKind) -> NDArray[np.uint8]:

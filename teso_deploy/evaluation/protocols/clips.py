@@ -37,7 +37,7 @@ from teso_deploy.evaluation.conditions import NORMAL, Condition, Partners, list_
 from teso_deploy.evaluation.contracts import Answered, Metric, Sample, Score
 from teso_deploy.evaluation.datasets.avss import list_avss_classes
 from teso_deploy.evaluation.datasets.contracts import SUBSETS, VideoSample
-from teso_deploy.evaluation.datasets.reading import detect_layout, load_mask, read_dataset
+from teso_deploy.evaluation.datasets.reading import detect_layout, load_mask, read_dataset, spread_evenly
 from teso_deploy.evaluation.datasets.registry import Layout, find_layout, load_layout
 from teso_deploy.evaluation.datasets.words import class_words, find_broad_class
 from teso_deploy.evaluation.filtering_predictor import FilteringPredictor
@@ -95,7 +95,7 @@ class ClipProtocol(OpenProtocol):
         self._words = {clip.uid: tuple(class_words(clip, layout)) for clip in clips}
         self._partners = Partners(self._words, find_broad_class)
         chosen = options.clips
-        self._scored = _spread(clips, chosen.clips)
+        self._scored = spread_evenly(clips, chosen.clips)
         self.conditions = self._keep_possible(
             list_conditions(
                 chosen.condition,
@@ -310,13 +310,6 @@ def compute_drop(normal: float | None, value: float | None) -> float | None:
     0.5
     """
     return None if normal is None or value is None or normal == 0 else (normal - value) / normal
-
-
-def _spread(clips: Sequence[VideoSample], count: int | None) -> Sequence[VideoSample]:
-    """Choose a number of clips that are spread evenly over all; None: all of them."""
-    if count is None or count >= len(clips):
-        return clips
-    return [clips[k * len(clips) // count] for k in range(count)]
 
 
 def _open_clips(definition: BinaryDefinition | None, root: Path, options: ProtocolOptions) -> ClipProtocol:
