@@ -137,6 +137,8 @@ def evaluate(
     """Score a bundle or a checkpoint by an evaluation protocol."""
     is_checkpoint = bool(weights.checkpoint) or weights.random_weights is not None
     _refuse_other_engines(given, recipe, is_checkpoint=is_checkpoint)
+    if overwrite and out is None:
+        raise typer.BadParameter("needs --out", param_hint="--overwrite")
     name = protocol or choose_protocol(dataset, clips.layout)
     entry = find_protocol(name)
     _refuse_other_options(name, entry, given)

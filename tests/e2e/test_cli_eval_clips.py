@@ -233,6 +233,15 @@ def test_options_of_other_protocols_are_refused(avss: Path, media_folder: Path, 
     assert done.code == 2 and "--seeds is for composed-scenes: omit it" in done.err
 
 
+def test_options_without_effect_are_refused(avss: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    arguments = ("eval", avss, "--bundle", tiny_bundle, "--cues", "none", "--protocol", "avsbench")
+    refused(*arguments, "--mistakes", names="--mistakes is for the protocol avss: omit it")
+    done = teso(*arguments, "--overwrite")
+    assert done.code == 2 and "--overwrite: needs --out" in done.err
+    arguments = ("eval", write_s4(tmp_path), "--bundle", tiny_bundle, "--cues", "none", "--subset", "v1m")
+    refused(*arguments, names="the layout s4 has no subset v1m: it has v1s, omit --subset")
+
+
 def test_the_default_protocol_is_that_of_the_data(tmp_path: Path, tiny_bundle: Path) -> None:
     done = teso("eval", write_s4(tmp_path), "--bundle", tiny_bundle, "--json", "-", "--cues", "none")
     report = json.loads(done.out)

@@ -43,6 +43,7 @@ from teso_deploy.evaluation.datasets.words import class_words, find_broad_class
 from teso_deploy.evaluation.filtering_predictor import FilteringPredictor
 from teso_deploy.evaluation.metrics import BINARY_DEFINITIONS, BinaryDefinition, combine_auc
 from teso_deploy.evaluation.protocols.registry import OpenProtocol, ProtocolOptions
+from teso_deploy.options.clips import ClipOptions
 from teso_deploy.pipeline.pipeline import Pipeline
 from teso_deploy.types import Framing, get_hop_seconds
 
@@ -315,6 +316,7 @@ def compute_drop(normal: float | None, value: float | None) -> float | None:
 def _open_clips(definition: BinaryDefinition | None, root: Path, options: ProtocolOptions) -> ClipProtocol:
     chosen = options.clips
     layout = detect_layout(root) if chosen.layout is None else find_layout(chosen.layout)
+    _refuse_ignored_options(definition, layout, chosen)
     problems: list[str] = []
     clips = read_dataset(
         root,
@@ -328,6 +330,15 @@ def _open_clips(definition: BinaryDefinition | None, root: Path, options: Protoc
     protocol = ClipProtocol(definition, clips, layout=layout, options=options)
     protocol.problems = problems
     return protocol
+
+
+def _refuse_ignored_options(definition: BinaryDefinition | None, layout: Layout, chosen: ClipOptions) -> None:
+    """Raise :class:`DataError` for options that this protocol or layout would ignore."""
+    if definition is not None and chosen.mistakes:
+        raise DataError("--mistakes is for the protocol avss: omit it")
+    subsets = load_layout(layout).subsets
+    if lost := [subset for subset in chosen.subset if subset in SUBSETS and subset not in subsets]:
+        raise DataError(f"the layout {layout} has no subset {lost[0]}: it has {', '.join(subsets)}, omit --subset")
 
 
 def _make_opener(definition: BinaryDefinition | None) -> Callable[[Path, ProtocolOptions], ClipProtocol]:
