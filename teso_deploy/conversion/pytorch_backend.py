@@ -67,8 +67,7 @@ class PyTorchStage:
         tensors = (
             value.value if isinstance(value, _Output) else torch.tensor(value, device=self._device) for value in given
         )
-        with torch.backends.cudnn.flags(allow_tf32=False):  # by default, its convolutions round to TF32
-            return self._engine.run(dict(zip(self.inputs, tensors, strict=True)))
+        return self._engine.run(dict(zip(self.inputs, tensors, strict=True)))
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the module on the inputs by name and return its outputs. Other names are ignored."""
@@ -82,11 +81,16 @@ class PyTorchStage:
 def wrap_model(model: Model, *, device: torch.device | None = None) -> Callable[[Bundle, str], PyTorchStage]:
     """Return a factory of engines that run a model's modules.
 
+    On a GPU, cuDNN's convolutions no longer round to TF32 in the whole process, as they do by default.
+
     Args:
         model: The model, which is moved to the device.
         device: Where it runs. Default: a GPU if PyTorch finds one, otherwise the CPU.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type != "cpu":
+        # Not by `cudnn.flags(allow_tf32=False)`, which also turns cuDNN off, and is not safe with several threads.
+        torch.backends.cudnn.allow_tf32 = False
     stages = wrap_modules(model.to(device))
 
     def make_engine(bundle: Bundle, graph: str) -> PyTorchStage:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from teso_deploy.bundle import Bundle, write_manifest
 from teso_deploy.conversion.bundle_export import export_bundle
-from teso_deploy.conversion.pytorch_backend import wrap_model
+from teso_deploy.conversion.pytorch_backend import PyTorchStage, wrap_model
 from teso_deploy.conversion.restoring import restore_model
 from teso_deploy.errors import BundleError
 from teso_deploy.models.methods import build_model
@@ -80,6 +80,17 @@ def test_weights_of_segpref_are_read_back(shared: Path) -> None:
     fusion = build_model(recipe, 3).get_submodule("fusion").state_dict()
     for name, value in restored.get_submodule("fusion").state_dict().items():
         torch.testing.assert_close(value, fusion[name])
+
+
+def test_modules_run_with_cudnn() -> None:
+    class Recorder:
+        inputs, outputs = ("image",), ("mask",)
+
+        def run(self, feeds: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {"mask": torch.tensor(float(torch.backends.cudnn.enabled))}
+
+    stage = PyTorchStage("encoder", Recorder(), torch.device("cpu"))  # type: ignore[arg-type]
+    assert stage.run({"image": np.zeros(1, np.float32)})["mask"] == 1
 
 
 def test_another_model_s_modules_are_not_the_bundle_s(tiny_bundle: Path, tiny_recipe: Recipe) -> None:
