@@ -152,7 +152,8 @@ class FrameAccuracy(_NoClasses):
 class CueNames(_NoClasses):
     """``cue_precision`` and ``masked_cue_precision``: whether the cues name what sounds (REC#1 and REC#2).
 
-    Frames of clips without words, and answers without cues, are omitted.
+    Frames of clips without words, and answers of methods without text, are omitted. If no cue was offered, all words of
+    the frame count as missed.
     """
 
     def __init__(self) -> None:
