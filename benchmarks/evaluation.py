@@ -42,11 +42,13 @@ class Run:
     Attributes:
         report: Its report.
         seconds: How long it took, with loading.
+        cpu_seconds: How long all of its threads computed together. Other processes change it little.
         peak_megabytes: The most memory that the process had.
     """
 
     report: Mapping[str, Any]
     seconds: float
+    cpu_seconds: float
     peak_megabytes: float
 
 
@@ -63,7 +65,8 @@ def finish_evaluation(process: subprocess.Popen[bytes], out: Path, started: floa
     if process.returncode:
         raise RuntimeError(f"{' '.join(map(str, process.args))} ended with {process.returncode}")  # type: ignore[arg-type]
     report = json.loads((out / REPORT).read_text(encoding="utf-8"))
-    return Run(report, time.monotonic() - started, usage.ru_maxrss / 1024)
+    seconds, cpu_seconds = time.monotonic() - started, usage.ru_utime + usage.ru_stime
+    return Run(report, seconds, cpu_seconds, usage.ru_maxrss / 1024)
 
 
 def run_evaluation(data: Path, out: Path, arguments: Sequence[str]) -> Run:
@@ -130,6 +133,7 @@ def measure(data: Path, work: Path, common: Sequence[str]) -> tuple[dict[str, An
         "frames": normal["frames"],
         "sounds": len(whole.report["rows"]),
         "seconds_per_clip": round(whole.seconds / clips, 3),
+        "cpu_seconds_per_clip": round(whole.cpu_seconds / clips, 3),
         "peak_megabytes": round(whole.peak_megabytes),
         f"peak_megabytes_{FEW_CLIPS}_clips": round(few.peak_megabytes),
         "continued_is_equal": continued.report == whole.report,
