@@ -116,7 +116,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "benchmarks.tables:main",
         "the paper's tables on data sets of clips, and which of its claims hold there",
         required="--data FOLDER",
-        quick=("--limit", "1"),
+        quick=("--clips", "1"),
     ),
     "captioners": Benchmark(
         "benchmarks.captioners:main",

@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("tables", nargs="*", help="default: all shipped ones")
     parser.add_argument("--data", type=Path, action="append", required=True)
     parser.add_argument("--bundle", action="append", help="default: the shipped one")
-    parser.add_argument("--limit", type=int, help="clips of each data set; default: all")
+    parser.add_argument("--clips", type=int, help="clips of each data set; default: all")
     parser.add_argument("--work", type=Path, help="keeps the results of each evaluation")
     parser.add_argument("--threads", type=int, help="for each clip; default: the cores are shared")
     parser.add_argument("--jobs", type=int, help="clips at the same time; default: one for each core")
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         jobs, engine = share_cores(EngineOptions(threads=given.threads), given.jobs)
         evaluator = BundleEvaluator(
             # Classes that a data set lacks are scored as background, so that every table has its numbers.
-            EvaluationSettings(clips=given.limit, jobs=jobs, skip_bad=True, work=given.work),
+            EvaluationSettings(clips=given.clips, jobs=jobs, skip_bad=True, work=given.work),
             load=lambda bundle: Pipeline.load(bundle, engine),
             begin=_begin,
         )
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "schema_version": 1,
         "rows": [summarize(result) for result in results],
         "bound_by": "Each page in tables/ says what was scored, and why a number or a judgement is missing.",
-        "environment": environment_of(engine.threads or 1, Bundle.open(plain.folder), clips=given.limit or "all"),
+        "environment": environment_of(engine.threads or 1, Bundle.open(plain.folder), clips=given.clips or "all"),
     }
     record("tables", "The paper's tables on our data", report, out=given.out)
     return 0

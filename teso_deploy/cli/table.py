@@ -62,7 +62,9 @@ def table(
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the data sets: train, val or test.")] = "test",
-    limit: Annotated[int | None, typer.Option(min=1, help="Score only this many clips of each data set.")] = None,
+    clips: Annotated[
+        int | None, typer.Option(min=1, help="Score only this many clips of each data set, spread over it.")
+    ] = None,
     skip_bad: Annotated[
         bool,
         typer.Option("--skip-bad", help="Skip and count clips that can't be read, and classes that the data lacks."),
@@ -111,7 +113,7 @@ def table(
     jobs, engine = share_cores(engine, jobs)
     with progress_bar(console) as bar:
         evaluate = BundleEvaluator(
-            EvaluationSettings(split, limit, jobs, skip_bad, work),
+            EvaluationSettings(split, clips, jobs, skip_bad, work),
             load=lambda opened: Pipeline.load(opened, engine, on_note=lambda note: say(console, note)),
             begin=lambda what, count: _add_task(bar, what, count),
         )

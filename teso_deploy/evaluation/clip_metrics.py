@@ -25,18 +25,19 @@ from teso_deploy.evaluation.metrics import (
 from teso_deploy.types import ImageSize
 
 Batch = Sequence[Answered[ClipTrial]]
-_PUBLISHED = ("miou", "f_score")
+#: The size at which AVSBench's program compares classes. It resizes truth to the nearest pixel.
+SEMANTIC_SIZE: ImageSize = (224, 224)
 
 
 def _list_answers(batch: Batch) -> Iterator[tuple[ClipTrial, Prediction]]:
     return (answer for sample in batch for answer in sample)
 
 
-def resize_truth(truth: NDArray[np.uint8], size: ImageSize) -> NDArray[np.uint8]:
+def resize_mask(mask: NDArray[np.uint8], size: ImageSize) -> NDArray[np.uint8]:
     """Resize a mask to a height and width by taking the nearest pixels."""
-    if truth.shape == size:
-        return truth
-    return np.asarray(Image.fromarray(truth).resize((size[1], size[0]), Image.Resampling.NEAREST))
+    if mask.shape == size:
+        return mask
+    return np.asarray(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def get_foreground(prediction: Prediction) -> NDArray[np.float32]:
@@ -57,21 +58,20 @@ class BinaryMasks(_NoClasses):
 
     Args:
         definition: The program's definition.
-        unbiased: If True, the numbers that depend neither on batches nor on blank frames are given too.
     """
 
-    def __init__(self, definition: BinaryDefinition, *, unbiased: bool = False) -> None:
-        self._definition, self._unbiased, self._scores = definition, unbiased, BinaryScores(definition)
+    def __init__(self, definition: BinaryDefinition) -> None:
+        self._definition, self._scores = definition, BinaryScores(definition)
 
     def add(self, batch: Batch) -> None:
         """Add a batch of clips."""
         answers = list(_list_answers(batch))
-        truth = [resize_truth(trial.truth, self._definition.size) for trial, _ in answers]
+        truth = [resize_mask(trial.truth, self._definition.size) for trial, _ in answers]
         self._scores.add(np.stack([get_foreground(prediction) for _, prediction in answers]), np.stack(truth))
 
     def values(self) -> dict[str, float | None]:
-        """The scores."""
-        return {name: value for name, value in self._scores.values().items() if self._unbiased or name in _PUBLISHED}
+        """The published scores, and those that depend neither on batches nor on blank frames (``unbiased_…``)."""
+        return self._scores.values()
 
 
 class WordIous:
@@ -84,7 +84,7 @@ class WordIous:
         """Add a batch of clips."""
         for trial, prediction in _list_answers(batch):
             if trial.words:
-                truth = resize_truth(trial.truth, self._definition.size) != 0
+                truth = resize_mask(trial.truth, self._definition.size) != 0
                 iou = compute_iou(get_foreground(prediction) > self._definition.threshold, truth)
                 for word in trial.words:
                     self._means[word].add(iou)
@@ -105,23 +105,22 @@ class SemanticMasks:
 
     Args:
         names: The names of the classes, the background first.
-        unbiased: If True, the means over the classes that occur are given too.
         mistakes: If True, the published numbers "without background" that omit the last class are given too.
     """
 
-    def __init__(self, names: Sequence[str], *, unbiased: bool = False, mistakes: bool = False) -> None:
-        self._names, self._unbiased = tuple(names), unbiased
+    def __init__(self, names: Sequence[str], *, mistakes: bool = False) -> None:
+        self._names = tuple(names)
         self._scores = SemanticScores(len(names), repeat_mistakes=mistakes)
 
     def add(self, batch: Batch) -> None:
         """Add a batch of clips."""
         for trial, prediction in _list_answers(batch):
-            self._scores.add(prediction.labels[None], trial.truth[None])
+            labels, truth = (resize_mask(mask, SEMANTIC_SIZE) for mask in (prediction.labels, trial.truth))
+            self._scores.add(labels[None], truth[None])
 
     def values(self) -> dict[str, float | None]:
-        """The scores."""
-        found = self._scores.values().items()
-        return {name: value for name, value in found if self._unbiased or not name.startswith("unbiased")}
+        """The scores, with those over the classes that occur (``unbiased_…``)."""
+        return self._scores.values()
 
     def class_values(self) -> dict[str, dict[str, float]]:
         """IoU and F-score of the classes that occur."""
@@ -206,7 +205,7 @@ class TrueMasks(_NoClasses):
         """Add a batch of clips."""
         for trial, prediction in _list_answers(batch):
             mask = find_mask(prediction, self._threshold)
-            self._ious.add(mask[None], resize_truth(trial.truth, (mask.shape[0], mask.shape[1]))[None])
+            self._ious.add(mask[None], resize_mask(trial.truth, (mask.shape[0], mask.shape[1]))[None])
             self._blank.add(is_blank(mask.astype(np.uint8)))
 
     def values(self) -> dict[str, float | None]:

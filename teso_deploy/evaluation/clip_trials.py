@@ -110,6 +110,8 @@ class ClipReader:
         sounds = {}
         for condition in self._conditions:
             other = None
+            if condition.kind == "shifted" and count == 1:
+                continue  # it would be the normal sound
             if condition.needs_partner:
                 partner = self._partners.choose(condition, clip.uid)
                 if partner is None:

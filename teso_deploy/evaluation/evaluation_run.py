@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from teso_deploy._version import __version__
-from teso_deploy.backends.registry import BACKENDS, DEFAULT
+from teso_deploy.backends.registry import DEFAULT
 from teso_deploy.cues.tracks import CueFile
 from teso_deploy.evaluation.contracts import Sample, Score
 from teso_deploy.evaluation.protocols.registry import OpenProtocol
@@ -42,14 +42,14 @@ def share_cores(engine: EngineOptions, jobs: int | None = None) -> tuple[int, En
 
     Args:
         engine: How graphs are run. A number of threads that the user chose is kept.
-        jobs: How many samples the user chose. Default: one for each core of the CPU; 1 on a GPU, or if the user chose
-            the number of threads.
+        jobs: How many samples the user chose. Default: one for each core of the CPU; 1 with another backend than ONNX
+            Runtime on the CPU, or if the user chose the number of threads.
 
     Returns:
         The number of samples, and how graphs are run.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if engine.threads is not None or BACKENDS.get(engine.backend, BACKENDS[DEFAULT]).device != "cpu":
+    if engine.threads is not None or engine.backend != DEFAULT:
         return jobs or 1, engine
     jobs = jobs or min(_MOST_JOBS, cores)
     return jobs, replace(engine, threads=max(1, cores // jobs))

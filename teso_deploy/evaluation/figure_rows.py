@@ -17,7 +17,7 @@ from teso_deploy.evaluation.datasets.avss import list_avss_classes
 from teso_deploy.evaluation.datasets.contracts import VideoSample
 from teso_deploy.evaluation.datasets.reading import load_mask, spread_evenly
 from teso_deploy.evaluation.datasets.registry import Layout
-from teso_deploy.evaluation.datasets.words import class_words, find_broad_class
+from teso_deploy.evaluation.datasets.words import find_broad_class, list_class_words
 from teso_deploy.evaluation.figures import FigureColumn, FigureEntry
 from teso_deploy.evaluation.protocols.clips import SYNONYMS
 from teso_deploy.media.heat_map import draw_heat_map
@@ -103,7 +103,7 @@ class FigureMaker:
     ) -> None:
         self.figure, self.notes = figure, list[str]()
         self._clips, self._layout, self._framing = clips, layout, framing
-        self._words = {clip.uid: class_words(clip, layout) for clip in clips}
+        self._words = {clip.uid: list_class_words(clip, layout) for clip in clips}
         self._rows = [_Row(clip, choose_frame(clip, layout)) for clip in clips]
         self._labels: set[int] = set()
 

@@ -78,7 +78,7 @@ def test_a_table_in_every_format(
 ) -> None:
     out, work = tmp_path / "out", tmp_path / "work"
     arguments = ("table", 4, "--data", avss, "--bundle", tiny_bundle, "--cues", "labels", "--out", out, "--work", work)
-    done = teso(*arguments, "--limit", 1)
+    done = teso(*arguments, "--clips", 1)
     assert done.code == 0, done.err
     assert names_in(out) == FILES
     report = json.loads((out / "table-4.json").read_text())
@@ -101,7 +101,7 @@ def test_a_table_in_every_format(
     # The second time, the results in the work folder are read, and the model is not called.
     (out / "table-4.json").unlink()
     monkeypatch.setattr(ClipPredictor, "__call__", lambda self, trial: pytest.fail("the model was called"))
-    assert teso(*arguments, "--limit", 1).code == 0
+    assert teso(*arguments, "--clips", 1).code == 0
     assert json.loads((out / "table-4.json").read_text()) == report
 
 
@@ -111,7 +111,7 @@ def test_a_table_of_ones_own(avss: Path, tiny_bundle: Path, tmp_path: Path) -> N
     (tmp_path / "cues.txt").write_text("dog, car")
     done = teso(
         "table", tmp_path / "own.toml", "--data", avss, "--bundle", tiny_bundle, "--bundle", f"Twin={tiny_bundle}",
-        "--cues", "labels", "--cues-file", f"words={tmp_path / 'cues.txt'}", "--limit", 1, "--json", "-",
+        "--cues", "labels", "--cues-file", f"words={tmp_path / 'cues.txt'}", "--clips", 1, "--json", "-",
     )  # fmt: skip
     assert done.code == 0, done.err
     report = json.loads(done.out)

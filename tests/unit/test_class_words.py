@@ -13,7 +13,7 @@ from teso_deploy.evaluation.datasets.avss import list_avss_classes
 from teso_deploy.evaluation.datasets.contracts import VideoSample
 from teso_deploy.evaluation.datasets.registry import Layout
 from teso_deploy.evaluation.datasets.s4 import CATEGORY_WORDS
-from teso_deploy.evaluation.datasets.words import class_words, find_broad_class
+from teso_deploy.evaluation.datasets.words import find_broad_class, list_class_words
 from teso_deploy.resources import find_shipped_path
 
 
@@ -59,4 +59,4 @@ def test_categories_of_s4_have_a_class_of_avss_each() -> None:
     ("ms3", "", ()),
 ])  # fmt: skip
 def test_words_of_a_video(layout: Layout, category: str, words: tuple[str, ...]) -> None:
-    assert class_words(make_sample(category), layout) == words
+    assert list_class_words(make_sample(category), layout) == words

@@ -19,7 +19,7 @@ from teso_deploy.evaluation.datasets.pictures import load_frame
 from teso_deploy.evaluation.datasets.reading import load_mask, read_dataset
 from teso_deploy.evaluation.datasets.registry import Layout
 from teso_deploy.evaluation.datasets.sounds import read_windows
-from teso_deploy.evaluation.datasets.words import class_words
+from teso_deploy.evaluation.datasets.words import list_class_words
 
 #: The words of the test media: colour of the object, tone of the sound in Hz, category of s4.
 THINGS = {"dog": (0, 500, "dog_barking"), "cow": (1, 1000, "cow"), "car": (2, 2000, "race_car")}
@@ -85,10 +85,10 @@ def test_masks_are_where_something_is_heard(composed: Path, layout: Layout) -> N
             heard_words |= heard
             seconds, several = seconds + 1, several + (len(heard) > 1)
         if layout == "avss":
-            assert set(class_words(sample, layout)) == heard_words
+            assert set(list_class_words(sample, layout)) == heard_words
         elif layout == "s4":
             assert {sample.category} == {THINGS[word][2] for word in heard_words}
-            assert set(class_words(sample, layout)) == heard_words
+            assert set(list_class_words(sample, layout)) == heard_words
     assert (several > 0) == (layout != "s4") and several < seconds
 
 

@@ -16,7 +16,7 @@ from teso_deploy.evaluation.datasets.pictures import load_frame
 from teso_deploy.evaluation.datasets.reading import detect_layout, load_mask, read_dataset
 from teso_deploy.evaluation.datasets.registry import LAYOUTS, Layout, find_layout, load_layout
 from teso_deploy.evaluation.datasets.sounds import read_sample_windows, read_windows
-from teso_deploy.evaluation.datasets.words import class_words
+from teso_deploy.evaluation.datasets.words import list_class_words
 from tests.support.avs_layouts import THINGS, write_ms3, write_s4, write_v3, write_wav
 from tests.support.clips import make_clip
 from tests.support.imports import ROOT
@@ -70,7 +70,7 @@ def test_shots_choose_training_and_test_clips(few_shot_folder: Path) -> None:
 
 def test_objects_of_shots_come_from_the_table_of_unseen_clips(few_shot_folder: Path) -> None:
     (shot,) = read_dataset(few_shot_folder, "v3-1-shot", "train")
-    assert shot.category == "dog_car" and class_words(shot, "v3-1-shot") == ("dog", "car")
+    assert shot.category == "dog_car" and list_class_words(shot, "v3-1-shot") == ("dog", "car")
     mask = shot.masks[2]
     assert mask is not None and set(np.unique(load_mask(mask, "v3-1-shot", "semantic"))) == {0, 11, 17}
     assert set(np.unique(load_mask(mask, "v3-1-shot", "binary"))) == {0, 1}
@@ -118,7 +118,7 @@ def test_negatives_have_another_sound_and_a_blank_truth(
     assert [sample.subset for sample in samples] == ["v1s", "v1s", "v1m", "v1m"]
     for sample, original in zip(samples, originals, strict=True):
         assert (sample.uid, sample.frames, sample.masks) == (original.uid, original.frames, original.masks)
-        assert class_words(sample, layout) == class_words(original, "s4" if sample.subset == "v1s" else "ms3")
+        assert list_class_words(sample, layout) == list_class_words(original, "s4" if sample.subset == "v1s" else "ms3")
         for mask in sample.masks:
             assert mask is not None
             blank = load_mask(mask, layout, "binary")
@@ -185,7 +185,7 @@ def test_a_folder_of_clips_is_read_without_a_table(clip_folder: Path) -> None:
     assert (sample.uid, sample.subset, sample.split, sample.times) == ("test-1", "clips", "test", ())
     assert [path.name for path in sample.frames] == ["9.jpg", "10.jpg", "11.jpg"], "in the order of their numbers"
     assert sample.masks[0] is not None and load_mask(sample.masks[0], "clips", "binary").sum() == 16 * 8
-    assert class_words(sample, "clips") == ()
+    assert list_class_words(sample, "clips") == ()
     assert np.array_equal(read_sample_windows(sample), read_windows(sample.audio, 3))
     with pytest.raises(DataError, match=r"no video in the split val; it has test \(1\), train \(1\)"):
         read_dataset(clip_folder, None, "val")
@@ -204,7 +204,7 @@ def test_settings_give_times_and_words(clip_folder: Path) -> None:
     )
     (train,), (test,) = (read_dataset(clip_folder, None, split) for split in ("train", "test"))
     assert train.times == (0.0, 0.5, 1.0) and train.category == ""
-    assert test.times == (0.9375, 2.9375, 1.4375) and class_words(test, "clips") == ("dog", "electric guitar")
+    assert test.times == (0.9375, 2.9375, 1.4375) and list_class_words(test, "clips") == ("dog", "electric guitar")
     seconds = read_windows(test.audio, 3)
     windows = read_sample_windows(test, hop_seconds=0.96)
     assert np.array_equal(windows[0], seconds[0]) and np.array_equal(windows[1], seconds[2])

@@ -38,7 +38,7 @@ def find_broad_class(word: str) -> BroadClass | None:
     return _read_broad_classes().get(plain)
 
 
-def class_words(sample: VideoSample, layout: Layout) -> tuple[str, ...]:
+def list_class_words(sample: VideoSample, layout: Layout) -> tuple[str, ...]:
     """Return the words that a video is labelled with, in the data set's order, each once.
 
     Args:

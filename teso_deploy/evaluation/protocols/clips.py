@@ -39,7 +39,7 @@ from teso_deploy.evaluation.datasets.avss import list_avss_classes
 from teso_deploy.evaluation.datasets.contracts import SUBSETS, VideoSample
 from teso_deploy.evaluation.datasets.reading import detect_layout, load_mask, read_dataset, spread_evenly
 from teso_deploy.evaluation.datasets.registry import Layout, find_layout, load_layout
-from teso_deploy.evaluation.datasets.words import class_words, find_broad_class
+from teso_deploy.evaluation.datasets.words import find_broad_class, list_class_words
 from teso_deploy.evaluation.filtering_predictor import FilteringPredictor
 from teso_deploy.evaluation.metrics import BINARY_DEFINITIONS, BinaryDefinition, combine_auc
 from teso_deploy.evaluation.protocols.registry import OpenProtocol, ProtocolOptions
@@ -93,7 +93,7 @@ class ClipProtocol(OpenProtocol):
         self.name = "avss" if definition is None else definition.name
         self.samples_per_batch = 1 if definition is None else definition.videos_per_batch
         self.notes: list[str] = []
-        self._words = {clip.uid: tuple(class_words(clip, layout)) for clip in clips}
+        self._words = {clip.uid: tuple(list_class_words(clip, layout)) for clip in clips}
         self._partners = Partners(self._words, find_broad_class)
         chosen = options.clips
         self._scored = spread_evenly(clips, chosen.clips)
@@ -212,13 +212,11 @@ class ClipProtocol(OpenProtocol):
             masks.append(CueNames())
         if self._definition is not None:
             words = sorted({word for words in self._words.values() for word in words})
-            unbiased = self._options.clips.unbiased
-            return [BinaryMasks(self._definition, unbiased=unbiased), WordIous(self._definition, words), *masks]
+            return [BinaryMasks(self._definition), WordIous(self._definition, words), *masks]
         return [self._make_semantic(), *masks, FrameAccuracy()]
 
     def _make_semantic(self) -> SemanticMasks:
-        chosen = self._options.clips
-        return SemanticMasks(("background", *list_avss_classes()), unbiased=chosen.unbiased, mistakes=chosen.mistakes)
+        return SemanticMasks(("background", *list_avss_classes()), mistakes=self._options.clips.mistakes)
 
     def make_predictor(self, pipeline: Pipeline, cues: str | CueFile) -> ClipPredictor:
         """Make a model under test, with cues chosen in one of the registry's ``cue_ways`` or read from a file.
@@ -267,7 +265,8 @@ class ClipProtocol(OpenProtocol):
                 masks = self._make_semantic()
                 masks.add([answers[line["condition"]]])
                 sums = masks.class_sums()
-            lines.append({**line, "words": self._words[sample.name], **sums})
+            values = {name: value for name, value in line["values"].items() if name not in _MISTAKEN_FIGURES}
+            lines.append({**line, "values": values, "words": self._words[sample.name], **sums})
         return lines
 
     def complete(self, scores: Sequence[Score]) -> list[Score]:

@@ -149,7 +149,7 @@ PROTOCOLS: dict[str, ProtocolEntry] = {
             "gewu": "binary masks as GAVS, Ref-AVS and TeSO score them, at 256 × 256 and in batches of 4 clips",
             "combo": "binary masks as COMBO scores them",
             "dataset-micro": "binary masks, with the pixels of all clips added up",
-            "avss": "masks of the 71 classes of AVSBench-semantic, at the size of the picture",
+            "avss": "masks of the 71 classes of AVSBench-semantic, at 224 × 224",
         }.items()
     },
 }
