@@ -29,12 +29,13 @@ class PairedClips:
 
     A number is the mean over its parts of (sum of numerators / sum of denominators). A number that is a mean over
     frames or clips has one part. One that is a mean over classes has a part for each class; a class that occurs in no
-    frame counts as 0.
+    frame of the data set counts as 0. One that only the drawn clips lack counts as the mean of those that they have:
+    as 0 it would draw every difference towards 0.
 
     Attributes:
         numerators: (2, clips, parts), of the first and the second evaluation.
         denominators: (2, clips, parts).
-        is_class_mean: Whether parts without frames count as 0. If not, the number then means nothing.
+        is_class_mean: Whether the parts are classes. If not, the number means nothing if a part has no frames.
     """
 
     numerators: Array
@@ -51,9 +52,12 @@ class PairedClips:
             (2, resamples); NaN if no clip that was drawn has the number.
         """
         sums, frames = counts @ self.numerators, counts @ self.denominators
-        missing = 0.0 if self.is_class_mean else np.nan
-        found: Array = np.divide(sums, frames, out=np.full_like(sums, missing), where=frames > 0).mean(axis=2)
-        return found
+        quotients: Array = np.divide(sums, frames, out=np.full_like(sums, np.nan), where=frames > 0)
+        if not self.is_class_mean:
+            return np.asarray(quotients.mean(axis=2))
+        drawn = np.maximum(np.count_nonzero(frames > 0, axis=2), 1)
+        occurring = np.count_nonzero(self.denominators.any(axis=1), axis=1)
+        return np.asarray(np.nansum(quotients, axis=2) / drawn * occurring[:, None] / quotients.shape[2])
 
 
 @dataclass(frozen=True, slots=True)
