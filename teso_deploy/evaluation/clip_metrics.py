@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,6 +129,28 @@ class SemanticMasks:
     def class_sums(self) -> dict[str, dict[str, tuple[float, int]]]:
         """IoU and F-score of the classes that occur, each as a sum and the number of frames that it is over."""
         return self._scores.class_sums(self._names)
+
+
+class NumbersOfClips(_NoClasses):
+    """The numbers of some clips alone, for a condition that not all clips have.
+
+    Args:
+        metric: Adds up the numbers.
+        clips: The names of the clips.
+        prefix: It comes before the names of the numbers.
+    """
+
+    def __init__(self, metric: BinaryMasks | SemanticMasks, clips: Collection[str], prefix: str) -> None:
+        self._metric, self._clips, self._prefix = metric, frozenset(clips), prefix
+
+    def add(self, batch: Batch) -> None:
+        """Add those clips of a batch."""
+        if chosen := [sample for sample in batch if sample and sample[0][0].clip.uid in self._clips]:
+            self._metric.add(chosen)
+
+    def values(self) -> dict[str, float | None]:
+        """The numbers."""
+        return {f"{self._prefix}{name}": value for name, value in self._metric.values().items()}
 
 
 class FrameAccuracy(_NoClasses):

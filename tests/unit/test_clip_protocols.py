@@ -192,7 +192,18 @@ def test_a_sound_that_only_some_clips_have_a_partner_for(tmp_path: Path) -> None
     assert [note.split(":")[0] for note in protocol.notes] == [
         "only 2 of 3 clips have a partner for the condition 'off-screen'"
     ]
-    assert score_all(protocol)["off-screen"].samples == 2
+    scores, every = score_all(protocol), list(protocol.samples())
+    assert scores["off-screen"].samples == 2 and scores["normal"].samples == 3
+    # The drops compare the two clips alone, which are scored here without the third.
+    kept = [sample for sample in every if "test-0" not in sample.name]
+    protocol.samples = lambda: iter(kept)  # type: ignore[method-assign]
+    fewer = score_all(protocol)
+    assert fewer["normal"].samples == fewer["off-screen"].samples == 2
+    assert fewer["normal"].values["miou"] != scores["normal"].values["miou"]
+    for name in ("miou", "f_score"):
+        drop = compute_drop(fewer["normal"].values[name], scores["off-screen"].values[name])
+        assert scores["off-screen"].values[f"{name}_drop"] == pytest.approx(drop)
+    assert not any(":" in name for score in scores.values() for name in score.values)
 
 
 def test_the_fingerprint_covers_the_sounds_of_all_clips(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from teso_deploy.evaluation.clip_metrics import (
     CueNames,
     FalseMasks,
     FrameAccuracy,
+    NumbersOfClips,
     SemanticMasks,
     TrueMasks,
     WordIous,
@@ -64,6 +65,8 @@ _SEMANTIC_FIGURES = {"fsla_n": "FSLA-n", "fsla_s": "FSLA-s", "fsla_m": "FSLA-m"}
 _UNBIASED_FIGURES = {"unbiased_miou": "mIoU, unbiased", "unbiased_f_score": "F, unbiased"}
 _MISTAKEN_FIGURES = {"miou_no_bg": "mIoU [:-1]", "f_score_no_bg": "F [:-1]"}
 _DROPPING = ("miou", "f_score")
+#: Between a condition and a number: the number with the clips' own sounds, of the clips that have the condition.
+_PART_OF = ": "
 
 
 class ClipProtocol(OpenProtocol):
@@ -95,6 +98,8 @@ class ClipProtocol(OpenProtocol):
         self.notes: list[str] = []
         self._words = {clip.uid: tuple(list_class_words(clip, layout)) for clip in clips}
         self._partners = Partners(self._words, find_broad_class)
+        #: Condition → the clips that have it, if not all of them do.
+        self._clips_with: dict[str, frozenset[str]] = {}
         chosen = options.clips
         self._scored = spread_evenly(clips, chosen.clips)
         self.conditions = self._keep_possible(
@@ -130,16 +135,15 @@ class ClipProtocol(OpenProtocol):
         kept = []
         for condition in conditions:
             clips = self._scored if condition.needs_partner else ()
-            found = sum(self._partners.choose(condition, clip.uid) is not None for clip in clips)
-            if found == len(clips):
+            found = [clip.uid for clip in clips if self._partners.choose(condition, clip.uid) is not None]
+            if found or not clips:
                 kept.append(condition)
-                continue
-            if found:
-                kept.append(condition)
-                self.notes.append(
-                    f"only {found} of {len(clips)} clips have a partner for the condition {condition.name!r}: its "
-                    "drops compare them with the normal sound of all clips"
-                )
+                if len(found) < len(clips):
+                    self._clips_with[condition.name] = frozenset(found)
+                    self.notes.append(
+                        f"only {len(found)} of {len(clips)} clips have a partner for the condition {condition.name!r}: "
+                        "its drops compare these clips alone"
+                    )
                 continue
             has_words = any(self._words.values())
             why = "no clip has a partner" if has_words else f"{self._layout} does not say what sounds in a clip"
@@ -210,12 +214,17 @@ class ClipProtocol(OpenProtocol):
         masks: list[Metric[ClipTrial]] = [FalseMasks(threshold) if is_negative else TrueMasks(threshold)]
         if condition == NORMAL.name and any(self._words.values()):
             masks.append(CueNames())
+        if condition == NORMAL.name:
+            for name, clips in self._clips_with.items():
+                masks.append(NumbersOfClips(self._make_masks(), clips, f"{name}{_PART_OF}"))
         if self._definition is not None:
             words = sorted({word for words in self._words.values() for word in words})
-            return [BinaryMasks(self._definition), WordIous(self._definition, words), *masks]
-        return [self._make_semantic(), *masks, FrameAccuracy()]
+            return [self._make_masks(), WordIous(self._definition, words), *masks]
+        return [self._make_masks(), *masks, FrameAccuracy()]
 
-    def _make_semantic(self) -> SemanticMasks:
+    def _make_masks(self) -> BinaryMasks | SemanticMasks:
+        if self._definition is not None:
+            return BinaryMasks(self._definition)
         return SemanticMasks(("background", *list_avss_classes()), mistakes=self._options.clips.mistakes)
 
     def make_predictor(self, pipeline: Pipeline, cues: str | CueFile) -> ClipPredictor:
@@ -261,11 +270,15 @@ class ClipProtocol(OpenProtocol):
         lines = []
         for line in super().describe_sample(sample, answers):
             sums: dict[str, Any] = {}
-            if self._definition is None:
-                masks = self._make_semantic()
+            masks = self._make_masks()
+            if isinstance(masks, SemanticMasks):
                 masks.add([answers[line["condition"]]])
                 sums = masks.class_sums()
-            values = {name: value for name, value in line["values"].items() if name not in _MISTAKEN_FIGURES}
+            values = {
+                name: value
+                for name, value in line["values"].items()
+                if name not in _MISTAKEN_FIGURES and _PART_OF not in name
+            }
             lines.append({**line, "values": values, "words": self._words[sample.name], **sums})
         return lines
 
@@ -276,9 +289,10 @@ class ClipProtocol(OpenProtocol):
             return list(scores)
         completed = []
         for score in scores:
-            values = dict(score.values)
+            values = {name: value for name, value in score.values.items() if _PART_OF not in name}
+            prefix = f"{score.condition}{_PART_OF}" if score.condition in self._clips_with else ""
             for name in _DROPPING:
-                values[f"{name}_drop"] = compute_drop(normal.values.get(name), values.get(name))
+                values[f"{name}_drop"] = compute_drop(normal.values.get(prefix + name), values.get(name))
             if score is normal:
                 values["miou_drop"] = values["f_score_drop"] = None
                 values["f_auc"] = self._combine_auc(scores, normal)
