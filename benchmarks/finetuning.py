@@ -27,7 +27,7 @@ from teso_deploy.comparison.report import environment_of
 from teso_deploy.models.assembly import Assembly
 from teso_deploy.models.teso import build
 from teso_deploy.recipe import Recipe, load_recipe
-from teso_deploy.training.batches import Batch
+from teso_deploy.training.batches import Batch, get_mask_stride
 from teso_deploy.training.finetune import FineTuning, is_adapter
 from teso_deploy.training.videos import VideoBatches
 from teso_deploy.types import WINDOW_SAMPLES
@@ -46,8 +46,11 @@ class NoiseBatches:
         """Make a batch, as :meth:`VideoBatches.make` does."""
         count, (height, width), text = len(numbers), self.recipe.image.sizes[0], self.recipe.text
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 30)))
-        masks = torch.zeros(count, 1, height // 4, width // 4)
-        masks[:, :, height // 16 : height // 8, width // 16 : width // 8] = 1
+        assert self.recipe.train is not None
+        stride = get_mask_stride(self.recipe.train)
+        rows, columns = height // stride, width // stride
+        masks = torch.zeros(count, 1, rows, columns)
+        masks[:, :, rows // 4 : rows // 2, columns // 4 : columns // 2] = 1
         valid = torch.zeros(count, text.max_cues, dtype=torch.bool)
         valid[:, 0] = True
         sounds = torch.full((count, text.max_cues), -1.0)
@@ -63,6 +66,7 @@ class NoiseBatches:
             cue_sounds=sounds,
             classes=torch.zeros(count, 1, dtype=torch.int64),
             masks=masks,
+            extent=torch.ones(count, 2),
         )
 
 

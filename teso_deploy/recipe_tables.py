@@ -288,6 +288,9 @@ class TrainRecipe(Table):
 
     ``blank_sounds_per_scene``: number of a scene's sounds that belong to nothing visible. ``encoder_rate``: the
     learning rate of the encoders in the phases after their own, as a multiple of the other parts' rate.
+    ``loss_sampling``: where masks are compared. "cells": at cells of stride 4, at most ``loss_points`` of them, drawn
+    at random. "points": at ``loss_points`` points, as Mask2Former does, more of them at uncertain places; the truth
+    then has the resolution of the picture. The default is that of recipes from before this field.
     ``stand_in_rate``: how often a word with one picture is shown by a picture of a similar word; with more pictures,
     this happens more rarely. ``info_nce_temperature``: 1 is the paper's, which has none. The default is that of
     recipes from before this field was understood; it switches the term off. ``cue_gate``, ``no_cue_rate``,
@@ -310,6 +313,7 @@ class TrainRecipe(Table):
     warmup_steps: Steps = 200
     gradient_clip: float = 1.0
     loss_points: Positive = 784
+    loss_sampling: Literal["cells", "points"] = "cells"
     bce: float = 5.0
     dice: float = 5.0
     class_: Annotated[float, Field(alias="class")] = 2.0

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from teso_deploy.errors import DataError
 from teso_deploy.evaluation.datasets.media_folder import MediaLibrary
 from teso_deploy.evaluation.scenes import Picture, compose_picture, compose_sound
-from teso_deploy.recipe import EncoderPhase, Recipe, TrainPhase
+from teso_deploy.recipe import EncoderPhase, Recipe, TrainPhase, TrainRecipe
 from teso_deploy.types import WINDOW_SAMPLES
 
 MAX_OBJECTS = 4
@@ -71,7 +71,8 @@ class Batch(Lesson):
         cue_valid: (N, N_T) bool.
         cue_sounds: (N, N_T) float, -1 for slots without an offered cue.
         classes: (N, 4) int64, -1 for unused places.
-        masks: (N, 4, H/4, W/4), coverage 0 … 1.
+        masks: (N, 4, H/s, W/s), coverage 0 … 1. The stride s is that of :func:`get_mask_stride`.
+        extent: (N, 2), the share of the width and of the height that the picture fills. The rest is padding.
     """
 
     cues: Tensor
@@ -79,6 +80,12 @@ class Batch(Lesson):
     cue_sounds: Tensor
     classes: Tensor
     masks: Tensor
+    extent: Tensor
+
+
+def get_mask_stride(train: TrainRecipe) -> int:
+    """Return the stride of the truth: 1, or that of the predicted masks if the loss compares their cells."""
+    return STRIDE if train.loss_sampling == "cells" else 1
 
 
 def compute_coverage(mask: NDArray[np.uint8], stride: int = STRIDE) -> NDArray[np.float32]:
@@ -268,7 +275,8 @@ class SceneBatches:
         recipe, sounds, size = self.recipe, self.train.sounds_per_scene, phase.size
         scenes = self.train.scenes_per_step
         rows = scenes * sounds
-        height, width = size[0] // STRIDE, size[1] // STRIDE
+        stride = get_mask_stride(self.train)
+        height, width = size[0] // stride, size[1] // stride
         waveform = np.zeros((rows, WINDOW_SAMPLES), np.float32)
         cues = np.zeros((rows, recipe.text.max_cues, recipe.text.dim), np.float32)
         valid = np.zeros((rows, recipe.text.max_cues), bool)
@@ -290,11 +298,13 @@ class SceneBatches:
                 )
             )
             picture = replace(picture, words=tuple(words))
-            cover = {word: compute_coverage(picture.mask_of([word]), 2 * STRIDE) for word in picture.words}
+            cover = {word: compute_coverage(picture.mask_of([word]), 2 * stride) for word in picture.words}
+            # What covers less than one cell of the predicted masks is not visible.
+            visible = {word for word in picture.words if cover[word].sum() * stride**2 >= STRIDE**2}
             for k, (heard, samples) in enumerate(self._sounds(rng, picture)):
                 row = b * sounds + k
                 waveform[row] = samples
-                seen = [word for word in dict.fromkeys(heard) if word in picture.words and cover[word].sum() >= 1]
+                seen = [word for word in dict.fromkeys(heard) if word in visible]
                 for t, word in enumerate(seen[:MAX_OBJECTS]):
                     classes[row, t] = self.class_of[word]
                     masks[row, t] = cover[word]
@@ -310,6 +320,7 @@ class SceneBatches:
         arrays = {
             "waveform": waveform, "audio_tags": audio_tags, "cues": cues, "cue_valid": valid, "cue_sounds": cue_sounds,
             "classes": classes, "masks": masks,
+            "extent": np.ones((rows, 2), np.float32),
         }  # fmt: skip
         tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return Batch(**self._make_pictures(photographs, dense_tags), **tensors)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from teso_deploy.errors import CheckpointError, RecipeError
@@ -124,8 +125,9 @@ def compute_batch_scores(recipe: Recipe, scores: Tensor, batch: Batch) -> dict[s
     best, label = scores.max(dim=1)
     label = torch.where(best >= recipe.head.threshold, label, -1)
     truth = torch.full_like(label, -1)
+    masks = F.adaptive_avg_pool2d(batch.masks, (scores.shape[2], scores.shape[3]))
     for t in range(batch.classes.shape[1]):
-        here = (batch.masks[:, t] > 0.5) & (batch.classes[:, t] >= 0)[:, None, None]
+        here = (masks[:, t] > 0.5) & (batch.classes[:, t] >= 0)[:, None, None]
         truth = torch.where(here, batch.classes[:, t][:, None, None], truth)
     hit = ((label == truth) & (truth >= 0)).sum((1, 2)).float()
     union = ((label >= 0) | (truth >= 0)).sum((1, 2)).float()

@@ -1,6 +1,6 @@
 """The losses: L = 5 BCE + 5 dice + 2 class + InfoNCE (section 3.5, eq. 10), and auxiliary terms of this project.
 
-Masks are compared at cells of stride 4. Mask2Former interpolates at points, more of them at uncertain places.
+Masks are compared at points, as in Mask2Former, or at cells of stride 4 (``train.loss_sampling``).
 
 One auxiliary term is the BCE on ξ ("does this cue sound?"), because the hard cue mask gives a rejected cue no gradient.
 The others replace the paper's pre-trained foundations: tags of the sound, a dense map of all visible objects (for the
@@ -164,6 +164,115 @@ def choose_cells(logits: Tensor, targets: Tensor, count: int, *, generator: torc
     return logits[:, :, points], targets[:, :, points]
 
 
+#: Mask2Former's sampling of points: this share of them are the most uncertain of this many times as many.
+_UNCERTAIN_SHARE, _CANDIDATES_PER_POINT = 0.75, 3
+
+
+def draw_points(extent: Tensor, count: int, *, generator: torch.Generator) -> Tensor:
+    """Draw uniformly random points of each picture, never in its padding.
+
+    Args:
+        extent: (M, 2), see :class:`Batch`.
+        count: Points per picture.
+        generator: Draws them, on the CPU.
+
+    Returns:
+        (M, count, 2), x and y as shares of the width and the height with padding.
+    """
+    points = torch.rand(len(extent), count, 2, generator=generator, dtype=extent.dtype)
+    return points.to(extent.device) * extent[:, None]
+
+
+def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
+    """Interpolate maps between cells: (M, C, h, w), (M, P, 2) → (M, C, P)."""
+    return F.grid_sample(maps, 2 * points[:, :, None] - 1, align_corners=False)[..., 0]
+
+
+@torch.no_grad()
+def draw_uncertain_points(logits: Tensor, extent: Tensor, count: int, *, generator: torch.Generator) -> Tensor:
+    """Draw points of each mask, most of them where the mask is uncertain: where its logit is near 0.
+
+    Args:
+        logits: (M, h, w).
+        extent: (M, 2), see :class:`Batch`.
+        count: Points per mask.
+        generator: Draws them.
+
+    Returns:
+        (M, count, 2), the most uncertain first.
+    """
+    candidates = draw_points(extent, _CANDIDATES_PER_POINT * count, generator=generator)
+    uncertainty = -sample_maps(logits[:, None], candidates)[:, 0].abs()
+    chosen = uncertainty.topk(int(_UNCERTAIN_SHARE * count), dim=1).indices
+    uncertain = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
+    return torch.cat((uncertain, draw_points(extent, count - chosen.shape[1], generator=generator)), dim=1)
+
+
+def compare_at_points(
+    logits: Tensor, targets: Tensor, extent: Tensor, *, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Compute BCE and dice of each mask with its target, at ``count`` points of its own.
+
+    Args:
+        logits: (M, h, w).
+        targets: (M, H, W); their size may differ from that of the logits.
+        extent: (M, 2), see :class:`Batch`.
+        count: Points per mask.
+        generator: Draws them.
+
+    Returns:
+        BCE and dice, (M,) each.
+    """
+    points = draw_uncertain_points(logits, extent, count, generator=generator)
+    found, truth = sample_maps(logits[:, None], points), sample_maps(targets[:, None], points)
+    return compute_pairwise_bce(found, truth).flatten(), compute_pairwise_dice(found, truth).flatten()
+
+
+def _compare_cells(
+    mask_logits: Tensor, batch: Batch, class_cost: Tensor, *, train: TrainRecipe, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Match and compare at cells; see :func:`mask_losses`. Return query, BCE and dice of each target present."""
+    states = len(class_cost) // len(batch.classes)
+    present = batch.classes.repeat(states, 1) >= 0
+    logits, targets = mask_logits.flatten(2), batch.masks.flatten(2)
+    logits, targets = choose_cells(logits, targets, train.loss_points, generator=generator)
+    targets = targets.repeat(states, 1, 1)
+    bce, dice = compute_pairwise_bce(logits, targets), compute_pairwise_dice(logits, targets)
+    query = match(train.bce * bce + train.dice * dice + class_cost, present)
+    row, column = present.nonzero(as_tuple=True)
+    picked = query[row, column]
+    return picked, bce[row, picked, column], dice[row, picked, column]
+
+
+def _compare_points(
+    mask_logits: Tensor, batch: Batch, class_cost: Tensor, *, train: TrainRecipe, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do as :func:`_compare_cells`, at points.
+
+    The matching draws uniform points, the same for all queries of a picture and state. It has no gradient, and goes
+    state by state, so that its memory does not grow with the number of decoder layers.
+    """
+    rows = len(batch.classes)
+    query = []
+    with torch.no_grad():
+        for logits, cost in zip(mask_logits.split(rows), class_cost.split(rows), strict=True):
+            points = draw_points(batch.extent, train.loss_points, generator=generator)
+            found, truth = sample_maps(logits, points), sample_maps(batch.masks, points)
+            bce, dice = compute_pairwise_bce(found, truth), compute_pairwise_dice(found, truth)
+            query.append(match(train.bce * bce + train.dice * dice + cost, batch.classes >= 0))
+    row, column = (batch.classes.repeat(len(query), 1) >= 0).nonzero(as_tuple=True)
+    picked = torch.cat(query)[row, column]
+    picture = row % rows
+    bce, dice = compare_at_points(
+        mask_logits[row, picked],
+        batch.masks[picture, column],
+        batch.extent[picture],
+        count=train.loss_points,
+        generator=generator,
+    )
+    return picked, bce, dice
+
+
 def mask_losses(
     class_logits: Tensor, mask_logits: Tensor, batch: Batch, *, train: TrainRecipe, generator: torch.Generator
 ) -> dict[str, Tensor]:
@@ -174,24 +283,19 @@ def mask_losses(
         mask_logits: (S·N, Q, h, w).
         batch: The batch.
         train: The recipe's settings.
-        generator: Draws the cells of the mask losses.
+        generator: Draws the cells or points of the mask losses.
 
     Returns:
         Name of the term → weighted loss.
     """
     states = len(class_logits) // len(batch.classes)
     classes = batch.classes.repeat(states, 1)
-    present = classes >= 0
-    logits, targets = mask_logits.flatten(2), batch.masks.flatten(2)
-    logits, targets = choose_cells(logits, targets, train.loss_points, generator=generator)
-    targets = targets.repeat(states, 1, 1)
-    bce, dice = compute_pairwise_bce(logits, targets), compute_pairwise_dice(logits, targets)
     shares = class_logits.softmax(-1)
     class_cost = -shares.gather(2, classes.clamp(min=0)[:, None, :].expand(-1, shares.shape[1], -1))
-    query = match(train.bce * bce + train.dice * dice + train.class_ * class_cost, present)
+    compare = _compare_cells if train.loss_sampling == "cells" else _compare_points
+    picked, bce, dice = compare(mask_logits, batch, train.class_ * class_cost, train=train, generator=generator)
     count = max(1, int((batch.classes >= 0).sum()))
-    row, column = present.nonzero(as_tuple=True)
-    picked = query[row, column]
+    row, column = (classes >= 0).nonzero(as_tuple=True)
     nothing = class_logits.shape[-1] - 1
     wanted = torch.full(class_logits.shape[:2], nothing, dtype=torch.int64, device=class_logits.device)
     wanted[row, picked] = classes[row, column]
@@ -199,8 +303,8 @@ def mask_losses(
     weight[nothing] = train.no_object
     class_loss = F.cross_entropy(class_logits.flatten(0, 1), wanted.flatten(), weight)
     return {
-        "bce": train.bce * bce[row, picked, column].sum() / count,
-        "dice": train.dice * dice[row, picked, column].sum() / count,
+        "bce": train.bce * bce.sum() / count,
+        "dice": train.dice * dice.sum() / count,
         "class": train.class_ * states * class_loss,
     }
 
@@ -217,16 +321,20 @@ def compute_single_mask_losses(
         mask_logits: (N, 1, h, w).
         batch: The batch.
         train: The recipe's settings.
-        generator: Draws the cells of the mask losses.
+        generator: Draws the cells or points of the mask losses.
     """
     present = (batch.classes >= 0).to(batch.masks.dtype)[..., None, None]
-    targets = (batch.masks * present).amax(dim=1).flatten(1)[:, None]
-    logits = mask_logits.flatten(2)
-    logits, targets = choose_cells(logits, targets, train.loss_points, generator=generator)
-    return {
-        "bce": train.bce * compute_pairwise_bce(logits, targets).mean(),
-        "dice": train.dice * compute_pairwise_dice(logits, targets).mean(),
-    }
+    targets = (batch.masks * present).amax(dim=1)
+    if train.loss_sampling == "points":
+        bce, dice = compare_at_points(
+            mask_logits[:, 0], targets, batch.extent, count=train.loss_points, generator=generator
+        )
+    else:
+        logits, cells = choose_cells(
+            mask_logits.flatten(2), targets.flatten(1)[:, None], train.loss_points, generator=generator
+        )
+        bce, dice = compute_pairwise_bce(logits, cells), compute_pairwise_dice(logits, cells)
+    return {"bce": train.bce * bce.mean(), "dice": train.dice * dice.mean()}
 
 
 def _repeat(memory: Memory | Tensor, times: int) -> Memory | Tensor:
@@ -244,7 +352,7 @@ def compute_training_losses(
         heads: The heads for training.
         batch: The batch.
         train: The recipe's settings.
-        generator: Draws the cells of the mask losses.
+        generator: Draws the cells or points of the mask losses.
 
     Returns:
         The terms by name, and the probabilities (N, C, h, w) without gradient.

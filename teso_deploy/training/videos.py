@@ -20,7 +20,7 @@ from teso_deploy.evaluation.datasets.sounds import read_sample_windows
 from teso_deploy.pipeline.preprocess import compute_fitted_size, normalise_picture, resize_picture
 from teso_deploy.recipe import Recipe
 from teso_deploy.small_files import parse_json, read_text
-from teso_deploy.training.batches import STRIDE, Batch, compute_coverage
+from teso_deploy.training.batches import STRIDE, Batch, compute_coverage, get_mask_stride
 from teso_deploy.types import get_hop_seconds
 
 #: uid or vid → frame ("f0" …) → words; the format of the authors' released cues.
@@ -129,7 +129,7 @@ class VideoBatches:
         return split_words(sample.category) or None
 
     def _targets(self, sample: VideoSample, frame: int, size: tuple[int, int]) -> list[tuple[int, NDArray[np.float32]]]:
-        """Return class and coverage (H/4, W/4) of each thing that sounds.
+        """Return class and coverage (H/s, W/s) of each thing that sounds; s as of :func:`get_mask_stride`.
 
         Args:
             sample: The video.
@@ -148,8 +148,8 @@ class VideoBatches:
                 if name not in self.recipe.head.classes:
                     raise DataError(f"{path} shows {name!r}, which is not a class of recipe {self.recipe.name}: add it")
                 parts[self.recipe.head.classes.index(name)] = mask == value
-        fit = self.recipe.image.fit
-        return [(index, compute_coverage(_fill(part, size, fit))) for index, part in parts.items()]
+        fit, stride = self.recipe.image.fit, get_mask_stride(self.train)
+        return [(index, compute_coverage(_fill(part, size, fit), stride)) for index, part in parts.items()]
 
     def _cues(
         self, sample: VideoSample, frame: int, *, blank: bool, rng: np.random.Generator
@@ -169,19 +169,22 @@ class VideoBatches:
     def make(self, numbers: Sequence[int], rng: np.random.Generator) -> Batch:
         """Make the batch of these frames. ``rng`` drops some cues and adds others. Raises :class:`DataError`."""
         recipe, size = self.recipe, self.recipe.image.sizes[0]
-        cells = (size[0] // STRIDE, size[1] // STRIDE)
+        stride = get_mask_stride(self.train)
         count, slots = len(numbers), recipe.text.max_cues
         chosen = [self.frames[number] for number in numbers]
         targets = [self._targets(sample, frame, size) for sample, frame in chosen]
         most = max(1, *(len(found) for found in targets))
         classes = torch.full((count, most), -1, dtype=torch.int64)
-        masks = torch.zeros(count, most, *cells)
+        masks = torch.zeros(count, most, size[0] // stride, size[1] // stride)
+        extent = torch.ones(count, 2)
         cues, valid = torch.zeros(count, slots, recipe.text.dim), torch.zeros(count, slots, dtype=torch.bool)
         sounds = torch.full((count, slots), -1.0)
         images, waves = [], []
         for row, (sample, frame) in enumerate(chosen):
             picture = load_frame(sample.frames[frame])
-            picture = resize_picture(picture, compute_fitted_size(picture, size, recipe.image.fit))
+            height, width = compute_fitted_size(picture, size, recipe.image.fit)
+            extent[row] = torch.tensor((width / size[1], height / size[0]))
+            picture = resize_picture(picture, (height, width))
             mean, std = recipe.image.mean, recipe.image.std
             images.append(torch.from_numpy(normalise_picture(picture, mean=mean, std=std, bucket=size)))
             waves.append(torch.from_numpy(read_sample_windows(sample, self.hop_seconds)[frame]))
@@ -197,7 +200,7 @@ class VideoBatches:
         return Batch(
             image=torch.cat(images),
             photograph=torch.zeros(count, 1, 1, 3, dtype=torch.uint8),  # for teachers, which are not used here
-            dense_tags=torch.zeros(count, *cells, dtype=torch.int64),
+            dense_tags=torch.zeros(count, size[0] // STRIDE, size[1] // STRIDE, dtype=torch.int64),
             waveform=torch.stack(waves),
             audio_tags=torch.zeros(count, 1),
             cues=cues,
@@ -205,6 +208,7 @@ class VideoBatches:
             cue_sounds=sounds,
             classes=classes,
             masks=masks,
+            extent=extent,
         )
 
 

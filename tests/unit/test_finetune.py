@@ -305,8 +305,18 @@ def test_sam_learns_its_adapters_and_the_fusion(
     assert len(totals) == 15 and np.mean(totals[-3:]) < np.mean(totals[:3]) - 0.02
 
 
-def test_sam_goes_on_from_a_state(avss: Path, words: dict[str, NDArray[np.float32]], tmp_path: Path) -> None:
-    recipe = sam_recipe()
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        sam_recipe(),
+        sam_recipe(loss_sampling="points", loss_points=300),
+        recipe_of(loss_sampling="points", loss_points=300),
+    ],
+    ids=["sam cells", "sam points", "mask2former points"],
+)
+def test_a_run_goes_on_from_a_state(
+    recipe: Recipe, avss: Path, words: dict[str, NDArray[np.float32]], tmp_path: Path
+) -> None:
 
     def stop(progress: Any) -> None:
         if progress.step == 3:
@@ -342,6 +352,7 @@ def test_a_picture_that_is_padded_keeps_its_shape(
     assert not padded.image[0, :, 32:].any() and not padded.masks[0, 0, 8:].any()
     squeezed = stretched.masks[0, 0].unflatten(0, (8, 2)).mean(1)
     assert torch.allclose(padded.masks[0, 0, :8], squeezed, atol=0.2) and padded.masks.sum() > 1
+    assert padded.extent.tolist() == [[1.0, 0.5]] and stretched.extent.tolist() == [[1.0, 1.0]]
 
 
 def test_a_few_shots_follow_the_seen_classes(words: dict[str, NDArray[np.float32]], tmp_path: Path) -> None:
