@@ -49,11 +49,17 @@ def test_a_state_of_an_older_version_is_of_its_recipe(tiny_recipe: Recipe) -> No
     assert is_of_recipe(json.dumps(older), recipe)
     contiguous = recipe.audio.model_copy(update={"framing": "contiguous"})
     assert not is_of_recipe(json.dumps(older), recipe.model_copy(update={"audio": contiguous}))
-    # The shipped recipes changed the temperature. A training from before is not continued with the new one.
+    # The shipped recipes changed the temperature, and later the points at which masks are compared. A training from
+    # before is not continued with the new ones.
     paper = load_recipe("teso-m2f-swin-b")
     assert paper.train is not None
     before = paper.model_copy(update={"train": paper.train.model_copy(update={"info_nce_temperature": 0.1})})
     assert not is_of_recipe(before.model_dump_json(), paper)
+    cells = json.loads(paper.model_dump_json())
+    del cells["train"]["loss_sampling"]
+    assert not is_of_recipe(json.dumps(cells), paper)
+    extended = paper.model_copy(update={"train": paper.train.model_copy(update={"loss_sampling": "cells"})})
+    assert is_of_recipe(json.dumps(cells), extended), "an older state compares cells"
     assert not any(is_of_recipe(text, paper) for text in ("", "{}", "[]", '{"name": "x", "train": null}'))
 
 
