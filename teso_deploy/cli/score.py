@@ -42,7 +42,7 @@ def score(
 ) -> None:
     """Score masks or probabilities that any program wrote, by a published protocol."""
     if protocol not in PROTOCOLS:
-        raise DataError(f"there is no protocol {protocol!r}: name one of {', '.join(PROTOCOLS)}")
+        raise DataError(f"unknown protocol {protocol!r}: name one of {', '.join(PROTOCOLS)}")
     if mistakes and protocol != SEMANTIC:
         raise DataError(f"--mistakes is for {SEMANTIC}: omit it")
     check_json(json_out)

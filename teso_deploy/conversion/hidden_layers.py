@@ -13,7 +13,7 @@ from teso_deploy.conversion.rewriting import Rewriter, find_producer, get_consta
 ALIASED_BYTES = 4096
 #: Columns of zeros that are added to such rows, so that they do not evict each other: one cache line.
 PAD_COLUMNS = 16
-#: If a hidden layer is larger, it is no longer in the caches when the second product reads it.
+#: A larger hidden layer has left the caches when the second product reads it.
 LARGEST_LAYER_BYTES = 16 << 20
 #: A larger hidden layer is computed in parts of this size.
 PART_BYTES = 5 << 20

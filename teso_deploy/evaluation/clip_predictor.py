@@ -172,4 +172,4 @@ def check_cue_way(cues: str) -> ClipCueWay:
     for way in CLIP_CUE_WAYS:
         if cues == way:
             return way
-    raise CueError(f"there is no way {cues!r} to choose cues: name one of {', '.join(CLIP_CUE_WAYS)}")
+    raise CueError(f"unknown way {cues!r} to choose cues: name one of {', '.join(CLIP_CUE_WAYS)}")

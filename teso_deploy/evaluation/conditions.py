@@ -107,12 +107,12 @@ def list_conditions(
         dBFS.
 
     Raises:
-        DataError: There is no such condition.
+        DataError: A name is unknown.
     """
     for name in names:
         if name not in (*PLAIN_KINDS, "all"):
             known = ", ".join(PLAIN_KINDS)
-            raise DataError(f"there is no condition {name!r}: name one of {known}, or all; for noise see --noise-dbfs")
+            raise DataError(f"unknown condition {name!r}: name one of {known}, or all; for noise see --noise-dbfs")
     if "all" in names and not (noise_dbfs or noise_dbw or noise_snr):
         noise_dbfs, noise_dbw = (-25.0,), (10.0, 40.0)
     noises = [
@@ -128,7 +128,7 @@ def list_conditions(
 def parse_conditions(names: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     """Return the arguments of :class:`~teso_deploy.options.clips.ClipOptions` for conditions with these names.
 
-    Raises :class:`DataError` if there is no such condition.
+    Raises :class:`DataError` for an unknown name.
 
     >>> parse_conditions(["normal", "muted", "noise 10 dBW"])
     {'condition': ('muted',), 'noise_dbfs': (), 'noise_dbw': (10.0,), 'noise_snr': ()}
@@ -142,7 +142,7 @@ def parse_conditions(names: Sequence[str]) -> dict[str, tuple[Any, ...]]:
             found["condition"] += [name] if name != NORMAL.name else []
         else:
             raise DataError(
-                f"there is no condition {name!r}: name one of {', '.join(PLAIN_KINDS)}, or noise as 'noise 10 dBW', "
+                f"unknown condition {name!r}: name one of {', '.join(PLAIN_KINDS)}, or noise as 'noise 10 dBW', "
                 "'noise -25 dBFS' or 'noise 10 dB SNR'"
             )
     return {option: tuple(values) for option, values in found.items()}

@@ -101,7 +101,7 @@ def save_sheet(
 
     Raises:
         OutputError: The file can't be written, or there are too many rows or columns for a picture.
-        ValueError: There is no picture.
+        ValueError: The rows have no picture.
     """
     check_sheet_file(path)
     if not rows or not all(row.pictures for row in rows):

@@ -65,7 +65,7 @@ def find_clips(clips: Sequence[VideoSample], uids: Sequence[str]) -> list[VideoS
     for uid in uids:
         if uid not in by_uid:
             known = ", ".join(list(by_uid)[:3])
-            raise DataError(f"there is no clip {uid!r} among {len(by_uid)}: name one such as {known}")
+            raise DataError(f"unknown clip {uid!r} among {len(by_uid)}: name one such as {known}")
     return [by_uid[uid] for uid in dict.fromkeys(uids)]
 
 

@@ -89,5 +89,5 @@ FIGURES = {
 def find_figure(name: str) -> FigureEntry:
     """Return a figure. Raises :class:`InputNotFoundError` for an unknown name."""
     if name not in FIGURES:
-        raise InputNotFoundError(f"there is no figure {name!r}: name one of {', '.join(FIGURES)}")
+        raise InputNotFoundError(f"unknown figure {name!r}: name one of {', '.join(FIGURES)}")
     return FIGURES[name]

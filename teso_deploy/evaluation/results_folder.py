@@ -61,7 +61,7 @@ class ResultsFolder(ScoringObserver[Any]):
             pass
 
     def _read_found(self, overwrite: bool) -> dict[str, Any]:
-        """Return the state that is there; empty if there is none, or if it counts lines that were removed since."""
+        """Return the stored state; empty if the folder has none, or if lines that it counts were removed."""
         clear_leftovers(self.path)
         check_results_folder(self.path)
         found = _read(self.path / STATE)

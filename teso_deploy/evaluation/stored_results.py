@@ -58,7 +58,7 @@ def read_results(path: Path) -> StoredResults:
         path: The folder that `teso-deploy eval --out` wrote.
 
     Raises:
-        InputNotFoundError: There is no such folder.
+        InputNotFoundError: The folder does not exist.
         DataError: The evaluation was not finished, or a file is damaged.
     """
     if not path.is_dir():

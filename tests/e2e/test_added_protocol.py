@@ -112,7 +112,7 @@ def test_an_added_protocol_is_scored_and_reported(stills: str, tiny_bundle: Path
 
 def test_an_unknown_protocol_names_those_that_there_are(stills: str, tiny_bundle: Path, tmp_path: Path) -> None:
     arguments = ("eval", tmp_path, "--bundle", tiny_bundle, "--protocol", "perfect")
-    refused(*arguments, names="there is no protocol 'perfect': name one of composed-scenes, avsbench, ")
+    refused(*arguments, names="unknown protocol 'perfect': name one of composed-scenes, avsbench, ")
 
 
 def test_a_protocol_whose_package_is_missing_names_the_extra(

@@ -197,7 +197,7 @@ def test_wrong_tables_and_splits(damaged: Path, tiny_bundle: Path) -> None:
     refused(*arguments, "--subset", "v7", names="unknown subset 'v7'")
     refused(*arguments, "--split", "holdout", names="unknown split 'holdout'")
     refused(*arguments, "--layout", "davis", names="'davis'")
-    refused(*arguments, "--condition", "loud", names="there is no condition 'loud'")
+    refused(*arguments, "--condition", "loud", names="unknown condition 'loud'")
     table = damaged / "metadata.csv"
     rows = list(csv.reader(table.read_text().splitlines()))
     with table.open("w", newline="") as file:

@@ -72,13 +72,13 @@ def test_what_is_refused(data: Path, tmp_path: Path) -> None:
     shipped = find_shipped_path("engines/bundles/teso-nano")
     inside = data / "v1m" / "f.png"
     for arguments, reason in (
-        (("5",), "there is no figure '5': name one of 4, B6"),
-        (("4", "--clip", "nobody"), "there is no clip 'nobody'"),
+        (("5",), "unknown figure '5': name one of 4, B6"),
+        (("4", "--clip", "nobody"), "unknown clip 'nobody'"),
         (("4", "--split", "dev"), "unknown split 'dev'"),
         (("4", "--subset", "v3"), "unknown subset 'v3'"),
-        (("4", "--layout", "s5"), "there is no layout 's5'"),
+        (("4", "--layout", "s5"), "unknown layout 's5'"),
         (("4", "--layout", "ms3"), "does not have the layout ms3"),
-        (("4", "--cues", "visible"), "there is no way 'visible' to choose cues"),
+        (("4", "--cues", "visible"), "unknown way 'visible' to choose cues"),
         (("4", "--cues-file", tmp_path / "none.json"), "none.json"),
         (("4", "--bundle", tmp_path / "none"), "none"),
         (("4", "--bundle", shipped, "--bundle", shipped), "two bundles are called teso-nano"),

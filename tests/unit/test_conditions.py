@@ -70,7 +70,7 @@ def test_which_conditions_a_user_names() -> None:
     assert [one.is_negative for one in list_conditions(["all"], noise_snr=[5])] == [
         False, True, False, True, True, False, False
     ]  # fmt: skip
-    with pytest.raises(DataError, match="there is no condition 'silent': name one of normal, muted"):
+    with pytest.raises(DataError, match="unknown condition 'silent': name one of normal, muted"):
         list_conditions(["silent"])
 
 

@@ -257,7 +257,7 @@ def test_the_command(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "text"), [
-    (("--layout", "s5"), "there is no layout 's5': name one of s4, ms3, avss, clips"),
+    (("--layout", "s5"), "unknown layout 's5': name one of s4, ms3, avss, clips"),
     (("--layout", "s4"), "does not have the layout s4"),
     (("--split", "dev"), "unknown split 'dev': choose from train, val, test"),
 ])  # fmt: skip

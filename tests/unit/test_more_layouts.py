@@ -27,7 +27,7 @@ HEAD = "vid,uid,s_min,s_sec,a_obj,split,label"
 def test_every_layout_has_its_name_and_an_entry() -> None:
     assert [load_layout(name).name for name in LAYOUTS] == list(LAYOUTS)
     assert find_layout("v3-1-shot") == "v3-1-shot"
-    with pytest.raises(DataError, match="there is no layout 'v3-2-shot': name one of s4, ms3"):
+    with pytest.raises(DataError, match="unknown layout 'v3-2-shot': name one of s4, ms3"):
         find_layout("v3-2-shot")
     assert [name for name in LAYOUTS if load_layout(name).is_detected] == ["s4", "ms3", "avss", "clips"]
 

@@ -146,9 +146,9 @@ def test_what_the_paper_says_of_teso_is_quoted() -> None:
         (("above = 0.3", 'than_row = "none"'), "a claim: row 'none' is not in this table"),
         (("above = 0.3", 'than_column = "none"'), "a claim: column 'none' is not in this table"),
         (('heading = "F drop"', 'heading = "\\u001b[31m"'), "characters that can't be printed"),
-        (('condition = "muted"', 'protocol = "mine"'), "there is no protocol 'mine'"),
-        (('condition = "muted"', 'condition = "loud"'), "columns.1.condition: there is no condition 'loud'"),
-        (('condition = "muted"', 'protocol = "composed-scenes"'), "there is no protocol 'composed-scenes' for clips"),
+        (('condition = "muted"', 'protocol = "mine"'), "unknown protocol 'mine'"),
+        (('condition = "muted"', 'condition = "loud"'), "columns.1.condition: unknown condition 'loud'"),
+        (('condition = "muted"', 'protocol = "composed-scenes"'), "unknown protocol 'composed-scenes' for clips"),
     ],
 )
 def test_bad_tables_get_a_sentence(change: tuple[str, str], complaint: str) -> None:

@@ -79,7 +79,7 @@ class DataRow:
     """What a data set's table says of a video.
 
     Attributes:
-        table: The table, or the folder if there is no table.
+        table: The table; the folder, for a layout without a table.
         uid: See :class:`VideoSample`, as for ``split`` and ``subset``. If it is unknown, the row is refused.
         fields: Column → value; the first column is also under the key ``""``.
     """
@@ -99,7 +99,7 @@ class DataLayout:
         name: The layout's name for ``--layout``.
         mark: The files that show this layout, in words, for messages.
         find_folder: Root → the folder with the data; None if the root is not in this layout.
-        list_rows: Root, that folder → the rows of all splits. Raises :class:`DataError` if there is no table, or it
+        list_rows: Root, that folder → the rows of all splits. Raises :class:`DataError` if the table is missing, or it
             lacks a column.
         read_row: That folder, a row → its video. Raises :class:`DataError` if a file is missing or does not fit.
         read_mask: File, kind → mask (H, W) uint8. Raises :class:`DataError`.

@@ -52,8 +52,8 @@ def load_layout(name: Layout) -> DataLayout:
 
 
 def find_layout(name: str) -> Layout:
-    """Return the layout of this name. Raises :class:`DataError` if there is none."""
+    """Return the layout of this name. Raises :class:`DataError` for an unknown name."""
     for layout in LAYOUTS:
         if layout == name:
             return layout
-    raise DataError(f"there is no layout {name!r}: name one of {', '.join(LAYOUTS)}")
+    raise DataError(f"unknown layout {name!r}: name one of {', '.join(LAYOUTS)}")

@@ -111,7 +111,7 @@ def score_batch(logits: ArrayLike, truth: ArrayLike, *, protocol: str = "avsbenc
         The scores. ``f_score`` is 0 if the truth of every frame is blank, as in AVSBench's code.
 
     Raises:
-        DataError: The shapes differ, a logit is NaN, or there is no such definition.
+        DataError: The shapes differ, a logit is NaN, or the protocol is unknown.
 
     >>> score_batch([[[4.0, -4.0]]], [[[1, 0]]]).miou
     0.9999999000000099
@@ -136,7 +136,7 @@ def score_probabilities(probabilities: ArrayLike, truth: ArrayLike, *, protocol:
 def find_definition(name: str) -> BinaryDefinition:
     """Return a definition by its name. Raises :class:`DataError`."""
     if name not in BINARY_DEFINITIONS:
-        raise DataError(f"there is no protocol {name!r} for binary masks: name one of {', '.join(BINARY_DEFINITIONS)}")
+        raise DataError(f"unknown protocol {name!r} for binary masks: name one of {', '.join(BINARY_DEFINITIONS)}")
     return BINARY_DEFINITIONS[name]
 
 

@@ -22,7 +22,7 @@ def choose_protocol(folder: Path, layout: str | None = None) -> str:
         layout: Its layout, or ``scenes`` for composed scenes. Default: it is detected.
 
     Raises:
-        InputNotFoundError: The folder does not exist, or there is no such layout.
+        InputNotFoundError: The folder does not exist, or the layout is unknown.
         DataError: The folder has no known layout, or several.
     """
     if not folder.is_dir():
@@ -30,5 +30,5 @@ def choose_protocol(folder: Path, layout: str | None = None) -> str:
     if layout == SCENES or (layout is None and (folder / SPLIT_TABLE).is_file()):
         return DEFAULT_PROTOCOL
     if layout is not None and layout not in LAYOUTS:
-        raise InputNotFoundError(f"there is no layout {layout!r}: name one of {SCENES}, {', '.join(LAYOUTS)}")
+        raise InputNotFoundError(f"unknown layout {layout!r}: name one of {SCENES}, {', '.join(LAYOUTS)}")
     return load_layout(layout or detect_layout(folder)).protocol  # type: ignore[arg-type]

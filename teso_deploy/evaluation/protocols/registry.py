@@ -162,7 +162,7 @@ def find_protocol(name: str) -> ProtocolEntry:
     installed.
     """
     if name not in PROTOCOLS:
-        raise InputNotFoundError(f"there is no protocol {name!r}: name one of {', '.join(PROTOCOLS)}")
+        raise InputNotFoundError(f"unknown protocol {name!r}: name one of {', '.join(PROTOCOLS)}")
     entry = PROTOCOLS[name]
     check_installed(f"the protocol {name}", entry.modules, entry.extra)
     return entry

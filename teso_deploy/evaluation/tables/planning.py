@@ -120,7 +120,7 @@ def plan_rows(
 
 
 def find_ours(table: TableDefinition, bundles: Sequence[GivenBundle]) -> str | None:
-    """Return the key of the row of the bundle without a name; None if there is no such bundle."""
+    """Return the key of the row of the bundle without a name; None if every bundle has a name."""
     recipes = [one.recipe for one in bundles if not one.name]
     if not recipes:
         return None
@@ -146,7 +146,7 @@ def split_name(text: str, what: str) -> tuple[str, DataSetKey | None, str]:
         Name, data set, path. The name is empty and the data set None if they were not given.
 
     Raises:
-        DataError: The name or the path is empty, or there is no such data set.
+        DataError: The name or the path is empty, or the data set is unknown.
     """
     name, separator, path = text.partition("=")
     if not separator or _exists(text):

@@ -33,7 +33,7 @@ _WHAT = "a table's TOML file"
 def _check_protocol(name: str) -> str:
     known = [protocol for protocol, entry in PROTOCOLS.items() if not entry.makes_samples]
     if name not in known:
-        raise ValueError(f"there is no protocol {name!r} for clips: name one of {', '.join(known)}")
+        raise ValueError(f"unknown protocol {name!r} for clips: name one of {', '.join(known)}")
     return name
 
 
