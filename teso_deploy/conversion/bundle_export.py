@@ -248,9 +248,8 @@ def export_bundle(
 
         np.savez_compressed(folder / REFERENCE, allow_pickle=False, **make_reference_arrays(model, inputs))
         videos = calibrate_on or (clip,)
-        preprocessing = Preprocessing(
-            sizes=recipe.image.sizes, fit=recipe.image.fit, mean=recipe.image.mean, std=recipe.image.std
-        )
+        entries = describe_recipe(recipe)
+        preprocessing = entries["preprocessing"]
         writer = Forms(
             folder,
             program,
@@ -264,20 +263,12 @@ def export_bundle(
         wanted = Wanted(precisions, engines)
         forms = wanted.write_forms(writer)
         manifest = BundleManifest(
-            name=recipe.name,
+            **entries,
             trained=is_trained,
-            recipe=recipe.model_dump(mode="json", by_alias=True),
             program=program,
             graphs=graphs,
             forms=forms,
-            preprocessing=preprocessing,
-            audio=AudioEntry(framing=recipe.audio.framing),
-            postprocessing=Postprocessing(threshold=recipe.head.threshold),
-            classes=recipe.head.classes,
             cue=cue,
-            tagger=TaggerEntry(words=recipe.tagger.words, threshold=recipe.tagger.threshold)
-            if recipe.tagger.words
-            else None,
             provenance={
                 "weights": str(built),
                 "cue_embeddings": embedder,
@@ -290,3 +281,19 @@ def export_bundle(
         )
         manifest, parity = finish(folder, manifest, writer=writer, wanted=wanted, on_progress=on_progress)
     return ExportReport(Bundle(out, manifest), parity, built.random)
+
+
+def describe_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Return the entries of a bundle's manifest that depend on the recipe alone."""
+    has_tagger = bool(recipe.tagger.words)
+    return {
+        "name": recipe.name,
+        "recipe": recipe.model_dump(mode="json", by_alias=True),
+        "preprocessing": Preprocessing(
+            sizes=recipe.image.sizes, fit=recipe.image.fit, mean=recipe.image.mean, std=recipe.image.std
+        ),
+        "audio": AudioEntry(framing=recipe.audio.framing),
+        "postprocessing": Postprocessing(threshold=recipe.head.threshold),
+        "classes": recipe.head.classes,
+        "tagger": TaggerEntry(words=recipe.tagger.words, threshold=recipe.tagger.threshold) if has_tagger else None,
+    }

@@ -19,20 +19,22 @@ from teso_deploy._version import __version__
 from teso_deploy.bundle import (
     CUE_TABLE,
     KIND,
-    AudioEntry,
     Bundle,
     BundleManifest,
     CueEntry,
     GraphEntry,
-    Postprocessing,
-    Preprocessing,
-    TaggerEntry,
     TensorSpec,
     make_sized_name,
     read_manifest,
     write_manifest,
 )
-from teso_deploy.conversion.bundle_export import RANDOM_EMBEDDINGS, hash_weights, make_cue_table, write_cues
+from teso_deploy.conversion.bundle_export import (
+    RANDOM_EMBEDDINGS,
+    describe_recipe,
+    hash_weights,
+    make_cue_table,
+    write_cues,
+)
 from teso_deploy.conversion.plan import META, check_memory
 from teso_deploy.conversion.pytorch_engine import wrap_modules
 from teso_deploy.conversion.reference import make_example_arguments
@@ -150,21 +152,11 @@ def _write_folder(
             words, embeddings, embedder = make_cue_table(recipe, built.text, random_weights_seed=seed)
             cue = write_cues(staged, recipe, words=words, embeddings=embeddings)
         manifest = BundleManifest(
-            name=recipe.name,
+            **describe_recipe(recipe),
             trained=built.is_trained and embedder != RANDOM_EMBEDDINGS,
-            recipe=recipe.model_dump(mode="json", by_alias=True),
             program=program,
             graphs=_describe_modules(recipe),
-            preprocessing=Preprocessing(
-                sizes=recipe.image.sizes, fit=recipe.image.fit, mean=recipe.image.mean, std=recipe.image.std
-            ),
-            audio=AudioEntry(framing=recipe.audio.framing),
-            postprocessing=Postprocessing(threshold=recipe.head.threshold),
-            classes=recipe.head.classes,
             cue=cue,
-            tagger=TaggerEntry(words=recipe.tagger.words, threshold=recipe.tagger.threshold)
-            if recipe.tagger.words
-            else None,
             provenance={
                 "weights": str(built),
                 "weights_sha256": hash_weights(built.model),
