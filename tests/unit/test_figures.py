@@ -65,7 +65,7 @@ def test_clips_without_categories_are_spread_over_the_table() -> None:
 def test_named_clips() -> None:
     clips = [make_clip(number) for number in range(4)]
     assert find_clips(clips, ["v1m-3", "v1m-0", "v1m-3"]) == [clips[3], clips[0]]
-    with pytest.raises(DataError, match="no clip 'x' among 4: name one such as v1m-0, v1m-1, v1m-2"):
+    with pytest.raises(DataError, match="unknown clip 'x' among 4: name one such as v1m-0, v1m-1, v1m-2"):
         find_clips(clips, ["v1m-1", "x"])
 
 
@@ -75,7 +75,7 @@ def test_the_frame_with_the_largest_mask(avss: list[VideoSample]) -> None:
 
 
 def test_unknown_figures() -> None:
-    with pytest.raises(InputNotFoundError, match="no figure '5': name one of 4, B6, B7, J8, J9"):
+    with pytest.raises(InputNotFoundError, match="unknown figure '5': name one of 4, B6, B7, J8, J9"):
         find_figure("5")
     assert all(entry.columns and entry.clips > 0 and entry.name == name for name, entry in FIGURES.items())
 
